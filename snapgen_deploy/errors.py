@@ -1,0 +1,37 @@
+"""The named errors of the tool; each carries the process exit code that the command line documents.
+
+0 done and all gates passed; 1 a gate failed or a regression was found; 2 bad usage or bad input;
+3 refused or inconclusive; 4 a measurement could not be made.
+"""
+
+from __future__ import annotations
+
+
+class SnapgenError(Exception):
+    """Base class: the message is one line that says what was got, what was expected and how to mend it."""
+
+    exit_code = 2
+
+
+class BadInput(SnapgenError):
+    """A file, option or value that cannot be used as it is."""
+
+    exit_code = 2
+
+
+class GateFailed(SnapgenError):
+    """An exported file differs from the reference by more than its limit."""
+
+    exit_code = 1
+
+
+class Refused(SnapgenError):
+    """The request is well formed, but carrying it out cannot end well (does not fit, not comparable)."""
+
+    exit_code = 3
+
+
+class MeasurementFailed(SnapgenError):
+    """A runtime or device did not deliver the measurement."""
+
+    exit_code = 4
