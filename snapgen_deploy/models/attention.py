@@ -26,7 +26,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # (B, h, N, M)
     if bias is not None:
         scores = scores + bias
-    return scores.softmax(-1) @ v  # (B, h, N, d)
+    mixed: Tensor = scores.softmax(-1) @ v  # (B, h, N, d)
+    return mixed
 
 
 def blockwise_neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, blocks: int, radius: int) -> Tensor:
@@ -115,7 +116,7 @@ class AdaptiveSparseSelfAttention(SelfAttention):
         """x (B, h_kv, H*W, d) -> (B, h_kv, H/2*W/2, d)."""
         batch, heads, _, dim = x.shape
         image = x.transpose(2, 3).reshape(batch, heads * dim, *grid)  # (B, h_kv*d, H, W)
-        small = conv(image)  # (B, h_kv*d, H/2, W/2)
+        small: Tensor = conv(image)  # (B, h_kv*d, H/2, W/2)
         return small.reshape(batch, heads, dim, -1).transpose(2, 3)  # (B, h_kv, H/2*W/2, d)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], grid: tuple[int, int]) -> Tensor:

@@ -62,8 +62,7 @@ class DiTConfig:
             hidden = self.hidden * ratio
             if hidden != round(hidden) or round(hidden) % (self.head_dim * self.kv_group):
                 found.append(
-                    f"width {name}: hidden {hidden:g} must be a multiple of head_dim*kv_group = "
-                    f"{self.head_dim * self.kv_group}"
+                    f"width {name}: hidden {hidden:g} must be a multiple of head_dim*kv_group = {self.head_dim * self.kv_group}"
                 )
         if self.head_dim % 4:
             found.append(f"head_dim {self.head_dim} must be a multiple of 4 (two axes of rotary pairs)")
@@ -83,7 +82,7 @@ class DiTConfig:
         """Why a latent of `height` x `width` does not fit the patches, the 2x2 compression and the blocks."""
         step = 2 * self.patch
         if height % step or width % step or height < step or width < step:
-            return [f"latent {height}x{width}: both sides must be positive multiples of {step} (patch {self.patch}, 2x2 downsample)"]
+            return [f"latent {height}x{width}: both sides must be positive multiples of {step} (2 x patch {self.patch})"]
         rows, cols = self.grid(height, width)
         if "assa" in self.attention and rows * cols % self.blocks:
             return [f"latent {height}x{width}: {rows}x{cols} tokens do not divide into {self.blocks} blocks"]
@@ -132,11 +131,20 @@ class ModelConfig:
     shift: float = 3.0  # time shift of the flow-matching schedule, published
     steps: int = 4
     resolution: tuple[int, int] = (1024, 1024)  # default picture height, width in pixels
+    prompts: tuple[str, ...] = ()  # shown and checked by every export
 
 
 def snapgenpp() -> ModelConfig:
     """Full scale: 0.3B / 0.4B / 1.6B students for 1024 x 1024 pictures."""
     return ModelConfig(DiTConfig(), DecoderConfig(), TextEncoderConfig(), name="snapgenpp", trained=False)
+
+
+SHAPES_PROMPTS = (
+    "a red ring left of a blue square on a gray background",
+    "a large yellow circle at the top and a small purple triangle at the bottom right on a black background",
+    "a pink cross at the left, a green diamond at the center and an orange square at the right on a white background",
+    "a small cyan diamond above a large orange circle on a navy background",
+)
 
 
 def shapes() -> ModelConfig:
@@ -151,9 +159,9 @@ def shapes() -> ModelConfig:
         text_width=128,
         cross_dim=128,
     )
-    decoder = DecoderConfig(latent_channels=4, channels=(96, 64, 48, 24), blocks=(2, 2, 1, 1))
+    decoder = DecoderConfig(latent_channels=4, channels=(96, 64, 32, 16), blocks=(2, 2, 1, 0))
     text = TextEncoderConfig(vocab=64, length=40, width=128, layers=3, heads=4)
-    return ModelConfig(student, decoder, text, name="shapes", resolution=(128, 128))
+    return ModelConfig(student, decoder, text, name="shapes", resolution=(128, 128), prompts=SHAPES_PROMPTS)
 
 
 PRESETS = {"snapgenpp": snapgenpp, "shapes": shapes}

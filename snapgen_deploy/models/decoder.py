@@ -6,6 +6,8 @@ Block recipe of SnapGen (arXiv 2412.09619): no attention; depthwise 3x3 -> point
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,9 +42,7 @@ class Level(nn.Module):
         super().__init__()
         last = following if following is not None else channels
         widths = [channels] * blocks + [last]  # the channels shrink in the level's last block, before the upsampling
-        self.blocks = nn.ModuleList(
-            ResidualBlock(a, b, expand, groups) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.blocks = nn.ModuleList(ResidualBlock(a, b, expand, groups) for a, b in itertools.pairwise(widths))
         self.up = nn.Conv2d(last, last, 3, padding=1, groups=last) if following is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,6 +58,8 @@ class TinyDecoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.mean: Tensor
+        self.std: Tensor
         count = config.latent_channels
         self.register_buffer("mean", torch.tensor(config.latent_mean or (0.0,) * count).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.latent_std or (1.0,) * count).view(1, -1, 1, 1), persistent=False)

@@ -94,7 +94,8 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.table + modulation).split(1, dim=1)  # (B, 1, D) each
         x = x + gate1 * self.attention(modulate(x, shift1, scale1), rope, grid)
         x = x + self.cross(x, text, bias)
-        return x + gate2 * self.ffn(modulate(x, shift2, scale2))
+        y: Tensor = x + gate2 * self.ffn(modulate(x, shift2, scale2))
+        return y
 
 
 class DenseSkip(nn.Module):
@@ -163,7 +164,8 @@ class DiT(nn.Module):
             x = block(x, six, context, bias, ropes[grid], grid)  # (B, N, D)
 
         x = self.downsample(x.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)  # (B, N/4, D)
-        middle, kept = self.blocks_of("middle"), []
+        middle = self.blocks_of("middle")
+        kept: list[Tensor] = []
         for i, block in enumerate(middle):
             mirror = i - (len(middle) - len(self.skips))
             if mirror >= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -20,7 +21,7 @@ def sigmas(steps: int, shift: float) -> tuple[float, ...]:
 def euler(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, levels: tuple[float, ...]) -> Tensor:
     """x <- x + (next - sigma) * v from noise (B, C, h, w) down the levels; one call of `velocity` per step."""
     x = noise
-    for sigma, following in zip(levels[:-1], levels[1:], strict=True):
+    for sigma, following in itertools.pairwise(levels):
         x = x + (following - sigma) * velocity(x, sigma)
     return x
 

@@ -27,8 +27,9 @@ class TextBlock(nn.Module):
         y = self.norm1(x)
         q, k, v = (p(y).unflatten(2, (self.heads, -1)).transpose(1, 2) for p in (self.q, self.k, self.v))  # (B, h, L, d)
         x = x + self.out(attend(q, k, v, bias).transpose(1, 2).flatten(2))
-        y = self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
-        return x + y
+        y = self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))  # (B, L, D)
+        out: Tensor = x + y
+        return out
 
 
 class TextEncoder(nn.Module):

@@ -1,0 +1,40 @@
+# Two commands set everything up on a fresh machine: `make export` and `make test`.
+PYTHON ?= python3.11
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: export test slow bench train lint wheel clean
+
+export: $(INSTALLED)  ## export the embedded checkpoint for the iPhone 16 Pro Max, run it here, draw with it
+	$(BIN)/snapgen-deploy export --device iphone16pm --overwrite
+
+test: $(INSTALLED)  ## the fast tests
+	$(BIN)/pytest -n 2 --dist loadgroup
+
+slow: $(INSTALLED)  ## the full-scale tests: minutes to hours
+	$(BIN)/pytest -m slow
+
+bench: $(INSTALLED)  ## scores per width and target, and the picture grid
+	$(BIN)/python -m benchmarks.scores
+
+train: $(INSTALLED)  ## train the embedded checkpoint again, from nothing
+	$(BIN)/python -m examples.shapes.train
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: $(INSTALLED)  ## build the wheel and try it in an empty environment
+	rm -rf dist build && $(BIN)/python -m build --wheel --outdir dist .
+	rm -rf .venv-wheel && $(PYTHON) -m venv .venv-wheel && .venv-wheel/bin/pip install -q dist/*.whl
+	cd / && "$(CURDIR)/.venv-wheel/bin/snapgen-deploy" export --device iphone16pm --dry-run
+	$(BIN)/python tests/wheel_contents.py dist
+
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-wheel build dist bundles *.egg-info

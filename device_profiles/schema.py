@@ -1,0 +1,154 @@
+"""What a device profile says: plain frozen data, every figure with its unit and its source.
+
+A figure that nobody has published is absent, never invented. `status` says how far to trust one:
+`published` by the maker or in a paper, `derived` from published figures (the source says how), `anecdotal` (reported by
+users), and, for budgets only, `chosen` by this project (the source gives the reason).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+KINDS = ("phone", "tablet", "desktop", "server")
+STATUSES = ("published", "derived", "anecdotal")
+BUDGET_STATUSES = (*STATUSES, "chosen")
+LAYOUTS = ("token", "channels")
+BYTES_IN = MappingProxyType({"MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30})
+
+# Figures that a profile may give, with the units that each admits.
+FIGURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "memory": ("GB", "GiB"),
+        "bandwidth": ("GB/s",),
+        "cpu_cores": ("cores",),
+        "cpu_clock": ("GHz",),
+        "gpu_cores": ("cores",),
+        "gpu_memory": ("GB", "GiB"),
+        "gpu_bandwidth": ("GB/s",),
+        "gpu_fp16": ("TFLOPS",),
+        "gpu_fp32": ("TFLOPS",),
+        "npu_cores": ("cores",),
+        "npu_int8": ("TOPS",),
+        "npu_fp16": ("TFLOPS",),
+        "npu_ops": ("TOPS",),  # where the maker does not say at which precision
+        "power": ("W",),
+    }
+)
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """What an export target offers in this version; tests hold this table against the targets themselves."""
+
+    variants: tuple[str, ...]  # () where the target has none; the first is the default
+    precisions: tuple[str, ...]  # the first is the default
+    layout: str
+
+
+TARGETS: Mapping[str, TargetSpec] = MappingProxyType(
+    {
+        "coreml": TargetSpec((), ("fp16", "fp32"), "channels"),
+        "executorch": TargetSpec(("xnnpack",), ("fp32",), "token"),
+        "onnx": TargetSpec(("cpu",), ("fp32",), "token"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number with its unit and where it is from."""
+
+    value: float
+    unit: str
+    status: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.value:g} {self.unit}"
+
+
+@dataclass(frozen=True)
+class ProfileTarget:
+    """One export target of a device, as `export` makes it by default."""
+
+    target: str
+    variant: str  # "" where the target has none
+    precision: str
+    layout: str  # "token" or "channels"
+    options: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def key(self) -> str:
+        """`name` or `name:variant`, as on the command line."""
+        return f"{self.target}:{self.variant}" if self.variant else self.target
+
+
+@dataclass(frozen=True)
+class LatencyBasis:
+    """Known times on this device: they hold for one model, one picture size and one target, and for nothing else."""
+
+    preset: str  # name of the model preset whose architecture was timed
+    resolution: tuple[int, int]  # picture height, width in pixels
+    target: str  # key of the target that was timed
+    step: Mapping[str, Figure]  # width -> ms of one denoising step
+    decoder: Figure  # ms
+
+    def picture_ms(self, width: str, steps: int) -> float | None:
+        """Estimate for one picture, ms: steps times one step, and the decoder; None for a width without a figure."""
+        return steps * self.step[width].value + self.decoder.value if width in self.step else None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A device: what it is, what is known of it, what is exported for it by default, and what a model may cost there."""
+
+    id: str
+    name: str
+    kind: str
+    soc: str
+    os: str
+    os_minimum: str
+    source: str  # of name, chip and system
+    figures: Mapping[str, Figure]
+    targets: tuple[ProfileTarget, ...]  # in order of preference
+    memory_budget: Figure | None
+    latency_budget: Figure | None  # ms of one picture
+    latency: LatencyBasis | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def memory_budget_bytes(self) -> int | None:
+        """The memory that a model may take, in bytes."""
+        budget = self.memory_budget
+        return None if budget is None else round(budget.value * BYTES_IN[budget.unit])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for `--json`, in the shape of the TOML file."""
+        budget = {"memory": self.memory_budget, "latency": self.latency_budget}
+        data: dict[str, Any] = {
+            "id": self.id,
+            "name": self.name,
+            "kind": self.kind,
+            "soc": self.soc,
+            "source": self.source,
+            "notes": list(self.notes),
+            "os": {"name": self.os, "minimum": self.os_minimum},
+            "figures": {name: vars(figure) for name, figure in self.figures.items()},
+            "budget": {name: vars(figure) for name, figure in budget.items() if figure is not None},
+            "targets": [
+                {"target": t.key, "precision": t.precision, "layout": t.layout, "options": dict(t.options)}
+                for t in self.targets
+            ],
+        }
+        if self.latency is not None:
+            data["latency"] = {
+                "preset": self.latency.preset,
+                "resolution": list(self.latency.resolution),
+                "target": self.latency.target,
+                "step": {width: vars(figure) for width, figure in self.latency.step.items()},
+                "decoder": vars(self.latency.decoder),
+            }
+        return data

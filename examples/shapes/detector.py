@@ -1,0 +1,162 @@
+"""A detector without learned parts: which objects a picture shows, and whether they are what a prompt asks for.
+
+1. The background is the named colour that most of the picture is close to.
+2. Objects are connected regions that differ from it; a region's colour is that of its inside, which must be uniform.
+3. Its outline is the contour at which half a pixel is covered. The shape is the template of the same bounding box that
+   overlaps best, and must overlap well and have the right number of holes; the size is half the box, with a gap between
+   "small" and "large" in which it counts as neither.
+4. Regions are matched with the objects of the prompt, one to one, so that as many as possible are entirely right.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from examples.shapes.prompts import ObjectSpec, PromptSpec
+from examples.shapes.scenes import BACKGROUNDS, COLOURS, PLACES, RELATIONS, SHAPES, SIDE, Picture, coverage
+
+NEAR = 60.0  # RGB distance within which a colour counts as the named one
+DIFFERENT = 50.0  # RGB distance from the background at which a pixel belongs to an object
+SPECK = 20  # regions of fewer pixels are noise
+UNIFORM = 0.85  # share of an object's inside that must have its colour
+OVERLAP = 0.82  # intersection over union with the template of the shape
+SQUARISH = 1.25  # largest ratio of the sides of the bounding box
+SIZE_RANGES = {"small": (9.5, 14.5), "large": (16.5, 21.5)}
+BESIDE = 20.0  # pixels between centres along the axis of a relation, at least
+
+Float = NDArray[np.float32]
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Found:
+    """One region of a picture; a property that could not be told is ''."""
+
+    colour: str
+    shape: str
+    size: str
+    x: float
+    y: float
+
+    def place(self) -> str:
+        """The nearest of the nine places."""
+        return min(PLACES, key=lambda name: np.hypot(self.x - PLACES[name][0], self.y - PLACES[name][1]))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A picture against its prompt."""
+
+    background: bool
+    objects: tuple[bool, ...]  # per object of the prompt: entirely right
+    found: int
+
+    @property
+    def entirely(self) -> bool:
+        """Background and every object right, and nothing else in the picture."""
+        return self.background and all(self.objects) and self.found == len(self.objects)
+
+
+def nearest_name(colour: Float, palette: dict[str, tuple[int, int, int]]) -> tuple[str, float]:
+    """The closest named colour and its RGB distance."""
+    gaps = {name: float(np.linalg.norm(colour - np.array(rgb, np.float32))) for name, rgb in palette.items()}
+    name = min(gaps, key=gaps.__getitem__)
+    return name, gaps[name]
+
+
+def background_of(image: Float) -> str:
+    """The background colour that most pixels are near to; '' if it is less than a third of the picture."""
+    counts = {n: int((np.linalg.norm(image - np.array(c), axis=2) < NEAR).sum()) for n, c in BACKGROUNDS.items()}
+    name = max(counts, key=counts.__getitem__)
+    return name if counts[name] * 3 >= image.shape[0] * image.shape[1] else ""
+
+
+def detect(picture: Picture) -> tuple[str, list[Found]]:
+    """The background ('' if unclear) and the objects of a picture (128, 128, 3)."""
+    image = picture.astype(np.float32)
+    background = background_of(image)
+    if not background:
+        return "", []
+    near = np.linalg.norm(image - np.array(BACKGROUNDS[background]), axis=2) < NEAR
+    base = np.median(image[near], axis=0)
+    regions, count = ndimage.label(np.linalg.norm(image - base, axis=2) > DIFFERENT, structure=np.ones((3, 3)))
+    masks = (regions == i + 1 for i in range(count))
+    return background, [describe(image, mask, base) for mask in masks if mask.sum() >= SPECK]
+
+
+def describe(image: Float, region: Bool, base: Float) -> Found:
+    """Colour, shape, size and place of one region."""
+    inside = ndimage.binary_erosion(region, iterations=2)
+    pixels = image[inside if inside.sum() >= 8 else region]
+    middle = np.median(pixels, axis=0)
+    colour, gap = nearest_name(middle, COLOURS)
+    uniform = float((np.linalg.norm(pixels - middle, axis=1) < NEAR).mean())
+    colour = colour if gap < NEAR and uniform >= UNIFORM else ""
+    direction = middle - base
+    alpha = (image - base) @ direction / float(direction @ direction)  # share of the pixel that the object covers
+    outline = (alpha > 0.5) & ndimage.binary_dilation(region)
+    if outline.sum() < SPECK:
+        outline = region
+    ys, xs = np.nonzero(outline)
+    top, bottom, left, right = ys.min(), ys.max() + 1, xs.min(), xs.max() + 1
+    x, y = float(left + right) / 2, float(top + bottom) / 2
+    half = float(bottom - top + right - left) / 4
+    size = next((name for name, (low, high) in SIZE_RANGES.items() if low <= half <= high), "")
+    longer, shorter = max(bottom - top, right - left), min(bottom - top, right - left)
+    shape = shape_of(outline, x, y, half) if longer <= SQUARISH * shorter else ""
+    return Found(colour, shape, size, x, y)
+
+
+def shape_of(outline: Bool, x: float, y: float, half: float) -> str:
+    """The shape whose template at the same place overlaps best, or '' if it does not overlap well."""
+    whole = slice(0, SIDE)
+    overlaps = {}
+    for name in SHAPES:
+        template = coverage(name, x, y, half, whole, whole) > 0.5
+        overlaps[name] = float((outline & template).sum() / max((outline | template).sum(), 1))
+    best = max(overlaps, key=overlaps.__getitem__)
+    filled = ndimage.binary_fill_holes(outline)
+    hole = int(filled.sum() - outline.sum()) >= 0.05 * int(filled.sum())
+    return best if overlaps[best] >= OVERLAP and hole == (best == "ring") else ""
+
+
+def fits(found: Found, wanted: ObjectSpec) -> bool:
+    """Whether a region is the wanted object in colour, shape, size and place."""
+    return (
+        found.colour == wanted.colour
+        and found.shape == wanted.shape
+        and (found.size == wanted.size if wanted.size else found.size != "")
+        and (wanted.place is None or found.place() == wanted.place)
+    )
+
+
+def holds(relation: str, first: Found, second: Found) -> bool:
+    """Whether `first` is `relation` `second`: clearly along the axis, and more along it than across."""
+    dx, dy = RELATIONS[relation]
+    x, y = first.x - second.x, first.y - second.y
+    along, across = (x * dx, y) if dx else (y * dy, x)
+    return along >= BESIDE and along > abs(across)
+
+
+def judge(picture: Picture, spec: PromptSpec) -> Verdict:
+    """Which of the prompt's objects the picture shows entirely right, relation included."""
+    background, found = detect(picture)
+    count = len(spec.objects)
+    best: tuple[bool, ...] = (False,) * count
+    candidates: list[int | None] = [*range(len(found)), *[None] * count]
+    if len(found) > 8:  # a scatter of fragments: nothing to match
+        candidates = [None] * count
+    for chosen in set(itertools.permutations(candidates, count)):
+        matched = [None if i is None else found[i] for i in chosen]
+        right = [m is not None and fits(m, o) for m, o in zip(matched, spec.objects, strict=True)]
+        first, second = matched[0], matched[1] if count > 1 else None
+        if spec.relation and not (first and second and holds(spec.relation, first, second)):
+            right[:2] = [False, False]
+        if sum(right) > sum(best):
+            best = tuple(right)
+    return Verdict(background == spec.background, best, len(found))

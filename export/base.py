@@ -1,0 +1,98 @@
+"""What every export target offers, and the plain data that passes between the stages.
+
+A target is one module with one class that satisfies `Target`; `snapgen_deploy.export.registry` lists them. Backends are
+imported inside their own module's functions, so that importing this package needs none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+Role = Literal["student", "decoder", "text_encoder"]
+ROLES: tuple[Role, ...] = ("text_encoder", "student", "decoder")
+Layout = Literal["token", "channels"]
+
+Arrays = dict[str, np.ndarray]
+Runner = Callable[[Mapping[str, np.ndarray]], Arrays]
+
+
+@dataclass(frozen=True)
+class Port:
+    """One named input or output of a component."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "int32"]
+    doc: str
+
+
+@dataclass(frozen=True)
+class Component:
+    """A network ready for a target: static shapes, positional inputs in the order of `inputs`."""
+
+    role: Role
+    module: nn.Module
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    example: tuple[Tensor, ...]
+    doc: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One exported component on disk. `path` is what the runtime opens; `files` is all that belongs to it."""
+
+    target: str  # "name" or "name:variant"
+    role: Role
+    path: Path
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is really in an artifact, read back from the file."""
+
+    bytes: int
+    ops: dict[str, int]  # op histogram of the saved graph
+    placement: dict[str, int] = field(default_factory=dict)  # e.g. {"XnnpackBackend": 1, "portable": 0}
+    portable_ops: dict[str, int] = field(default_factory=dict)  # ops left outside every delegate
+    weights: dict[str, str] = field(default_factory=dict)  # weight name -> dtype as stored
+    notes: tuple[str, ...] = ()
+
+
+class Target(Protocol):
+    """One export format and its runtime."""
+
+    name: str
+    variants: tuple[str, ...]  # () where the target has none; the first is the default
+    precisions: tuple[str, ...]  # admissible, the first is the default
+    layout: Layout  # of the student graph that this target takes best
+    suffix: str  # of an artifact's main file
+
+    def export(
+        self, component: Component, variant: str, precision: str, directory: Path, options: Mapping[str, str]
+    ) -> Artifact:
+        """Write the component into `directory`; raise BadInput or RuntimeError with one clear line on failure."""
+        ...
+
+    def open(self, path: Path, *, threads: int) -> Runner:
+        """Load what was saved at `path` (artifact.path) and return a function from named inputs to named outputs."""
+        ...
+
+    def unavailable(self, variant: str) -> str | None:
+        """Why this host cannot run the target's artifacts, or None when it can."""
+        ...
+
+    def describe(self, path: Path) -> Description:
+        """Read the saved artifact back."""
+        ...
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the tools that wrote the artifact."""
+        ...

@@ -1,0 +1,291 @@
+"""Core ML: `.mlpackage` directories that hold an ML Program.
+
+Options of `CoreML.export` (text): `deployment`, the oldest system that must run it (default iOS18; any name of
+coremltools' `target` from iOS15 and macOS12 on), and `author`, `license`, `version`, which Xcode shows.
+
+The same network gives the same bytes: protobuf maps are written in order, the conversion date is dropped, and the
+identifiers of Manifest.json, random in coremltools, are derived from the content. The package format is what
+coremltools 9.0 writes; see https://apple.github.io/coremltools/docs-guides/source/save-and-load.html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from snapgen_deploy.errors import BadInput, Refused
+from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Layout, Port, Runner
+from snapgen_deploy.export.graph import (
+    check_inputs,
+    check_offered,
+    check_rank,
+    first_line,
+    parse_options,
+    speaking_for,
+    trace,
+)
+
+MAX_RANK = 5  # the highest that Core ML's multi-arrays and the Neural Engine take
+AUTHOR = "com.apple.CoreML"  # of both items in every package
+DATA = Path("Data") / AUTHOR
+SPEC = DATA / "model.mlmodel"
+WEIGHTS = DATA / "weights"
+DATE_KEY = "com.github.apple.coremltools.conversion_date"
+# Specification version -> first systems that read it (coremltools, `AvailableTarget`).
+SYSTEMS = {6: "iOS 15, macOS 12", 7: "iOS 16, macOS 13", 8: "iOS 17, macOS 14", 9: "iOS 18, macOS 15", 10: "iOS 26, macOS 26"}
+FIRST_MLPROGRAM = 6  # specification version
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Options of one export."""
+
+    deployment: str = "iOS18"
+    author: str = ""
+    license: str = ""
+    version: str = ""
+
+
+class CoreML:
+    """ML Programs, run by Core ML on macOS."""
+
+    name: str = "coreml"
+    variants: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ("fp16", "fp32")
+    layout: Layout = "channels"
+    suffix: str = ".mlpackage"
+
+    def export(
+        self, component: Component, variant: str, precision: str, directory: Path, options: Mapping[str, str]
+    ) -> Artifact:
+        """Write `<role>.mlpackage` into `directory`, in place of one that is there; nothing is left behind on failure.
+
+        Inputs and outputs keep the ports' dtypes at every precision; inside, fp16 computes and stores in half precision.
+        Raises BadInput for a variant, precision or option that is not offered, Refused for a graph with tensors of rank
+        above `MAX_RANK`, and RuntimeError, in one line, where torch or coremltools refuse the network.
+        """
+        check_offered(self.name, (variant, precision), self.variants, self.precisions)
+        settings = parse_options(Settings, self.name, options)
+        path = directory / f"{component.role}{self.suffix}"
+        what = f"{component.role} -> {self.name}"
+        with speaking_for(what), tempfile.TemporaryDirectory(dir=directory) as scratch:
+            made = _convert(component, precision, settings, what, Path(scratch) / path.name)
+            _normalise(made, component, settings)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(made, path)
+        return Artifact(self.name, component.role, path, _files(path))
+
+    def open(self, path: Path, *, threads: int) -> Runner:
+        """Load with Core ML, on macOS; Core ML chooses its threads and units itself, `threads` has no effect.
+
+        The runner takes exactly the package's inputs; BadInput names a missing or unknown input, a shape or a dtype that is
+        not the package's. Raises Refused elsewhere than on macOS, and RuntimeError where Core ML does not load it.
+        """
+        spec = _read_spec(path)
+        if (reason := self.unavailable("")) is not None:
+            raise Refused(f"{path.name}: {reason}")
+        inputs, outputs = (_ports(f) for f in (spec.description.input, spec.description.output))
+        with speaking_for(f"{path.name}: Core ML cannot load it"):
+            import coremltools
+
+            model = coremltools.models.MLModel(str(path))
+
+        def run(arrays: Mapping[str, np.ndarray]) -> Arrays:
+            check_inputs(path.name, inputs, arrays)
+            with speaking_for(f"{path.name}: Core ML failed"):
+                values = model.predict(dict(arrays))
+            return {p.name: np.asarray(values[p.name], dtype=p.dtype).reshape(p.shape) for p in outputs}
+
+        return run
+
+    def unavailable(self, variant: str) -> str | None:
+        """None on macOS."""
+        if variant:
+            return f"coreml has no variants, got {variant!r}"
+        return None if sys.platform == "darwin" else f"Core ML predicts only on macOS; this is {platform.system()}"
+
+    def describe(self, path: Path) -> Description:
+        """Operations, dtypes and weights of the saved package.
+
+        `ops` counts MIL operations other than `const`; `weights` maps each constant of the weight file to its dtype, a
+        compressed one to `<operation>(<dtype of its data>)`. Where Core ML will run an operation is known on a Mac only,
+        so `placement` is empty. Raises BadInput where the package is not an ML Program.
+        """
+        spec = _read_spec(path)
+        found = list(_operations(spec))
+        ops = Counter(op.type for op in found if op.type != "const")
+        results = Counter(_dtype(o.type) for op in found if op.type != "const" for o in op.outputs)
+        moves = f"{ops['transpose']} transposes, {ops['reshape']} reshapes"
+        system = SYSTEMS.get(spec.specificationVersion, "unknown")
+        return Description(
+            bytes=sum(f.stat().st_size for f in _files(path)),
+            ops=dict(sorted(ops.items())),
+            weights=dict(sorted(_weights(found))),
+            notes=(
+                f"specification version {spec.specificationVersion}: {system} or later",
+                f"results by dtype: {', '.join(f'{n} {t}' for t, n in sorted(results.items()))}",
+                f"layout changes: {moves}",
+            ),
+        )
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that take part in an export."""
+        return {name: metadata.version(name) for name in ("torch", "coremltools")}
+
+
+def _deployment(name: str) -> Any:
+    import coremltools
+
+    members = coremltools.target.__members__
+    known = [n for n, t in members.items() if t.value >= FIRST_MLPROGRAM and n.startswith(("iOS", "macOS"))]
+    if name not in known:
+        raise BadInput(f"coreml: option deployment={name!r}; expected one of {', '.join(known)}")
+    return members[name]
+
+
+def _convert(component: Component, precision: str, settings: Settings, what: str, path: Path) -> Path:
+    """Trace and convert; coremltools writes the package to `path` itself, so that the weights are written once."""
+    import coremltools as ct
+
+    target = _deployment(settings.deployment)
+    program = trace(component).run_decompositions({})
+    check_rank(program.graph.nodes, MAX_RANK, what)
+    ct.convert(
+        program,
+        inputs=[ct.TensorType(name=p.name, shape=p.shape, dtype=np.dtype(p.dtype).type) for p in component.inputs],
+        outputs=[ct.TensorType(name=p.name, dtype=np.dtype(p.dtype).type) for p in component.outputs],
+        convert_to="mlprogram",
+        compute_precision=ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32,
+        minimum_deployment_target=target,
+        skip_model_load=True,
+        package_dir=str(path),
+    )
+    return path
+
+
+def _normalise(package: Path, component: Component, settings: Settings) -> None:
+    """Document the ports and the model, check them, and rewrite what differs from run to run."""
+    spec = _read_spec(package)
+    for features, ports in ((spec.description.input, component.inputs), (spec.description.output, component.outputs)):
+        got, expected = _ports(features), tuple(dataclasses.replace(p, doc="") for p in ports)
+        if got != expected:
+            raise RuntimeError(f"ports of the package are {got}, expected {expected}")
+        for feature, port in zip(features, ports, strict=True):
+            feature.shortDescription = port.doc
+    about = spec.description.metadata
+    about.shortDescription = component.doc
+    about.author, about.license, about.versionString = settings.author, settings.license, settings.version
+    about.userDefined.pop(DATE_KEY, None)
+    for entry in package.iterdir():  # coremltools leaves its debug map of torch operations beside the manifest
+        if entry.is_file():
+            entry.unlink()
+    (package / SPEC).write_bytes(spec.SerializeToString(deterministic=True))
+    _write_manifest(package)
+
+
+def _write_manifest(package: Path) -> None:
+    """Manifest.json with identifiers that follow from the content."""
+    items = {_identifier(package / SPEC): _item(SPEC, "CoreML Model Specification")}
+    root = next(iter(items))
+    if (package / WEIGHTS).is_dir():
+        items[_identifier(*sorted((package / WEIGHTS).iterdir()))] = _item(WEIGHTS, "CoreML Model Weights")
+    manifest = {"fileFormatVersion": "1.0.0", "itemInfoEntries": items, "rootModelIdentifier": root}
+    (package / "Manifest.json").write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _item(path: Path, description: str) -> dict[str, str]:
+    return {
+        "author": AUTHOR,
+        "description": description,
+        "name": path.name,
+        "path": path.relative_to("Data").as_posix(),
+    }
+
+
+def _identifier(*files: Path) -> str:
+    """A version 5 UUID of the files' names and contents."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, digest.hexdigest()))
+
+
+def _files(package: Path) -> tuple[Path, ...]:
+    return tuple(sorted(f for f in package.rglob("*") if f.is_file()))
+
+
+def _read_spec(package: Path) -> Any:
+    """The Model message of a package; raises BadInput where it is none, or no ML Program."""
+    if not (package / SPEC).is_file():
+        raise BadInput(f"{package}: not a Core ML package: it has no {SPEC.as_posix()}")
+    with speaking_for("coremltools"):
+        from coremltools.proto import Model_pb2
+    try:
+        spec = Model_pb2.Model.FromString((package / SPEC).read_bytes())
+    except Exception as error:
+        raise BadInput(f"{package.name}: {SPEC.name} cannot be read: {first_line(error)}") from error
+    if spec.WhichOneof("Type") != "mlProgram":
+        raise BadInput(f"{package.name}: holds a {spec.WhichOneof('Type')}, expected an ML Program")
+    return spec
+
+
+def _ports(features: Any) -> tuple[Port, ...]:
+    """Named multi-arrays of the package as ports; documentation is left out."""
+    from coremltools.proto import FeatureTypes_pb2
+
+    kinds = FeatureTypes_pb2.ArrayFeatureType.ArrayDataType
+    arrays = [(f.name, f.type.multiArrayType) for f in features]
+    return tuple(Port(n, tuple(a.shape), kinds.Name(a.dataType).lower(), "") for n, a in arrays)  # type: ignore[arg-type]
+
+
+def _operations(spec: Any) -> Iterator[Any]:
+    """Every operation of every function, those of nested blocks included."""
+
+    def walk(block: Any) -> Iterator[Any]:
+        for operation in block.operations:
+            yield operation
+            for inner in operation.blocks:
+                yield from walk(inner)
+
+    for _, function in sorted(spec.mlProgram.functions.items()):
+        yield from walk(function.block_specializations[function.opset])
+
+
+def _dtype(kind: Any) -> str:
+    """Name of the element type of a MIL value."""
+    from coremltools.proto import MIL_pb2
+
+    if kind.WhichOneof("type") != "tensorType":
+        return str(kind.WhichOneof("type")).removesuffix("Type")
+    return str(MIL_pb2.DataType.Name(kind.tensorType.dataType)).lower()
+
+
+def _weights(operations: list[Any]) -> Iterator[tuple[str, str]]:
+    """(name, dtype) of every constant that lies in the weight file."""
+    stored = {}
+    for op in operations:
+        if op.type == "const" and op.attributes["val"].WhichOneof("value") == "blobFileValue":
+            stored[op.outputs[0].name] = _dtype(op.outputs[0].type)
+    packed = [op for op in operations if op.type.startswith("constexpr_")]
+    for op in packed:
+        parts = [b.name for argument in op.inputs.values() for b in argument.arguments if b.name in stored]
+        inline = [_dtype(v.type) for v in op.attributes.values() if v.WhichOneof("value") == "blobFileValue"]
+        kinds = [*(stored.pop(p) for p in parts), *inline]
+        yield op.outputs[0].name, f"{op.type}({', '.join(sorted(set(kinds)))})"
+    yield from stored.items()

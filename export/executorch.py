@@ -1,0 +1,252 @@
+"""ExecuTorch: `.pte` programs whose graphs run in the XNNPACK delegate.
+
+A `.pte` keeps positions, not names. The ports (names, shapes, dtypes, documentation) are therefore stored in the program
+itself, as a second method `ports` that returns them as JSON; an app on any platform can ask for it in the same way.
+
+Options of `ExecuTorch.export` (text): `author`, `license`, `version`, all kept in that JSON.
+Only fp32 is offered: XNNPACK computes fp16 only where the CPU has fp16 arithmetic, which a desktop has not, so that what was
+saved could not be run here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Layout, Port, Runner
+from snapgen_deploy.export.graph import (
+    check_inputs,
+    check_offered,
+    check_rank,
+    first_line,
+    parse_options,
+    speaking_for,
+    trace,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_RANK = 5  # rank 7 lowers without complaint and then fails to load (measured); XNNPACK's own limit is 6
+FORWARD = "forward"
+PORTS = "ports"  # the method that returns the ports as JSON
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Options of one export."""
+
+    author: str = ""
+    license: str = ""
+    version: str = ""
+
+
+class ExecuTorch:
+    """`.pte` files, run by the ExecuTorch runtime with XNNPACK."""
+
+    name: str = "executorch"
+    variants: tuple[str, ...] = ("xnnpack",)
+    precisions: tuple[str, ...] = ("fp32",)
+    layout: Layout = "token"
+    suffix: str = ".pte"
+
+    def export(
+        self, component: Component, variant: str, precision: str, directory: Path, options: Mapping[str, str]
+    ) -> Artifact:
+        """Write `<role>.pte` into `directory`; nothing is left behind on failure.
+
+        Raises BadInput for a variant, precision or option that is not offered, Refused for a graph with tensors of rank
+        above `MAX_RANK`, and RuntimeError, in one line, where torch or ExecuTorch refuse the network.
+        """
+        check_offered(self.name, (variant, precision), self.variants, self.precisions)
+        settings = parse_options(Settings, self.name, options)
+        what = f"{component.role} -> {self.name}:{variant}"
+        path = directory / f"{component.role}{self.suffix}"
+        with speaking_for(what), tempfile.TemporaryDirectory(dir=directory) as scratch:
+            os.replace(_lower(component, settings, what, Path(scratch) / path.name), path)
+        return Artifact(f"{self.name}:{variant}", component.role, path, (path,))
+
+    def open(self, path: Path, *, threads: int) -> Runner:
+        """Load with the ExecuTorch runtime; its thread pool, one a process, is set to `threads`.
+
+        The runner takes exactly the file's inputs; BadInput names a missing or unknown input, a shape or a dtype that is
+        not the file's. Raises BadInput where the file is absent or carries no ports, RuntimeError where it does not load.
+        """
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file")
+        with speaking_for(f"{path.name}: ExecuTorch cannot load it"):
+            from executorch.extension.pybindings import portable_lib
+            from executorch.runtime import Runtime
+
+            portable_lib._unsafe_reset_threadpool(threads)
+            program = Runtime.get().load_program(path)
+            if not {FORWARD, PORTS} <= program.method_names:
+                raise BadInput(f"{path.name}: has methods {sorted(program.method_names)}, expected {FORWARD} and {PORTS}")
+            inputs, outputs = parse_ports(program.load_method(PORTS).execute([])[0])
+            method = program.load_method(FORWARD)
+
+        def run(arrays: Mapping[str, np.ndarray]) -> Arrays:
+            check_inputs(path.name, inputs, arrays)
+            with speaking_for(f"{path.name}: ExecuTorch failed"):
+                values = method.execute([_tensor(arrays[port.name]) for port in inputs])
+            return {port.name: value.numpy() for port, value in zip(outputs, values, strict=True)}
+
+        return run
+
+    def unavailable(self, variant: str) -> str | None:
+        """None where the runtime is installed with the variant's backend."""
+        if variant not in self.variants:
+            return f"executorch has no variant {variant!r}; it has {', '.join(self.variants)}"
+        if util.find_spec("executorch") is None:
+            return "executorch is not installed"
+        with speaking_for("executorch"):
+            from executorch.runtime import Runtime
+
+            known = Runtime.get().backend_registry.registered_backend_names
+        return None if "XnnpackBackend" in known else f"this build of executorch has the backends {known}, not XnnpackBackend"
+
+    def describe(self, path: Path) -> Description:
+        """Operators, delegates and weights of the saved file.
+
+        `ops` counts XNNPACK's nodes and the operators outside of it, `placement` the calls of each delegate and of portable
+        kernels, `weights` constants by the key under which the file holds them. Raises BadInput where it is no program.
+        """
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file")
+        from executorch.exir._serialize._program import deserialize_pte_binary
+
+        try:
+            program = deserialize_pte_binary(path.read_bytes()).program
+            plan = next(p for p in program.execution_plan if p.name == FORWARD)
+        except Exception as error:
+            raise BadInput(f"{path.name}: not an ExecuTorch program with a method '{FORWARD}': {first_line(error)}") from error
+        with speaking_for(f"{path.name}: reading it back"):
+            return _description(path, program, plan)
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that take part in an export."""
+        return {name: metadata.version(name) for name in ("torch", "executorch", "torchao")}
+
+
+def ports_json(component: Component, settings: Settings) -> str:
+    """What the method `ports` of a program returns."""
+    data = {
+        "role": component.role,
+        "doc": component.doc,
+        "inputs": [dataclasses.asdict(p) for p in component.inputs],
+        "outputs": [dataclasses.asdict(p) for p in component.outputs],
+        **{key: value for key, value in dataclasses.asdict(settings).items() if value},
+    }
+    return json.dumps(data, sort_keys=True)
+
+
+def parse_ports(text: str) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Inputs and outputs out of `ports_json`."""
+    data = json.loads(text)
+    inputs, outputs = (
+        tuple(Port(p["name"], tuple(p["shape"]), p["dtype"], p["doc"]) for p in data[key]) for key in ("inputs", "outputs")
+    )
+    return inputs, outputs
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """A contiguous copy: the runtime reads the memory as it lies, and may be given a view or read-only data."""
+    import torch
+
+    return torch.from_numpy(np.array(array, order="C"))
+
+
+def _lower(component: Component, settings: Settings, what: str, path: Path) -> Path:
+    """Trace, lower and write; every stage's graph is dropped as soon as the next one is there."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
+    from torch.fx.passes.infra.pass_base import PassResult
+
+    def refuse_high_rank(module: torch.fx.GraphModule) -> PassResult:
+        """Again after decomposition, which can raise ranks (pixel shuffle)."""
+        check_rank(module.graph.nodes, MAX_RANK, what)
+        return PassResult(module, False)
+
+    program = trace(component)
+    check_rank(program.graph.nodes, MAX_RANK, what)
+    edge = to_edge_transform_and_lower(
+        program,
+        transform_passes=[refuse_high_rank],
+        partitioner=[XnnpackPartitioner()],
+        constant_methods={PORTS: ports_json(component, settings)},
+    )
+    del program
+    lowered = edge.to_executorch(ExecutorchBackendConfig())  # memory planning is part of it: greedy, inputs included
+    del edge
+    with path.open("wb") as file:
+        lowered.write_to_file(file)
+    return path
+
+
+def _description(path: Path, program: Any, plan: Any) -> Description:
+    from executorch.exir.schema import DelegateCall, KernelCall
+
+    names = [f"{o.name}.{o.overload}" if o.overload else o.name for o in plan.operators]
+    calls = [i.instr_args for chain in plan.chains for i in chain.instructions]
+    portable = Counter(names[c.op_index] for c in calls if isinstance(c, KernelCall))
+    placement = Counter(plan.delegates[c.delegate_index].id for c in calls if isinstance(c, DelegateCall))
+    ops, weights = Counter(portable), _portable_constants(plan)
+    for index, delegate in enumerate(plan.delegates):
+        if delegate.id == "XnnpackBackend":
+            payload = bytes(program.backend_delegate_data[delegate.processed.index].data)
+            nodes, constants = _read_xnnpack(payload, index)
+            ops.update(nodes)
+            weights.update(constants)
+    return Description(
+        bytes=path.stat().st_size,
+        ops=dict(sorted(ops.items())),
+        placement={**dict(sorted(placement.items())), "portable": sum(portable.values())},
+        portable_ops=dict(sorted(portable.items())),
+        weights=dict(sorted(weights.items())),
+        notes=(f"planned memory: {sum(plan.non_const_buffer_sizes)} bytes outside the delegates",),
+    )
+
+
+def _portable_constants(plan: Any) -> dict[str, str]:
+    """Constants that operators outside the delegates read: name -> dtype."""
+    from executorch.exir.schema import Tensor
+
+    found = {}
+    for index, value in enumerate(v.val for v in plan.values):
+        if isinstance(value, Tensor) and (value.data_buffer_idx or value.extra_tensor_info is not None):
+            info = value.extra_tensor_info
+            name = info.fully_qualified_name if info is not None and info.fully_qualified_name else f"constant.{index}"
+            found[name] = value.scalar_type.name.lower()
+    return found
+
+
+def _read_xnnpack(payload: bytes, index: int) -> tuple[Counter[str], dict[str, str]]:
+    """Node histogram and constants (name -> dtype) of one delegate, read with the schema that its runtime reads it with."""
+    from executorch.backends.xnnpack.serialization import xnnpack_graph_serialize as xnn
+    from executorch.exir._serialize._flatbuffer import _flatc_decompile
+
+    header = xnn.XNNHeader.from_bytes(payload[: xnn.XNNHeader.EXPECTED_LENGTH])
+    with tempfile.TemporaryDirectory() as scratch:
+        schema, binary = Path(scratch) / "schema.fbs", Path(scratch) / "graph.bin"
+        schema.write_bytes(xnn._get_schema_bytes())
+        binary.write_bytes(payload[header.flatbuffer_offset : header.flatbuffer_offset + header.flatbuffer_size])
+        _flatc_decompile(scratch, str(schema), str(binary), ["--raw-binary", "--defaults-json"])
+        graph = json.loads((Path(scratch) / "graph.json").read_bytes())
+    constants = {}
+    for value in graph["xvalues"]:
+        tensor = value["xvalue_union"]
+        tensor = tensor.get("tensor_value", tensor)
+        if slot := tensor["constant_buffer_idx"]:
+            key = graph["constant_data"][slot].get("named_key") or f"xnnpack.{index}.{slot}"
+            constants[key] = tensor["datatype"].removeprefix("xnn_datatype_")
+    return Counter(node["xnode_union_type"] for node in graph["xnodes"]), constants

@@ -1,0 +1,48 @@
+"""What a lint returns: plain, frozen, picklable data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Severity = Literal["error", "warning", "info"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+EXAMPLES = 5
+"""How many offenders a finding names; `count` says how many there are."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One offender: operation type, the name and type of its output, and what is peculiar to it."""
+
+    op: str
+    output: str
+    type: str
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.output} {self.type}{f' ({self.note})' if self.note else ''}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one rule found in one package."""
+
+    rule: str
+    severity: Severity
+    count: int
+    examples: tuple[Example, ...]
+    message: str
+    reason: str
+    sources: tuple[str, ...]
+    mend: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The finding as JSON data."""
+        return {**asdict(self), "examples": [asdict(e) for e in self.examples], "sources": list(self.sources)}
+
+
+def counts(findings: Iterable[Finding]) -> dict[str, int]:
+    """Rule id -> number of offenders, for a manifest; rules that found nothing are left out."""
+    return {f.rule: f.count for f in sorted(findings, key=lambda f: f.rule)}

@@ -1,0 +1,36 @@
+"""Runs every rule over one saved package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from snapgen_deploy.export.lint import engine, layout, memory, numbers
+from snapgen_deploy.export.lint.findings import SEVERITIES, Finding
+from snapgen_deploy.export.lint.graph import graph_of
+from snapgen_deploy.export.lint.rule import Rule, Subject
+from snapgen_deploy.export.mil.reader import model_file, read_package
+
+RULES: Mapping[str, Rule] = MappingProxyType(
+    {rule.id: rule for rule in (*numbers.RULES, *layout.RULES, *engine.RULES, *memory.RULES)}
+)
+"""By id. Another rule is one more entry in one of these modules."""
+
+
+def is_package(path: Path) -> bool:
+    """Whether a path looks like a .mlpackage rather than a bundle (on macOS `Manifest.json` and `manifest.json` are one)."""
+    return path.suffix == ".mlpackage" or (path / "Data").is_dir()
+
+
+def lint_package(path: Path, *, memory_limit: int | None = None) -> tuple[Finding, ...]:
+    """Findings of a saved .mlpackage, errors first, then in the order of `RULES`; () when it keeps every rule.
+
+    memory_limit: bytes that the app may use on the device, from its profile; None leaves `weights-over-limit` out.
+    Raises PackageError (exit code 2) for what is no readable ML Program.
+    """
+    package = read_package(path)
+    weights = sum(f.stat().st_size for f in (model_file(path).parent / "weights").rglob("*") if f.is_file())
+    subject = Subject(package, tuple(graph_of(f) for f in package.functions.values()), weights, memory_limit)
+    findings = [finding for rule in RULES.values() if (finding := rule.apply(subject)) is not None]
+    return tuple(sorted(findings, key=lambda f: SEVERITIES.index(f.severity)))

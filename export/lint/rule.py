@@ -1,0 +1,77 @@
+"""What a rule is, and what it is given to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from snapgen_deploy.export.lint.findings import EXAMPLES, Example, Finding, Severity
+from snapgen_deploy.export.lint.graph import Graph
+from snapgen_deploy.export.mil.program import Operation, Package, Value
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A saved package under examination. `memory_limit` is the app's, in bytes; None where it is not known."""
+
+    package: Package
+    graphs: tuple[Graph, ...]
+    weight_bytes: int
+    memory_limit: int | None
+
+    def operations(self) -> Iterator[tuple[Graph, Operation]]:
+        """Every operation that computes at run time, of every function."""
+        for graph in self.graphs:
+            for op in graph.operations:
+                yield graph, op
+
+    def activations(self) -> Iterator[tuple[str, Value]]:
+        """(operation type, value) for every value that exists at run time: function inputs and operation outputs."""
+        for graph in self.graphs:
+            for value in graph.function.inputs:
+                yield "input", value
+            for op in graph.operations:
+                for value in op.outputs:
+                    yield op.type, value
+
+    def example(self, op: Operation, note: str = "") -> Example:
+        """An operation as an example, named by its first output."""
+        if not op.outputs:
+            return Example(op.type, op.name, "", note)
+        return Example(op.type, op.outputs[0].name, str(op.outputs[0].type), note)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a check returns: all offenders, those to be shown first in front, and one sentence."""
+
+    examples: tuple[Example, ...]
+    message: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule. `check` returns None when the package keeps it; `sources` say where the rule comes from."""
+
+    id: str
+    severity: Severity
+    reason: str
+    sources: tuple[str, ...]
+    mend: str
+    check: Callable[[Subject], Found | None]
+
+    def apply(self, subject: Subject) -> Finding | None:
+        """The finding, or None when the package keeps the rule."""
+        found = self.check(subject)
+        if found is None:
+            return None
+        return Finding(
+            self.id,
+            self.severity,
+            len(found.examples),
+            found.examples[:EXAMPLES],
+            found.message,
+            self.reason,
+            self.sources,
+            self.mend,
+        )

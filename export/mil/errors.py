@@ -1,0 +1,13 @@
+"""What can go wrong with a Core ML package; both exit with code 2, as every unusable input does."""
+
+from __future__ import annotations
+
+from snapgen_deploy.errors import BadInput
+
+
+class PackageError(BadInput):
+    """The package cannot be read, or its inputs are not what it declares."""
+
+
+class OpError(BadInput):
+    """An operation is unknown here, or was given what its definition forbids."""

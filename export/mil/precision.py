@@ -1,0 +1,160 @@
+"""The two ways to run a program, and what the second one records.
+
+`fp32`: is the graph right? Nothing is rounded. `device`: what will the phone draw? After every operation that the program
+declares fp16 the result is rounded to half precision (nearest even, overflow to infinity), while the arithmetic inside an
+operation accumulates in float32. Real hardware may round inside composite operations too, so this is a model of fp16 storage,
+not of one chip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Mode = Literal["fp32", "device"]
+FP16_MAX = 65504.0
+"""Largest finite half-precision number, IEEE 754-2008 binary16."""
+
+
+@dataclass(frozen=True)
+class OpStat:
+    """What one operation's fp16 result did, over all runs so far. Shares are of its elements."""
+
+    op: str
+    output: str
+    place: int  # position in the function; -1 for a program input
+    elements: int  # counted over runs
+    largest: float  # largest finite magnitude before rounding
+    overflow: int  # elements that are finite in float32 and infinite in half precision
+    nan: int
+    infinite: int  # elements that were infinite before rounding
+    vanished: int  # elements that are nonzero in float32 and zero in half precision
+
+    @property
+    def tightness(self) -> float:
+        """Largest magnitude relative to the largest half-precision number."""
+        return self.largest / FP16_MAX
+
+    @property
+    def underflow(self) -> float:
+        """Share of elements that underflowed to zero."""
+        return self.vanished / self.elements if self.elements else 0.0
+
+    def merged(self, other: OpStat) -> OpStat:
+        """Both runs of the same operation together."""
+        return replace(
+            self,
+            elements=self.elements + other.elements,
+            largest=max(self.largest, other.largest),
+            overflow=self.overflow + other.overflow,
+            nan=self.nan + other.nan,
+            infinite=self.infinite + other.infinite,
+            vanished=self.vanished + other.vanished,
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """Statistics of a run, one entry per operation that computes fp16 values, in program order."""
+
+    mode: Mode
+    runs: int
+    ops: tuple[OpStat, ...]
+
+    def tightest(self, count: int = 5) -> tuple[OpStat, ...]:
+        """The `count` operations that come closest to (or go beyond) the half-precision range."""
+        return tuple(sorted(self.ops, key=lambda s: (s.overflow == 0, -s.largest))[:count])
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether any result overflowed when it was stored."""
+        return any(s.overflow for s in self.ops)
+
+    @property
+    def nan(self) -> bool:
+        """Whether any result was not a number."""
+        return any(s.nan for s in self.ops)
+
+    @property
+    def clean(self) -> bool:
+        """At least one run was recorded, in device mode, without overflow or NaN."""
+        return self.mode == "device" and self.runs > 0 and not self.overflowed and not self.nan
+
+
+class Precision(Protocol):
+    """What happens to a result that the program declares fp16."""
+
+    mode: Mode
+
+    def settle(self, x: Tensor, op: str, output: str, place: int) -> Tensor:
+        """The result as it is stored."""
+        ...
+
+    def report(self, runs: int) -> Report:
+        """What was seen so far."""
+        ...
+
+
+class Fp32:
+    """Nothing is rounded, nothing recorded."""
+
+    mode: Mode = "fp32"
+
+    def settle(self, x: Tensor, op: str, output: str, place: int) -> Tensor:
+        """The result itself."""
+        return x
+
+    def report(self, runs: int) -> Report:
+        """No statistics."""
+        return Report("fp32", runs, ())
+
+
+class Device:
+    """Rounds to half precision and records how close each operation comes to its limits."""
+
+    mode: Mode = "device"
+
+    def __init__(self) -> None:
+        self._stats: dict[tuple[int, str], OpStat] = {}
+
+    def settle(self, x: Tensor, op: str, output: str, place: int) -> Tensor:
+        """`x` rounded to half precision, still held as float32."""
+        rounded = x.half()
+        stat = _observe(x, rounded, op, output, place)
+        key = (place, output)
+        self._stats[key] = self._stats[key].merged(stat) if key in self._stats else stat
+        return rounded.float()
+
+    def report(self, runs: int) -> Report:
+        """Everything recorded since opening."""
+        return Report("device", runs, tuple(self._stats[key] for key in sorted(self._stats)))
+
+
+def _observe(x: Tensor, rounded: Tensor, op: str, output: str, place: int) -> OpStat:
+    if x.numel() == 0:
+        return OpStat(op, output, place, 0, 0.0, 0, 0, 0, 0)
+    low, high = (float(v) for v in torch.aminmax(x))
+    largest, overflow, nan, infinite = max(-low, high), 0, 0, 0
+    if not largest <= FP16_MAX:  # also when NaN: only then look at every element
+        finite = torch.isfinite(x)
+        nan = int(torch.isnan(x).sum())
+        infinite = x.numel() - int(finite.sum()) - nan
+        overflow = int((finite & torch.isinf(rounded)).sum())
+        inside = x[finite].abs()
+        largest = float(inside.max()) if inside.numel() else 0.0
+    vanished = _nonzero(x, torch.int32) - _nonzero(rounded, torch.int16)
+    return OpStat(op, output, place, x.numel(), largest, overflow, nan, infinite, vanished)
+
+
+def _nonzero(x: Tensor, bits: torch.dtype) -> int:
+    """Elements that are not zero of either sign, counted as integers: several times faster than as real numbers."""
+    return int(torch.count_nonzero(x.view(bits) << 1))  # the shift drops the sign
+
+
+def precision_for(mode: Mode) -> Precision:
+    """A fresh precision for `mode`; raises KeyError for an unknown one."""
+    makers: dict[str, type[Fp32] | type[Device]] = {"fp32": Fp32, "device": Device}
+    return makers[mode]()

@@ -1,0 +1,132 @@
+"""Opens a saved Core ML package and runs it: the Core ML runtime for machines that have none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snapgen_deploy.export.mil.errors import PackageError
+from snapgen_deploy.export.mil.interpreter import Plan
+from snapgen_deploy.export.mil.ports import Feature, give, take
+from snapgen_deploy.export.mil.precision import Mode, Precision, Report, precision_for
+from snapgen_deploy.export.mil.program import Function, Interface, Port
+from snapgen_deploy.export.mil.reader import read_package
+
+
+@dataclass
+class State:
+    """Contents of a model's states between calls (`Runner.make_state`)."""
+
+    tensors: dict[str, Tensor]
+
+    def read(self, name: str) -> np.ndarray:
+        """A copy of one state."""
+        array: np.ndarray = self.tensors[name].numpy().copy()
+        return array
+
+
+class Runner:
+    """One function of a package, callable with named arrays (and pictures for image inputs)."""
+
+    def __init__(self, package: Path, function: Function, interface: Interface, precision: Precision, threads: int) -> None:
+        self.package, self.function = package, function.name
+        self.inputs: tuple[Port, ...] = interface.inputs
+        self.outputs: tuple[Port, ...] = interface.outputs
+        self.states: tuple[Port, ...] = interface.states
+        self.ops: dict[str, int] = dict(Counter(o.type for o in function.operations if o.type != "const"))
+        self._types = {v.name: v for v in function.inputs}
+        self._precision, self._threads, self._runs = precision, threads, 0
+        with _threads(threads):
+            self._plan = Plan(function, precision)
+
+    def __call__(self, inputs: Mapping[str, Feature], state: State | None = None) -> dict[str, np.ndarray]:
+        """Named outputs for named inputs.
+
+        Real outputs are float32 in fp32 mode and of the declared type in device mode; image outputs are uint8 pixels. Inputs
+        that are optional and have a default may be left out. Raises PackageError for inputs that are missing, unknown or not
+        as declared, OpError where an operation fails.
+        """
+        tensors = self._bind(inputs)
+        held = state if state is not None else self.make_state()
+        tensors.update(held.tensors)
+        with _threads(self._threads):
+            results = self._plan.run(tensors)
+        self._runs += 1
+        for port in self.states:
+            held.tensors[port.name] = results[port.name]
+        exact = self._precision.mode == "fp32"
+        return {port.name: give(port, results[port.name], exact=exact) for port in self.outputs}
+
+    def make_state(self) -> State:
+        """States of zeros, as Core ML makes them; empty for a model without states."""
+        return State({p.name: torch.zeros(p.shape, dtype=self._types[p.name].type.dtype.held) for p in self.states})
+
+    def report(self) -> Report:
+        """Statistics of every call since opening; without entries in fp32 mode."""
+        return self._precision.report(self._runs)
+
+    def _bind(self, inputs: Mapping[str, Feature]) -> dict[str, Tensor]:
+        known = {p.name: p for p in self.inputs}
+        unknown = sorted(set(inputs) - set(known))
+        missing = [p.name for p in self.inputs if p.name not in inputs and p.default is None]
+        if unknown or missing:
+            raise PackageError(
+                f"{self.package}: inputs {', '.join(map(repr, unknown + missing))} "
+                f"{'unknown' if unknown else 'missing'}; expected {', '.join(known)}"
+            )
+        bound = {}
+        for name, port in known.items():
+            given = inputs.get(name)
+            if given is None:
+                given = np.full(port.shape, port.default, np.float32)
+                if not self._types[name].type.dtype.floating:
+                    given = given.astype(np.int32)
+            bound[name] = take(port, self._types[name], given)
+        return bound
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Run with `count` torch threads, then put the process's setting back."""
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def open_package(path: Path, *, mode: Mode = "fp32", function: str | None = None, threads: int = 1) -> Runner:
+    """A runner for `function` (None: the default one) of the .mlpackage at `path`.
+
+    `mode` is "fp32" (is the graph right?) or "device" (fp16 storage, with statistics); `threads` is the number of CPU
+    threads. Raises PackageError for a package, mode or function that is not there, OpError for an operation that is not
+    supported, naming it, its output and its place.
+    """
+    package = read_package(path)
+    name = function or package.default
+    if name not in package.interfaces:
+        raise PackageError(f"{path}: no function {name!r}; it has {', '.join(sorted(package.interfaces))}")
+    if threads < 1:
+        raise PackageError(f"threads must be at least 1, got {threads}")
+    try:
+        precision = precision_for(mode)
+    except KeyError as error:
+        raise PackageError(f"mode {mode!r} is unknown; expected fp32 or device") from error
+    return Runner(path, package.functions[name], package.interfaces[name], precision, threads)
+
+
+def functions(path: Path) -> tuple[str, ...]:
+    """Names of a package's functions, the default one first."""
+    package = read_package(path)
+    return (package.default, *sorted(set(package.interfaces) - {package.default}))

@@ -1,0 +1,333 @@
+"""ONNX for onnxruntime: `torch.onnx.export(dynamo=True)`, cleaned so that the same network always gives the same bytes.
+
+Options of `Onnx.export` (all values are text):
+
+- `optimize`: `none` (default) writes the exported graph as it is; onnxruntime then fuses at load time. `optimum` exports
+  through optimum's exporter registry, optimises with its ORTOptimizer and validates with its validator
+  (`snapgen_deploy.export.optimum_exporter`).
+- `opset`: 20 (default) or a later one that torch can write.
+- `folders`: `flat` (default) or `diffusers`; checked here, acted on by `snapgen_deploy.export.optimum_layout`.
+- `license`, `author`: kept in the file's metadata.
+- `external_data_bytes`: weights above this many bytes in all go to one `.onnx.data` file beside the model; by default
+  2 000 000 000, below the 2 GiB that a protobuf message may have.
+
+Only fp32 is offered: onnxruntime's CPU provider has no fp16 kernels for most of these operators and would wrap each in casts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from snapgen_deploy.errors import BadInput, SnapgenError
+from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Layout, Runner
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+OPSET = 20  # the first with Gelu as one operator
+EXTERNAL_DATA_BYTES = 2_000_000_000
+SMALL_TENSOR = 1024  # bytes; what is smaller stays in the model file when weights go outside
+IR_TYPES = {"FLOAT": "float32", "INT32": "int32"}
+ORT_TYPES = {"tensor(float)": "float32", "tensor(int32)": "int32"}
+GRAPH_KEY = "snapgen_graph"  # metadata of the file: how its graph came about
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Options of one export, checked."""
+
+    optimize: str = "none"
+    opset: int = OPSET
+    external_data_bytes: int = EXTERNAL_DATA_BYTES
+    folders: str = "flat"
+    license: str = ""
+    author: str = ""
+
+    @staticmethod
+    def parse(options: Mapping[str, str]) -> Settings:
+        """From the plan's text options; raises BadInput for an unknown name or an inadmissible value."""
+        known = [f.name for f in dataclasses.fields(Settings)]
+        if unknown := sorted(set(options) - set(known)):
+            raise BadInput(f"onnx: unknown option {unknown[0]!r}; known are {', '.join(known)}")
+        optimize = options.get("optimize", "none")
+        if optimize not in ("none", "optimum"):
+            raise BadInput(f"onnx: option optimize={optimize!r}; expected none or optimum")
+        folders = options.get("folders", "flat")
+        if folders not in ("flat", "diffusers"):
+            raise BadInput(f"onnx: option folders={folders!r}; expected flat or diffusers")
+        return Settings(
+            optimize,
+            _whole(options, "opset", OPSET, OPSET),
+            _whole(options, "external_data_bytes", EXTERNAL_DATA_BYTES, 0),
+            folders,
+            options.get("license", ""),
+            options.get("author", ""),
+        )
+
+
+def _whole(options: Mapping[str, str], name: str, default: int, least: int) -> int:
+    text = options.get(name, str(default))
+    if not text.isdecimal() or int(text) < least:
+        raise BadInput(f"onnx: option {name}={text!r}; expected a whole number, at least {least}")
+    return int(text)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back warnings and log lines below ERROR; exceptions and errors pass."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, or the error's type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+class Onnx:
+    """ONNX files, run by onnxruntime's CPU provider."""
+
+    name: str = "onnx"
+    variants: tuple[str, ...] = ("cpu",)
+    precisions: tuple[str, ...] = ("fp32",)
+    layout: Layout = "token"
+    suffix: str = ".onnx"
+
+    def export(
+        self, component: Component, variant: str, precision: str, directory: Path, options: Mapping[str, str]
+    ) -> Artifact:
+        """Write `<role>.onnx` (and `<role>.onnx.data` for large weights) into `directory`.
+
+        Nothing is left behind on failure. Raises BadInput for a variant, precision or option that is not offered and
+        RuntimeError, in one line, where torch, onnx or optimum refuse the network.
+        """
+        if variant not in self.variants or precision not in self.precisions:
+            raise BadInput(
+                f"onnx: got variant {variant!r} and precision {precision!r}; "
+                f"offered are {', '.join(self.variants)} and {', '.join(self.precisions)}"
+            )
+        settings = Settings.parse(options)
+        try:
+            with quiet(), tempfile.TemporaryDirectory(dir=directory) as scratch:
+                made = _make(component, settings, Path(scratch))
+                return Artifact(f"{self.name}:{variant}", component.role, *_place(made, directory))
+        except SnapgenError:
+            raise
+        except Exception as error:
+            raise RuntimeError(f"{component.role} -> onnx:{variant}: {first_line(error)}") from error
+
+    def open(self, path: Path, *, threads: int) -> Runner:
+        """Load with onnxruntime (CPU, sequential, `threads` threads within an operator).
+
+        The runner takes exactly the file's inputs; BadInput names a missing or unknown input, a shape or a dtype that is
+        not the file's. Loading raises BadInput where the file is absent or not a model that onnxruntime takes.
+        """
+        session = _session(path, threads)
+        ports = {i.name: (ORT_TYPES.get(i.type, i.type), list(i.shape)) for i in session.get_inputs()}
+        outputs = [o.name for o in session.get_outputs()]
+
+        def run(inputs: Mapping[str, np.ndarray]) -> Arrays:
+            _check_inputs(path.name, ports, inputs)
+            try:
+                values = session.run(outputs, {name: inputs[name] for name in ports})
+            except Exception as error:
+                raise RuntimeError(f"{path.name}: onnxruntime failed: {first_line(error)}") from error
+            return dict(zip(outputs, values, strict=True))
+
+        return run
+
+    def unavailable(self, variant: str) -> str | None:
+        """None where onnxruntime is installed and the variant is offered."""
+        if variant not in self.variants:
+            return f"onnx has no variant {variant!r}; it has {', '.join(self.variants)}"
+        if util.find_spec("onnxruntime") is None:
+            return "onnxruntime is not installed"
+        return None
+
+    def describe(self, path: Path) -> Description:
+        """Operators and weights of the saved file, and where onnxruntime puts the nodes that it makes of them.
+
+        `placement` counts, per provider, the nodes of onnxruntime's own graph at the moment when it assigns them (after its
+        constant folding and basic rewrites).
+        """
+        import onnx
+
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file")
+        try:
+            model = onnx.load(str(path), load_external_data=False)
+        except Exception as error:
+            raise BadInput(f"{path.name}: not an ONNX model: {first_line(error)}") from error
+        ops = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
+        weights = {w.name: onnx.TensorProto.DataType.Name(w.data_type).lower() for w in model.graph.initializer}
+        opsets = ", ".join(f"{o.domain or 'ai.onnx'} {o.version}" for o in model.opset_import)
+        graph = {p.key: p.value for p in model.metadata_props}.get(GRAPH_KEY, "unknown")
+        data = external_files(model, path)
+        return Description(
+            bytes=sum(f.stat().st_size for f in (path, *data)),
+            ops=dict(sorted(ops.items())),
+            placement=_placement(path),
+            weights=weights,
+            notes=(f"opset: {opsets}", f"graph: {graph}", f"external data files: {len(data)}"),
+        )
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that take part in an export."""
+        names = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "optimum", "optimum-onnx")
+        return {name: metadata.version(name) for name in names}
+
+
+def external_files(model: Any, path: Path) -> tuple[Path, ...]:
+    """Files beside `path` that hold weights of the ModelProto `model`, sorted."""
+    names = {entry.value for w in model.graph.initializer for entry in w.external_data if entry.key == "location"}
+    return tuple(path.parent / name for name in sorted(names))
+
+
+def _make(component: Component, settings: Settings, scratch: Path) -> Path:
+    """Export into `scratch`, check, and return the model's path there."""
+    names = ([p.name for p in component.inputs], [p.name for p in component.outputs])
+    example = component.example
+    plain = scratch / "plain" / f"{component.role}.onnx"
+    if settings.optimize == "none":
+        return write(_convert(component, names, example, settings.opset), component, "as exported", plain, settings)
+    from snapgen_deploy.export import optimum_exporter
+
+    config = optimum_exporter.exporter_config(component)
+    names = (list(config.inputs), list(config.outputs))
+    example = tuple(config.generate_dummy_inputs(framework="pt").values())
+    write(_convert(component, names, example, settings.opset), component, "as exported", plain, settings)
+    return optimum_exporter.optimise(config, component, plain, settings)
+
+
+def _convert(component: Component, names: tuple[list[str], list[str]], example: tuple[Any, ...], opset: int) -> onnx_ir.Model:
+    import torch
+
+    with torch.no_grad():
+        program = torch.onnx.export(
+            component.module, example, dynamo=True, opset_version=opset, optimize=True, verbose=False,
+            input_names=names[0], output_names=names[1],
+        )  # fmt: skip
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned nothing")
+    return program.model
+
+
+def write(model: onnx_ir.Model, component: Component, origin: str, path: Path, settings: Settings) -> Path:
+    """Clean `model`, save it at `path` with its weights inside or beside, check the file, and return `path`.
+
+    `origin` says how the graph came about; it is kept in the file. Raises RuntimeError where names, shapes or types of
+    inputs and outputs are not the component's, and onnx's ValidationError where the file is not valid.
+    """
+    import onnx
+    import onnx_ir
+
+    path.parent.mkdir(exist_ok=True)
+    _clean(model)
+    _check_ports(model, component)
+    for value, port in zip([*model.graph.inputs, *model.graph.outputs], [*component.inputs, *component.outputs], strict=True):
+        value.doc_string = port.doc
+    model.doc_string = component.doc
+    stated = {GRAPH_KEY: origin, "author": settings.author, "license": settings.license}
+    model.metadata_props.update({key: text for key, text in stated.items() if text})
+    tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    if sum(t.nbytes for t in tensors) > settings.external_data_bytes:
+        onnx_ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=SMALL_TENSOR)
+    else:
+        onnx_ir.save(onnx_ir.external_data.load_to_model(model), path)
+    onnx.checker.check_model(str(path), full_check=True)
+    return path
+
+
+def _clean(model: onnx_ir.Model) -> None:
+    """Drop what names this machine or changes from run to run: stack traces, source paths, doc strings; unused opsets."""
+    used = {""}
+    model.metadata_props.clear()
+    for graph in (model.graph, *(f.graph for f in model.functions.values())):
+        graph.doc_string = None
+        graph.metadata_props.clear()
+        for node in graph.all_nodes():
+            used.add(node.domain)
+            node.doc_string = None
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.doc_string = None
+                value.metadata_props.clear()
+    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+        value.doc_string = None
+        value.metadata_props.clear()
+    ordered = sorted(model.graph.initializers.items())
+    model.graph.initializers.clear()
+    model.graph.initializers.update(ordered)
+    for domain in set(model.opset_imports) - used:
+        del model.opset_imports[domain]
+
+
+def _check_ports(model: onnx_ir.Model, component: Component) -> None:
+    for kind, values, ports in (
+        ("inputs", model.graph.inputs, component.inputs),
+        ("outputs", model.graph.outputs, component.outputs),
+    ):
+        got = [(v.name, tuple(v.shape or ()), IR_TYPES.get(str(v.dtype), str(v.dtype))) for v in values]
+        expected = [(p.name, p.shape, p.dtype) for p in ports]
+        if got != expected:
+            raise RuntimeError(f"{kind} of the exported graph are {got}, expected {expected}")
+
+
+def _place(made: Path, directory: Path) -> tuple[Path, tuple[Path, ...]]:
+    """Move the model and what lies beside it into `directory`; return the model's path and all files."""
+    files = sorted(p for p in made.parent.iterdir() if p.is_file())
+    for file in files:
+        os.replace(file, directory / file.name)
+    return directory / made.name, tuple(directory / f.name for f in files)
+
+
+def _session(path: Path, threads: int, record: bool = False) -> Any:
+    import onnxruntime
+
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # errors
+    if record:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise BadInput(f"{path.name}: onnxruntime cannot load it: {first_line(error)}") from error
+
+
+def _placement(path: Path) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for part in _session(path, 1, record=True).get_provider_graph_assignment_info():
+        counts[part.ep_name] += len(part.get_nodes())
+    return dict(sorted(counts.items()))
+
+
+def _check_inputs(file: str, ports: Mapping[str, tuple[str, list[int]]], inputs: Mapping[str, np.ndarray]) -> None:
+    if set(inputs) != set(ports):
+        raise BadInput(f"{file}: got inputs {sorted(inputs)}, expected {list(ports)}")
+    for name, (dtype, shape) in ports.items():
+        array = inputs[name]
+        if (str(array.dtype), list(array.shape)) != (dtype, shape):
+            raise BadInput(f"{file}: input {name!r} is {array.dtype} {list(array.shape)}, expected {dtype} {shape}")

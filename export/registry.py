@@ -1,0 +1,27 @@
+"""The export targets by name. A new target is one module and one line here; backends load only when used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.base import Target
+
+# name -> module and class
+TARGETS: dict[str, tuple[str, str]] = {
+    "coreml": ("snapgen_deploy.export.coreml", "CoreMLTarget"),
+    "executorch": ("snapgen_deploy.export.executorch", "ExecuTorchTarget"),
+    "onnx": ("snapgen_deploy.export.onnx", "OnnxTarget"),
+}
+
+
+def target_of(key: str) -> tuple[Target, str]:
+    """The target and the variant of `name` or `name:variant`; a bare name takes the target's first variant."""
+    name, _, variant = key.partition(":")
+    if name not in TARGETS:
+        raise BadInput(f"unknown target '{name}': expected one of {', '.join(TARGETS)}")
+    module, cls = TARGETS[name]
+    target: Target = getattr(import_module(module), cls)()
+    if variant and variant not in target.variants:
+        raise BadInput(f"target {name} has no variant '{variant}': expected one of {', '.join(target.variants) or 'none'}")
+    return target, variant or (target.variants[0] if target.variants else "")

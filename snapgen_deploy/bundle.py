@@ -1,0 +1,213 @@
+"""The bundle on disk: built beside its final place, hashed, fsynced, renamed once; opened only when its hashes hold."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snapgen_deploy.errors import BadInput, GateFailed
+from snapgen_deploy.export.base import ROLES, Artifact, Role
+from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.models.serialise import config_from_dict
+from snapgen_deploy.pipeline import Schedule
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+SUMS = "SHA256SUMS"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: where it is, and its manifest."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def config(self) -> ModelConfig:
+        """The configuration of the checkpoint that the bundle was made from."""
+        return config_from_dict(self.manifest["config"])
+
+    @property
+    def schedule(self) -> Schedule:
+        """The sampler's schedule."""
+        s = self.manifest["schedule"]
+        return Schedule(tuple(s["sigmas"]), s["shift"], s["time_features"]["count"], s["sampler"])
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """Channels, height, width of the latent."""
+        channels, height, width = self.manifest["latent"]["shape"]
+        return channels, height, width
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Target keys in the device profile's order."""
+        return tuple(self.manifest["target_order"])
+
+    def precision(self, key: str) -> str:
+        """Precision of one target."""
+        return str(self.manifest["targets"][key]["precision"])
+
+    def artifacts(self, key: str) -> dict[Role, Artifact]:
+        """The exported components of one target."""
+        if key not in self.targets:
+            raise BadInput(f"{self.path.name} holds no target '{key}': it holds {', '.join(self.targets)}")
+        components = self.manifest["targets"][key]["components"]
+        return {
+            role: Artifact(key, role, self.path / c["path"], tuple(self.path / f for f in c["files"]))
+            for role in ROLES
+            if (c := components.get(role)) is not None
+        }
+
+    def tokenizer(self) -> str | None:
+        """Text of the bundle's tokenizer.json."""
+        path = self.path / "tokenizer.json"
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Read a bundle's manifest; BadInput in one line when it is none. Hashes are not checked here."""
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        raise BadInput(f"{path} is no bundle: it has no {MANIFEST}; make one with `snapgen-deploy export`")
+    try:
+        data = json.loads(manifest.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInput(f"{manifest} is not readable JSON ({error}); export the bundle again") from None
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BadInput(
+            f"{manifest}: got schema_version {version}, expected {SCHEMA_VERSION}; use the tool that wrote the bundle"
+        )
+    return Bundle(path, data)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_under(root: Path) -> list[Path]:
+    """All files below `root`, sorted by their path."""
+    return sorted(p for p in root.rglob("*") if p.is_file())
+
+
+def check_hashes(bundle: Bundle) -> None:
+    """Every file is listed, there, and unchanged; GateFailed with all that is not."""
+    listed: dict[str, str] = {}
+    sums = bundle.path / SUMS
+    if not sums.is_file():
+        raise GateFailed(f"{bundle.path} has no {SUMS}; export the bundle again")
+    for line in sums.read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.partition("  ")
+        listed[name] = digest
+    there = {
+        p.relative_to(bundle.path).as_posix(): p for p in files_under(bundle.path) if p.name != SUMS or p.parent != bundle.path
+    }
+    wrong = [f"missing {n}" for n in sorted(set(listed) - set(there))]
+    wrong += [f"not listed {n}" for n in sorted(set(there) - set(listed))]
+    wrong += [f"changed {n}" for n in sorted(set(there) & set(listed)) if sha256_of(there[n]) != listed[n]]
+    if wrong:
+        shown = "; ".join(wrong[:10]) + (f"; and {len(wrong) - 10} more" if len(wrong) > 10 else "")
+        raise GateFailed(f"{bundle.path.name} is not what was exported: {shown}")
+
+
+def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
+    """Write manifest.json and then SHA256SUMS over all files of the bundle."""
+    text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    (root / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    lines = [f"{sha256_of(p)}  {p.relative_to(root).as_posix()}\n" for p in files_under(root)]
+    (root / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+class Staging:
+    """A directory beside the bundle's final place; `publish` gives it its name, anything else removes it."""
+
+    def __init__(self, root: Path, final: Path, keep: bool) -> None:
+        self.root, self.final, self.keep = root, final, keep
+        self.published = False
+
+    def publish(self, overwrite: bool) -> None:
+        """Flush every file to the disk and rename once; an older bundle is replaced only now."""
+        for path in files_under(self.root):
+            _fsync(path)
+        _fsync(self.root)
+        self.root.chmod(0o755)  # mkdtemp makes it private
+        if self.final.exists():
+            if not overwrite:
+                raise already_there(self.final)
+            old = self.root.with_name(self.root.name + ".old")
+            self.final.rename(old)
+            self.root.rename(self.final)
+            shutil.rmtree(old)
+        else:
+            self.root.rename(self.final)
+        _fsync(self.final.parent)
+        self.published = True
+
+
+def already_there(path: Path) -> BadInput:
+    """The error for a bundle that would be overwritten."""
+    return BadInput(f"{path} is already there; pass --overwrite to replace it, or --output-dir for another place")
+
+
+@contextmanager
+def staging(final: Path, key: str, *, overwrite: bool, resume: bool) -> Iterator[Staging]:
+    """A place to build the bundle `final` in. With `resume`, one that an interrupted run with the same `key` left is
+    taken up again, and kept if this run fails too."""
+    if final.exists() and not overwrite:
+        raise already_there(final)
+    prefix = f".{final.name}.partial-"
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        root = _left_over(final.parent, prefix, key) if resume else None
+        if root is None:
+            root = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
+            _key_file(root).write_text(key)
+    except OSError as error:
+        raise BadInput(f"cannot write to {final.parent} ({error.strerror}); choose another place with --output-dir") from None
+    stage = Staging(root, final, keep=resume)
+    try:
+        yield stage
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BadInput(
+                f"the disk of {final.parent} is full; free space or choose another place with --output-dir"
+            ) from None
+        raise
+    finally:
+        if not stage.published and not stage.keep:
+            shutil.rmtree(root, ignore_errors=True)
+        if stage.published or not stage.keep:
+            _key_file(root).unlink(missing_ok=True)
+
+
+def _key_file(root: Path) -> Path:
+    """Beside the staging directory, not in it: it is no part of the bundle."""
+    return root.with_name(root.name + ".key")
+
+
+def _left_over(parent: Path, prefix: str, key: str) -> Path | None:
+    for root in sorted(parent.glob(f"{prefix}*")):
+        if root.is_dir() and _key_file(root).is_file() and _key_file(root).read_text() == key:
+            return root
+    return None
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,120 @@
+r"""Key maps: from the tensor names of a foreign checkpoint to ours.
+
+A key map is a JSON or TOML file. At the top level, foreign name -> our name, for one tensor each. Three tables besides:
+
+    "net.patch.weight" = "student.patch.weight"   # one tensor (TOML: quote names that have dots)
+    drop = ['ema\..*', 'step']                     # tensors to leave out: regular expressions of whole names
+
+    [prefix]                                       # replaces the beginning of a name
+    "vae.decoder." = "decoder."
+
+    [regex]                                        # replaces a whole name; \1 ... or \g<name> insert groups
+    'net\.stage0\.(\d+)\.(.*)' = 'student.down.\1.\2'
+
+For each name the first that applies is used, in this order: drop, one tensor, the longest prefix, the regular expressions
+in the order of the file. A name to which nothing applies keeps its name. A rule that applies to nothing is an error, and
+so are two names that come to the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from snapgen_deploy.checkpoint.listing import listed
+from snapgen_deploy.errors import BadInput
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """Renaming rules, checked."""
+
+    path: Path
+    names: dict[str, str]
+    prefixes: dict[str, str]
+    patterns: tuple[tuple[re.Pattern[str], str], ...]
+    drops: tuple[re.Pattern[str], ...]
+
+    def apply(self, foreign: Iterable[str]) -> dict[str, str]:
+        """Our name -> foreign name. Raises one BadInput with every collision and every rule that applied to nothing."""
+        unused = {f"drop {p.pattern!r}" for p in self.drops} | {f"regex {p.pattern!r}" for p, _ in self.patterns}
+        unused |= {f"name {n!r}" for n in self.names} | {f"prefix {p!r}" for p in self.prefixes}
+        ours: dict[str, str] = {}
+        problems = []
+        for name in foreign:
+            rule, new = self._rename(name)
+            unused.discard(rule)
+            if new is None:
+                continue
+            if new in ours:
+                problems.append(f"{ours[new]!r} and {name!r} both become {new!r}")
+            ours.setdefault(new, name)
+        problems += [f"{rule} applies to no tensor" for rule in sorted(unused)]
+        if problems:
+            raise BadInput(f"key map {self.path}: {listed(problems)}")
+        return ours
+
+    def _rename(self, name: str) -> tuple[str, str | None]:
+        """The rule that applies ("" for none) and the new name (None: dropped)."""
+        for pattern in self.drops:
+            if pattern.fullmatch(name):
+                return f"drop {pattern.pattern!r}", None
+        if name in self.names:
+            return f"name {name!r}", self.names[name]
+        prefix = max((p for p in self.prefixes if name.startswith(p)), key=len, default=None)
+        if prefix is not None:
+            return f"prefix {prefix!r}", self.prefixes[prefix] + name[len(prefix) :]
+        for pattern, template in self.patterns:
+            match = pattern.fullmatch(name)
+            if match:
+                return f"regex {pattern.pattern!r}", match.expand(template)
+        return "", name
+
+
+def load_key_map(path: Path) -> KeyMap:
+    """Read a key map; `.toml` is TOML, everything else JSON. Raises one BadInput that lists what is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
+    except OSError as error:
+        raise BadInput(f"key map {path}: cannot be read ({error.strerror}); give a JSON or TOML file") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"key map {path}: neither JSON nor TOML ({error}); TOML needs the suffix .toml") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"key map {path}: got a {type(data).__name__}, expected an object")
+    problems: list[str] = []
+    names = {key: value for key, value in data.items() if isinstance(value, str)}
+    tables = {key: _strings(key, data.get(key, {}), problems) for key in ("prefix", "regex") if key not in names}
+    drops = [] if "drop" in names else data.get("drop", [])
+    if not isinstance(drops, list) or not all(isinstance(d, str) for d in drops):
+        problems.append("drop must be a list of regular expressions")
+        drops = []
+    known = {"prefix", "regex", "drop", *names}
+    problems += [f"{key!r} must be our name, as a string (quote names that have dots)" for key in data if key not in known]
+    patterns = tuple((p, new) for p, new in ((_compile(k, v, problems), v) for k, v in tables.get("regex", {}).items()) if p)
+    dropped = tuple(p for p in (_compile(d, "", problems) for d in drops) if p)
+    if problems:
+        raise BadInput(f"key map {path}: {listed(problems)}")
+    return KeyMap(path, names, tables.get("prefix", {}), patterns, dropped)
+
+
+def _strings(key: str, table: object, problems: list[str]) -> dict[str, str]:
+    if isinstance(table, dict) and all(isinstance(v, str) for v in table.values()):
+        return table
+    problems.append(f"{key} must be a table of strings")
+    return {}
+
+
+def _compile(text: str, template: str, problems: list[str]) -> re.Pattern[str] | None:
+    """The pattern, if it compiles and has the groups that the template names."""
+    try:
+        pattern = re.compile(text)
+        re.compile(f"{text}|").fullmatch("").expand(template)  # type: ignore[union-attr]  # the empty branch always matches
+    except (re.error, IndexError) as error:
+        problems.append(f"regular expression {text!r} -> {template!r}: {error}")
+        return None
+    return pattern

@@ -1,0 +1,202 @@
+"""Finding and opening a checkpoint: which files, which configuration, which names. Reads headers, no tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snapgen_deploy.checkpoint.header import TensorInfo
+from snapgen_deploy.checkpoint.keymap import load_key_map
+from snapgen_deploy.checkpoint.listing import listed
+from snapgen_deploy.checkpoint.sources import SafetensorsSource, Source, TorchSource
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.models.config import ModelConfig
+from snapgen_deploy.models.serialise import config_from_dict, config_from_json
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+KEYS = ("snapgen_config", "tokenizer", "license")  # in the header's metadata, or in config.json
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint. `tensors` has our names, whatever the file calls them; nothing is read until `read`."""
+
+    path: Path
+    config: ModelConfig
+    tokenizer: str | None  # the text of tokenizer.json
+    license: str | None
+    tensors: Mapping[str, TensorInfo]
+    files: tuple[Path, ...]  # all that decides what is in it: tensors, then config.json and the key map where used
+    _source: Source = field(repr=False)
+    _foreign: Mapping[str, str] = field(repr=False)  # our name -> the file's
+
+    def read(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """The leading part of size `shape` (all of it when None), in the stored dtype, contiguous, in memory of its own.
+
+        Only the bytes of that part are read from the disk. Raises BadInput where there is no such tensor or part.
+        """
+        info = self.tensors.get(name)
+        if info is None:
+            raise BadInput(f"{self.path}: has no tensor {name!r}")
+        wanted = info.shape if shape is None else shape
+        if len(wanted) != len(info.shape) or any(w > n for w, n in zip(wanted, info.shape, strict=True)):
+            raise BadInput(f"{self.path}: {name!r} has shape {list(info.shape)}, expected at least {list(wanted)}")
+        view = self._source.read(self._foreign[name], wanted)
+        # A copy, since the view keeps the file mapped and would turn into garbage when somebody writes to the file.
+        return torch.empty(view.shape, dtype=view.dtype).copy_(view)
+
+    def sha256(self) -> str:
+        """Hash of the file; where there are several, of their `sha256  name` lines in order."""
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
+        digests = [_file_sha256(path) for path in self.files]
+        if len(digests) == 1:
+            return digests[0]
+        lines = "".join(f"{digest}  {path.name}\n" for digest, path in zip(digests, self.files, strict=True))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def embedded_path() -> Path:
+    """The checkpoint that ships inside the package."""
+    from snapgen_deploy import assets
+
+    return Path(assets.__path__[0]) / "shapes.safetensors"
+
+
+def open_checkpoint(path: Path | None, key_map: Path | None = None) -> Checkpoint:
+    """Open a `.safetensors` file, a directory or index of shards, or a `.pt`/`.pth`; None opens the embedded checkpoint.
+
+    The configuration, tokenizer and licence stand in the header's metadata, or in a `config.json` beside the file under
+    the same keys; the header wins. Raises BadInput with one line on whatever is wrong.
+    """
+    path = embedded_path() if path is None else Path(path)
+    source, index = _locate(path)
+    about, config_file = _about(path, source)
+    rules = load_key_map(key_map) if key_map is not None else None
+    foreign = rules.apply(source.tensors) if rules else {name: name for name in source.tensors}
+    extra = [f for f in (index, config_file, key_map) if f is not None]
+    document = about["snapgen_config"]
+    where = f"{config_file or path}: snapgen_config"
+    return Checkpoint(
+        path=path,
+        config=config_from_json(document, where) if isinstance(document, str) else config_from_dict(document, where),
+        tokenizer=_text(about.get("tokenizer")),
+        license=_text(about.get("license")),
+        tensors={ours: source.tensors[theirs] for ours, theirs in sorted(foreign.items())},
+        files=(*source.files, *extra),
+        _source=source,
+        _foreign=foreign,
+    )
+
+
+def _locate(path: Path) -> tuple[Source, Path | None]:
+    """The tensors behind `path`, and the shard index where there is one."""
+    try:
+        directory, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError) as error:
+        raise BadInput(f"checkpoint {path}: cannot be read ({error})") from None
+    if not exists:
+        raise BadInput(
+            f"checkpoint {path}: no such file or directory; give a .safetensors file, a directory with one, or a .pt"
+        )
+    if directory:
+        return _directory(path)
+    openers: dict[str, Callable[[Path], tuple[Source, Path | None]]] = {
+        ".safetensors": lambda p: (SafetensorsSource.of((p,)), None),
+        ".json": _sharded,
+        ".pt": lambda p: (TorchSource.of(p), None),
+        ".pth": lambda p: (TorchSource.of(p), None),
+    }
+    opener = openers.get(path.suffix.lower())
+    if opener is None:
+        raise BadInput(
+            f"checkpoint {path}: got the suffix '{path.suffix}', expected one of {', '.join(openers)} or a directory"
+        )
+    return opener(path)
+
+
+def _directory(path: Path) -> tuple[Source, Path | None]:
+    if (path / SINGLE).is_file():
+        return SafetensorsSource.of((path / SINGLE,)), None
+    if (path / INDEX).is_file():
+        return _sharded(path / INDEX)
+    raise BadInput(f"checkpoint {path}: the directory has neither {SINGLE} nor {INDEX}; name the checkpoint's file itself")
+
+
+def _sharded(index: Path) -> tuple[Source, Path | None]:
+    """Open the shards that an index names, and check that it and they agree."""
+    data = _json_object(index)
+    owners = data.get("weight_map")
+    if not isinstance(owners, dict) or not owners or not all(isinstance(v, str) for v in owners.values()):
+        raise BadInput(f"{index}: not a shard index: expected an object with 'weight_map', names to files")
+    files = sorted(set(owners.values()))
+    outside = [f for f in files if f in ("", ".", "..") or Path(f).name != f or "\\" in f]
+    if outside:
+        raise BadInput(f"{index}: shards must be plain file names beside the index, got {listed([repr(f) for f in outside])}")
+    missing = [f for f in files if not (index.parent / f).is_file()]
+    if missing:
+        raise BadInput(f"{index}: names shards that are not there: {listed(missing)}; fetch them again")
+    source = SafetensorsSource.of(tuple(index.parent / f for f in files))
+    problems = []
+    for name in sorted(set(owners) | set(source.owner)):
+        said, held = owners.get(name), source.owner.get(name)
+        if held is None:
+            problems.append(f"{name!r} is in no shard, the index says {said}")
+        elif said != held.name:
+            problems.append(f"{name!r} is in {held.name}, the index " + (f"says {said}" if said else "does not name it"))
+    if problems:
+        raise BadInput(f"{index}: index and shards disagree: {listed(problems)}")
+    return source, index
+
+
+def _about(path: Path, source: Source) -> tuple[Mapping[str, Any], Path | None]:
+    """Configuration, tokenizer and licence, and the config.json that they came from (None: from the header)."""
+    if "snapgen_config" in source.metadata:
+        return source.metadata, None
+    beside = (path if path.is_dir() else path.parent) / "config.json"
+    if not beside.is_file():
+        raise BadInput(
+            f"checkpoint {path}: has no configuration: expected 'snapgen_config' in the header's metadata or in {beside}"
+        )
+    data = _json_object(beside)
+    unknown = sorted(set(data) - set(KEYS))
+    if unknown or "snapgen_config" not in data:
+        got = ", ".join(data) or "nothing"
+        raise BadInput(f"{beside}: got the keys {got[:200]}, expected snapgen_config and perhaps {' and '.join(KEYS[1:])}")
+    return data, beside
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"{path}: got a {type(data).__name__}, expected a JSON object")
+    return data
+
+
+def _text(value: object) -> str | None:
+    """A string as it is; an object (a tokenizer written out in config.json) as JSON."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _file_sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None

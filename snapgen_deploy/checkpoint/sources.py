@@ -1,0 +1,179 @@
+"""Where tensors come from: safetensors files (one or many shards) or a PyTorch state dict without code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from snapgen_deploy.checkpoint.header import TensorInfo, read_header
+from snapgen_deploy.checkpoint.listing import listed
+from snapgen_deploy.errors import BadInput
+
+
+class Source(Protocol):
+    """Named tensors on disk."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """What there is, without reading it."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Strings that the files carry about themselves."""
+        ...
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the tensors, in order."""
+        ...
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The leading part of size `shape`, in the stored dtype; may be a view of a memory-mapped file."""
+        ...
+
+
+@dataclass
+class SafetensorsSource:
+    """One or more safetensors files whose headers were checked. Files are mapped on the first read of each."""
+
+    files: tuple[Path, ...]
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    owner: dict[str, Path]
+    _open: dict[Path, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, files: tuple[Path, ...]) -> SafetensorsSource:
+        """Check the headers of `files`; a name in two of them is an error, metadata is the first that has a key."""
+        tensors: dict[str, TensorInfo] = {}
+        owner: dict[str, Path] = {}
+        metadata: dict[str, str] = {}
+        twice = []
+        for path in files:
+            header = read_header(path)
+            for name, info in header.tensors.items():
+                if name in owner:
+                    twice.append(f"{name!r} is in {owner[name].name} and in {path.name}")
+                tensors[name] = info
+                owner.setdefault(name, path)
+            metadata = header.metadata | metadata
+        if twice:
+            raise BadInput(f"{files[0].parent}: tensors duplicated across shards: {listed(twice)}; keep each in one shard")
+        return cls(files, tensors, metadata, owner)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A view of the mapped file: only the pages of the leading part are ever read."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self.owner[name]
+        try:
+            if path not in self._open:
+                self._open[path] = safe_open(str(path), framework="pt")
+            part: Tensor = self._open[path].get_slice(name)[tuple(slice(0, n) for n in shape) or ...]
+        except (SafetensorError, OSError) as error:
+            raise BadInput(f"{path}: tensor {name!r} cannot be read ({error}); fetch or write the file again") from None
+        return part
+
+
+@dataclass
+class TorchSource:
+    """A `.pt` file: tensors mapped from disk. What is no plain tensor has a dtype that names its type."""
+
+    files: tuple[Path, ...]
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    _values: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, path: Path) -> TorchSource:
+        """Open with `weights_only=True`; nested dicts are joined with dots. Code in the file is refused, never run."""
+        values = dict(_flatten(_load_without_code(path), ""))
+        if not values:
+            raise BadInput(f"{path}: holds no tensors; expected a state dict")
+        return cls((path,), {name: _info(value) for name, value in values.items()}, {}, values)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A view of the mapped file."""
+        value = self._values[name]
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+            raise BadInput(f"{self.files[0]}: {name!r} is {self.tensors[name].dtype}, expected a dense tensor")
+        part: Tensor = value.detach()[tuple(slice(0, n) for n in shape)]
+        return part
+
+
+_CODES = {
+    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.bool: "BOOL",
+    torch.int8: "I8", torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
+}  # fmt: skip
+
+
+def _info(value: object) -> TensorInfo:
+    if not isinstance(value, Tensor):
+        return TensorInfo((), f"python {type(value).__name__}", 0)
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        return TensorInfo(tuple(value.shape), "not a dense tensor", 0)
+    code = _CODES.get(value.dtype, str(value.dtype).removeprefix("torch."))
+    return TensorInfo(tuple(value.shape), code, value.numel() * value.element_size())
+
+
+def _flatten(value: object, where: str) -> Iterator[tuple[str, object]]:
+    """Leaves of nested dicts; two that come to one name are an error."""
+    seen: set[str] = set()
+    for name, leaf in _leaves(value, where):
+        if name in seen:
+            raise BadInput(f"tensor {name!r} is in the file twice, once as a nested name; keep one")
+        seen.add(name)
+        yield name, leaf
+
+
+def _leaves(value: object, where: str) -> Iterator[tuple[str, object]]:
+    if not isinstance(value, Mapping):
+        yield where, value
+        return
+    for key, item in value.items():
+        yield from _leaves(item, f"{where}.{key}" if where else str(key))
+
+
+def _load_without_code(path: Path) -> Mapping[str, object]:
+    with _reading(path):
+        with path.open("rb") as file:
+            magic = file.read(4)
+        if magic != b"PK\x03\x04":
+            raise BadInput(
+                f"{path}: not a PyTorch checkpoint: a bare pickle may hold code and is never opened; "
+                "save it with torch.save, or better as safetensors"
+            )
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(loaded, Mapping):
+        raise BadInput(f"{path}: holds a {type(loaded).__name__}, expected a state dict (names to tensors)")
+    return loaded
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What torch.load says of a bad file, as one line."""
+    import pickle
+
+    try:
+        yield
+    except BadInput:
+        raise
+    except pickle.UnpicklingError as error:
+        called = re.search(r"(?:GLOBAL|global)\s+`?([\w.]+)", str(error))
+        what = f" ({called[1]})" if called else ""
+        raise BadInput(
+            f"{path}: holds code{what} beside its tensors and was not executed; save the state dict alone, or as safetensors"
+        ) from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); give a readable checkpoint") from None
+    except Exception as error:  # torch raises a dozen kinds for a damaged zip; none of them may escape as a traceback
+        first = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise BadInput(f"{path}: damaged or not a PyTorch checkpoint ({first}); fetch or write the file again") from None

@@ -1,0 +1,80 @@
+"""Whether a checkpoint holds exactly the tensors that its configuration calls for, with finite values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from snapgen_deploy.checkpoint.listing import listed
+from snapgen_deploy.checkpoint.opener import Checkpoint
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.models.config import ModelConfig
+from snapgen_deploy.models.decoder import TinyDecoder
+from snapgen_deploy.models.dit import ElasticDiT
+from snapgen_deploy.models.text_encoder import TextEncoder
+
+FLOATS = ("F32", "F16", "BF16")
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of a checkpoint with this configuration; built without storage."""
+    with torch.device("meta"):
+        found = {f"student.{n}": tuple(t.shape) for n, t in ElasticDiT(config.student).elastic_state().items()}
+        if config.decoder is not None:
+            found |= {f"decoder.{n}": tuple(t.shape) for n, t in TinyDecoder(config.decoder).state_dict().items()}
+        if config.text_encoder is not None:
+            found |= {f"text_encoder.{n}": tuple(t.shape) for n, t in TextEncoder(config.text_encoder).state_dict().items()}
+    return found
+
+
+def structural_problems(checkpoint: Checkpoint) -> list[str]:
+    """Missing, extra and mis-shaped tensors and wrong dtypes, one line each, from headers alone."""
+    expected = expected_shapes(checkpoint.config)
+    found = [f"missing {n!r}, expected shape {list(expected[n])}" for n in expected if n not in checkpoint.tensors]
+    for name, info in checkpoint.tensors.items():
+        if name not in expected:
+            found.append(f"extra {name!r}, got shape {list(info.shape)}{_component_hint(checkpoint.config, name)}")
+            continue
+        if info.shape != expected[name]:
+            found.append(f"{name!r} got shape {list(info.shape)}, expected {list(expected[name])}")
+        if info.dtype not in FLOATS:
+            found.append(f"{name!r} got dtype {info.dtype}, expected one of {', '.join(FLOATS)}")
+    return found
+
+
+def value_problems(checkpoint: Checkpoint, note: Callable[[str], None] = lambda name: None) -> list[str]:
+    """Tensors with values that are not finite, one line each. Reads all, one tensor at a time; `note` hears each name."""
+    found = []
+    for name, info in checkpoint.tensors.items():
+        if info.dtype in FLOATS:
+            note(name)
+            found += non_finite(name, checkpoint.read(name))
+    return found
+
+
+def non_finite(name: str, tensor: Tensor) -> list[str]:
+    """What is not finite in a tensor: at most one line."""
+    if bool(torch.isfinite(tensor).all()):
+        return []
+    nans, infinite = int(torch.isnan(tensor).sum()), int(torch.isinf(tensor).sum())
+    return [f"{name!r} has {nans} NaN and {infinite} infinite of {tensor.numel()} values"]
+
+
+def validate(checkpoint: Checkpoint, *, values: bool = True) -> None:
+    """Raise one BadInput that lists every problem; without `values` only headers are looked at and no tensor is read."""
+    raise_problems(checkpoint, structural_problems(checkpoint) + (value_problems(checkpoint) if values else []))
+
+
+def raise_problems(checkpoint: Checkpoint, problems: list[str]) -> None:
+    """One BadInput for a list that is not empty."""
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise BadInput(f"checkpoint {checkpoint.path}: {count}: {listed(problems)}")
+
+
+def _component_hint(config: ModelConfig, name: str) -> str:
+    component = name.split(".", 1)[0]
+    absent = component in ("decoder", "text_encoder") and getattr(config, component) is None
+    return f" (the configuration says that there is no {component})" if absent else ""

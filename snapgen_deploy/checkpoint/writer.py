@@ -1,0 +1,130 @@
+"""Writing checkpoints: the same tensors and configuration always give the same bytes.
+
+safetensors' own writer orders metadata by a hash that changes from run to run, so the few bytes of header are written here;
+the files are plain safetensors, and the tests read them with the library.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from snapgen_deploy.checkpoint.opener import INDEX
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.models.config import ModelConfig
+from snapgen_deploy.models.decoder import TinyDecoder
+from snapgen_deploy.models.dit import ElasticDiT
+from snapgen_deploy.models.serialise import config_to_json
+from snapgen_deploy.models.text_encoder import TextEncoder
+
+_CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64"}
+
+
+def checkpoint_state(
+    student: ElasticDiT, decoder: TinyDecoder | None = None, text_encoder: TextEncoder | None = None
+) -> dict[str, Tensor]:
+    """The tensors of the components under their names in a checkpoint."""
+    state = {f"student.{name}": tensor for name, tensor in student.elastic_state().items()}
+    for prefix, module in (("decoder", decoder), ("text_encoder", text_encoder)):
+        if module is not None:
+            state |= {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
+    return state
+
+
+def save_checkpoint(
+    state: Mapping[str, Tensor],
+    config: ModelConfig,
+    path: Path,
+    tokenizer: str | None = None,
+    license: str | None = None,
+) -> None:
+    """Write one safetensors file with the configuration in its header; the file appears whole or not at all."""
+    _write(path, state, _metadata(config, tokenizer, license))
+
+
+def save_sharded(
+    state: Mapping[str, Tensor],
+    config: ModelConfig,
+    directory: Path,
+    max_shard_bytes: int,
+    tokenizer: str | None = None,
+    license: str | None = None,
+) -> list[Path]:
+    """Write `directory` as shards of at most `max_shard_bytes` of data (a larger tensor gets a shard of its own) and an index.
+
+    Every shard carries the metadata. Returns the shards in order.
+    """
+    groups: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for name in sorted(state):
+        size = state[name].numel() * state[name].element_size()
+        if groups[-1] and filled + size > max_shard_bytes:
+            groups.append({})
+            filled = 0
+        groups[-1][name] = state[name]
+        filled += size
+    paths = [directory / f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+    for path, group in zip(paths, groups, strict=True):
+        _write(path, group, _metadata(config, tokenizer, license))
+    total = sum(t.numel() * t.element_size() for t in state.values())
+    owners = {name: path.name for path, group in zip(paths, groups, strict=True) for name in group}
+    index = {"metadata": {"total_size": total}, "weight_map": owners}
+    _replace(directory / INDEX, [json.dumps(index, indent=1, sort_keys=True).encode() + b"\n"])
+    return paths
+
+
+def _metadata(config: ModelConfig, tokenizer: str | None, license: str | None) -> dict[str, str]:
+    optional = {"tokenizer": tokenizer, "license": license}
+    return {"format": "pt", "snapgen_config": config_to_json(config)} | {k: v for k, v in optional.items() if v is not None}
+
+
+def _write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    unknown = [f"{name!r} is {t.dtype}" for name, t in state.items() if t.dtype not in _CODES]
+    if unknown:
+        raise BadInput(f"{path}: cannot be written: {'; '.join(unknown)}; expected floating-point tensors")
+    # Wide elements first, then by name: every tensor is aligned to its element, which lets readers map it.
+    order = sorted(state, key=lambda name: (-state[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    position = 0
+    for name in order:
+        tensor = state[name]
+        end = position + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the specification allows trailing spaces; the data begins aligned
+    _replace(path, [len(text).to_bytes(8, "little"), text, *(state[name] for name in order)])
+
+
+def _replace(path: Path, parts: list[bytes | Tensor]) -> None:
+    """Write beside `path` and rename, so that nobody ever sees half a file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written ({error.strerror}); give a folder that can") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for part in parts:
+                file.write(part if isinstance(part, bytes) else _bytes(part))
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise BadInput(f"{path}: cannot be written ({error.strerror}); make room or give another folder") from None
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return bytes(flat.view(torch.uint8).numpy())

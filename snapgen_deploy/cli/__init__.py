@@ -1,0 +1,58 @@
+"""The command line. Commands import what they need when they run, so that `--help` needs no backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from snapgen_deploy.cli.console import report_error, wants_traceback
+
+
+class _Group(typer.core.TyperGroup):
+    """Turns errors into one line and the documented exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            code = report_error(error, traceback=wants_traceback(ctx))
+            if code is None:
+                raise
+            raise typer.Exit(code) from None
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta["verbose"] = any(a in ("-v", "--verbose") for a in args)
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    name="snapgen-deploy",
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="From a trained elastic diffusion transformer to a verified, app-ready model bundle.\n\n"
+    "Exit codes: 0 done and all gates passed; 1 a gate failed; 2 bad usage or bad input; 3 refused or inconclusive; "
+    "4 a measurement could not be made.",
+)
+
+
+def _register() -> None:
+    from snapgen_deploy.cli import devices, doctor, export, generate, inspect, run_coreml, verify
+
+    app.command("export")(export.export)
+    app.command("devices")(devices.devices)
+    app.command("inspect")(inspect.inspect)
+    app.command("verify")(verify.verify)
+    app.command("doctor")(doctor.doctor)
+    app.command("generate")(generate.generate)
+    app.command("run-coreml")(run_coreml.run_coreml)
+
+
+_register()
+
+
+def main() -> None:
+    """Entry point of the `snapgen-deploy` command."""
+    app()

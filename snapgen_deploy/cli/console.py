@@ -1,0 +1,84 @@
+"""What every command shares: where text goes, how work in progress is shown, how errors end."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback as tracebacks
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from snapgen_deploy.errors import SnapgenError
+
+
+def out() -> Console:
+    """Standard output, for results."""
+    return Console(file=sys.stdout, highlight=False)
+
+
+def err() -> Console:
+    """Standard error, for progress and errors."""
+    return Console(file=sys.stderr, highlight=False)
+
+
+def print_json(data: Any) -> None:
+    """One JSON object on standard output and nothing else."""
+    sys.stdout.write(json.dumps(data, indent=1, sort_keys=True, allow_nan=False, default=str) + "\n")
+
+
+def report_error(error: Exception, *, traceback: bool) -> int | None:
+    """Print an error as one line and return its exit code; None for what click itself must handle."""
+    if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "format_message"):  # the latter: usage errors
+        return None
+    if traceback:
+        tracebacks.print_exception(error, file=sys.stderr)
+    if isinstance(error, SnapgenError):
+        err().print(f"error: {_one_line(error)}", style="red", markup=False, soft_wrap=True)
+        return error.exit_code
+    hint = "" if traceback else "; run again with -v for the traceback"
+    err().print(f"error: {type(error).__name__}: {_one_line(error)}{hint}", style="red", markup=False, soft_wrap=True)
+    return 1
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def wants_traceback(ctx: typer.Context) -> bool:
+    """Whether -v was among the arguments."""
+    return bool(ctx.meta.get("verbose"))
+
+
+Work = Callable[[str], AbstractContextManager[None]]
+
+
+def progress(*, quiet: bool = False) -> Work:
+    """Shows each piece of work with a spinner and a clock, and leaves a line with its time; nothing without a terminal."""
+    console = err()
+    shown = console.is_terminal and not quiet
+
+    @contextmanager
+    def work(what: str) -> Iterator[None]:
+        if not shown:
+            yield
+            return
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        start = time.perf_counter()
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            bar.add_task(what, total=None)
+            yield
+        console.print(f"  [green]✓[/green] {what} [dim]{time.perf_counter() - start:.1f} s[/dim]")
+
+    return work
+
+
+def megabytes(count: float) -> str:
+    """Bytes for people, in decimal units."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

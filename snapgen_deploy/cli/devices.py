@@ -1,0 +1,91 @@
+"""`snapgen-deploy devices`, and the plan as a table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from snapgen_deploy.cli.console import out, print_json
+
+if TYPE_CHECKING:
+    from snapgen_deploy.device_profiles import Figure, Profile
+    from snapgen_deploy.plan import ExportPlan
+
+
+def devices(
+    device: Annotated[str | None, typer.Argument(help="Device id or path of a profile .toml; all when left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
+) -> None:
+    """List the known devices, or show one with the source of every figure."""
+    from snapgen_deploy.device_profiles import load_profile, profile_ids
+
+    profiles = [load_profile(device)] if device else [load_profile(i) for i in profile_ids()]
+    if as_json:
+        print_json({"devices": [asdict(p) for p in profiles]})
+    elif device:
+        _show(profiles[0])
+    else:
+        _list(profiles)
+
+
+def _list(profiles: list[Profile]) -> None:
+    table = Table()
+    for column in ("id", "device", "chip", "memory budget", "latency budget", "targets"):
+        table.add_column(column, no_wrap=column == "id")
+    for p in profiles:
+        targets = ", ".join(f"{t.target} {t.precision}" for t in p.targets)
+        table.add_row(p.id, p.name, p.soc, _short(p.memory_budget), _short(p.latency_budget), targets)
+    out().print(table)
+
+
+def _short(figure: Figure | None) -> str:
+    return f"{figure.value:g} {figure.unit}" if figure else "—"
+
+
+def _show(p: Profile) -> None:
+    console = out()
+    console.print(f"[bold]{p.name}[/bold] ({p.id})   {p.kind}, {p.soc}, {p.os} or newer")
+    if p.notes:
+        console.print(p.notes)
+    targets = Table(title="targets, in order", title_justify="left")
+    for column in ("target", "precision", "layout", "options"):
+        targets.add_column(column)
+    for t in p.targets:
+        targets.add_row(t.target, t.precision, t.layout, ", ".join(f"{k} = {v}" for k, v in t.options.items()) or "—")
+    console.print(targets)
+    figures = Table(title="figures", title_justify="left")
+    for column in ("figure", "value", "status", "source"):
+        figures.add_column(column, overflow="fold")
+    budgets = {"memory budget": p.memory_budget, "latency budget": p.latency_budget}
+    for name, figure in {**budgets, **p.figures}.items():
+        if figure is not None:
+            figures.add_row(name.replace("_", " "), _short(figure), figure.status, figure.source)
+    if p.latency is not None:
+        steps = ", ".join(f"{w} {ms:g} ms" for w, ms in p.latency.step_ms.items())
+        what = f"{p.latency.model} {p.latency.resolution[0]}x{p.latency.resolution[1]}: step {steps}; decoder {p.latency.decoder_ms:g} ms"
+        figures.add_row("latency", what, "published", p.latency.source)
+    console.print(figures)
+
+
+def plan_as_dict(plan: ExportPlan) -> dict[str, Any]:
+    """The plan as plain data."""
+    return asdict(plan) | {"targets": [asdict(t) | {"key": t.key, "options": dict(t.options)} for t in plan.targets]}
+
+
+def render_plan(plan: ExportPlan, console: Console) -> None:
+    """The plan as a table, with the reasons below."""
+    size = f"{plan.resolution[0]}x{plan.resolution[1]} pixels, latent {'x'.join(map(str, plan.latent))}"
+    console.print(f"[bold]{plan.device_name}[/bold]: width [bold]{plan.width}[/bold], {size}")
+    table = Table()
+    for column in ("target", "precision", "layout", "local attention", "options"):
+        table.add_column(column)
+    for t in plan.targets:
+        table.add_row(t.key, t.precision, t.layout, t.form, ", ".join(f"{k} = {v}" for k, v in t.options) or "—")
+    console.print(table)
+    for reason in plan.reasons:
+        console.print(f"  {reason}", style="dim", soft_wrap=True)

@@ -1,0 +1,115 @@
+"""`snapgen-deploy doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from snapgen_deploy.cli.console import out, print_json, progress
+from snapgen_deploy.errors import BadInput
+
+if TYPE_CHECKING:
+    from snapgen_deploy.export.lint import Finding, Placement
+
+_STYLES = {"error": "red", "warning": "yellow", "info": "cyan"}
+
+
+def doctor(
+    bundle_or_package: Annotated[Path, typer.Argument(help="A bundle that `export` wrote, or a Core ML .mlpackage.")],
+    memory_limit: Annotated[
+        float | None, typer.Option(min=0, help="MB that the app may use; from the bundle's device when left out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Reasons, sources, all examples; tracebacks.")] = False,
+) -> None:
+    """Say what keeps Core ML packages off the Neural Engine, why, and how to mend it."""
+    from snapgen_deploy.export.lint import lint_package, read_placement
+
+    packages, limit = _packages(bundle_or_package)
+    if memory_limit is not None:
+        limit = int(memory_limit * 1e6)
+    work = progress(quiet=as_json)
+    reports: dict[str, tuple[tuple[Finding, ...], Placement]] = {}
+    for name, path in packages.items():
+        with work(f"reading {name}"):
+            reports[name] = lint_package(path, memory_limit=limit), read_placement(path)
+    failed = any(f.severity == "error" for findings, _ in reports.values() for f in findings)
+    if as_json:
+        print_json({"path": str(bundle_or_package), "memory_limit": limit, "components": _as_data(reports)})
+    else:
+        for name, (findings, placement) in reports.items():
+            _print(name, findings, placement, verbose)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _packages(path: Path) -> tuple[dict[str, Path], int | None]:
+    """Name -> package for everything to look at, and the device's memory limit in bytes where it is known."""
+    from snapgen_deploy.bundle import open_bundle
+    from snapgen_deploy.export.lint import is_package
+
+    if not path.exists():
+        raise BadInput(f"{path} does not exist; give a bundle directory or a .mlpackage")
+    if is_package(path):
+        return {path.name: path}, None
+    bundle = open_bundle(path)
+    packages = {
+        f"{role} ({key})": artifact.path
+        for key in bundle.targets
+        for role, artifact in bundle.artifacts(key).items()
+        if is_package(artifact.path)
+    }
+    if not packages:
+        raise BadInput(f"{path} holds no Core ML package: its targets are {', '.join(bundle.targets)}")
+    budget = bundle.manifest.get("device", {}).get("memory_budget")
+    return packages, budget if isinstance(budget, int) else None
+
+
+def _as_data(reports: dict[str, tuple[tuple[Finding, ...], Placement]]) -> dict[str, Any]:
+    from snapgen_deploy.export.lint import counts
+
+    return {
+        name: {
+            "counts": counts(findings),
+            "findings": [f.as_dict() for f in findings],
+            "placement": placement.as_dict(),
+        }
+        for name, (findings, placement) in reports.items()
+    }
+
+
+def _print(name: str, findings: tuple[Finding, ...], placement: Placement, verbose: bool) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    console = out()
+    if findings:
+        table = Table(title=name, title_justify="left", title_style="bold", show_lines=True)
+        for column in ("severity", "rule", "count", "example", "mend"):
+            table.add_column(column, justify="right" if column == "count" else "left", overflow="fold")
+        for f in findings:
+            shown = f.examples if verbose else f.examples[:1]
+            example = Text("\n".join(str(e) for e in shown))
+            severity, rule = Text(f.severity, style=_STYLES[f.severity]), Text(f.rule, no_wrap=True)
+            table.add_row(severity, rule, str(f.count), example, Text(f.mend))
+        console.print(table)
+        for f in findings:
+            console.print(Text.assemble((f"{f.rule}: ", "bold"), f.message))
+            if verbose:
+                console.print(Text("\n".join((f"  {f.reason}", *(f"  {source}" for source in f.sources))), style="dim"))
+    else:
+        console.print(Text.assemble((name, "bold"), ": nothing to mend"))
+    console.print(Text.assemble("placement: ", _placement_line(placement)))
+    if verbose:
+        for o in placement.operations:
+            console.print(Text(f"  {o.preferred:14} {o.op} {o.output}"))
+
+
+def _placement_line(placement: Placement) -> str:
+    if placement.status == "not_run":
+        return f"not_run ({placement.reason})"
+    share = placement.neural_engine_share
+    work = "" if share is None else f"; {share:.1%} of the estimated work on the Neural Engine"
+    return ", ".join(f"{n} on {device}" for device, n in placement.devices.items()) + work

@@ -1,0 +1,134 @@
+"""`snapgen-deploy export`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from snapgen_deploy.cli.console import megabytes, out, print_json, progress
+from snapgen_deploy.errors import BadInput
+
+if TYPE_CHECKING:
+    from snapgen_deploy.exporter import Result
+
+
+def export(
+    device: Annotated[str, typer.Option(help="Device id (see `devices`) or path of a profile .toml.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Elastic checkpoint; the embedded one when left out.")] = None,
+    key_map: Annotated[Path | None, typer.Option(help="Renames the keys of a foreign checkpoint.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="NAME or NAME:VARIANT, repeatable; the profile's when left out.")
+    ] = None,
+    width: Annotated[str | None, typer.Option(help="Sub-network; the widest that fits when left out.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Precision for all targets; the profile's when left out.")] = None,
+    resolution: Annotated[str | None, typer.Option(help="Picture size in pixels: N or HEIGHTxWIDTH.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Text file, a prompt a line, for the gates and the preview.")] = None,
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the bundle is written.")] = Path("bundles"),
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all when left out.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is already there.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Take up an interrupted export of the same plan.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
+) -> None:
+    """Export a checkpoint for a device, run what was saved, and write the bundle if every gate held."""
+    from snapgen_deploy.checkpoint import open_checkpoint
+    from snapgen_deploy.cli.devices import plan_as_dict, render_plan
+    from snapgen_deploy.device_profiles import load_profile
+    from snapgen_deploy.plan import make_plan
+
+    profile = load_profile(device)
+    opened = open_checkpoint(checkpoint, key_map)
+    size = parse_resolution(resolution) if resolution else None
+    plan = make_plan(opened.config, profile, width=width, targets=target or (), precision=precision, resolution=size)
+    if dry_run:
+        print_json(plan_as_dict(plan)) if as_json else render_plan(plan, out())
+        return
+    from snapgen_deploy.exporter import Request, run_export
+
+    if not as_json:
+        render_plan(plan, out())
+    chosen = read_prompts(prompts) if prompts else opened.config.prompts or ("no prompt: seeded random text",)
+    many = 4 if plan.resolution[0] * plan.resolution[1] <= 512 * 512 else 1  # a full-scale reference picture takes minutes
+    request = Request(
+        checkpoint, key_map, output_dir, tuple(chosen)[:many], threads or default_threads(), overwrite=overwrite, resume=resume
+    )
+    result = run_export(request, plan, progress(quiet=as_json))
+    if as_json:
+        manifest = result.bundle.manifest
+        print_json(
+            {
+                "bundle": str(result.bundle.path),
+                "peak_bytes": result.peak_bytes,
+                "gates": manifest["gates"],
+                "targets": manifest["targets"],
+            }
+        )
+    else:
+        _print_result(result)
+
+
+def default_threads() -> int:
+    """The processors that this process may use."""
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def parse_resolution(text: str) -> tuple[int, int]:
+    """`1024` or `832x1216` (height x width) -> (height, width)."""
+    parts = text.lower().split("x")
+    if len(parts) in (1, 2) and all(p.isdigit() and int(p) > 0 for p in parts):
+        return int(parts[0]), int(parts[-1])
+    raise BadInput(f"resolution: got '{text}', expected N or HEIGHTxWIDTH in pixels, such as 1024 or 832x1216")
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """The lines of a text file that are not blank."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"prompts file {path} cannot be read ({error}); give a UTF-8 text file with a prompt a line") from None
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise BadInput(f"prompts file {path} is empty; give a prompt a line")
+    return prompts
+
+
+def print_gates(gates: Sequence[dict[str, Any]]) -> None:
+    """A table of gates with their values, limits and verdicts."""
+    from rich.table import Table
+
+    table = Table(title="gates", title_justify="left")
+    for column in ("target", "component", "gate", "value", "limit", "verdict", "detail"):
+        table.add_column(column, justify="right" if column in ("value", "limit") else "left", overflow="fold")
+    colours = {"passed": "green", "failed": "red", "not_run": "yellow"}
+    for g in gates:
+        value = "—" if g["value"] is None else f"{g['value']:.3g}"
+        verdict = f"[{colours[g['verdict']]}]{g['verdict']}[/]"
+        table.add_row(g["target"], g["component"], g["name"], value, f"{g['limit']:g}", verdict, g["detail"])
+    out().print(table)
+
+
+def _print_result(result: Result) -> None:
+    from rich.table import Table
+
+    manifest = result.bundle.manifest
+    table = Table(title="components", title_justify="left")
+    for column in ("target", "component", "precision", "size", "operators", "placement"):
+        table.add_column(column, justify="right" if column in ("size", "operators") else "left")
+    for key in result.bundle.targets:
+        for role, c in manifest["targets"][key]["components"].items():
+            placed = ", ".join(f"{n} {where}" for where, n in c["placement"].items()) or "—"
+            table.add_row(
+                key, role, manifest["targets"][key]["precision"], megabytes(c["bytes"]), str(sum(c["ops"].values())), placed
+            )
+    out().print(table)
+    print_gates(manifest["gates"])
+    ran = sum(g.verdict == "passed" for g in result.gates)
+    idle = sum(g.verdict == "not_run" for g in result.gates)
+    out().print(f"peak memory of a stage {megabytes(result.peak_bytes)}; {ran} gates passed, {idle} not run")
+    out().print(f"bundle: {result.bundle.path}   preview: {result.bundle.path / 'preview.png'}", soft_wrap=True)

@@ -1,0 +1,39 @@
+"""`snapgen-deploy generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from snapgen_deploy.cli.console import out, print_json, progress
+from snapgen_deploy.cli.export import default_threads
+from snapgen_deploy.errors import BadInput
+
+
+def generate(
+    bundle: Annotated[Path, typer.Argument(help="A bundle that `export` wrote.")],
+    prompt: Annotated[str, typer.Option(help="What to draw.")],
+    seed: Annotated[int, typer.Option(min=0, help="Starting noise; the same picture on every target.")] = 0,
+    target: Annotated[str | None, typer.Option(help="NAME or NAME:VARIANT; the first that runs here when left out.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")] = Path("out.png"),
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all when left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
+) -> None:
+    """Draw a picture with a bundle's own files."""
+    from snapgen_deploy.bundle import open_bundle
+    from snapgen_deploy.generator import choose_target, draw, save_png
+
+    opened = open_bundle(bundle)
+    key = choose_target(opened, target)
+    if output.suffix.lower() != ".png" or not output.parent.is_dir():
+        raise BadInput(f"output: got {output}, expected a .png file in a folder that exists")
+    with progress(quiet=as_json)(f"drawing with {key}"):
+        picture = draw(opened, key, prompt, seed, threads or default_threads())
+        save_png(picture, output)
+    if as_json:
+        print_json({"picture": str(output), "target": key, "prompt": prompt, "seed": seed, "size": list(picture.shape[:2])})
+    else:
+        out().print(f"{output}: {picture.shape[1]}x{picture.shape[0]}, {key}, seed {seed}", soft_wrap=True)

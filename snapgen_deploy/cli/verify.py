@@ -1,0 +1,36 @@
+"""`snapgen-deploy verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from snapgen_deploy.cli.console import out, print_json, progress
+from snapgen_deploy.cli.export import default_threads, print_gates
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A bundle that `export` wrote.")],
+    hashes_only: Annotated[bool, typer.Option("--hashes-only", help="Check the files' hashes and run nothing.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all when left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
+) -> None:
+    """Check that a bundle is what was exported, and run its gates again from its files and test vectors."""
+    from snapgen_deploy.bundle import check_hashes, open_bundle
+    from snapgen_deploy.verifier import rerun_gates
+
+    opened = open_bundle(bundle)
+    check_hashes(opened)
+    gates = () if hashes_only else rerun_gates(opened, threads or default_threads(), progress(quiet=as_json))
+    data = [g.as_dict() for g in gates]
+    if as_json:
+        print_json({"bundle": str(bundle), "hashes": "passed", "gates": data})
+    else:
+        out().print(f"{bundle}: every file is what was exported", soft_wrap=True)
+        if gates:
+            print_gates(data)
+    if any(g.verdict == "failed" for g in gates):
+        raise typer.Exit(1)

@@ -1,0 +1,67 @@
+"""From a checkpoint and a plan to the networks that a target exports: sliced, rewritten, with named ports."""
+
+from __future__ import annotations
+
+import torch
+
+from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.elastic import load_decoder, load_student, load_text_encoder
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.base import ROLES, Component, Layout, Port, Role
+from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.plan import ExportPlan, TargetPlan
+from snapgen_deploy.sparse import OpForm, rewrite_decoder, rewrite_student, rewrite_text_encoder
+
+
+def roles_of(config: ModelConfig) -> tuple[Role, ...]:
+    """The components that a checkpoint of this configuration holds, in the order in which a picture uses them."""
+    there = {"student": True, "decoder": config.decoder is not None, "text_encoder": config.text_encoder is not None}
+    return tuple(role for role in ROLES if there[role])
+
+
+def build_component(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, role: Role) -> Component:
+    """Load one component at the plan's width and rewrite it for the target's layout and kernel form."""
+    inputs, outputs, doc = ports_of(checkpoint.config, plan, role)
+    layout: Layout = "channels" if target.layout == "channels" else "token"
+    # onnxruntime fuses whole norms; the delegates of phones take them only spelled out.
+    ops: OpForm = "native" if target.target == "onnx" else "spelled"
+    latent = (plan.latent[1], plan.latent[2])
+    if role == "student":
+        module = rewrite_student(load_student(checkpoint, plan.width), latent, layout=layout, form=target.form, ops=ops)
+    elif role == "decoder":
+        module = rewrite_decoder(load_decoder(checkpoint), latent, layout=layout)
+    else:
+        module = rewrite_text_encoder(load_text_encoder(checkpoint), layout=layout, ops=ops)
+    example = tuple(torch.zeros(p.shape, dtype=torch.int32) if p.dtype == "int32" else torch.ones(p.shape) for p in inputs)
+    return Component(role, module.eval(), inputs, outputs, example, doc)
+
+
+def ports_of(config: ModelConfig, plan: ExportPlan, role: Role) -> tuple[tuple[Port, ...], tuple[Port, ...], str]:
+    """Inputs, outputs and a one-line description of a component."""
+    latent_shape = (1, *plan.latent)
+    latent = Port("latent", latent_shape, "float32", "latent, normalised per channel; standard normal noise at the first step")
+    if role == "student":
+        features = Port(
+            "time_features",
+            (1, config.student.time_features),
+            "float32",
+            "features of the noise level, from the bundle's schedule",
+        )
+        text = []
+        for s in config.student.text_streams:
+            text.append(Port(s.name, (1, s.length, s.dim), "float32", f"embeddings of the text stream '{s.name}'"))
+            text.append(Port(f"{s.name}_mask", (1, s.length), "float32", "1 where there is a token, 0 at padding"))
+        velocity = Port(
+            "velocity", latent_shape, "float32", "noise minus picture; next latent = latent + (next - sigma) * velocity"
+        )
+        return (latent, features, *text), (velocity,), f"one denoising step, sub-network '{plan.width}'"
+    if role == "decoder":
+        picture = Port("picture", (1, 3, *plan.resolution), "float32", "red, green, blue in -1 ... 1 (clamp before use)")
+        return (latent,), (picture,), "latent to picture"
+    encoder = config.text_encoder
+    if encoder is None:
+        raise BadInput("this checkpoint has no text encoder")
+    tokens = Port("tokens", (1, encoder.length), "int32", "token ids from tokenizer.json, padded")
+    mask = Port("mask", (1, encoder.length), "float32", "1 where there is a token, 0 at padding")
+    out = Port(encoder.stream, (1, encoder.length, encoder.width), "float32", "token embeddings")
+    return (tokens, mask), (out,), "prompt tokens to embeddings"

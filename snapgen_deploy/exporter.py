@@ -1,0 +1,190 @@
+"""The main job: checkpoint and plan in, verified bundle out. Each stage runs in its own process and is named as it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from snapgen_deploy import __version__
+from snapgen_deploy.bundle import Bundle, Staging, open_bundle, staging, write_manifest
+from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint, validate
+from snapgen_deploy.child import run_in_child
+from snapgen_deploy.components import build_component, roles_of
+from snapgen_deploy.errors import BadInput, GateFailed
+from snapgen_deploy.export.base import Role
+from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.gates import Checked, Gate, check_target, failed, placement_gates
+from snapgen_deploy.manifest import build_manifest
+from snapgen_deploy.plan import ExportPlan, TargetPlan
+from snapgen_deploy.preview import write_preview
+from snapgen_deploy.reference import ReferenceVectors, make_vectors, schedule_of
+from snapgen_deploy.resume import Exported, forget, read_record, write_record
+
+# Names one piece of work while it runs, e.g. as a line with a spinner and a clock.
+Progress = Callable[[str], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an export wrote."""
+
+    bundle: Bundle
+    gates: tuple[Gate, ...]
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """Where to read from and to write to."""
+
+    checkpoint: Path | None
+    key_map: Path | None
+    output_dir: Path
+    prompts: tuple[str, ...]
+    threads: int
+    overwrite: bool = False
+    resume: bool = False
+
+
+def bundle_name(config_name: str, plan: ExportPlan) -> str:
+    """Directory name of a bundle."""
+    return f"{config_name}-{plan.device}"
+
+
+def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result:
+    """Export, run what was saved, hold it against the reference, and publish the bundle only if every gate held."""
+    checkpoint = open_checkpoint(request.checkpoint, request.key_map)
+    with progress("checking the checkpoint"):
+        validate(checkpoint)
+    final = request.output_dir / bundle_name(checkpoint.config.name, plan)
+    key = _plan_key(checkpoint, plan)
+    with staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage:
+        _check_space(stage.root, checkpoint, plan)
+        with progress(f"drawing {len(request.prompts)} reference pictures"):
+            vectors, peak = run_in_child("reference", _reference, request, plan)
+        exported: dict[str, dict[Role, Exported]] = {}
+        checks: dict[str, Checked] = {}
+        for target in plan.targets:
+            parts = {role: _export_one(request, plan, target, role, stage, progress) for role in roles_of(checkpoint.config)}
+            exported[target.key] = parts = _arrange(parts, target, checkpoint, stage)
+            artifacts = {role: part.artifact for role, part in parts.items()}
+            with progress(f"{target.key}: running what was saved"):
+                arguments = (
+                    target.key,
+                    target.precision,
+                    artifacts,
+                    checkpoint.config,
+                    schedule_of(checkpoint.config),
+                    vectors,
+                )
+                checks[target.key], used = run_in_child(f"{target.key} check", check_target, *arguments, request.threads)
+            peak = max(peak, used, *(part.peak_bytes for part in parts.values()))
+        gates = [g for check in checks.values() for g in check.gates]
+        for target_key, parts in exported.items():
+            gates += placement_gates(target_key, {role: part.description for role, part in parts.items()})
+        bad = failed(gates)
+        if bad:
+            lines = "; ".join(
+                f"{g.target} {g.component} {g.name} = {g.value:.3g}, limit {g.limit:g} {g.detail}".strip() for g in bad
+            )
+            raise GateFailed(f"{len(bad)} of {len(gates)} gates failed, no bundle was written: {lines}")
+        with progress("writing the bundle"):
+            _write_common(stage.root, checkpoint, vectors, checks)
+            described = {k: {r: (p.artifact, p.description) for r, p in parts.items()} for k, parts in exported.items()}
+            versions = {k: _versions(parts) for k, parts in exported.items()}
+            write_manifest(stage.root, build_manifest(stage.root, checkpoint, plan, vectors, described, versions, gates))
+            stage.publish(request.overwrite)
+    return Result(open_bundle(final), tuple(gates), peak)
+
+
+def _versions(parts: Mapping[Role, Exported]) -> dict[str, str]:
+    return {name: version for part in parts.values() for name, version in part.versions.items()}
+
+
+def _plan_key(checkpoint: Checkpoint, plan: ExportPlan) -> str:
+    """Content key of an export: the same key means the same bytes."""
+    text = json.dumps([__version__, checkpoint.sha256(), asdict(plan)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_space(root: Path, checkpoint: Checkpoint, plan: ExportPlan) -> None:
+    """Refuse before work starts when the disk cannot hold the bundle: 4 bytes a parameter and target is an upper bound."""
+    elements = sum(math.prod(t.shape) for t in checkpoint.tensors.values())
+    needed = 4 * elements * len(plan.targets)
+    free = shutil.disk_usage(root).free
+    if free < needed:
+        raise BadInput(
+            f"the disk of {root.parent} has {free / 1e9:.2f} GB free, the bundle may need {needed / 1e9:.2f} GB; "
+            "free space or choose another place with --output-dir"
+        )
+
+
+def _reference(request: Request, plan: ExportPlan) -> ReferenceVectors:
+    """In a child process: the test vectors."""
+    import torch
+
+    torch.set_num_threads(request.threads)
+    return make_vectors(open_checkpoint(request.checkpoint, request.key_map), plan, request.prompts)
+
+
+def _export_one(
+    request: Request, plan: ExportPlan, target: TargetPlan, role: Role, stage: Staging, progress: Progress
+) -> Exported:
+    """One component in one child process; an interrupted run's finished component is taken from its record."""
+    directory = stage.root / target.key.replace(":", "-")
+    done = read_record(stage.root, target.key, role)
+    if done is not None:
+        return done
+    with progress(f"{target.key}: exporting the {role.replace('_', ' ')}"):
+        exported, peak = run_in_child(f"{target.key} {role}", _export_in_child, request, plan, target, role, directory)
+    exported = replace(exported, peak_bytes=peak)
+    if stage.keep:
+        write_record(stage.root, exported)
+    return exported
+
+
+def _export_in_child(request: Request, plan: ExportPlan, target_plan: TargetPlan, role: Role, directory: Path) -> Exported:
+    """In a child process: load, slice, rewrite, export, and read the file back."""
+    import torch
+
+    torch.set_num_threads(request.threads)
+    checkpoint = open_checkpoint(request.checkpoint, request.key_map)
+    target, variant = target_of(target_plan.key)
+    component = build_component(checkpoint, plan, target_plan, role)
+    directory.mkdir(parents=True, exist_ok=True)
+    options = {name: value for name, value in target_plan.options if name != "folders"}  # the layout comes afterwards
+    artifact = target.export(component, variant, target_plan.precision, directory, options)
+    return Exported(artifact, target.describe(artifact.path), target.versions(), 0)
+
+
+def _arrange(parts: dict[Role, Exported], target: TargetPlan, checkpoint: Checkpoint, stage: Staging) -> dict[Role, Exported]:
+    """The folder layout that the profile asks for; only `diffusers` differs from one flat folder a target."""
+    if dict(target.options).get("folders") != "diffusers":
+        return parts
+    from snapgen_deploy.export.optimum_layout import arrange
+
+    root = stage.root / target.key.replace(":", "-")
+    moved = arrange(root, {r: p.artifact for r, p in parts.items()}, checkpoint.config, checkpoint.tokenizer)
+    return {role: replace(part, artifact=moved[role]) for role, part in parts.items()}
+
+
+def _write_common(root: Path, checkpoint: Checkpoint, vectors: ReferenceVectors, checks: Mapping[str, Checked]) -> None:
+    """What all targets share: tokenizer, test vectors, preview."""
+    from safetensors.numpy import save_file
+
+    from snapgen_deploy.pipeline import to_bytes
+
+    forget(root)
+    if checkpoint.tokenizer:
+        (root / "tokenizer.json").write_text(checkpoint.tokenizer, encoding="utf-8")
+    save_file(vectors.arrays, root / "test_vectors.safetensors", {"format": "np", "prompts": json.dumps(vectors.prompts)})
+    if "picture" in vectors.arrays:
+        columns = {"reference": [to_bytes(p[None]) for p in vectors.arrays["picture"]]}
+        columns |= {key: list(check.pictures) for key, check in checks.items() if check.pictures}
+        write_preview(root / "preview.png", vectors.prompts, columns)

@@ -1,0 +1,186 @@
+"""Gates: an exported file is good when running it, from disk, in a fresh process, agrees with the reference.
+
+A gate that could not run says `not_run` and why; it never counts as passed. Comparisons read `if not value <= limit`, so
+that not-a-number fails.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from snapgen_deploy.export.base import Artifact, Description, Role, Runner
+from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.pipeline import Pipeline, Schedule, to_bytes
+from snapgen_deploy.reference import ReferenceVectors
+
+Verdict = Literal["passed", "failed", "not_run"]
+
+PSNR_CAP = 200.0  # dB; stands for "equal", JSON has no infinity
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a precision is held to: largest relative error of a component, least PSNR of the final picture in dB."""
+
+    error: float
+    psnr: float
+
+
+# fp32 artifacts differ from the reference only by the order of summation. fp16 has 11 significant bits, 5e-4 per operation.
+LIMITS: dict[str, Limits] = {"fp32": Limits(1e-4, 60.0), "fp16": Limits(2e-2, 40.0)}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One check of one target: `value` against `limit`."""
+
+    target: str
+    component: str  # a role, or "pipeline" for the whole picture
+    name: str
+    value: float | None
+    limit: float
+    verdict: Verdict
+    detail: str = ""  # unit or reason
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest; values to three significant digits, so that a rerun writes the same."""
+        data = asdict(self)
+        if self.value is not None:
+            data["value"] = float(f"{self.value:.3g}") if math.isfinite(self.value) else None
+        return data
+
+
+def at_most(target: str, component: str, name: str, value: float, limit: float, detail: str = "") -> Gate:
+    """Passed when value <= limit; NaN fails."""
+    return Gate(target, component, name, value, limit, "failed" if not value <= limit else "passed", detail)
+
+
+def at_least(target: str, component: str, name: str, value: float, limit: float, detail: str = "") -> Gate:
+    """Passed when value >= limit; NaN fails."""
+    return Gate(target, component, name, value, limit, "failed" if not value >= limit else "passed", detail)
+
+
+def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
+    """||got - expected|| / ||expected||, Euclidean over all elements, in double precision."""
+    if got.shape != expected.shape:
+        return math.nan
+    difference = np.linalg.norm((got.astype(np.float64) - expected.astype(np.float64)).ravel())
+    return float(difference / max(np.linalg.norm(expected.astype(np.float64).ravel()), 1e-12))
+
+
+def psnr(got: np.ndarray, expected: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of two pictures in -1 ... 1, both clamped: 10 log10(2^2 / MSE)."""
+    mse = float(np.mean((np.clip(got, -1, 1).astype(np.float64) - np.clip(expected, -1, 1).astype(np.float64)) ** 2))
+    if mse == 0:
+        return PSNR_CAP
+    return min(10 * math.log10(4 / mse), PSNR_CAP) if mse > 0 else math.nan
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Gates of one target, and the pictures (H, W, 3) that its files drew, one per prompt."""
+
+    gates: tuple[Gate, ...]
+    pictures: tuple[np.ndarray, ...]
+
+
+def check_target(
+    key: str,
+    precision: str,
+    artifacts: Mapping[Role, Artifact],
+    config: ModelConfig,
+    schedule: Schedule,
+    vectors: ReferenceVectors,
+    threads: int,
+) -> Checked:
+    """Open the saved files of one target and hold them against the test vectors."""
+    target, variant = target_of(key)
+    limits = LIMITS[precision]
+    reason = target.unavailable(variant)
+    if reason is not None:
+        skipped = [Gate(key, role, "relative_error", None, limits.error, "not_run", reason) for role in artifacts]
+        return Checked((*skipped, Gate(key, "pipeline", "psnr", None, limits.psnr, "not_run", reason)), ())
+    runners = {role: target.open(artifact.path, threads=threads) for role, artifact in artifacts.items()}
+    gates = [
+        at_most(
+            key,
+            role,
+            "relative_error",
+            _component_error(role, runner, config, schedule, vectors),
+            limits.error,
+            "largest over prompts and steps",
+        )
+        for role, runner in runners.items()
+    ]
+    pictures, worst = _draw(runners, config, schedule, vectors)
+    gates.append(at_least(key, "pipeline", "psnr", worst, limits.psnr, f"dB, least of {len(vectors.prompts)} pictures"))
+    return Checked(tuple(gates), tuple(pictures))
+
+
+def _component_error(role: Role, runner: Runner, config: ModelConfig, schedule: Schedule, vectors: ReferenceVectors) -> float:
+    """Largest relative error over all test vectors of a component, each fed with the reference's inputs."""
+    a = vectors.arrays
+    errors: list[float] = []
+    for i in range(len(vectors.prompts)):
+        row = slice(i, i + 1)
+        if role == "text_encoder" and config.text_encoder is not None:
+            stream = config.text_encoder.stream
+            out = runner({"tokens": a["tokens"][row], "mask": a["mask"][row]})[stream]
+            errors.append(relative_error(out, a[f"student.{stream}"][row]))
+        elif role == "decoder":
+            errors.append(relative_error(runner({"latent": a["latent"][row]})["picture"], a["picture"][row]))
+        elif role == "student":
+            for step in range(len(schedule.sigmas) - 1):
+                x = {
+                    "latent": a["student.latents"][i, step][None],
+                    "time_features": schedule.features(step),
+                    **vectors.text(i, config),
+                }
+                errors.append(relative_error(runner(x)["velocity"], a["student.velocities"][i, step][None]))
+    # max() skips NaN depending on its place; numpy's does not.
+    return float(np.max(errors)) if errors else math.nan
+
+
+def _draw(
+    runners: Mapping[Role, Runner], config: ModelConfig, schedule: Schedule, vectors: ReferenceVectors
+) -> tuple[list[np.ndarray], float]:
+    """Every prompt drawn by the saved files alone; the least PSNR against the reference (of latents without a decoder)."""
+    a = vectors.arrays
+    shape = a["noise"].shape[1:]
+    pipeline = Pipeline(runners, schedule, (shape[0], shape[1], shape[2]))
+    pictures, values = [], []
+    for i in range(len(vectors.prompts)):
+        row = slice(i, i + 1)
+        text = vectors.text(i, config)
+        if "text_encoder" in runners:
+            text.update(pipeline.encode(a["tokens"][row], a["mask"][row]))
+        latent = pipeline.denoise(a["noise"][row], text)
+        if "decoder" not in runners:
+            values.append(psnr(latent / 4, a["latent"][row] / 4))  # latents are standard normal: 4 covers them
+            continue
+        picture = pipeline.decode(latent)
+        values.append(psnr(picture, a["picture"][row]))
+        pictures.append(to_bytes(np.nan_to_num(picture)))
+    return pictures, float(np.min(values))
+
+
+def placement_gates(key: str, descriptions: Mapping[Role, Description]) -> list[Gate]:
+    """Nothing over tokens or pixels outside the delegate: operators that a target left to slow portable code."""
+    gates = []
+    for role, description in descriptions.items():
+        if role != "text_encoder" and description.placement:
+            left = sum(description.portable_ops.values())
+            names = ", ".join(sorted(description.portable_ops))
+            gates.append(at_most(key, role, "operators_outside_delegate", float(left), 0.0, names))
+    return gates
+
+
+def failed(gates: Sequence[Gate]) -> list[Gate]:
+    """The gates that did not hold."""
+    return [g for g in gates if g.verdict == "failed"]

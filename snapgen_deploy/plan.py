@@ -1,0 +1,228 @@
+"""The export plan: which sub-network, which targets, which forms, and why.
+
+Memory figures are estimates: bytes of the weights at the target's precision, and the largest activations of one layer.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from snapgen_deploy.device_profiles import KNOWN_TARGETS, Profile, ProfileTarget
+from snapgen_deploy.errors import BadInput, Refused
+from snapgen_deploy.models.config import ModelConfig
+
+WEIGHT_BYTES = {"fp32": 4, "fp16": 2}
+
+# Kernel form of the local attention per target. Measured for 4096 tokens, 16 heads, B = 16, r = 1, fp32, on two x86-64
+# threads: loop 58 ms against batched 74 and per head 64 in onnxruntime 1.31; 139 against 164 and 141 in ExecuTorch 1.4.1
+# (XNNPACK). On the Neural Engine attention per head follows Apple's "Deploying Transformers on the Apple Neural Engine".
+FORMS = {"onnx": "loop", "executorch": "loop", "coreml": "per_head"}
+
+
+@dataclass(frozen=True)
+class TargetPlan:
+    """How one target of the plan is exported."""
+
+    target: str  # e.g. "executorch"
+    variant: str  # e.g. "xnnpack"; "" where the target has none
+    precision: str  # e.g. "fp32"
+    layout: str  # "token" or "channels"
+    form: str  # kernel form of the local attention: "loop", "batched" or "per_head"
+    options: tuple[tuple[str, str], ...] = ()  # e.g. (("deployment", "iOS18"),)
+
+    @property
+    def key(self) -> str:
+        """`name` or `name:variant`, as on the command line."""
+        return f"{self.target}:{self.variant}" if self.variant else self.target
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """Everything that decides what an export writes."""
+
+    device: str
+    device_name: str
+    width: str
+    reasons: tuple[str, ...]  # why this width and these targets, a line each
+    targets: tuple[TargetPlan, ...]
+    resolution: tuple[int, int]  # picture height, width in pixels
+    latent: tuple[int, int, int]  # channels, height, width
+    memory_bytes: int  # estimated peak of weights and activations on the device, over the targets
+    memory_budget: int | None  # bytes; None where the profile has no figure
+    latency_ms: float | None  # of one picture; None where the profile has no basis for this model and size
+    latency_budget_ms: float | None
+
+
+def make_plan(
+    config: ModelConfig,
+    profile: Profile,
+    *,
+    width: str | None = None,
+    targets: Sequence[str] = (),
+    precision: str | None = None,
+    resolution: tuple[int, int] | None = None,
+) -> ExportPlan:
+    """Pick the widest sub-network that fits the device's memory and, where there is a basis, its latency.
+
+    A width, targets, a precision or a resolution that the user names win over the profile's; Refused (exit 3) when the
+    named width, or every width, does not fit the memory. BadInput for names that are not known and inadmissible sizes.
+    """
+    size = resolution or config.resolution
+    latent = _latent(config, size)
+    chosen = [_target(t, precision) for t in _targets(profile, targets)]
+    widths = sorted(config.student.widths, key=lambda w: -config.student.widths[w])
+    if width is not None and width not in widths:
+        raise BadInput(f"the checkpoint has no width '{width}': it has {', '.join(widths)}")
+    judged = [_judge(config, profile, w, chosen, latent, size) for w in widths]
+    if width is None:
+        fitting = [j for j in judged if not j.obstacles]
+        if not fitting:
+            raise Refused(f"no width of {config.name} fits {profile.name}: {'; '.join(j.line for j in judged)}")
+        pick, asked = fitting[0], []
+    else:
+        pick = next(j for j in judged if j.width == width)
+        asked = [f"width {width} was asked for"]
+        if any("memory" in o for o in pick.obstacles):
+            raise Refused(f"{pick.line} on {profile.name}; choose a narrower width, a smaller --resolution or another device")
+    return ExportPlan(
+        device=profile.id,
+        device_name=profile.name,
+        width=pick.width,
+        reasons=(*asked, *(j.line for j in judged)),
+        targets=tuple(chosen),
+        resolution=size,
+        latent=latent,
+        memory_bytes=pick.memory,
+        memory_budget=round(profile.memory_budget.si) if profile.memory_budget else None,
+        latency_ms=pick.latency_ms,
+        latency_budget_ms=profile.latency_budget.si * 1e3 if profile.latency_budget else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Judged:
+    width: str
+    memory: int
+    latency_ms: float | None
+    obstacles: tuple[str, ...]
+    line: str
+
+
+def _judge(
+    config: ModelConfig,
+    profile: Profile,
+    width: str,
+    targets: Iterable[TargetPlan],
+    latent: tuple[int, int, int],
+    size: tuple[int, int],
+) -> _Judged:
+    """One width against the budgets, with its figures in a line."""
+    weight_bytes = max(WEIGHT_BYTES[t.precision] for t in targets)
+    memory = estimate_memory(config, width, latent, size, weight_bytes)
+    obstacles: list[str] = []
+    said = [f"memory {memory / 1e9:.3g} GB (estimate)"]
+    if profile.memory_budget is not None:
+        said[0] += f" of {profile.memory_budget.si / 1e9:g} GB"
+        if not memory <= profile.memory_budget.si:
+            obstacles.append("memory")
+    basis, latency = profile.latency, None
+    applies = basis is not None and basis.model == config.name and basis.resolution == size
+    if basis is not None and applies and width in basis.step_ms:
+        latency = config.steps * basis.step_ms[width] + basis.decoder_ms
+        said.append(f"{latency / 1e3:.3g} s a picture (published)")
+        if profile.latency_budget is not None and not latency <= profile.latency_budget.si * 1e3:
+            obstacles.append(f"latency over {profile.latency_budget.si:g} s")
+    elif applies:
+        said.append("no published latency at this width")
+        obstacles.append("latency not known")
+    else:
+        said.append("no latency figure for this model and size on this device")
+    verdict = f"does not fit ({', '.join(obstacles)})" if obstacles else "fits"
+    return _Judged(width, memory, latency, tuple(obstacles), f"{width} {verdict}: {', '.join(said)}")
+
+
+def estimate_memory(
+    config: ModelConfig, width: str, latent: tuple[int, int, int], size: tuple[int, int], weight_bytes: int
+) -> int:
+    """Estimated peak bytes: all weights, and the larger of the student's and the decoder's largest activations.
+
+    Student: the residual stream, the FFN's inner map, and one head group's scores against the compressed keys; N tokens,
+    hidden width D: N * (2 D + 4 D) + g * N * N/4 elements. Decoder: three maps of its widest block at full resolution.
+    Activations count 4 bytes an element.
+    """
+    import torch
+
+    from snapgen_deploy.models import DiT, TextEncoder, TinyDecoder
+
+    with torch.device("meta"):
+        parts = [DiT(config.student, width)]
+        parameters = sum(p.numel() for p in parts[0].parameters())
+        if config.decoder is not None:
+            parameters += sum(p.numel() for p in TinyDecoder(config.decoder).parameters())
+        if config.text_encoder is not None:
+            parameters += sum(p.numel() for p in TextEncoder(config.text_encoder).parameters())
+    rows, cols = config.student.grid(latent[1], latent[2])
+    tokens, hidden = rows * cols, config.student.hidden_at(width)
+    student = tokens * hidden * (2 + max(config.student.ffn_ratios)) + config.student.kv_group * tokens * (tokens // 4)
+    decoder = 3 * config.decoder.channels[-1] * config.decoder.expand * size[0] * size[1] if config.decoder else 0
+    return parameters * weight_bytes + 4 * max(student, decoder)
+
+
+def _latent(config: ModelConfig, size: tuple[int, int]) -> tuple[int, int, int]:
+    """The latent of a picture size, or BadInput that names the nearest admissible sizes."""
+    factor = config.student.latent_factor
+    if all(side % factor == 0 for side in size) and not config.student.grid_problems(size[0] // factor, size[1] // factor):
+        return config.student.latent_channels, size[0] // factor, size[1] // factor
+    near = nearest_sizes(config, size)
+    raise BadInput(
+        f"resolution {size[0]}x{size[1]} does not fit latent factor {factor}, patch {config.student.patch} and "
+        f"{config.student.blocks} blocks; the nearest that do are {', '.join(f'{h}x{w}' for h, w in near)}"
+    )
+
+
+def nearest_sizes(config: ModelConfig, size: tuple[int, int], count: int = 3) -> list[tuple[int, int]]:
+    """Admissible picture sizes nearest to `size`."""
+    unit = config.student.latent_factor * config.student.patch * 2
+    spans = [[unit * max(1, side // unit + d) for d in range(-4, 6)] for side in size]
+    factor = config.student.latent_factor
+    sound = {(h, w) for h in spans[0] for w in spans[1] if not config.student.grid_problems(h // factor, w // factor)}
+    return sorted(sound, key=lambda s: (abs(s[0] - size[0]) + abs(s[1] - size[1]), s))[:count]
+
+
+def _targets(profile: Profile, wanted: Sequence[str]) -> list[ProfileTarget]:
+    """The profile's targets, or those asked for; a bare name takes the profile's variant, else the target's first."""
+    if not wanted:
+        return list(profile.targets)
+    found = []
+    for text in dict.fromkeys(wanted):
+        name, _, variant = text.partition(":")
+        if name not in KNOWN_TARGETS:
+            near = difflib.get_close_matches(name, KNOWN_TARGETS, n=1) or list(KNOWN_TARGETS)
+            raise BadInput(f"unknown target '{name}': did you mean {' or '.join(near)}?")
+        variants = KNOWN_TARGETS[name]
+        if variant and variant not in variants:
+            raise BadInput(f"target {name} has no variant '{variant}': expected one of {', '.join(variants) or 'none'}")
+        ours = [t for t in profile.targets if t.target == text or (not variant and t.target.split(":")[0] == name)]
+        if ours:
+            found.append(ours[0])
+        else:
+            key = f"{name}:{variant or variants[0]}" if variants else name
+            coreml = name == "coreml"
+            found.append(ProfileTarget(key, "fp16" if coreml else "fp32", "channels" if coreml else "token", {}))
+    return found
+
+
+def _target(target: ProfileTarget, precision: str | None) -> TargetPlan:
+    name, _, variant = target.target.partition(":")
+    plan = TargetPlan(name, variant, target.precision, target.layout, FORMS[name], tuple(sorted(target.options.items())))
+    if precision is None:
+        return plan
+    if precision not in WEIGHT_BYTES:
+        raise BadInput(f"unknown precision '{precision}': expected one of {', '.join(WEIGHT_BYTES)}")
+    if precision == "fp16" and name != "coreml":
+        raise BadInput(
+            f"target {target.target} has no precision '{precision}': it offers fp32; name fp16 targets with --target"
+        )
+    return replace(plan, precision=precision)

@@ -1,0 +1,46 @@
+"""preview.png: what the exported files drew, beside the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+CELL = 192  # pixels a side in the grid
+MARGIN = 8
+CAPTION = 18
+
+
+def write_preview(path: Path, prompts: Sequence[str], columns: Mapping[str, Sequence[np.ndarray]]) -> None:
+    """A grid, one row a prompt and one column a runtime; pictures (H, W, 3) of unsigned bytes."""
+    font = ImageFont.load_default(12)
+    width = MARGIN + len(columns) * (CELL + MARGIN)
+    height = CAPTION + MARGIN + len(prompts) * (CELL + CAPTION + MARGIN)
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for c, (title, pictures) in enumerate(columns.items()):
+        x = MARGIN + c * (CELL + MARGIN)
+        draw.text((x, 4), title, fill="black", font=font)
+        for r, picture in enumerate(pictures):
+            y = CAPTION + MARGIN + r * (CELL + CAPTION + MARGIN)
+            sheet.paste(_fit(picture), (x, y))
+    for r, prompt in enumerate(prompts):
+        y = CAPTION + MARGIN + r * (CELL + CAPTION + MARGIN) + CELL + 2
+        draw.text((MARGIN, y), _clip(draw, prompt, font, width - 2 * MARGIN), fill="black", font=font)
+    sheet.save(path, format="PNG", optimize=False)
+
+
+def _fit(picture: np.ndarray) -> Image.Image:
+    image = Image.fromarray(picture)
+    scale = CELL / max(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+
+
+def _clip(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    if draw.textlength(text, font=font) <= width:
+        return text
+    while text and draw.textlength(text + "…", font=font) > width:
+        text = text[:-1]
+    return text + "…"

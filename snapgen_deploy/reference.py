@@ -1,0 +1,105 @@
+"""The reference's own pictures, kept as test vectors: inputs and expected outputs of every component."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.elastic import load_decoder, load_student, load_text_encoder
+from snapgen_deploy.export.base import Arrays, Role, Runner
+from snapgen_deploy.models import ModelConfig, sigmas
+from snapgen_deploy.pipeline import Pipeline, Schedule, Trace, noise_for, tokenize
+from snapgen_deploy.plan import ExportPlan
+
+
+@dataclass(frozen=True)
+class ReferenceVectors:
+    """Stacked over P prompts: what the reference was given and what it returned."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    arrays: Arrays
+
+    def text(self, index: int, config: ModelConfig) -> Arrays:
+        """The student's text inputs of one prompt."""
+        names = [n for s in config.student.text_streams for n in (s.name, f"{s.name}_mask")]
+        return {n: self.arrays[f"student.{n}"][index : index + 1] for n in names}
+
+
+def schedule_of(config: ModelConfig) -> Schedule:
+    """The few-step schedule of a checkpoint."""
+    return Schedule(sigmas(config.steps, config.shift), config.shift, config.student.time_features)
+
+
+def reference_runners(checkpoint: Checkpoint, width: str) -> dict[Role, Runner]:
+    """The fp32 reference networks as functions of named arrays."""
+    config = checkpoint.config
+    student = load_student(checkpoint, width)
+    streams = [s.name for s in config.student.text_streams]
+
+    def run_student(x: Mapping[str, np.ndarray]) -> Arrays:
+        t = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in x.items()}
+        text = {s: t[s] for s in streams}
+        mask = {s: t[f"{s}_mask"] for s in streams}
+        with torch.inference_mode():
+            return {"velocity": student(t["latent"], t["time_features"], text, mask).numpy()}
+
+    runners: dict[Role, Runner] = {"student": run_student}
+    if config.decoder is not None:
+        decoder = load_decoder(checkpoint)
+
+        def run_decoder(x: Mapping[str, np.ndarray]) -> Arrays:
+            with torch.inference_mode():
+                return {"picture": decoder(torch.from_numpy(x["latent"])).numpy()}
+
+        runners["decoder"] = run_decoder
+    if config.text_encoder is not None:
+        encoder, stream = load_text_encoder(checkpoint), config.text_encoder.stream
+
+        def run_encoder(x: Mapping[str, np.ndarray]) -> Arrays:
+            with torch.inference_mode():
+                return {stream: encoder(torch.from_numpy(x["tokens"]), torch.from_numpy(x["mask"])).numpy()}
+
+        runners["text_encoder"] = run_encoder
+    return runners
+
+
+def make_vectors(checkpoint: Checkpoint, plan: ExportPlan, prompts: Sequence[str]) -> ReferenceVectors:
+    """Draw each prompt with the reference, seed i for prompt i, and keep every component's inputs and outputs.
+
+    Text streams that the checkpoint has no encoder for get seeded standard normal embeddings.
+    """
+    config = checkpoint.config
+    pipeline = Pipeline(reference_runners(checkpoint, plan.width), schedule_of(config), plan.latent)
+    rows: dict[str, list[np.ndarray]] = {}
+    for seed, prompt in enumerate(prompts):
+        row: Arrays = {}
+        text = _random_text(config, seed)
+        if config.text_encoder is not None and checkpoint.tokenizer:
+            row["tokens"], row["mask"] = tokenize(checkpoint.tokenizer, prompt, config.text_encoder.length)
+            text.update(pipeline.encode(row["tokens"], row["mask"]))
+        row.update({f"student.{name}": value for name, value in text.items()})
+        trace = Trace()
+        row["noise"] = noise_for(seed, plan.latent)
+        row["latent"] = pipeline.denoise(row["noise"], text, trace)
+        row["student.latents"] = np.stack(trace.latents, axis=1)  # (1, steps, C, h, w)
+        row["student.velocities"] = np.stack(trace.velocities, axis=1)  # (1, steps, C, h, w)
+        if config.decoder is not None:
+            row["picture"] = pipeline.decode(row["latent"])
+        for name, value in row.items():
+            rows.setdefault(name, []).append(value)
+    arrays = {name: np.concatenate(values) for name, values in sorted(rows.items())}
+    return ReferenceVectors(tuple(prompts), tuple(range(len(prompts))), arrays)
+
+
+def _random_text(config: ModelConfig, seed: int) -> Arrays:
+    rng = np.random.default_rng(seed)
+    out: Arrays = {}
+    for s in config.student.text_streams:
+        out[s.name] = rng.standard_normal((1, s.length, s.dim), dtype=np.float32)
+        out[f"{s.name}_mask"] = np.ones((1, s.length), dtype=np.float32)
+    return out

@@ -1,0 +1,59 @@
+"""Records of finished components, so that `export --resume` takes up an interrupted run where it stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from snapgen_deploy.bundle import sha256_of
+from snapgen_deploy.export.base import Artifact, Description, Role
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One component of one target, as its process left it."""
+
+    artifact: Artifact
+    description: Description
+    versions: dict[str, str]
+    peak_bytes: int
+
+
+def record_path(root: Path, target_key: str, role: Role) -> Path:
+    """Where the record of a component lies while a bundle is built."""
+    return root / f".{target_key.replace(':', '-')}-{role}.done"
+
+
+def write_record(root: Path, exported: Exported) -> None:
+    """Remember a finished component with the hashes of its files."""
+    artifact = exported.artifact
+    data = {
+        "path": artifact.path.relative_to(root).as_posix(),
+        "files": {p.relative_to(root).as_posix(): sha256_of(p) for p in artifact.files},
+        "description": asdict(exported.description),
+        "versions": exported.versions,
+        "peak_bytes": exported.peak_bytes,
+    }
+    record_path(root, artifact.target, artifact.role).write_text(json.dumps(data), encoding="utf-8")
+
+
+def read_record(root: Path, target_key: str, role: Role) -> Exported | None:
+    """The finished component, or None where there is none or its files are not what was recorded."""
+    path = record_path(root, target_key, role)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        files = {root / name: digest for name, digest in data["files"].items()}
+        if any(not p.is_file() or sha256_of(p) != digest for p, digest in files.items()):
+            return None
+        artifact = Artifact(target_key, role, root / data["path"], tuple(files))
+        description = Description(**data["description"] | {"notes": tuple(data["description"]["notes"])})
+        return Exported(artifact, description, data["versions"], data["peak_bytes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def forget(root: Path) -> None:
+    """Remove all records: they are no part of a bundle."""
+    for record in root.glob(".*.done"):
+        record.unlink()

@@ -1,0 +1,118 @@
+"""The decoder in forms that a phone's delegate takes whole; both layouts keep images as (B, C, H, W)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snapgen_deploy.models.decoder import Level, ResidualBlock, TinyDecoder
+
+UpsampleForm = Literal["native", "transposed"]
+
+
+class ImageGroupNorm(nn.Module):
+    """GroupNorm of an image in means over space: of each channel, then of a group's channels by a grouped 1x1 convolution.
+
+    Only means are taken, of values that are centred first: sums over a megapixel map would overflow half precision.
+    """
+
+    average: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, source: nn.GroupNorm) -> None:
+        super().__init__()
+        self.groups, self.eps = source.num_groups, source.eps
+        members = source.num_channels // source.num_groups
+        self.register_buffer("average", torch.full((source.num_channels, members, 1, 1), 1.0 / members))
+        self.register_buffer("weight", source.weight.detach().view(1, -1, 1, 1))
+        self.register_buffer("bias", source.bias.detach().view(1, -1, 1, 1))
+
+    def group_mean(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 1, 1), the same for all channels of a group."""
+        return F.conv2d(x.mean((2, 3), keepdim=True), self.average, groups=self.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        x = x - self.group_mean(x)  # (B, C, H, W)
+        scale = (self.group_mean(x * x) + self.eps).rsqrt() * self.weight  # (B, C, 1, 1)
+        return x * scale + self.bias
+
+
+class ImageBlock(nn.Module):
+    """`models.decoder.ResidualBlock`."""
+
+    def __init__(self, source: ResidualBlock) -> None:
+        super().__init__()
+        self.depthwise1, self.expand, self.depthwise2 = source.depthwise1, source.expand, source.depthwise2
+        self.norm, self.project, self.shortcut = ImageGroupNorm(source.norm), source.project, source.shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, H, W)."""
+        y = self.norm(self.depthwise2(self.expand(self.depthwise1(x))))  # (B, in*expand, H, W)
+        out: Tensor = self.shortcut(x) + self.project(y * y.sigmoid())
+        return out
+
+
+class NearestDoubling(nn.Module):
+    """Nearest 2x upsampling, by its own operation or as a transposed convolution.
+
+    XNNPACK takes no nearest upsampling, but it takes transposed convolutions. Its grouped one is slow: with a dense kernel
+    (the identity over channels at each of the 2x2 positions) the doubling took an eighth of the time at 32 channels and
+    256 x 256 (measured, executorch 1.4.1 on x86-64; concatenations took twice the dense kernel's time).
+    """
+
+    kernel: Tensor
+
+    def __init__(self, channels: int, form: UpsampleForm) -> None:
+        super().__init__()
+        self.form = form
+        if form == "transposed":
+            self.register_buffer("kernel", torch.eye(channels)[:, :, None, None].repeat(1, 1, 2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        if self.form == "native":
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return F.conv_transpose2d(x, self.kernel, stride=2)
+
+
+class ImageLevel(nn.Module):
+    """`models.decoder.Level`."""
+
+    def __init__(self, source: Level, upsample: UpsampleForm) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(ImageBlock(b) for b in source.blocks if isinstance(b, ResidualBlock))
+        self.doubling = NearestDoubling(source.up.out_channels, upsample) if source.up is not None else None
+        self.up = source.up
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', 2H, 2W), or (B, C, H, W) at the last level."""
+        for block in self.blocks:
+            x = block(x)
+        return x if self.up is None or self.doubling is None else self.up(self.doubling(x))
+
+
+class ImageDecoder(nn.Module):
+    """`models.TinyDecoder` with the latent's normalisation as an operation of its own."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, source: TinyDecoder, upsample: UpsampleForm) -> None:
+        super().__init__()
+        self.register_buffer("mean", source.mean)
+        self.register_buffer("std", source.std)
+        self.first, self.last = source.first, source.last
+        self.levels = nn.ModuleList(ImageLevel(level, upsample) for level in source.levels if isinstance(level, Level))
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Normalised latent (B, C, h, w) -> picture (B, 3, f*h, f*w)."""
+        x = self.first(latent * self.std + self.mean)  # (B, c0, h, w)
+        for level in self.levels:
+            x = level(x)
+        picture: Tensor = self.last(x)
+        return picture

@@ -1,0 +1,66 @@
+"""The embedded checkpoint's tokenizer: whole words, stored as a Hugging Face `tokenizers` file (tokenizer.json)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from snapgen_deploy.errors import BadInput
+
+PAD, BOS, EOS, UNKNOWN = "[PAD]", "[BOS]", "[EOS]", "[UNK]"
+
+
+class WordTokenizer:
+    """Prompt -> padded word numbers and mask."""
+
+    def __init__(self, text: str) -> None:
+        """`text` is the content of a tokenizer.json file."""
+        try:
+            self._tokenizer = Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception
+            raise BadInput(f"the tokenizer is not a tokenizer.json of the `tokenizers` library: {error}") from error
+        self._unknown = self._tokenizer.token_to_id(UNKNOWN)
+        pad = self._tokenizer.token_to_id(PAD)
+        self._pad = 0 if pad is None else pad
+
+    @classmethod
+    def from_words(cls, words: Sequence[str]) -> WordTokenizer:
+        """A tokenizer whose vocabulary is the special tokens and these words, in this order."""
+        vocabulary = {word: i for i, word in enumerate([PAD, BOS, EOS, UNKNOWN, *words])}
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+        tokenizer.normalizer = normalizers.Lowercase()
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        specials = [(BOS, vocabulary[BOS]), (EOS, vocabulary[EOS])]
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A {EOS}", special_tokens=specials)
+        return cls(tokenizer.to_str())
+
+    @property
+    def size(self) -> int:
+        """Number of words, special ones included."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def words(self) -> list[str]:
+        """The vocabulary without its special tokens, in order of their numbers."""
+        vocabulary = self._tokenizer.get_vocab()
+        return [w for w in sorted(vocabulary, key=vocabulary.__getitem__) if w not in (PAD, BOS, EOS, UNKNOWN)]
+
+    def to_json(self) -> str:
+        """The tokenizer.json text, with sorted keys."""
+        return json.dumps(json.loads(self._tokenizer.to_str()), sort_keys=True)
+
+    def encode(self, prompt: str, length: int) -> tuple[list[int], list[int]]:
+        """Word numbers padded to `length` and a mask with 1 = token; raises BadInput for unknown words or a long prompt."""
+        encoding = self._tokenizer.encode(prompt)
+        numbers = list(encoding.ids)
+        unknown = [prompt[a:b] for n, (a, b) in zip(numbers, encoding.offsets, strict=True) if n == self._unknown]
+        if unknown:
+            listed = ", ".join(dict.fromkeys(repr(w) for w in unknown))
+            raise BadInput(
+                f"the prompt has words that the checkpoint does not know: {listed}; it knows: {' '.join(self.words())}"
+            )
+        if len(numbers) > length:
+            raise BadInput(f"the prompt has {len(numbers)} tokens, at most {length} fit; shorten it")
+        padding = length - len(numbers)
+        return numbers + [self._pad] * padding, [1] * len(numbers) + [0] * padding

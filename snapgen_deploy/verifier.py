@@ -1,0 +1,44 @@
+"""Runs a finished bundle's gates again, from its own files and test vectors; the checkpoint is not needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from snapgen_deploy.bundle import Bundle
+from snapgen_deploy.child import run_in_child
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.gates import Gate, check_target, placement_gates
+from snapgen_deploy.reference import ReferenceVectors
+
+
+def rerun_gates(bundle: Bundle, threads: int, progress: Callable[[str], AbstractContextManager[None]]) -> tuple[Gate, ...]:
+    """All gates of all targets, each target in a fresh process."""
+    vectors = read_vectors(bundle)
+    gates: list[Gate] = []
+    for key in bundle.targets:
+        artifacts = bundle.artifacts(key)
+        with progress(f"{key}: running the bundle's files"):
+            arguments = (key, bundle.precision(key), artifacts, bundle.config, bundle.schedule, vectors, threads)
+            checked, _ = run_in_child(f"{key} check", check_target, *arguments)
+            gates += checked.gates
+            target, _ = target_of(key)
+            gates += placement_gates(key, {role: target.describe(a.path) for role, a in artifacts.items()})
+    return tuple(gates)
+
+
+def read_vectors(bundle: Bundle) -> ReferenceVectors:
+    """The test vectors that the bundle ships."""
+    from safetensors import SafetensorError, safe_open
+
+    path = bundle.path / "test_vectors.safetensors"
+    try:
+        with safe_open(path, framework="np") as file:
+            prompts = json.loads(file.metadata()["prompts"])
+            names = list(file.keys())
+            arrays = {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read ({error}); export the bundle again") from None
+    return ReferenceVectors(tuple(prompts), tuple(bundle.manifest["seeds"]), arrays)

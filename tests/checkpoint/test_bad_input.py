@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from snapgen_deploy.checkpoint import open_checkpoint, save_checkpoint, save_sharded, validate
+from snapgen_deploy.elastic import load_student
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.models.serialise import config_from_dict, config_to_dict
+from tests.checkpoint.cases import refused, tiny_config
+
+
+def split(path: Path) -> tuple[dict[str, Any], bytes]:
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def join(path: Path, header: bytes, data: bytes) -> None:
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    refused(lambda: open_checkpoint(tmp_path / "none.safetensors"), "none.safetensors", "no such file")
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"hello, this is no checkpoint at all", b"\x02" + bytes(7) + b"[]"])
+def test_not_safetensors(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.safetensors").write_bytes(content)
+    refused(lambda: open_checkpoint(tmp_path / "a.safetensors"), "a.safetensors")
+
+
+@pytest.mark.parametrize("keep", [4, 100, -1, -1000])
+def test_truncated(saved: Path, keep: int) -> None:
+    saved.write_bytes(saved.read_bytes()[:keep])
+    refused(lambda: open_checkpoint(saved), "truncated")
+
+
+Lie = Callable[[dict[str, Any], str, str], None]
+
+
+def overlap(h: dict[str, Any], a: str, b: str) -> None:
+    width = h[b]["data_offsets"][1] - h[b]["data_offsets"][0]
+    h[b]["data_offsets"] = [h[a]["data_offsets"][0], h[a]["data_offsets"][0] + width]
+
+
+LIES: dict[str, tuple[Lie, str]] = {
+    "shape": (lambda h, a, b: h[a].update(shape=[7, 7]), "takes 196"),
+    "dtype": (lambda h, a, b: h[a].update(dtype="F128"), "F128"),
+    "half the size": (lambda h, a, b: h[a].update(dtype="F16"), "F16 of shape"),
+    "negative": (lambda h, a, b: h[a].update(shape=[-1, 4]), "expected at most 8 counts"),
+    "backwards": (lambda h, a, b: h[a].update(data_offsets=[8, 0]), "spans -8"),
+    "huge": (lambda h, a, b: h[a].update(shape=[10**30], data_offsets=[0, 4 * 10**30]), "truncated"),
+    "overlap": (overlap, "overlaps"),
+    "hole": (lambda h, a, b: h.pop(a), "bytes of no tensor"),
+    "not an object": (lambda h, a, b: h.update({a: 3}), "exactly dtype, shape and data_offsets"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_lying_header(saved: Path, lie: str) -> None:
+    header, data = split(saved)
+    order = sorted((n for n in header if n != "__metadata__"), key=lambda n: header[n]["data_offsets"])
+    change, expected = LIES[lie]
+    change(header, order[0], order[3])
+    join(saved, json.dumps(header).encode(), data)
+    refused(lambda: open_checkpoint(saved), "header is wrong", expected)
+
+
+def test_trailing_bytes_and_double_names(saved: Path) -> None:
+    header, data = split(saved)
+    join(saved, json.dumps(header).encode(), data + b"1234")
+    refused(lambda: open_checkpoint(saved), "4 bytes after the last tensor")
+    name = next(n for n in header if n != "__metadata__")
+    text = json.dumps(header)[:-1] + f", {json.dumps(name)}: {json.dumps(header[name])}}}"
+    join(saved, text.encode(), data)
+    refused(lambda: open_checkpoint(saved), name, "twice")
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.floats(0, 0.999), value=st.integers(0, 255), cut=st.booleans())
+def test_damage_never_escapes_as_another_error(saved: Path, tmp_path: Path, position: float, value: int, cut: bool) -> None:
+    """One byte of the header changed, or the file cut: it opens, or it is refused as bad input."""
+    data = bytearray(saved.read_bytes())
+    at = int(position * (len(data) if cut else int.from_bytes(data[:8], "little") + 8))
+    data[at] = value
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(bytes(data[:at]) if cut else bytes(data))
+    with contextlib.suppress(BadInput):
+        validate(open_checkpoint(damaged))
+
+
+class Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_pickles_with_code_are_never_executed(tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+    (tmp_path / "config.json").write_text(json.dumps({"snapgen_config": config_to_dict(tiny_config())}))
+    torch.save({"x": torch.ones(2), "y": Bomb(mark)}, tmp_path / "zip.pt")
+    torch.save({"y": Bomb(mark)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps({"y": Bomb(mark)}))
+    (tmp_path / "bare.safetensors").write_bytes(pickle.dumps({"y": Bomb(mark)}))
+    message = refused(lambda: open_checkpoint(tmp_path / "zip.pt"), "holds code", "not executed")
+    assert "mkdir" in message
+    refused(lambda: open_checkpoint(tmp_path / "old.pt"), "never opened")
+    refused(lambda: open_checkpoint(tmp_path / "bare.pth"), "never opened")
+    refused(lambda: open_checkpoint(tmp_path / "bare.safetensors"), "pickle")
+    assert not mark.exists()
+    torch.load(tmp_path / "zip.pt", weights_only=False)  # the bomb is live: what we refused would have run
+    assert mark.exists()
+
+
+def test_all_problems_of_the_tensors_in_one_line(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    names = [n for n in state if n.startswith("student.") and state[n].dim() == 2][:4]
+    state.pop(names[0])
+    state[names[1]] = state[names[1]][:-1].clone()
+    state[names[2]] = state[names[2]].clone().index_fill_(0, torch.tensor([0]), float("nan"))
+    state[names[3]] = state[names[3]].clone().index_fill_(0, torch.tensor([0]), float("inf"))
+    state["student.surplus"] = torch.ones(3)
+    state["decoder.last.bias"] = state["decoder.last.bias"].long()
+    save_checkpoint(state, tiny_config(), tmp_path / "x.safetensors")
+    checkpoint = open_checkpoint(tmp_path / "x.safetensors")
+    count = state[names[2]].shape[1]
+    refused(
+        lambda: validate(checkpoint), "6 problems", f"missing {names[0]!r}", f"{names[1]!r} got shape", "expected [",
+        f"{names[2]!r} has {count} NaN", f"{names[3]!r} has 0 NaN and", "extra 'student.surplus'", "dtype I64",
+    )  # fmt: skip
+    refused(lambda: load_student(checkpoint, "full"), names[0], names[2])
+
+
+def test_long_lists_are_cut(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    save_checkpoint(state | {f"student.x{i}": torch.ones(1) for i in range(50)}, tiny_config(), tmp_path / "x.safetensors")
+    refused(lambda: validate(open_checkpoint(tmp_path / "x.safetensors")), "50 problems", "and 30 more")
+
+
+def shard_problem(tmp_path: Path, state: dict[str, Tensor], change: Callable[[dict[str, Any], list[Path]], None]) -> Path:
+    shards = save_sharded(state, tiny_config(), tmp_path, 100_000)
+    index = tmp_path / "model.safetensors.index.json"
+    data = json.loads(index.read_text())
+    change(data["weight_map"], shards)
+    index.write_text(json.dumps(data))
+    return tmp_path
+
+
+def test_shards_that_disagree(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    first = sorted(state)[0]
+    path = shard_problem(tmp_path / "wrong", state, lambda m, s: m.update({first: s[-1].name}))
+    refused(lambda: open_checkpoint(path), first, "the index says")
+    path = shard_problem(tmp_path / "gone", state, lambda m, s: s[1].unlink())
+    refused(lambda: open_checkpoint(path), "not there", "model-00002")
+    path = shard_problem(tmp_path / "outside", state, lambda m, s: m.update({first: "../x.safetensors"}))
+    refused(lambda: open_checkpoint(path), "plain file names")
+    path = shard_problem(tmp_path / "unlisted", state, lambda m, s: m.pop(first))
+    refused(lambda: open_checkpoint(path), first, "does not name it")
+
+    def twice(m: dict[str, Any], s: list[Path]) -> None:
+        last = {n: state[n] for n, f in m.items() if f == s[-1].name}
+        save_checkpoint(last | {first: state[first]}, tiny_config(), s[-1])
+
+    refused(lambda: open_checkpoint(shard_problem(tmp_path / "twice", state, twice)), "duplicated across shards", first)
+
+
+def test_configuration_problems_in_one_line() -> None:
+    data = config_to_dict(tiny_config())
+    data["student"]["hiden"] = 3
+    del data["student"]["patch"]
+    data["steps"] = True
+    data["student"]["attention"] = ["assa", "sparse", "assa"]
+    refused(lambda: config_from_dict(data), "unknown key student.hiden", "missing key student.patch", "steps: got true",
+            "student.attention[1]")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "expected"),
+    [
+        ("student", "kv_group", 0, "kv_group: got 0"),
+        ("student", "depths", [1, 10**9, 1], "depths[1]"),
+        ("student", "widths", {"full": float("nan")}, "widths[full]"),
+        ("student", "widths", {"a.b": 1.0}, "letters"),
+        ("student", "text_streams", [{"name": "latent", "dim": 16, "length": 6}], "is taken"),
+        ("decoder", "latent_channels", 8, "the student has 4"),
+        ("decoder", "latent_std", [1.0, 0.0, 1.0, 1.0], "latent_std[1]"),
+        ("decoder", "groups", 7, "does not divide"),
+        ("text_encoder", "stream", "other", "streams are text"),
+        ("text_encoder", "width", 32, "takes 6 x 16"),
+    ],
+)
+def test_inadmissible_configurations(section: str, key: str, value: object, expected: str) -> None:
+    data = config_to_dict(tiny_config())
+    data[section][key] = value
+    refused(lambda: config_from_dict(data), expected)
+
+
+def test_no_configuration(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    torch.save(state, tmp_path / "a.pt")
+    refused(lambda: open_checkpoint(tmp_path / "a.pt"), "config.json")
+    (tmp_path / "config.json").write_text('{"hidden_size": 3}')
+    refused(lambda: open_checkpoint(tmp_path / "a.pt"), "hidden_size", "expected snapgen_config")

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint, save_checkpoint, save_sharded, validate
+from snapgen_deploy.elastic import load_decoder, load_student, load_text_encoder, widths_of
+from snapgen_deploy.models import PRESETS, ElasticDiT
+from snapgen_deploy.models.serialise import config_from_json, config_to_dict, config_to_json
+from tests.checkpoint.cases import refused, tiny_config
+
+
+def same(checkpoint: Checkpoint, state: dict[str, Tensor]) -> bool:
+    return set(checkpoint.tensors) == set(state) and all(torch.equal(checkpoint.read(n), t) for n, t in state.items())
+
+
+def test_one_file(saved: Path, state: dict[str, Tensor]) -> None:
+    checkpoint = open_checkpoint(saved)
+    assert (checkpoint.config, checkpoint.tokenizer, checkpoint.license) == (tiny_config(), '{"version": "1.0"}', "Apache-2.0")
+    assert same(checkpoint, state)
+    validate(checkpoint)
+
+
+def test_the_library_reads_it(saved: Path, state: dict[str, Tensor]) -> None:
+    with safe_open(str(saved), framework="pt") as file:
+        assert set(file.keys()) == set(state)
+        assert all(torch.equal(file.get_tensor(n), t) for n, t in state.items())
+
+
+def test_same_bytes_every_time(saved: Path, state: dict[str, Tensor], tmp_path: Path) -> None:
+    again = tmp_path / "again.safetensors"
+    save_checkpoint(dict(reversed(state.items())), tiny_config(), again, '{"version": "1.0"}', "Apache-2.0")
+    assert again.read_bytes() == saved.read_bytes()
+    assert open_checkpoint(again).sha256() == open_checkpoint(saved).sha256()
+
+
+def test_shards(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    shards = save_sharded(state, tiny_config(), tmp_path, 60_000)
+    assert len(shards) > 3
+    for path in (tmp_path, tmp_path / "model.safetensors.index.json"):
+        assert same(open_checkpoint(path), state)
+    validate(open_checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_torch_file_with_config_beside(tmp_path: Path, state: dict[str, Tensor], nested: bool) -> None:
+    torch.save({"student": {n[8:]: t for n, t in state.items() if n.startswith("student.")}} | {
+        n: t for n, t in state.items() if not n.startswith("student.")
+    } if nested else state, tmp_path / "a.pt")  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps({"snapgen_config": config_to_dict(tiny_config()), "license": "MIT"}))
+    checkpoint = open_checkpoint(tmp_path / "a.pt")
+    assert same(checkpoint, state)
+    assert checkpoint.license == "MIT"
+
+
+@pytest.mark.parametrize("width", ["tiny", "small", "full"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_slices_are_the_elastic_networks(
+    tmp_path: Path, model: tuple[ElasticDiT, dict[str, Tensor]], width: str, dtype: torch.dtype
+) -> None:
+    elastic, state = model
+    save_checkpoint({n: t.to(dtype) for n, t in state.items()}, tiny_config(), tmp_path / "x.safetensors")
+    student = load_student(open_checkpoint(tmp_path / "x.safetensors"), width)
+    expected = {n: t.to(dtype).float() for n, t in elastic.sliced(width).items()}
+    got = student.state_dict()
+    assert set(got) == set(expected)
+    assert all(t.dtype == torch.float32 and torch.equal(t, expected[n]) for n, t in got.items())
+    assert not student.training
+
+
+def test_decoder_and_text_encoder(saved: Path, state: dict[str, Tensor]) -> None:
+    checkpoint = open_checkpoint(saved)
+    before = torch.random.get_rng_state()
+    decoder, encoder = load_decoder(checkpoint), load_text_encoder(checkpoint)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(t, state[f"decoder.{n}"]) for n, t in decoder.state_dict().items())
+    assert all(torch.equal(t, state[f"text_encoder.{n}"]) for n, t in encoder.state_dict().items())
+    assert decoder.mean.flatten().tolist() == [0.5, 0.0, -0.5, 1.0]
+    assert decoder(torch.zeros(1, 4, 2, 2)).shape == (1, 3, 16, 16)
+
+
+def test_absent_components(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    config = dataclasses.replace(tiny_config(), decoder=None, text_encoder=None)
+    path = tmp_path / "x.safetensors"
+    save_checkpoint({n: t for n, t in state.items() if n.startswith("student.")}, config, path)
+    checkpoint = open_checkpoint(path)
+    validate(checkpoint)
+    refused(lambda: load_decoder(checkpoint), "no decoder")
+    refused(lambda: load_text_encoder(checkpoint), "no text encoder")
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_configuration_round_trip(preset: str) -> None:
+    config = PRESETS[preset]()
+    assert config_from_json(config_to_json(config)) == config
+
+
+def test_a_width_without_tensors(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    path = tmp_path / "x.safetensors"
+    save_checkpoint({n: t for n, t in state.items() if not n.endswith("@tiny")}, tiny_config(), path)
+    checkpoint = open_checkpoint(path)
+    assert widths_of(checkpoint) == ("small", "full")
+    for width in ("tiny", "huge"):
+        refused(lambda w=width: load_student(checkpoint, w), repr(width), "small, full")
+
+
+READ_A_CORNER = """
+import resource, sys
+from pathlib import Path
+from snapgen_deploy.checkpoint import open_checkpoint
+checkpoint = open_checkpoint(Path(sys.argv[1]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+part = checkpoint.read("student.big", (256, 2048))
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert part.shape == (256, 2048) and part.is_contiguous() and part.untyped_storage().nbytes() == 256 * 2048 * 4
+print((after - before) * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+def test_slices_read_only_their_bytes(tmp_path: Path) -> None:
+    """A sparse file that claims 512 MB: reading 2 MB of it may not cost more than a few times that."""
+    rows, bytes_all = 65536, 65536 * 2048 * 4
+    entry = {"dtype": "F32", "shape": [rows, 2048], "data_offsets": [0, bytes_all]}
+    header = json.dumps({"__metadata__": {"snapgen_config": config_to_json(tiny_config())}, "student.big": entry}).encode()
+    path = tmp_path / "big.safetensors"
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + bytes_all)
+    run = subprocess.run([sys.executable, "-c", READ_A_CORNER, str(path)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 64e6 < bytes_all / 8

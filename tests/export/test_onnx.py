@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.base import Artifact, Component, Port
+from snapgen_deploy.export.onnx import Onnx
+from tests.export.onnx_cases import Double, decoder, double, rewritten, student, text_encoder
+
+onnx = pytest.importorskip("onnx")
+TARGET = Onnx()
+LIMIT = 1e-5
+
+
+def export(component: Component, directory: Path, options: Mapping[str, str] | None = None) -> Artifact:
+    return TARGET.export(component, "cpu", "fp32", directory, options or {})
+
+
+def arrays(component: Component) -> dict[str, np.ndarray]:
+    return {p.name: t.numpy() for p, t in zip(component.inputs, component.example, strict=True)}
+
+
+def error(component: Component, path: Path) -> float:
+    """Largest difference of the saved file from the module, relative to the largest output."""
+    got = TARGET.open(path, threads=1)(arrays(component))
+    with torch.no_grad():
+        expected = component.module(*component.example).numpy()
+    assert list(got) == [p.name for p in component.outputs]
+    values = got[component.outputs[0].name]
+    assert values.shape == expected.shape
+    return float(np.abs(values - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("make", [student, rewritten, decoder, text_encoder])
+def test_a_saved_component_computes_what_its_module_does(make, tmp_path):
+    component = make()
+    artifact = export(component, tmp_path)
+    assert artifact.path == tmp_path / f"{component.role}.onnx"
+    assert artifact.files == (artifact.path,)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [artifact.path.name]
+    assert error(component, artifact.path) <= LIMIT
+
+
+def test_file_names_documents_and_types_its_ports(tmp_path):
+    component = text_encoder()
+    model = onnx.load(str(export(component, tmp_path).path))
+    for values, ports in ((model.graph.input, component.inputs), (model.graph.output, component.outputs)):
+        assert [v.name for v in values] == [p.name for p in ports]
+        assert [v.doc_string for v in values] == [p.doc for p in ports]
+        assert [tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values] == [p.shape for p in ports]
+    assert model.opset_import[0].version >= 20
+    assert model.doc_string == component.doc
+
+
+def test_licence_and_author_are_kept_in_the_file(tmp_path):
+    artifact = export(double(), tmp_path, {"license": "Apache-2.0", "author": "shapes", "folders": "diffusers"})
+    stated = {p.key: p.value for p in onnx.load(str(artifact.path)).metadata_props}
+    assert stated == {"snapgen_graph": "as exported", "license": "Apache-2.0", "author": "shapes"}
+
+
+@pytest.mark.parametrize("options", [{}, {"optimize": "optimum"}, {"external_data_bytes": "0"}])
+def test_file_holds_no_path_and_no_stack_trace(options, tmp_path):
+    artifact = export(double(), tmp_path, options)
+    here = [str(tmp_path), str(Path(__file__).parent), sys.prefix, os.getcwd(), str(Path.home()), ".py", "forward("]
+    for file in artifact.files:
+        content = file.read_bytes()
+        assert not [text for text in here if text.encode() in content]
+    model = onnx.load(str(artifact.path))
+    assert {p.key for p in model.metadata_props} == {"snapgen_graph"}
+    assert not [n.name for n in model.graph.node if n.doc_string or n.metadata_props]
+    assert not [w.name for w in model.graph.initializer if w.doc_string or w.metadata_props]
+    assert not [v.name for v in model.graph.value_info if v.doc_string or v.metadata_props]
+
+
+def digests(directory: Path) -> list[str]:
+    """Name and SHA-256 of every file of three exports that take different ways."""
+    found = []
+    for component, options in (
+        (student(), {"optimize": "optimum"}),
+        (decoder(), {"external_data_bytes": "0"}),
+        (text_encoder(), {}),
+    ):
+        files = export(component, directory, options).files
+        found += [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
+    return found
+
+
+SCRIPT = """
+import importlib.util, pathlib, sys, tempfile
+spec = importlib.util.spec_from_file_location("there", sys.argv[1])
+there = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(there)
+with tempfile.TemporaryDirectory() as directory:
+    print(*there.digests(pathlib.Path(directory)), sep="\\n")
+"""
+
+
+def test_two_processes_write_the_same_bytes_and_print_nothing(tmp_path):
+    here = digests(tmp_path)
+    assert len(here) == 5
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", SCRIPT, __file__]
+    other = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert other.stdout.splitlines() == here
+    assert other.stderr == ""
+
+
+@pytest.mark.parametrize("optimize", ["none", "optimum"])
+def test_heavy_weights_go_to_one_file_beside_the_model(optimize, tmp_path):
+    component = decoder()
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    for directory in (inside, outside):
+        directory.mkdir()
+    export(component, inside, {"optimize": optimize})
+    artifact = export(component, outside, {"optimize": optimize, "external_data_bytes": "2000"})
+    assert outside / "decoder.onnx.data" in artifact.files
+    assert artifact.path.stat().st_size < (inside / "decoder.onnx").stat().st_size
+    moved = tmp_path / "moved"
+    outside.rename(moved)  # the model names its data relative to itself
+    assert error(component, moved / "decoder.onnx") <= LIMIT
+    described = TARGET.describe(moved / "decoder.onnx")
+    assert described.bytes == sum(p.stat().st_size for p in moved.iterdir() if p.suffix in (".onnx", ".data"))
+    assert "external data files: 1" in described.notes
+
+
+def test_weights_below_the_limit_stay_inside(tmp_path):
+    assert len(export(double(), tmp_path, {"external_data_bytes": "68"}).files) == 1  # 16 floats and a factor: 68 bytes
+    assert len(export(double(), tmp_path, {"external_data_bytes": "67"}).files) == 2
+
+
+def test_describe_reads_what_is_in_the_file(tmp_path):
+    described = TARGET.describe(export(double(), tmp_path).path)
+    assert described.ops == {"MatMul": 1, "Mul": 1}
+    assert described.placement == {"CPUExecutionProvider": sum(described.placement.values())}
+    assert described.weights["weight"] == "float"
+    assert described.bytes == (tmp_path / "decoder.onnx").stat().st_size
+    assert "opset: ai.onnx 20" in described.notes
+    assert "graph: as exported" in described.notes
+
+
+def test_optimum_optimises_the_student_and_says_so(tmp_path):
+    component = student()
+    artifact = export(component, tmp_path, {"optimize": "optimum"})
+    assert error(component, artifact.path) <= LIMIT
+    described = TARGET.describe(artifact.path)
+    assert any(note.startswith("graph: optimised by optimum-onnx") for note in described.notes)
+    assert described.ops["com.microsoft.FusedMatMul"] == 16  # q k^T with its scale, one per attention matrix
+    assert tmp_path / "student.ort_config.json" in artifact.files
+
+
+def test_a_wrong_optimised_graph_is_refused_and_the_plain_one_kept(tmp_path, monkeypatch):
+    from snapgen_deploy.export import optimum_exporter
+
+    real = optimum_exporter._optimised
+
+    def spoiled(config, component, plain, settings):
+        path = real(config, component, plain, settings)
+        model = onnx.load(str(path))
+        weight = next(w for w in model.graph.initializer if list(w.dims) == [4, 4])
+        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.001, weight.name))
+        onnx.save(model, str(path))
+        return path
+
+    monkeypatch.setattr(optimum_exporter, "_optimised", spoiled)
+    component = double()
+    artifact = export(component, tmp_path, {"optimize": "optimum"})
+    assert artifact.files == (artifact.path,)
+    assert error(component, artifact.path) <= LIMIT
+    assert any("was refused: The maximum absolute difference" in note for note in TARGET.describe(artifact.path).notes)
+
+
+def test_optimum_refuses_a_graph_that_is_not_the_module(tmp_path, monkeypatch):
+    """Neither graph matches: the export fails instead of warning."""
+    component = double()
+    monkeypatch.setattr("snapgen_deploy.export.optimum_exporter.Named.forward", lambda self, latent: latent * float("nan"))
+    with pytest.raises(RuntimeError, match="decoder -> onnx:cpu: The maximum absolute difference"):
+        export(component, tmp_path, {"optimize": "optimum"})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: {}, r"got inputs \[\], expected \['latent'\]"),
+        (lambda x: {"latent": x, "extra": x}, r"got inputs \['extra', 'latent'\]"),
+        (lambda x: {"latent": x[:1]}, r"'latent' is float32 \[1, 4\], expected float32 \[2, 4\]"),
+        (lambda x: {"latent": x.astype(np.float64)}, r"'latent' is float64 \[2, 4\], expected float32"),
+    ],
+)
+def test_wrong_inputs_are_named(change, message, tmp_path):
+    component = double()
+    run = TARGET.open(export(component, tmp_path).path, threads=1)
+    with pytest.raises(BadInput, match=message):
+        run(change(component.example[0].numpy()))
+
+
+@pytest.mark.parametrize(
+    ("variant", "precision", "options", "message"),
+    [
+        ("cuda", "fp32", {}, "got variant 'cuda'"),
+        ("cpu", "fp16", {}, "precision 'fp16'"),
+        ("cpu", "fp32", {"optimise": "optimum"}, "unknown option 'optimise'; known are optimize"),
+        ("cpu", "fp32", {"optimize": "O9"}, "optimize='O9'; expected none or optimum"),
+        ("cpu", "fp32", {"folders": "tree"}, "folders='tree'; expected flat or diffusers"),
+        ("cpu", "fp32", {"opset": "19"}, "opset='19'; expected a whole number, at least 20"),
+        ("cpu", "fp32", {"external_data_bytes": "-1"}, "external_data_bytes='-1'"),
+    ],
+)
+def test_what_is_not_offered_is_refused(variant, precision, options, message, tmp_path):
+    with pytest.raises(BadInput, match=message):
+        TARGET.export(double(), variant, precision, tmp_path, options)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Unexportable(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if bool(x.sum() > 0) else x  # data-dependent control flow
+
+
+def test_a_network_that_torch_cannot_export_gives_one_line_and_no_file(tmp_path):
+    component = dataclasses.replace(double(), module=Unexportable())
+    with pytest.raises(RuntimeError, match=r"^decoder -> onnx:cpu: [^\n]+$"):
+        export(component, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ports_that_are_not_the_networks_are_refused(tmp_path):
+    wrong = dataclasses.replace(double(), outputs=(Port("picture", (2, 5), "float32", ""),))
+    with pytest.raises(RuntimeError, match=r"outputs of the exported graph are .*\(2, 4\).*expected .*\(2, 5\)"):
+        export(wrong, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a model", b"\x08\x07"])
+def test_a_file_that_is_no_model_is_named(content, tmp_path):
+    path = tmp_path / "decoder.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"decoder\.onnx"):
+        TARGET.open(path, threads=1)
+    with pytest.raises(BadInput, match=r"decoder\.onnx"):
+        TARGET.describe(path)
+
+
+def test_missing_data_file_is_an_error_not_zeros(tmp_path):
+    artifact = export(decoder(), tmp_path, {"external_data_bytes": "0"})
+    (tmp_path / "decoder.onnx.data").unlink()
+    with pytest.raises(BadInput, match=r"decoder\.onnx"):
+        TARGET.open(artifact.path, threads=1)
+
+
+def test_availability_and_versions():
+    assert TARGET.unavailable("cpu") is None
+    assert TARGET.unavailable("qnn") == "onnx has no variant 'qnn'; it has cpu"
+    assert set(TARGET.versions()) >= {"torch", "onnx", "onnxruntime", "optimum", "optimum-onnx"}
+
+
+def test_module_is_left_as_it_was(tmp_path):
+    component = double()
+    assert isinstance(component.module, Double)
+    before = hashlib.sha256(component.module.weight.detach().numpy().tobytes()).hexdigest()
+    export(component, tmp_path, {"optimize": "optimum"})
+    assert hashlib.sha256(component.module.weight.detach().numpy().tobytes()).hexdigest() == before
+    assert component.module(torch.ones(2, 4)).shape == (2, 4)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from snapgen_deploy.cli.doctor import doctor
+from snapgen_deploy.errors import BadInput
+from tests.lint.lint_cases import CASES, clean
+
+app = typer.Typer()
+app.command()(doctor)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "110"})
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("packages")
+    clean(root / "clean.mlpackage")
+    CASES["constant-range"](root / "masked.mlpackage")
+    CASES["gather-scatter"](root / "lookup.mlpackage")
+    return root
+
+
+@pytest.fixture
+def bundle(packages: Path, tmp_path: Path) -> Path:
+    """A bundle of two Core ML components and an ONNX one."""
+    root = tmp_path / "shapes-phone"
+    roles = {"student": "clean.mlpackage", "text_encoder": "lookup.mlpackage"}
+    components = {}
+    for role, name in roles.items():
+        shutil.copytree(packages / name, root / "coreml" / f"{role}.mlpackage")
+        components[role] = {"path": f"coreml/{role}.mlpackage", "files": {}}
+    onnx = {"student": {"path": "onnx/student.onnx", "files": {}}}
+    manifest = {
+        "schema_version": 1,
+        "device": {"id": "phone", "memory_budget": 10_000_000},
+        "target_order": ["coreml", "onnx:cpu"],
+        "targets": {"coreml": {"components": components}, "onnx:cpu": {"components": onnx}},
+    }
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    return root
+
+
+def test_a_clean_package_exits_0(packages: Path) -> None:
+    result = run(packages / "clean.mlpackage")
+    assert result.exit_code == 0, result.output
+    assert "clean.mlpackage: nothing to mend" in result.output
+    assert "placement: " in result.output
+
+
+def test_a_warning_exits_0_and_an_error_exits_1(packages: Path) -> None:
+    warned = run(packages / "lookup.mlpackage")
+    assert warned.exit_code == 0, warned.output
+    assert "gather-scatter" in warned.output
+    failed = run(packages / "masked.mlpackage")
+    assert failed.exit_code == 1, failed.output
+    assert "constant-range" in failed.output
+    assert "holds -inf" in failed.output
+    assert max(len(line) for line in failed.output.splitlines() if "│" in line) <= 110
+
+
+def test_verbose_gives_reasons_and_sources(packages: Path) -> None:
+    assert "https://" not in run(packages / "lookup.mlpackage").output
+    assert "https://github.com/apple/coremltools/issues/1103" in run(packages / "lookup.mlpackage", "-v").output
+
+
+def test_json_is_one_object_and_nothing_else(packages: Path) -> None:
+    result = run(packages / "masked.mlpackage", "--json")
+    assert result.exit_code == 1
+    component = json.loads(result.stdout)["components"]["masked.mlpackage"]
+    assert component["counts"] == {"constant-range": 2}
+    assert component["findings"][0]["examples"][0]["note"] == "holds -inf"
+    assert component["placement"]["status"] in ("read", "not_run")
+
+
+def test_a_bundle_is_examined_whole(bundle: Path) -> None:
+    result = run(bundle, "--json")
+    assert result.exit_code == 0, result.output
+    components = json.loads(result.stdout)["components"]
+    assert {name: c["counts"] for name, c in components.items()} == {
+        "student (coreml)": {},
+        "text_encoder (coreml)": {"gather-scatter": 1},
+    }
+
+
+def test_the_memory_limit_is_in_megabytes(bundle: Path) -> None:
+    assert json.loads(run(bundle, "--json").stdout)["memory_limit"] == 10_000_000  # the bundle's own
+    assert run(bundle, "--memory-limit", "1").exit_code == 0
+    tight = run(bundle, "--memory-limit", "0.05", "--json")
+    assert tight.exit_code == 1
+    assert json.loads(tight.stdout)["memory_limit"] == 50_000
+    assert json.loads(tight.stdout)["components"]["student (coreml)"]["counts"] == {"weights-over-limit": 1}
+
+
+def test_what_holds_no_package_is_refused(tmp_path: Path, bundle: Path) -> None:
+    for path, words in ((tmp_path / "none", "does not exist"), (tmp_path, "is no bundle")):
+        error = run(path).exception
+        assert isinstance(error, BadInput)
+        assert words in str(error)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["target_order"] = ["onnx:cpu"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    error = run(bundle).exception
+    assert isinstance(error, BadInput)
+    assert "holds no Core ML package" in str(error)

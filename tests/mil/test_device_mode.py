@@ -1,0 +1,145 @@
+"""Device mode: what is rounded, and what is recorded about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from snapgen_deploy.export.mil import Report, Runner, open_package
+from tests.mil.mil_harness import TARGETS, Function, Program, mb, save, types
+
+HALF = types.fp16
+
+
+def package(path: Path, shape: tuple[int, ...], build: Any) -> Path:
+    """A program with one fp16 input x and the outputs that `build` names."""
+    with Function({"x": mb.TensorSpec(shape=shape, dtype=HALF)}, opset_version=TARGETS[16]) as function:
+        made = build(function.inputs["x"])
+        function.set_outputs(list(made) if isinstance(made, tuple) else [made])
+    program = Program()
+    program.add_function("main", function)
+    return save(program, path, 16)
+
+
+def run(runner: Runner, *values: float) -> np.ndarray:
+    (result,) = runner({"x": np.array(values, np.float32)}).values()
+    return result
+
+
+def stat(report: Report, output: str) -> Any:
+    (found,) = [s for s in report.ops if s.output == output]
+    return found
+
+
+def test_results_are_rounded_after_every_operation(tmp_path: Path) -> None:
+    path = package(
+        tmp_path / "p.mlpackage",
+        (3,),
+        lambda x: mb.sub(x=mb.add(x=x, y=np.float16(2048)), y=np.float16(2048), name="y"),
+    )
+    values = (0.3, 1.0, 1.5)
+    exact, device = open_package(path), open_package(path, mode="device")
+    assert np.allclose(run(exact, *values), values, atol=1e-4)
+    half = np.array(values, np.float16)
+    wanted = (half + np.float16(2048)) - np.float16(2048)  # numpy rounds after each operation too
+    got = run(device, *values)
+    assert got.dtype == np.float16
+    assert got.tolist() == wanted.tolist() == [0.0, 0.0, 2.0]
+
+
+def test_sums_accumulate_in_float32(tmp_path: Path) -> None:
+    ones = np.full((1, 4096), 1, np.float16)
+    path = package(tmp_path / "p.mlpackage", (4096,), lambda x: mb.matmul(x=ones, y=mb.expand_dims(x=x, axes=[1]), name="y"))
+    got = open_package(path, mode="device")({"x": np.full(4096, 1.0009765625, np.float32)})["y"]
+    assert got.item() == np.float16(4096 * 1.0009765625)  # an fp16 accumulator stops at 2048
+
+
+def test_overflow_is_seen_though_a_later_operation_hides_it(tmp_path: Path) -> None:
+    def build(x: Any) -> Any:
+        big = mb.mul(x=x, y=np.float16(300), name="big")
+        return mb.clip(x=big, alpha=np.float16(-1), beta=np.float16(1), name="y")
+
+    path = package(tmp_path / "p.mlpackage", (4,), build)
+    runner = open_package(path, mode="device")
+    assert run(runner, 1, -2, 218, 3).tolist() == [1, -1, 1, 1]
+    assert runner.report().clean
+    run(runner, 1, -2, 250, -250)
+    report = runner.report()
+    big = stat(report, "big")
+    assert report.overflowed
+    assert not report.clean
+    assert not report.nan
+    assert (big.overflow, big.elements, big.largest) == (2, 8, 75000)
+    assert report.tightest(1) == (big,)
+    assert report.runs == 2
+    assert big.tightness == pytest.approx(75000 / 65504)
+
+
+def test_rounding_boundary_of_overflow(tmp_path: Path) -> None:
+    """65519 rounds down to 65504, 65520 rounds to infinity."""
+    path = package(tmp_path / "p.mlpackage", (2,), lambda x: mb.mul(x=x, y=np.float16(2), name="y"))
+    runner = open_package(path, mode="device")
+    run(runner, 32752, 1)  # 65504 exactly
+    assert not runner.report().overflowed
+    path = package(tmp_path / "q.mlpackage", (2,), lambda x: mb.add(x=x, y=np.float16(15), name="y"))
+    runner = open_package(path, mode="device")
+    assert run(runner, 65504, 0)[0] == 65504
+    assert not runner.report().overflowed
+    path = package(tmp_path / "r.mlpackage", (2,), lambda x: mb.add(x=x, y=np.float16(16), name="y"))
+    runner = open_package(path, mode="device")
+    assert np.isinf(run(runner, 65504, 0)[0])
+    assert stat(runner.report(), "y").overflow == 1
+
+
+def test_nan_and_infinity(tmp_path: Path) -> None:
+    path = package(tmp_path / "p.mlpackage", (3,), lambda x: mb.real_div(x=x, y=mb.sub(x=x, y=x), name="y"))
+    runner = open_package(path, mode="device")
+    run(runner, 0, 1, -1)
+    report = runner.report()
+    y = stat(report, "y")
+    assert (y.nan, y.infinite, y.overflow) == (1, 2, 0)
+    assert report.nan
+    assert not report.clean
+    assert not report.overflowed, "already infinite in float32: half precision is not to blame"
+
+
+def test_underflow_share(tmp_path: Path) -> None:
+    path = package(tmp_path / "p.mlpackage", (4,), lambda x: mb.mul(x=x, y=np.float16(1e-4), name="y"))
+    runner = open_package(path, mode="device")
+    run(runner, 1, 1e-4, 1e-4, 0)
+    y = stat(runner.report(), "y")
+    assert (y.vanished, y.underflow) == (2, 0.5)
+
+
+def test_inputs_and_float32_operations(tmp_path: Path) -> None:
+    """An fp16 input is recorded; what the program computes in fp32 is neither rounded nor recorded."""
+    path = package(
+        tmp_path / "p.mlpackage",
+        (2,),
+        lambda x: mb.mul(x=mb.cast(x=x, dtype="fp32"), y=np.float32(1e5), name="y"),
+    )
+    runner = open_package(path, mode="device")
+    got = run(runner, 1.0001, 2)
+    assert got.dtype == np.float32
+    assert got.tolist() == [1e5, 2e5]
+    report = runner.report()
+    assert [(s.op, s.output) for s in report.ops] == [("input", "x")]
+
+
+def test_moving_values_is_not_an_operation_to_record(tmp_path: Path) -> None:
+    path = package(tmp_path / "p.mlpackage", (2, 3), lambda x: mb.transpose(x=mb.relu(x=x, name="r"), perm=[1, 0], name="y"))
+    runner = open_package(path, mode="device")
+    runner({"x": np.ones((2, 3), np.float32)})
+    assert [s.output for s in runner.report().ops] == ["x", "r"]
+
+
+def test_fp32_mode_reports_nothing_and_is_never_clean(tmp_path: Path) -> None:
+    path = package(tmp_path / "p.mlpackage", (2,), lambda x: mb.relu(x=x, name="y"))
+    runner = open_package(path)
+    run(runner, 1, 2)
+    assert runner.report().ops == ()
+    assert not runner.report().clean
+    assert not open_package(path, mode="device").report().clean, "nothing was run"

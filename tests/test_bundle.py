@@ -1,0 +1,125 @@
+import errno
+import json
+
+import pytest
+
+from snapgen_deploy.bundle import MANIFEST, SUMS, check_hashes, open_bundle, staging, write_manifest
+from snapgen_deploy.errors import BadInput, GateFailed
+
+
+def build(final, text="hello", **options):
+    options = {"overwrite": False, "resume": False} | options
+    with staging(final, "key", **options) as stage:
+        (stage.root / "onnx").mkdir(exist_ok=True)
+        (stage.root / "onnx" / "student.onnx").write_text(text)
+        write_manifest(stage.root, {"schema_version": 1, "b": 1, "a": [1.5]})
+        stage.publish(options["overwrite"])
+    return final
+
+
+def left(directory):
+    return sorted(p.name for p in directory.iterdir())
+
+
+def test_publish_leaves_the_bundle_and_nothing_else(tmp_path):
+    final = build(tmp_path / "out" / "shapes-phone")
+    assert left(final.parent) == ["shapes-phone"]
+    check_hashes(open_bundle(final))
+
+
+def test_sha256sums_is_what_coreutils_reads(tmp_path):
+    import subprocess
+
+    final = build(tmp_path / "b")
+    done = subprocess.run(["sha256sum", "-c", SUMS], cwd=final, capture_output=True, text=True, check=True)
+    assert "manifest.json: OK" in done.stdout
+    assert "onnx/student.onnx: OK" in done.stdout
+
+
+def test_same_content_gives_the_same_bytes(tmp_path):
+    first, second = build(tmp_path / "a"), build(tmp_path / "b")
+    assert (first / SUMS).read_bytes() == (second / SUMS).read_bytes()
+    assert (first / MANIFEST).read_bytes() == (second / MANIFEST).read_bytes()
+
+
+def test_an_error_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), staging(tmp_path / "b", "key", overwrite=False, resume=False) as stage:
+        (stage.root / "half").write_text("x")
+        raise RuntimeError
+    assert left(tmp_path) == []
+
+
+def test_there_already(tmp_path):
+    build(tmp_path / "b", "old")
+    with pytest.raises(BadInput, match="already there; pass --overwrite"):
+        build(tmp_path / "b", "new")
+    build(tmp_path / "b", "new", overwrite=True)
+    assert (tmp_path / "b" / "onnx" / "student.onnx").read_text() == "new"
+    assert left(tmp_path) == ["b"]
+
+
+def test_a_failed_overwrite_keeps_the_old_bundle(tmp_path):
+    build(tmp_path / "b", "old")
+    with pytest.raises(RuntimeError), staging(tmp_path / "b", "key", overwrite=True, resume=False) as stage:
+        (stage.root / "half").write_text("x")
+        raise RuntimeError
+    check_hashes(open_bundle(tmp_path / "b"))
+    assert left(tmp_path) == ["b"]
+
+
+def test_resume_takes_up_the_same_plan_only(tmp_path):
+    with pytest.raises(RuntimeError), staging(tmp_path / "b", "key", overwrite=False, resume=True) as stage:
+        (stage.root / "part").write_text("x")
+        raise RuntimeError
+    with pytest.raises(RuntimeError), staging(tmp_path / "b", "other", overwrite=False, resume=True) as stage:
+        assert not (stage.root / "part").exists()
+        raise RuntimeError
+    with staging(tmp_path / "b", "key", overwrite=False, resume=True) as stage:
+        assert (stage.root / "part").read_text() == "x"
+        write_manifest(stage.root, {"schema_version": 1})
+        stage.publish(overwrite=False)
+    check_hashes(open_bundle(tmp_path / "b"))
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    with (
+        pytest.raises(BadInput, match="disk of .* is full"),
+        staging(tmp_path / "b", "key", overwrite=False, resume=False),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert left(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="choose another place with --output-dir"):
+        build(tmp_path / "file" / "b")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda b: (b / "onnx" / "student.onnx").write_text("evil"), "changed onnx/student.onnx"),
+        (lambda b: (b / "onnx" / "student.onnx").unlink(), "missing onnx/student.onnx"),
+        (lambda b: (b / "extra").write_text(""), "not listed extra"),
+        (lambda b: (b / SUMS).unlink(), f"has no {SUMS}"),
+    ],
+)
+def test_any_change_is_found(tmp_path, damage, message):
+    bundle = open_bundle(build(tmp_path / "b"))
+    damage(bundle.path)
+    with pytest.raises(GateFailed, match=message):
+        check_hashes(bundle)
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", json.dumps({"schema_version": 99})])
+def test_what_is_no_bundle_is_refused(tmp_path, text):
+    if text is not None:
+        (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(BadInput):
+        open_bundle(tmp_path)
+
+
+def test_a_manifest_never_holds_not_a_number(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_manifest(tmp_path, {"value": float("nan")})

@@ -1,0 +1,57 @@
+import os
+import signal
+import time
+
+import pytest
+
+from snapgen_deploy.child import ChildDied, run_in_child
+from snapgen_deploy.errors import BadInput
+
+
+def allocate(count):
+    return len(bytearray(count))
+
+
+def refuse():
+    raise BadInput("got this, expected that")
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave():
+    os._exit(7)
+
+
+def unpicklable():
+    return lambda: None
+
+
+def test_result_and_peak_memory_come_back():
+    small, low = run_in_child("small", allocate, 1)
+    big, high = run_in_child("big", allocate, 300_000_000)
+    assert (small, big) == (1, 300_000_000)
+    assert high - low > 250_000_000
+
+
+def test_an_error_keeps_its_type_and_line():
+    with pytest.raises(BadInput, match="got this, expected that"):
+        run_in_child("refusing", refuse)
+
+
+def test_a_kill_is_one_line_that_names_the_work_and_the_likely_cause():
+    with pytest.raises(ChildDied, match=r"coreml student: .*SIGKILL.*memory"):
+        run_in_child("coreml student", die)
+
+
+def test_a_silent_exit_is_an_error():
+    with pytest.raises(ChildDied, match="status 7 and no result"):
+        run_in_child("leaving", leave)
+
+
+def test_a_result_that_cannot_travel_is_an_error_and_no_hang():
+    start = time.monotonic()
+    with pytest.raises(RuntimeError):
+        run_in_child("lambda", unpicklable)
+    assert time.monotonic() - start < 60

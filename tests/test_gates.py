@@ -1,0 +1,47 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from snapgen_deploy.export.base import Description
+from snapgen_deploy.gates import PSNR_CAP, at_least, at_most, failed, placement_gates, psnr, relative_error
+
+
+def test_not_a_number_fails_both_ways():
+    assert at_most("t", "c", "n", math.nan, 1.0).verdict == "failed"
+    assert at_least("t", "c", "n", math.nan, 1.0).verdict == "failed"
+    assert json.dumps(at_most("t", "c", "n", math.nan, 1.0).as_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(0.9, "passed"), (1.0, "passed"), (1.1, "failed")])
+def test_limits_are_inclusive(value, verdict):
+    assert at_most("t", "c", "n", value, 1.0).verdict == verdict
+    assert at_least("t", "c", "n", -value, -1.0).verdict == verdict
+
+
+def test_relative_error():
+    rng = np.random.default_rng()
+    x = rng.standard_normal((2, 3, 5)).astype(np.float32)
+    assert relative_error(x, x) == 0
+    assert relative_error(1.01 * x, x) == pytest.approx(0.01, rel=1e-3)
+    assert math.isnan(relative_error(x * np.nan, x))
+    assert math.isnan(relative_error(x[:1], x))
+    assert math.isnan(relative_error(x * np.inf, x)) or relative_error(x * np.inf, x) == math.inf
+
+
+def test_psnr():
+    rng = np.random.default_rng()
+    x = rng.uniform(-0.9, 0.9, (1, 3, 8, 8))
+    assert psnr(x, x) == PSNR_CAP
+    assert psnr(x + 0.02, x) == pytest.approx(10 * math.log10(4 / 0.0004), abs=0.01)
+    assert psnr(np.full_like(x, 5.0), np.ones_like(x)) == PSNR_CAP  # both clamp to white
+    assert not psnr(x * np.nan, x) >= 0
+
+
+def test_operators_outside_the_delegate_fail_for_student_and_decoder():
+    clean = Description(1, {}, placement={"XnnpackBackend": 1})
+    leaky = Description(1, {}, placement={"XnnpackBackend": 2}, portable_ops={"aten::expand_copy": 3})
+    gates = placement_gates("executorch:xnnpack", {"student": clean, "decoder": leaky, "text_encoder": leaky})
+    assert [(g.component, g.verdict, g.value) for g in gates] == [("student", "passed", 0), ("decoder", "failed", 3)]
+    assert failed(gates)[0].detail == "aten::expand_copy"

@@ -1,0 +1,30 @@
+"""`python tests/wheel_contents.py DIR`: the wheel in DIR holds one top-level package and everything it needs."""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from pathlib import Path
+
+NEEDED = (
+    "snapgen_deploy/export/registry.py",
+    "snapgen_deploy/device_profiles/iphone16pm.toml",
+    "snapgen_deploy/latency/__init__.py",
+    "snapgen_deploy/assets/shapes.safetensors",
+)
+
+
+def main(directory: Path) -> int:
+    (wheel,) = directory.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    stray = {n.split("/")[0] for n in names if not n.startswith("snapgen_deploy") and ".dist-info/" not in n}
+    missing = [n for n in NEEDED if n not in names]
+    if stray or missing:
+        print(f"{wheel.name}: stray top-level entries {sorted(stray)}, missing files {missing}")
+        return 1
+    print(f"{wheel.name}: {len(names)} files, one top-level package")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
