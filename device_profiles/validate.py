@@ -161,9 +161,7 @@ def _target(reader: Reader, known: Mapping[str, TargetSpec]) -> ProfileTarget | 
     key = reader.text("target")
     name, _, variant = key.partition(":")
     spec = known.get(name)
-    if key and spec is None:
-        reader.wrong("target", repr(key), f"one of {', '.join(target_keys(known))}")
-    elif spec is not None and (variant not in spec.variants if variant or ":" in key else False):
+    if key and (spec is None or (":" in key and variant not in spec.variants)):
         reader.wrong("target", repr(key), f"one of {', '.join(target_keys(known))}")
     precision = reader.text("precision", spec.precisions if spec else ())
     layout = reader.text("layout", LAYOUTS)

@@ -1,0 +1,1 @@
+"""Export targets: one module per format, behind the protocol of `base`."""

@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -27,17 +26,17 @@ from typing import Any
 
 import numpy as np
 
-from snapgen_deploy.errors import BadInput, Refused
+from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Layout, Port, Runner
 from snapgen_deploy.export.graph import (
     check_inputs,
     check_offered,
     check_rank,
-    first_line,
     parse_options,
     speaking_for,
     trace,
 )
+from snapgen_deploy.export.quiet import first_line
 
 MAX_RANK = 5  # the highest that Core ML's multi-arrays and the Neural Engine take
 AUTHOR = "com.apple.CoreML"  # of both items in every package
@@ -91,33 +90,29 @@ class CoreML:
         return Artifact(self.name, component.role, path, _files(path))
 
     def open(self, path: Path, *, threads: int) -> Runner:
-        """Load with Core ML, on macOS; Core ML chooses its threads and units itself, `threads` has no effect.
+        """Load with Core ML on macOS, and with our MIL executor elsewhere.
 
+        The executor computes as the phone will store: fp16 after every operation that the program declares fp16, with
+        `threads` threads; an overflow or NaN inside the program raises GateFailed. Core ML chooses threads and units itself.
         The runner takes exactly the package's inputs; BadInput names a missing or unknown input, a shape or a dtype that is
-        not the package's. Raises Refused elsewhere than on macOS, and RuntimeError where Core ML does not load it.
+        not the package's. RuntimeError where the package does not load.
         """
         spec = _read_spec(path)
-        if (reason := self.unavailable("")) is not None:
-            raise Refused(f"{path.name}: {reason}")
         inputs, outputs = (_ports(f) for f in (spec.description.input, spec.description.output))
-        with speaking_for(f"{path.name}: Core ML cannot load it"):
-            import coremltools
-
-            model = coremltools.models.MLModel(str(path))
+        with speaking_for(f"{path.name} cannot be loaded"):
+            predict = _core_ml(path) if sys.platform == "darwin" else _executor(path, threads)
 
         def run(arrays: Mapping[str, np.ndarray]) -> Arrays:
             check_inputs(path.name, inputs, arrays)
-            with speaking_for(f"{path.name}: Core ML failed"):
-                values = model.predict(dict(arrays))
+            with speaking_for(f"{path.name} failed"):
+                values = predict(dict(arrays))
             return {p.name: np.asarray(values[p.name], dtype=p.dtype).reshape(p.shape) for p in outputs}
 
         return run
 
     def unavailable(self, variant: str) -> str | None:
-        """None on macOS."""
-        if variant:
-            return f"coreml has no variants, got {variant!r}"
-        return None if sys.platform == "darwin" else f"Core ML predicts only on macOS; this is {platform.system()}"
+        """None: packages run everywhere, on macOS by Core ML, elsewhere by the MIL executor."""
+        return f"coreml has no variants, got {variant!r}" if variant else None
 
     def describe(self, path: Path) -> Description:
         """Operations, dtypes and weights of the saved package.
@@ -146,6 +141,28 @@ class CoreML:
     def versions(self) -> dict[str, str]:
         """Versions of the packages that take part in an export."""
         return {name: metadata.version(name) for name in ("torch", "coremltools")}
+
+
+def _core_ml(path: Path) -> Runner:
+    import coremltools
+
+    model = coremltools.models.MLModel(str(path))
+    return lambda arrays: dict(model.predict(dict(arrays)))
+
+
+def _executor(path: Path, threads: int) -> Runner:
+    from snapgen_deploy.export.mil import open_package
+
+    package = open_package(path, mode="device", threads=threads)
+
+    def run(arrays: Mapping[str, np.ndarray]) -> Arrays:
+        values = package(arrays)
+        report = package.report()
+        if not report.clean:
+            raise GateFailed(f"{path.name}: fp16 overflows or is not a number: {report.tightest(1)}")
+        return {name: np.asarray(value) for name, value in values.items()}
+
+    return run
 
 
 def _deployment(name: str) -> Any:
@@ -251,7 +268,7 @@ def _ports(features: Any) -> tuple[Port, ...]:
 
     kinds = FeatureTypes_pb2.ArrayFeatureType.ArrayDataType
     arrays = [(f.name, f.type.multiArrayType) for f in features]
-    return tuple(Port(n, tuple(a.shape), kinds.Name(a.dataType).lower(), "") for n, a in arrays)  # type: ignore[arg-type]
+    return tuple(Port(n, tuple(a.shape), kinds.Name(a.dataType).lower(), "") for n, a in arrays)
 
 
 def _operations(spec: Any) -> Iterator[Any]:
@@ -282,10 +299,10 @@ def _weights(operations: list[Any]) -> Iterator[tuple[str, str]]:
     for op in operations:
         if op.type == "const" and op.attributes["val"].WhichOneof("value") == "blobFileValue":
             stored[op.outputs[0].name] = _dtype(op.outputs[0].type)
-    packed = [op for op in operations if op.type.startswith("constexpr_")]
-    for op in packed:
-        parts = [b.name for argument in op.inputs.values() for b in argument.arguments if b.name in stored]
-        inline = [_dtype(v.type) for v in op.attributes.values() if v.WhichOneof("value") == "blobFileValue"]
-        kinds = [*(stored.pop(p) for p in parts), *inline]
+    for op in (o for o in operations if o.type.startswith("constexpr_")):
+        bindings = [b for argument in op.inputs.values() for b in argument.arguments]
+        held = [b.value for b in bindings if b.WhichOneof("binding") == "value"]  # iOS 18: data inside the operation
+        kinds = [_dtype(v.type) for v in (*held, *op.attributes.values()) if v.WhichOneof("value") == "blobFileValue"]
+        kinds += [stored.pop(b.name) for b in bindings if b.name in stored]
         yield op.outputs[0].name, f"{op.type}({', '.join(sorted(set(kinds)))})"
     yield from stored.items()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -28,11 +29,11 @@ from snapgen_deploy.export.graph import (
     check_inputs,
     check_offered,
     check_rank,
-    first_line,
     parse_options,
     speaking_for,
     trace,
 )
+from snapgen_deploy.export.quiet import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 MAX_RANK = 5  # rank 7 lowers without complaint and then fails to load (measured); XNNPACK's own limit is 6
 FORWARD = "forward"
 PORTS = "ports"  # the method that returns the ports as JSON
+# Names of dtypes in ExecuTorch's and XNNPACK's schemas -> numpy's; other names stay as they are.
+DTYPES = {"float": "float32", "half": "float16", "int": "int32", "long": "int64", "fp32": "float32", "fp16": "float16"}
+BARE_INFINITY = re.compile(r"(: -?)inf\b")  # how flatc writes the open side of a clamp; JSON readers want Infinity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +230,7 @@ def _portable_constants(plan: Any) -> dict[str, str]:
         if isinstance(value, Tensor) and (value.data_buffer_idx or value.extra_tensor_info is not None):
             info = value.extra_tensor_info
             name = info.fully_qualified_name if info is not None and info.fully_qualified_name else f"constant.{index}"
-            found[name] = value.scalar_type.name.lower()
+            found[name] = DTYPES.get(value.scalar_type.name.lower(), value.scalar_type.name.lower())
     return found
 
 
@@ -241,12 +245,13 @@ def _read_xnnpack(payload: bytes, index: int) -> tuple[Counter[str], dict[str, s
         schema.write_bytes(xnn._get_schema_bytes())
         binary.write_bytes(payload[header.flatbuffer_offset : header.flatbuffer_offset + header.flatbuffer_size])
         _flatc_decompile(scratch, str(schema), str(binary), ["--raw-binary", "--defaults-json"])
-        graph = json.loads((Path(scratch) / "graph.json").read_bytes())
+        graph = json.loads(BARE_INFINITY.sub(r"\1Infinity", (Path(scratch) / "graph.json").read_text(encoding="utf-8")))
     constants = {}
     for value in graph["xvalues"]:
         tensor = value["xvalue_union"]
         tensor = tensor.get("tensor_value", tensor)
         if slot := tensor["constant_buffer_idx"]:
             key = graph["constant_data"][slot].get("named_key") or f"xnnpack.{index}.{slot}"
-            constants[key] = tensor["datatype"].removeprefix("xnn_datatype_")
+            kind = tensor["datatype"].removeprefix("xnn_datatype_")
+            constants[key] = DTYPES.get(kind, kind)
     return Counter(node["xnode_union_type"] for node in graph["xnodes"]), constants

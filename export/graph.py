@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from snapgen_deploy.errors import BadInput, Refused, SnapgenError
 from snapgen_deploy.export.base import Component, Port
+from snapgen_deploy.export.quiet import first_line, quiet
 
 if TYPE_CHECKING:
     import torch
@@ -50,30 +50,21 @@ def speaking_for(what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet(sink: int) -> Iterator[None]:
     """Send file descriptor 2, sys.stdout and sys.stderr to the open file `sink`; hold back warnings and logs below ERROR."""
-    level = logging.root.manager.disable
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     before = os.dup(2)
-    logging.disable(logging.WARNING)
     try:
         os.dup2(sink, 2)
         with (
             os.fdopen(os.dup(sink), "w", encoding="utf-8", errors="replace") as words,
             contextlib.redirect_stdout(words),
             contextlib.redirect_stderr(words),
-            warnings.catch_warnings(),
+            quiet(),
         ):
-            warnings.simplefilter("ignore")
             yield
     finally:
         os.dup2(before, 2)
         os.close(before)
-        logging.disable(level)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something, or the error's type."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def native_errors(text: str) -> list[str]:

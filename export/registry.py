@@ -9,9 +9,9 @@ from snapgen_deploy.export.base import Target
 
 # name -> module and class
 TARGETS: dict[str, tuple[str, str]] = {
-    "coreml": ("snapgen_deploy.export.coreml", "CoreMLTarget"),
-    "executorch": ("snapgen_deploy.export.executorch", "ExecuTorchTarget"),
-    "onnx": ("snapgen_deploy.export.onnx", "OnnxTarget"),
+    "coreml": ("snapgen_deploy.export.coreml", "CoreML"),
+    "executorch": ("snapgen_deploy.export.executorch", "ExecuTorch"),
+    "onnx": ("snapgen_deploy.export.onnx", "Onnx"),
 }
 
 

@@ -1,0 +1,1 @@
+"""Latency: measuring and comparing; empty until there is something that measures."""

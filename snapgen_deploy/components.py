@@ -10,7 +10,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import ROLES, Component, Layout, Port, Role
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.plan import ExportPlan, TargetPlan
-from snapgen_deploy.sparse import OpForm, rewrite_decoder, rewrite_student, rewrite_text_encoder
+from snapgen_deploy.sparse import OpForm, UpsampleForm, rewrite_decoder, rewrite_student, rewrite_text_encoder
 
 
 def roles_of(config: ModelConfig) -> tuple[Role, ...]:
@@ -25,11 +25,12 @@ def build_component(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan
     layout: Layout = "channels" if target.layout == "channels" else "token"
     # onnxruntime fuses whole norms; the delegates of phones take them only spelled out.
     ops: OpForm = "native" if target.target == "onnx" else "spelled"
+    upsample: UpsampleForm | None = "native" if target.target == "onnx" else None
     latent = (plan.latent[1], plan.latent[2])
     if role == "student":
         module = rewrite_student(load_student(checkpoint, plan.width), latent, layout=layout, form=target.form, ops=ops)
     elif role == "decoder":
-        module = rewrite_decoder(load_decoder(checkpoint), latent, layout=layout)
+        module = rewrite_decoder(load_decoder(checkpoint), latent, layout=layout, upsample=upsample)
     else:
         module = rewrite_text_encoder(load_text_encoder(checkpoint), layout=layout, ops=ops)
     example = tuple(torch.zeros(p.shape, dtype=torch.int32) if p.dtype == "int32" else torch.ones(p.shape) for p in inputs)

@@ -72,7 +72,7 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
         checks: dict[str, Checked] = {}
         for target in plan.targets:
             parts = {role: _export_one(request, plan, target, role, stage, progress) for role in roles_of(checkpoint.config)}
-            exported[target.key] = parts = _arrange(parts, target, checkpoint, stage)
+            exported[target.key] = parts = _arrange(parts, plan, target, checkpoint, stage)
             artifacts = {role: part.artifact for role, part in parts.items()}
             with progress(f"{target.key}: running what was saved"):
                 arguments = (
@@ -163,14 +163,17 @@ def _export_in_child(request: Request, plan: ExportPlan, target_plan: TargetPlan
     return Exported(artifact, target.describe(artifact.path), target.versions(), 0)
 
 
-def _arrange(parts: dict[Role, Exported], target: TargetPlan, checkpoint: Checkpoint, stage: Staging) -> dict[Role, Exported]:
+def _arrange(
+    parts: dict[Role, Exported], plan: ExportPlan, target: TargetPlan, checkpoint: Checkpoint, stage: Staging
+) -> dict[Role, Exported]:
     """The folder layout that the profile asks for; only `diffusers` differs from one flat folder a target."""
     if dict(target.options).get("folders") != "diffusers":
         return parts
     from snapgen_deploy.export.optimum_layout import arrange
 
     root = stage.root / target.key.replace(":", "-")
-    moved = arrange(root, {r: p.artifact for r, p in parts.items()}, checkpoint.config, checkpoint.tokenizer)
+    artifacts = {role: part.artifact for role, part in parts.items()}
+    moved = arrange(root, artifacts, checkpoint.config, checkpoint.tokenizer, width=plan.width)
     return {role: replace(part, artifact=moved[role]) for role, part in parts.items()}
 
 

@@ -43,7 +43,7 @@ def build_manifest(
         "generator": f"snapgen-deploy {__version__}",
         "name": config.name,
         "trained": config.trained,
-        "device": {"id": plan.device, "name": plan.device_name},
+        "device": {"id": plan.device, "name": plan.device_name, "memory_budget": plan.memory_budget},
         "width": plan.width,
         "reasons": list(plan.reasons),
         "resolution": list(plan.resolution),

@@ -6,19 +6,27 @@ Memory figures are estimates: bytes of the weights at the target's precision, an
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from snapgen_deploy.device_profiles import KNOWN_TARGETS, Profile, ProfileTarget
+from snapgen_deploy.device_profiles import TARGETS, Profile, ProfileTarget
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.models.config import ModelConfig
 
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2}
 
-# Kernel form of the local attention per target. Measured for 4096 tokens, 16 heads, B = 16, r = 1, fp32, on two x86-64
-# threads: loop 58 ms against batched 74 and per head 64 in onnxruntime 1.31; 139 against 164 and 141 in ExecuTorch 1.4.1
-# (XNNPACK). On the Neural Engine attention per head follows Apple's "Deploying Transformers on the Apple Neural Engine".
-FORMS = {"onnx": "loop", "executorch": "loop", "coreml": "per_head"}
+# Kernel form of the local attention. For 4096 tokens, 16 heads, B = 16, r = 1, fp32, on two x86-64 threads, the loop over
+# blocks took 58 ms against 74 (batched) and 64 (per head) in onnxruntime 1.31, and 139 against 164 and 141 in ExecuTorch
+# 1.4.1 with XNNPACK. On small maps all forms run in a few ms, and the batched one has the fewest operators to lower and load.
+# On the Neural Engine the loop over blocks is what SnapGen++ describes (arXiv 2601.08303).
+LARGE_MAP_FORM, SMALL_MAP_FORM = "loop", "batched"
+SMALL_MAP_TOKENS = 1024
+
+
+def local_form(config: ModelConfig, latent: tuple[int, int, int]) -> str:
+    """The stored choice of kernel form for a latent (channels, height, width)."""
+    rows, cols = config.student.grid(latent[1], latent[2])
+    return SMALL_MAP_FORM if rows * cols <= SMALL_MAP_TOKENS else LARGE_MAP_FORM
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,8 @@ def make_plan(
     """
     size = resolution or config.resolution
     latent = _latent(config, size)
-    chosen = [_target(t, precision) for t in _targets(profile, targets)]
+    form = local_form(config, latent)
+    chosen = [_target(t, precision, form) for t in _targets(profile, targets)]
     widths = sorted(config.student.widths, key=lambda w: -config.student.widths[w])
     if width is not None and width not in widths:
         raise BadInput(f"the checkpoint has no width '{width}': it has {', '.join(widths)}")
@@ -95,9 +104,9 @@ def make_plan(
         resolution=size,
         latent=latent,
         memory_bytes=pick.memory,
-        memory_budget=round(profile.memory_budget.si) if profile.memory_budget else None,
+        memory_budget=profile.memory_budget_bytes,
         latency_ms=pick.latency_ms,
-        latency_budget_ms=profile.latency_budget.si * 1e3 if profile.latency_budget else None,
+        latency_budget_ms=profile.latency_budget.value if profile.latency_budget else None,
     )
 
 
@@ -114,7 +123,7 @@ def _judge(
     config: ModelConfig,
     profile: Profile,
     width: str,
-    targets: Iterable[TargetPlan],
+    targets: Sequence[TargetPlan],
     latent: tuple[int, int, int],
     size: tuple[int, int],
 ) -> _Judged:
@@ -123,17 +132,23 @@ def _judge(
     memory = estimate_memory(config, width, latent, size, weight_bytes)
     obstacles: list[str] = []
     said = [f"memory {memory / 1e9:.3g} GB (estimate)"]
-    if profile.memory_budget is not None:
-        said[0] += f" of {profile.memory_budget.si / 1e9:g} GB"
-        if not memory <= profile.memory_budget.si:
+    budget = profile.memory_budget_bytes
+    if budget is not None:
+        said[0] += f" of {budget / 1e9:g} GB"
+        if not memory <= budget:
             obstacles.append("memory")
     basis, latency = profile.latency, None
-    applies = basis is not None and basis.model == config.name and basis.resolution == size
-    if basis is not None and applies and width in basis.step_ms:
-        latency = config.steps * basis.step_ms[width] + basis.decoder_ms
-        said.append(f"{latency / 1e3:.3g} s a picture (published)")
-        if profile.latency_budget is not None and not latency <= profile.latency_budget.si * 1e3:
-            obstacles.append(f"latency over {profile.latency_budget.si:g} s")
+    applies = (
+        basis is not None
+        and basis.preset == config.name
+        and basis.resolution == size
+        and any(t.key == basis.target for t in targets)
+    )
+    if basis is not None and applies and width in basis.step:
+        latency = basis.picture_ms(width, config.steps)
+        said.append(f"{latency:.0f} ms a picture (published steps and decoder)")
+        if profile.latency_budget is not None and not (latency or 0) <= profile.latency_budget.value:
+            obstacles.append(f"latency over {profile.latency_budget}")
     elif applies:
         said.append("no published latency at this width")
         obstacles.append("latency not known")
@@ -198,31 +213,21 @@ def _targets(profile: Profile, wanted: Sequence[str]) -> list[ProfileTarget]:
     found = []
     for text in dict.fromkeys(wanted):
         name, _, variant = text.partition(":")
-        if name not in KNOWN_TARGETS:
-            near = difflib.get_close_matches(name, KNOWN_TARGETS, n=1) or list(KNOWN_TARGETS)
+        if name not in TARGETS:
+            near = difflib.get_close_matches(name, TARGETS, n=1) or list(TARGETS)
             raise BadInput(f"unknown target '{name}': did you mean {' or '.join(near)}?")
-        variants = KNOWN_TARGETS[name]
-        if variant and variant not in variants:
-            raise BadInput(f"target {name} has no variant '{variant}': expected one of {', '.join(variants) or 'none'}")
-        ours = [t for t in profile.targets if t.target == text or (not variant and t.target.split(":")[0] == name)]
-        if ours:
-            found.append(ours[0])
-        else:
-            key = f"{name}:{variant or variants[0]}" if variants else name
-            coreml = name == "coreml"
-            found.append(ProfileTarget(key, "fp16" if coreml else "fp32", "channels" if coreml else "token", {}))
+        spec = TARGETS[name]
+        if variant and variant not in spec.variants:
+            raise BadInput(f"target {name} has no variant '{variant}': expected one of {', '.join(spec.variants) or 'none'}")
+        ours = [t for t in profile.targets if t.key == text or (not variant and t.target == name)]
+        default = ProfileTarget(name, variant or next(iter(spec.variants), ""), spec.precisions[0], spec.layout)
+        found.append(ours[0] if ours else default)
     return found
 
 
-def _target(target: ProfileTarget, precision: str | None) -> TargetPlan:
-    name, _, variant = target.target.partition(":")
-    plan = TargetPlan(name, variant, target.precision, target.layout, FORMS[name], tuple(sorted(target.options.items())))
-    if precision is None:
-        return plan
-    if precision not in WEIGHT_BYTES:
-        raise BadInput(f"unknown precision '{precision}': expected one of {', '.join(WEIGHT_BYTES)}")
-    if precision == "fp16" and name != "coreml":
-        raise BadInput(
-            f"target {target.target} has no precision '{precision}': it offers fp32; name fp16 targets with --target"
-        )
-    return replace(plan, precision=precision)
+def _target(target: ProfileTarget, precision: str | None, form: str) -> TargetPlan:
+    offered = TARGETS[target.target].precisions
+    if precision is not None and precision not in offered:
+        raise BadInput(f"target {target.key} has no precision '{precision}': it offers {', '.join(offered)}")
+    chosen = precision or target.precision
+    return TargetPlan(target.target, target.variant, chosen, target.layout, form, target.options)

@@ -2,14 +2,16 @@
 
 1. The background is the named colour that most of the picture is close to.
 2. Objects are connected regions that differ from it; a region's colour is that of its inside, which must be uniform.
-3. Its outline is the contour at which half a pixel is covered. The shape is the template of the same bounding box that
-   overlaps best, and must overlap well and have the right number of holes; the size is half the box, with a gap between
-   "small" and "large" in which it counts as neither.
+3. Its outline is the contour at which half a pixel is covered. Templates of all shapes are fitted to it, moved and scaled
+   by up to two pixels about its bounding box (tips are thinner than a pixel, so that the box alone is too small); the shape
+   is the one that overlaps best, and must overlap well, clearly better than the next, and have the right number of holes.
+   The size is that of the fitted template, with a gap between "small" and "large" in which it counts as neither.
 4. Regions are matched with the objects of the prompt, one to one, so that as many as possible are entirely right.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -24,7 +26,8 @@ NEAR = 60.0  # RGB distance within which a colour counts as the named one
 DIFFERENT = 50.0  # RGB distance from the background at which a pixel belongs to an object
 SPECK = 20  # regions of fewer pixels are noise
 UNIFORM = 0.85  # share of an object's inside that must have its colour
-OVERLAP = 0.82  # intersection over union with the template of the shape
+OVERLAP = 0.85  # intersection over union with the template of the shape, at least
+MARGIN = 0.03  # by which it exceeds that of any other shape
 SQUARISH = 1.25  # largest ratio of the sides of the bounding box
 SIZE_RANGES = {"small": (9.5, 14.5), "large": (16.5, 21.5)}
 BESIDE = 20.0  # pixels between centres along the axis of a relation, at least
@@ -104,25 +107,44 @@ def describe(image: Float, region: Bool, base: Float) -> Found:
         outline = region
     ys, xs = np.nonzero(outline)
     top, bottom, left, right = ys.min(), ys.max() + 1, xs.min(), xs.max() + 1
-    x, y = float(left + right) / 2, float(top + bottom) / 2
-    half = float(bottom - top + right - left) / 4
-    size = next((name for name, (low, high) in SIZE_RANGES.items() if low <= half <= high), "")
     longer, shorter = max(bottom - top, right - left), min(bottom - top, right - left)
-    shape = shape_of(outline, x, y, half) if longer <= SQUARISH * shorter else ""
+    x, y, half = float(left + right) / 2, float(top + bottom) / 2, float(longer + shorter) / 4
+    if longer > SQUARISH * shorter or half > SIDE / 3:
+        return Found(colour, "", "", x, y)
+    shape, x, y, half = shape_of(outline, x, y, half)
+    size = next((name for name, (low, high) in SIZE_RANGES.items() if low <= half <= high), "")
     return Found(colour, shape, size, x, y)
 
 
-def shape_of(outline: Bool, x: float, y: float, half: float) -> str:
-    """The shape whose template at the same place overlaps best, or '' if it does not overlap well."""
-    whole = slice(0, SIDE)
-    overlaps = {}
+@functools.lru_cache(maxsize=100_000)
+def template(shape: str, half: float, x: float, y: float, side: int) -> Bool:
+    """The pixels of a `side` x `side` window that an object covers by more than half."""
+    whole = slice(0, side)
+    inside: Bool = coverage(shape, x, y, half, whole, whole) > 0.5
+    return inside
+
+
+def shape_of(outline: Bool, x: float, y: float, half: float) -> tuple[str, float, float, float]:
+    """The shape that overlaps best ('' if not well or not clearly) with the fitted centre and half size."""
+    margin = int(half) + 5
+    column, row = int(x) - margin, int(y) - margin
+    padded = np.pad(outline, 2 * margin)
+    window = padded[row + 2 * margin :, column + 2 * margin :][: 2 * margin, : 2 * margin]
+    area = int(outline.sum())
+    overlaps: dict[str, tuple[float, float, float, float]] = {}
     for name in SHAPES:
-        template = coverage(name, x, y, half, whole, whole) > 0.5
-        overlaps[name] = float((outline & template).sum() / max((outline | template).sum(), 1))
-    best = max(overlaps, key=overlaps.__getitem__)
+        for grown, dx, dy in itertools.product((-0.5, 0.0, 0.5, 1.0, 1.5, 2.0), (-0.5, 0.0, 0.5), (-1.0, -0.5, 0.0, 0.5)):
+            pixels = template(name, half + grown, x - column + dx, y - row + dy, 2 * margin)
+            common = int((window & pixels).sum())
+            overlap = common / (area + int(pixels.sum()) - common)
+            if overlap > overlaps.get(name, (-1.0,))[0]:
+                overlaps[name] = (overlap, x + dx, y + dy, half + grown)
+    best, second = sorted(overlaps, key=lambda name: -overlaps[name][0])[:2]
+    overlap, x, y, half = overlaps[best]
     filled = ndimage.binary_fill_holes(outline)
-    hole = int(filled.sum() - outline.sum()) >= 0.05 * int(filled.sum())
-    return best if overlaps[best] >= OVERLAP and hole == (best == "ring") else ""
+    hole = int(filled.sum()) - area >= 0.05 * int(filled.sum())
+    clear = overlap >= OVERLAP and overlap - overlaps[second][0] >= MARGIN and hole == (best == "ring")
+    return best if clear else "", x, y, half
 
 
 def fits(found: Found, wanted: ObjectSpec) -> bool:

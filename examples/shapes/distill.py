@@ -44,25 +44,37 @@ def borders(
     return torch.stack(states, dim=1)
 
 
-def make_cache(net: ElasticDiT, pairs: Pairs, directory: Path, clock: Clock, levels: tuple[float, ...], batch: int = 64) -> None:
+def make_cache(
+    net: ElasticDiT,
+    pairs: Pairs,
+    directory: Path,
+    clock: Clock,
+    levels: tuple[float, ...],
+    batch: int = 48,
+    compiled: bool = True,
+) -> None:
     """Writes the teacher's episodes, 16 batches a shard, until the budget is spent."""
     widest = max(net.config.widths, key=net.config.widths.__getitem__)
-    teacher = Worker(net, widest)
+    teacher = Worker(net, widest, compiled=compiled)
     empty = (pairs.empty_text, pairs.empty_mask)
     directory.mkdir(parents=True, exist_ok=True)
     episodes: list[Episode] = []
-    number = len(list(directory.glob("teacher*.pt")))
     for _ in clock.ticks():
         latents, text, mask = pairs.batch(batch)
         noise = torch.randn_like(latents)
         states = borders(teacher, net.config.time_features, noise, text, mask, empty, levels)
         episodes.append((states.half(), text, mask))
-        if len(episodes) == 16 or clock.progress() >= 1.0:
-            merged = tuple(torch.cat(part) for part in zip(*episodes, strict=True))
-            part = directory / "shard.part"
-            torch.save(merged, part)
-            part.rename(directory / f"teacher{number:03d}.pt")
-            number, episodes = number + 1, []
+        if len(episodes) == 16:
+            _write(directory, episodes)
+            episodes = []
+    if episodes:
+        _write(directory, episodes)
+
+
+def _write(directory: Path, episodes: list[Episode]) -> None:
+    part = directory / "shard.part"
+    torch.save(tuple(torch.cat(part) for part in zip(*episodes, strict=True)), part)
+    part.rename(directory / f"teacher{len(list(directory.glob('teacher*.pt'))):03d}.pt")
 
 
 class Cache:
@@ -129,7 +141,9 @@ def train(
     subs: Iterator[str] = elastic.narrow()
     for progress in clock.ticks():
         set_rate(elastic.optimiser, learning_rate(progress, peak))
-        losses = {width: lesson(elastic.workers[width], walks[width], net.config.time_features) for width in (widest, next(subs))}
+        losses = {
+            width: lesson(elastic.workers[width], walks[width], net.config.time_features) for width in (widest, next(subs))
+        }
         elastic.update()
         rows.add(**losses)
         if elastic.steps % 100 == 0:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snapgen_deploy.models import DiT, DiTConfig, ElasticDiT, elastic_name
-from snapgen_deploy.models.attention import AdaptiveSparseSelfAttention, rope_table
+from snapgen_deploy.models.attention import AdaptiveSparseSelfAttention, position_table, rope_table
 from snapgen_deploy.models.dit import Block, modulate
 
 Grid = tuple[int, int]
@@ -87,11 +87,12 @@ class FastBlock(nn.Module):
         else:
             x = x + gate1 * own.merge(attend(q, k, v))
         q, k, v = (
-            part(t).unflatten(2, (cross.heads, -1)).transpose(1, 2) for part, t in ((cross.q, x), (cross.k, text), (cross.v, text))
+            part(t).unflatten(2, (cross.heads, -1)).transpose(1, 2)
+            for part, t in ((cross.q, x), (cross.k, text), (cross.v, text))
         )
         x = x + cross.out(attend(q, k, v, bias).transpose(1, 2).flatten(2))
-        y = x + gate2 * block.ffn(modulate(x, shift2, scale2))
-        return y
+        out: Tensor = x + gate2 * block.ffn(modulate(x, shift2, scale2))
+        return out
 
 
 class FastDiT(nn.Module):
@@ -101,9 +102,12 @@ class FastDiT(nn.Module):
         super().__init__()
         self.net = DiT(config, width)
         self.grid = config.grid(*latent)
-        self.half = (self.grid[0] // 2, self.grid[1] // 2)
-        ropes = {g: rope_table(*g, config.head_dim, config.rope_theta) for g in (self.grid, self.half)}
-        grids = {"down": self.grid, "middle": self.half, "up": self.grid}
+        self.coarse = (self.grid[0] // 2, self.grid[1] // 2)
+        ropes = {g: rope_table(*g, config.head_dim, config.rope_theta) for g in (self.grid, self.coarse)}
+        self.positions: Tensor
+        table = position_table(*self.grid, config.hidden, config.hidden_at(width))
+        self.register_buffer("positions", table * config.absolute_positions)
+        grids = {"down": self.grid, "middle": self.coarse, "up": self.grid}
         self.stages = nn.ModuleDict(
             {name: nn.ModuleList(FastBlock(b, ropes[g], g) for b in self.net.blocks_of(name)) for name, g in grids.items()}
         )
@@ -120,11 +124,11 @@ class FastDiT(nn.Module):
         name = net.config.text_streams[0].name
         embedding, six = net.time(features)
         context, bias = net.context({name: text}, {name: mask})
-        x = _tokens(halve(net.patch, latent))
+        x = _tokens(halve(net.patch, latent)) + self.positions
         for block in self.stages["down"].children():
             x = block(x, six, context, bias)
         x = _tokens(halve(net.downsample, x.transpose(1, 2).unflatten(2, self.grid)))
-        middle, kept = list(self.stages["middle"].children()), []
+        middle, kept = list(self.stages["middle"].children()), list[Tensor]()
         for i, block in enumerate(middle):
             mirror = i - (len(middle) - len(net.skips))
             if mirror >= 0:
@@ -132,7 +136,7 @@ class FastDiT(nn.Module):
             x = block(x, six, context, bias)
             if i < len(net.skips):
                 kept.append(x)
-        x = _tokens(double(net.upsample, x.transpose(1, 2).unflatten(2, self.half)))
+        x = _tokens(double(net.upsample, x.transpose(1, 2).unflatten(2, self.coarse)))
         for block in self.stages["up"].children():
             x = block(x, six, context, bias)
         shift, scale = (net.final_table + embedding[:, None]).split(1, dim=1)
@@ -147,7 +151,12 @@ class Worker:
     """A low-precision copy of one width, fed from and giving its gradients to the supernetwork."""
 
     def __init__(
-        self, master: ElasticDiT, width: str, latent: Grid = (16, 16), compiled: bool = True, dtype: torch.dtype = torch.bfloat16
+        self,
+        master: ElasticDiT,
+        width: str,
+        latent: Grid = (16, 16),
+        compiled: bool = True,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         self.dtype = dtype
         self.fast = FastDiT(master.config, width, latent).to(dtype)

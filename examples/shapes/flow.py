@@ -1,7 +1,7 @@
 """Stage 4: elastic flow matching. Every step trains the full network and one narrower width.
 
-loss = |v_full - v|^2 + |v_sub - v|^2 + |v_sub - stopgrad(v_full)|^2, v = noise - latent at x = (1 - sigma) latent + sigma noise,
-sigma logit-normal, shifted by 2; one prompt in ten is empty, for classifier-free guidance.
+loss = |v_full - v|^2 + |v_sub - v|^2 + |v_sub - stopgrad(v_full)|^2, v = noise - latent at (1 - sigma) latent + sigma noise;
+sigma is logit-normal, shifted by 2; one prompt in ten is empty, for classifier-free guidance.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def optimiser_for(net: ElasticDiT, rate: float) -> torch.optim.AdamW:
     """AdamW; weight decay on matrices only."""
     matrix = {key: tensor.ndim > 1 and "table" not in key for key, tensor in net.tensors.items()}
     groups = [
-        {"params": [t for k, t in net.tensors.items() if matrix[k] == decay], "weight_decay": 0.01 * decay} for decay in (True, False)
+        {"params": [t for k, t in net.tensors.items() if matrix[k] == decay], "weight_decay": 0.01 * decay}
+        for decay in (True, False)
     ]
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), fused=True)
 

@@ -1,4 +1,4 @@
-"""Stage 3: pictures become latents and prompts become embeddings once, so that the student's training draws and encodes nothing.
+"""Stage 3: pictures become latents and prompts embeddings once, so that the student's training draws and encodes nothing.
 
 Cut into shards of 4096 scenes: {latents (n, C, 16, 16), text (n, L, T), mask (n, L)} in fp16.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from examples.shapes.autoencoder import Encoder, encode
+from examples.shapes.autoencoder import encode
 from examples.shapes.stages import pictures, scenes, tokenizer, tokens_of
 from snapgen_deploy.models import DecoderConfig, TextEncoder
 
@@ -49,10 +49,10 @@ def embed(encoder: TextEncoder, prompts: list[str]) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def make_shard(number: int, path: Path, encoder: Encoder, config: DecoderConfig, text: TextEncoder, size: int = SHARD) -> None:
+def make_shard(number: int, path: Path, config: DecoderConfig, text: TextEncoder, size: int = SHARD) -> None:
     """Draws and encodes one shard of the training split."""
     drawn = scenes(1000 + number, size)
-    parts = [encode(encoder, config, pictures([s for _, s in drawn[i : i + 128]])) for i in range(0, size, 128)]
+    parts = [encode(config, pictures([s for _, s in drawn[i : i + 128]])) for i in range(0, size, 128)]
     embeddings, mask = embed(text, [spec.text() for spec, _ in drawn])
     shard = {"latents": torch.cat(parts).half(), "text": embeddings.half(), "mask": mask.half()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,5 +64,5 @@ def load(directory: Path, text: TextEncoder) -> Pairs:
     """All shards of a directory."""
     shards = [torch.load(p, weights_only=True) for p in sorted(directory.glob("shard*.pt"))]
     empty_text, empty_mask = embed(text, [""])
-    joined = (torch.cat([s[name] for s in shards]) for name in ("latents", "text", "mask"))
-    return Pairs(*joined, empty_text[0].half(), empty_mask[0].half())
+    joined = {name: torch.cat([s[name] for s in shards]) for name in ("latents", "text", "mask")}
+    return Pairs(**joined, empty_text=empty_text[0].half(), empty_mask=empty_mask[0].half())

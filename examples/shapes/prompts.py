@@ -1,26 +1,28 @@
 """The prompt grammar: what a prompt requires, its text, its parser, and scenes that fulfil it.
 
-    prompt  = objects "on a" BACKGROUND "background"
-    objects = object [place]
-            | object RELATION object
-            | object place "and" object place
-            | object place "," object place "and" object place
-            | object RELATION object "and" object place
-    object  = "a" [SIZE] COLOUR SHAPE           place = "at the" PLACE
+prompt  = objects "on a" BACKGROUND "background"
+objects = object [place]
+        | object RELATION object
+        | object place "and" object place
+        | object place "," object place "and" object place
+        | object RELATION object "and" object place
+object  = "a" [SIZE] COLOUR SHAPE           place = "at the" PLACE
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from examples.shapes.scenes import BACKGROUNDS, COLOURS, PLACES, RELATIONS, SHAPES, SIDE, SIZES, Scene, Thing
+from examples.shapes.scenes import BACKGROUNDS, COLOURS, PLACES, RASTER, RELATIONS, SHAPES, SIDE, SIZES, Scene, Thing
 
 HELD_OUT = 16  # one prompt in so many is never trained on
-JITTER = 4.0  # pixels around a named place
+JITTER = (-RASTER, 0, RASTER)  # pixels around a named place
+ALONG = (48, 56, 64, 72)  # pixels between two related objects, and across
 GAP = 4.0  # least distance between two objects
 
 
@@ -126,22 +128,22 @@ def sample(rng: np.random.Generator, held_out: bool) -> tuple[PromptSpec, Scene]
                 return spec, scene
 
 
-def _pick(rng: np.random.Generator, names: dict[str, object] | tuple[str, ...] | object) -> str:
-    choices = list(names)  # type: ignore[call-overload]
+def _pick(rng: np.random.Generator, names: Iterable[str]) -> str:
+    choices = list(names)
     return str(choices[rng.integers(len(choices))])
 
 
 def _realise_object(spec: ObjectSpec, rng: np.random.Generator) -> Thing:
-    half = float(rng.uniform(*SIZES[spec.size or _pick(rng, SIZES)]))
+    half = SIZES[spec.size or _pick(rng, SIZES)]
     if spec.place:
-        x, y = (c + rng.uniform(-JITTER, JITTER) for c in PLACES[spec.place])
+        x, y = (c + int(rng.choice(JITTER)) for c in PLACES[spec.place])
     else:
-        x, y = rng.uniform(half + 2, SIDE - half - 2, 2)
-    return Thing(spec.colour, spec.shape, float(x), float(y), half)
+        x, y = (float(c) * RASTER for c in rng.integers(2, SIDE // RASTER - 1, 2))
+    return Thing(spec.colour, spec.shape, x, y, half)
 
 
 def _beside(first: Thing, second: Thing, relation: str, rng: np.random.Generator) -> Thing:
-    """`second` moved so that `first` is `relation` it: at least 44 pixels along the axis, at most 14 across."""
+    """`second` moved so that `first` is `relation` it: at least 48 pixels along the axis, at most 8 across."""
     dx, dy = RELATIONS[relation]
-    along, across = rng.uniform(44, 70), rng.uniform(-14, 14)
+    along, across = int(rng.choice(ALONG)), int(rng.choice(JITTER))
     return replace(second, x=first.x - dx * along + abs(dy) * across, y=first.y - dy * along + abs(dx) * across)

@@ -28,19 +28,18 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "navy": (15, 25, 85),
 }
 SHAPES = ("circle", "square", "triangle", "ring", "cross", "diamond")
-SIZES: dict[str, tuple[float, float]] = {"small": (11.0, 13.0), "large": (18.0, 20.0)}  # range of `half`
-COLUMNS = {"left": 25.0, "center": 64.0, "right": 103.0}
-ROWS = {"top": 25.0, "center": 64.0, "bottom": 103.0}
+SIZES: dict[str, float] = {"small": 12.0, "large": 19.0}  # `half`
+RASTER = 8  # centres lie on multiples of so many pixels, one latent cell
 PLACES: dict[str, tuple[float, float]] = {
-    "top left": (25.0, 25.0),
-    "top": (64.0, 25.0),
-    "top right": (103.0, 25.0),
-    "left": (25.0, 64.0),
+    "top left": (24.0, 24.0),
+    "top": (64.0, 24.0),
+    "top right": (104.0, 24.0),
+    "left": (24.0, 64.0),
     "center": (64.0, 64.0),
-    "right": (103.0, 64.0),
-    "bottom left": (25.0, 103.0),
-    "bottom": (64.0, 103.0),
-    "bottom right": (103.0, 103.0),
+    "right": (104.0, 64.0),
+    "bottom left": (24.0, 104.0),
+    "bottom": (64.0, 104.0),
+    "bottom right": (104.0, 104.0),
 }
 RELATIONS: dict[str, tuple[int, int]] = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 
@@ -70,19 +69,22 @@ class Scene:
 def distance(shape: str, x: Mask, y: Mask, half: float) -> Mask:
     """Signed distance in pixels (negative inside) of points relative to the centre; exact near straight edges."""
     ax, ay = np.abs(x), np.abs(y)
+    tip, bar, inner = 2 * ax - (y + half), 0.34 * half, 0.72 * half
     if shape == "circle":
-        return np.hypot(x, y) - half
-    if shape == "square":
-        return np.maximum(ax, ay) - half
-    if shape == "triangle":
-        return np.maximum(y - half, (2 * ax - (y + half)) / np.float32(5**0.5))
-    if shape == "ring":
-        return np.abs(np.hypot(x, y) - 0.72 * half) - 0.28 * half
-    if shape == "cross":
-        return np.minimum(np.maximum(ax - half, ay - 0.34 * half), np.maximum(ax - 0.34 * half, ay - half))
-    if shape == "diamond":
-        return (ax + ay - half) / np.float32(2**0.5)
-    raise ValueError(f"unknown shape {shape!r}; expected one of {', '.join(SHAPES)}")
+        gap = np.hypot(x, y) - half
+    elif shape == "square":
+        gap = np.maximum(ax, ay) - half
+    elif shape == "triangle":
+        gap = np.maximum(y - half, tip / 5**0.5)
+    elif shape == "ring":
+        gap = np.abs(np.hypot(x, y) - inner) - 0.28 * half
+    elif shape == "cross":
+        gap = np.minimum(np.maximum(ax - half, ay - bar), np.maximum(ax - bar, ay - half))
+    elif shape == "diamond":
+        gap = (ax + ay - half) / 2**0.5
+    else:
+        raise ValueError(f"unknown shape {shape!r}; expected one of {', '.join(SHAPES)}")
+    return np.asarray(gap, dtype=np.float32)
 
 
 def coverage(shape: str, x: float, y: float, half: float, rows: slice, cols: slice) -> Mask:

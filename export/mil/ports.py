@@ -9,7 +9,7 @@ from torch import Tensor
 
 from snapgen_deploy.export.mil.errors import PackageError
 from snapgen_deploy.export.mil.program import Port, Value
-from snapgen_deploy.export.mil.types import DTYPES, from_held, to_held
+from snapgen_deploy.export.mil.types import DTYPES, dtype_named, from_held, to_held
 
 Feature = np.ndarray | Image.Image
 _MODES = {"RGB": "RGB", "BGR": "RGB", "GRAYSCALE": "L", "GRAYSCALE_FLOAT16": "F"}
@@ -92,13 +92,10 @@ def give(port: Port, value: Tensor, *, exact: bool) -> np.ndarray:
     """
     if port.kind == "image":
         return _give_image(port, value)
-    if value.is_floating_point():
-        return from_held(value, DTYPES["fp32"] if exact or port.dtype == "float32" else DTYPES[_NAMES[port.dtype]])
-    array: np.ndarray = value.detach().contiguous().numpy()
-    return array.astype(port.dtype, copy=False) if port.dtype.startswith("int") else array
-
-
-_NAMES = {"float16": "fp16", "float32": "fp32", "float64": "fp64", "int32": "fp32", "int8": "fp32"}
+    declared = dtype_named(port.dtype)
+    if declared is None or (exact and declared.floating):
+        declared = DTYPES["fp32"]
+    return from_held(value, declared).copy()  # a result may share memory with a constant or a state
 
 
 def _give_image(port: Port, value: Tensor) -> np.ndarray:

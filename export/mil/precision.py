@@ -43,6 +43,12 @@ class OpStat:
         """Share of elements that underflowed to zero."""
         return self.vanished / self.elements if self.elements else 0.0
 
+    def __str__(self) -> str:
+        return (
+            f"{self.op} {self.output}: largest {self.largest:.6g} ({self.tightness:.2%} of {FP16_MAX:.0f}), "
+            f"overflowed {self.overflow}, NaN {self.nan}, to zero {self.underflow:.2%}"
+        )
+
     def merged(self, other: OpStat) -> OpStat:
         """Both runs of the same operation together."""
         return replace(
@@ -74,14 +80,14 @@ class Report:
         return any(s.overflow for s in self.ops)
 
     @property
-    def nan(self) -> bool:
+    def has_nan(self) -> bool:
         """Whether any result was not a number."""
         return any(s.nan for s in self.ops)
 
     @property
     def clean(self) -> bool:
         """At least one run was recorded, in device mode, without overflow or NaN."""
-        return self.mode == "device" and self.runs > 0 and not self.overflowed and not self.nan
+        return self.mode == "device" and self.runs > 0 and not self.overflowed and not self.has_nan
 
 
 class Precision(Protocol):

@@ -43,7 +43,6 @@ class Operation:
     place: int
     inputs: Mapping[str, tuple[Binding, ...]]
     outputs: tuple[Value, ...]
-    nested: int = 0  # blocks inside (control flow)
 
     @property
     def where(self) -> str:

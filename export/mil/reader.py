@@ -119,7 +119,7 @@ class _Reader:
             )
         outputs = tuple(Value(v.name, self.type(v.type)) for v in message.outputs)
         name = name or (outputs[0].name if outputs else "")
-        return Operation(message.type, name, place, inputs, outputs, len(message.blocks))
+        return Operation(message.type, name, place, inputs, outputs)
 
     def dtype(self, number: int) -> DType:
         """Scalar type of the enumeration in the specification."""

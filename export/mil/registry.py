@@ -15,7 +15,6 @@ from types import UnionType
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from snapgen_deploy.export.mil.program import Constant, Data
@@ -129,8 +128,3 @@ def _unary(function: Callable[[Tensor], Tensor]) -> Implementation:
         return function(x)
 
     return run
-
-
-def scalar(value: float, like: Tensor) -> Tensor:
-    """A 0-d tensor of the type of `like`."""
-    return torch.tensor(value, dtype=like.dtype)

@@ -28,6 +28,8 @@ from pathlib import Path
 from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.errors import BadInput
 
+RESERVED = ("prefix", "regex", "drop")  # no tensor of these names can have a rule of its own
+
 
 @dataclass(frozen=True)
 class KeyMap:
@@ -87,19 +89,19 @@ def load_key_map(path: Path) -> KeyMap:
     if not isinstance(data, dict):
         raise BadInput(f"key map {path}: got a {type(data).__name__}, expected an object")
     problems: list[str] = []
-    names = {key: value for key, value in data.items() if isinstance(value, str)}
-    tables = {key: _strings(key, data.get(key, {}), problems) for key in ("prefix", "regex") if key not in names}
-    drops = [] if "drop" in names else data.get("drop", [])
+    names = {key: value for key, value in data.items() if isinstance(value, str) and key not in RESERVED}
+    tables = {key: _strings(key, data.get(key, {}), problems) for key in ("prefix", "regex")}
+    drops = data.get("drop", [])
     if not isinstance(drops, list) or not all(isinstance(d, str) for d in drops):
         problems.append("drop must be a list of regular expressions")
         drops = []
-    known = {"prefix", "regex", "drop", *names}
+    known = {*RESERVED, *names}
     problems += [f"{key!r} must be our name, as a string (quote names that have dots)" for key in data if key not in known]
-    patterns = tuple((p, new) for p, new in ((_compile(k, v, problems), v) for k, v in tables.get("regex", {}).items()) if p)
+    patterns = tuple((p, new) for p, new in ((_compile(k, v, problems), v) for k, v in tables["regex"].items()) if p)
     dropped = tuple(p for p in (_compile(d, "", problems) for d in drops) if p)
     if problems:
         raise BadInput(f"key map {path}: {listed(problems)}")
-    return KeyMap(path, names, tables.get("prefix", {}), patterns, dropped)
+    return KeyMap(path, names, tables["prefix"], patterns, dropped)
 
 
 def _strings(key: str, table: object, problems: list[str]) -> dict[str, str]:

@@ -26,7 +26,7 @@ def devices(
 
     profiles = [load_profile(device)] if device else [load_profile(i) for i in profile_ids()]
     if as_json:
-        print_json({"devices": [asdict(p) for p in profiles]})
+        print_json({"devices": [p.as_dict() for p in profiles]})
     elif device:
         _show(profiles[0])
     else:
@@ -36,27 +36,28 @@ def devices(
 def _list(profiles: list[Profile]) -> None:
     table = Table()
     for column in ("id", "device", "chip", "memory budget", "latency budget", "targets"):
-        table.add_column(column, no_wrap=column == "id")
+        table.add_column(column, no_wrap=column in ("id", "targets"))
     for p in profiles:
-        targets = ", ".join(f"{t.target} {t.precision}" for t in p.targets)
+        targets = "\n".join(f"{t.key} {t.precision}" for t in p.targets)
         table.add_row(p.id, p.name, p.soc, _short(p.memory_budget), _short(p.latency_budget), targets)
     out().print(table)
 
 
 def _short(figure: Figure | None) -> str:
-    return f"{figure.value:g} {figure.unit}" if figure else "—"
+    return str(figure) if figure else "—"
 
 
 def _show(p: Profile) -> None:
     console = out()
-    console.print(f"[bold]{p.name}[/bold] ({p.id})   {p.kind}, {p.soc}, {p.os} or newer")
-    if p.notes:
-        console.print(p.notes)
+    console.print(f"[bold]{p.name}[/bold] ({p.id})   {p.kind}, {p.soc}, {p.os} {p.os_minimum} or newer")
+    console.print(f"source: {p.source}", style="dim", soft_wrap=True)
+    for note in p.notes:
+        console.print(note, soft_wrap=True)
     targets = Table(title="targets, in order", title_justify="left")
     for column in ("target", "precision", "layout", "options"):
         targets.add_column(column)
     for t in p.targets:
-        targets.add_row(t.target, t.precision, t.layout, ", ".join(f"{k} = {v}" for k, v in t.options.items()) or "—")
+        targets.add_row(t.key, t.precision, t.layout, ", ".join(f"{k} = {v}" for k, v in t.options) or "—")
     console.print(targets)
     figures = Table(title="figures", title_justify="left")
     for column in ("figure", "value", "status", "source"):
@@ -66,9 +67,9 @@ def _show(p: Profile) -> None:
         if figure is not None:
             figures.add_row(name.replace("_", " "), _short(figure), figure.status, figure.source)
     if p.latency is not None:
-        steps = ", ".join(f"{w} {ms:g} ms" for w, ms in p.latency.step_ms.items())
-        what = f"{p.latency.model} {p.latency.resolution[0]}x{p.latency.resolution[1]}: step {steps}; decoder {p.latency.decoder_ms:g} ms"
-        figures.add_row("latency", what, "published", p.latency.source)
+        model = f"{p.latency.preset} {p.latency.resolution[0]}x{p.latency.resolution[1]}, {p.latency.target}"
+        for name, figure in {**{f"step, {w}": f for w, f in p.latency.step.items()}, "decoder": p.latency.decoder}.items():
+            figures.add_row(f"{name} ({model})", _short(figure), figure.status, figure.source)
     console.print(figures)
 
 

@@ -68,11 +68,12 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as data:
-            if not hasattr(data, "files"):
-                raise BadInput(f"{path}: holds one array; expected named arrays (numpy.savez)")
+        data = np.load(path, allow_pickle=False)
+        if isinstance(data, np.ndarray):
+            raise BadInput(f"{path}: holds one array; expected named arrays (numpy.savez)")
+        with data:
             return {name: data[name] for name in data.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise BadInput(f"{path}: not a readable .npz file ({error})") from error
 
 
@@ -94,7 +95,7 @@ def _summary(runner: Runner, results: dict[str, np.ndarray]) -> dict[str, Any]:
 def _verdict(report: Report) -> dict[str, Any]:
     return {
         "overflowed": report.overflowed,
-        "nan": report.nan,
+        "nan": report.has_nan,
         "clean": report.clean,
         "tightest": [_entry(s) for s in report.tightest(5)],
     }
@@ -115,13 +116,10 @@ def _print(runner: Runner, results: dict[str, np.ndarray]) -> None:
 
 
 def _print_report(report: Report) -> None:
-    verdict = "overflow" if report.overflowed else "NaN" if report.nan else "no overflow, no NaN"
+    verdict = "overflow" if report.overflowed else "NaN" if report.has_nan else "no overflow, no NaN"
     typer.echo(f"half precision: {verdict} in {len(report.ops)} operations; the tightest:")
     for stat in report.tightest(5):
-        typer.echo(
-            f"  {stat.op} {stat.output}: largest {stat.largest:.6g} ({stat.tightness:.2%} of 65504), "
-            f"overflowed {stat.overflow}, NaN {stat.nan}, to zero {stat.underflow:.2%}"
-        )
+        typer.echo(f"  {stat}")
 
 
 def _write_report(path: Path, report: Report) -> None:

@@ -58,6 +58,18 @@ def rope_table(rows: int, cols: int, head_dim: int, theta: float) -> tuple[Tenso
     return angles.cos(), angles.sin()
 
 
+def position_table(rows: int, cols: int, hidden: int, kept: int) -> Tensor:
+    """Fixed absolute positions (rows*cols, kept): the first `kept` channels of a sine-cosine table of width `hidden`.
+
+    PixArt-alpha's table with interleaved channels (sin y, cos y, sin x, cos x per frequency), so that a slice has both axes.
+    """
+    frequencies = 10000.0 ** (-torch.arange(0, hidden, 4, dtype=torch.float32) / hidden)  # (hidden/4,)
+    y = (torch.arange(rows, dtype=torch.float32)[:, None, None] * frequencies).expand(-1, cols, -1)  # (rows, cols, hidden/4)
+    x = (torch.arange(cols, dtype=torch.float32)[None, :, None] * frequencies).expand(rows, -1, -1)  # (rows, cols, hidden/4)
+    table = torch.stack([y.sin(), y.cos(), x.sin(), x.cos()], dim=-1)  # (rows, cols, hidden/4, 4)
+    return table.reshape(rows * cols, -1)[:, :kept]
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding: channel i is paired with channel i + d/2; x (B, h, N, d), cos and sin (N, d/2)."""
     a, b = x.chunk(2, dim=-1)  # (B, h, N, d/2) each

@@ -41,6 +41,7 @@ class DiTConfig:
     cross_dim: int = 1024  # inner width of cross-attention, the same at every network width
     time_features: int = 256  # sinusoidal features of sigma, PixArt-alpha
     rope_theta: float = 10000.0
+    absolute_positions: bool = True  # PixArt-alpha's fixed sine-cosine table; RoPE alone cannot tell the top from the bottom
     widths: dict[str, float] = field(default_factory=lambda: {"tiny": 0.375, "small": 0.5, "full": 1.0})
 
     def hidden_at(self, width: str) -> int:

@@ -18,6 +18,7 @@ from snapgen_deploy.models.attention import (
     CrossAttention,
     FeedForward,
     SelfAttention,
+    position_table,
     rope_table,
 )
 from snapgen_deploy.models.config import STAGES, DiTConfig, StageKind
@@ -160,6 +161,8 @@ class DiT(nn.Module):
         context, bias = self.context(text, mask)  # (B, L, T), (B, 1, 1, L)
 
         x = self.patch(latent).flatten(2).transpose(1, 2)  # (B, N, D)
+        if self.config.absolute_positions:
+            x = x + position_table(*grid, self.config.hidden, x.shape[2]).to(x)  # (B, N, D)
         for block in self.blocks_of("down"):
             x = block(x, six, context, bias, ropes[grid], grid)  # (B, N, D)
 

@@ -88,6 +88,7 @@ class ChannelsStudent(nn.Module):
     half_rope_c: Tensor
     half_rope_s: Tensor
     final_table: Tensor
+    positions: Tensor
 
     def __init__(self, dit: DiT, grid: Grid, form: ChannelsForm) -> None:
         super().__init__()
@@ -108,6 +109,7 @@ class ChannelsStudent(nn.Module):
             for part, table in zip("cs", fold.rope_constants(*at, config.head_dim, config.rope_theta), strict=True):
                 self.register_buffer(f"{name}_{part}", table.t().contiguous())  # (d, N)
         self.register_buffer("final_table", fold.modulation_table(dit.final_table, (1,)))
+        self.register_buffer("positions", fold.position_constants(dit, grid).t()[None, :, None].contiguous())  # (1, D, 1, N)
         self.final_norm = ChannelsNorm(1, 1e-6)
 
     def context(self, streams: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -128,7 +130,7 @@ class ChannelsStudent(nn.Module):
         text, bias = self.context(streams)
         line = (latent.shape[0], self.hidden, 1, -1)
 
-        x = self.patch(latent).reshape(line)  # (B, D, 1, N)
+        x = self.patch(latent).reshape(line) + self.positions  # (B, D, 1, N)
         for block in self.get_submodule("down").children():
             x = block(x, six, text, bias, rope)  # (B, D, 1, N)
 

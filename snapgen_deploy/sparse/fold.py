@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from snapgen_deploy.models.attention import rope_table
+from snapgen_deploy.models.attention import position_table, rope_table
+from snapgen_deploy.models.dit import DiT
 
 
 def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -43,6 +44,13 @@ def centred(source: nn.Linear, head_dim: int) -> tuple[Tensor, Tensor]:
         (per_head - per_head.mean(1, keepdim=True)).reshape(weight.shape),
         (bias_per_head - bias_per_head.mean(1, keepdim=True)).reshape(-1),
     )
+
+
+def position_constants(dit: DiT, grid: tuple[int, int]) -> Tensor:
+    """Absolute positions (N, D) that are added to the patches; zeros for a network without them."""
+    config = dit.config
+    table = position_table(*grid, config.hidden, config.hidden_at(dit.width))
+    return table if config.absolute_positions else torch.zeros_like(table)
 
 
 def rope_constants(rows: int, cols: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -166,6 +166,7 @@ class TokenStudent(nn.Module):
     half_rope_c: Tensor
     half_rope_s: Tensor
     final_table: Tensor
+    positions: Tensor
     heads: Tensor
 
     def __init__(self, dit: DiT, grid: Grid, kernel: Kernel, batch: int, ops: OpForm) -> None:
@@ -184,6 +185,7 @@ class TokenStudent(nn.Module):
             for part, table in zip("cs", fold.rope_constants(*at, config.head_dim, config.rope_theta), strict=True):
                 self.register_buffer(f"{name}_{part}", table)
         self.register_buffer("final_table", fold.modulation_table(dit.final_table, (1,)))
+        self.register_buffer("positions", fold.position_constants(dit, grid)[None])  # (1, N, D)
         self.final_norm = TokenNorm(batch, config.hidden_at(dit.width), 1e-6, ops)
         self.register_buffer("heads", dit.final_table.new_ones(1, config.cross_dim // config.head_dim, 1).detach())
 
@@ -203,7 +205,7 @@ class TokenStudent(nn.Module):
         embedding, six = self.time(time_features)  # (B, 1, D), (B, 6, D)
         text, bias = self.context(streams)
 
-        x = self.patch(latent)  # (B, N, D)
+        x = self.patch(latent) + self.positions  # (B, N, D)
         for block in self.get_submodule("down").children():
             x = block(x, six, text, bias, rope)  # (B, N, D)
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint, save_checkpoint, save_sharded, validate
+from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint, read_header, save_checkpoint, save_sharded, validate
 from snapgen_deploy.elastic import load_decoder, load_student, load_text_encoder, widths_of
 from snapgen_deploy.models import PRESETS, ElasticDiT
 from snapgen_deploy.models.serialise import config_from_json, config_to_dict, config_to_json
@@ -110,6 +110,23 @@ def test_a_width_without_tensors(tmp_path: Path, state: dict[str, Tensor]) -> No
     assert widths_of(checkpoint) == ("small", "full")
     for width in ("tiny", "huge"):
         refused(lambda w=width: load_student(checkpoint, w), repr(width), "small, full")
+
+
+@pytest.mark.parametrize("length", [640, 896, 1024, 1280])
+def test_header_lengths_that_look_like_pickle(tmp_path: Path, length: int) -> None:
+    """640 is 80 02 in little-endian, as a protocol 2 pickle begins."""
+    text = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + text.ljust(length) + bytes(4))
+    assert read_header(path).tensors["a"].shape == (1,)
+
+
+def test_the_embedded_checkpoint() -> None:
+    checkpoint = open_checkpoint(None)
+    validate(checkpoint)
+    assert checkpoint.config.name == "shapes"
+    assert widths_of(checkpoint) == ("tiny", "small", "full")
+    assert load_student(checkpoint, "tiny").width == "tiny"
 
 
 READ_A_CORNER = """

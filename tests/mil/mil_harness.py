@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-logging.disable(logging.WARNING)
-warnings.filterwarnings("ignore")
+logging.getLogger("coremltools").setLevel(logging.ERROR)  # it warns about every library of another platform
 
 import coremltools as ct  # noqa: E402
 from coremltools.converters.mil.mil import Builder as mb  # noqa: E402

@@ -71,9 +71,10 @@ def test_overflow_is_seen_though_a_later_operation_hides_it(tmp_path: Path) -> N
     big = stat(report, "big")
     assert report.overflowed
     assert not report.clean
-    assert not report.nan
+    assert not report.has_nan
     assert (big.overflow, big.elements, big.largest) == (2, 8, 75000)
     assert report.tightest(1) == (big,)
+    assert str(big) == "mul big: largest 75000 (114.50% of 65504), overflowed 2, NaN 0, to zero 0.00%"
     assert report.runs == 2
     assert big.tightness == pytest.approx(75000 / 65504)
 
@@ -101,7 +102,7 @@ def test_nan_and_infinity(tmp_path: Path) -> None:
     report = runner.report()
     y = stat(report, "y")
     assert (y.nan, y.infinite, y.overflow) == (1, 2, 0)
-    assert report.nan
+    assert report.has_nan
     assert not report.clean
     assert not report.overflowed, "already infinite in float32: half precision is not to blame"
 

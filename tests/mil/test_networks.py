@@ -101,6 +101,6 @@ def test_a_mask_that_half_precision_cannot_hold(tmp_path: Path) -> None:
     device = open_package(path, mode="device")
     device({f"i{n}": e.numpy() for n, e in enumerate(example)})
     report = device.report()
-    assert report.nan
+    assert report.has_nan
     assert not report.clean
     assert next(s.op for s in report.ops if s.nan) == "mul"

@@ -100,7 +100,7 @@ def test_halves(tmp_path: Path) -> None:
 
 
 def _image_model(path: Path, layout: str, out: str) -> Path:
-    channels = 1 if layout == "GRAYSCALE" else 3
+    channels = 1 if layout.startswith("GRAYSCALE") else 3
     weights = np.eye(channels, dtype=np.float32).reshape(channels, channels, 1, 1)
 
     class Identity(torch.nn.Module):
@@ -146,6 +146,16 @@ def test_pictures(layout: str, tmp_path: Path) -> None:
 def test_channel_order_reaches_the_program(tmp_path: Path) -> None:
     runner = open_package(_image_model(tmp_path / "p.mlpackage", "BGR", "RGB"))
     assert np.array_equal(runner({"picture": PIXELS})["result"], np.round(PIXELS[:, :, ::-1] * 0.5 + 10))
+
+
+def test_real_valued_gray_pictures(tmp_path: Path) -> None:
+    layout = "GRAYSCALE_FLOAT16"
+    runner = open_package(_image_model(tmp_path / "p.mlpackage", layout, layout))
+    gray = np.array([[0.5, 1.25, -3], [100.5, 7, 0]], np.float32)
+    for given in (gray, Image.fromarray(gray)):
+        got = runner({"picture": given})["result"]
+        assert got.dtype == np.float16
+        assert np.array_equal(got, gray * 0.5 + 10)
 
 
 def test_gray_pictures_and_sizes(tmp_path: Path) -> None:
@@ -200,6 +210,38 @@ def test_enumerated_shapes(tmp_path: Path) -> None:
     shape = ct.EnumeratedShapes([(1, 2, 8, 8), (1, 2, 4, 12)], default=(1, 2, 8, 8))
     path = _flexible(tmp_path / "p.mlpackage", shape, sizes)
     _check_flexible(path, [(8, 8), (4, 12)], (8, 12), r"one of .*\[1, 2, 4, 12\]")
+
+
+def test_inputs_with_a_default_may_be_left_out(tmp_path: Path) -> None:
+    class Sum(torch.nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return a + b
+
+    exported = torch.export.export(Sum(), (torch.zeros(3), torch.zeros(3))).run_decompositions({})
+    path = tmp_path / "p.mlpackage"
+    ct.convert(
+        exported,
+        inputs=[ct.TensorType("a", (3,)), ct.TensorType("b", (3,), default_value=np.full(3, 2.5, np.float32))],
+        outputs=[ct.TensorType("y")],
+        minimum_deployment_target=TARGETS[16],
+        compute_precision=ct.precision.FLOAT32,
+        skip_model_load=True,
+    ).save(str(path))
+    runner = open_package(path)
+    assert [(p.optional, p.default) for p in runner.inputs] == [(False, None), (True, 2.5)]
+    a, b = np.arange(3, dtype=np.float32), np.ones(3, np.float32)
+    assert runner({"a": a})["y"].tolist() == [2.5, 3.5, 4.5]
+    assert runner({"a": a, "b": b})["y"].tolist() == [1, 2, 3]
+
+
+def test_results_do_not_alias_constants(tmp_path: Path) -> None:
+    def build(x: Any) -> Any:
+        return mb.add(x=x, y=np.float32(0), name="y"), mb.identity(x=np.arange(3, dtype=np.float32), name="c")
+
+    runner = open_package(save(program({"x": spec(3)}, build), tmp_path / "p.mlpackage", 18))
+    x = {"x": np.zeros(3, np.float32)}
+    runner(x)["c"][:] = 7
+    assert runner(x)["c"].tolist() == [0, 1, 2]
 
 
 def test_functions_of_a_package(tmp_path: Path) -> None:

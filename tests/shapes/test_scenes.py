@@ -22,7 +22,13 @@ def test_every_prompt_parses_back():
 
 @pytest.mark.parametrize(
     "prompt",
-    ["", "a red ring", "a red ring on a pink background", "a ring on a gray background", "a red ring near a blue square on a gray background"],
+    [
+        "",
+        "a red ring",
+        "a red ring on a pink background",
+        "a ring on a gray background",
+        "a red ring near a blue square on a gray background",
+    ],
 )
 def test_what_is_no_prompt_is_refused(prompt):
     with pytest.raises(ValueError, match="expected"):
@@ -30,7 +36,9 @@ def test_what_is_no_prompt_is_refused(prompt):
 
 
 def test_commas_may_touch_words():
-    spec = parse("A pink cross at the left, a green diamond at the center and an orange square at the right on a white background")
+    spec = parse(
+        "A pink cross at the left, a green diamond at the center and an orange square at the right on a white background"
+    )
     assert [o.place for o in spec.objects] == ["left", "center", "right"]
 
 

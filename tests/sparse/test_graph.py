@@ -104,7 +104,8 @@ def lowered(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Counter[str]
 
 
 def test_xnnpack_takes_the_whole_student(kit):
-    dit = kit.student(1, blocks=3, depths=(1, 2, 1))
+    # Lowering takes about 30 ms of one core per node: one sparse block, and a Middle with its skip, are enough here.
+    dit = kit.student(1, blocks=3, depths=(1, 2, 0))
     inputs = kit.inputs(dit.config, (12, 8))
     outside, got = lowered(rewrite_student(dit, (12, 8), layout="token", form="loop"), inputs)
     assert outside == {"executorch_call_delegate": 1, "getitem": 1}
@@ -112,8 +113,8 @@ def test_xnnpack_takes_the_whole_student(kit):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["batched", "per_head"])
-def test_xnnpack_takes_the_whole_student_in_the_other_forms(kit, form):
+@pytest.mark.parametrize("form", FORMS)
+def test_xnnpack_takes_the_whole_student_in_every_form(kit, form):
     dit = kit.student(1, blocks=6, radius=1)
     inputs = kit.inputs(dit.config, (12, 8), 2)
     outside, got = lowered(rewrite_student(dit, (12, 8), layout="token", form=form, batch=2), inputs)

@@ -41,13 +41,13 @@ def _border(size: int, before: int, after: int, mode: str) -> Tensor:
 @op("fill")
 def fill(shape: tuple[int, ...], declared: tuple[ValueType, ...], value: float = 0.0) -> Tensor:
     """A tensor of one value, of the declared type."""
-    return torch.full(shape, value).to(declared[0].dtype.held)
+    return torch.full(shape, value, dtype=torch.float64).to(declared[0].dtype.held)
 
 
 @op("fill_like")
 def fill_like(ref_tensor: Tensor, declared: tuple[ValueType, ...], value: float = 0.0) -> Tensor:
     """A tensor of one value in another's shape, of the declared type."""
-    return torch.full(ref_tensor.shape, value).to(declared[0].dtype.held)
+    return torch.full(ref_tensor.shape, value, dtype=torch.float64).to(declared[0].dtype.held)
 
 
 @op("shape")
@@ -104,4 +104,5 @@ def one_hot(
     axis = axis + indices.dim() + 1 if axis < 0 else axis
     places = torch.arange(one_hot_vector_size).reshape(-1, *(1,) * (indices.dim() - axis))
     hot = indices.long().unsqueeze(axis) == places
-    return torch.where(hot, on_value, off_value).to(declared[0].dtype.held)
+    held = declared[0].dtype.held
+    return torch.where(hot, torch.tensor(on_value).to(held), torch.tensor(off_value).to(held))

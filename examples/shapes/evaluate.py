@@ -1,0 +1,124 @@
+"""Stage 7: scores of the shipped file and of the base it came from on held-out prompts; plots of losses and pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from torch import Tensor
+
+from examples.shapes.distill import GUIDANCE
+from examples.shapes.latents import embed
+from examples.shapes.sampling import Network, draw, guided
+from examples.shapes.score import score_pictures
+from examples.shapes.stages import scenes, to_bytes
+from snapgen_deploy.checkpoint import open_checkpoint
+from snapgen_deploy.elastic import load_decoder, load_student, load_text_encoder
+from snapgen_deploy.models import ElasticDiT, initial_noise, sigmas
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+PROMPTS, SEED, BATCH = 256, 77, 32
+Pictures = list[np.ndarray]
+
+
+def held_out(count: int = PROMPTS) -> list[str]:
+    """The prompts that are scored."""
+    return [spec.text() for spec, _ in scenes(SEED, count, held_out=True)]
+
+
+def evaluate(shipped: Path, base: ElasticDiT, results: Path, count: int = PROMPTS) -> dict[str, object]:
+    """Scores every width at 4 steps (the file as shipped, in fp32) and 28 guided steps (the base); writes scores.json."""
+    checkpoint = open_checkpoint(shipped)
+    config = checkpoint.config
+    decoder, encoder = load_decoder(checkpoint), load_text_encoder(checkpoint)
+    prompts = held_out(count)
+    text, mask = embed(encoder, prompts)
+    empty = embed(encoder, [""])
+    channels, side = config.student.latent_channels, config.resolution[0] // config.student.latent_factor
+    noise = torch.cat([initial_noise(i, (1, channels, side, side)) for i in range(count)])
+    scores: dict[str, object] = {}
+    rows = []
+    for width in sorted(config.student.widths, key=config.student.widths.__getitem__, reverse=True):
+        student = load_student(checkpoint, width)
+        for name, network, levels, scale in (
+            (f"{width} 28 steps", _of_base(base, width), sigmas(28, config.shift), GUIDANCE),
+            (f"{width} 4 steps", _plain(student), sigmas(config.steps, config.shift), 1.0),
+        ):
+            pictures: Pictures = []
+            for i in range(0, count, BATCH):
+                part = slice(i, i + BATCH)
+                velocity = guided(network, config.student.time_features, text[part], mask[part], empty, scale)
+                with torch.no_grad():
+                    pictures.extend(to_bytes(decoder(draw(velocity, noise[part], levels))))
+            scores[name] = score_pictures(prompts, pictures)
+            print(name, json.dumps(scores[name]), flush=True)
+            rows.append((name, pictures[:8]))
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "scores.json").write_text(
+        json.dumps({"guidance of 28 steps": GUIDANCE, "seeds": "0 ...", **scores}, indent=1) + "\n"
+    )
+    grid(rows, prompts[:8], results / "samples.png")
+    return scores
+
+
+def _of_base(base: ElasticDiT, width: str) -> Network:
+    def network(x: Tensor, features: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        velocity: Tensor = base(x, features, {"text": text}, {"text": mask}, width)
+        return velocity
+
+    return network
+
+
+def _plain(student: torch.nn.Module) -> Network:
+    def network(x: Tensor, features: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        velocity: Tensor = student(x, features, {"text": text}, {"text": mask})
+        return velocity
+
+    return network
+
+
+def grid(rows: list[tuple[str, Pictures]], prompts: list[str], path: Path) -> None:
+    """A labelled grid: one row per width and number of steps, one column per prompt."""
+    figure, axes = plt.subplots(len(rows), len(prompts), figsize=(1.7 * len(prompts), 1.75 * len(rows) + 0.6), squeeze=False)
+    for (name, pictures), line in zip(rows, axes, strict=True):
+        for picture, axis in zip(pictures, line, strict=True):
+            axis.imshow(picture)
+            axis.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name, fontsize=9)
+    for prompt, axis in zip(prompts, axes[0], strict=True):
+        axis.set_title("\n".join(_wrapped(prompt, 24)), fontsize=6)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        if len(lines[-1]) + len(word) > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines
+
+
+def curves(log: Path, path: Path) -> None:
+    """The losses of every stage against its wall-clock minutes."""
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    figure, axes = plt.subplots(1, len(stages), figsize=(4.2 * len(stages), 3.4), squeeze=False)
+    for stage, axis in zip(stages, axes[0], strict=True):
+        own = [row for row in rows if row["stage"] == stage]
+        for name in dict.fromkeys(n for row in own for n in row if n not in ("stage", "step", "seconds", "latent", "right")):
+            points = [(row["seconds"] / 60, row[name]) for row in own if name in row]
+            axis.plot(*zip(*points, strict=True), label=name, linewidth=1)
+        axis.set(title=stage, xlabel="minutes", yscale="log")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80, metadata={"Software": None})
+    plt.close(figure)

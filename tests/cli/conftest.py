@@ -1,0 +1,66 @@
+"""A checkpoint small enough to export in seconds, and one bundle of it that all tests of a worker share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from snapgen_deploy.checkpoint import checkpoint_state, save_checkpoint
+from snapgen_deploy.cli import app
+from snapgen_deploy.models import (  # fmt: skip
+    DecoderConfig,
+    DiTConfig,
+    ElasticDiT,
+    ModelConfig,
+    TextEncoder,
+    TextEncoderConfig,
+    TextStream,
+    TinyDecoder,
+)
+from snapgen_deploy.tokenizer import WordTokenizer
+
+WORDS = ["a", "red", "blue", "ring", "on", "gray"]
+
+
+def tiny_config() -> ModelConfig:
+    student = DiTConfig(
+        latent_channels=4, hidden=64, head_dim=4, depths=(1, 1, 1), blocks=4, text_width=16, cross_dim=16,
+        text_streams=(TextStream("text", 16, 8),), time_features=16,
+    )  # fmt: skip
+    decoder = DecoderConfig(latent_channels=4, channels=(16, 8, 8, 8), blocks=(1, 0, 0, 0), groups=4)
+    encoder = TextEncoderConfig(vocab=10, length=8, width=16, layers=1, heads=2)
+    return ModelConfig(
+        student, decoder, encoder, name="tiny-test", resolution=(64, 64), prompts=("a red ring", "a blue ring on gray")
+    )
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = tiny_config()
+    torch.manual_seed(0)
+    elastic = ElasticDiT(config.student)
+    for tensor in elastic.tensors.values():  # tables and biases are zero at first: give every path a share in the picture
+        torch.nn.init.normal_(tensor, std=0.05 if tensor.ndim < 2 else tensor[0].numel() ** -0.5)
+    assert config.decoder is not None
+    assert config.text_encoder is not None
+    state = checkpoint_state(elastic, TinyDecoder(config.decoder), TextEncoder(config.text_encoder))
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    save_checkpoint(state, replace(config), path, tokenizer=WordTokenizer.from_words(WORDS).to_json(), license="Apache-2.0")
+    return path
+
+
+def invoke(*arguments: object) -> Result:
+    """The command line in this process; `export` itself starts the child processes that a user's would."""
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="session")
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundles")
+    done = invoke("export", "--device", "iphone16pm", "--checkpoint", checkpoint, "-o", out, "--width", "small", "--threads", 1)
+    assert done.exit_code == 0, done.output
+    return out / "tiny-test-iphone16pm"

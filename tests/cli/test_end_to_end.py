@@ -1,0 +1,110 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from snapgen_deploy import exporter, gates
+from snapgen_deploy.bundle import check_hashes, open_bundle
+from snapgen_deploy.gates import Limits, psnr
+from tests.cli.conftest import invoke
+
+pytestmark = pytest.mark.xdist_group("bundle")
+TARGETS = ("coreml", "executorch:xnnpack", "onnx:cpu")
+
+
+def signed(path):
+    return np.asarray(Image.open(path), dtype=np.float64) / 127.5 - 1
+
+
+def test_every_gate_of_every_target_ran_and_passed(bundle):
+    opened = open_bundle(bundle)
+    check_hashes(opened)
+    assert opened.targets == TARGETS
+    found = {(g["target"], g["component"], g["name"]): g for g in opened.manifest["gates"]}
+    assert {g["verdict"] for g in found.values()} == {"passed"}
+    for target in TARGETS:
+        for component in ("student", "decoder", "text_encoder"):
+            assert (
+                0 <= found[target, component, "relative_error"]["value"] <= found[target, component, "relative_error"]["limit"]
+            )
+        assert found[target, "pipeline", "psnr"]["value"] >= 40
+    assert found["executorch:xnnpack", "student", "operators_outside_delegate"]["value"] == 0
+    assert found["executorch:xnnpack", "decoder", "operators_outside_delegate"]["value"] == 0
+
+
+def test_the_manifest_says_what_the_files_hold(bundle):
+    manifest = open_bundle(bundle).manifest
+    assert manifest["width"] == "small"
+    assert manifest["schedule"]["sigmas"] == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])
+    assert len(manifest["schedule"]["time_features"]["values"]) == 4
+    assert manifest["checkpoint"]["license"] == "Apache-2.0"
+    student = manifest["targets"]["coreml"]["components"]["student"]
+    assert set(student["weight_dtypes"]) <= {"float16", "int32", "bool"}
+    assert [p["name"] for p in student["inputs"]] == ["latent", "time_features", "text", "text_mask"]
+    assert str(bundle) not in json.dumps(manifest)
+    assert (bundle / "preview.png").stat().st_size > 1000
+
+
+def test_one_seed_gives_one_picture_on_every_target(bundle, tmp_path):
+    pictures = []
+    for target in TARGETS:
+        path = tmp_path / f"{target.replace(':', '-')}.png"
+        done = invoke("generate", bundle, "--prompt", "a red ring", "--seed", 7, "--target", target, "-o", path)
+        assert done.exit_code == 0, done.output
+        pictures.append(signed(path))
+    other = tmp_path / "other.png"
+    assert invoke("generate", bundle, "--prompt", "a red ring", "--seed", 8, "-o", other).exit_code == 0
+    assert pictures[0].shape == (64, 64, 3)
+    assert psnr(pictures[1], pictures[2]) >= 55
+    assert psnr(pictures[0], pictures[2]) >= 40
+    assert psnr(signed(other), pictures[0]) < 40
+
+
+def test_verify_runs_the_gates_again_from_the_files(bundle):
+    done = invoke("verify", bundle, "--json")
+    assert done.exit_code == 0, done.output
+    before = {(g["target"], g["component"], g["name"]): g["verdict"] for g in open_bundle(bundle).manifest["gates"]}
+    after = {(g["target"], g["component"], g["name"]): g["verdict"] for g in json.loads(done.stdout)["gates"]}
+    assert after == before
+
+
+def test_verify_finds_a_changed_file(bundle, tmp_path):
+    copy = tmp_path / bundle.name
+    shutil.copytree(bundle, copy)
+    model = copy / "onnx-cpu" / "student.onnx"
+    model.write_bytes(model.read_bytes()[:-1] + b"x")
+    done = invoke("verify", copy, "--hashes-only")
+    assert done.exit_code == 1
+    assert "changed onnx-cpu/student.onnx" in done.stderr
+
+
+def test_a_failed_gate_exits_1_and_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setitem(gates.LIMITS, "fp32", Limits(error=1e-30, psnr=60.0))
+    monkeypatch.setattr(exporter, "run_in_child", lambda what, function, *arguments: (function(*arguments), 0))
+    done = invoke(
+        "export", "--device", "server", "--target", "onnx:cpu", "--width", "tiny", "--checkpoint", checkpoint, "-o", tmp_path
+    )
+    assert done.exit_code == 1
+    assert "gates failed, no bundle was written" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_server_bundle_has_the_diffusers_layout_and_the_same_bytes_twice(checkpoint, tmp_path):
+    sums = []
+    for place in ("first", "second"):
+        out = tmp_path / place
+        done = invoke("export", "--device", "server", "--width", "tiny", "--checkpoint", checkpoint, "-o", out, "--threads", 1)
+        assert done.exit_code == 0, done.output
+        root = out / "tiny-test-server"
+        sums.append((root / "SHA256SUMS").read_text())
+    assert sums[0] == sums[1]
+    names = {line.split("  ")[1] for line in sums[0].splitlines()}
+    assert {
+        "onnx-cpu/model_index.json",
+        "onnx-cpu/transformer/model.onnx",
+        "onnx-cpu/vae_decoder/model.onnx",
+        "onnx-cpu/text_encoder/model.onnx",
+        "onnx-cpu/scheduler/scheduler_config.json",
+    } <= names

@@ -1,0 +1,208 @@
+"""Every shipped profile is sound and sourced; a malformed one names all that is wrong with it; listing is light."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapgen_deploy import device_profiles
+from snapgen_deploy.device_profiles import TARGETS, load_profile, profile_ids, target_keys
+from snapgen_deploy.device_profiles.schema import BUDGET_STATUSES, STATUSES, Figure
+from snapgen_deploy.errors import BadInput
+
+FOLDER = Path(device_profiles.__file__).parent
+
+MINIMAL = """
+id = "mine"
+name = "My phone"
+kind = "phone"
+soc = "Chip"
+source = "its box"
+[os]
+name = "Android"
+minimum = "14"
+[figures]
+[budget]
+memory = { value = 2, unit = "GiB", status = "chosen", source = "a guess that suits us" }
+[[targets]]
+target = "onnx"
+precision = "fp32"
+layout = "token"
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def tables_with_a_value(table: dict[str, Any]) -> int:
+    """Figures in a raw TOML table, found without the schema."""
+    inner = [v for v in table.values() if isinstance(v, dict)]
+    return ("value" in table) + sum(tables_with_a_value(v) for v in inner)
+
+
+def all_figures(device: str) -> list[Figure]:
+    p = load_profile(device)
+    basis = [*p.latency.step.values(), p.latency.decoder] if p.latency is not None else []
+    return [*p.figures.values(), *(f for f in (p.memory_budget, p.latency_budget) if f is not None), *basis]
+
+
+def test_the_three_named_devices_and_six_more_are_there() -> None:
+    assert {"iphone16pm", "android-mid", "server"} <= set(profile_ids())
+    assert len(profile_ids()) >= 9
+
+
+@pytest.mark.parametrize("device", profile_ids())
+def test_every_figure_has_a_source(device: str) -> None:
+    figures = all_figures(device)
+    raw = tomllib.loads((FOLDER / f"{device}.toml").read_text(encoding="utf-8"))
+    assert len(figures) == tables_with_a_value(raw)  # none is lost on the way
+    for figure in figures:
+        assert figure.source.strip()
+        assert figure.status in BUDGET_STATUSES
+        assert math.isfinite(figure.value)
+        assert figure.value > 0
+
+
+@pytest.mark.parametrize("device", profile_ids())
+def test_only_budgets_are_chosen(device: str) -> None:
+    profile = load_profile(device)
+    basis = [*profile.latency.step.values(), profile.latency.decoder] if profile.latency is not None else []
+    assert {f.status for f in (*profile.figures.values(), *basis)} <= set(STATUSES)
+
+
+@pytest.mark.parametrize("device", profile_ids())
+def test_targets_exist_and_an_iphone_bundle_also_runs_on_linux(device: str) -> None:
+    profile = load_profile(device)
+    keys = [t.key for t in profile.targets]
+    assert set(keys) <= set(target_keys())
+    assert "onnx:cpu" in keys
+    if profile.os == "iOS":
+        assert keys[0] == "coreml"
+        assert len(keys) >= 3
+
+
+def test_iphone16pm_as_published() -> None:
+    profile = load_profile("iphone16pm")
+    assert [(t.key, t.precision, t.layout) for t in profile.targets] == [
+        ("coreml", "fp16", "channels"),
+        ("executorch:xnnpack", "fp32", "token"),
+        ("onnx:cpu", "fp32", "token"),
+    ]
+    assert dict(profile.targets[0].options) == {"deployment": "iOS18"}
+    assert profile.latency is not None
+    assert profile.latency.resolution == (1024, 1024)
+    assert profile.latency.picture_ms("small", 4) == pytest.approx(1560)  # the paper says 1.7 to 1.8 s with text encoding
+    assert profile.latency.picture_ms("no such width", 4) is None
+
+
+def test_targets_table_is_what_the_targets_offer() -> None:
+    from snapgen_deploy.export.registry import TARGETS as REGISTERED
+    from snapgen_deploy.export.registry import target_of
+
+    assert set(TARGETS) == set(REGISTERED)
+    for name, spec in TARGETS.items():
+        target, _ = target_of(name)
+        assert (spec.variants, spec.precisions, spec.layout) == (target.variants, target.precisions, target.layout), name
+
+
+def test_own_file_by_path(tmp_path: Path) -> None:
+    profile = load_profile(write(tmp_path, MINIMAL))
+    assert profile.id == "mine"
+    assert profile.memory_budget_bytes == 2 * 2**30
+    assert profile.targets[0].key == "onnx:cpu"  # a bare name takes the target's first variant
+
+
+def test_unknown_device_names_the_nearest() -> None:
+    with pytest.raises(BadInput, match="unknown device 'iphone16pn': did you mean iphone16pm"):
+        load_profile("iphone16pn")
+
+
+def test_missing_and_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="cannot be read"):
+        load_profile(str(tmp_path / "absent.toml"))
+    with pytest.raises(BadInput, match="cannot be read"):
+        load_profile(f"{tmp_path}/")
+    with pytest.raises(BadInput, match="not a TOML file"):
+        load_profile(write(tmp_path, "id = = 3"))
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BadInput, match="not a TOML file"):
+        load_profile(str(tmp_path / "binary.toml"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('kind = "phone"', 'kind = "toaster"', "kind: got 'toaster', expected one of phone, tablet, desktop, server"),
+        ('soc = "Chip"', "", "soc: got nothing, expected a non-empty string"),
+        ('soc = "Chip"', "soc = 3", "soc: got 3, expected a non-empty string"),
+        ('name = "Android"', 'nmae = "Android"', "os.nmae: got an unknown key, expected 'name'?"),
+        ("value = 2,", "value = -2,", "budget.memory.value: got -2, expected a positive number"),
+        ("value = 2,", "value = nan,", "budget.memory.value: got nan, expected a positive number"),
+        ("value = 2,", "value = inf,", "budget.memory.value: got inf, expected a positive number"),
+        ("value = 2,", "value = true,", "budget.memory.value: got True, expected a positive number"),
+        ('unit = "GiB"', 'unit = "stone"', "budget.memory.unit: got 'stone', expected one of"),
+        (', source = "a guess that suits us"', "", "budget.memory.source: got nothing"),
+        ("[figures]", '[figures]\npower = { value = 8, unit = "W", status = "chosen", source = "x" }', "figures.power.status"),
+        ("[figures]", "[figures]\nspeed = 3", "figures.speed: got an unknown key"),
+        ("[figures]", "[figures]\nmemory = 8", "figures.memory: got 8, expected a table"),
+        ('target = "onnx"', 'target = "onnx:qnn"', "targets[0].target: got 'onnx:qnn', expected one of coreml, exec"),
+        ('target = "onnx"', 'target = "tensorrt"', "targets[0].target: got 'tensorrt'"),
+        ('precision = "fp32"', 'precision = "int3"', "targets[0].precision: got 'int3', expected one of fp32"),
+        ('layout = "token"', 'layout = "sideways"', "targets[0].layout: got 'sideways', expected one of token, channels"),
+        ('id = "mine"', 'id = "My Phone"', "id: got 'My Phone', expected lower case"),
+    ],
+)  # fmt: skip
+def test_one_problem_says_path_got_and_expected(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert MINIMAL.count(old) == 1
+    with pytest.raises(BadInput) as caught:
+        load_profile(write(tmp_path, MINIMAL.replace(old, new)))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    text = MINIMAL.replace('soc = "Chip"', "").replace('kind = "phone"', 'kind = "toaster"')
+    text = text.replace("value = 2,", 'value = "2",')
+    with pytest.raises(BadInput) as caught:
+        load_profile(write(tmp_path, text))
+    for part in ("3 problems", "soc", "toaster", "budget.memory.value"):
+        assert part in str(caught.value)
+
+
+def test_a_target_twice_and_none_at_all(tmp_path: Path) -> None:
+    rows = MINIMAL[MINIMAL.index("[[targets]]") :]
+    with pytest.raises(BadInput, match="onnx:cpu 2 times"):
+        load_profile(write(tmp_path, MINIMAL + rows))
+    with pytest.raises(BadInput, match=r"targets: got nothing, expected one or more \[\[targets\]\] tables"):
+        load_profile(write(tmp_path, MINIMAL.replace(rows, "")))
+
+
+def test_latency_needs_a_target_of_the_profile(tmp_path: Path) -> None:
+    basis = """
+[latency]
+preset = "snapgenpp"
+resolution = [1024, 1024]
+target = "coreml"
+decoder = { value = 120, unit = "ms", status = "published", source = "x" }
+[latency.step]
+tiny = { value = 280, unit = "ms", status = "published", source = "x" }
+"""
+    with pytest.raises(BadInput, match=r"latency\.target: got 'coreml', expected one of the profile's targets"):
+        load_profile(write(tmp_path, MINIMAL + basis))
+
+
+def test_profiles_load_without_torch() -> None:
+    code = (
+        "import sys; from snapgen_deploy.device_profiles import *; [load_profile(i) for i in profile_ids()]; "
+        "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,230 @@
+"""The plan picks the widest width that fits and says why; the CLI shows devices and plans."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from io import StringIO
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+from snapgen_deploy import plan as planning
+from snapgen_deploy.cli.devices import devices, plan_as_dict, render_plan
+from snapgen_deploy.device_profiles import Figure, Profile, load_profile, profile_ids
+from snapgen_deploy.errors import BadInput, Refused
+from snapgen_deploy.models.config import PRESETS, ModelConfig
+from snapgen_deploy.plan import WEIGHT_BYTES, ExportPlan, make_plan
+
+CONFIGS: dict[str, Callable[[], ModelConfig]] = {name: cache(preset) for name, preset in PRESETS.items()}
+
+
+_real_estimate = planning.estimate_memory
+_seen: dict[str, int] = {}
+
+
+def estimate(config: ModelConfig, width: str, latent: tuple[int, int, int], size: tuple[int, int], weight_bytes: int) -> int:
+    """The real estimate, each computed once: counting the full-scale parameters takes a second."""
+    key = repr((config.name, width, latent, size, weight_bytes))
+    if key not in _seen:
+        _seen[key] = _real_estimate(config, width, latent, size, weight_bytes)
+    return _seen[key]
+
+
+@pytest.fixture(autouse=True)
+def _each_estimate_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "estimate_memory", estimate)
+
+
+def memory(preset: str, width: str, weight_bytes: int) -> int:
+    config = CONFIGS[preset]()
+    factor = config.student.latent_factor
+    latent = (config.student.latent_channels, config.resolution[0] // factor, config.resolution[1] // factor)
+    return estimate(config, width, latent, config.resolution, weight_bytes)
+
+
+def with_memory(profile: Profile, count: float) -> Profile:
+    return replace(profile, memory_budget=Figure(count / 1e9, "GB", "chosen", "a test"))
+
+
+def parameters(preset: str, width: str) -> int:
+    """Bytes grow by exactly the parameters for each byte of a weight."""
+    return memory(preset, width, 2) - memory(preset, width, 1)
+
+
+@pytest.mark.parametrize("preset", CONFIGS)
+@pytest.mark.parametrize("device", profile_ids())
+def test_the_chosen_width_is_the_widest_that_fits(preset: str, device: str) -> None:
+    config, profile = CONFIGS[preset](), load_profile(device)
+    weight_bytes = max(WEIGHT_BYTES[t.precision] for t in profile.targets)
+    budget = profile.memory_budget_bytes
+    fitting = [w for w in config.student.widths if budget is None or memory(preset, w, weight_bytes) <= budget]
+    if not fitting:
+        with pytest.raises(Refused, match=r"no width of .* fits") as caught:
+            make_plan(config, profile)
+        assert caught.value.exit_code == 3
+        assert all(w in str(caught.value) for w in config.student.widths)
+        return
+    plan = make_plan(config, profile)
+    assert plan.width in fitting
+    if plan.latency_ms is None:
+        assert plan.width == max(fitting, key=lambda w: config.student.widths[w])
+    elif plan.latency_budget_ms is not None:
+        assert plan.latency_ms <= plan.latency_budget_ms
+    assert budget is None or plan.memory_bytes <= budget
+    for width in config.student.widths:  # a line with its figures for every candidate
+        assert any(reason.startswith(f"{width} ") and "GB (estimate)" in reason for reason in plan.reasons)
+
+
+@pytest.mark.parametrize("preset", CONFIGS)
+def test_every_budget_between_two_widths_chooses_the_narrower(preset: str) -> None:
+    config, profile = CONFIGS[preset](), load_profile("server")
+    widths = sorted(config.student.widths, key=lambda w: config.student.widths[w])
+    for width in widths:
+        assert make_plan(config, with_memory(profile, memory(preset, width, 4) + 1e3)).width == width
+    with pytest.raises(Refused):
+        make_plan(config, with_memory(profile, memory(preset, widths[0], 4) - 1e3))
+
+
+def test_estimate_counts_the_published_parameters() -> None:
+    counts = {width: parameters("snapgenpp", width) / 1e9 for width in ("tiny", "small", "full")}
+    assert 0.25 < counts["tiny"] < 0.40  # the student's 0.25-0.33 and the text encoder
+    assert 0.40 < counts["small"] < 0.52
+    assert 1.45 < counts["full"] < 1.75
+    assert memory("snapgenpp", "small", 2) > 2 * parameters("snapgenpp", "small")  # activations are counted too
+
+
+def test_iphone16pm_takes_small_with_the_published_times() -> None:
+    plan = make_plan(CONFIGS["snapgenpp"](), load_profile("iphone16pm"))
+    assert plan.width == "small"
+    assert plan.latency_ms == pytest.approx(4 * 360 + 120)
+    assert plan.latency_budget_ms == 2000
+    assert plan.latent == (16, 128, 128)
+    assert [(t.key, t.form) for t in plan.targets] == [
+        ("coreml", "loop"),
+        ("executorch:xnnpack", "loop"),
+        ("onnx:cpu", "loop"),
+    ]
+
+
+def test_no_time_is_claimed_where_none_was_published() -> None:
+    profile = load_profile("iphone16pm")
+    for plan in (
+        make_plan(CONFIGS["shapes"](), profile),
+        make_plan(CONFIGS["snapgenpp"](), profile, resolution=(512, 512), width="small"),
+        make_plan(CONFIGS["snapgenpp"](), load_profile("iphone15pro")),
+    ):
+        assert plan.latency_ms is None
+        assert any("no latency figure" in reason for reason in plan.reasons)
+
+
+def test_a_latency_budget_narrows_the_width() -> None:
+    profile = load_profile("iphone16pm")
+    config = CONFIGS["snapgenpp"]()
+    tight = replace(profile, latency_budget=Figure(1300, "ms", "chosen", "a test"))
+    assert make_plan(config, tight).width == "tiny"
+    with pytest.raises(Refused, match="latency"):
+        make_plan(config, replace(profile, latency_budget=Figure(100, "ms", "chosen", "a test")))
+    asked = make_plan(config, tight, width="small")  # a slow width may be asked for, one that does not fit may not
+    assert asked.width == "small"
+    assert any("does not fit (latency" in reason for reason in asked.reasons)
+
+
+def test_a_width_that_was_asked_for() -> None:
+    config = CONFIGS["snapgenpp"]()
+    plan = make_plan(config, load_profile("iphone16pm"), width="tiny")
+    assert plan.width == "tiny"
+    assert plan.reasons[0] == "width tiny was asked for"
+    with pytest.raises(Refused, match=r"full does not fit .*GB \(estimate\) of 3 GB"):
+        make_plan(config, load_profile("iphone16pm"), width="full")
+    with pytest.raises(BadInput, match=r"no width 'medium'.* full, small, tiny"):
+        make_plan(config, load_profile("iphone16pm"), width="medium")
+
+
+def test_lower_precision_lowers_the_memory() -> None:
+    config, profile = CONFIGS["snapgenpp"](), load_profile("iphone16pm")
+    fp16 = make_plan(config, profile, targets=["coreml"], width="small")
+    fp32 = make_plan(config, profile, targets=["coreml"], width="small", precision="fp32")
+    assert fp16.memory_bytes is not None
+    assert fp32.memory_bytes is not None
+    assert fp32.memory_bytes - fp16.memory_bytes == 2 * parameters("snapgenpp", "small")
+    assert fp32.targets[0].precision == "fp32"
+    with pytest.raises(BadInput, match="executorch:xnnpack has no precision 'fp16': it offers fp32"):
+        make_plan(config, profile, precision="fp16")
+
+
+def test_targets_that_were_asked_for() -> None:
+    config = CONFIGS["shapes"]()
+    plan = make_plan(config, load_profile("server"), targets=["onnx", "executorch", "coreml"])
+    assert [t.key for t in plan.targets] == ["onnx:cpu", "executorch:xnnpack", "coreml"]
+    assert dict(plan.targets[0].options)["folders"] == "diffusers"  # the profile's own settings are kept
+    assert plan.targets[2].layout == "channels"
+    for wrong, said in (("corml", "did you mean coreml"), ("onnx:qnn", "no variant 'qnn': expected one of cpu")):
+        with pytest.raises(BadInput, match=said):
+            make_plan(config, load_profile("server"), targets=[wrong])
+
+
+@pytest.mark.parametrize("size", [(100, 128), (128, 100), (8, 8), (1000, 1000), (1, 4000)])
+def test_an_inadmissible_size_names_admissible_ones(size: tuple[int, int]) -> None:
+    config = CONFIGS["shapes"]()
+    with pytest.raises(BadInput, match=f"resolution {size[0]}x{size[1]} does not fit") as caught:
+        make_plan(config, load_profile("server"), resolution=size)
+    near = str(caught.value).rsplit(" are ", 1)[1].split(", ")
+    assert near
+    for text in near:
+        height, width = map(int, text.split("x"))
+        assert make_plan(config, load_profile("server"), resolution=(height, width)).resolution == (height, width)
+
+
+def text_of(plan: ExportPlan) -> str:
+    stream = StringIO()
+    render_plan(plan, Console(file=stream, width=100))
+    return stream.getvalue()
+
+
+def test_plan_as_table_and_as_data() -> None:
+    plan = make_plan(CONFIGS["shapes"](), load_profile("iphone16pm"))
+    shown = text_of(plan)
+    assert all(
+        part in shown for part in ("iPhone 16 Pro Max", "full", "128x128", "coreml", "executorch:xnnpack", *plan.reasons)
+    )
+    data = json.loads(json.dumps(plan_as_dict(plan), allow_nan=False))
+    assert data["width"] == "full"
+    assert data["targets"][0]["options"] == {"deployment": "iOS18"}
+
+
+APP = typer.Typer()
+APP.command()(devices)
+
+
+def test_devices_lists_all_and_shows_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    listed = CliRunner().invoke(APP, [])
+    assert listed.exit_code == 0
+    assert all(device in listed.output for device in profile_ids())
+    shown = CliRunner().invoke(APP, ["iphone16pm"])
+    assert shown.exit_code == 0
+    assert "Apple A18 Pro" in shown.output
+    assert "2601.08303" in shown.output
+
+
+def test_devices_as_json() -> None:
+    result = CliRunner().invoke(APP, ["--json"])
+    found = json.loads(result.stdout)["devices"]
+    assert [d["id"] for d in found] == list(profile_ids())
+    assert all(f["source"] for d in found for f in d["figures"].values())
+
+
+def test_an_unknown_device_is_bad_input() -> None:
+    assert isinstance(CliRunner().invoke(APP, ["iphone16pn"]).exception, BadInput)
+
+
+def test_devices_starts_without_torch() -> None:
+    code = "import sys; from snapgen_deploy.cli.devices import devices; devices(None, True); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0
