@@ -16,14 +16,11 @@ Only fp32 is offered: onnxruntime's CPU provider has no fp16 kernels for most of
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
 import os
 import tempfile
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +29,7 @@ import numpy as np
 
 from snapgen_deploy.errors import BadInput, SnapgenError
 from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Layout, Runner
+from snapgen_deploy.export.quiet import first_line, quiet
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -82,24 +80,6 @@ def _whole(options: Mapping[str, str], name: str, default: int, least: int) -> i
     if not text.isdecimal() or int(text) < least:
         raise BadInput(f"onnx: option {name}={text!r}; expected a whole number, at least {least}")
     return int(text)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back warnings and log lines below ERROR; exceptions and errors pass."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something, or the error's type."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class Onnx:

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from snapgen_deploy.export.base import ROLES, Component
-from snapgen_deploy.export.onnx import Settings, first_line, quiet, write
+from snapgen_deploy.export.onnx import Settings, write
+from snapgen_deploy.export.quiet import first_line, quiet
 from snapgen_deploy.models import time_features
 
 with quiet():  # importing transformers probes optional packages and logs what it does not find

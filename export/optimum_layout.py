@@ -71,7 +71,7 @@ def load(directory: Path, role: Role) -> Any:
 
     The configuration is read as a plain PretrainedConfig: transformers' AutoConfig does not know the model types.
     """
-    from snapgen_deploy.export.onnx import quiet
+    from snapgen_deploy.export.quiet import quiet
 
     with quiet():
         from optimum.onnxruntime import ORTModelForCustomTasks

@@ -103,14 +103,18 @@ def print_gates(gates: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title="gates", title_justify="left")
-    for column in ("target", "component", "gate", "value", "limit", "verdict", "detail"):
+    for column in ("target", "component", "gate", "value", "limit", "verdict"):
         table.add_column(column, justify="right" if column in ("value", "limit") else "left", overflow="fold")
     colours = {"passed": "green", "failed": "red", "not_run": "yellow"}
     for g in gates:
         value = "—" if g["value"] is None else f"{g['value']:.3g}"
         verdict = f"[{colours[g['verdict']]}]{g['verdict']}[/]"
-        table.add_row(g["target"], g["component"], g["name"], value, f"{g['limit']:g}", verdict, g["detail"])
+        name = g["name"].replace("_", " ") + (" (dB)" if g["name"] == "psnr" else "")
+        table.add_row(g["target"], g["component"].replace("_", " "), name, value, f"{g['limit']:g}", verdict)
     out().print(table)
+    for g in gates:
+        if g["verdict"] != "passed":
+            out().print(f"{g['target']} {g['component']} {g['name']}: {g['verdict']}: {g['detail']}", soft_wrap=True)
 
 
 def _print_result(result: Result) -> None:

@@ -1,8 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import invoke
+
+SERVER = Path(__file__).parents[2] / "device_profiles" / "server.toml"
 
 
 def one_line(done, *parts, code=2):
@@ -50,7 +53,7 @@ def test_a_users_own_profile_works(tmp_path, checkpoint):
     from snapgen_deploy.device_profiles import load_profile, profile_ids
 
     assert len(profile_ids()) >= 9
-    source = (__import__("pathlib").Path(__file__).parents[2] / "device_profiles" / "server.toml").read_text()
+    source = SERVER.read_text()
     profile = tmp_path / "mine.toml"
     profile.write_text(source.replace('id = "server"', 'id = "mine"'))
     assert load_profile(str(profile)).id == "mine"
@@ -60,7 +63,7 @@ def test_a_users_own_profile_works(tmp_path, checkpoint):
 
 
 def test_too_little_memory_is_refused_with_the_figures(tmp_path, checkpoint):
-    source = (__import__("pathlib").Path(__file__).parents[2] / "device_profiles" / "server.toml").read_text()
+    source = SERVER.read_text()
     profile = tmp_path / "small.toml"
     profile.write_text(source.replace('value = 16, unit = "GB"', 'value = 0.01, unit = "MB"'))
     done = invoke("export", "--device", profile, "--checkpoint", checkpoint, "-o", tmp_path / "out")

@@ -1,0 +1,124 @@
+"""`python -m benchmarks.scores`: how well each width draws, on the reference and on every runtime, from exported files.
+
+Exports the embedded checkpoint once per width for the iPhone 16 Pro Max, draws held-out prompts with four steps on every
+target, and scores the pictures with the independent detector of `examples.shapes`. Writes scores.json, scores.md and grid.png
+(three widths x runtimes) to `benchmarks/results/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from examples.shapes.score import score_pictures
+from examples.shapes.stages import scenes
+from snapgen_deploy.bundle import Bundle, open_bundle
+from snapgen_deploy.checkpoint import open_checkpoint
+from snapgen_deploy.export.base import Role, Runner
+from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.gates import psnr
+from snapgen_deploy.pipeline import Pipeline, tokenize
+from snapgen_deploy.preview import write_preview
+from snapgen_deploy.reference import reference_runners, schedule_of
+
+RESULTS = Path(__file__).parent / "results"
+BUNDLES = Path("bundles/benchmark")
+SHOWN = 4
+
+
+def main() -> None:
+    """Run for the widths and the number of prompts that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--widths", nargs="+", default=["full", "small", "tiny"])
+    options = parser.parse_args()
+    prompts = [spec.text() for spec, _ in scenes(2026, options.prompts, held_out=True)]
+    rows: list[dict[str, object]] = []
+    shown: dict[str, Sequence[np.ndarray]] = {}
+    for width in options.widths:
+        bundle = exported(width, options.threads)
+        pictures = {name: draw(runners, bundle, prompts) for name, runners in runtimes(bundle, width, options.threads).items()}
+        for name, drawn in pictures.items():
+            worst = min(psnr(signed(a), signed(b)) for a, b in zip(drawn, pictures["reference"], strict=True))
+            rows.append({"width": width, "runtime": name, "least_psnr_db": round(worst, 1), **score_pictures(prompts, drawn)})
+            shown[f"{width}, {name}"] = drawn[:SHOWN]
+            print(json.dumps(rows[-1]), file=sys.stderr)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "scores.json").write_text(json.dumps({"prompts": len(prompts), "rows": rows}, indent=1) + "\n")
+    (RESULTS / "scores.md").write_text(table(rows, len(prompts)))
+    write_preview(RESULTS / "grid.png", prompts[:SHOWN], shown)
+
+
+def exported(width: str, threads: int) -> Bundle:
+    """The bundle of one width, written by the command line as a user would."""
+    folder = BUNDLES / width
+    command = [
+        "export",
+        "--device",
+        "iphone16pm",
+        "--width",
+        width,
+        "--threads",
+        str(threads),
+        "-o",
+        str(folder),
+        "--overwrite",
+    ]
+    subprocess.run([sys.executable, "-c", "from snapgen_deploy.cli import main; main()", *command], check=True)
+    return open_bundle(folder / "shapes-iphone16pm")
+
+
+def runtimes(bundle: Bundle, width: str, threads: int) -> dict[str, Mapping[Role, Runner]]:
+    """The reference, and each target's saved files."""
+    found: dict[str, Mapping[Role, Runner]] = {"reference": reference_runners(open_checkpoint(None), width)}
+    for key in bundle.targets:
+        target, _ = target_of(key)
+        found[key] = {role: target.open(a.path, threads=threads) for role, a in bundle.artifacts(key).items()}
+    return found
+
+
+def draw(runners: Mapping[Role, Runner], bundle: Bundle, prompts: Sequence[str]) -> list[np.ndarray]:
+    """Each prompt once, seed i for prompt i."""
+    pipeline = Pipeline(runners, schedule_of(bundle.config), bundle.latent)
+    words, encoder = bundle.tokenizer(), bundle.config.text_encoder
+    if words is None or encoder is None:
+        raise SystemExit("the embedded checkpoint has a tokenizer and a text encoder; this one has not")
+    return [pipeline.draw(*tokenize(words, prompt, encoder.length), seed) for seed, prompt in enumerate(prompts)]
+
+
+def signed(picture: np.ndarray) -> np.ndarray:
+    """Bytes to -1 ... 1."""
+    return np.asarray(picture.astype(np.float64) / 127.5 - 1)
+
+
+def table(rows: Sequence[dict[str, object]], prompts: int) -> str:
+    """The rows as Markdown."""
+    lines = [
+        f"Four steps, {prompts} held-out prompts, 95 % intervals; least PSNR of a picture against the reference's.",
+        "",
+        "| width | runtime | objects entirely right | prompts entirely right | least PSNR |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r['width']} | {r['runtime']} | {_percent(r['objects'], r['objects_interval'])} "
+            f"| {_percent(r['entirely'], r['entirely_interval'])} | {r['least_psnr_db']} dB |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _percent(value: object, interval: object) -> str:
+    assert isinstance(value, float)
+    assert isinstance(interval, list)
+    return f"{100 * value:.1f} % ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+
+
+if __name__ == "__main__":
+    main()
