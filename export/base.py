@@ -23,6 +23,15 @@ Runner = Callable[[Mapping[str, np.ndarray]], Arrays]
 
 
 @dataclass(frozen=True)
+class Headroom:
+    """How close a run came to the largest number that its precision holds."""
+
+    largest: float  # magnitude
+    limit: float
+    tightest: tuple[str, ...]  # the operations that came closest, a line each
+
+
+@dataclass(frozen=True)
 class Port:
     """One named input or output of a component."""
 
@@ -63,6 +72,7 @@ class Description:
     placement: dict[str, int] = field(default_factory=dict)  # e.g. {"XnnpackBackend": 1, "portable": 0}
     portable_ops: dict[str, int] = field(default_factory=dict)  # ops left outside every delegate
     weights: dict[str, str] = field(default_factory=dict)  # weight name -> dtype as stored
+    lint: dict[str, int] = field(default_factory=dict)  # rule -> offenders, for targets that have a lint
     notes: tuple[str, ...] = ()
 
 

@@ -22,12 +22,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from snapgen_deploy.errors import BadInput, GateFailed
-from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Layout, Port, Runner
+from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Headroom, Layout, Port, Runner
 from snapgen_deploy.export.graph import (
     check_inputs,
     check_offered,
@@ -38,6 +38,10 @@ from snapgen_deploy.export.graph import (
 )
 from snapgen_deploy.export.quiet import first_line
 
+if TYPE_CHECKING:
+    from snapgen_deploy.export.mil import Report
+
+TIGHTEST = 5  # operations that a record of fp16 headroom names
 MAX_RANK = 5  # the highest that Core ML's multi-arrays and the Neural Engine take
 AUTHOR = "com.apple.CoreML"  # of both items in every package
 DATA = Path("Data") / AUTHOR
@@ -102,13 +106,7 @@ class CoreML:
         with speaking_for(f"{path.name} cannot be loaded"):
             predict = _core_ml(path) if sys.platform == "darwin" else _executor(path, threads)
 
-        def run(arrays: Mapping[str, np.ndarray]) -> Arrays:
-            check_inputs(path.name, inputs, arrays)
-            with speaking_for(f"{path.name} failed"):
-                values = predict(dict(arrays))
-            return {p.name: np.asarray(values[p.name], dtype=p.dtype).reshape(p.shape) for p in outputs}
-
-        return run
+        return Loaded(path.name, inputs, outputs, predict)
 
     def unavailable(self, variant: str) -> str | None:
         """None: packages run everywhere, on macOS by Core ML, elsewhere by the MIL executor."""
@@ -121,6 +119,8 @@ class CoreML:
         compressed one to `<operation>(<dtype of its data>)`. Where Core ML will run an operation is known on a Mac only,
         so `placement` is empty. Raises BadInput where the package is not an ML Program.
         """
+        from snapgen_deploy.export.lint import counts, lint_package
+
         spec = _read_spec(path)
         found = list(_operations(spec))
         ops = Counter(op.type for op in found if op.type != "const")
@@ -131,6 +131,7 @@ class CoreML:
             bytes=sum(f.stat().st_size for f in _files(path)),
             ops=dict(sorted(ops.items())),
             weights=dict(sorted(_weights(found))),
+            lint=counts(lint_package(path)),
             notes=(
                 f"specification version {spec.specificationVersion}: {system} or later",
                 f"results by dtype: {', '.join(f'{n} {t}' for t, n in sorted(results.items()))}",
@@ -143,26 +144,46 @@ class CoreML:
         return {name: metadata.version(name) for name in ("torch", "coremltools")}
 
 
-def _core_ml(path: Path) -> Runner:
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A package that is ready to run, by Core ML or by the MIL executor."""
+
+    name: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    predict: Any  # named arrays -> named arrays; the executor's runner also has a report
+
+    def __call__(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
+        """Named outputs; GateFailed where a value inside overflowed fp16 or is not a number."""
+        check_inputs(self.name, self.inputs, arrays)
+        with speaking_for(f"{self.name} failed"):
+            values = self.predict(dict(arrays))
+        if (report := self._report()) is not None and not report.clean:
+            raise GateFailed(f"{self.name}: fp16 overflows or is not a number: {report.tightest(1)[0]}")
+        return {p.name: np.asarray(values[p.name], dtype=p.dtype).reshape(p.shape) for p in self.outputs}
+
+    def headroom(self) -> Headroom | None:
+        """The executor's record over all calls so far; None under Core ML, which keeps none, and for fp32 programs."""
+        report = self._report()
+        if report is None or not report.ops:
+            return None
+        tightest = report.tightest(TIGHTEST)
+        return Headroom(tightest[0].largest, float(np.finfo(np.float16).max), tuple(map(str, tightest)))
+
+    def _report(self) -> Report | None:
+        return self.predict.report() if hasattr(self.predict, "report") else None
+
+
+def _core_ml(path: Path) -> Any:
     import coremltools
 
-    model = coremltools.models.MLModel(str(path))
-    return lambda arrays: dict(model.predict(dict(arrays)))
+    return coremltools.models.MLModel(str(path)).predict
 
 
-def _executor(path: Path, threads: int) -> Runner:
+def _executor(path: Path, threads: int) -> Any:
     from snapgen_deploy.export.mil import open_package
 
-    package = open_package(path, mode="device", threads=threads)
-
-    def run(arrays: Mapping[str, np.ndarray]) -> Arrays:
-        values = package(arrays)
-        report = package.report()
-        if not report.clean:
-            raise GateFailed(f"{path.name}: fp16 overflows or is not a number: {report.tightest(1)}")
-        return {name: np.asarray(value) for name, value in values.items()}
-
-    return run
+    return open_package(path, mode="device", threads=threads)
 
 
 def _deployment(name: str) -> Any:

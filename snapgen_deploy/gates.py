@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from snapgen_deploy.export.base import Artifact, Description, Role, Runner
+from snapgen_deploy.export.base import Artifact, Description, Headroom, Role, Runner
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.pipeline import Pipeline, Schedule, to_bytes
@@ -121,6 +121,7 @@ def check_target(
     ]
     pictures, worst = _draw(runners, config, schedule, vectors)
     gates.append(at_least(key, "pipeline", "psnr", worst, limits.psnr, f"dB, least of {len(vectors.prompts)} pictures"))
+    gates += [gate for role, runner in runners.items() if (gate := _headroom_gate(key, role, runner)) is not None]
     return Checked(tuple(gates), tuple(pictures))
 
 
@@ -169,6 +170,15 @@ def _draw(
         values.append(psnr(picture, a["picture"][row]))
         pictures.append(to_bytes(np.nan_to_num(picture)))
     return pictures, float(np.min(values))
+
+
+def _headroom_gate(key: str, role: Role, runner: Runner) -> Gate | None:
+    """The largest value inside a low-precision network over all runs so far, where its runtime keeps a record."""
+    measure = getattr(runner, "headroom", None)
+    headroom: Headroom | None = measure() if measure is not None else None
+    if headroom is None:
+        return None
+    return at_most(key, role, "largest_value", headroom.largest, headroom.limit, "; ".join(headroom.tightest))
 
 
 def placement_gates(key: str, descriptions: Mapping[Role, Description]) -> list[Gate]:

@@ -100,6 +100,7 @@ def _target(
             "ops": description.ops,
             "placement": description.placement,
             "portable_ops": description.portable_ops,
+            "lint": description.lint,
             "weights": description.weights,
             "weight_dtypes": dict(Counter(description.weights.values())),
             "notes": list(description.notes),

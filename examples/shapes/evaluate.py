@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from examples.shapes.distill import GUIDANCE
+from examples.shapes.fast import Worker
 from examples.shapes.latents import embed
 from examples.shapes.sampling import Network, draw, guided
 from examples.shapes.score import score_pictures
@@ -22,7 +23,7 @@ from snapgen_deploy.models import ElasticDiT, initial_noise, sigmas
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-PROMPTS, SEED, BATCH = 256, 77, 32
+PROMPTS, SEED, BATCH = 200, 77, 40
 Pictures = list[np.ndarray]
 
 
@@ -31,8 +32,13 @@ def held_out(count: int = PROMPTS) -> list[str]:
     return [spec.text() for spec, _ in scenes(SEED, count, held_out=True)]
 
 
-def evaluate(shipped: Path, base: ElasticDiT, results: Path, count: int = PROMPTS) -> dict[str, object]:
-    """Scores every width at 4 steps (the file as shipped, in fp32) and 28 guided steps (the base); writes scores.json."""
+def evaluate(
+    shipped: Path, base: ElasticDiT, results: Path, count: int = PROMPTS, many: tuple[str, ...] = ("full", "small", "tiny")
+) -> dict[str, object]:
+    """Scores all widths at 4 steps (the shipped file, fp32), then `many` at 28 guided steps (the base, bfloat16).
+
+    Writes scores.json after each, so that an interrupted scoring leaves what it has, and samples.png at the end.
+    """
     checkpoint = open_checkpoint(shipped)
     config = checkpoint.config
     decoder, encoder = load_decoder(checkpoint), load_text_encoder(checkpoint)
@@ -41,37 +47,26 @@ def evaluate(shipped: Path, base: ElasticDiT, results: Path, count: int = PROMPT
     empty = embed(encoder, [""])
     channels, side = config.student.latent_channels, config.resolution[0] // config.student.latent_factor
     noise = torch.cat([initial_noise(i, (1, channels, side, side)) for i in range(count)])
+    widths = sorted(config.student.widths, key=config.student.widths.__getitem__, reverse=True)
+    few, long = sigmas(config.steps, config.shift), sigmas(28, config.shift)
+    jobs = [(f"{w} {config.steps} steps", _plain(load_student(checkpoint, w)), few, 1.0) for w in widths]
+    jobs += [(f"{w} 28 steps, guidance {GUIDANCE:g}", Worker(base, w, compiled=False), long, GUIDANCE) for w in many]
     scores: dict[str, object] = {}
     rows = []
-    for width in sorted(config.student.widths, key=config.student.widths.__getitem__, reverse=True):
-        student = load_student(checkpoint, width)
-        for name, network, levels, scale in (
-            (f"{width} 28 steps", _of_base(base, width), sigmas(28, config.shift), GUIDANCE),
-            (f"{width} 4 steps", _plain(student), sigmas(config.steps, config.shift), 1.0),
-        ):
-            pictures: Pictures = []
-            for i in range(0, count, BATCH):
-                part = slice(i, i + BATCH)
-                velocity = guided(network, config.student.time_features, text[part], mask[part], empty, scale)
-                with torch.no_grad():
-                    pictures.extend(to_bytes(decoder(draw(velocity, noise[part], levels))))
-            scores[name] = score_pictures(prompts, pictures)
-            print(name, json.dumps(scores[name]), flush=True)
-            rows.append((name, pictures[:8]))
     results.mkdir(parents=True, exist_ok=True)
-    (results / "scores.json").write_text(
-        json.dumps({"guidance of 28 steps": GUIDANCE, "seeds": "0 ...", **scores}, indent=1) + "\n"
-    )
-    grid(rows, prompts[:8], results / "samples.png")
+    for name, network, levels, scale in jobs:
+        pictures: Pictures = []
+        for i in range(0, count, BATCH):
+            part = slice(i, i + BATCH)
+            velocity = guided(network, config.student.time_features, text[part], mask[part], empty, scale)
+            with torch.no_grad():
+                pictures.extend(to_bytes(decoder(draw(velocity, noise[part], levels))))
+        scores[name] = score_pictures(prompts, pictures)
+        print(name, json.dumps(scores[name]), flush=True)
+        (results / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+        rows.append((name, pictures[:8]))
+        grid(rows, prompts[:8], results / "samples.png")
     return scores
-
-
-def _of_base(base: ElasticDiT, width: str) -> Network:
-    def network(x: Tensor, features: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        velocity: Tensor = base(x, features, {"text": text}, {"text": mask}, width)
-        return velocity
-
-    return network
 
 
 def _plain(student: torch.nn.Module) -> Network:

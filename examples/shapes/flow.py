@@ -105,9 +105,17 @@ def noise_levels(count: int) -> Tensor:
     return SHIFT * s / (1 + (SHIFT - 1) * s)
 
 
-def train(net: ElasticDiT, pairs: Pairs, clock: Clock, log: Path, keep: Path, batch: int = 48, compiled: bool = True) -> State:
+def train(
+    net: ElasticDiT,
+    pairs: Pairs,
+    clock: Clock,
+    log: Path,
+    keep: Path,
+    batch: int = 48,
+    compiled: bool = True,
+    peak: float = 1.2e-3,
+) -> State:
     """Trains `net` in place, writes its moving average to `keep` now and then, and returns it."""
-    peak = 1.2e-3
     elastic = Elastic(net, peak, compiled=compiled)
     rows = Log(log, "flow", clock, every=25)
     subs = elastic.narrow()

@@ -13,11 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from examples.shapes import autoencoder, distill, flow, latents, text
 from examples.shapes.evaluate import curves, evaluate
 from examples.shapes.ship import SHIPPED, ship
 from examples.shapes.stages import Clock
+from snapgen_deploy.checkpoint import open_checkpoint
+from snapgen_deploy.elastic import load_decoder, load_text_encoder
 from snapgen_deploy.models import PRESETS, DecoderConfig, ElasticDiT, TextEncoder, TinyDecoder, sigmas
 
 MINUTES = {"autoencoder": 10.0, "text": 2.5, "latents": 0.0, "flow": 55.0, "teacher": 10.0, "distill": 20.0, "score": 0.0}
@@ -37,6 +40,7 @@ class Run:
     shard: int = latents.SHARD
     shards: int = SHARDS
     batch: int = 48
+    warm: bool = False  # go on from the shipped file
 
     def clock(self, stage: str) -> Clock:
         """The budget of a stage."""
@@ -71,6 +75,16 @@ class Run:
         return flow.restore(PRESETS["shapes"]().student, torch.load(self.folder / "flow.pt", weights_only=True))
 
 
+def unpack(run: Run) -> None:
+    """Takes decoder and text encoder from the shipped file instead of training them."""
+    checkpoint = open_checkpoint(run.shipped)
+    decoder = load_decoder(checkpoint)
+    saved = {"decoder": decoder.state_dict(), "config": dataclasses.asdict(decoder.config)}
+    torch.save(saved, run.folder / "autoencoder.pt")
+    torch.save(load_text_encoder(checkpoint).state_dict(), run.folder / "text.pt")
+    run.log.touch()
+
+
 def run_autoencoder(run: Run) -> None:
     """Stage 1."""
     config = PRESETS["shapes"]().decoder
@@ -98,6 +112,9 @@ def run_latents(run: Run) -> None:
 def run_flow(run: Run) -> None:
     """Stage 4."""
     net = flow.initial(PRESETS["shapes"]().student, seed=3)
+    if run.warm:
+        shipped = load_file(run.shipped)
+        net.tensors.load_state_dict({key: shipped[f"student.{key.replace('/', '.')}"].float() for key in net.tensors})
     flow.train(net, run.pairs(), run.clock("flow"), run.log, run.folder / "flow.unfinished", run.batch, run.compiled)
     (run.folder / "flow.unfinished").rename(run.folder / "flow.pt")
 
@@ -144,6 +161,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/shapes/default"), help="folder of the intermediate files")
     parser.add_argument("--minutes", nargs="*", default=[], metavar="STAGE=MINUTES", help=f"budgets; default {MINUTES}")
     parser.add_argument("--again", choices=STAGES, help="discard this stage and those after it")
+    parser.add_argument("--warm", action="store_true", help="go on from the shipped file instead of starting from nothing")
     parser.add_argument("--until", choices=STAGES, default="score", help="stop after this stage")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--shipped", type=Path, default=SHIPPED, help="checkpoint to write")
@@ -154,7 +172,9 @@ def main() -> None:
     if set(minutes) != set(MINUTES):
         parser.error(f"--minutes: got {sorted(set(minutes) - set(MINUTES))}, expected stages out of {', '.join(MINUTES)}")
     options.run.mkdir(parents=True, exist_ok=True)
-    run = Run(options.run, minutes, options.results, options.shipped)
+    run = Run(options.run, minutes, options.results, options.shipped, warm=options.warm)
+    if run.warm and not (run.folder / "autoencoder.pt").exists():
+        unpack(run)
     names = list(STAGES)
     for name in names[names.index(options.again) :] if options.again else []:
         target = run.folder / STAGES[name][1]

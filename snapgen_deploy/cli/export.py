@@ -113,7 +113,11 @@ def print_gates(gates: Sequence[dict[str, Any]]) -> None:
         table.add_row(g["target"], g["component"].replace("_", " "), name, value, f"{g['limit']:g}", verdict)
     out().print(table)
     for g in gates:
-        if g["verdict"] != "passed":
+        if g["name"] == "largest_value":
+            out().print(f"{g['target']} {g['component']}, closest to the largest fp16 number:", style="dim")
+            for line in g["detail"].split("; "):
+                out().print(f"  {line}", style="dim", soft_wrap=True)
+        elif g["verdict"] != "passed":
             out().print(f"{g['target']} {g['component']} {g['name']}: {g['verdict']}: {g['detail']}", soft_wrap=True)
 
 

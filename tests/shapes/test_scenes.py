@@ -76,7 +76,7 @@ def test_every_shape_and_colour_is_told_from_all_others(colour, background):
 
 
 def test_wrong_pictures_are_found_wrong():
-    for spec, scene in DRAWN:
+    for spec, scene in DRAWN[:40]:
         thing, *rest = scene.things
         other_colour = next(c for c in COLOURS if c != thing.colour and all(c != t.colour for t in rest))
         other_shape = SHAPES[(SHAPES.index(thing.shape) + 1) % len(SHAPES)]
