@@ -22,7 +22,7 @@ from examples.shapes.scenes import BACKGROUNDS, COLOURS, RASTER, SHAPES, SIDE, S
 from examples.shapes.stages import Clock, Log, learning_rate, pictures, set_rate
 from snapgen_deploy.models import DecoderConfig, TinyDecoder
 
-NOISE = 0.15  # largest deviation of the noise that the decoder learns to ignore
+NOISE = 0.3  # largest deviation of the noise that the decoder learns to ignore
 
 
 def cells(x: Tensor, factor: int = 8) -> Tensor:

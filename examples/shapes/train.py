@@ -23,7 +23,7 @@ from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.elastic import load_decoder, load_text_encoder
 from snapgen_deploy.models import PRESETS, DecoderConfig, ElasticDiT, TextEncoder, TinyDecoder, sigmas
 
-MINUTES = {"autoencoder": 10.0, "text": 2.5, "latents": 0.0, "flow": 55.0, "teacher": 10.0, "distill": 20.0, "score": 0.0}
+MINUTES = {"autoencoder": 17.0, "text": 2.5, "latents": 0.0, "flow": 55.0, "teacher": 10.0, "distill": 20.0, "score": 0.0}
 SHARDS = 14
 
 
