@@ -10,7 +10,6 @@ from snapgen_deploy.bundle import check_hashes, open_bundle
 from snapgen_deploy.gates import Limits, psnr
 from tests.cli.conftest import invoke
 
-pytestmark = pytest.mark.xdist_group("bundle")
 TARGETS = ("coreml", "executorch:xnnpack", "onnx:cpu")
 
 
