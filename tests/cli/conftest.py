@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from snapgen_deploy.checkpoint import checkpoint_state, save_checkpoint
 from snapgen_deploy.cli import app
-from snapgen_deploy.models import (  # fmt: skip
+from snapgen_deploy.models import (
     DecoderConfig,
     DiTConfig,
     ElasticDiT,
@@ -49,7 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert config.text_encoder is not None
     state = checkpoint_state(elastic, TinyDecoder(config.decoder), TextEncoder(config.text_encoder))
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
-    save_checkpoint(state, replace(config), path, tokenizer=WordTokenizer.from_words(WORDS).to_json(), license="Apache-2.0")
+    save_checkpoint(state, config, path, tokenizer=WordTokenizer.from_words(WORDS).to_json(), license="Apache-2.0")
     return path
 
 
