@@ -1,0 +1,182 @@
+"""What a measurement leaves behind: raw samples and everything needed to judge them, as plain data. Times are milliseconds.
+
+One query is one picture: text encoder, every step of the student, decoder. The round is the unit of analysis: a block of
+queries between two canaries, or between two cool-downs on a phone. A round that is not valid is kept and says why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.latency.stats import QUERIES_NEEDED, early_stopping, outliers
+
+SCHEMA_VERSION = 1
+QUERY = "e2e"  # name of the whole picture among the timings; the others are roles: text_encoder, student (one step), decoder
+
+
+@dataclass(frozen=True)
+class RunProfile:
+    """How long a measurement goes on: at least so many queries and so many seconds, at most `cap` seconds.
+
+    Figures of MLPerf Mobile's run modes (mobile_app_open, flutter/assets/tasks.pbtxt); 64 is where p90 has a bound.
+    """
+
+    name: str
+    queries: int
+    seconds: float
+    cap: float = 300.0
+
+
+RUN_PROFILES = {p.name: p for p in (RunProfile("rapid", 64, 6), RunProfile("quick", 128, 10), RunProfile("normal", 1024, 60))}
+
+
+@dataclass(frozen=True)
+class DeviceKey:
+    """What two measurements must share to be comparable."""
+
+    soc: str
+    os_build: str
+    backend: str  # target key, e.g. "onnx:cpu"
+    runtime_version: str
+    precision: str
+    threads: int
+    power_mode: str
+
+    @property
+    def id(self) -> str:
+        """A short name for file names; equal for equal keys only."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def differences(self, other: DeviceKey) -> list[str]:
+        """`field: this, not that` for every field that differs."""
+        ours, theirs = asdict(self), asdict(other)
+        return [f"{name}: {ours[name]}, not {theirs[name]}" for name in ours if ours[name] != theirs[name]]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One block of queries. `samples`: name -> times in ms, `e2e` among the names where whole pictures were timed."""
+
+    samples: Mapping[str, tuple[float, ...]]
+    valid: bool = True
+    reason: str = ""  # why it is not valid
+    canary_ms: tuple[float, float] | None = None  # before and after
+    state: Mapping[str, str] = field(default_factory=dict)  # thermal status, battery, clocks: as the device says them
+
+
+@dataclass(frozen=True)
+class Loads:
+    """Times to load all components, ms; None where it was not measured."""
+
+    first_ever: float | None = None  # nothing cached: after an install, or with the runtime's caches emptied
+    cold: float | None = None  # a new process, files in the operating system's cache
+    warm: float | None = None  # again in the same process
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A finished measurement of one target of one bundle on one device."""
+
+    bundle: str
+    bundle_sha256: str  # of its SHA256SUMS
+    device: str  # id of the profile that the bundle was exported for
+    width: str
+    resolution: tuple[int, int]
+    steps: int
+    key: DeviceKey
+    profile: str  # rapid, quick, normal
+    mode: str  # burst or sustained
+    e2e_is: str  # "measured", or "composed" from components that were timed apart
+    rounds: tuple[Round, ...]
+    loads: Loads
+    peak_bytes: int | None
+    environment: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    def samples(self, name: str = QUERY) -> list[float]:
+        """All samples of the valid rounds."""
+        return [s for r in self.rounds if r.valid for s in r.samples.get(name, ())]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What was timed, the whole picture first."""
+        found = dict.fromkeys(n for r in self.rounds for n in r.samples)
+        return tuple(sorted(found, key=lambda n: (n != QUERY, n)))
+
+    def summary(self, name: str = QUERY) -> dict[str, Any]:
+        """n, mean, p50, p90 and p99 with MLPerf's early-stopping bound (None where n is too small), spread, outliers."""
+        values = self.samples(name)
+        if not values:
+            return {"n": 0}
+        medians = [statistics.median(r.samples[name]) for r in self.rounds if r.valid and r.samples.get(name)]
+        return {
+            "n": len(values),
+            "mean": statistics.fmean(values),
+            "p50": statistics.median(values),
+            "p90_bound": early_stopping(values, 0.9),
+            "p99_bound": early_stopping(values, 0.99),
+            "minimum": min(values),
+            "maximum": max(values),
+            "round_p50": medians,
+            "outliers": outliers(values),
+            "queries_needed": {f"p{100 * p:g}": n for p, n in QUERIES_NEEDED.items() if p >= 0.9},
+        }
+
+    def validity(self, profile: RunProfile) -> dict[str, bool]:
+        """MLPerf's flags: enough queries, enough time, and a p90 bound."""
+        values = self.samples()
+        return {
+            "min_queries_met": len(values) >= profile.queries,
+            "min_duration_met": sum(values) >= 1000 * profile.seconds,
+            "early_stopping_met": early_stopping(values, 0.9) is not None,
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `from_dict` reads it back."""
+        return {"schema_version": SCHEMA_VERSION, "kind": "latency", **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
+        """From `as_dict`; raises KeyError or TypeError where it is something else."""
+        rounds = tuple(
+            Round(
+                {name: tuple(values) for name, values in r["samples"].items()},
+                r["valid"],
+                r["reason"],
+                tuple(r["canary_ms"]) if r["canary_ms"] else None,
+                r["state"],
+            )
+            for r in data["rounds"]
+        )
+        plain = {k: v for k, v in data.items() if k not in ("schema_version", "kind")}
+        return cls(
+            **plain
+            | {
+                "key": DeviceKey(**data["key"]),
+                "rounds": rounds,
+                "loads": Loads(**data["loads"]),
+                "resolution": (data["resolution"][0], data["resolution"][1]),
+                "notes": tuple(data["notes"]),
+            }
+        )
+
+
+def read_measurement(path: Path) -> Measurement:
+    """A measurement from its JSON file; BadInput in one line when it is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.get("kind") != "latency" or data.get("schema_version") != SCHEMA_VERSION:
+            raise KeyError("kind")
+        return Measurement.from_dict(data)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); give a file that `bench --json` or `--save` wrote") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise BadInput(f"{path} is no latency measurement of this version; give a file that `bench` wrote") from None
