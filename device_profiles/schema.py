@@ -38,6 +38,22 @@ FIGURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 
+# Deterministic guards of `compare`: what is held against another export. A profile names those whose change fails.
+GUARDS: Mapping[str, str] = MappingProxyType(
+    {
+        "bytes": "size of a component's files",
+        "ops": "histogram of operators",
+        "macs": "multiply-accumulates of one call",
+        "placement": "delegate partitions and node placement",
+        "portable_ops": "operators left outside every delegate",
+        "lint": "findings of the Neural Engine lint",
+        "weight_dtypes": "weights per stored dtype",
+        "precision": "precision of the target",
+        "attention_form": "kernel form of the local attention",
+        "versions": "versions of the tools that wrote the files",
+    }
+)
+
 
 @dataclass(frozen=True)
 class TargetSpec:
@@ -117,6 +133,7 @@ class Profile:
     memory_budget: Figure | None
     latency_budget: Figure | None  # ms of one picture
     latency: LatencyBasis | None
+    guards: tuple[str, ...] = ()  # names out of GUARDS: a change of these fails `compare`
     notes: tuple[str, ...] = ()
 
     @property
@@ -135,6 +152,7 @@ class Profile:
             "soc": self.soc,
             "source": self.source,
             "notes": list(self.notes),
+            "guards": list(self.guards),
             "os": {"name": self.os, "minimum": self.os_minimum},
             "figures": {name: vars(figure) for name, figure in self.figures.items()},
             "budget": {name: vars(figure) for name, figure in budget.items() if figure is not None},

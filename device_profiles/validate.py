@@ -12,6 +12,7 @@ from snapgen_deploy.device_profiles.schema import (
     BUDGET_STATUSES,
     BYTES_IN,
     FIGURES,
+    GUARDS,
     KINDS,
     LAYOUTS,
     STATUSES,
@@ -64,12 +65,12 @@ class Reader:
             return float(value)
         return math.nan
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        """A list of strings; empty where the key is absent."""
+    def texts(self, key: str, choices: Sequence[str] = ()) -> tuple[str, ...]:
+        """A list of strings, out of `choices` where given; empty where the key is absent."""
         self.seen.add(key)
         value = self.table.get(key, [])
-        if not isinstance(value, list) or not all(isinstance(v, str) and v.strip() for v in value):
-            self.wrong(key, repr(value), "a list of strings")
+        if not isinstance(value, list) or not all(isinstance(v, str) and v.strip() and v in (choices or [v]) for v in value):
+            self.wrong(key, repr(value), f"a list out of {', '.join(choices)}" if choices else "a list of strings")
             return ()
         return tuple(value)
 
@@ -113,6 +114,7 @@ def read_profile(table: Mapping[str, Any], targets: Mapping[str, TargetSpec] = T
         memory_budget=_figure(budget, "memory", tuple(BYTES_IN), BUDGET_STATUSES, needed=False),
         latency_budget=_figure(budget, "latency", ("ms",), BUDGET_STATUSES, needed=False),
         latency=_latency(latency) if latency is not None else None,
+        guards=top.texts("guards", tuple(GUARDS)),
         notes=top.texts("notes"),
     )
     for reader in (os, budget, top):

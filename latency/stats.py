@@ -50,11 +50,17 @@ def half_width(values: Sequence[float], confidence: float = 0.95) -> float:
     return float(distributions.t.ppf((1 + confidence) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
 
 
-def detectable(values: Sequence[float], confidence: float = 0.95, power: float = 0.8) -> float:
-    """Minimum detectable effect: (t(confidence) + t(power)) * sd / sqrt(n), the shift found with probability `power`."""
-    n = len(values)
+def detectable(spread: float, n: int, confidence: float = 0.95, power: float = 0.8) -> float:
+    """Minimum detectable effect of n values of standard deviation `spread`: (t(confidence) + t(power)) * spread / sqrt(n),
+    the shift that is found with probability `power`."""
     both = distributions.t.ppf((1 + confidence) / 2, n - 1) + distributions.t.ppf(power, n - 1)
-    return float(both) * statistics.stdev(values) / math.sqrt(n)
+    return float(both) * spread / math.sqrt(n)
+
+
+def welch_interval(values: Sequence[float], others: Sequence[float], confidence: float = 0.95) -> Interval:
+    """mean(values) - mean(others) with Welch's interval, for two independent series of at least two values."""
+    found = distributions.ttest_ind(values, others, equal_var=False).confidence_interval(confidence)
+    return Interval(statistics.fmean(values) - statistics.fmean(others), float(found.low), float(found.high))
 
 
 def outliers(samples: Sequence[float]) -> int:

@@ -24,15 +24,15 @@ class ChildDied(SnapgenError):
     exit_code = 1
 
 
-def run_in_child(what: str, function: Callable[..., T], *args: Any) -> tuple[T, int]:
-    """Call `function(*args)` in a spawned process; return its result and the process's peak resident bytes.
+def run_in_child(what: str, function: Callable[..., T], *args: Any, method: str = "spawn") -> tuple[T, int]:
+    """Call `function(*args)` in a fresh process; return its result and the process's peak resident bytes.
 
-    `what` names the work in messages. `function` must be importable, arguments and result picklable. An exception is
+    `what` names the work in messages, `method` is multiprocessing's start method. `function` must be importable, arguments and result picklable. An exception is
     raised here as it was there; a death by signal raises ChildDied and says whether memory is the likely cause.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(method)
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_call, args=(sender, function, args), name=what)
+    process = context.Process(target=_call, args=(sender, function, args), name=what)  # type: ignore[attr-defined]
     process.start()
     sender.close()
     try:

@@ -59,6 +59,7 @@ class Link(Protocol):
     """A device. Every method raises MeasurementFailed (exit 4) in one line where the device does not deliver."""
 
     name: str
+    e2e_is: str  # "measured" where whole pictures are timed, "composed" where components are timed apart
     never_run_on_hardware: bool  # said in `--help` and in the measurement's notes
 
     def key(self, job: Job) -> DeviceKey:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
 import time
 import traceback as tracebacks
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
 
-from snapgen_deploy.errors import SnapgenError
+from snapgen_deploy.errors import BadInput, SnapgenError
 
 
 def out() -> Console:
@@ -82,3 +85,19 @@ def progress(*, quiet: bool = False) -> Work:
 def megabytes(count: float) -> str:
     """Bytes for people, in decimal units."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write the whole file or nothing."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise BadInput(f"cannot write {path} ({error.strerror}); choose another place with --output") from None
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)  # mkstemp makes it private
+        os.replace(name, path)
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        raise BadInput(f"cannot write {path} ({error.strerror}); choose another place with --output") from None

@@ -1,0 +1,106 @@
+"""`python -m benchmarks.guard`: does `compare` cry wolf, and does it see a real 5 %? Beside it, what users do today.
+
+A/A: a bundle against itself. Slower: against a copy whose pictures take 5 % longer (`benchmarks/heavier.py`). Every trial is a
+whole `compare --fail-on e2e_p50:3%`, and beside it the two usual rules on one fresh process of each side, measured one after
+the other: median more than 5 % over a stored one, and Mann-Whitney U on the iterations (p < 0.05 and slower). Writes
+guard.json after every trial, and guard.md, to `benchmarks/results/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import mannwhitneyu
+
+from benchmarks.heavier import heavier_bundle
+from snapgen_deploy.bundle import Bundle, open_bundle
+from snapgen_deploy.child import run_in_child
+from snapgen_deploy.cli.console import progress
+from snapgen_deploy.latency.compare import compare_bundles
+from snapgen_deploy.latency.environment import environment
+from snapgen_deploy.latency.results import QUERY
+from snapgen_deploy.latency.session import open_session
+from snapgen_deploy.latency.verdict import parse_threshold
+
+RESULTS = Path(__file__).parent / "results"
+TARGET, LIMIT, SLOWER, ITERATIONS = "onnx:cpu", "e2e_p50:3%", 0.05, 20
+RULES = ("compare", "stored median + 5 %", "Mann-Whitney on iterations")
+
+
+def main() -> None:
+    """Run the trials that the command line asks for; go on where an earlier run stopped."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("bundle", type=Path, help="a bundle with the target onnx:cpu")
+    parser.add_argument("--same", type=int, default=40, help="A/A trials")
+    parser.add_argument("--slower", type=int, default=20, help="trials against the heavier copy")
+    options = parser.parse_args()
+    base = open_bundle(options.bundle)
+    RESULTS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.bundle.parent) as folder:
+        heavy, share = heavier_bundle(base, SLOWER, Path(folder) / options.bundle.name)
+        stored = alone(base)
+        trials: list[dict[str, Any]] = []
+        for kind, candidate, count in (("same", base, options.same), ("slower", heavy, options.slower)):
+            for _ in range(count):
+                trials.append({"kind": kind, **trial(base, candidate, stored)})
+                print(json.dumps(trials[-1]), flush=True)
+                record = {"environment": environment(), "heavier_by": share, "limit": LIMIT, "trials": trials}
+                (RESULTS / "guard.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    (RESULTS / "guard.md").write_text(table(trials, share))
+
+
+def trial(base: Bundle, candidate: Bundle, stored: Sequence[float]) -> dict[str, Any]:
+    """All three rules once: the verdict of each, and how long `compare` took."""
+    start = time.monotonic()
+    found = compare_bundles(base, candidate, TARGET, [parse_threshold(LIMIT)], (), progress(quiet=True))
+    seconds = time.monotonic() - start
+    before, after = alone(base), alone(candidate)
+    median_rule = statistics.median(after) > 1.05 * statistics.median(stored)
+    slower = statistics.median(after) > statistics.median(before)
+    rank_rule = slower and mannwhitneyu(before, after).pvalue < 0.05
+    metric = found.metrics[0] if found.metrics else None
+    return {
+        "seconds": round(seconds, 1),
+        "rounds": found.rounds,
+        "change": None if metric is None else round(metric.change, 4),
+        "reason": "" if found.self_check is None else found.self_check.reason,
+        RULES[0]: found.verdict,
+        RULES[1]: "regressed" if median_rule else "ok",
+        RULES[2]: "regressed" if rank_rule else "ok",
+    }
+
+
+def alone(bundle: Bundle) -> list[float]:
+    """Times of `ITERATIONS` pictures in a fresh process, ms."""
+    return run_in_child("alone", _alone, bundle.path)[0]
+
+
+def _alone(path: Path) -> list[float]:
+    session = open_session(open_bundle(path), TARGET, 1)
+    session.query()
+    return [session.query()[QUERY][0] for _ in range(ITERATIONS)]
+
+
+def table(trials: Sequence[dict[str, Any]], share: float) -> str:
+    """Markdown: of how many trials each rule says what."""
+    kinds = {"same": "the same bundle", "slower": f"{100 * share:.1f} % slower"}
+    lines = ["| rule | trials | regressed | inconclusive | ok | improved |", "|---|---|---|---|---|---|"]
+    for kind, words in kinds.items():
+        own = [t for t in trials if t["kind"] == kind]
+        for rule in RULES:
+            counts = [sum(t[rule] == verdict for t in own) for verdict in ("regressed", "inconclusive", "ok", "improved")]
+            lines.append(f"| {rule} | {words}, {len(own)} | " + " | ".join(map(str, counts)) + " |")
+    times = [t["seconds"] for t in trials]
+    lines += ["", f"`compare --fail-on {LIMIT}` took {statistics.median(times):.0f} s (median), {max(times):.0f} s at most."]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Measuring a bundle on a device at the end of a link: what is pushed there, and the record that comes back."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+
+from snapgen_deploy.bundle import SUMS, Bundle, sha256_of
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.base import Arrays, Role
+from snapgen_deploy.latency.links.base import Job
+from snapgen_deploy.latency.results import Measurement, RunProfile
+from snapgen_deploy.verifier import read_vectors
+
+LINK_TARGETS = {"adb": ("executorch", "onnx"), "iphone": ("coreml",), "mac": ("coreml",)}
+Progress = Callable[[str], AbstractContextManager[None]]
+
+
+def measure_device(
+    bundle: Bundle,
+    wanted: str | None,
+    link_name: str,
+    options: Sequence[str],
+    profile: RunProfile,
+    mode: str,
+    threads: int,
+    progress: Progress,
+) -> Measurement:
+    """Measure one target over a link; MeasurementFailed (exit 4) where the device does not deliver."""
+    from snapgen_deploy.latency.links.registry import NEVER_RUN, open_link
+    from snapgen_deploy.latency.links.session import measure_on
+
+    key = target_for(bundle, link_name, wanted)
+    link = open_link(link_name, parse_link_options(options))
+    with tempfile.TemporaryDirectory() as folder:
+        job = make_job(bundle, key, threads, Path(folder))
+        device_key = link.key(job)
+        rounds, loads, peak = measure_on(link, job, profile, mode, progress=progress)
+        environment = dict(link.environment())  # a Mac tells its placement only once the files are there
+    return Measurement(
+        bundle=bundle.path.name,
+        bundle_sha256=sha256_of(bundle.path / SUMS),
+        device=bundle.manifest["device"]["id"],
+        width=bundle.manifest["width"],
+        resolution=(bundle.manifest["resolution"][0], bundle.manifest["resolution"][1]),
+        steps=len(bundle.schedule.sigmas) - 1,
+        key=device_key,
+        profile=profile.name,
+        mode=mode,
+        e2e_is=link.e2e_is,
+        rounds=rounds,
+        loads=loads,
+        peak_bytes=peak,
+        environment=environment,
+        notes=(NEVER_RUN,) if link.never_run_on_hardware else (),
+    )
+
+
+def target_for(bundle: Bundle, link_name: str, wanted: str | None) -> str:
+    """The target asked for, else the bundle's first that the link's device runs."""
+    takes = LINK_TARGETS.get(link_name.partition(":")[0], ())
+    fitting = [k for k in bundle.targets if k.split(":")[0] in takes and wanted in (None, k, k.split(":")[0])]
+    if takes and not fitting:
+        raise BadInput(f"{link_name} runs {' and '.join(takes)}; got {wanted or ', '.join(bundle.targets)}")
+    return fitting[0] if fitting else bundle.targets[0]  # an unknown link: opening it says so
+
+
+def parse_link_options(options: Sequence[str]) -> dict[str, str]:
+    """`NAME=VALUE` texts as a table; BadInput for anything else."""
+    pairs = [o.partition("=") for o in options]
+    if bad := [o for o, (name, sign, _) in zip(options, pairs, strict=True) if not name or not sign]:
+        raise BadInput(f"--link-option: got '{bad[0]}', expected NAME=VALUE such as runner=path/to/executor_runner")
+    return {name: value for name, _, value in pairs}
+
+
+def make_job(bundle: Bundle, key: str, threads: int, folder: Path) -> Job:
+    """The files of a target, and its first test vector as one file of raw little-endian bytes per port, in the ports' order."""
+    artifacts = bundle.artifacts(key)
+    components = bundle.manifest["targets"][key]["components"]
+    values = port_values(bundle)
+    inputs: dict[Role, tuple[Path, ...]] = {}
+    for role in artifacts:
+        paths = []
+        for number, port in enumerate(components[role]["inputs"]):
+            value = np.ascontiguousarray(values[role][port["name"]], dtype=port["dtype"])
+            paths.append(folder / f"{role}-{number}-{port['name']}.bin")
+            paths[-1].write_bytes(value.tobytes())
+        inputs[role] = tuple(paths)
+    steps = len(bundle.schedule.sigmas) - 1
+    return Job(
+        target=key,
+        precision=bundle.precision(key),
+        threads=threads,
+        components={role: a.path for role, a in artifacts.items()},
+        files={role: a.files for role, a in artifacts.items()},
+        inputs=inputs,
+        calls={role: steps if role == "student" else 1 for role in artifacts},
+    )
+
+
+def port_values(bundle: Bundle) -> dict[Role, Arrays]:
+    """What each component is fed in the first step of the first test vector, by port name."""
+    vectors = read_vectors(bundle)
+    student = {"latent": vectors.arrays["noise"][:1], "time_features": bundle.schedule.features(0)}
+    student |= vectors.text(0, bundle.config)
+    values: dict[Role, Arrays] = {"student": student, "decoder": {"latent": vectors.arrays["latent"][:1]}}
+    if "tokens" in vectors.arrays:
+        values["text_encoder"] = {"tokens": vectors.arrays["tokens"][:1], "mask": vectors.arrays["mask"][:1]}
+    return values

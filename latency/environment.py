@@ -1,0 +1,79 @@
+"""What this host is and how it feels: processor, clocks, governor, temperature, versions, and the canary workload."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from snapgen_deploy.latency.results import DeviceKey
+
+RUNTIME_OF = {"onnx": "onnxruntime", "executorch": "executorch", "coreml": "coremltools"}
+UNKNOWN = "unknown"  # what the host does not tell
+
+
+def canary() -> float:
+    """Time in ms of a fixed piece of work, the best of three: single-threaded Fourier transforms of 2^17 points.
+
+    The best, because interruptions only ever add: what is left is the clock speed and a neighbour's share of the core.
+    """
+    wave = np.exp(1j * np.arange(1 << 17))
+    times = []
+    for _ in range(3):
+        start = time.perf_counter_ns()
+        for _ in range(3):
+            np.fft.fft(wave)
+        times.append((time.perf_counter_ns() - start) / 1e6)
+    return min(times)
+
+
+def processor() -> str:
+    """The processor's model name."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith(("model name", "Hardware")):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def governor() -> str:
+    """The frequency governor of the first processor."""
+    return _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+def state() -> dict[str, str]:
+    """What changes while measuring: clocks, temperature, load."""
+    found = {
+        "clock_khz": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"),
+        "temperature_millicelsius": _read("/sys/class/thermal/thermal_zone0/temp"),
+        "load_1min": f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else UNKNOWN,
+    }
+    return {name: value for name, value in found.items() if value != UNKNOWN}
+
+
+def environment() -> dict[str, str]:
+    """What stays: processor, system, governor, versions."""
+    names = ("torch", "numpy", *RUNTIME_OF.values())
+    versions = {name: metadata.version(name) for name in names}
+    host = {"processor": processor(), "cores": str(os.cpu_count()), "system": platform.platform(), "governor": governor()}
+    return host | {"python": platform.python_version()} | versions
+
+
+def host_key(target: str, precision: str, threads: int) -> DeviceKey:
+    """This host as one side of a comparison."""
+    runtime = RUNTIME_OF[target.split(":")[0]]
+    system = f"{platform.system()} {platform.release()}"
+    return DeviceKey(processor(), system, target, metadata.version(runtime), precision, threads, governor())
+
+
+def _read(path: str) -> str:
+    file = Path(path)
+    try:
+        return file.read_text().strip() or UNKNOWN
+    except OSError:  # containers and virtual machines often hide these
+        return UNKNOWN

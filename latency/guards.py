@@ -1,0 +1,71 @@
+"""Deterministic guards: what an export is made of, held against another export. No clock, no noise: any change is reported.
+
+The usual causes of a latency lost are visible here: an operator fell out of its delegate, a fusion was lost, a dtype was
+widened, a copy came in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from snapgen_deploy.device_profiles.schema import GUARDS
+
+PER_COMPONENT = ("bytes", "ops", "macs", "placement", "portable_ops", "lint", "weight_dtypes")
+
+
+@dataclass(frozen=True)
+class Guard:
+    """One property of one component (or of a whole target) on both sides."""
+
+    name: str
+    component: str  # "target" or "target role"
+    base: str
+    candidate: str
+    verdict: str  # same, changed (reported) or failed (the profile says that a change fails)
+    detail: str = ""
+
+
+def guards_of(base: Mapping[str, Any], candidate: Mapping[str, Any], fail: Sequence[str] = ()) -> tuple[Guard, ...]:
+    """Hold two manifests against each other. A property that one side does not have is a change."""
+    found = []
+    for where, name, before, after in _pairs(base["targets"], candidate["targets"]):
+        same = before == after
+        verdict = "same" if same else "failed" if name in fail else "changed"
+        found.append(Guard(name, where, _text(before), _text(after), verdict, "" if same else _difference(before, after)))
+    return tuple(found)
+
+
+def guard_verdict(guards: Sequence[Guard]) -> str:
+    """`failed`, `changed` or `same`: the gravest."""
+    found = {g.verdict for g in guards}
+    return next((v for v in ("failed", "changed") if v in found), "same")
+
+
+def _pairs(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
+    """(where, guard, base value, candidate value) for everything that either side has."""
+    for key in sorted({*base, *candidate}):
+        ours, theirs = base.get(key, {}), candidate.get(key, {})
+        for name in GUARDS:
+            if name not in PER_COMPONENT:
+                yield key, name, ours.get(name), theirs.get(name)
+        parts = ours.get("components", {}), theirs.get("components", {})
+        for role in sorted({*parts[0], *parts[1]}):
+            for name in PER_COMPONENT:
+                yield f"{key} {role}", name, parts[0].get(role, {}).get(name), parts[1].get(role, {}).get(name)
+
+
+def _text(value: Any) -> str:
+    return "absent" if value is None else json.dumps(value, sort_keys=True)
+
+
+def _difference(before: Any, after: Any) -> str:
+    """What changed, short: `matmul 8 -> 9` for tables, percent for numbers."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        names = sorted(n for n in {*before, *after} if before.get(n) != after.get(n))
+        return ", ".join(f"{n} {before.get(n, 'absent')} -> {after.get(n, 'absent')}" for n in names)
+    if isinstance(before, int | float) and isinstance(after, int | float) and before:
+        return f"{before} -> {after} ({100 * (after / before - 1):+.2f} %)"
+    return f"{_text(before)} -> {_text(after)}"

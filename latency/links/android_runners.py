@@ -1,0 +1,150 @@
+"""What runs a network on an Android phone: ExecuTorch's `executor_runner` and ONNX Runtime's `onnxruntime_perf_test`.
+
+Both binaries are the user's: neither is in a package (build the first as executorch/devtools/scripts/benchmark_android.sh
+does, the second by onnxruntime's `build.sh --android`). What is relied on, read in their sources:
+- executor_runner (1.3 and later; examples/portable/executor_runner): raw input files, `Iteration 1 of 9: 1.5 ms` in logcat
+  under the tag ExecuTorch, around `method->execute()` alone. Without `--method_name` it runs the program's first method.
+- onnxruntime_perf_test (onnxruntime/test/perftest): one untimed run, then `-r` timed ones, written to the result file as
+  `model,seconds,peak bytes,CPU,run`; its inputs are protobuf files in a folder beside the model.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from snapgen_deploy.errors import MeasurementFailed
+from snapgen_deploy.export.base import Role
+from snapgen_deploy.latency.links.base import Job
+from snapgen_deploy.latency.links.shell import Adb, Completed
+
+RESULT = "result.csv"  # of onnxruntime_perf_test, in the component's folder
+LOG = "logcat -d -v threadtime -s ExecuTorch:V"
+LOG_LINE = re.compile(r"^\S+ \S+\s+(\d+)\s+\d+ [VDIWEF] ExecuTorch\s*: (.*?)\s*$", re.M)
+OLD_RUNNER = (
+    "this executor_runner prints only a mean, expected a time for each iteration; build it from ExecuTorch 1.3 or later"
+)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What one process of a runner said, in ms."""
+
+    load: float
+    samples: tuple[float, ...]
+
+
+class Engine(Protocol):
+    """A runner's command line and what it says."""
+
+    @property
+    def binary(self) -> Path:
+        """The runner's file on this host."""
+        ...
+
+    def inputs(self, job: Job, role: Role, scratch: Path) -> list[tuple[Path, str]]:
+        """The input files: on this host, and their names in the component's folder on the phone."""
+        ...
+
+    def command(self, job: Job, role: Role, times: int) -> str:
+        """The line that runs a component `times` times in one process, from within the component's folder."""
+        ...
+
+    def read(self, adb: Adb, folder: str, done: Completed, times: int) -> Ran:
+        """Times of the process that ended with `done`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExecuTorchEngine:
+    """executor_runner 1.3 or later."""
+
+    binary: Path
+
+    def inputs(self, job: Job, role: Role, scratch: Path) -> list[tuple[Path, str]]:
+        """The raw files as they are."""
+        return [(path, f"input_{i}.bin") for i, path in enumerate(job.inputs[role])]
+
+    def command(self, job: Job, role: Role, times: int) -> str:
+        """Inputs in the ports' order; the program's second method, `ports`, must not be taken for the network."""
+        names = ",".join(name for _, name in self.inputs(job, role, Path()))
+        return (
+            f"../{self.binary.name} --model_path={shlex.quote(job.components[role].name)} --method_name=forward "
+            f"--inputs={names} --num_executions={times} --cpu_threads={job.threads} --print_output=none"
+        )
+
+    def read(self, adb: Adb, folder: str, done: Completed, times: int) -> Ran:
+        """From logcat; the log daemon may lag a moment behind the process, so a log without its end is read once more."""
+        if "unknown command line flag" in done.text:
+            raise MeasurementFailed(f"{OLD_RUNNER} (it said: {done.last_line})")
+        found = re.search(r"^pid=(\d+)$", done.out, re.M)
+        pid = found[1] if found else ""
+        log = adb.shell(LOG).out
+        if "Model executed successfully" not in log:
+            log = adb.shell(f"sleep 1; {LOG}").out
+        said = [message for owner, message in LOG_LINE.findall(log) if owner == pid]
+        if done.code != 0:
+            raise MeasurementFailed(f"executor_runner ended with status {done.code}: {said[-1] if said else done.last_line}")
+        return parse_log(said, times)
+
+
+def parse_log(said: list[str], times: int) -> Ran:
+    """Load and iteration times from executor_runner's messages; MeasurementFailed where one is missing."""
+    text = "\n".join(said)
+    load = re.search(r"^Model loaded in ([\d.]+) ms\.", text, re.M)
+    found = {
+        int(i): float(ms) for i, n, ms in re.findall(r"^Iteration (\d+) of (\d+): ([\d.]+) ms", text, re.M) if int(n) == times
+    }
+    if not found and "is loaded." in text and "Model executed successfully" in text:  # the log is whole, without iterations
+        raise MeasurementFailed(OLD_RUNNER)
+    if load is None or sorted(found) != list(range(1, times + 1)):
+        raise MeasurementFailed(
+            f"logcat holds {len(found)} of {times} iteration lines and {'the' if load else 'no'} load line: its buffer dropped "
+            "some; enlarge it with `adb logcat -G 4M` and measure again"
+        )
+    return Ran(float(load[1]), tuple(found[i] for i in sorted(found)))
+
+
+@dataclass(frozen=True)
+class OnnxEngine:
+    """onnxruntime_perf_test."""
+
+    binary: Path
+
+    def inputs(self, job: Job, role: Role, scratch: Path) -> list[tuple[Path, str]]:
+        """The raw files wrapped as ONNX tensors with the model's own names, types and shapes."""
+        import onnx
+
+        ports = onnx.load(job.components[role], load_external_data=False).graph.input
+        made = []
+        for i, (port, path) in enumerate(zip(ports, job.inputs[role], strict=True)):
+            kind = port.type.tensor_type
+            shape = [d.dim_value for d in kind.shape.dim]
+            tensor = onnx.helper.make_tensor(port.name, kind.elem_type, shape, path.read_bytes(), raw=True)
+            local = scratch / f"{role}_{i}.pb"
+            local.write_bytes(tensor.SerializeToString())
+            made.append((local, f"test_data_set_0/input_{i}.pb"))
+        return made
+
+    def command(self, job: Job, role: Role, times: int) -> str:
+        """`times` mode, which adds to the result file."""
+        provider = job.target.partition(":")[2] or "cpu"
+        model = shlex.quote(job.components[role].name)
+        return f"../{self.binary.name} -m times -r {times} -e {provider} -x {job.threads} -y 1 {model} {RESULT}"
+
+    def read(self, adb: Adb, folder: str, done: Completed, times: int) -> Ran:
+        """From the result file, and the load time from what was printed."""
+        if done.code != 0:
+            raise MeasurementFailed(f"onnxruntime_perf_test ended with status {done.code}, expected 0: {done.last_line}")
+        load = re.search(r"Session creation time cost: ([\d.e+-]+) s", done.out)
+        rows = adb.shell(f"cat {folder}/{RESULT}", check=False).out
+        found = [float(s) * 1000 for s in re.findall(r"^[^,\n]*,([\d.e+-]+),\d+,-?\d+,\d+\s*$", rows, re.M)]
+        if load is None or len(found) != times:
+            raise MeasurementFailed(
+                f"onnxruntime_perf_test wrote {len(found)} raw samples, expected {times}, and {'a' if load else 'no'} load "
+                "time; use a build whose result file has a line for each run"
+            )
+        return Ran(float(load[1]) * 1000, tuple(found))

@@ -1,0 +1,163 @@
+"""Command lines: one seam for running them on this host, and adb on top of it. Tests put a fake in the seam's place.
+
+What adb prints is documented at https://developer.android.com/tools/adb; the exit status of `adb shell` is the device's own.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from snapgen_deploy.errors import MeasurementFailed
+
+QUICK = 30.0  # seconds that a question to a device may take
+SLOW = 900.0  # seconds for copying files, building a runner, one block of pictures
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str = ""
+
+    @property
+    def text(self) -> str:
+        """Both outputs: tools do not agree on which one their errors go to."""
+        return f"{self.out}\n{self.err}"
+
+    @property
+    def last_line(self) -> str:
+        """The last line that says something; errors come last."""
+        lines = [line.strip() for line in (self.err.strip() or self.out.strip()).splitlines() if line.strip()]
+        return lines[-1][:300] if lines else "no output"
+
+
+Shell = Callable[[Sequence[str], float], Completed]  # (argv, timeout in seconds) -> what it left behind
+Known = Sequence[tuple[str, str]]  # (regular expression over the output, what it means and how to mend it)
+
+
+def run_command(argv: Sequence[str], timeout: float) -> Completed:
+    """Run on this host, without a shell in between; MeasurementFailed where it cannot start or does not end in time."""
+    try:
+        done = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout, check=False)
+    except FileNotFoundError:
+        raise MeasurementFailed(f"`{argv[0]}` is not on this host's PATH; install it, or add its folder to PATH") from None
+    except PermissionError:
+        raise MeasurementFailed(f"`{argv[0]}` may not be executed; run `chmod +x` on it") from None
+    except subprocess.TimeoutExpired:
+        raise MeasurementFailed(f"{shown(argv)} did not end within {timeout:g} s; check that the device answers") from None
+    return Completed(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+
+def shown(argv: Sequence[str]) -> str:
+    """A command line for a message, cut to a readable length."""
+    text = " ".join(argv)
+    return f"`{text if len(text) <= 100 else text[:97] + '...'}`"
+
+
+def checked(shell: Shell, argv: Sequence[str], timeout: float, known: Known = ()) -> Completed:
+    """Run and insist on status 0; an output that is `known` is explained, any other is quoted by its last line."""
+    done = shell(argv, timeout)
+    if done.code == 0:
+        return done
+    for pattern, meaning in known:
+        if found := re.search(pattern, done.text, re.IGNORECASE):
+            raise MeasurementFailed(f"{meaning} ({_tool(argv)} said: {_line_of(done.text, found.start())})")
+    raise MeasurementFailed(f"{shown(argv)} ended with status {done.code}, expected 0: {done.last_line}")
+
+
+def _tool(argv: Sequence[str]) -> str:
+    """The program's name; `env NAME=VALUE ...` only sets its environment."""
+    return next(word for word in argv if word != "env" and "=" not in word)
+
+
+def _line_of(text: str, at: int) -> str:
+    """The line around a place in a text."""
+    return text[text.rfind("\n", 0, at) + 1 :].partition("\n")[0].strip()[:400]
+
+
+@contextmanager
+def restoring(restore: Callable[[], None], *, only_on_failure: bool = False) -> Iterator[None]:
+    """Call `restore` at the end, however it ends; an error of its own is told beside the first one, never instead of it."""
+    try:
+        yield
+    except MeasurementFailed as error:
+        try:
+            restore()
+        except MeasurementFailed as second:
+            raise MeasurementFailed(f"{error}; {second}") from error
+        raise
+    except BaseException:  # an interrupt from the keyboard too
+        restore()
+        raise
+    if not only_on_failure:
+        restore()
+
+
+GONE = r"device '.*' not found|no devices/emulators found|device offline|error: closed|protocol fault|connection reset"
+ADB_ERRORS: Known = (
+    (GONE, "the phone is gone, expected it to stay connected: plug it in again and repeat the measurement"),
+    ("unauthorized", "the phone does not trust this host: unlock it and accept the question about USB debugging"),
+    ("No space left on device", "the phone's storage is full: free space on it, or measure a smaller bundle"),
+)
+
+
+@dataclass(frozen=True)
+class Adb:
+    """One phone at the end of adb."""
+
+    run: Shell
+    serial: str
+
+    @classmethod
+    def connect(cls, run: Shell, wanted: str | None = None) -> Adb:
+        """The phone with the serial number `wanted`, or the only one; MeasurementFailed in one line where it is not ready."""
+        listing = checked(run, ["adb", "devices", "-l"], QUICK).out
+        found = dict(re.findall(r"^(\S+)\s+(device|offline|unauthorized|no permissions|recovery|sideload)\b", listing, re.M))
+        if wanted is not None and wanted not in found:
+            seen = ", ".join(found) or "none"
+            raise MeasurementFailed(f"adb knows no phone '{wanted}', it sees: {seen}; check the cable and `adb devices`")
+        if not found:
+            raise MeasurementFailed("adb sees no phone; connect one by USB, turn on USB debugging in its developer options")
+        if wanted is None and len(found) > 1:
+            raise MeasurementFailed(f"adb sees {len(found)} phones ({', '.join(found)}), expected one; say which: adb:SERIAL")
+        serial = wanted or next(iter(found))
+        if found[serial] != "device":
+            mend = (
+                "unlock it and accept the question about USB debugging" if found[serial] == "unauthorized" else "reconnect it"
+            )
+            raise MeasurementFailed(f"the phone {serial} is {found[serial]}, expected 'device'; {mend}")
+        return cls(run, serial)
+
+    def shell(self, command: str, timeout: float = QUICK, *, check: bool = True) -> Completed:
+        """Run a line in the phone's shell. With `check` off its exit status is the caller's to judge, but a phone that is
+        gone raises all the same."""
+        return self._call("shell", command, timeout=timeout, check=check)
+
+    def push(self, local: Path, remote: str) -> None:
+        """Copy a file to the phone; full storage and a pulled cable are told apart."""
+        self._call("push", str(local), remote, timeout=SLOW, check=True)
+
+    def _call(self, *arguments: str, timeout: float, check: bool) -> Completed:
+        argv = ["adb", "-s", self.serial, *arguments]
+        done = self.run(argv, timeout)
+        if done.code != 0:
+            self._insist_on_phone()
+            if check:
+                checked(lambda _argv, _timeout: done, argv, timeout, ADB_ERRORS)
+        return done
+
+    def _insist_on_phone(self) -> None:
+        """A cable pulled midway often leaves nothing but a status: ask adb whether the phone is still there."""
+        state = self.run(["adb", "-s", self.serial, "get-state"], QUICK)
+        if state.out.strip() != "device":
+            raise MeasurementFailed(
+                f"the phone {self.serial} is gone ({state.last_line}), expected it to stay connected; "
+                "plug it in again and repeat the measurement"
+            )

@@ -1,0 +1,112 @@
+"""A bundle's target, loaded on this host and ready to draw the same picture again and again under a clock."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from snapgen_deploy.bundle import Bundle
+from snapgen_deploy.errors import BadInput, MeasurementFailed
+from snapgen_deploy.export.base import Arrays, Role, Runner
+from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.latency.results import QUERY
+from snapgen_deploy.pipeline import Pipeline, noise_for
+
+BINDINGS = {"onnx": "onnxruntime", "executorch": "executorch.runtime", "coreml": "coremltools"}
+Times = dict[str, list[float]]  # name -> ms, one per call
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loaded target: `query` draws one picture and says how long it and each call in it took."""
+
+    pipeline: Pipeline
+    text: Callable[[], Arrays]  # the student's text inputs; runs the text encoder where there is one
+    noise: np.ndarray
+    clock: Times
+    load_ms: float
+
+    def query(self) -> Times:
+        """One picture: text encoder, every step of the student, decoder; `e2e` and the roles, in ms."""
+        self.clock.clear()
+        start = time.perf_counter_ns()
+        latent = self.pipeline.denoise(self.noise, self.text())
+        if "decoder" in self.pipeline.runners:
+            self.pipeline.decode(latent)
+        total = (time.perf_counter_ns() - start) / 1e6
+        return {QUERY: [total], **{name: list(values) for name, values in self.clock.items()}}
+
+
+def runs_here(key: str) -> None:
+    """MeasurementFailed where the time on this host would say nothing about the target, or the runtime is not there."""
+    target, variant = target_of(key)
+    if target.name == "coreml":
+        raise MeasurementFailed(
+            "coreml: this host runs Core ML packages for their numbers, not for their speed; measure on a Mac (--link mac), "
+            "on a phone (--link iphone), or another target of the bundle (--target)"
+        )
+    if reason := target.unavailable(variant):
+        raise MeasurementFailed(f"{key}: {reason}")
+
+
+def first_timed(bundle: Bundle) -> str:
+    """The bundle's first target whose time on this host means something; MeasurementFailed with the reasons where none."""
+    reasons = []
+    for key in bundle.targets:
+        try:
+            runs_here(key)
+        except MeasurementFailed as error:
+            reasons.append(str(error))
+        else:
+            return key
+    raise MeasurementFailed(f"no target of {bundle.path.name} can be timed here: {'; '.join(reasons)}")
+
+
+def open_session(bundle: Bundle, key: str, threads: int) -> Session:
+    """Load every component of a target; `load_ms` is the time that took. Inputs are the bundle's first test vector."""
+    target, _ = target_of(key)
+    artifacts = bundle.artifacts(key)
+    vector = first_vector(bundle)
+    clock: Times = {}
+    importlib.import_module(BINDINGS[target.name])  # an app has no Python to import: no part of the load
+    start = time.perf_counter_ns()
+    opened = {role: target.open(artifact.path, threads=threads) for role, artifact in artifacts.items()}
+    load_ms = (time.perf_counter_ns() - start) / 1e6
+    pipeline = Pipeline({role: _timed(role, run, clock) for role, run in opened.items()}, bundle.schedule, bundle.latent)
+
+    def text() -> Arrays:
+        if "text_encoder" in opened:
+            return pipeline.encode(vector["tokens"], vector["mask"])
+        return {name.removeprefix("student."): value for name, value in vector.items() if name.startswith("student.")}
+
+    return Session(pipeline, text, noise_for(0, bundle.latent), clock, load_ms)
+
+
+def first_vector(bundle: Bundle) -> Arrays:
+    """The inputs of the bundle's first test vector: tokens and mask, or the student's text streams."""
+    from safetensors import safe_open
+
+    path = bundle.path / "test_vectors.safetensors"
+    if not path.is_file():
+        raise BadInput(f"{bundle.path} has no {path.name}; export the bundle again")
+    wanted = {
+        "tokens",
+        "mask",
+        *(f"student.{s.name}{end}" for s in bundle.config.student.text_streams for end in ("", "_mask")),
+    }
+    with safe_open(path, "np") as file:
+        return {name: file.get_tensor(name)[:1] for name in file.keys() if name in wanted}  # noqa: SIM118
+
+
+def _timed(role: Role, run: Runner, clock: Times) -> Runner:
+    def timed(inputs: Mapping[str, np.ndarray]) -> Arrays:
+        start = time.perf_counter_ns()
+        out = run(inputs)
+        clock.setdefault(role, []).append((time.perf_counter_ns() - start) / 1e6)
+        return out
+
+    return timed

@@ -1,0 +1,101 @@
+"""The decision rule: is a candidate slower? One log-ratio per round, Student's interval, four answers.
+
+    d[r] = ln(median[r](candidate)) - ln(median[r](base)),   interval = mean(d) ± t * sd(d) / sqrt(R)
+
+    regressed     low > 0   and  mean >  ln(1 + limit)
+    improved      high < 0  and  mean < -ln(1 + limit)
+    ok            high < ln(1 + limit): the limit itself is excluded
+    inconclusive  otherwise; more rounds may tell
+
+Rounds are looked at several times, so each look takes its share of the 5 % error (Bonferroni). By construction a slowdown of
+exactly `limit` is found about every second time: set the limit to some 60 % of what must be caught.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.latency.stats import detectable, t_interval
+
+LOOKS = (10, 20, 30)  # rounds at which the answer is looked for
+CONFIDENCE = 1 - 0.05 / len(LOOKS)
+TIMINGS = ("e2e", "text_encoder", "student", "decoder", "load")
+METRICS = tuple(f"{name}_{statistic}" for name in TIMINGS for statistic in ("p50", "p90"))
+VERDICTS = ("regressed", "inconclusive", "improved", "ok")  # the worst first
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """`e2e_p50:5%`: how much slower a metric may get, and whether that fails or warns."""
+
+    metric: str
+    limit: float  # 0.05 is 5 %
+    warn: bool = False
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One metric of a comparison; changes are relative, 0.05 is 5 % slower."""
+
+    name: str
+    base_ms: float
+    candidate_ms: float
+    change: float
+    low: float
+    high: float
+    detectable: float  # with 80 % power
+    limit: float
+    warn: bool
+    verdict: str
+    rounds: tuple[float, ...]  # log ratios
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "rounds": list(self.rounds)}
+
+
+def parse_threshold(text: str, *, warn: bool = False) -> Threshold:
+    """`METRIC:N%` -> Threshold; BadInput for anything else."""
+    found = re.fullmatch(r"(\w+):(\d+(?:\.\d+)?)%", text.strip())
+    if found is None or found[1] not in METRICS or not float(found[2]) > 0:
+        raise BadInput(f"threshold: got '{text}', expected METRIC:PERCENT% such as e2e_p50:5%; metrics: {', '.join(METRICS)}")
+    return Threshold(found[1], float(found[2]) / 100, warn)
+
+
+def judge(threshold: Threshold, base: Sequence[float], candidate: Sequence[float], confidence: float = CONFIDENCE) -> Judged:
+    """The verdict on one metric from its value in every round (ms), base and candidate paired; two rounds at least."""
+    ratios = [math.log(c / b) for b, c in zip(base, candidate, strict=True)]
+    interval, bound = t_interval(ratios, confidence), math.log1p(threshold.limit)
+    return Judged(
+        name=threshold.metric,
+        base_ms=math.exp(sum(map(math.log, base)) / len(base)),
+        candidate_ms=math.exp(sum(map(math.log, candidate)) / len(candidate)),
+        change=math.expm1(interval.estimate),
+        low=math.expm1(interval.low),
+        high=math.expm1(interval.high),
+        detectable=math.expm1(detectable(statistics.stdev(ratios), len(ratios), confidence)),
+        limit=threshold.limit,
+        warn=threshold.warn,
+        verdict=decide(interval.estimate, interval.low, interval.high, bound),
+        rounds=tuple(ratios),
+    )
+
+
+def decide(mean: float, low: float, high: float, bound: float) -> str:
+    """The answer for a log-ratio with its interval; not-a-number is inconclusive."""
+    if low > 0 and mean > bound:
+        return "regressed"
+    if high < 0 and mean < -bound:
+        return "improved"
+    return "ok" if high < bound else "inconclusive"
+
+
+def worst(verdicts: Sequence[str]) -> str:
+    """The gravest of several answers."""
+    return min(verdicts, key=VERDICTS.index, default="ok")

@@ -1,0 +1,238 @@
+"""`snapgen-deploy compare`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from snapgen_deploy.cli.console import err, out, print_json, progress, save_text
+from snapgen_deploy.errors import BadInput
+
+if TYPE_CHECKING:
+    from snapgen_deploy.latency.compare import Comparison, SelfCheck
+    from snapgen_deploy.latency.guards import Guard
+    from snapgen_deploy.latency.verdict import Judged
+
+INCONCLUSIVE = ("pass", "warn", "fail")
+COLOURS = {
+    "ok": "green", "same": "green", "improved": "cyan", "changed": "yellow", "inconclusive": "yellow", "regressed": "red",
+    "failed": "red",
+}  # fmt: skip
+
+
+def compare(
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="BASE CANDIDATE", help="Two bundles (BASE may be a manifest.json); CANDIDATE alone with --baseline."
+        ),
+    ],
+    target: Annotated[str | None, typer.Option(help="NAME or NAME:VARIANT; the first that runs when left out.")] = None,
+    fail_on: Annotated[
+        list[str] | None, typer.Option(help="METRIC:PERCENT%, repeatable; e2e_p50:5% when left out.", show_default=False)
+    ] = None,
+    warn_on: Annotated[list[str] | None, typer.Option(help="METRIC:PERCENT%, repeatable: reported, never fails.")] = None,
+    inconclusive: Annotated[str, typer.Option(help="What an unclear answer does: pass, warn or fail (exit 3).")] = "fail",
+    guards_only: Annotated[bool, typer.Option("--guards-only", help="Compare what the exports are made of; no clock.")] = False,
+    baseline: Annotated[Path | None, typer.Option(help="Folder of stored measurements to compare CANDIDATE with.")] = None,
+    missing_baseline: Annotated[str, typer.Option(help="Where no baseline is stored: fail (exit 3) or warn.")] = "fail",
+    update_baseline: Annotated[bool, typer.Option("--update-baseline", help="Store this measurement as the baseline.")] = False,
+    order: Annotated[
+        str, typer.Option(help="interleaved (one process), abba (fresh processes) or auto, as the runtime allows.")
+    ] = "auto",
+    max_rounds: Annotated[int, typer.Option(min=10, help="Most rounds when the answer is not clear.")] = 30,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; one is steadiest.")] = 1,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML there.")] = None,
+    summary: Annotated[
+        Path | None,
+        typer.Option(help="Append Markdown there.", envvar="GITHUB_STEP_SUMMARY"),
+    ] = None,
+    annotations: Annotated[bool, typer.Option("--annotations", help="Print GitHub annotations.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the comparison as JSON, for `report`.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
+) -> None:
+    """Is CANDIDATE slower than BASE? Deterministic guards first, then interleaved rounds; four answers.
+
+    0: ok or improved. 1: regressed, or a guard changed that the device profile names. 3: inconclusive, or not comparable.
+    """
+    from snapgen_deploy.latency.verdict import LOOKS, parse_threshold
+
+    for name, got, choices in (
+        ("--inconclusive", inconclusive, INCONCLUSIVE),
+        ("--missing-baseline", missing_baseline, ("fail", "warn")),
+        ("--order", order, ("auto", "interleaved", "abba")),
+    ):
+        if got not in choices:
+            raise BadInput(f"{name}: got '{got}', expected one of {', '.join(choices)}")
+    thresholds = [parse_threshold(t) for t in fail_on or (() if warn_on else ("e2e_p50:5%",))]
+    thresholds += [parse_threshold(t, warn=True) for t in warn_on or ()]
+    looks = tuple(n for n in LOOKS if n < max_rounds) + (max_rounds,)
+    shown = progress(quiet=as_json)
+    if baseline is not None:
+        if len(bundles) != 1:
+            raise BadInput(f"got {len(bundles)} bundles and --baseline, expected CANDIDATE alone")
+        found = _against_stored(bundles[0], baseline, target, thresholds, missing_baseline, update_baseline, threads, shown)
+    else:
+        if len(bundles) != 2 or update_baseline:
+            raise BadInput(f"got {len(bundles)} bundles, expected BASE and CANDIDATE; or CANDIDATE with --baseline DIR")
+        found = _head_to_head(bundles[0], bundles[1], target, thresholds, guards_only, order, looks, threads, shown)
+    if found is None:
+        return
+    record = found.as_dict()
+    _write_reports(record, junit, summary, output)
+    if as_json:
+        print_json(record)
+    else:
+        print_comparison(found)
+    if annotations:
+        from snapgen_deploy.latency.reporters import annotations as lines
+
+        sys.stdout.write(lines(record))
+    raise typer.Exit(exit_code(found.verdict, inconclusive))
+
+
+def exit_code(verdict: str, inconclusive: str) -> int:
+    """1 regressed or failed, 3 an inconclusive answer that shall fail, else 0."""
+    if verdict == "inconclusive":
+        if inconclusive == "warn":
+            err().print("warning: the comparison is inconclusive", style="yellow")
+        return 3 if inconclusive == "fail" else 0
+    return 1 if verdict in ("regressed", "failed") else 0
+
+
+def _head_to_head(
+    base_path: Path, candidate_path: Path, target: str | None, thresholds: Any, guards_only: bool, order: str,
+    looks: Sequence[int], threads: int, shown: Any,
+) -> Comparison:  # fmt: skip
+    from snapgen_deploy.bundle import check_hashes, open_bundle
+    from snapgen_deploy.latency.compare import compare_bundles, guards_alone, read_side
+    from snapgen_deploy.latency.guards import guards_of
+
+    candidate = open_bundle(candidate_path)
+    check_hashes(candidate)
+    manifest = read_side(base_path)
+    guards = guards_of(manifest, candidate.manifest, failing_guards(candidate.manifest["device"]["id"]))
+    if guards_only:
+        return guards_alone(base_path, candidate, guards)
+    base = open_bundle(base_path)
+    check_hashes(base)
+    return compare_bundles(
+        base, candidate, _target(candidate_path, target), thresholds, guards, shown, threads=threads, order=order, looks=looks
+    )
+
+
+def failing_guards(device: str) -> tuple[str, ...]:
+    """The guards whose change fails on a device; none for a device whose profile is not among ours."""
+    from snapgen_deploy.device_profiles import load_profile, profile_ids
+
+    return load_profile(device).guards if device in profile_ids() else ()
+
+
+def _target(path: Path, wanted: str | None) -> str:
+    from snapgen_deploy.bundle import open_bundle
+    from snapgen_deploy.generator import choose_target
+    from snapgen_deploy.latency.session import first_timed
+
+    bundle = open_bundle(path)
+    return choose_target(bundle, wanted) if wanted else first_timed(bundle)
+
+
+def _against_stored(
+    path: Path, directory: Path, target: str | None, thresholds: Any, missing: str, update: bool, threads: int, shown: Any
+) -> Comparison | None:
+    from snapgen_deploy.bundle import check_hashes, open_bundle
+    from snapgen_deploy.errors import Refused
+    from snapgen_deploy.latency.baseline import find_baseline, judge_stored, path_of, store_baseline
+    from snapgen_deploy.latency.compare import Comparison
+    from snapgen_deploy.latency.host import measure_host
+    from snapgen_deploy.latency.results import RUN_PROFILES
+
+    bundle = open_bundle(path)
+    check_hashes(bundle)
+    measured = measure_host(bundle, _target(path, target), RUN_PROFILES["rapid"], "burst", threads, shown)
+    if update:
+        out().print(f"baseline stored: {store_baseline(directory, measured)}", soft_wrap=True)
+        return None
+    stored = find_baseline(directory, measured)
+    if stored is None:
+        line = f"no baseline {path_of(directory, measured)}; store one with --update-baseline"
+        if missing == "fail":
+            raise Refused(line)
+        err().print(f"warning: {line}", style="yellow", soft_wrap=True)
+        return None
+    metrics = judge_stored(stored, measured, thresholds)
+    notes = ["stored numbers: what differs between two days is in the change as well; BASE CANDIDATE is the stricter way"]
+    if any(m.verdict == "improved" for m in metrics):
+        notes.append("improved: make it the new baseline with --update-baseline")
+    rounds = sum(r.valid for r in measured.rounds)
+    return Comparison(Path(stored.bundle), path, measured.key, "stored", rounds, None, metrics, (), tuple(notes))
+
+
+def _write_reports(record: dict[str, Any], junit: Path | None, summary: Path | None, output: Path | None) -> None:
+    import json
+
+    from snapgen_deploy.latency.reporters import junit_xml, step_summary
+
+    if junit is not None:
+        save_text(junit, junit_xml(record))
+    if output is not None:
+        save_text(output, json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    if summary is not None:
+        with summary.open("a", encoding="utf-8") as file:  # the file is shared with other steps
+            file.write(step_summary(record) + os.linesep)
+
+
+def print_comparison(found: Comparison) -> None:
+    """Guards that changed, the self-check, a row per metric, and the verdict."""
+    from rich.table import Table
+
+    _print_guards(found.guards)
+    if found.self_check is not None:
+        _print_self_check(found.self_check)
+    if found.metrics:
+        table = Table(title=f"{found.key.backend}, {found.mode}, {found.rounds} rounds", title_justify="left")
+        for column in ("metric", "base ms", "candidate ms", "change (interval)", "limit", "detectable", "verdict"):
+            table.add_column(column, justify="left" if column in ("metric", "verdict") else "right")
+        for m in found.metrics:
+            table.add_row(*_metric_row(m))
+        out().print(table)
+    for note in found.notes:
+        out().print(note, soft_wrap=True)
+    out().print(f"verdict: [{COLOURS[found.verdict]}]{found.verdict}[/]")
+
+
+def _metric_row(m: Judged) -> tuple[str, ...]:
+    change = f"{_percent(m.change)} ({_percent(m.low)} … {_percent(m.high)})"
+    limit = f"{100 * m.limit:g} %" + (" (warn)" if m.warn else "")
+    return (
+        m.name, f"{m.base_ms:.2f}", f"{m.candidate_ms:.2f}", change, limit, f"{100 * m.detectable:.1f} %",
+        f"[{COLOURS[m.verdict]}]{m.verdict}[/]",
+    )  # fmt: skip
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:+.1f} %"
+
+
+def _print_guards(guards: Sequence[Guard]) -> None:
+    changed = [g for g in guards if g.verdict != "same"]
+    out().print(f"{len(guards)} deterministic guards, {len(changed)} changed")
+    for g in changed:
+        out().print(f"  [{COLOURS[g.verdict]}]{g.verdict}[/] {g.component} {g.name}: ", end="")
+        out().print(g.detail, markup=False, soft_wrap=True)
+
+
+def _print_self_check(check: SelfCheck) -> None:
+    words = "passed" if check.passed else f"[red]failed[/]: {check.reason}"
+    interval = f"{_percent(check.low)} … {_percent(check.high)}"
+    out().print(
+        f"base against itself, {check.rounds} rounds: {interval}; with the most rounds {100 * check.detectable:.1f} % "
+        f"can be told; {words}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,87 @@
+import json
+
+import pytest
+
+from snapgen_deploy.errors import BadInput, Refused
+from snapgen_deploy.latency.baseline import find_baseline, judge_stored, path_of, store_baseline
+from snapgen_deploy.latency.results import RUN_PROFILES, DeviceKey, Loads, Measurement, Round, read_measurement
+from snapgen_deploy.latency.verdict import parse_threshold
+
+KEY = DeviceKey("chip", "os 1", "onnx:cpu", "1.31", "fp32", 1, "performance")
+
+
+def measurement(scale=1.0, key=KEY, **changes):
+    rounds = tuple(
+        Round({"e2e": tuple(scale * (50 + i + j / 10) for j in range(10)), "decoder": (scale * 5.0,) * 10}) for i in range(8)
+    )
+    discarded = Round({"e2e": (999.0,), "decoder": (999.0,)}, False, "the canary moved by 40 %", (1.0, 1.4))
+    return Measurement(
+        bundle="shapes-server", bundle_sha256="ab", device="server", width="full", resolution=(128, 128), steps=4, key=key,
+        profile="rapid", mode="burst", e2e_is="measured", rounds=(*rounds, discarded), loads=Loads(cold=100.0),
+        peak_bytes=10**8, environment={"python": "3.11"}, **changes,
+    )  # fmt: skip
+
+
+def test_discarded_rounds_are_kept_and_not_counted():
+    found = measurement()
+    assert len(found.rounds) == 9
+    summary = found.summary()
+    assert summary["n"] == 80
+    assert summary["maximum"] < 999
+    assert summary["p90_bound"] == sorted(found.samples())[-1]  # 80 queries: t = 1
+    assert summary["p99_bound"] is None
+    assert found.names == ("e2e", "decoder")
+
+
+def test_mlperf_s_flags():
+    found = measurement().validity(RUN_PROFILES["rapid"])
+    assert found == {"min_queries_met": True, "min_duration_met": False, "early_stopping_met": True}
+
+
+def test_json_and_back():
+    found = measurement()
+    assert Measurement.from_dict(json.loads(json.dumps(found.as_dict()))) == found
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "latency", "schema_version": 1}', '{"kind": "comparison"}'])
+def test_a_file_that_is_no_measurement(tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(BadInput, match="no latency measurement"):
+        read_measurement(path)
+
+
+def test_keys_tell_what_differs():
+    other = DeviceKey("chip", "os 2", "onnx:cpu", "1.31", "fp32", 2, "performance")
+    assert KEY.differences(other) == ["os_build: os 1, not os 2", "threads: 1, not 2"]
+    assert KEY.id != other.id
+
+
+def test_a_baseline_is_found_by_its_key_and_refused_across_keys(tmp_path):
+    first = measurement()
+    assert find_baseline(tmp_path, first) is None
+    path = store_baseline(tmp_path, first)
+    assert path == path_of(tmp_path, first)
+    stored = find_baseline(tmp_path, first)
+    assert stored is not None
+    assert stored.summary()["p50"] == pytest.approx(first.summary()["p50"], rel=1e-3)
+    other = measurement(key=DeviceKey("chip", "os 1", "onnx:cpu", "1.31", "fp32", 2, "performance"))
+    with pytest.raises(Refused, match="threads: 1, not 2"):
+        find_baseline(tmp_path, other)
+
+
+def test_storing_twice_gives_the_same_bytes(tmp_path):
+    first = store_baseline(tmp_path, measurement()).read_bytes()
+    assert store_baseline(tmp_path, measurement()).read_bytes() == first
+
+
+@pytest.mark.parametrize(("scale", "verdict"), [(1.0, "inconclusive"), (1.5, "regressed"), (0.6, "improved")])
+def test_stored_numbers_are_judged_by_their_rounds(scale, verdict):
+    (found,) = judge_stored(measurement(), measurement(scale), [parse_threshold("e2e_p50:3%")])
+    assert found.verdict == verdict  # rounds that wander by 7 % cannot exclude 3 %
+    assert found.change == pytest.approx(scale - 1)
+
+
+def test_what_a_baseline_does_not_hold(tmp_path):
+    with pytest.raises(BadInput, match="not in stored baselines"):
+        judge_stored(measurement(), measurement(), [parse_threshold("load_p50:3%")])
