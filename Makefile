@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: export test slow bench train lint wheel clean
+.PHONY: export test slow bench train lint wheel guard clean
 
 export: $(INSTALLED)  ## export the embedded checkpoint for the iPhone 16 Pro Max, run it here, draw with it
 	$(BIN)/snapgen-deploy export --device iphone16pm --overwrite
@@ -30,6 +30,9 @@ wheel: $(INSTALLED)  ## build the wheel and try it in an empty environment
 	rm -rf .venv-wheel && $(PYTHON) -m venv .venv-wheel && .venv-wheel/bin/pip install -q dist/*.whl
 	cd / && "$(CURDIR)/.venv-wheel/bin/snapgen-deploy" export --device iphone16pm --dry-run
 	$(BIN)/python tests/wheel_contents.py dist
+
+guard: $(INSTALLED)  ## hold this export of the embedded checkpoint against the accepted one, and its speed against the last commit's
+	.ci/guard
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -43,17 +43,33 @@ def main() -> None:
     options = parser.parse_args()
     base = open_bundle(options.bundle)
     RESULTS.mkdir(exist_ok=True)
+    trials = before()
+    stored = alone(base)
+    run(base, "same", options.same, trials, stored)
     with tempfile.TemporaryDirectory(dir=options.bundle.parent) as folder:
         heavy, share = heavier_bundle(base, SLOWER, Path(folder) / options.bundle.name)
-        stored = alone(base)
-        trials: list[dict[str, Any]] = []
-        for kind, candidate, count in (("same", base, options.same), ("slower", heavy, options.slower)):
-            for _ in range(count):
-                trials.append({"kind": kind, **trial(base, candidate, stored)})
-                print(json.dumps(trials[-1]), flush=True)
-                record = {"environment": environment(), "heavier_by": share, "limit": LIMIT, "trials": trials}
-                (RESULTS / "guard.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    (RESULTS / "guard.md").write_text(table(trials, share))
+        print(f"the heavier bundle takes {100 * share:.1f} % longer", flush=True)
+        run(heavy, "slower", options.slower, trials, stored, base=base, share=share)
+    (RESULTS / "guard.md").write_text(table(trials))
+
+
+def before() -> list[dict[str, Any]]:
+    """The trials of an interrupted run; none of a finished one."""
+    path = RESULTS / "guard.json"
+    finished = (RESULTS / "guard.md").exists()
+    return [] if finished or not path.exists() else list(json.loads(path.read_text())["trials"])
+
+
+def run(
+    candidate: Bundle, kind: str, count: int, trials: list[dict[str, Any]], stored: Sequence[float],
+    base: Bundle | None = None, share: float = 0.0,
+) -> None:  # fmt: skip
+    """Trials of one kind until there are `count`; the file is written after each."""
+    for _ in range(count - sum(t["kind"] == kind for t in trials)):
+        trials.append({"kind": kind, "slower_by": round(share, 4), **trial(base or candidate, candidate, stored)})
+        print(json.dumps(trials[-1]), flush=True)
+        record = {"environment": environment(), "limit": LIMIT, "trials": trials}
+        (RESULTS / "guard.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def trial(base: Bundle, candidate: Bundle, stored: Sequence[float]) -> dict[str, Any]:
@@ -88,8 +104,9 @@ def _alone(path: Path) -> list[float]:
     return [session.query()[QUERY][0] for _ in range(ITERATIONS)]
 
 
-def table(trials: Sequence[dict[str, Any]], share: float) -> str:
+def table(trials: Sequence[dict[str, Any]]) -> str:
     """Markdown: of how many trials each rule says what."""
+    share = statistics.fmean(t["slower_by"] for t in trials if t["kind"] == "slower")
     kinds = {"same": "the same bundle", "slower": f"{100 * share:.1f} % slower"}
     lines = ["| rule | trials | regressed | inconclusive | ok | improved |", "|---|---|---|---|---|---|"]
     for kind, words in kinds.items():

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 from snapgen_deploy.bundle import SUMS, Bundle, open_bundle, sha256_of
@@ -52,6 +55,8 @@ class Comparison:
     metrics: tuple[Judged, ...]
     guards: tuple[Guard, ...]
     notes: tuple[str, ...] = ()
+    created: str | None = None  # ISO 8601, UTC
+    commit: str | None = None  # of the working directory, where it is a git checkout
 
     @property
     def verdict(self) -> str:
@@ -78,7 +83,16 @@ class Comparison:
             "guards": [asdict(g) for g in self.guards],
             "verdict": self.verdict,
             "notes": list(self.notes),
+            "created": self.created,
+            "commit": self.commit,
         }
+
+
+def stamped(found: Comparison) -> Comparison:
+    """The comparison with the time and the commit at which it was made: the report's history is ordered by them."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False) if which("git") else None
+    commit = git.stdout.strip() if git is not None and git.returncode == 0 else None
+    return replace(found, created=datetime.now(UTC).isoformat(timespec="seconds"), commit=commit)
 
 
 def _side(path: Path) -> dict[str, str]:

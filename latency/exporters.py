@@ -90,7 +90,7 @@ FORMATS: dict[str, Exporter] = {
 
 
 def _json(data: Any) -> str:
-    return json.dumps(data, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def _timed(measurement: Measurement) -> list[str]:
@@ -135,7 +135,8 @@ def _sample(name: str, labels: Mapping[str, str], value: float) -> str:
 
 
 def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    whole = text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be written
+    return whole.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 # --- PyTorch benchmark database

@@ -104,14 +104,14 @@ def _rounds(path: Path, key: str, profile: RunProfile, mode: str, threads: int) 
     rounds: list[Round] = []
     done, spent = 0, 0.0
     while (done < profile.queries or spent < profile.seconds) and time.monotonic() - begin < profile.cap:
-        before = canary()
+        before, started = canary(), time.monotonic() - begin
         samples: Times = {}
         for _ in range(size):
             for name, values in session.query().items():
                 samples.setdefault(name, []).extend(values)
         after = canary()
         drift = max(before, after, first) / min(before, after, first) - 1
-        told = {"started_s": f"{time.monotonic() - begin:.1f}", **state()}
+        told = {"started_s": f"{started:.1f}", **state()}
         valid, reason = drift <= DRIFT, "" if drift <= DRIFT else f"the canary moved by {100 * drift:.0f} %"
         if not valid and abs(after / first - 1) > DRIFT and abs(after / before - 1) <= DRIFT:
             first = after  # the machine settled at another speed: judge by that from now on

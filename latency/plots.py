@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.base import ROLES
 from snapgen_deploy.latency.results import QUERY, Measurement
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def plot(measurement: Measurement, path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise BadInput(f"plot: got {path.name}, expected a name that ends with {', '.join(SUFFIXES)}")
-    names = [n for n in measurement.names if measurement.samples(n)]
+    names = in_order(n for n in measurement.names if measurement.samples(n))
     if not names:
         raise BadInput(f"the measurement of {measurement.bundle} has no valid sample to plot; measure again")
     sustained = measurement.mode == "sustained"
@@ -89,15 +91,22 @@ def label(name: str) -> str:
     return {QUERY: "whole picture", "student": "student, one step"}.get(name, name.replace("_", " "))
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """The whole picture first, then the components as a picture passes through them."""
+    known = (QUERY, *ROLES)
+    return sorted(names, key=lambda n: (known.index(n) if n in known else len(known), n))
+
+
 def _distribution(axes: Axes, measurement: Measurement, name: str) -> None:
     values, summary = measurement.samples(name), measurement.summary(name)
     axes.hist(values, bins=min(40, max(5, len(values) // 4)), color=SOFT, edgecolor=INK, linewidth=0.4)
-    axes.axvline(summary["p50"], color=MARK, linewidth=1.2, label=f"p50 {summary['p50']:.4g}")
+    axes.axvline(summary["p50"], color=MARK, linewidth=1.2)
+    figures = f"p50 {summary['p50']:.4g}"
     if summary["p90_bound"] is not None:
-        axes.axvline(summary["p90_bound"], color=MARK, linewidth=1.2, linestyle=":", label=f"p90 ≤ {summary['p90_bound']:.4g}")
-    axes.set_title(label(name))
+        axes.axvline(summary["p90_bound"], color=MARK, linewidth=1.2, linestyle=":")
+        figures += f", p90 ≤ {summary['p90_bound']:.4g}"
+    axes.set_title(f"{label(name)}\n{figures}", fontsize=9)
     axes.set_xlabel("ms")
-    axes.legend(fontsize=7, frameon=False)
     _bare(axes)
 
 
@@ -128,7 +137,9 @@ def _minutes(axes: Axes, measurement: Measurement, name: str) -> None:
     axes.set_title(f"{label(name)}, median of every minute")
     axes.set_xlabel("minute")
     axes.set_ylabel("ms")
-    axes.set_ylim(bottom=0)  # so that a throttled phone looks as slow as it is, and noise does not
+    axes.set_ylim(
+        0, 1.15 * max(ms for _, ms in medians)
+    )  # from 0, so that a throttled phone looks as slow as it is, and noise does not
     _bare(axes)
 
 

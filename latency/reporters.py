@@ -4,8 +4,6 @@ Every reporter is a pure function of the comparison record (plain data, kind "co
 and details come from bundles that others may have made.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import re
@@ -23,7 +21,7 @@ SIGNS = {"regressed": "❌", "failed": "❌", "inconclusive": "❔", "changed": 
 
 def as_json(record: Record) -> str:
     """The record itself."""
-    return json.dumps(record, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 # --- GitHub step summary
@@ -93,7 +91,7 @@ def _within(lines: Sequence[str], limit: int) -> str:
 
 def _markdown(value: Any) -> str:
     """Text that Markdown and HTML leave alone, on one line."""
-    text = " ".join(str(value).split())
+    text = _writable(" ".join(str(value).split()))
     return re.sub(r"([\\`*_\[\]|#~!@])", r"\\\1", html.escape(text, quote=False))
 
 
@@ -129,6 +127,7 @@ def _capped(entries: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def _command(kind: str, title: str, message: str) -> str:
     """One workflow command; %, line ends, and in properties : and , are what the runner wants escaped."""
+    message, title = _writable(message), _writable(title)
     data = clipped(message, 4000).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     name = title.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A").replace(":", "%3A").replace(",", "%2C")
     return f"::{kind} title={name}::{data}\n"
@@ -208,6 +207,11 @@ def _xml(value: Any) -> str:
 
 
 # --- shared wording
+
+
+def _writable(text: str) -> str:
+    """JSON can hold lone surrogates, UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def percent(value: float | None, signed: bool = False) -> str:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from snapgen_deploy.bundle import Bundle
-from snapgen_deploy.errors import BadInput, MeasurementFailed
+from snapgen_deploy.errors import MeasurementFailed
 from snapgen_deploy.export.base import Arrays, Role, Runner
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.latency.results import QUERY
 from snapgen_deploy.pipeline import Pipeline, noise_for
+from snapgen_deploy.verifier import read_vectors
 
 BINDINGS = {"onnx": "onnxruntime", "executorch": "executorch.runtime", "coreml": "coremltools"}
 Times = dict[str, list[float]]  # name -> ms, one per call
@@ -70,7 +71,7 @@ def open_session(bundle: Bundle, key: str, threads: int) -> Session:
     """Load every component of a target; `load_ms` is the time that took. Inputs are the bundle's first test vector."""
     target, _ = target_of(key)
     artifacts = bundle.artifacts(key)
-    vector = first_vector(bundle)
+    vectors = read_vectors(bundle)
     clock: Times = {}
     importlib.import_module(BINDINGS[target.name])  # an app has no Python to import: no part of the load
     start = time.perf_counter_ns()
@@ -80,26 +81,10 @@ def open_session(bundle: Bundle, key: str, threads: int) -> Session:
 
     def text() -> Arrays:
         if "text_encoder" in opened:
-            return pipeline.encode(vector["tokens"], vector["mask"])
-        return {name.removeprefix("student."): value for name, value in vector.items() if name.startswith("student.")}
+            return pipeline.encode(vectors.arrays["tokens"][:1], vectors.arrays["mask"][:1])
+        return vectors.text(0, bundle.config)
 
     return Session(pipeline, text, noise_for(0, bundle.latent), clock, load_ms)
-
-
-def first_vector(bundle: Bundle) -> Arrays:
-    """The inputs of the bundle's first test vector: tokens and mask, or the student's text streams."""
-    from safetensors import safe_open
-
-    path = bundle.path / "test_vectors.safetensors"
-    if not path.is_file():
-        raise BadInput(f"{bundle.path} has no {path.name}; export the bundle again")
-    wanted = {
-        "tokens",
-        "mask",
-        *(f"student.{s.name}{end}" for s in bundle.config.student.text_streams for end in ("", "_mask")),
-    }
-    with safe_open(path, "np") as file:
-        return {name: file.get_tensor(name)[:1] for name in file.keys() if name in wanted}  # noqa: SIM118
 
 
 def _timed(role: Role, run: Runner, clock: Times) -> Runner:

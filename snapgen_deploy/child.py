@@ -27,8 +27,9 @@ class ChildDied(SnapgenError):
 def run_in_child(what: str, function: Callable[..., T], *args: Any, method: str = "spawn") -> tuple[T, int]:
     """Call `function(*args)` in a fresh process; return its result and the process's peak resident bytes.
 
-    `what` names the work in messages, `method` is multiprocessing's start method. `function` must be importable, arguments and result picklable. An exception is
-    raised here as it was there; a death by signal raises ChildDied and says whether memory is the likely cause.
+    `what` names the work in messages, `method` is multiprocessing's start method. `function` must be importable, arguments
+    and result picklable. An exception is raised here as it was there; a death by signal raises ChildDied and says whether
+    memory is the likely cause.
     """
     context = multiprocessing.get_context(method)
     receiver, sender = context.Pipe(duplex=False)

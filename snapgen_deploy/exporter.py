@@ -8,18 +8,18 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from snapgen_deploy import __version__
-from snapgen_deploy.bundle import Bundle, Staging, open_bundle, staging, write_manifest
+from snapgen_deploy.bundle import Bundle, Staging, already_there, open_bundle, staging, write_manifest
 from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint, validate
 from snapgen_deploy.child import run_in_child
 from snapgen_deploy.components import build_component, roles_of
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.gates import Checked, Gate, check_target, failed, placement_gates
+from snapgen_deploy.gates import Checked, Gate, check_target, failed
 from snapgen_deploy.manifest import build_manifest
 from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.preview import write_preview
@@ -50,6 +50,8 @@ class Request:
     threads: int
     overwrite: bool = False
     resume: bool = False
+    # target -> role -> multiply-accumulates of one call, for the manifest; whoever counts them hands them in
+    macs: Mapping[str, Mapping[Role, int]] = field(default_factory=dict)
 
 
 def bundle_name(config_name: str, plan: ExportPlan) -> str:
@@ -60,9 +62,11 @@ def bundle_name(config_name: str, plan: ExportPlan) -> str:
 def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result:
     """Export, run what was saved, hold it against the reference, and publish the bundle only if every gate held."""
     checkpoint = open_checkpoint(request.checkpoint, request.key_map)
+    final = request.output_dir / bundle_name(checkpoint.config.name, plan)
+    if final.exists() and not request.overwrite:
+        raise already_there(final)
     with progress("checking the checkpoint"):
         validate(checkpoint)
-    final = request.output_dir / bundle_name(checkpoint.config.name, plan)
     key = _plan_key(checkpoint, plan)
     with staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage:
         _check_space(stage.root, checkpoint, plan)
@@ -86,8 +90,6 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
                 checks[target.key], used = run_in_child(f"{target.key} check", check_target, *arguments, request.threads)
             peak = max(peak, used, *(part.peak_bytes for part in parts.values()))
         gates = [g for check in checks.values() for g in check.gates]
-        for target_key, parts in exported.items():
-            gates += placement_gates(target_key, {role: part.description for role, part in parts.items()})
         bad = failed(gates)
         if bad:
             lines = "; ".join(
@@ -98,7 +100,8 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
             _write_common(stage.root, checkpoint, vectors, checks)
             described = {k: {r: (p.artifact, p.description) for r, p in parts.items()} for k, parts in exported.items()}
             versions = {k: _versions(parts) for k, parts in exported.items()}
-            write_manifest(stage.root, build_manifest(stage.root, checkpoint, plan, vectors, described, versions, gates))
+            manifest = build_manifest(stage.root, checkpoint, plan, vectors, described, versions, gates, request.macs)
+            write_manifest(stage.root, manifest)
             stage.publish(request.overwrite)
     return Result(open_bundle(final), tuple(gates), peak)
 

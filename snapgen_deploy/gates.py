@@ -100,7 +100,22 @@ def check_target(
     vectors: ReferenceVectors,
     threads: int,
 ) -> Checked:
-    """Open the saved files of one target and hold them against the test vectors."""
+    """Every gate of one target: its saved files run against the test vectors, and where their operators are placed."""
+    ran = _run_target(key, precision, artifacts, config, schedule, vectors, threads)
+    target, _ = target_of(key)
+    placed = placement_gates(key, {role: target.describe(artifact.path) for role, artifact in artifacts.items()})
+    return Checked((*ran.gates, *placed), ran.pictures)
+
+
+def _run_target(
+    key: str,
+    precision: str,
+    artifacts: Mapping[Role, Artifact],
+    config: ModelConfig,
+    schedule: Schedule,
+    vectors: ReferenceVectors,
+    threads: int,
+) -> Checked:
     target, variant = target_of(key)
     limits = LIMITS[precision]
     reason = target.unavailable(variant)

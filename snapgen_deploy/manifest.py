@@ -31,11 +31,14 @@ def build_manifest(
     described: Described,
     versions: Mapping[str, dict[str, str]],
     gates: Sequence[Gate],
+    macs: Mapping[str, Mapping[Role, int]],
 ) -> dict[str, Any]:
     """The manifest of the bundle that lies under `root`, as plain JSON data."""
     config, schedule = checkpoint.config, schedule_of(checkpoint.config)
     decoder = config.decoder
-    targets = {t.key: _target(root, checkpoint, plan, t, described[t.key], versions[t.key]) for t in plan.targets}
+    targets = {
+        t.key: _target(root, checkpoint, plan, t, described[t.key], versions[t.key], macs.get(t.key, {})) for t in plan.targets
+    }
     owned = {name for t in targets.values() for c in t["components"].values() for name in c["files"]}
     common = {p.relative_to(root).as_posix(): p for p in files_under(root)}
     return {
@@ -85,6 +88,7 @@ def _target(
     target: TargetPlan,
     parts: Mapping[Role, tuple[Artifact, Description]],
     versions: dict[str, str],
+    macs: Mapping[Role, int],
 ) -> dict[str, Any]:
     components = {}
     for role, (artifact, description) in parts.items():
@@ -98,6 +102,7 @@ def _target(
             "inputs": [asdict(p) for p in inputs],
             "outputs": [asdict(p) for p in outputs],
             "ops": description.ops,
+            "macs": macs.get(role),
             "placement": description.placement,
             "portable_ops": description.portable_ops,
             "lint": description.lint,

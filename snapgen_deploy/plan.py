@@ -83,7 +83,7 @@ def make_plan(
     chosen = [_target(t, precision, form) for t in _targets(profile, targets)]
     widths = sorted(config.student.widths, key=lambda w: -config.student.widths[w])
     if width is not None and width not in widths:
-        raise BadInput(f"the checkpoint has no width '{width}': it has {', '.join(widths)}")
+        raise BadInput(f"the checkpoint has no width '{width}': it has {', '.join(widths)}{_nearest(width, widths)}")
     judged = [_judge(config, profile, w, chosen, latent, size) for w in widths]
     if width is None:
         fitting = [j for j in judged if not j.obstacles]
@@ -225,9 +225,15 @@ def _targets(profile: Profile, wanted: Sequence[str]) -> list[ProfileTarget]:
     return found
 
 
+def _nearest(got: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(got, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def _target(target: ProfileTarget, precision: str | None, form: str) -> TargetPlan:
     offered = TARGETS[target.target].precisions
     if precision is not None and precision not in offered:
-        raise BadInput(f"target {target.key} has no precision '{precision}': it offers {', '.join(offered)}")
+        near = _nearest(precision, offered)
+        raise BadInput(f"target {target.key} has no precision '{precision}': it offers {', '.join(offered)}{near}")
     chosen = precision or target.precision
     return TargetPlan(target.target, target.variant, chosen, target.layout, form, target.options)

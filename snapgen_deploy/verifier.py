@@ -9,8 +9,7 @@ from contextlib import AbstractContextManager
 from snapgen_deploy.bundle import Bundle
 from snapgen_deploy.child import run_in_child
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.gates import Gate, check_target, placement_gates
+from snapgen_deploy.gates import Gate, check_target
 from snapgen_deploy.reference import ReferenceVectors
 
 
@@ -24,8 +23,6 @@ def rerun_gates(bundle: Bundle, threads: int, progress: Callable[[str], Abstract
             arguments = (key, bundle.precision(key), artifacts, bundle.config, bundle.schedule, vectors, threads)
             checked, _ = run_in_child(f"{key} check", check_target, *arguments)
             gates += checked.gates
-            target, _ = target_of(key)
-            gates += placement_gates(key, {role: target.describe(a.path) for role, a in artifacts.items()})
     return tuple(gates)
 
 

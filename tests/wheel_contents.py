@@ -10,6 +10,8 @@ NEEDED = (
     "snapgen_deploy/export/registry.py",
     "snapgen_deploy/device_profiles/iphone16pm.toml",
     "snapgen_deploy/latency/__init__.py",
+    "snapgen_deploy/latency/links/iphone_runner/RunnerTests/RunnerTests.swift",
+    "snapgen_deploy/report/page.html.j2",
     "snapgen_deploy/assets/shapes.safetensors",
 )
 

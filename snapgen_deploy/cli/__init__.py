@@ -33,18 +33,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="From a trained elastic diffusion transformer to a verified, app-ready model bundle.\n\n"
-    "Exit codes: 0 done and all gates passed; 1 a gate failed; 2 bad usage or bad input; 3 refused or inconclusive; "
-    "4 a measurement could not be made.",
+    "Exit codes: 0 done and all gates passed; 1 a gate failed or a regression was found; 2 bad usage or bad input; "
+    "3 refused or inconclusive; 4 a measurement could not be made.",
 )
 
 
 def _register() -> None:
-    from snapgen_deploy.cli import devices, doctor, export, generate, inspect, run_coreml, verify
+    from snapgen_deploy.cli import bench, compare, devices, doctor, export, generate, inspect, report, run_coreml, verify
 
     app.command("export")(export.export)
     app.command("devices")(devices.devices)
     app.command("inspect")(inspect.inspect)
     app.command("verify")(verify.verify)
+    app.command("bench")(bench.bench)
+    app.command("compare")(compare.compare)
+    app.command("report")(report.report)
     app.command("doctor")(doctor.doctor)
     app.command("generate")(generate.generate)
     app.command("run-coreml")(run_coreml.run_coreml)

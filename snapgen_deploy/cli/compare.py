@@ -84,7 +84,9 @@ def compare(
         found = _head_to_head(bundles[0], bundles[1], target, thresholds, guards_only, order, looks, threads, shown)
     if found is None:
         return
-    record = found.as_dict()
+    from snapgen_deploy.latency.compare import stamped
+
+    record = stamped(found).as_dict()
     _write_reports(record, junit, summary, output)
     if as_json:
         print_json(record)

@@ -26,13 +26,16 @@ def inspect(
     from snapgen_deploy.checkpoint import open_checkpoint, validate
 
     opened = open_checkpoint(checkpoint, key_map)
-    with progress(quiet=as_json)("checking"):
-        validate(opened, values=check)
     data = summary(opened)
+    if not as_json:
+        _print(data)  # before the check: what a broken checkpoint holds is worth seeing
+    with progress(quiet=as_json)("checking every tensor" if check else "checking names, shapes and dtypes"):
+        validate(opened, values=check)
     if as_json:
         print_json(data)
     else:
-        _print(data)
+        done = "names, shapes, dtypes and every value" if check else "names, shapes and dtypes; --check reads every value too"
+        out().print(f"[green]valid[/]: {done}")
 
 
 def summary(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -108,8 +111,20 @@ def _print(data: dict[str, Any]) -> None:
             name, f"{w['ratio']:g}", str(w["hidden"]), str(w["heads"]), str(w["kv_heads"]), f"{w['parameters']:,}", *sizes
         )
     console.print(table)
+    table = Table(title="configuration", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_column(overflow="fold")
     for section in ("student", "decoder", "text_encoder"):
-        values = data["config"][section]
-        if values is not None:
-            text = ", ".join(f"{k} {v}" for k, v in values.items())
-            console.print(f"[bold]{section}[/bold] {text}", style="dim", soft_wrap=True)
+        for i, (name, value) in enumerate((data["config"][section] or {}).items()):
+            table.add_row(section.replace("_", " ") if i == 0 else "", name.replace("_", " "), _shown(value))
+    console.print(table)
+
+
+def _shown(value: Any) -> str:
+    """A configuration value for people: lists and tables without brackets."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_shown(v)}" for name, v in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(_shown(v) for v in value) if value and isinstance(value[0], Mapping) else ", ".join(map(_shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,190 @@
+"""Calibration of this host: micro-benchmarks through a target's own runtime, and the machine that explains them best.
+
+Every graph is exported and loaded as a bundle's components are. Rounds run over all graphs in turn, so that a slow minute of
+the machine falls on all alike; a graph's time is the median over rounds. With one thread the clock is the processor time of
+this process: what another process takes of the same processor is not in it. With more it is the wall clock.
+
+The fit: non-negative least squares of relative errors, (sum of coefficient * feature) / measured = 1 for every graph, with the
+features of `machine.Rate` per kind of operation and one call (Lawson & Hanson 1974; scipy.optimize.nnls).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from snapgen_deploy.errors import BadInput, MeasurementFailed
+from snapgen_deploy.export.base import Runner
+from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.latency.calibrate_graphs import Graph, graphs
+from snapgen_deploy.latency.cost import OpCost, trace
+from snapgen_deploy.latency.cost_components import spelling_of
+from snapgen_deploy.latency.cost_ops import KINDS
+from snapgen_deploy.latency.environment import host_key
+from snapgen_deploy.latency.machine import FEATURES, Machine, Rate
+from snapgen_deploy.latency.results import DeviceKey
+
+ROUNDS = 9
+BURST_SECONDS = 0.004  # a graph runs for about this long in every round
+SCHEMA_VERSION = 1
+COLUMNS = ("call", *(f"{kind}.{feature}" for kind in KINDS for feature in FEATURES))
+
+Progress = Callable[[str], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A timed list of operations, for the fit."""
+
+    name: str
+    ops: tuple[OpCost, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A machine with what it was fitted to."""
+
+    key: DeviceKey
+    machine: Machine
+    fit_error: float  # mean absolute relative error over the micro-benchmarks themselves
+    samples: Mapping[str, float]  # name -> ms
+
+
+def cache_dir() -> Path:
+    """Where calibrations and measurements are kept: `$XDG_CACHE_HOME/snapgen-deploy`, else `~/.cache/snapgen-deploy`."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "snapgen-deploy"
+
+
+def calibrate(target: str, threads: int, progress: Progress) -> Calibration:
+    """Measure and fit; MeasurementFailed (exit 4) where the target does not run here, or its times on this host mean nothing."""
+    key = key_of(target, threads)
+    if reason := unavailable(target):
+        raise MeasurementFailed(f"{target}: {reason}")
+    with tempfile.TemporaryDirectory() as folder:
+        with progress(f"{target}: exporting micro-benchmarks"):
+            made = [_prepare(graph, target, threads, Path(folder)) for graph in graphs(spelling_of(target).ops)]
+        with progress(f"{target}: timing {len(made)} micro-benchmarks, {ROUNDS} rounds"):
+            seconds = timed([call for _, _, call in made], threads)
+    samples = [Sample(name, ops, s) for (name, ops, _), s in zip(made, seconds, strict=True)]
+    machine, error = fit(samples)
+    return Calibration(key, machine, error, {s.name: 1000 * s.seconds for s in samples})
+
+
+def unavailable(target: str) -> str | None:
+    """Why a target cannot be calibrated here; None where it can."""
+    found, variant = target_of(target)
+    if found.name == "coreml":
+        return "this host runs Core ML packages for their numbers, not for their speed"
+    return found.unavailable(variant)
+
+
+def key_of(target: str, threads: int) -> DeviceKey:
+    """The key under which the calibration of a target on this host is stored."""
+    return host_key(target, target_of(target)[0].precisions[0], threads)
+
+
+def _prepare(graph: Graph, target: str, threads: int, folder: Path) -> tuple[str, tuple[OpCost, ...], Callable[[], object]]:
+    found, variant = target_of(target)
+    component = graph.component()
+    place = folder / graph.name.replace(" ", "-").replace(",", "")
+    place.mkdir()
+    artifact = found.export(component, variant, found.precisions[0], place, {})
+    return graph.name, trace(component, spelling_of(target).element), caller(found.open(artifact.path, threads=threads), component.inputs, component.example)
+
+
+def caller(run: Runner, ports: Sequence[object], example: Sequence[object]) -> Callable[[], object]:
+    """A call without arguments on the example inputs."""
+    feed = {p.name: e.numpy() for p, e in zip(ports, example, strict=True)}  # type: ignore[attr-defined]
+    return lambda: run(feed)
+
+
+def timed(calls: Sequence[Callable[[], object]], threads: int, rounds: int = ROUNDS) -> list[float]:
+    """Seconds of each call: the median over rounds that go through all of them in turn."""
+    clock = time.process_time_ns if threads == 1 else time.perf_counter_ns
+    counts = []
+    for call in calls:
+        call()
+        start = clock()
+        call()
+        counts.append(max(1, round(BURST_SECONDS * 1e9 / max(1, clock() - start))))
+    found: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, count, times in zip(calls, counts, found, strict=True):
+            call()  # what the graph before left in the caches is not this one's fault
+            start = clock()
+            for _ in range(count):
+                call()
+            times.append((clock() - start) / count / 1e9)
+    return [statistics.median(times) for times in found]
+
+
+def features(ops: Sequence[OpCost]) -> np.ndarray:
+    """The row of the design matrix for one call of a component; columns as in `COLUMNS`."""
+    row = dict.fromkeys(COLUMNS, 0.0) | {"call": 1.0}
+    for o in ops:
+        for feature, value in zip(FEATURES, (1, o.rows, o.macs, o.read, o.written), strict=True):
+            row[f"{o.kind}.{feature}"] += value
+    return np.array([row[c] for c in COLUMNS])
+
+
+def fit(samples: Sequence[Sample]) -> tuple[Machine, float]:
+    """The machine with the smallest sum of squared relative errors, all coefficients >= 0, and its mean absolute error."""
+    from scipy.optimize import nnls
+
+    matrix = np.stack([features(s.ops) / s.seconds for s in samples])
+    scale = np.maximum(np.abs(matrix).max(0), 1e-300)  # columns differ by ten orders of magnitude
+    solution = nnls(matrix / scale, np.ones(len(samples)))[0] / scale
+    found = dict(zip(COLUMNS, solution.tolist(), strict=True))
+    rates = {kind: Rate(*(found[f"{kind}.{f}"] for f in FEATURES)) for kind in KINDS}
+    error = float(np.abs(matrix @ solution - 1).mean())
+    return Machine(rates, call=found["call"]), error
+
+
+def path_of(key: DeviceKey) -> Path:
+    """Where the calibration of a key is stored."""
+    return cache_dir() / "calibration" / f"{key.id}.json"
+
+
+def store(calibration: Calibration) -> Path:
+    """Write a calibration, whole or not at all."""
+    path = path_of(calibration.key)
+    data = {"schema_version": SCHEMA_VERSION, **asdict(calibration), "machine": calibration.machine.as_dict()}
+    write_json(path, data)
+    return path
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write a JSON file of the cache, whole or not at all; BadInput where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise BadInput(f"cannot write {path} ({error.strerror}); point XDG_CACHE_HOME to another place") from None
+
+
+def load(key: DeviceKey) -> Calibration | None:
+    """The stored calibration of a key; None where there is none; BadInput where the file is damaged."""
+    path = path_of(key)
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema_version"] != SCHEMA_VERSION:
+            return None  # an older version's: as good as none
+        machine = Machine.from_dict(data["machine"])
+        return Calibration(DeviceKey(**data["key"]), machine, data["fit_error"], data["samples"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path} is damaged ({type(error).__name__}); run `estimate --device host --calibrate` again") from None

@@ -1,0 +1,89 @@
+"""What one operation costs in arithmetic and in memory traffic, from the shapes of its tensors. The rules of `cost.trace`.
+
+A MAC is one multiply-accumulate. Products: rows * columns * inner. Convolution: outputs * inputs per group * taps (a transposed
+one: inputs * outputs per group * taps). Element-wise work is counted in bytes only, since no machine here is bound by its adds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal
+
+from torch import Tensor
+
+Kind = Literal["linear", "product", "conv", "depthwise", "softmax", "norm", "activation", "elementwise", "move", "view"]
+KINDS: tuple[Kind, ...] = (
+    "linear",  # a product with stored weights
+    "product",  # a product of two activations (attention)
+    "conv",
+    "depthwise",  # any grouped convolution
+    "softmax",
+    "norm",
+    "activation",  # GELU, sigmoid, SiLU: one transcendental function an element
+    "elementwise",
+    "move",  # transposes, slices, concatenations, enlargements, reductions, look-ups
+    "view",  # reshapes: nothing is computed or moved, but some runtimes call a function for each
+)
+
+RESHAPES = frozenset({"view", "_unsafe_view", "unsqueeze", "squeeze", "_reshape_alias"})
+# Nothing in an exported graph stands for these. `clone` is here because torch makes it where a reshape follows a transpose,
+# and the transpose was counted.
+FREE = frozenset({"expand", "alias", "detach", "clone", "lift_fresh"})
+TRANSPOSES = frozenset({"t", "transpose", "permute"})
+PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
+
+_KIND: Mapping[str, Kind] = MappingProxyType(
+    {
+        "_softmax": "softmax",
+        "native_layer_norm": "norm",
+        "gelu": "activation",
+        "sigmoid": "activation",
+        "silu": "activation",
+        "slice": "move",
+        "select": "move",
+        "cat": "move",
+        "embedding": "move",
+        "upsample_nearest2d": "move",
+        "_to_copy": "move",
+        "mean": "move",
+        "amax": "move",
+        "add": "elementwise",
+        "sub": "elementwise",
+        "mul": "elementwise",
+        "div": "elementwise",
+        "rsub": "elementwise",
+        "rsqrt": "elementwise",
+        "reciprocal": "elementwise",
+        "clamp": "elementwise",
+        "abs": "elementwise",
+        "neg": "elementwise",
+    }
+)
+
+
+class UnknownOperation(LookupError):
+    """An operation that the cost model has no rule for; estimates must not leave work out in silence."""
+
+
+def kind_of(name: str, args: Sequence[Any], constant: Callable[[Tensor], bool]) -> Kind:
+    """The class of an operation by its aten name; raises UnknownOperation."""
+    if name in PRODUCTS:
+        return "linear" if any(constant(a) for a in args[-2:]) else "product"
+    if name == "convolution":
+        return "depthwise" if args[8] > 1 else "conv"
+    if name not in _KIND:
+        raise UnknownOperation(f"no cost rule for the operation '{name}'")
+    return _KIND[name]
+
+
+def macs_of(name: str, args: Sequence[Any], out: Tensor) -> int:
+    """Multiply-accumulates of a product or a convolution; 0 for everything else."""
+    if name in PRODUCTS:
+        return out.numel() * int(args[-2].shape[-1])
+    if name == "convolution":
+        x, weight, transposed = args[0], args[1], args[6]
+        # weight: (out, in/groups, taps) or, transposed, (in, out/groups, taps)
+        return (x if transposed else out).numel() * math.prod(weight.shape[1:])
+    return 0

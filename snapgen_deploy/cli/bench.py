@@ -1,0 +1,139 @@
+"""`snapgen-deploy bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from snapgen_deploy.cli.console import megabytes, out, print_json, progress, save_text
+from snapgen_deploy.cli.export import default_threads
+from snapgen_deploy.errors import BadInput
+
+if TYPE_CHECKING:
+    from snapgen_deploy.latency.results import Measurement, RunProfile
+
+
+def bench(
+    bundle: Annotated[Path, typer.Argument(help="A bundle that `export` wrote.")],
+    target: Annotated[str | None, typer.Option(help="NAME or NAME:VARIANT; the first that runs when left out.")] = None,
+    profile: Annotated[
+        str, typer.Option(help="rapid (64 pictures and 6 s), quick (128 and 10 s) or normal (1024 and 60 s); 300 s at most.")
+    ] = "rapid",
+    sustained: Annotated[
+        bool, typer.Option("--sustained", help="Back to back for five minutes at least, instead of in bursts.")
+    ] = False,
+    link: Annotated[
+        str | None, typer.Option(help="A device instead of this host: adb[:SERIAL], iphone[:UDID] or mac.", show_default=False)
+    ] = None,
+    link_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE, repeatable. adb: runner (an executor_runner for the phone), perf_test (onnxruntime_perf_test), "
+            "libraries, runner_version, fixed_performance. iphone: team, bundle_id, compute_units. mac: compute_units.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all when left out.")] = None,
+    save: Annotated[bool, typer.Option("--save", help="Keep the result: it replaces estimates for this device.")] = False,
+    form: Annotated[
+        str, typer.Option("--format", help="native, pytorch-v3, openmetrics or github-action-benchmark.")
+    ] = "native",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the result there, in --format.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the plots to this PNG.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
+) -> None:
+    """Measure how long a bundle takes to draw a picture: every sample kept, p50 and MLPerf's bound of p90.
+
+    One query is one picture: text encoder, every step of the student, decoder. The links adb, iphone and mac are complete and
+    tested against fakes of the devices' tools; they were never run on hardware.
+    """
+    from snapgen_deploy.bundle import check_hashes, open_bundle
+    from snapgen_deploy.latency.exporters import FORMATS
+    from snapgen_deploy.latency.results import RUN_PROFILES
+
+    if profile not in RUN_PROFILES:
+        raise BadInput(f"no run profile '{profile}': expected one of {', '.join(RUN_PROFILES)}")
+    if form not in FORMATS:
+        raise BadInput(f"no format '{form}': expected one of {', '.join(FORMATS)}")
+    opened = open_bundle(bundle)
+    check_hashes(opened)
+    run, mode = RUN_PROFILES[profile], "sustained" if sustained else "burst"
+    shown = progress(quiet=as_json)
+    if link is None:
+        from snapgen_deploy.generator import choose_target
+        from snapgen_deploy.latency.host import measure_host
+        from snapgen_deploy.latency.session import first_timed
+
+        key = first_timed(opened) if target is None else choose_target(opened, target)
+        result = measure_host(opened, key, run, mode, threads or default_threads(), shown)
+    else:
+        from snapgen_deploy.latency.device import measure_device
+
+        result = measure_device(opened, target, link, tuple(link_option or ()), run, mode, threads or 1, shown)
+    if output is not None:
+        save_text(output, FORMATS[form](result))
+    if plot is not None:
+        from snapgen_deploy.latency.plots import plot as draw_plots
+
+        draw_plots(result, plot)
+    if save:
+        from snapgen_deploy.latency.estimate import save_measured
+
+        save_measured(result)
+    if as_json:
+        print_json(result.as_dict() | {"summary": {name: result.summary(name) for name in result.names}})
+    else:
+        print_measurement(result, run)
+
+
+def print_measurement(result: Measurement, run: RunProfile) -> None:
+    """A table of the figures, and what is to be known about them."""
+    from rich.table import Table
+
+    key = result.key
+    title = f"{result.bundle} · {key.backend} {key.precision} · {key.soc} · threads {key.threads} · ms"
+    table = Table(title=title, title_justify="left")
+    for column in ("", "n", "p50", "p90 ≤", "p99 ≤", "mean", "min … max", "outliers"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    for name in result.names:
+        s = result.summary(name)
+        if s["n"] == 0:
+            continue
+        label = "picture" if name == "e2e" else "student, one step" if name == "student" else name.replace("_", " ")
+        spread = f"{s['minimum']:.2f} … {s['maximum']:.2f}"
+        bounds = (_bound(s, "p90"), _bound(s, "p99"))
+        table.add_row(label, str(s["n"]), f"{s['p50']:.2f}", *bounds, f"{s['mean']:.2f}", spread, str(s["outliers"]))
+    out().print(table)
+    for line in _facts(result, run):
+        out().print(line, soft_wrap=True)
+
+
+def _bound(summary: dict[str, Any], name: str) -> str:
+    value = summary[f"{name}_bound"]
+    return f"{value:.2f}" if value is not None else f"n < {summary['queries_needed'][name]}"
+
+
+def _facts(result: Measurement, run: RunProfile) -> list[str]:
+    from snapgen_deploy.latency.host import sustained_figures
+
+    invalid = [r for r in result.rounds if not r.valid]
+    loads = {"first ever": result.loads.first_ever, "cold": result.loads.cold, "warm": result.loads.warm}
+    lines = [
+        f"{result.mode}, profile {result.profile}; a picture is {result.e2e_is}; rounds: {len(result.rounds)}, "
+        f"{len(invalid)} discarded" + (f" ({invalid[0].reason})" if invalid else ""),
+        "load: " + ", ".join(f"{name} {'not measured' if ms is None else f'{ms:.0f} ms'}" for name, ms in loads.items())
+        + "; peak memory " + (megabytes(result.peak_bytes) if result.peak_bytes else "not measured"),
+    ]  # fmt: skip
+    missed = [name.replace("_", " ") for name, met in result.validity(run).items() if not met]
+    if missed:
+        lines.append(f"[yellow]not valid as an MLPerf-style run: {', '.join(missed)}[/]")
+    if result.mode == "sustained":
+        f = sustained_figures(result)
+        lines.append(
+            f"sustained: p50 of the first tenth {f['first_p50']:.2f} ms, of the last quarter {f['last_p50']:.2f} ms "
+            f"({100 * (f['slowdown'] - 1):+.1f} %); stability of the minutes {f['stability']:.3f}"
+        )
+    return [*lines, *result.notes]

@@ -1,0 +1,36 @@
+"""`snapgen-deploy report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from snapgen_deploy.cli.console import megabytes, out, print_json, progress, save_text
+
+
+def report(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles that `export` wrote; several are compared.")],
+    latency: Annotated[list[Path] | None, typer.Option(help="A file that `bench` wrote, repeatable.")] = None,
+    comparison: Annotated[list[Path] | None, typer.Option(help="A file that `compare` wrote, repeatable.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the page is written.")] = Path("report.html"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
+) -> None:
+    """Write one self-contained HTML page: pictures, sizes, gates, latency, placement, estimates and comparisons.
+
+    The page shows failed gates and changed files as such; writing it exits 0 all the same.
+    """
+    from snapgen_deploy.report import collect, render
+
+    with progress(quiet=as_json)("reading, and checking hashes"):
+        data = collect(bundles, latency or (), comparison or ())
+    page = render(data)
+    save_text(output, page)
+    size = len(page.encode())
+    if as_json:
+        verdicts = {b.label: b.verdict for b in data.bundles}
+        print_json({"report": str(output), "bytes": size, "verdict": data.verdict, "bundles": verdicts})
+    else:
+        out().print(f"{output}: {len(data.bundles)} bundle{'s' * (len(data.bundles) > 1)}, {megabytes(size)}", soft_wrap=True)

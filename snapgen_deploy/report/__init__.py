@@ -1,0 +1,12 @@
+"""The report: bundles, measurements and comparisons as one self-contained HTML page.
+
+views      what the page shows, as plain data        collect   from manifests and records to views
+pictures   preview.png, cut into single pictures      charts    geometry of the inline charts
+page       the templates, rendered                    *.j2      the templates
+"""
+
+from snapgen_deploy.report.collect import collect
+from snapgen_deploy.report.page import render
+from snapgen_deploy.report.views import Report
+
+__all__ = ["Report", "collect", "render"]

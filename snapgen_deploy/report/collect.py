@@ -1,0 +1,256 @@
+"""From bundles and records on disk to what the page shows. Whatever is malformed ends in one line (BadInput)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from snapgen_deploy.bundle import SUMS, Bundle, check_hashes, open_bundle, sha256_of
+from snapgen_deploy.errors import BadInput, GateFailed
+from snapgen_deploy.export.base import ROLES
+from snapgen_deploy.latency.reporters import guard_sentence, self_check_sentence
+from snapgen_deploy.latency.results import Measurement, read_measurement
+from snapgen_deploy.report.estimates import estimates_of
+from snapgen_deploy.report.pictures import preview_rows
+from snapgen_deploy.report.views import (
+    BundleView,
+    ComparisonView,
+    ComponentView,
+    GateView,
+    MeasuredView,
+    MetricView,
+    Report,
+    TargetView,
+)
+
+VERDICTS = ("passed", "failed", "not_run")
+
+
+def collect(bundles: Sequence[Path], latency: Sequence[Path] = (), comparisons: Sequence[Path] = ()) -> Report:
+    """Read everything that the report is about; BadInput in one line for the first thing that cannot be read."""
+    opened = [open_bundle(path) for path in bundles]
+    labels = _unique([b.path.resolve().name for b in opened])
+    views = tuple(_bundle(b, label, f"bundle-{i}") for i, (b, label) in enumerate(zip(opened, labels, strict=True), 1))
+    measured = _measured(latency, views)
+    estimates = []
+    for bundle, view in zip(opened, views, strict=True):
+        with _well_formed(bundle.path, "bundle"):
+            estimates += estimates_of(view, bundle.manifest, measured)
+    history = sorted((_comparison(p) for p in comparisons), key=lambda c: _moment(c.created))
+    return Report(views, measured, tuple(estimates), tuple(history))
+
+
+@contextmanager
+def _well_formed(path: Path, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise BadInput(f"{path} is no sound {kind} of this version ({said}); write it again") from None
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    many = Counter(names)
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(f"{name} ({seen[name]})" if many[name] > 1 else name)
+    return found
+
+
+# --- bundles
+
+
+def _bundle(bundle: Bundle, label: str, anchor: str) -> BundleView:
+    m, sums = bundle.manifest, bundle.path / SUMS
+    try:
+        check_hashes(bundle)
+        damage = ""
+    except GateFailed as error:
+        damage = str(error)
+    with _well_formed(bundle.path, "bundle"):
+        gates = tuple(_gate(g) for g in m["gates"])
+        counts = _parameters(bundle, str(m["width"]))
+        targets = tuple(_target(str(key), m["targets"][key], gates, counts) for key in m["target_order"])
+        resolution = (int(m["resolution"][0]), int(m["resolution"][1]))
+        titles = ["reference", *(t.key for t in targets if t.psnr is not None)]
+        prompts = [str(p) for p in m["prompts"]]
+        rows, sheet = preview_rows(bundle.path / "preview.png", prompts, titles, resolution)
+        return BundleView(
+            label=label,
+            anchor=anchor,
+            name=str(m["name"]),
+            device=str(m["device"]["name"]),
+            device_id=str(m["device"]["id"]),
+            width=str(m["width"]),
+            resolution=resolution,
+            steps=len(m["schedule"]["sigmas"]) - 1,
+            trained=m["trained"] is True,
+            sha256=sha256_of(sums) if sums.is_file() else "",
+            checkpoint=str(m["checkpoint"]["sha256"]),
+            license=str(m["checkpoint"]["license"] or "not stated"),
+            generator=str(m["generator"]),
+            damage=damage,
+            reasons=tuple(str(r) for r in m["reasons"]),
+            targets=targets,
+            gates=gates,
+            rows=rows,
+            sheet=sheet,
+        )
+
+
+def _gate(gate: Mapping[str, Any]) -> GateView:
+    verdict = gate["verdict"]
+    if verdict not in VERDICTS:
+        raise ValueError(f"verdict of a gate: got {verdict!r}, expected one of {', '.join(VERDICTS)}")
+    texts = [str(gate[k]) for k in ("target", "component", "name")]
+    return GateView(texts[0], texts[1], texts[2], _number(gate["value"]), _sure(gate["limit"]), verdict, str(gate["detail"]))
+
+
+def _target(key: str, data: Mapping[str, Any], gates: Sequence[GateView], counts: Mapping[str, int]) -> TargetView:
+    parts = data["components"]
+    roles = [r for r in ROLES if r in parts] + sorted(set(parts) - set(ROLES))
+    psnr = [g.value for g in gates if g.target == key and g.name == "psnr" and g.verdict != "not_run"]
+    return TargetView(
+        key=key,
+        precision=str(data["precision"]),
+        form=str(data["attention_form"]),
+        layout=str(data["layout"]),
+        components=tuple(_component(r, parts[r], counts.get(r)) for r in roles),
+        versions=tuple(sorted((str(n), str(v)) for n, v in data["versions"].items())),
+        psnr=psnr[0] if psnr else None,
+    )
+
+
+def _component(role: str, data: Mapping[str, Any], parameters: int | None) -> ComponentView:
+    ops = _counts(data["ops"])
+    return ComponentView(
+        role=role,
+        bytes=int(data["bytes"]),
+        parameters=parameters,
+        dtypes=_counts(data["weight_dtypes"]),
+        placement=_placement(data["placement"], data["portable_ops"], sum(n for _, n in ops)),
+        ops=ops,
+        lint=_counts(data["lint"]),
+        notes=tuple(str(n) for n in data["notes"]),
+    )
+
+
+def _counts(data: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+    """Most frequent first."""
+    return tuple(sorted(((str(name), int(n)) for name, n in data.items()), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _placement(data: Mapping[str, Any], portable: Mapping[str, Any], ops: int) -> tuple[tuple[str, int], ...]:
+    """Operators per place. ExecuTorch's manifest counts delegated graphs, and operators only outside them: told apart here."""
+    if "portable" not in data:
+        return tuple(p for p in _counts(data) if p[1])
+    outside = sum(n for _, n in _counts(portable))
+    inside = " + ".join(name for name, n in _counts(data) if name != "portable" and n) or "delegate"
+    return tuple(p for p in ((inside, ops - outside), ("portable kernels", outside)) if p[1])
+
+
+def _parameters(bundle: Bundle, width: str) -> dict[str, int]:
+    """Parameters per role, counted on networks without storage; none where the configuration cannot be built."""
+    import torch
+
+    from snapgen_deploy.models import DiT, TextEncoder, TinyDecoder
+
+    try:
+        config = bundle.config
+        if width not in config.student.widths:
+            return {}
+        with torch.device("meta"):
+            parts: dict[str, torch.nn.Module] = {"student": DiT(config.student, width)}
+            if config.decoder is not None:
+                parts["decoder"] = TinyDecoder(config.decoder)
+            if config.text_encoder is not None:
+                parts["text_encoder"] = TextEncoder(config.text_encoder)
+    except BadInput:
+        return {}
+    return {role: sum(p.numel() for p in part.parameters()) for role, part in parts.items()}
+
+
+# --- measurements
+
+
+def _measured(paths: Sequence[Path], bundles: Sequence[BundleView]) -> tuple[MeasuredView, ...]:
+    found: list[tuple[Measurement, str, bool]] = []
+    for path in paths:
+        m = read_measurement(path)
+        with _well_formed(path, "latency measurement"):
+            for value in (s for r in m.rounds for values in r.samples.values() for s in values):
+                _sure(value)
+            for name in m.names:
+                m.summary(name)
+        exact = [b.label for b in bundles if b.sha256 and b.sha256 == m.bundle_sha256]
+        alike = [b.label for b in bundles if b.label == m.bundle]
+        found.append((m, next(iter(exact + alike), ""), bool(alike and not exact)))
+    labels = _unique([f"{m.bundle} · {m.width} · {m.key.backend} · {m.key.soc}" for m, _, _ in found])
+    return tuple(MeasuredView(m, label, owner, stale) for label, (m, owner, stale) in zip(labels, found, strict=True))
+
+
+# --- comparisons
+
+
+def _comparison(path: Path) -> ComparisonView:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); give a file that `compare --json` wrote") from None
+    except ValueError:
+        raise BadInput(f"{path} is not readable JSON; give a file that `compare --json` wrote") from None
+    if not isinstance(data, dict) or data.get("kind") != "comparison" or data.get("schema_version") != 1:
+        raise BadInput(f"{path} is no comparison of this version; give a file that `compare --json` wrote")
+    with _well_formed(path, "comparison"):
+        guards, check = data["guards"], data.get("self_check")
+        moved = [g for g in guards if g["verdict"] != "same"]
+        return ComparisonView(
+            base=str(data["base"]["bundle"]),
+            candidate=str(data["candidate"]["bundle"]),
+            target=str(data["target"]),
+            soc=str(data["key"].get("soc", "unknown")),
+            mode=str(data["mode"]),
+            rounds=int(data["rounds"]),
+            created=str(data.get("created") or ""),
+            commit=str(data.get("commit") or ""),
+            verdict=str(data["verdict"]),
+            metrics=tuple(_metric(m) for m in data["metrics"]),
+            changed=tuple((f"{g['component']} {g['name']}", str(g["verdict"]), guard_sentence(g)) for g in moved),
+            unchanged=len(guards) - len(moved),
+            self_check=self_check_sentence(check) if check is not None else "",
+            notes=tuple(str(n) for n in data.get("notes", ())),
+        )
+
+
+def _metric(data: Mapping[str, Any]) -> MetricView:
+    names = ("base_ms", "candidate_ms", "change", "low", "high", "detectable", "limit")
+    base, candidate, change, low, high, detectable, limit = (_number(data[n]) for n in names)
+    verdict = str(data["verdict"])
+    return MetricView(str(data["name"]), base, candidate, change, low, high, detectable, limit, data["warn"] is True, verdict)
+
+
+def _moment(created: str) -> tuple[bool, datetime]:
+    """Sorts by time; what has none comes first, in the order given."""
+    try:
+        moment = datetime.fromisoformat(created)
+    except ValueError:
+        return False, datetime.min.replace(tzinfo=UTC)
+    return True, moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else _sure(value)
+
+
+def _sure(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"got {value!r}, expected a finite number")
+    return float(value)

@@ -1,0 +1,128 @@
+"""The templates, rendered: one page that needs nothing else."""
+
+from __future__ import annotations
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from snapgen_deploy import __version__
+from snapgen_deploy.latency.plots import in_order, label
+from snapgen_deploy.latency.reporters import milliseconds, percent
+from snapgen_deploy.report.charts import WIDTH, distributions, histories, stack
+from snapgen_deploy.report.views import BundleView, GateView, MeasuredView, PromptRow, Report
+
+# Colour and sign of a verdict. What was not run, or could not be told, is never green.
+TONES = {"passed": "good", "ok": "good", "improved": "good", "failed": "bad", "regressed": "bad"}
+SIGNS = {"good": "✓", "bad": "✕", "open": "○"}
+
+
+def render(report: Report) -> str:
+    """The page as text; the same report always gives the same text."""
+    environment = Environment(
+        loader=PackageLoader("snapgen_deploy.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        bytes=bytes_text,
+        in_order=in_order,
+        limit=limit_text,
+        ms=milliseconds,
+        percent=percent,
+        role=label,
+        value=value_text,
+        words=words,
+    )
+    environment.globals.update(sign=SIGNS.__getitem__, stack=stack, tone=tone)
+    names = in_order({n for v in report.measured for n in v.measurement.names})
+    charts = [c for n in names if (c := distributions(report.measured, n, label(n))) is not None]
+    page = environment.get_template("page.html.j2").render(
+        report=report,
+        headline=headline(report),
+        charts=charts,
+        chart_width=WIDTH,
+        histories=histories(report.comparisons),
+        shared=shared_prompts(report.bundles),
+        fastest=fastest(report),
+        times=times(report),
+        foretold=any(e.estimate is not None for e in report.estimates),
+        version=__version__,
+    )
+    return page.encode("utf-8", "replace").decode("utf-8")  # JSON can hold lone surrogates, a file cannot
+
+
+def headline(report: Report) -> str:
+    """The whole report in one sentence."""
+    passed, failed, idle = (sum(b.count(v) for b in report.bundles) for v in ("passed", "failed", "not_run"))
+    said = [f"{b.label} is not what was exported" for b in report.bundles if b.damage]
+    if passed and not failed and not idle:
+        said.append(f"all {passed} gates passed")
+    else:
+        counted = {"failed": failed, "not run": idle, "passed": passed}
+        parts = [f"{n} {word}" for word, n in counted.items() if n] or ["none was run"]
+        said.append(f"of {passed + failed + idle} gates {', '.join(parts)}")
+    sentence = "; ".join(said)
+    return sentence if len(said) > 1 else sentence[0].upper() + sentence[1:]  # a bundle's name stays as it is
+
+
+def shared_prompts(bundles: tuple[BundleView, ...]) -> tuple[PromptRow, ...]:
+    """Per prompt that all bundles drew, the reference's picture of every bundle; titles are the bundles' labels."""
+    if len(bundles) < 2 or not all(b.rows for b in bundles):
+        return ()
+    drawn = [{row.prompt: row.pictures[0] for row in b.rows} for b in bundles]
+    common = [row.prompt for row in bundles[0].rows if all(row.prompt in d for d in drawn)]
+    return tuple(PromptRow(prompt, tuple(d[prompt] for d in drawn)) for prompt in common)
+
+
+def fastest(report: Report) -> dict[str, MeasuredView]:
+    """Bundle label -> its measurement with the smallest median of a picture, among those of this very export."""
+    found: dict[str, MeasuredView] = {}
+    for v in report.measured:
+        if v.owner and not v.stale and v.measurement.samples():
+            before = found.get(v.owner)
+            if before is None or v.measurement.summary()["p50"] < before.measurement.summary()["p50"]:
+                found[v.owner] = v
+    return found
+
+
+def times(report: Report) -> dict[tuple[str, str], list[str]]:
+    """(bundle label, target) -> medians of a picture and where they were timed, of this very export."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for v in report.measured:
+        if v.owner and not v.stale and v.measurement.samples():
+            key = v.measurement.key
+            median = milliseconds(v.measurement.summary()["p50"])
+            found.setdefault((v.owner, key.backend), []).append(f"{median} on {key.soc}")
+    return found
+
+
+def tone(verdict: str) -> str:
+    """good, bad or open."""
+    return TONES.get(verdict, "open")
+
+
+def words(name: str) -> str:
+    """A verdict or a gate's name for people."""
+    return name.replace("_", " ")
+
+
+def value_text(gate: GateView) -> str:
+    """A gate's value with three digits; a dash where there is none."""
+    if gate.value is None:
+        return "—"
+    return f"{gate.value:.1f} dB" if gate.name == "psnr" else f"{gate.value:.3g}" if gate.value < 1e4 else f"{gate.value:,.0f}"
+
+
+def limit_text(gate: GateView) -> str:
+    """A gate's limit and on which side of it is good."""
+    return f"≥ {gate.limit:g} dB" if gate.name == "psnr" else f"≤ {gate.limit:g}"
+
+
+def bytes_text(count: float) -> str:
+    """Bytes for people, in decimal units."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"

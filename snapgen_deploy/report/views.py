@@ -1,0 +1,216 @@
+"""What the page shows, as plain data: everything is read, checked and computed before a template sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from snapgen_deploy.latency.results import Measurement
+
+
+@dataclass(frozen=True)
+class GateView:
+    """One gate of a manifest."""
+
+    target: str
+    component: str
+    name: str
+    value: float | None
+    limit: float
+    verdict: str  # passed, failed, not_run
+    detail: str
+
+
+@dataclass(frozen=True)
+class ComponentView:
+    """One exported network of one target."""
+
+    role: str
+    bytes: int
+    parameters: int | None  # None where the configuration cannot be built
+    dtypes: tuple[tuple[str, int], ...]  # dtype as stored -> tensors
+    placement: tuple[tuple[str, int], ...]  # where -> operators; () where the device decides when it loads the file
+    ops: tuple[tuple[str, int], ...]  # operator -> count, most frequent first
+    lint: tuple[tuple[str, int], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def op_count(self) -> int:
+        """All operators of the graph."""
+        return sum(count for _, count in self.ops)
+
+    @property
+    def bits(self) -> float | None:
+        """Bits of file per weight: the graph and everything else in the file counts too."""
+        return 8 * self.bytes / self.parameters if self.parameters else None
+
+
+@dataclass(frozen=True)
+class TargetView:
+    """One target of a bundle."""
+
+    key: str
+    precision: str
+    form: str
+    layout: str
+    components: tuple[ComponentView, ...]
+    versions: tuple[tuple[str, str], ...]
+    psnr: float | None  # against the reference; None where it was not run
+
+    @property
+    def bytes(self) -> int:
+        """All components together."""
+        return sum(c.bytes for c in self.components)
+
+    @property
+    def bits(self) -> float | None:
+        """Bits of file per weight over all components."""
+        counts = [c.parameters for c in self.components]
+        total = sum(n for n in counts if n)
+        return 8 * self.bytes / total if total and all(counts) else None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture for the page."""
+
+    title: str  # the column: "reference" or a target's key
+    source: str  # data URI
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One prompt, drawn by the reference and by every target that ran."""
+
+    prompt: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class BundleView:
+    """One bundle."""
+
+    label: str  # directory name, made unique within the report
+    anchor: str
+    name: str
+    device: str
+    device_id: str
+    width: str
+    resolution: tuple[int, int]
+    steps: int
+    trained: bool
+    sha256: str  # of SHA256SUMS
+    checkpoint: str
+    license: str
+    generator: str
+    damage: str  # what differs from SHA256SUMS; "" when every file is what was exported
+    reasons: tuple[str, ...]
+    targets: tuple[TargetView, ...]
+    gates: tuple[GateView, ...]
+    rows: tuple[PromptRow, ...]  # preview.png in pieces; () where it could not be cut
+    sheet: Picture | None  # preview.png whole, where it could not be cut
+
+    def count(self, verdict: str) -> int:
+        """Gates with this verdict."""
+        return sum(g.verdict == verdict for g in self.gates)
+
+    @property
+    def gates_by_target(self) -> tuple[tuple[str, tuple[GateView, ...]], ...]:
+        """The gates of every target, in the order of the targets."""
+        names = dict.fromkeys([*(t.key for t in self.targets), *(g.target for g in self.gates)])
+        grouped = ((name, tuple(g for g in self.gates if g.target == name)) for name in names)
+        return tuple((name, gates) for name, gates in grouped if gates)
+
+    @property
+    def verdict(self) -> str:
+        """failed, incomplete (nothing failed, but something was never run) or passed."""
+        if self.damage or self.count("failed"):
+            return "failed"
+        return "passed" if self.gates and self.count("passed") == len(self.gates) else "incomplete"
+
+
+@dataclass(frozen=True)
+class MeasuredView:
+    """A measurement and the bundle that it belongs to."""
+
+    measurement: Measurement
+    label: str
+    owner: str  # label of its bundle in this report, "" where there is none
+    stale: bool  # same name, but other files than the bundle in this report
+
+    @property
+    def discarded(self) -> tuple[str, ...]:
+        """Why rounds were discarded, each reason once."""
+        return tuple(dict.fromkeys(r.reason or "no reason given" for r in self.measurement.rounds if not r.valid))
+
+
+@dataclass(frozen=True)
+class EstimateView:
+    """What one picture was estimated to take, and what it took; None where there is no figure. Times in ms."""
+
+    bundle: str
+    target: str
+    where: str
+    estimate: float | None
+    low: float | None
+    high: float | None
+    basis: str
+    measured: float | None
+
+    @property
+    def error(self) -> float | None:
+        """Estimate over measurement, less one."""
+        return self.estimate / self.measured - 1 if self.estimate is not None and self.measured else None
+
+
+@dataclass(frozen=True)
+class MetricView:
+    """One metric of a comparison; changes are relative."""
+
+    name: str
+    base: float | None
+    candidate: float | None
+    change: float | None
+    low: float | None
+    high: float | None
+    detectable: float | None
+    limit: float | None
+    warn: bool
+    verdict: str
+
+
+@dataclass(frozen=True)
+class ComparisonView:
+    """One comparison of two bundles."""
+
+    base: str
+    candidate: str
+    target: str
+    soc: str
+    mode: str
+    rounds: int
+    created: str  # as recorded, "" where it was not
+    commit: str
+    verdict: str
+    metrics: tuple[MetricView, ...]
+    changed: tuple[tuple[str, str, str], ...]  # guard, verdict, difference
+    unchanged: int  # guards
+    self_check: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole page."""
+
+    bundles: tuple[BundleView, ...]
+    measured: tuple[MeasuredView, ...]
+    estimates: tuple[EstimateView, ...]
+    comparisons: tuple[ComparisonView, ...]  # oldest first
+
+    @property
+    def verdict(self) -> str:
+        """The gravest of all bundles."""
+        found = {b.verdict for b in self.bundles}
+        return next((v for v in ("failed", "incomplete") if v in found), "passed")

@@ -1,0 +1,228 @@
+import json
+import shutil
+from xml.etree import ElementTree
+
+import pytest
+
+from snapgen_deploy.bundle import SUMS, open_bundle, write_manifest
+from snapgen_deploy.errors import Refused
+from snapgen_deploy.latency.compare import refuse_unlike
+from snapgen_deploy.latency.duel import Sides, abba, interleaved
+from snapgen_deploy.latency.links.base import Block, State
+from snapgen_deploy.latency.results import DeviceKey, Loads, read_measurement
+from snapgen_deploy.latency.session import open_session
+from tests.cli.conftest import invoke
+from tests.latency.test_results import measurement
+
+
+@pytest.fixture
+def changed(bundle, tmp_path):
+    """A copy of the bundle whose manifest says what the test makes it say; its hashes hold."""
+
+    def make(change):
+        copy = tmp_path / bundle.name
+        shutil.copytree(bundle, copy)
+        manifest = json.loads((copy / "manifest.json").read_text())
+        change(manifest)
+        (copy / SUMS).unlink()
+        write_manifest(copy, manifest)
+        return copy
+
+    return make
+
+
+def lose_a_delegate(manifest):
+    manifest["targets"]["executorch:xnnpack"]["components"]["student"]["portable_ops"] = {"expand_copy": 2}
+
+
+def test_bench_keeps_every_sample_and_writes_every_format(bundle, tmp_path):
+    native, plot = tmp_path / "native.json", tmp_path / "plot.png"
+    options = ("--target", "onnx:cpu", "--threads", 1, "-o", native, "--plot", plot)
+    done = invoke("bench", bundle, *options)
+    assert done.exit_code == 0, done.output
+    assert "p90 ≤" in done.stdout
+    found = read_measurement(native)
+    summary = found.summary()
+    assert summary["n"] >= 64
+    assert summary["p50"] <= summary["p90_bound"] <= summary["maximum"]
+    assert len(found.samples("student")) == 4 * summary["n"]
+    assert sum(found.summary(n)["mean"] * k for n, k in (("text_encoder", 1), ("student", 4), ("decoder", 1))) < summary["mean"]
+    assert found.loads.cold > 0
+    assert found.peak_bytes > 10**7
+    assert found.key.threads == 1
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_query_of_executorch_times_every_call(bundle):
+    session = open_session(open_bundle(bundle), "executorch:xnnpack", 1)
+    times = session.query()
+    assert {name: len(values) for name, values in times.items()} == {"e2e": 1, "text_encoder": 1, "student": 4, "decoder": 1}
+    assert sum(sum(times[n]) for n in ("text_encoder", "student", "decoder")) <= times["e2e"][0]
+
+
+class FakePhone:
+    """A link that takes a job and answers with made-up times."""
+
+    name, e2e_is, never_run_on_hardware = "adb", "composed", True
+
+    def __init__(self):
+        self.restored = 0
+        self.jobs = []
+
+    def key(self, job):
+        return DeviceKey("chip", "build", job.target, "1.4.1", job.precision, job.threads, "fixed")
+
+    def environment(self):
+        return {"model": "a phone"}
+
+    def state(self):
+        return State(thermal=0, battery_percent=90.0, battery_celsius=30.0, low_power=False)
+
+    def prepare(self, job):
+        self.jobs.append(job)
+
+    def load(self, job):
+        return Loads(first_ever=900.0, cold=200.0)
+
+    def run(self, job, warmups, queries):
+        times = {role: tuple(10.0 + i / 100 for i in range(n * queries)) for role, n in job.calls.items()}
+        return Block(times, self.state(), self.state())
+
+    def memory(self, job):
+        return 10**8
+
+    def restore(self):
+        self.restored += 1
+
+
+def test_bench_over_a_link_composes_pictures_and_says_what_was_never_run(bundle, monkeypatch, tmp_path):
+    phone = FakePhone()
+    monkeypatch.setattr("snapgen_deploy.latency.links.registry.LINKS", {"adb": lambda which, options, shell: phone})
+    monkeypatch.setattr("snapgen_deploy.latency.links.session.BURST_PAUSE", 0.0)
+    done = invoke("bench", bundle, "--link", "adb", "-o", tmp_path / "phone.json")
+    assert done.exit_code == 0, done.output
+    assert "never run on hardware" in " ".join(done.stdout.split())
+    found = read_measurement(tmp_path / "phone.json")
+    assert found.key.backend == "executorch:xnnpack"
+    assert found.e2e_is == "composed"
+    assert found.summary()["p50"] == pytest.approx(6 * 10.2, rel=0.05)  # text encoder, four steps, decoder
+    assert phone.restored
+    (job,) = phone.jobs
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for role, files in job.inputs.items():
+        ports = manifest["targets"][job.target]["components"][role]["inputs"]
+        assert [f.name.split("-", 2)[2] for f in files] == [f"{p['name']}.bin" for p in ports]
+
+
+@pytest.mark.parametrize("option", ["runner", "=x", ""])
+def test_a_malformed_link_option(bundle, option):
+    done = invoke("bench", bundle, "--link", "adb", "--link-option", option)
+    assert done.exit_code == 2
+    assert "expected NAME=VALUE" in done.stderr
+
+
+def test_an_unknown_link_and_a_target_it_does_not_run(bundle):
+    unknown = invoke("bench", bundle, "--link", "usb")
+    assert unknown.exit_code == 2
+    assert "no link 'usb'" in unknown.stderr
+    wrong = invoke("bench", bundle, "--link", "mac", "--target", "onnx:cpu")
+    assert wrong.exit_code == 2
+    assert "mac runs coreml" in wrong.stderr
+
+
+def test_core_ml_is_not_timed_where_it_does_not_run(bundle):
+    done = invoke("bench", bundle, "--target", "coreml")
+    assert done.exit_code == 4
+    assert "not for their speed" in done.stderr
+
+
+def test_a_round_of_each_order_times_both_sides(bundle):
+    sides = Sides(bundle, bundle, "onnx:cpu", 1, pairs=4)
+    for one_round in (interleaved, abba):
+        found = one_round(sides, 0)
+        assert set(found.base) == set(found.candidate) >= {"e2e_p50", "student_p90", "load_p50"}
+        assert all(value > 0 for side in (found.base, found.candidate) for value in side.values())
+        assert found.base != found.candidate  # two measurements, not one counted twice
+
+
+def test_a_bundle_against_itself_is_no_regression(bundle, tmp_path):
+    junit, output, summary = tmp_path / "x.xml", tmp_path / "x.json", tmp_path / "summary.md"
+    limits = ("--fail-on", "e2e_p50:60%", "--target", "onnx:cpu", "--max-rounds", 10, "--inconclusive", "pass")
+    done = invoke("compare", bundle, bundle, *limits, "--junit", junit, "-o", output, "--summary", summary, "--annotations")
+    assert done.exit_code == 0, done.output
+    record = json.loads(output.read_text())
+    assert record["verdict"] in ("ok", "improved", "inconclusive")
+    assert {g["verdict"] for g in record["guards"]} == {"same"}
+    assert ElementTree.parse(junit).getroot().tag == "testsuites"
+    assert "e2e_p50" in summary.read_text()
+
+
+def test_a_lost_delegate_fails_before_any_clock(bundle, changed):
+    copy = changed(lose_a_delegate)
+    done = invoke("compare", bundle / "manifest.json", copy, "--guards-only")
+    assert done.exit_code == 1
+    assert "expand_copy absent -> 2" in done.stdout
+    assert "verdict: failed" in done.stdout
+    same = invoke("compare", bundle, bundle, "--guards-only")
+    assert same.exit_code == 0
+    assert "0 changed" in same.stdout
+
+
+def test_a_change_that_the_profile_lets_pass_is_reported(bundle, changed):
+    copy = changed(lambda m: m["targets"]["onnx:cpu"]["versions"].update(onnx="9.9"))
+    done = invoke("compare", bundle, copy, "--guards-only")
+    assert done.exit_code == 0
+    assert "changed onnx:cpu versions" in done.stdout
+
+
+def test_unlike_bundles_are_not_comparable(bundle, changed):
+    copy = changed(lambda m: m.update(width="tiny"))
+    with pytest.raises(Refused, match="base has width small, candidate tiny"):
+        refuse_unlike(open_bundle(bundle), open_bundle(copy), "onnx:cpu")
+    done = invoke("compare", bundle, copy, "--target", "onnx:cpu")
+    assert done.exit_code == 3
+
+
+def test_stored_baselines(bundle, tmp_path, monkeypatch):
+    made = []
+
+    def measure(opened, key, profile, mode, threads, progress):
+        made.append(key)
+        return measurement(scale=1.0 if len(made) < 3 else 2.0)
+
+    monkeypatch.setattr("snapgen_deploy.latency.host.measure_host", measure)
+    options = ("--baseline", tmp_path / "stored", "--target", "onnx:cpu", "--fail-on", "e2e_p50:20%")
+    missing = invoke("compare", bundle, *options)
+    assert missing.exit_code == 3
+    assert "--update-baseline" in missing.stderr
+    assert invoke("compare", bundle, *options, "--update-baseline").exit_code == 0
+    slower = invoke("compare", bundle, *options)
+    assert slower.exit_code == 1, slower.output
+    assert "regressed" in slower.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--fail-on", "e2e:5%"), "expected METRIC:PERCENT%"),
+        (("--order", "random"), "--order: got 'random'"),
+        (("--inconclusive", "ignore"), "expected one of pass, warn, fail"),
+        (("--baseline", "x"), "expected CANDIDATE alone"),
+        (("--target", "onnx:cuda"), "holds the targets"),
+    ],
+)
+def test_bad_usage_of_compare(bundle, arguments, words):
+    done = invoke("compare", bundle, bundle, *arguments)
+    assert done.exit_code == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("--profile", "endless"), "rapid, quick, normal"), (("--format", "xml"), "no format 'xml'")],
+)
+def test_bad_usage_of_bench(bundle, arguments, words):
+    done = invoke("bench", bundle, *arguments)
+    assert done.exit_code == 2
+    assert words in done.stderr
