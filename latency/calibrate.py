@@ -4,8 +4,9 @@ Every graph is exported and loaded as a bundle's components are. Rounds run over
 the machine falls on all alike; a graph's time is the median over rounds. With one thread the clock is the processor time of
 this process: what another process takes of the same processor is not in it. With more it is the wall clock.
 
-The fit: non-negative least squares of relative errors, (sum of coefficient * feature) / measured = 1 for every graph, with the
-features of `machine.Rate` per kind of operation and one call (Lawson & Hanson 1974; scipy.optimize.nnls).
+The fit: non-negative least squares of relative errors, (sum of coefficient * feature) / measured = 1 for every graph, with
+the features of `machine.Rate` per kind of operation, one call, and the excess over the cache (Lawson & Hanson 1974;
+scipy.optimize.nnls). The cache size is the power of two that fits best.
 """
 
 from __future__ import annotations
@@ -23,20 +24,21 @@ from pathlib import Path
 import numpy as np
 
 from snapgen_deploy.errors import BadInput, MeasurementFailed
-from snapgen_deploy.export.base import Runner
+from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.latency.calibrate_graphs import Graph, graphs
+from snapgen_deploy.latency.calibrate_graphs import graphs
 from snapgen_deploy.latency.cost import OpCost, trace
 from snapgen_deploy.latency.cost_components import spelling_of
 from snapgen_deploy.latency.cost_ops import KINDS
 from snapgen_deploy.latency.environment import host_key
-from snapgen_deploy.latency.machine import FEATURES, Machine, Rate
+from snapgen_deploy.latency.machine import FEATURES, Machine, Rate, counts, excess
 from snapgen_deploy.latency.results import DeviceKey
 
 ROUNDS = 9
 BURST_SECONDS = 0.004  # a graph runs for about this long in every round
+ON_CHIP = tuple(2.0**n for n in range(17, 25))  # bytes of cache to choose from, 128 KiB to 16 MiB
 SCHEMA_VERSION = 1
-COLUMNS = ("call", *(f"{kind}.{feature}" for kind in KINDS for feature in FEATURES))
+COLUMNS = ("call", "spill", *(f"{kind}.{feature}" for kind in KINDS for feature in FEATURES))
 
 Progress = Callable[[str], AbstractContextManager[None]]
 
@@ -67,16 +69,17 @@ def cache_dir() -> Path:
 
 
 def calibrate(target: str, threads: int, progress: Progress) -> Calibration:
-    """Measure and fit; MeasurementFailed (exit 4) where the target does not run here, or its times on this host mean nothing."""
+    """Measure and fit; MeasurementFailed (exit 4) where the target does not run here or its times here mean nothing."""
     key = key_of(target, threads)
     if reason := unavailable(target):
         raise MeasurementFailed(f"{target}: {reason}")
     with tempfile.TemporaryDirectory() as folder:
         with progress(f"{target}: exporting micro-benchmarks"):
-            made = [_prepare(graph, target, threads, Path(folder)) for graph in graphs(spelling_of(target).ops)]
-        with progress(f"{target}: timing {len(made)} micro-benchmarks, {ROUNDS} rounds"):
-            seconds = timed([call for _, _, call in made], threads)
-    samples = [Sample(name, ops, s) for (name, ops, _), s in zip(made, seconds, strict=True)]
+            named = [(g.name, g.component()) for g in graphs(spelling_of(target).ops)]
+            ready = [prepare(name, component, target, threads, Path(folder)) for name, component in named]
+        with progress(f"{target}: timing {len(ready)} micro-benchmarks, {ROUNDS} rounds"):
+            seconds = timed([r.call for r in ready], threads)
+    samples = [Sample(r.name, r.ops, s) for r, s in zip(ready, seconds, strict=True)]
     machine, error = fit(samples)
     return Calibration(key, machine, error, {s.name: 1000 * s.seconds for s in samples})
 
@@ -94,19 +97,24 @@ def key_of(target: str, threads: int) -> DeviceKey:
     return host_key(target, target_of(target)[0].precisions[0], threads)
 
 
-def _prepare(graph: Graph, target: str, threads: int, folder: Path) -> tuple[str, tuple[OpCost, ...], Callable[[], object]]:
+@dataclass(frozen=True)
+class Ready:
+    """An exported and loaded network, to be timed."""
+
+    name: str
+    ops: tuple[OpCost, ...]
+    call: Callable[[], object]
+
+
+def prepare(name: str, component: Component, target: str, threads: int, folder: Path) -> Ready:
+    """Export a component into a folder of its own, load it, and count its operations."""
     found, variant = target_of(target)
-    component = graph.component()
-    place = folder / graph.name.replace(" ", "-").replace(",", "")
+    place = folder / name.replace(" ", "-").replace(",", "")
     place.mkdir()
     artifact = found.export(component, variant, found.precisions[0], place, {})
-    return graph.name, trace(component, spelling_of(target).element), caller(found.open(artifact.path, threads=threads), component.inputs, component.example)
-
-
-def caller(run: Runner, ports: Sequence[object], example: Sequence[object]) -> Callable[[], object]:
-    """A call without arguments on the example inputs."""
-    feed = {p.name: e.numpy() for p, e in zip(ports, example, strict=True)}  # type: ignore[attr-defined]
-    return lambda: run(feed)
+    run = found.open(artifact.path, threads=threads)
+    feed = {p.name: e.numpy() for p, e in zip(component.inputs, component.example, strict=True)}
+    return Ready(name, trace(component, spelling_of(target).element), lambda: run(feed))
 
 
 def timed(calls: Sequence[Callable[[], object]], threads: int, rounds: int = ROUNDS) -> list[float]:
@@ -129,26 +137,32 @@ def timed(calls: Sequence[Callable[[], object]], threads: int, rounds: int = ROU
     return [statistics.median(times) for times in found]
 
 
-def features(ops: Sequence[OpCost]) -> np.ndarray:
+def features(ops: Sequence[OpCost], on_chip: float) -> np.ndarray:
     """The row of the design matrix for one call of a component; columns as in `COLUMNS`."""
-    row = dict.fromkeys(COLUMNS, 0.0) | {"call": 1.0}
+    row = dict.fromkeys(COLUMNS, 0.0) | {"call": 1.0, "spill": excess(ops, on_chip, overlap=False)}
     for o in ops:
-        for feature, value in zip(FEATURES, (1, o.rows, o.macs, o.read, o.written), strict=True):
+        for feature, value in zip(FEATURES, counts(o), strict=True):
             row[f"{o.kind}.{feature}"] += value
     return np.array([row[c] for c in COLUMNS])
 
 
 def fit(samples: Sequence[Sample]) -> tuple[Machine, float]:
     """The machine with the smallest sum of squared relative errors, all coefficients >= 0, and its mean absolute error."""
+    fitted = [_fit_with(samples, on_chip) for on_chip in ON_CHIP]
+    machine, residual = min(fitted, key=lambda f: float(np.square(f[1]).sum()))
+    return machine, float(np.abs(residual).mean())
+
+
+def _fit_with(samples: Sequence[Sample], on_chip: float) -> tuple[Machine, np.ndarray]:
+    """The best machine with so much cache, and the relative errors it leaves."""
     from scipy.optimize import nnls
 
-    matrix = np.stack([features(s.ops) / s.seconds for s in samples])
+    matrix = np.stack([features(s.ops, on_chip) / s.seconds for s in samples])
     scale = np.maximum(np.abs(matrix).max(0), 1e-300)  # columns differ by ten orders of magnitude
     solution = nnls(matrix / scale, np.ones(len(samples)))[0] / scale
     found = dict(zip(COLUMNS, solution.tolist(), strict=True))
-    rates = {kind: Rate(*(found[f"{kind}.{f}"] for f in FEATURES)) for kind in KINDS}
-    error = float(np.abs(matrix @ solution - 1).mean())
-    return Machine(rates, call=found["call"]), error
+    rates: dict[str, Rate] = {kind: Rate(*(found[f"{kind}.{f}"] for f in FEATURES)) for kind in KINDS}
+    return Machine(rates, call=found["call"], on_chip=on_chip, spill=found["spill"]), matrix @ solution - 1
 
 
 def path_of(key: DeviceKey) -> Path:

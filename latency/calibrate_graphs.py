@@ -5,7 +5,6 @@ Sizes are those of small students and decoders. No graph here is a network, and 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,11 +13,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snapgen_deploy.export.base import Component, Port
+from snapgen_deploy.models.attention import AdaptiveSparseSelfAttention, CrossAttention, SelfAttention
 from snapgen_deploy.models.config import DecoderConfig
 from snapgen_deploy.models.decoder import ResidualBlock
+from snapgen_deploy.models.dit import TimeEmbedding
+from snapgen_deploy.models.text_encoder import TextBlock
 from snapgen_deploy.sparse.decoder import ImageBlock
-from snapgen_deploy.sparse.forms import dense
-from snapgen_deploy.sparse.token_layers import GELUS, OpForm, TokenNorm, merge_heads, rotate, split_heads
+from snapgen_deploy.sparse.fold import rope_constants
+from snapgen_deploy.sparse.forms import FORMS, dense
+from snapgen_deploy.sparse.text_encoder import TokenTextBlock
+from snapgen_deploy.sparse.token_layers import (
+    GELUS,
+    OpForm,
+    TokenCrossAttention,
+    TokenNorm,
+    TokenSelfAttention,
+    TokenSparseAttention,
+    merge_heads,
+    rotate,
+    split_heads,
+)
+from snapgen_deploy.sparse.token_student import TokenDownsample, TokenTime, TokenUpsample
 
 Shape = tuple[int, ...]
 
@@ -37,7 +52,9 @@ class Graph:
         with torch.no_grad():
             out = self.module.eval()(*example)
         inputs = tuple(Port(f"x{i}", s, "float32", "input") for i, s in enumerate(self.shapes))
-        return Component("student", self.module, inputs, (Port("y", tuple(out.shape), "float32", "output"),), example, self.name)
+        return Component(
+            "student", self.module, inputs, (Port("y", tuple(out.shape), "float32", "output"),), example, self.name
+        )
 
 
 class Apply(nn.Module):
@@ -50,6 +67,24 @@ class Apply(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Whatever the function makes of the inputs."""
         return self.function(*inputs)
+
+
+class WithRope(nn.Module):
+    """An attention layer with its table of rotary positions."""
+
+    rope_c: Tensor
+    rope_s: Tensor
+
+    def __init__(self, layer: nn.Module, rope: tuple[Tensor, Tensor]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.register_buffer("rope_c", rope[0])
+        self.register_buffer("rope_s", rope[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(1, N, D) -> (1, N, D)."""
+        y: Tensor = self.layer(x, (self.rope_c, self.rope_s))
+        return y
 
 
 def graphs(ops: OpForm) -> tuple[Graph, ...]:
@@ -70,8 +105,8 @@ def _chain(*layers: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 def _linear() -> list[Graph]:
     sizes = [
-        (1, 320, 320), (1, 320, 1920), (24, 160, 96), (64, 320, 320), (64, 512, 1536), (144, 96, 384), (256, 160, 160),
-        (256, 480, 480), (576, 96, 96), (576, 224, 896), (1024, 320, 320), (1296, 80, 320), (2304, 48, 48),
+        (1, 320, 320), (1, 320, 1920), (24, 160, 96), (64, 320, 320), (64, 512, 1536), (144, 96, 384), (256, 480, 480),
+        (576, 96, 96), (576, 224, 896), (1296, 80, 320), (2304, 48, 48),
     ]  # fmt: skip
     found = []
     for tokens, wide, wider in sizes:
@@ -88,8 +123,8 @@ def _products() -> list[Graph]:
         return dense(q, k.transpose(1, 2), v)
 
     sizes = [
-        (2, 48, 48, 16), (4, 96, 96, 32), (3, 144, 36, 24), (6, 144, 144, 48), (2, 576, 144, 16), (4, 576, 144, 32),
-        (3, 768, 96, 64), (5, 320, 320, 32), (2, 1152, 288, 64), (6, 600, 48, 16),
+        (2, 48, 48, 16), (3, 144, 36, 24), (6, 144, 144, 48), (2, 576, 144, 16), (3, 768, 96, 64), (5, 320, 320, 32),
+        (6, 600, 48, 16), (10, 600, 600, 16), (4, 1296, 324, 48),
     ]  # fmt: skip
     found = []
     for heads, n, m, d in sizes:
@@ -100,10 +135,10 @@ def _products() -> list[Graph]:
 
 def _rowwise(ops: OpForm) -> list[Graph]:
     found = []
-    for heads, n, d in ((1, 144, 96), (1, 576, 224), (1, 576, 480), (4, 576, 16), (6, 576, 32), (3, 576, 64), (1, 2304, 48)):
+    for heads, n, d in ((1, 144, 96), (1, 576, 480), (4, 576, 16), (6, 576, 32), (3, 576, 64), (1, 2304, 48)):
         norms = [TokenNorm(heads, d, 1e-6, ops, torch.ones(d), torch.zeros(d)) for _ in range(3)]
         found.append(Graph(f"norm {heads}x{n}x{d}", Apply(_chain(*norms), *norms), ((heads, n, d),)))
-    for heads, n, m in ((2, 48, 48), (4, 144, 36), (4, 288, 288), (3, 576, 144), (2, 576, 576)):
+    for heads, n, m in ((2, 48, 48), (6, 100, 40), (4, 144, 36), (20, 56, 88), (1, 400, 100), (3, 576, 144), (2, 576, 576)):
         twice = _chain(lambda x: x.softmax(-1), lambda x: x.softmax(-1))
         found.append(Graph(f"softmax {heads}x{n}x{m}", Apply(twice), ((heads, n, m),)))
     return found
@@ -119,7 +154,7 @@ def _elementwise(ops: OpForm) -> list[Graph]:
         return ((x + a) * x + a) * x
 
     found = []
-    for n, d in ((36, 96), (144, 160), (576, 96), (576, 480), (1296, 320), (2304, 400)):
+    for n, d in ((36, 96), (144, 160), (576, 96), (2304, 48), (1296, 320), (2304, 400)):
         found.append(Graph(f"modulated {n}x{d}", Apply(modulated), ((1, n, d), (1, 1, d), (1, 1, d))))
         found.append(Graph(f"added {n}x{d}", Apply(added), ((1, n, d), (1, n, d))))
         found.append(Graph(f"gelu {n}x{d}", Apply(_chain(GELUS[ops], GELUS[ops])), ((1, n, d),)))
@@ -133,18 +168,25 @@ def _elementwise(ops: OpForm) -> list[Graph]:
 
 def _moves() -> list[Graph]:
     def turned(x: Tensor) -> Tensor:
-        y = x.transpose(0, 1) + 1.0
-        return y.transpose(0, 1) * 2.0
+        tokens = merge_heads(x, 1) * 2.0  # not a pair of transposes that an optimiser cancels: the heads are cut anew
+        return split_heads(tokens, 8) + 1.0
 
     def cut(x: Tensor) -> Tensor:
         half = x.shape[1] // 2
-        parts = [x.narrow(1, 0, half), x.narrow(1, half // 2, half), x.narrow(1, half, half)]
-        return torch.cat([torch.cat(parts, 2), torch.cat(parts[::-1], 2)], 1)
+        return x.narrow(1, 0, half) + x.narrow(1, half // 2, half) * x.narrow(1, half, half)
+
+    def halves(x: Tensor) -> Tensor:
+        half = x.shape[2] // 2
+        return x.narrow(2, 0, half) * x.narrow(2, half, half)
 
     found = []
-    for n, heads, d in ((144, 4, 16), (144, 6, 48), (576, 4, 16), (576, 6, 32), (576, 6, 64), (1296, 12, 16)):
-        found.append(Graph(f"turned {n}x{heads}x{d}", Apply(turned), ((n, heads, d),)))
+    for n, heads, d in ((144, 4, 16), (144, 6, 48), (576, 6, 32), (576, 6, 64), (1296, 12, 16)):
+        found.append(Graph(f"turned {heads}x{n}x{d}", Apply(turned), ((heads, n, d),)))
         found.append(Graph(f"cut {heads}x{n}x{d}", Apply(cut), ((heads, n, d),)))
+        found.append(Graph(f"halves {heads}x{n}x{d}", Apply(halves), ((heads, n, d),)))
+        for axis in (1, 2):
+            joined = Apply(lambda x, y, z, axis=axis: torch.cat([torch.cat([x, y, z], axis) * 2.0, x], axis))
+            found.append(Graph(f"joined {heads}x{n}x{d} along {axis}", joined, ((heads, n, d),) * 3))
     return found
 
 
@@ -153,10 +195,10 @@ def _images() -> list[Graph]:
     for side, a, b in ((12, 4, 80), (24, 24, 48), (24, 80, 160), (48, 24, 48), (96, 12, 24)):
         twice = [nn.Conv2d(a, b, 1), nn.Conv2d(b, a, 1)]
         found.append(Graph(f"pointwise {side} {a}-{b}", Apply(_chain(*twice), *twice), ((1, a, side, side),)))
-    for side, a, b in ((12, 4, 80), (24, 16, 24), (96, 12, 3)):
+    for side, a, b in ((12, 4, 80), (24, 16, 24), (48, 12, 24), (96, 12, 3), (160, 24, 3)):
         conv = nn.Conv2d(a, b, 3, padding=1)
         found.append(Graph(f"conv {side} {a}-{b}", Apply(conv, conv), ((1, a, side, side),)))
-    for side, a in ((12, 80), (24, 48), (48, 24), (96, 24)):
+    for side, a in ((12, 80), (24, 48), (48, 24), (48, 80), (96, 24)):
         deep = [nn.Conv2d(a, a, 3, padding=1, groups=a) for _ in range(2)]
         found.append(Graph(f"depthwise {side} {a}", Apply(_chain(*deep), *deep), ((1, a, side, side),)))
     for side, a in ((12, 48), (48, 12)):
@@ -173,23 +215,48 @@ def _images() -> list[Graph]:
 
 
 def _blocks(ops: OpForm) -> list[Graph]:
-    """A feed-forward layer with its norm and modulation, and an attention layer from projection to projection."""
+    """Single layers, in which a runtime finds what it fuses: attention of each sort, a feed-forward layer, time, resampling."""
     found = []
-    for n, d in ((144, 96), (576, 160), (1296, 80)):
-        norm, up, down = TokenNorm(1, d, 1e-6, ops), nn.Linear(d, 3 * d), nn.Linear(3 * d, d)
+    for (n, d), ratio in (((144, 96), 3), ((400, 160), 4), ((1296, 80), 4), ((36, 320), 3)):
+        norm, up, down = TokenNorm(1, d, 1e-6, ops), nn.Linear(d, ratio * d), nn.Linear(ratio * d, d)
 
         def feed(x: Tensor, a: Tensor, norm: nn.Module = norm, up: nn.Module = up, down: nn.Module = down) -> Tensor:
             y: Tensor = x + a * down(GELUS[ops](up(norm(x) * a + a)))
             return y
 
         found.append(Graph(f"feed-forward {n}x{d}", Apply(feed, norm, up, down), ((1, n, d), (1, 1, d))))
-    for (n, d), head in itertools.product(((144, 96), (576, 192)), (16, 48)):
-        layers = [nn.Linear(d, d) for _ in range(4)]
-
-        def attend(x: Tensor, layers: list[nn.Linear] = layers, head: int = head) -> Tensor:
-            q, k, v = (split_heads(layer(x), head) for layer in layers[:3])
-            y: Tensor = x + layers[3](merge_heads(dense(q, k.transpose(1, 2), v), 1))
-            return y
-
-        found.append(Graph(f"attention layer {n}x{d}, heads of {head}", Apply(attend, *layers), ((1, n, d),)))
+    for side, d, head, runs, radius, form in (
+        (12, 96, 16, 6, 1, "batched"), (12, 288, 48, 4, 1, "batched"), (20, 160, 16, 10, 2, "batched"),
+        (20, 224, 56, 5, 0, "loop"), (28, 96, 48, 7, 1, "loop"), (36, 160, 40, 12, 1, "loop"), (36, 64, 16, 9, 1, "batched"),
+    ):  # fmt: skip
+        sparse = AdaptiveSparseSelfAttention(d, d // head, d // head // 2, head, runs, radius)
+        layer = TokenSparseAttention(sparse, 1, ops, (side, side), FORMS[form])
+        rope = rope_constants(side, side, head, 1e4)
+        found.append(
+            Graph(f"sparse attention {side} {d} {head} {runs} {radius} {form}", WithRope(layer, rope), ((1, side * side, d),))
+        )
+    for side, d, head in ((6, 224, 56), (12, 160, 40), (12, 96, 16), (20, 288, 48)):
+        dense_layer = TokenSelfAttention(SelfAttention(d, d // head, d // head // 2, head), 1, ops)
+        rope = rope_constants(side, side, head, 1e4)
+        found.append(Graph(f"attention {side} {d} {head}", WithRope(dense_layer, rope), ((1, side * side, d),)))
+    for n, d, length, inner, head in (
+        (36, 224, 24, 96, 16),
+        (144, 96, 56, 96, 48),
+        (400, 160, 24, 160, 40),
+        (1296, 64, 48, 96, 32),
+    ):
+        cross = TokenCrossAttention(CrossAttention(d, 96, inner, head), 1)
+        found.append(Graph(f"cross-attention {n} {d} {length} {inner}", cross, ((1, n, d), (1, length, 96), (1, 1, length))))
+    for d in (96, 320):
+        time = TokenTime(TimeEmbedding(160, d))
+        found.append(Graph(f"time {d}", Apply(lambda x, time=time: torch.cat([*time(x)], 1), time), ((1, 160),)))
+    for side, d in ((12, 160), (28, 96)):
+        both = [
+            TokenDownsample(nn.Conv2d(d, d, 2, 2), (side, side)),
+            TokenUpsample(nn.ConvTranspose2d(d, d, 2, 2), (side, side)),
+        ]
+        found.append(Graph(f"resampling {side} {d}", Apply(_chain(*both), *both), ((1, side * side, d),)))
+    for length, width in ((24, 96), (56, 320)):
+        text = TokenTextBlock(TextBlock(width, width // 32), 1, ops)
+        found.append(Graph(f"text block {length} {width}", text, ((1, length, width), (1, 1, length))))
     return found

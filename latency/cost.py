@@ -22,14 +22,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from snapgen_deploy.export.base import Component
-from snapgen_deploy.latency.cost_ops import FREE, PRODUCTS, RESHAPES, TRANSPOSES, Kind, kind_of, macs_of
+from snapgen_deploy.latency.cost_ops import FREE, PRODUCTS, RESHAPES, TRANSPOSES, Kind, kind_of, macs_of, rows, rows_of
 
 
 @dataclass(frozen=True)
 class OpCost:
     """One operation. `scores` is the part of its bytes that are attention scores (outputs of q k^T, inputs and outputs of
-    the softmax, inputs of the product with v), `tile` the bytes of one matrix of scores: the last two axes. `rows` counts
-    runs of the last axis: what a norm, a softmax or a copy starts anew for each. A view has zeros everywhere."""
+    the softmax, inputs of the product with v), `tile` the bytes of one matrix of scores: the last two axes. `rows`: see
+    `cost_ops.rows_of`. A view has zeros everywhere."""
 
     name: str  # of the aten operation
     kind: Kind
@@ -81,7 +81,7 @@ class _Recorder(TorchDispatchMode):
     """Notes every operation. Tensors are told apart by identity, therefore all are kept until the end."""
 
     def __init__(self, stored: Iterable[Tensor], element: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.element = element
         self.found: list[OpCost] = []
         self.kept: list[Tensor] = list(stored)
@@ -134,13 +134,14 @@ class _Recorder(TorchDispatchMode):
                 continue
             del self.waiting[id(t)]
             size = self._bytes([t])
-            self.found.append(OpCost("transpose", "move", 0, size, size, _rows(t)))
+            self.found.append(OpCost("transpose", "transpose", 0, size, size, rows(t)))
 
     def _note(self, name: str, args: Sequence[Any], inputs: Sequence[Tensor], out: Tensor) -> None:
         kind = kind_of(name, args, lambda t: id(t) in self.constants)
         weights = self._bytes(t for t in inputs if id(t) in self.constants)
         read = self._bytes([out] if name in ("slice", "select", "embedding") else inputs)  # these touch what they return
-        op = OpCost(name, kind, macs_of(name, args, out), read, self._bytes([out]), _rows(out), min(weights, read))
+        counts = (macs_of(name, args, out), read, self._bytes([out]), rows_of(name, args, inputs, out), min(weights, read))
+        op = OpCost(name, kind, *counts)
         if kind == "softmax":
             op = self._scored(op, op.read + op.written, out)
             self._mark_scores(inputs[0], out)
@@ -167,8 +168,3 @@ class _Recorder(TorchDispatchMode):
             if op.kind == "product":
                 return
             index -= 1  # only reshapes stand between a product and the addition that follows it
-
-
-def _rows(tensor: Tensor) -> int:
-    """Runs of the last axis."""
-    return tensor.numel() // max(1, tensor.shape[-1]) if tensor.dim() else 1

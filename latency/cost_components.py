@@ -112,5 +112,3 @@ def text_costs(config: ModelConfig, how: Spelling) -> Ops:
         module: nn.Module = rewrite_text_encoder(TextEncoder(encoder), layout=how.layout, ops=how.ops)
         example = [torch.zeros(1, encoder.length, dtype=torch.int32), torch.zeros(1, encoder.length)]
     return trace_module(module, example, how.element)
-
-

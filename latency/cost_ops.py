@@ -13,17 +13,25 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-Kind = Literal["linear", "product", "conv", "depthwise", "softmax", "norm", "activation", "elementwise", "move", "view"]
+Kind = Literal[
+    "linear", "product", "pointwise", "conv", "depthwise", "softmax", "norm", "activation", "elementwise", "transpose", "slice",
+    "concat", "reduce", "move", "view",
+]  # fmt: skip
 KINDS: tuple[Kind, ...] = (
     "linear",  # a product with stored weights
     "product",  # a product of two activations (attention)
-    "conv",
+    "pointwise",  # a 1x1 convolution
+    "conv",  # a dense convolution with more taps, or a transposed one
     "depthwise",  # any grouped convolution
     "softmax",
     "norm",
     "activation",  # GELU, sigmoid, SiLU: one transcendental function an element
     "elementwise",
-    "move",  # transposes, slices, concatenations, enlargements, reductions, look-ups
+    "transpose",
+    "slice",
+    "concat",
+    "reduce",  # means and maxima over axes
+    "move",  # enlargements, look-ups, changes of type
     "view",  # reshapes: nothing is computed or moved, but some runtimes call a function for each
 )
 
@@ -41,14 +49,14 @@ _KIND: Mapping[str, Kind] = MappingProxyType(
         "gelu": "activation",
         "sigmoid": "activation",
         "silu": "activation",
-        "slice": "move",
-        "select": "move",
-        "cat": "move",
+        "slice": "slice",
+        "select": "slice",
+        "cat": "concat",
         "embedding": "move",
         "upsample_nearest2d": "move",
         "_to_copy": "move",
-        "mean": "move",
-        "amax": "move",
+        "mean": "reduce",
+        "amax": "reduce",
         "add": "elementwise",
         "sub": "elementwise",
         "mul": "elementwise",
@@ -72,7 +80,9 @@ def kind_of(name: str, args: Sequence[Any], constant: Callable[[Tensor], bool]) 
     if name in PRODUCTS:
         return "linear" if any(constant(a) for a in args[-2:]) else "product"
     if name == "convolution":
-        return "depthwise" if args[8] > 1 else "conv"
+        if args[8] > 1:
+            return "depthwise"
+        return "conv" if args[6] or math.prod(args[1].shape[2:]) > 1 else "pointwise"
     if name not in _KIND:
         raise UnknownOperation(f"no cost rule for the operation '{name}'")
     return _KIND[name]
@@ -85,5 +95,27 @@ def macs_of(name: str, args: Sequence[Any], out: Tensor) -> int:
     if name == "convolution":
         x, weight, transposed = args[0], args[1], args[6]
         # weight: (out, in/groups, taps) or, transposed, (in, out/groups, taps)
-        return (x if transposed else out).numel() * math.prod(weight.shape[1:])
+        return int((x if transposed else out).numel() * math.prod(weight.shape[1:]))
     return 0
+
+
+def rows_of(name: str, args: Sequence[Any], inputs: Sequence[Tensor], out: Tensor) -> int:
+    """What an operation starts anew: contiguous runs of a copy; rows of a norm or softmax; rows of an element-wise operation
+    whose inputs differ in shape, which runtimes go through in spans; 0 for an element-wise one of equal shapes."""
+    if name == "slice":
+        return math.prod(out.shape[: _axis(args, out)])
+    if name == "cat":
+        return len(args[0]) * math.prod(out.shape[: _axis(args, out)])
+    if _KIND.get(name) == "elementwise" and all(t.numel() in (1, out.numel()) for t in inputs):
+        return 0
+    return rows(out)
+
+
+def _axis(args: Sequence[Any], out: Tensor) -> int:
+    """The axis that a slice or concatenation works along, from the front; torch leaves a 0 out."""
+    return int(args[1] if len(args) > 1 else 0) % max(1, out.dim())
+
+
+def rows(tensor: Tensor) -> int:
+    """Runs of the last axis."""
+    return tensor.numel() // max(1, tensor.shape[-1]) if tensor.dim() else 1

@@ -6,8 +6,9 @@ Memory figures are estimates: bytes of the weights at the target's precision, an
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from snapgen_deploy.device_profiles import TARGETS, Profile, ProfileTarget
 from snapgen_deploy.errors import BadInput, Refused
@@ -27,6 +28,28 @@ def local_form(config: ModelConfig, latent: tuple[int, int, int]) -> str:
     """The stored choice of kernel form for a latent (channels, height, width)."""
     rows, cols = config.student.grid(latent[1], latent[2])
     return SMALL_MAP_FORM if rows * cols <= SMALL_MAP_TOKENS else LARGE_MAP_FORM
+
+
+class LatencyEstimate(Protocol):
+    """What an estimator says of one width; times in ms of one picture."""
+
+    @property
+    def ms(self) -> float:
+        """The estimate."""
+        ...
+
+    @property
+    def high(self) -> float:
+        """Its upper end."""
+        ...
+
+    @property
+    def line(self) -> str:
+        """It, its interval and its basis, for people."""
+        ...
+
+
+Estimator = Callable[[str, str], LatencyEstimate | None]  # width, target key; None where there is no basis
 
 
 @dataclass(frozen=True)
@@ -71,20 +94,25 @@ def make_plan(
     targets: Sequence[str] = (),
     precision: str | None = None,
     resolution: tuple[int, int] | None = None,
+    estimator: Estimator | None = None,
+    max_latency_ms: float | None = None,
 ) -> ExportPlan:
     """Pick the widest sub-network that fits the device's memory and, where there is a basis, its latency.
 
-    A width, targets, a precision or a resolution that the user names win over the profile's; Refused (exit 3) when the
-    named width, or every width, does not fit the memory. BadInput for names that are not known and inadmissible sizes.
+    The profile's latency budget is held against a published time where there is one, else against the estimate;
+    `max_latency_ms` in its place against the estimate's upper end. A width, targets, a precision or a resolution that the
+    user names win over the profile's; Refused (exit 3) when the named width does not fit the memory or `max_latency_ms`, or
+    no width fits. BadInput for names that are not known and inadmissible sizes.
     """
     size = resolution or config.resolution
-    latent = _latent(config, size)
+    latent = _latent_of(config, size)
     form = local_form(config, latent)
     chosen = [_target(t, precision, form) for t in _targets(profile, targets)]
     widths = sorted(config.student.widths, key=lambda w: -config.student.widths[w])
     if width is not None and width not in widths:
         raise BadInput(f"the checkpoint has no width '{width}': it has {', '.join(widths)}{_nearest(width, widths)}")
-    judged = [_judge(config, profile, w, chosen, latent, size) for w in widths]
+    limits = _Limits(estimator, max_latency_ms)
+    judged = [_judge(config, profile, w, chosen, latent, size, limits) for w in widths]
     if width is None:
         fitting = [j for j in judged if not j.obstacles]
         if not fitting:
@@ -93,7 +121,7 @@ def make_plan(
     else:
         pick = next(j for j in judged if j.width == width)
         asked = [f"width {width} was asked for"]
-        if any("memory" in o for o in pick.obstacles):
+        if "memory" in pick.obstacles or (max_latency_ms is not None and pick.obstacles):
             raise Refused(f"{pick.line} on {profile.name}; choose a narrower width, a smaller --resolution or another device")
     return ExportPlan(
         device=profile.id,
@@ -106,8 +134,14 @@ def make_plan(
         memory_bytes=pick.memory,
         memory_budget=profile.memory_budget_bytes,
         latency_ms=pick.latency_ms,
-        latency_budget_ms=profile.latency_budget.value if profile.latency_budget else None,
+        latency_budget_ms=max_latency_ms or (profile.latency_budget.value if profile.latency_budget else None),
     )
+
+
+@dataclass(frozen=True)
+class _Limits:
+    estimator: Estimator | None
+    max_latency_ms: float | None
 
 
 @dataclass(frozen=True)
@@ -126,6 +160,7 @@ def _judge(
     targets: Sequence[TargetPlan],
     latent: tuple[int, int, int],
     size: tuple[int, int],
+    limits: _Limits,
 ) -> _Judged:
     """One width against the budgets, with its figures in a line."""
     weight_bytes = max(WEIGHT_BYTES[t.precision] for t in targets)
@@ -137,25 +172,48 @@ def _judge(
         said[0] += f" of {budget / 1e9:g} GB"
         if not memory <= budget:
             obstacles.append("memory")
-    basis, latency = profile.latency, None
-    applies = (
+    latency, words, obstacle = _latency(config, profile, width, targets, size, limits)
+    said.append(words)
+    if obstacle:
+        obstacles.append(obstacle)
+    verdict = f"does not fit ({', '.join(obstacles)})" if obstacles else "fits"
+    return _Judged(width, memory, latency, tuple(obstacles), f"{width} {verdict}: {', '.join(said)}")
+
+
+def _latency(
+    config: ModelConfig,
+    profile: Profile,
+    width: str,
+    targets: Sequence[TargetPlan],
+    size: tuple[int, int],
+    limits: _Limits,
+) -> tuple[float | None, str, str]:
+    """Time of a picture in ms where there is a basis, what to say of it, and what stands in the way, if anything."""
+    budget = profile.latency_budget
+    if limits.max_latency_ms is not None:
+        estimate = limits.estimator(width, targets[0].key) if limits.estimator else None
+        if estimate is None:
+            return None, "no basis for an estimate of its latency", "latency not known"
+        fits = estimate.high <= limits.max_latency_ms
+        return estimate.ms, estimate.line, "" if fits else f"upper estimate over {limits.max_latency_ms:g} ms"
+    basis = profile.latency
+    if (
         basis is not None
         and basis.preset == config.name
         and basis.resolution == size
         and any(t.key == basis.target for t in targets)
-    )
-    if basis is not None and applies and width in basis.step:
-        latency = basis.picture_ms(width, config.steps)
-        said.append(f"{latency:.0f} ms a picture (published steps and decoder)")
-        if profile.latency_budget is not None and not (latency or 0) <= profile.latency_budget.value:
-            obstacles.append(f"latency over {profile.latency_budget}")
-    elif applies:
-        said.append("no published latency at this width")
-        obstacles.append("latency not known")
-    else:
-        said.append("no latency figure for this model and size on this device")
-    verdict = f"does not fit ({', '.join(obstacles)})" if obstacles else "fits"
-    return _Judged(width, memory, latency, tuple(obstacles), f"{width} {verdict}: {', '.join(said)}")
+    ):
+        published = basis.picture_ms(width, config.steps)
+        if published is None:
+            return None, "no published latency at this width", "latency not known"
+        over = budget is not None and not published <= budget.value
+        said = f"{published:.0f} ms a picture (published steps and decoder)"
+        return published, said, f"latency over {budget}" if over else ""
+    estimate = limits.estimator(width, targets[0].key) if limits.estimator else None
+    if estimate is None:
+        return None, "no latency figure for this model and size on this device", ""
+    over = budget is not None and not estimate.ms <= budget.value
+    return estimate.ms, estimate.line, f"latency over {budget}" if over else ""
 
 
 def estimate_memory(
@@ -185,7 +243,7 @@ def estimate_memory(
     return parameters * weight_bytes + 4 * max(student, decoder)
 
 
-def _latent(config: ModelConfig, size: tuple[int, int]) -> tuple[int, int, int]:
+def _latent_of(config: ModelConfig, size: tuple[int, int]) -> tuple[int, int, int]:
     """The latent of a picture size, or BadInput that names the nearest admissible sizes."""
     factor = config.student.latent_factor
     if all(side % factor == 0 for side in size) and not config.student.grid_problems(size[0] // factor, size[1] // factor):

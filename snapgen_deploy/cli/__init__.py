@@ -39,7 +39,19 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from snapgen_deploy.cli import bench, compare, devices, doctor, export, generate, inspect, report, run_coreml, verify
+    from snapgen_deploy.cli import (
+        bench,
+        compare,
+        devices,
+        doctor,
+        estimate,
+        export,
+        generate,
+        inspect,
+        report,
+        run_coreml,
+        verify,
+    )
 
     app.command("export")(export.export)
     app.command("devices")(devices.devices)
@@ -47,6 +59,7 @@ def _register() -> None:
     app.command("verify")(verify.verify)
     app.command("bench")(bench.bench)
     app.command("compare")(compare.compare)
+    app.command("estimate")(estimate.estimate)
     app.command("report")(report.report)
     app.command("doctor")(doctor.doctor)
     app.command("generate")(generate.generate)

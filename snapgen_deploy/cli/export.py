@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from snapgen_deploy.errors import BadInput
 if TYPE_CHECKING:
     from snapgen_deploy.export.base import Role
     from snapgen_deploy.exporter import Result
+    from snapgen_deploy.latency.estimate import Estimate
     from snapgen_deploy.models import ModelConfig
     from snapgen_deploy.plan import ExportPlan
 
@@ -28,6 +30,9 @@ def export(
     width: Annotated[str | None, typer.Option(help="Sub-network; the widest that fits when left out.")] = None,
     precision: Annotated[str | None, typer.Option(help="Precision for all targets; the profile's when left out.")] = None,
     resolution: Annotated[str | None, typer.Option(help="Picture size in pixels: N or HEIGHTxWIDTH.")] = None,
+    max_latency: Annotated[
+        str | None, typer.Option(help="Widest width whose upper latency estimate fits: 1.5s or 1500ms.")
+    ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Text file, a prompt a line, for the gates and the preview.")] = None,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the bundle is written.")] = Path("bundles"),
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all when left out.")] = None,
@@ -41,12 +46,26 @@ def export(
     from snapgen_deploy.checkpoint import open_checkpoint
     from snapgen_deploy.cli.devices import plan_as_dict, render_plan
     from snapgen_deploy.device_profiles import load_profile
+    from snapgen_deploy.latency.estimate import plan_estimator
     from snapgen_deploy.plan import make_plan
 
     profile = load_profile(device)
     opened = open_checkpoint(checkpoint, key_map)
     size = parse_resolution(resolution) if resolution else None
-    plan = make_plan(opened.config, profile, width=width, targets=target or (), precision=precision, resolution=size)
+
+    def estimator(name: str, key: str) -> Estimate | None:
+        return plan_estimator(opened.config, profile, resolution=size, target=key)(name)
+
+    plan = make_plan(
+        opened.config,
+        profile,
+        width=width,
+        targets=target or (),
+        precision=precision,
+        resolution=size,
+        estimator=estimator,
+        max_latency_ms=parse_duration(max_latency) if max_latency else None,
+    )
     if dry_run:
         print_json(plan_as_dict(plan)) if as_json else render_plan(plan, out())
         return
@@ -104,6 +123,14 @@ def parse_resolution(text: str) -> tuple[int, int]:
     if len(parts) in (1, 2) and all(p.isdigit() and int(p) > 0 for p in parts):
         return int(parts[0]), int(parts[-1])
     raise BadInput(f"resolution: got '{text}', expected N or HEIGHTxWIDTH in pixels, such as 1024 or 832x1216")
+
+
+def parse_duration(text: str) -> float:
+    """`1.5s` or `1500ms` -> milliseconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s)", text.strip().lower())
+    if found is None or not float(found[1]) > 0:
+        raise BadInput(f"--max-latency: got '{text}', expected a time such as 1.5s or 1500ms")
+    return float(found[1]) * (1000 if found[2] == "s" else 1)
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:

@@ -1,0 +1,179 @@
+"""`python -m benchmarks.estimate`: how far are the host's estimates off, on networks that the calibration has not seen?
+
+Students over widths, head sizes, picture sizes, B, r and depths, decoders and text encoders, with random weights, are exported
+to ONNX as a bundle's are and timed in onnxruntime with one thread. The micro-benchmarks are timed in the same rounds, so that
+a change of the machine's speed falls on both alike; the fit sees nothing but the micro-benchmarks. Writes estimate.json,
+estimate.md and estimate.png to `benchmarks/results/`. Also prints the fit to the published times of the iPhone 16 Pro Max with
+its leave-one-out errors.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from snapgen_deploy.components import ports_of
+from snapgen_deploy.device_profiles import load_profile
+from snapgen_deploy.export.base import Component, Role
+from snapgen_deploy.latency.calibrate import Sample, fit, prepare, timed
+from snapgen_deploy.latency.calibrate_graphs import graphs
+from snapgen_deploy.latency.environment import canary, environment
+from snapgen_deploy.latency.estimate_fitted import fitted
+from snapgen_deploy.latency.machine import component_times
+from snapgen_deploy.models import (
+    DecoderConfig,
+    DiT,
+    DiTConfig,
+    ModelConfig,
+    TextEncoder,
+    TextEncoderConfig,
+    TextStream,
+    TinyDecoder,
+)
+from snapgen_deploy.plan import make_plan
+from snapgen_deploy.sparse import rewrite_decoder, rewrite_student, rewrite_text_encoder
+
+RESULTS = Path(__file__).parent / "results"
+TARGET, THREADS, ROUNDS = "onnx:cpu", 1, 11
+
+BASE = DiTConfig(
+    latent_channels=4, hidden=128, head_dim=32, depths=(1, 1, 1), blocks=8, text_streams=(TextStream("text", 128, 40),),
+    text_width=128, cross_dim=128, widths={"only": 1.0},
+)  # fmt: skip
+# name -> (student, latent side)
+STUDENTS: dict[str, tuple[DiTConfig, int]] = {
+    "hidden 128, 16x16": (BASE, 32),
+    "hidden 256, 16x16": (replace(BASE, hidden=256), 32),
+    "hidden 512, 16x16": (replace(BASE, hidden=512, head_dim=64), 32),
+    "hidden 256, 8x8": (replace(BASE, hidden=256), 16),
+    "hidden 128, 32x32": (replace(BASE, blocks=16), 64),
+    "hidden 256, 32x32": (replace(BASE, hidden=256, blocks=16), 64),
+    "hidden 192, 48x48": (replace(BASE, hidden=192, blocks=16), 96),
+    "head dim 16": (replace(BASE, head_dim=16), 32),
+    "head dim 64, 24x24": (replace(BASE, hidden=256, head_dim=64, blocks=12), 48),
+    "B 4": (replace(BASE, hidden=192, blocks=4), 32),
+    "B 16, r 2": (replace(BASE, hidden=192, blocks=16, radius=2), 32),
+    "r 0": (replace(BASE, hidden=192, radius=0), 32),
+    "depth 2 3 2": (replace(BASE, depths=(2, 3, 2)), 32),
+    "depth 1 6 1": (replace(BASE, hidden=256, depths=(1, 6, 1)), 32),
+}
+DECODERS: dict[str, tuple[DecoderConfig, int]] = {
+    "decoder 64 32 16 16, 128 px": (DecoderConfig(4, (64, 32, 16, 16), (1, 1, 0, 0)), 16),
+    "decoder 128 64 32 16, 256 px": (DecoderConfig(4, (128, 64, 32, 16), (2, 1, 1, 0)), 32),
+}
+TEXTS = {"text 256 wide, 77 tokens": TextEncoderConfig(vocab=256, length=77, width=256, layers=3, heads=4)}
+
+
+def main() -> None:
+    """Export, time, fit, compare."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        micro = [prepare(g.name, g.component(), TARGET, THREADS, Path(folder)) for g in graphs("native")]
+        tests = [prepare(name, c, TARGET, THREADS, Path(folder)) for name, c in components().items()]
+        print(f"{len(micro)} micro-benchmarks and {len(tests)} configurations exported")
+        before = canary()
+        seconds = timed([r.call for r in (*micro, *tests)], THREADS, ROUNDS)
+        after = canary()
+    machine, fit_error = fit([Sample(r.name, r.ops, s) for r, s in zip(micro, seconds, strict=False)])
+    rows = []
+    for ready, measured in zip(tests, seconds[len(micro) :], strict=True):
+        estimate = component_times(machine, ready.ops).seconds
+        rows.append(
+            {"name": ready.name, "measured_ms": 1e3 * measured, "estimate_ms": 1e3 * estimate, "error": estimate / measured - 1}
+        )
+    record = {
+        "environment": environment(), "canary_ms": [before, after], "fit_error": fit_error, "machine": machine.as_dict(),
+        "micro_ms": {r.name: 1e3 * s for r, s in zip(micro, seconds, strict=False)}, "configurations": rows,
+        "mean_absolute_error": mean_error(rows), "iphone16pm": iphone(),
+    }  # fmt: skip
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "estimate.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    (RESULTS / "estimate.md").write_text(table(rows, record))
+    plot(rows, RESULTS / "estimate.png")
+    print(table(rows, record))
+
+
+def components() -> dict[str, Component]:
+    """The networks to estimate, as bundles hold them."""
+    found = {name: student(config, side) for name, (config, side) in STUDENTS.items()}
+    found |= {name: of_role("decoder", ModelConfig(BASE, config, None), side) for name, (config, side) in DECODERS.items()}
+    return found | {name: of_role("text_encoder", ModelConfig(BASE, None, config), 32) for name, config in TEXTS.items()}
+
+
+def student(config: DiTConfig, side: int) -> Component:
+    """A student for square latents."""
+    return of_role("student", ModelConfig(config, None, None), side)
+
+
+def of_role(role: Role, config: ModelConfig, side: int) -> Component:
+    """A component with random weights, spelled as for onnxruntime."""
+    size = (side * config.student.latent_factor,) * 2
+    plan = make_plan(config, load_profile("android-mid"), targets=[TARGET], width="only", resolution=(size[0], size[1]))
+    inputs, outputs, doc = ports_of(config, plan, role)
+    latent, form = (side, side), plan.targets[0].form
+    if role == "student":
+        module = rewrite_student(DiT(config.student, "only"), latent, layout="token", form=form, ops="native")
+    elif config.decoder is not None:
+        module = rewrite_decoder(TinyDecoder(config.decoder), latent, layout="token", upsample="native")
+    else:
+        assert config.text_encoder is not None
+        module = rewrite_text_encoder(TextEncoder(config.text_encoder), layout="token", ops="native")
+    example = tuple(torch.ones(p.shape, dtype=torch.int32) if p.dtype == "int32" else torch.randn(p.shape) for p in inputs)
+    return Component(role, module.eval(), inputs, outputs, example, doc)
+
+
+def mean_error(rows: Sequence[dict[str, Any]]) -> float:
+    """Mean absolute relative error."""
+    return sum(abs(r["error"]) for r in rows) / len(rows)
+
+
+def iphone() -> dict[str, Any]:
+    """The fit to published times, as plain data."""
+    found = fitted()
+    points = [asdict(p) | {"error": p.error} for p in found.points]
+    return {"points": points, "factor": found.factor, "rates": vars(found.accelerator), "beside_ms": found.picture_ms}
+
+
+def table(rows: Sequence[dict[str, Any]], record: dict[str, Any]) -> str:
+    """Markdown: the host's configurations, then the phone's published points."""
+    lines = ["| configuration | measured ms | estimate ms | error |", "|---|---|---|---|"]
+    lines += [f"| {r['name']} | {r['measured_ms']:.2f} | {r['estimate_ms']:.2f} | {100 * r['error']:+.1f} % |" for r in rows]
+    lines += [
+        "",
+        f"Mean absolute error {100 * record['mean_absolute_error']:.1f} % over {len(rows)} configurations "
+        f"({100 * record['fit_error']:.1f} % on the micro-benchmarks; canary {record['canary_ms'][0]:.2f} ms before, "
+        f"{record['canary_ms'][1]:.2f} ms after).",
+        "",
+        "| iPhone 16 Pro Max | published ms | fitted ms | without it ms | error without it |",
+        "|---|---|---|---|---|",
+    ]
+    for p in record["iphone16pm"]["points"]:
+        times = f"{p['published_ms']:g} | {p['fitted_ms']:.0f} | {p['predicted_ms']:.0f}"
+        lines.append(f"| {p['name']} | {times} | {100 * p['error']:+.0f} % |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Estimate against measurement, with the line where both are equal and 15 % to either side."""
+    figure = Figure(figsize=(5.2, 5), layout="constrained")
+    axes = figure.add_subplot()
+    ends = [0.6 * min(r["measured_ms"] for r in rows), 1.6 * max(r["measured_ms"] for r in rows)]
+    axes.plot(ends, ends, color="#222222", linewidth=1, label="equal")
+    axes.fill_between(ends, [0.85 * e for e in ends], [1.15 * e for e in ends], color="#9db9e3", alpha=0.5, label="± 15 %")
+    axes.plot([r["measured_ms"] for r in rows], [r["estimate_ms"] for r in rows], "o", color="#1f5fbf", markersize=5)
+    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured, ms", ylabel="estimate, ms")
+    axes.set_title(f"{len(rows)} networks the calibration has not seen: mean error {100 * mean_error(rows):.1f} %", fontsize=10)
+    axes.legend(frameon=False, loc="upper left")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()

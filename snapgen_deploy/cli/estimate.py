@@ -1,0 +1,196 @@
+"""`snapgen-deploy estimate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from snapgen_deploy.cli.console import Work, err, out, print_json, progress
+from snapgen_deploy.cli.export import default_threads, parse_resolution
+from snapgen_deploy.errors import BadInput, Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from snapgen_deploy.latency.estimate import Estimate
+    from snapgen_deploy.latency.estimate_basis import Device
+    from snapgen_deploy.latency.sweep import Sweep
+    from snapgen_deploy.models import ModelConfig
+
+
+def estimate(
+    device: Annotated[str, typer.Option(help="Device id (see `devices`), path of a profile .toml, or `host`: this machine.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Whose model to estimate; the embedded one when left out.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A configuration without a checkpoint: snapgenpp or shapes.")] = None,
+    width: Annotated[str | None, typer.Option(help="Sub-network; all when left out.")] = None,
+    resolution: Annotated[str | None, typer.Option(help="Picture size in pixels: N or HEIGHTxWIDTH.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="NAME or NAME:VARIANT; the profile's first (onnx:cpu on the host) when left out.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; the model's own when left out.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the host; all when left out.")] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Over widths, picture sizes and steps; -o draws it.")] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="First measure this host by micro-benchmarks: minutes. Needs --device host.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="With --sweep: the PNG to draw.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
+) -> None:
+    """Estimate how long a picture takes on a device, with an interval and what it rests on.
+
+    measured: saved by `bench --save`. calibrated: this host, by micro-benchmarks. fitted: to published times. derived: from the
+    profile's published figures. Exit code 3 where there is no basis. Phones' estimates were never checked on hardware here.
+    """
+    from snapgen_deploy.latency.estimate_basis import HOST, Host
+
+    if checkpoint is not None and preset is not None:
+        raise BadInput("got --checkpoint and --preset, expected one of them")
+    if calibrate and device != HOST:
+        raise BadInput(f"--calibrate measures this machine: expected --device {HOST}, got {device}")
+    if output is not None and not sweep:
+        raise BadInput("-o draws a sweep: add --sweep")
+    config = _config(checkpoint, preset)
+    size = parse_resolution(resolution) if resolution else config.resolution
+    if width is not None and width not in config.student.widths:
+        raise BadInput(f"{config.name} has no width '{width}': it has {', '.join(config.student.widths)}")
+    found: Device = Host(threads or default_threads()) if device == HOST else _profile(device)
+    key = _target(found, target)
+    shown = progress(quiet=as_json)
+    if calibrate:
+        _calibrate(key, threads or default_threads(), shown)
+    widths = [width] if width else sorted(config.student.widths, key=lambda w: config.student.widths[w])
+    if sweep:
+        _sweep(config, found, key, widths, size, steps or config.steps, output, as_json, shown)
+    else:
+        _table(config, found, key, widths, size, steps or config.steps, as_json, shown)
+
+
+def _config(checkpoint: Path | None, preset: str | None) -> ModelConfig:
+    from snapgen_deploy.checkpoint import open_checkpoint
+    from snapgen_deploy.models import PRESETS
+
+    if preset is None:
+        return open_checkpoint(checkpoint, None).config
+    if preset not in PRESETS:
+        raise BadInput(f"no preset '{preset}': expected one of {', '.join(PRESETS)}")
+    return PRESETS[preset]()
+
+
+def _profile(device: str) -> Device:
+    from snapgen_deploy.device_profiles import load_profile
+
+    return load_profile(device)
+
+
+def _target(device: Device, wanted: str | None) -> str:
+    """The key of the target: as on the command line, with the first variant where none is given."""
+    from snapgen_deploy.device_profiles import TARGETS, target_keys
+    from snapgen_deploy.latency.estimate_basis import Host
+
+    if wanted is None:
+        return "onnx:cpu" if isinstance(device, Host) else device.targets[0].key
+    name, _, variant = wanted.partition(":")
+    if name not in TARGETS or (variant and variant not in TARGETS[name].variants):
+        raise BadInput(f"unknown target '{wanted}': expected one of {', '.join(target_keys())}")
+    variant = variant or next(iter(TARGETS[name].variants), "")
+    return f"{name}:{variant}" if variant else name
+
+
+def _calibrate(target: str, threads: int, shown: Work) -> None:
+    from snapgen_deploy.latency import calibrate
+
+    found = calibrate.calibrate(target, threads, shown)
+    path = calibrate.store(found)
+    err().print(
+        f"calibrated {target} with {threads} threads: {len(found.samples)} micro-benchmarks, "
+        f"{100 * found.fit_error:.1f} % mean error on them; kept in {path}",
+        style="dim",
+        soft_wrap=True,
+    )
+
+
+def _table(
+    config: ModelConfig,
+    device: Device,
+    target: str,
+    widths: list[str],
+    size: tuple[int, int],
+    steps: int,
+    as_json: bool,
+    shown: Work,
+) -> None:
+    from snapgen_deploy.latency.estimate import Estimate, estimate_picture
+
+    with shown(f"estimating {', '.join(widths)}"):
+        found = [estimate_picture(config, w, size, device, target, steps=steps) for w in widths]
+    known = [e for e in found if isinstance(e, Estimate)]
+    if not known:
+        raise Refused(next(e.reason for e in found if not isinstance(e, Estimate)))
+    if as_json:
+        print_json(_head(config, device, target) | {"estimates": [e.as_dict() for e in known]})
+        return
+    out().print(f"[bold]{device.name}[/bold], {target}: one picture of {config.name}, {size[0]}x{size[1]}, {steps} steps")
+    _print(known)
+    _reasons(known)
+
+
+def _sweep(
+    config: ModelConfig,
+    device: Device,
+    target: str,
+    widths: list[str],
+    size: tuple[int, int],
+    steps: int,
+    output: Path | None,
+    as_json: bool,
+    shown: Work,
+) -> None:
+    from snapgen_deploy.latency.estimate import NoBasis, estimate_picture
+    from snapgen_deploy.latency.sweep import plot, sweep
+
+    found = sweep(config, device, target, widths, size, steps, shown)
+    if not found.widths:
+        missing = estimate_picture(config, widths[0], size, device, target, steps=steps)
+        raise Refused(missing.reason if isinstance(missing, NoBasis) else f"nothing to sweep at {size[0]}x{size[1]}")
+    if output is not None:
+        plot(found, device, output)
+    if as_json:
+        print_json(_head(config, device, target) | _sweep_as_dict(found))
+        return
+    for title, rows in (("picture sizes", found.resolutions), ("steps", found.steps)):
+        out().print(f"[bold]{device.name}[/bold], {target}, {config.name}: {title}")
+        _print(rows)
+    _reasons(found.widths)
+    if output is not None:
+        out().print(f"plot: {output}", soft_wrap=True)
+
+
+def _head(config: ModelConfig, device: Device, target: str) -> dict[str, Any]:
+    return {"device": device.id, "model": config.name, "target": target}
+
+
+def _sweep_as_dict(found: Sweep) -> dict[str, Any]:
+    groups = {"widths": found.widths, "resolutions": found.resolutions, "steps": found.steps}
+    return {name: [e.as_dict() for e in rows] for name, rows in groups.items()}
+
+
+def _print(estimates: Sequence[Estimate]) -> None:
+    from rich.table import Table
+
+    table = Table()
+    for column in ("width", "size", "steps", "picture ms", "interval", "text", "a step", "decoder", "beside", "basis"):
+        table.add_column(column, justify="left" if column in ("width", "basis") else "right")
+    for e in estimates:
+        parts = [f"{e.parts[n]:.4g}" for n in ("text_encoder", "student_step", "decoder", "beside")]
+        size = f"{e.resolution[0]}x{e.resolution[1]}"
+        table.add_row(e.width, size, str(e.steps), f"{e.ms:.4g}", f"{e.low:.4g} … {e.high:.4g}", *parts, e.basis)
+    out().print(table)
+
+
+def _reasons(estimates: Sequence[Estimate]) -> None:
+    """What the estimates rest on, every line once."""
+    for line in dict.fromkeys(line for e in estimates for line in e.lines):
+        out().print(f"  {line}", style="dim", soft_wrap=True)
