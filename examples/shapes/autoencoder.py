@@ -78,7 +78,7 @@ def train(config: DecoderConfig, clock: Clock, log: Path, batch: int = 16, seed:
     optimiser = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
     rows = Log(log, "autoencoder", clock)
     for progress in clock.ticks():
-        set_rate(optimiser, learning_rate(progress, 2.5e-3))
+        set_rate([optimiser], learning_rate(progress, 2.5e-3))
         drawn = [crowd(rng) if i % 2 else sample(rng, False)[1] for i in range(batch)]
         x = pictures(drawn)
         z = encode(decoder.config, x)

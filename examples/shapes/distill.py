@@ -140,7 +140,7 @@ def train(
     rows = Log(log, "distill", clock, every=25)
     subs: Iterator[str] = elastic.narrow()
     for progress in clock.ticks():
-        set_rate(elastic.optimiser, learning_rate(progress, peak))
+        set_rate(elastic.optimisers, learning_rate(progress, peak))
         losses = {
             width: lesson(elastic.workers[width], walks[width], net.config.time_features) for width in (widest, next(subs))
         }

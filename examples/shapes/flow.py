@@ -19,6 +19,7 @@ from snapgen_deploy.models import DiTConfig, ElasticDiT, time_features
 
 State = dict[str, Tensor]
 SHIFT = 2.0
+MUON_SCALE = 2.0  # of the matrices' learning rate
 
 
 def initial(config: DiTConfig, seed: int) -> ElasticDiT:
@@ -44,14 +45,16 @@ def initial(config: DiTConfig, seed: int) -> ElasticDiT:
     return net
 
 
-def optimiser_for(net: ElasticDiT, rate: float) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only."""
-    matrix = {key: tensor.ndim > 1 and "table" not in key for key, tensor in net.tensors.items()}
-    groups = [
-        {"params": [t for k, t in net.tensors.items() if matrix[k] == decay], "weight_decay": 0.01 * decay}
-        for decay in (True, False)
+def optimisers_for(net: ElasticDiT, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon (arXiv 2502.16982, steps as large as AdamW's) for the matrices; AdamW for tables, biases and convolutions."""
+    matrices = [t for key, t in net.tensors.items() if t.ndim == 2 and "table" not in key]
+    others = [t for key, t in net.tensors.items() if t.ndim != 2 or "table" in key]
+    return [
+        torch.optim.Muon(
+            [{"params": matrices, "scale": MUON_SCALE}], lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw", ns_steps=4
+        ),
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
     ]
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), fused=True)
 
 
 class Elastic:
@@ -60,7 +63,7 @@ class Elastic:
     def __init__(self, net: ElasticDiT, rate: float, average: float = 0.999, compiled: bool = True) -> None:
         self.net, self.average = net, average
         self.parameters = list(net.tensors.values())
-        self.optimiser = optimiser_for(net, rate)
+        self.optimisers = optimisers_for(net, rate)
         self.workers = {width: Worker(net, width, compiled=compiled) for width in net.config.widths}
         self.mean = {key: tensor.detach().clone() for key, tensor in net.tensors.items()}
         self.steps = 0
@@ -91,8 +94,9 @@ class Elastic:
     def update(self) -> None:
         """Clips the gradients, moves the weights and their moving average."""
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
         self.steps += 1
         keep = min(self.average, self.steps / (self.steps + 19))
         with torch.no_grad():
@@ -120,7 +124,7 @@ def train(
     rows = Log(log, "flow", clock, every=25)
     subs = elastic.narrow()
     for progress in clock.ticks():
-        set_rate(elastic.optimiser, learning_rate(progress, peak))
+        set_rate(elastic.optimisers, learning_rate(progress, peak))
         latents, text, mask = pairs.batch(batch, drop=0.1)
         noise, sigma = torch.randn_like(latents), noise_levels(batch)
         level = sigma.view(-1, 1, 1, 1)

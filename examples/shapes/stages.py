@@ -78,10 +78,11 @@ def learning_rate(progress: float, peak: float, warm_up: float = 0.02, last: flo
     return peak * (last + (1 - last) * 0.5 * (1 + math.cos(math.pi * fall)))
 
 
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the learning rate of every group."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate
+def set_rate(optimisers: list[torch.optim.Optimizer], rate: float) -> None:
+    """Sets the learning rate of every group: `rate` times the group's own `scale`, where it has one."""
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = rate * group.get("scale", 1.0)
 
 
 def tokenizer() -> WordTokenizer:

@@ -52,7 +52,7 @@ def train(config: TextEncoderConfig, clock: Clock, log: Path, batch: int = 128, 
     shape_words = torch.tensor([words.encode(s, 3)[0][1] for s in SHAPES])
     rows = Log(log, "text_encoder", clock)
     for progress in clock.ticks():
-        set_rate(optimiser, learning_rate(progress, 1e-3))
+        set_rate([optimiser], learning_rate(progress, 1e-3))
         specs: list[PromptSpec] = []
         while len(specs) < batch:
             spec = sample_spec(rng)
