@@ -75,13 +75,16 @@ def main() -> None:
     """Export, time, fit, compare."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        micro = [prepare(g.name, g.component(), TARGET, THREADS, Path(folder)) for g in graphs("native")]
+        listed = graphs("native")
+        micro = [prepare(g.name, g.component(), TARGET, THREADS, Path(folder)) for g in listed]
         tests = [prepare(name, c, TARGET, THREADS, Path(folder)) for name, c in components().items()]
         print(f"{len(micro)} micro-benchmarks and {len(tests)} configurations exported")
         before = canary()
         seconds = timed([r.call for r in (*micro, *tests)], THREADS, ROUNDS)
         after = canary()
-    machine, fit_error = fit([Sample(r.name, r.ops, s) for r, s in zip(micro, seconds, strict=False)])
+    machine, fit_error = fit(
+        [Sample(g.name, r.ops, s, g.weight) for g, r, s in zip(listed, micro, seconds[: len(micro)], strict=True)]
+    )
     rows = []
     for ready, measured in zip(tests, seconds[len(micro) :], strict=True):
         estimate = component_times(machine, ready.ops).seconds

@@ -4,7 +4,7 @@ Every graph is exported and loaded as a bundle's components are. Rounds run over
 the machine falls on all alike; a graph's time is the median over rounds. With one thread the clock is the processor time of
 this process: what another process takes of the same processor is not in it. With more it is the wall clock.
 
-The fit: non-negative least squares of relative errors, (sum of coefficient * feature) / measured = 1 for every graph, with
+The fit: weighted non-negative least squares of relative errors, (sum of coefficient * feature) / measured = 1, with
 the features of `machine.Rate` per kind of operation, one call, and the excess over the cache (Lawson & Hanson 1974;
 scipy.optimize.nnls). The cache size is the power of two that fits best.
 """
@@ -50,6 +50,7 @@ class Sample:
     name: str
     ops: tuple[OpCost, ...]
     seconds: float
+    weight: float = 1.0  # of its squared error
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,11 @@ def calibrate(target: str, threads: int, progress: Progress) -> Calibration:
         raise MeasurementFailed(f"{target}: {reason}")
     with tempfile.TemporaryDirectory() as folder:
         with progress(f"{target}: exporting micro-benchmarks"):
-            named = [(g.name, g.component()) for g in graphs(spelling_of(target).ops)]
-            ready = [prepare(name, component, target, threads, Path(folder)) for name, component in named]
+            listed = graphs(spelling_of(target).ops)
+            ready = [prepare(g.name, g.component(), target, threads, Path(folder)) for g in listed]
         with progress(f"{target}: timing {len(ready)} micro-benchmarks, {ROUNDS} rounds"):
             seconds = timed([r.call for r in ready], threads)
-    samples = [Sample(r.name, r.ops, s) for r, s in zip(ready, seconds, strict=True)]
+    samples = [Sample(g.name, r.ops, s, g.weight) for g, r, s in zip(listed, ready, seconds, strict=True)]
     machine, error = fit(samples)
     return Calibration(key, machine, error, {s.name: 1000 * s.seconds for s in samples})
 
@@ -147,9 +148,10 @@ def features(ops: Sequence[OpCost], on_chip: float) -> np.ndarray:
 
 
 def fit(samples: Sequence[Sample]) -> tuple[Machine, float]:
-    """The machine with the smallest sum of squared relative errors, all coefficients >= 0, and its mean absolute error."""
+    """The machine with the smallest weighted sum of squared relative errors, all coefficients >= 0, and its mean error."""
     fitted = [_fit_with(samples, on_chip) for on_chip in ON_CHIP]
-    machine, residual = min(fitted, key=lambda f: float(np.square(f[1]).sum()))
+    weights = np.array([s.weight for s in samples])
+    machine, residual = min(fitted, key=lambda f: float((weights * np.square(f[1])).sum()))
     return machine, float(np.abs(residual).mean())
 
 
@@ -159,7 +161,8 @@ def _fit_with(samples: Sequence[Sample], on_chip: float) -> tuple[Machine, np.nd
 
     matrix = np.stack([features(s.ops, on_chip) / s.seconds for s in samples])
     scale = np.maximum(np.abs(matrix).max(0), 1e-300)  # columns differ by ten orders of magnitude
-    solution = nnls(matrix / scale, np.ones(len(samples)))[0] / scale
+    root = np.sqrt([s.weight for s in samples])
+    solution = nnls(root[:, None] * matrix / scale, root)[0] / scale
     found = dict(zip(COLUMNS, solution.tolist(), strict=True))
     rates: dict[str, Rate] = {kind: Rate(*(found[f"{kind}.{f}"] for f in FEATURES)) for kind in KINDS}
     return Machine(rates, call=found["call"], on_chip=on_chip, spill=found["spill"]), matrix @ solution - 1

@@ -72,8 +72,9 @@ def trace(component: Component, element: int = 4) -> tuple[OpCost, ...]:
 def trace_module(module: nn.Module, example: Sequence[Tensor], element: int = 4) -> tuple[OpCost, ...]:
     """`trace` of any module; its tensors and the example may be on any device and are not touched."""
     stored = {n: t.detach().to("meta") for n, t in (*module.named_parameters(), *module.named_buffers())}
+    inputs = tuple(t.to("meta") for t in example)
     with torch.no_grad(), _Recorder(stored.values(), element) as recorder:
-        functional_call(module, stored, tuple(t.to("meta") for t in example))
+        functional_call(module, stored, inputs)
     return tuple(recorder.found)
 
 

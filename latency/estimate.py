@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.latency.cost_components import Costs, picture_costs
+from snapgen_deploy.latency.cost_components import Costs, picture_costs, spelling_of
 from snapgen_deploy.latency.estimate_basis import Basis, Device, Host, Kind, NoBasis, basis_of
 from snapgen_deploy.latency.estimate_measured import find_measured, interval_ms, parts_ms, save_measured
 from snapgen_deploy.latency.machine import Machine, component_times
@@ -59,6 +59,7 @@ def estimate_picture(
     count = config.steps if steps is None else steps
     if count < 1:
         raise BadInput(f"got {count} steps, expected 1 or more")
+    spelling_of(target)  # an unknown target is bad input, not a missing basis
     threads = device.threads if isinstance(device, Host) else None
     known = find_measured(device.id, target, config.name, width, resolution, threads=threads)
     if known is not None:

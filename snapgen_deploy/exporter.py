@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from snapgen_deploy import __version__
 from snapgen_deploy.bundle import Bundle, Staging, already_there, open_bundle, staging, write_manifest
@@ -50,8 +51,9 @@ class Request:
     threads: int
     overwrite: bool = False
     resume: bool = False
-    # target -> role -> multiply-accumulates of one call, for the manifest; whoever counts them hands them in
+    # For the manifest; whoever counts and estimates hands them in (`latency.foretell.Foretold`).
     macs: Mapping[str, Mapping[Role, int]] = field(default_factory=dict)
+    estimates: tuple[Mapping[str, Any], ...] = ()
 
 
 def bundle_name(config_name: str, plan: ExportPlan) -> str:
@@ -100,7 +102,8 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
             _write_common(stage.root, checkpoint, vectors, checks)
             described = {k: {r: (p.artifact, p.description) for r, p in parts.items()} for k, parts in exported.items()}
             versions = {k: _versions(parts) for k, parts in exported.items()}
-            manifest = build_manifest(stage.root, checkpoint, plan, vectors, described, versions, gates, request.macs)
+            foretold = (request.macs, request.estimates)
+            manifest = build_manifest(stage.root, checkpoint, plan, vectors, described, versions, gates, *foretold)
             write_manifest(stage.root, manifest)
             stage.publish(request.overwrite)
     return Result(open_bundle(final), tuple(gates), peak)

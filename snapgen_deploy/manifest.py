@@ -32,6 +32,7 @@ def build_manifest(
     versions: Mapping[str, dict[str, str]],
     gates: Sequence[Gate],
     macs: Mapping[str, Mapping[Role, int]],
+    estimates: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The manifest of the bundle that lies under `root`, as plain JSON data."""
     config, schedule = checkpoint.config, schedule_of(checkpoint.config)
@@ -72,6 +73,7 @@ def build_manifest(
         "seeds": list(vectors.seeds),
         "target_order": [t.key for t in plan.targets],
         "targets": targets,
+        "estimates": list(estimates),
         "gates": [g.as_dict() for g in gates],
         "files": {
             name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

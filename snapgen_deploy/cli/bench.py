@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,6 +52,7 @@ def bench(
     tested against fakes of the devices' tools; they were never run on hardware.
     """
     from snapgen_deploy.bundle import check_hashes, open_bundle
+    from snapgen_deploy.latency import foretell
     from snapgen_deploy.latency.exporters import FORMATS
     from snapgen_deploy.latency.results import RUN_PROFILES
 
@@ -73,6 +75,8 @@ def bench(
         from snapgen_deploy.latency.device import measure_device
 
         result = measure_device(opened, target, link, tuple(link_option or ()), run, mode, threads or 1, shown)
+    known = foretell.beside(opened, result, on_host=link is None)
+    result = replace(result, environment={**result.environment, **known})
     if output is not None:
         save_text(output, FORMATS[form](result))
     if plot is not None:

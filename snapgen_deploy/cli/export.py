@@ -13,11 +13,8 @@ from snapgen_deploy.cli.console import megabytes, out, print_json, progress
 from snapgen_deploy.errors import BadInput
 
 if TYPE_CHECKING:
-    from snapgen_deploy.export.base import Role
     from snapgen_deploy.exporter import Result
     from snapgen_deploy.latency.estimate import Estimate
-    from snapgen_deploy.models import ModelConfig
-    from snapgen_deploy.plan import ExportPlan
 
 
 def export(
@@ -70,11 +67,13 @@ def export(
         print_json(plan_as_dict(plan)) if as_json else render_plan(plan, out())
         return
     from snapgen_deploy.exporter import Request, run_export
+    from snapgen_deploy.latency import foretell
 
     if not as_json:
         render_plan(plan, out())
     chosen = read_prompts(prompts) if prompts else opened.config.prompts or ("no prompt: seeded random text",)
     many = 4 if plan.resolution[0] * plan.resolution[1] <= 512 * 512 else 1  # a full-scale reference picture takes minutes
+    foretold = foretell.of_plan(opened.config, plan, profile)
     request = Request(
         checkpoint,
         key_map,
@@ -83,7 +82,8 @@ def export(
         threads or default_threads(),
         overwrite=overwrite,
         resume=resume,
-        macs=macs_of(opened.config, plan),
+        macs=foretold.macs,
+        estimates=foretold.estimates,
     )
     result = run_export(request, plan, progress(quiet=as_json))
     if as_json:
@@ -98,16 +98,6 @@ def export(
         )
     else:
         _print_result(result)
-
-
-def macs_of(config: ModelConfig, plan: ExportPlan) -> dict[str, dict[Role, int]]:
-    """Multiply-accumulates of one call of every component, as each target spells it."""
-    from snapgen_deploy.latency.cost import total
-    from snapgen_deploy.latency.cost_components import picture_costs
-
-    found = {t.key: picture_costs(config, plan.width, plan.resolution, t.key) for t in plan.targets}
-    roles: tuple[Role, ...] = ("text_encoder", "student", "decoder")
-    return {key: {role: total(ops).macs for role in roles if (ops := getattr(costs, role))} for key, costs in found.items()}
 
 
 def default_threads() -> int:

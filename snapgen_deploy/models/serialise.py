@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -122,6 +123,9 @@ def _decoder_problems(decoder: DecoderConfig, student: DiTConfig) -> list[str]:
         found.append(
             f"decoder: {len(decoder.channels)} levels enlarge {decoder.factor}x, latent_factor is {student.latent_factor}"
         )
+    for blocks, (channels, following) in zip(decoder.blocks, itertools.pairwise(decoder.channels), strict=False):
+        if not blocks and channels != following:  # a level's last block changes the channels
+            found.append(f"decoder.blocks: got 0 where {channels} channels become {following}, expected 1 or more")
     for channels in decoder.channels:
         if channels * decoder.expand % decoder.groups:
             found.append(f"decoder.groups: {decoder.groups} does not divide {channels} channels x {decoder.expand}")

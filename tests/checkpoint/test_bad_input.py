@@ -197,6 +197,7 @@ def test_configuration_problems_in_one_line() -> None:
         ("decoder", "latent_channels", 8, "the student has 4"),
         ("decoder", "latent_std", [1.0, 0.0, 1.0, 1.0], "latent_std[1]"),
         ("decoder", "groups", 7, "does not divide"),
+        ("decoder", "blocks", [0] * 4, "expected 1 or more"),
         ("text_encoder", "stream", "other", "streams are text"),
         ("text_encoder", "width", 32, "takes 6 x 16"),
     ],

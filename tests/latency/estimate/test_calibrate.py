@@ -1,0 +1,113 @@
+"""The fit finds a machine again from times that such a machine would take; calibrations come back as they were stored."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from snapgen_deploy.errors import BadInput, MeasurementFailed
+from snapgen_deploy.latency import calibrate
+from snapgen_deploy.latency.calibrate import Calibration, Sample, fit, key_of, load, path_of, store, timed
+from snapgen_deploy.latency.calibrate import calibrate as measure
+from snapgen_deploy.latency.calibrate_graphs import Graph, graphs
+from snapgen_deploy.latency.cost import OpCost, trace
+from snapgen_deploy.latency.cost_ops import KINDS
+from snapgen_deploy.latency.machine import Machine, Rate, component_times, excess
+from tests.latency.estimate.conftest import quiet
+
+
+def random_ops(rng, kinds, count):
+    def op():
+        kind = str(rng.choice(kinds))
+        macs = int(rng.integers(1e4, 1e7)) if kind in ("linear", "product", "conv") else 0
+        return OpCost(kind, kind, macs, *(int(n) for n in rng.integers(1e3, 1e6, 2)), rows=int(rng.integers(1, 500)))
+
+    return tuple(op() for _ in range(count))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_fit_finds_the_machine_that_made_the_times(seed):
+    rng = np.random.default_rng(seed)
+    kinds = ("linear", "product", "softmax", "elementwise")
+    rates = {k: Rate(*(float(v) for v in rng.uniform(0.3, 3, 5) * (2e-6, 1e-9, 2e-11, 1e-10, 1e-10))) for k in kinds}
+    true = Machine(rates, call=5e-6, on_chip=2.0**20, spill=3e-10)
+    samples = [Sample(f"{i}", ops := random_ops(rng, kinds, 1 + i % 6), component_times(true, ops).seconds) for i in range(150)]
+    found, error = fit(samples)
+    assert error < 0.02
+    unseen = random_ops(rng, kinds, 40)
+    assert component_times(found, unseen).seconds == pytest.approx(component_times(true, unseen).seconds, rel=0.03)
+
+
+def test_no_coefficient_is_negative_whatever_was_measured():
+    rng = np.random.default_rng(7)
+    samples = [Sample(f"{i}", random_ops(rng, KINDS[:6], 3), float(rng.uniform(1e-5, 1e-2))) for i in range(60)]
+    machine, error = fit(samples)
+    assert error > 0.1  # noise cannot be explained, and is not said to be
+    assert min([machine.call, machine.spill, *(v for r in machine.rates.values() for v in vars(r).values())]) >= 0
+
+
+def test_excess_counts_what_the_cache_does_not_hold():
+    small, large = OpCost("a", "linear", 1, 300, 100, weights=100), OpCost("b", "linear", 1, 3000, 1000, weights=900)
+    assert excess([small], 1000, overlap=False) == 0
+    assert excess([large], 1000, overlap=False) == 3000 + 1000 - 900 - 1000
+    assert excess([large, large], 1000, overlap=False) == 2 * (3100 - 1000) + (1800 - 1000)  # weights come back each call
+    scored = OpCost("c", "softmax", 0, 800, 800, scores=1600, tile=400)
+    assert excess([scored], 100, overlap=True) == 1600 * (1 - 100 / 400)
+    assert excess([scored], 400, overlap=True) == 0
+
+
+@pytest.mark.parametrize("ops", ["native", "spelled"])
+def test_every_micro_benchmark_runs_and_has_a_cost_for_every_operation(ops):
+    found = graphs(ops)
+    assert len({g.name for g in found}) == len(found) > 100
+    kinds = {o.kind for g in found for o in trace(g.component())}
+    assert kinds >= {"linear", "product", "softmax", "pointwise", "conv", "depthwise", "transpose", "slice", "concat"}
+
+
+def test_timing_goes_round_all_calls_and_scales_with_the_work():
+    a = torch.randn(256, 256)
+
+    def work(times):
+        return lambda: [a @ a for _ in range(times)]
+
+    once, tenfold = timed([work(1), work(10)], threads=1, rounds=5)
+    assert 4 < tenfold / once < 25
+
+
+def two_graphs(_):
+    torch.manual_seed(0)
+    return tuple(Graph(f"linear {n}", nn.Linear(n, n), ((1, 8, n),)) for n in (32, 64, 96))
+
+
+def test_a_calibration_through_onnxruntime_is_stored_and_found_again(monkeypatch):
+    monkeypatch.setattr(calibrate, "graphs", two_graphs)
+    found = measure("onnx:cpu", 1, quiet)
+    assert set(found.samples) == {"linear 32", "linear 64", "linear 96"}
+    assert all(ms > 0 for ms in found.samples.values())
+    assert load(found.key) is None
+    store(found)
+    assert load(key_of("onnx:cpu", 1)) == found
+    assert load(key_of("onnx:cpu", 2)) is None  # another number of threads is another machine
+
+
+def test_core_ml_on_this_host_is_never_calibrated():
+    with pytest.raises(MeasurementFailed, match="not for their speed"):
+        measure("coreml", 1, quiet)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema_version": 1}'])
+def test_a_damaged_calibration_says_how_to_mend_it(text):
+    path = path_of(key_of("onnx:cpu", 1))
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(BadInput, match="--calibrate"):
+        load(key_of("onnx:cpu", 1))
+
+
+def test_an_older_schema_is_as_good_as_none():
+    key = key_of("onnx:cpu", 1)
+    path = store(Calibration(key, Machine({}), 0.1, {}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 0}))
+    assert load(key) is None
