@@ -23,7 +23,7 @@ from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.elastic import load_decoder, load_text_encoder
 from snapgen_deploy.models import PRESETS, DecoderConfig, ElasticDiT, TextEncoder, TinyDecoder, sigmas
 
-MINUTES = {"autoencoder": 17.0, "text": 2.5, "latents": 0.0, "flow": 55.0, "teacher": 10.0, "distill": 20.0, "score": 0.0}
+MINUTES = {"autoencoder": 17.0, "text": 2.5, "latents": 0.0, "flow": 150.0, "distill": 60.0, "score": 0.0}
 SHARDS = 14
 
 
@@ -119,25 +119,17 @@ def run_flow(run: Run) -> None:
     (run.folder / "flow.unfinished").rename(run.folder / "flow.pt")
 
 
-def run_teacher(run: Run) -> None:
-    """Stage 5."""
-    levels = sigmas(4, PRESETS["shapes"]().shift)
-    distill.make_cache(run.base(), run.pairs(), run.folder / "teacher", run.clock("teacher"), levels, run.batch, run.compiled)
-
-
 def run_distill(run: Run) -> None:
-    """Stage 6, and the shipped file."""
-    net, clock = run.base(), run.clock("distill")
-    levels = sigmas(4, PRESETS["shapes"]().shift)
-    state = distill.train(
-        net, run.folder / "teacher", clock, run.log, run.folder / "distill.unfinished", levels, run.batch, compiled=run.compiled
-    )
-    (run.folder / "distill.unfinished").rename(run.folder / "distill.pt")
+    """Stage 5, and the shipped file."""
+    net, levels = run.base(), sigmas(4, PRESETS["shapes"]().shift)
+    keep = run.folder / "distill.unfinished"
+    state = distill.train(net, run.pairs(), run.clock("distill"), run.log, keep, levels, run.batch, compiled=run.compiled)
+    keep.rename(run.folder / "distill.pt")
     ship(flow.restore(net.config, state), run.decoder(), run.text_encoder(), run.shipped)
 
 
 def run_score(run: Run) -> None:
-    """Stage 7."""
+    """Stage 6."""
     run.results.mkdir(parents=True, exist_ok=True)
     shutil.copy(run.log, run.results / "losses.jsonl")
     curves(run.log, run.results / "curves.png")
@@ -149,7 +141,6 @@ STAGES: dict[str, tuple[Callable[[Run], None], str]] = {
     "text": (run_text, "text.pt"),
     "latents": (run_latents, f"latents/shard{SHARDS - 1:02d}.pt"),
     "flow": (run_flow, "flow.pt"),
-    "teacher": (run_teacher, "teacher/teacher000.pt"),
     "distill": (run_distill, "distill.pt"),
     "score": (run_score, "never"),
 }
