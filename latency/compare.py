@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +27,7 @@ from snapgen_deploy.latency.verdict import CONFIDENCE, LOOKS, Judged, Threshold,
 
 SCHEMA_VERSION = 1
 SELF_CHECK_ROUNDS = (5, 15)  # the second where the first fails
+CAP_SECONDS = 170.0  # no more rounds are begun that would end later
 
 Progress = Callable[[str], AbstractContextManager[None]]
 
@@ -144,25 +146,31 @@ def compare_bundles(
     threads: int = 1,
     order: str = "auto",
     looks: Sequence[int] = LOOKS,
+    cap: float = CAP_SECONDS,
 ) -> Comparison:
     """Run the clock. MeasurementFailed where the target does not run here, Refused where the two are not comparable."""
     refuse_unlike(base, candidate, key)
     runs_here(key)
     mode = mode_for(key, order)
     one_round: RoundOf = interleaved if mode == "interleaved" else abba
-    sides = Sides(base.path, candidate.path, key, threads)
+    sides, start = Sides(base.path, candidate.path, key, threads), time.monotonic()
     with progress(f"{key}: base against itself, {SELF_CHECK_ROUNDS[0]} rounds or more"):
         check = self_check(Sides(base.path, base.path, key, threads), thresholds, one_round, looks)
     metrics: tuple[Judged, ...] = ()
     done: list[DuelRound] = []
+    notes: list[str] = []
     for look in looks if check.passed else ():
+        spent = time.monotonic() - start
+        if done and spent + (look - len(done)) * spent / (check.rounds + len(done)) > cap:
+            notes.append(f"stopped after {len(done)} rounds and {spent:.0f} s: {look} would take more than {cap:g} s")
+            break
         with progress(f"{key}: base against candidate, rounds {len(done) + 1} to {look}"):
             done += [one_round(sides, number) for number in range(len(done), look)]
         metrics = tuple(_judge(t, done) for t in thresholds)
         if "inconclusive" not in {m.verdict for m in metrics}:
             break
     host = host_key(key, candidate.precision(key), threads)
-    return Comparison(base.path, candidate.path, host, mode, len(done), check, metrics, tuple(guards))
+    return Comparison(base.path, candidate.path, host, mode, len(done), check, metrics, tuple(guards), tuple(notes))
 
 
 def _judge(threshold: Threshold, rounds: Sequence[DuelRound]) -> Judged:

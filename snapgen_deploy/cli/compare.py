@@ -46,6 +46,7 @@ def compare(
         str, typer.Option(help="interleaved (one process), abba (fresh processes) or auto, as the runtime allows.")
     ] = "auto",
     max_rounds: Annotated[int, typer.Option(min=10, help="Most rounds when the answer is not clear.")] = 30,
+    max_seconds: Annotated[float, typer.Option(min=1, help="No more rounds are begun that would end later.")] = 170,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; one is steadiest.")] = 1,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML there.")] = None,
     summary: Annotated[
@@ -81,7 +82,9 @@ def compare(
     else:
         if len(bundles) != 2 or update_baseline:
             raise BadInput(f"got {len(bundles)} bundles, expected BASE and CANDIDATE; or CANDIDATE with --baseline DIR")
-        found = _head_to_head(bundles[0], bundles[1], target, thresholds, guards_only, order, looks, threads, shown)
+        found = _head_to_head(
+            bundles[0], bundles[1], target, thresholds, guards_only, order, looks, max_seconds, threads, shown
+        )
     if found is None:
         return
     from snapgen_deploy.latency.compare import stamped
@@ -110,7 +113,7 @@ def exit_code(verdict: str, inconclusive: str) -> int:
 
 def _head_to_head(
     base_path: Path, candidate_path: Path, target: str | None, thresholds: Any, guards_only: bool, order: str,
-    looks: Sequence[int], threads: int, shown: Any,
+    looks: Sequence[int], cap: float, threads: int, shown: Any,
 ) -> Comparison:  # fmt: skip
     from snapgen_deploy.bundle import check_hashes, open_bundle
     from snapgen_deploy.latency.compare import compare_bundles, guards_alone, read_side
@@ -124,9 +127,8 @@ def _head_to_head(
         return guards_alone(base_path, candidate, guards)
     base = open_bundle(base_path)
     check_hashes(base)
-    return compare_bundles(
-        base, candidate, _target(candidate_path, target), thresholds, guards, shown, threads=threads, order=order, looks=looks
-    )
+    key = _target(candidate_path, target)
+    return compare_bundles(base, candidate, key, thresholds, guards, shown, threads=threads, order=order, looks=looks, cap=cap)
 
 
 def failing_guards(device: str) -> tuple[str, ...]:

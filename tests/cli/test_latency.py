@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -8,16 +9,18 @@ import pytest
 from snapgen_deploy.bundle import SUMS, open_bundle, write_manifest
 from snapgen_deploy.errors import Refused
 from snapgen_deploy.latency.calibrate import Calibration, key_of, store
-from snapgen_deploy.latency.compare import refuse_unlike
+from snapgen_deploy.latency.compare import CAP_SECONDS, compare_bundles, refuse_unlike
 from snapgen_deploy.latency.cost_ops import KINDS
-from snapgen_deploy.latency.duel import Sides, abba, interleaved
+from snapgen_deploy.latency.duel import DuelRound, Sides, abba, interleaved
 from snapgen_deploy.latency.environment import host_key
 from snapgen_deploy.latency.foretell import beside
 from snapgen_deploy.latency.links.base import Block, State
 from snapgen_deploy.latency.machine import Machine, Rate
 from snapgen_deploy.latency.results import DeviceKey, Loads, read_measurement
 from snapgen_deploy.latency.session import open_session
+from snapgen_deploy.latency.verdict import parse_threshold
 from tests.cli.conftest import invoke
+from tests.latency.estimate.conftest import quiet
 from tests.latency.test_results import measurement
 
 
@@ -204,6 +207,32 @@ def test_unlike_bundles_are_not_comparable(bundle, changed):
         refuse_unlike(open_bundle(bundle), open_bundle(copy), "onnx:cpu")
     done = invoke("compare", bundle, copy, "--target", "onnx:cpu")
     assert done.exit_code == 3
+
+
+def rounds_of(monkeypatch, change, spread, seconds):
+    """Made-up rounds that take so many seconds by a made-up clock; returns the clock."""
+    clock = [0.0]
+
+    def one(sides, number):
+        clock[0] += seconds
+        slower = change if sides.base != sides.candidate else 0.0
+        return DuelRound(
+            {"e2e_p50": 10.0}, {"e2e_p50": 10.0 * math.exp(slower + (spread if number % 2 else -spread))}, (1.0, 1.0)
+        )
+
+    monkeypatch.setattr("snapgen_deploy.latency.compare.interleaved", one)
+    monkeypatch.setattr("snapgen_deploy.latency.compare.time.monotonic", lambda: clock[0])
+    return clock
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(1.0, 30), (6.0, 20), (12.0, 10)])
+def test_an_undecided_comparison_stops_before_its_cap(bundle, changed, monkeypatch, seconds, rounds):
+    clock = rounds_of(monkeypatch, change=0.045, spread=0.025, seconds=seconds)  # nearly the limit: not clear
+    other = open_bundle(changed(lambda m: m.update(prompts=[])))
+    found = compare_bundles(open_bundle(bundle), other, "onnx:cpu", [parse_threshold("e2e_p50:5%")], (), quiet)
+    assert (found.rounds, found.verdict) == (rounds, "inconclusive")
+    assert clock[0] <= CAP_SECONDS + 15 * seconds  # the self-check and the first look are always made
+    assert ("stopped after" in " ".join(found.notes)) == (rounds < 30)
 
 
 def test_stored_baselines(bundle, tmp_path, monkeypatch):
