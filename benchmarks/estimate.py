@@ -19,26 +19,14 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from snapgen_deploy.components import ports_of
-from snapgen_deploy.device_profiles import load_profile
-from snapgen_deploy.export.base import Component, Role
+from benchmarks.networks import component
+from snapgen_deploy.export.base import Component
 from snapgen_deploy.latency.calibrate import Sample, fit, prepare, timed
 from snapgen_deploy.latency.calibrate_graphs import graphs
 from snapgen_deploy.latency.environment import canary, environment
 from snapgen_deploy.latency.estimate_fitted import fitted
 from snapgen_deploy.latency.machine import component_times
-from snapgen_deploy.models import (
-    DecoderConfig,
-    DiT,
-    DiTConfig,
-    ModelConfig,
-    TextEncoder,
-    TextEncoderConfig,
-    TextStream,
-    TinyDecoder,
-)
-from snapgen_deploy.plan import make_plan
-from snapgen_deploy.sparse import rewrite_decoder, rewrite_student, rewrite_text_encoder
+from snapgen_deploy.models import DecoderConfig, DiTConfig, ModelConfig, TextEncoderConfig, TextStream
 
 RESULTS = Path(__file__).parent / "results"
 TARGET, THREADS, ROUNDS = "onnx:cpu", 1, 11
@@ -104,32 +92,13 @@ def main() -> None:
 
 
 def components() -> dict[str, Component]:
-    """The networks to estimate, as bundles hold them."""
-    found = {name: student(config, side) for name, (config, side) in STUDENTS.items()}
-    found |= {name: of_role("decoder", ModelConfig(BASE, config, None), side) for name, (config, side) in DECODERS.items()}
-    return found | {name: of_role("text_encoder", ModelConfig(BASE, None, config), 32) for name, config in TEXTS.items()}
-
-
-def student(config: DiTConfig, side: int) -> Component:
-    """A student for square latents."""
-    return of_role("student", ModelConfig(config, None, None), side)
-
-
-def of_role(role: Role, config: ModelConfig, side: int) -> Component:
-    """A component with random weights, spelled as for onnxruntime."""
-    size = (side * config.student.latent_factor,) * 2
-    plan = make_plan(config, load_profile("android-mid"), targets=[TARGET], width="only", resolution=(size[0], size[1]))
-    inputs, outputs, doc = ports_of(config, plan, role)
-    latent, form = (side, side), plan.targets[0].form
-    if role == "student":
-        module = rewrite_student(DiT(config.student, "only"), latent, layout="token", form=form, ops="native")
-    elif config.decoder is not None:
-        module = rewrite_decoder(TinyDecoder(config.decoder), latent, layout="token", upsample="native")
-    else:
-        assert config.text_encoder is not None
-        module = rewrite_text_encoder(TextEncoder(config.text_encoder), layout="token", ops="native")
-    example = tuple(torch.ones(p.shape, dtype=torch.int32) if p.dtype == "int32" else torch.randn(p.shape) for p in inputs)
-    return Component(role, module.eval(), inputs, outputs, example, doc)
+    """The networks to estimate."""
+    students = {name: (ModelConfig(config, None, None), side, "student") for name, (config, side) in STUDENTS.items()}
+    decoders = {name: (ModelConfig(BASE, config, None), side, "decoder") for name, (config, side) in DECODERS.items()}
+    texts = {name: (ModelConfig(BASE, None, config), 32, "text_encoder") for name, config in TEXTS.items()}
+    chosen = {**students, **decoders, **texts}
+    size = {name: (side * BASE.latent_factor,) * 2 for name, (_, side, _) in chosen.items()}
+    return {name: component(config, "only", size[name], TARGET, role) for name, (config, _, role) in chosen.items()}
 
 
 def mean_error(rows: Sequence[dict[str, Any]]) -> float:
