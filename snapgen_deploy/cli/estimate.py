@@ -132,7 +132,9 @@ def _table(
     if as_json:
         print_json(_head(config, device, target) | {"estimates": [e.as_dict() for e in known]})
         return
-    out().print(f"[bold]{device.name}[/bold], {target}: one picture of {config.name}, {size[0]}x{size[1]}, {steps} steps")
+    out().print(
+        f"[bold]{device.name}[/bold], {target}: one picture of {config.name}, {size[0]}x{size[1]}, {steps} steps, in ms"
+    )
     _print(known)
     _reasons(known)
 
@@ -160,9 +162,10 @@ def _sweep(
     if as_json:
         print_json(_head(config, device, target) | _sweep_as_dict(found))
         return
-    for title, rows in (("picture sizes", found.resolutions), ("steps", found.steps)):
-        out().print(f"[bold]{device.name}[/bold], {target}, {config.name}: {title}")
-        _print(rows)
+    size_text = f"{size[0]}x{size[1]}"
+    for title, varied, rows in ((f"{steps} steps", "size", found.resolutions), (size_text, "steps", found.steps)):
+        out().print(f"[bold]{device.name}[/bold], {target}: one picture of {config.name}, {title}, in ms", soft_wrap=True)
+        _print(rows, varied)
     _reasons(found.widths)
     if output is not None:
         out().print(f"plot: {output}", soft_wrap=True)
@@ -177,17 +180,23 @@ def _sweep_as_dict(found: Sweep) -> dict[str, Any]:
     return {name: [e.as_dict() for e in rows] for name, rows in groups.items()}
 
 
-def _print(estimates: Sequence[Estimate]) -> None:
+def _print(estimates: Sequence[Estimate], varied: str = "") -> None:
+    """A row an estimate, in ms; `varied` (size or steps) has a column of its own, what is the same in all rows has none."""
+    from rich import box
     from rich.table import Table
 
-    table = Table()
-    for column in ("width", "size", "steps", "picture ms", "interval", "text", "a step", "decoder", "beside", "basis"):
-        table.add_column(column, justify="left" if column in ("width", "basis") else "right")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column in ("width", *([varied] if varied else []), "ms", "from", "to", "text", "a step", "decoder", "beside", "basis"):
+        table.add_column(column, justify="left" if column in ("width", "basis") else "right", no_wrap=True)
     for e in estimates:
-        parts = [f"{e.parts[n]:.4g}" for n in ("text_encoder", "student_step", "decoder", "beside")]
-        size = f"{e.resolution[0]}x{e.resolution[1]}"
-        table.add_row(e.width, size, str(e.steps), f"{e.ms:.4g}", f"{e.low:.4g} … {e.high:.4g}", *parts, e.basis)
+        place = {"size": f"{e.resolution[0]}x{e.resolution[1]}", "steps": str(e.steps)}
+        figures = (e.ms, e.low, e.high, *(e.parts[n] for n in ("text_encoder", "student_step", "decoder", "beside")))
+        table.add_row(e.width, *([place[varied]] if varied else []), *(_ms(f) for f in figures), e.basis)
     out().print(table)
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _reasons(estimates: Sequence[Estimate]) -> None:

@@ -30,7 +30,7 @@ def test_the_sweep_is_drawn_and_printed(tmp_path):
     plot = tmp_path / "sweep.png"
     done = invoke("estimate", "--device", "android-mid", "--width", "tiny", "--sweep", "-o", plot)
     assert done.exit_code == 0, done.output
-    assert "picture sizes" in done.stdout
+    assert "64x64" in done.stdout
     assert plot.read_bytes().startswith(b"\x89PNG")
     data = json.loads(invoke("estimate", "--device", "android-mid", "--width", "tiny", "--sweep", "--json").stdout)
     assert [e["steps"] for e in data["steps"]] == [1, 2, 4, 8]
