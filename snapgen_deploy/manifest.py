@@ -116,6 +116,7 @@ def _target(
         "precision": target.precision,
         "layout": target.layout,
         "attention_form": target.form,
+        "attention_form_ms": dict(target.form_ms),  # of a layer per form, where it was tuned
         "options": dict(target.options),
         "components": components,
         "versions": versions,

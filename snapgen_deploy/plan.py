@@ -16,9 +16,10 @@ from snapgen_deploy.models.config import ModelConfig
 
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2}
 
-# Kernel form of the local attention. For 4096 tokens, 16 heads, B = 16, r = 1, fp32, on two x86-64 threads, the loop over
-# blocks took 58 ms against 74 (batched) and 64 (per head) in onnxruntime 1.31, and 139 against 164 and 141 in ExecuTorch
-# 1.4.1 with XNNPACK. On small maps all forms run in a few ms, and the batched one has the fewest operators to lower and load.
+# The stored choice of kernel form of the local attention (`export --tune` measures instead). For 4096 tokens, 16 heads,
+# B = 16, r = 1, fp32, on two x86-64 threads, the loop over blocks took 58 ms against 74 (batched) and 64 (per head) in
+# onnxruntime 1.31, and 139 against 164 and 141 in ExecuTorch 1.4.1 with XNNPACK. On small maps all forms run in a few ms, and
+# the batched one has the fewest operators to lower and load.
 # On the Neural Engine the loop over blocks is what SnapGen++ describes (arXiv 2601.08303).
 LARGE_MAP_FORM, SMALL_MAP_FORM = "loop", "batched"
 SMALL_MAP_TOKENS = 1024
@@ -62,6 +63,7 @@ class TargetPlan:
     layout: str  # "token" or "channels"
     form: str  # kernel form of the local attention: "loop", "batched" or "per_head"
     options: tuple[tuple[str, str], ...] = ()  # e.g. (("deployment", "iOS18"),)
+    form_ms: tuple[tuple[str, float], ...] = ()  # ms of a layer per form, the quickest first, where it was tuned here
 
     @property
     def key(self) -> str:

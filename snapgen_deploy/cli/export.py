@@ -30,6 +30,10 @@ def export(
     max_latency: Annotated[
         str | None, typer.Option(help="Widest width whose upper latency estimate fits: 1.5s or 1500ms.")
     ] = None,
+    tune: Annotated[
+        bool,
+        typer.Option("--tune", help="Time the kernel forms of the local attention here, and take the quickest."),
+    ] = False,
     prompts: Annotated[Path | None, typer.Option(help="Text file, a prompt a line, for the gates and the preview.")] = None,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the bundle is written.")] = Path("bundles"),
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all when left out.")] = None,
@@ -63,6 +67,10 @@ def export(
         estimator=estimator,
         max_latency_ms=parse_duration(max_latency) if max_latency else None,
     )
+    if tune:
+        from snapgen_deploy.latency.tune import tune_plan
+
+        plan = tune_plan(opened.config, plan, threads or default_threads(), progress(quiet=as_json))
     if dry_run:
         print_json(plan_as_dict(plan)) if as_json else render_plan(plan, out())
         return

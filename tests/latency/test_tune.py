@@ -1,0 +1,41 @@
+"""Kernel forms are measured where the target runs, and the plan says what was found."""
+
+from dataclasses import replace
+
+from snapgen_deploy.device_profiles import load_profile
+from snapgen_deploy.latency import tune
+from snapgen_deploy.latency.tune import Tuned, tune_plan
+from snapgen_deploy.models.config import shapes
+from snapgen_deploy.plan import make_plan
+from snapgen_deploy.sparse.forms import FORMS
+from tests.latency.estimate.conftest import quiet
+
+
+def test_every_form_is_timed_in_onnxruntime():
+    config = shapes()
+    plan = make_plan(config, load_profile("server"), width="tiny")
+    found = tune_plan(config, plan, 1, quiet)
+    (target,) = found.targets
+    assert {name for name, _ in target.form_ms} == set(FORMS)
+    assert target.form == min(target.form_ms, key=lambda pair: pair[1])[0]
+    assert all(ms > 0 for _, ms in target.form_ms)
+    assert f"form {target.form}" in found.reasons[-1]
+
+
+def test_what_does_not_run_here_keeps_the_stored_choice(monkeypatch):
+    monkeypatch.setattr(tune, "tune", lambda *_: Tuned({"per_head": 1.0, "loop": 1.5, "batched": 2.0}))
+    plan = make_plan(shapes(), load_profile("iphone16pm"))
+    found = tune_plan(shapes(), plan, 1, quiet)
+    before, after = ({t.key: t.form for t in p.targets} for p in (plan, found))
+    assert after["coreml"] == before["coreml"]
+    assert after["executorch:xnnpack"] == after["onnx:cpu"] == "per_head"
+    reasons = " ".join(found.reasons)
+    assert "coreml: not tuned" in reasons
+    assert "50 % ahead" in reasons
+
+
+def test_a_model_without_sparse_attention_has_nothing_to_tune():
+    config = shapes()
+    dense = replace(config, student=replace(config.student, attention=("full", "full", "full")))
+    plan = make_plan(dense, load_profile("server"))
+    assert tune_plan(dense, plan, 1, quiet) is plan
