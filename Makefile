@@ -14,8 +14,12 @@ test: $(INSTALLED)  ## the fast tests
 slow: $(INSTALLED)  ## the full-scale tests: minutes to hours
 	$(BIN)/pytest -m slow
 
-bench: $(INSTALLED)  ## scores per width and target, and the picture grid
+bench: $(INSTALLED)  ## the tables of benchmarks/README.md that take less than half an hour each
+	$(BIN)/pip install -q -e '.[bench]'
 	$(BIN)/python -m benchmarks.scores
+	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.rate
+	$(BIN)/python -m benchmarks.estimate
 
 train: $(INSTALLED)  ## train the embedded checkpoint again, from nothing
 	$(BIN)/python -m examples.shapes.train
