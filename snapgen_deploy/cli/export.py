@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import megabytes, out, print_json, progress
+from snapgen_deploy.cli.console import UNTRAINED, megabytes, out, print_json, progress
 from snapgen_deploy.errors import BadInput
 
 if TYPE_CHECKING:
@@ -186,4 +186,6 @@ def _print_result(result: Result) -> None:
     ran = sum(g.verdict == "passed" for g in result.gates)
     idle = sum(g.verdict == "not_run" for g in result.gates)
     out().print(f"peak memory of a stage {megabytes(result.peak_bytes)}; {ran} gates passed, {idle} not run")
+    if manifest["trained"] is not True:
+        out().print(UNTRAINED, style="yellow")
     out().print(f"bundle: {result.bundle.path}   preview: {result.bundle.path / 'preview.png'}", soft_wrap=True)
