@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import UNTRAINED, megabytes, out, print_json, progress
+from snapgen_deploy.cli.console import UNTRAINED, megabytes, out, parse_bytes, print_json, progress
 from snapgen_deploy.errors import BadInput
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ def export(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is already there.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Take up an interrupted export of the same plan.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Convert everything anew, and keep nothing.")] = False,
+    cache_limit: Annotated[
+        str, typer.Option(envvar="SNAPGEN_DEPLOY_CACHE_LIMIT", help="Size of the cache of converted components.")
+    ] = "10GB",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
 ) -> None:
@@ -49,6 +53,7 @@ def export(
     from snapgen_deploy.latency.estimate import plan_estimator
     from snapgen_deploy.plan import make_plan
 
+    limit = parse_bytes(cache_limit, "--cache-limit")
     profile = load_profile(device)
     opened = open_checkpoint(checkpoint, key_map)
     size = parse_resolution(resolution) if resolution else None
@@ -69,8 +74,10 @@ def export(
     if dry_run:
         print_json(plan_as_dict(plan)) if as_json else render_plan(plan, out())
         return
+    from snapgen_deploy.cache import ExportCache, default_root
     from snapgen_deploy.exporter import Request, run_export
 
+    cache = None if no_cache else ExportCache(default_root(), limit)
     if not as_json:
         render_plan(plan, out())
     chosen = read_prompts(prompts) if prompts else opened.config.prompts or ("no prompt: seeded random text",)
@@ -83,21 +90,27 @@ def export(
         threads or default_threads(),
         overwrite=overwrite,
         resume=resume,
+        cache=cache,
         macs=macs_of(opened.config, plan),
     )
     result = run_export(request, plan, progress(quiet=as_json))
+    notes = cache.notes if cache is not None else []
     if as_json:
         manifest = result.bundle.manifest
         print_json(
             {
                 "bundle": str(result.bundle.path),
                 "peak_bytes": result.peak_bytes,
+                "run": result.run,
+                "notes": notes,
                 "gates": manifest["gates"],
                 "targets": manifest["targets"],
             }
         )
     else:
         _print_result(result)
+        for note in notes:
+            out().print(note, style="yellow", soft_wrap=True)
 
 
 def macs_of(config: ModelConfig, plan: ExportPlan) -> dict[str, dict[Role, int]]:
@@ -168,24 +181,38 @@ def print_gates(gates: Sequence[dict[str, Any]]) -> None:
             out().print(f"{g['target']} {g['component']} {g['name']}: {g['verdict']}: {g['detail']}", soft_wrap=True)
 
 
+def _print_run(result: Result) -> None:
+    """Where components came from, and the peak memory of the processes that a component does not own."""
+    targets = result.run["targets"]
+    taken = sum(hit for t in targets.values() for hit in t["cached"].values())
+    if taken:
+        every = sum(len(t["cached"]) for t in targets.values())
+        out().print(f"{taken} of {every} components came from the cache; their gates ran again", style="cyan")
+    checks = ", ".join(f"check of {key} {megabytes(t['check_peak_bytes'])}" for key, t in targets.items())
+    said = f"peak memory: reference {megabytes(result.run['reference_peak_bytes'])}, {checks}"
+    out().print(f"{said}; largest of all {megabytes(result.peak_bytes)}", soft_wrap=True)
+
+
 def _print_result(result: Result) -> None:
     from rich.table import Table
 
     manifest = result.bundle.manifest
     table = Table(title="components", title_justify="left")
-    for column in ("target", "component", "precision", "size", "operators", "placement"):
-        table.add_column(column, justify="right" if column in ("size", "operators") else "left")
+    for column in ("target", "component", "precision", "size", "operators", "placement", "peak memory"):
+        table.add_column(column, justify="right" if column in ("size", "operators", "peak memory") else "left")
     for key in result.bundle.targets:
         for role, c in manifest["targets"][key]["components"].items():
             placed = ", ".join(f"{n} {where}" for where, n in c["placement"].items()) or "—"
-            table.add_row(
-                key, role, manifest["targets"][key]["precision"], megabytes(c["bytes"]), str(sum(c["ops"].values())), placed
-            )
+            run = result.run["targets"][key]
+            peak = megabytes(run["export_peak_bytes"][role]) + (" (cached)" if run["cached"][role] else "")
+            precision = manifest["targets"][key]["precision"]
+            table.add_row(key, role, precision, megabytes(c["bytes"]), str(sum(c["ops"].values())), placed, peak)
     out().print(table)
     print_gates(manifest["gates"])
     ran = sum(g.verdict == "passed" for g in result.gates)
     idle = sum(g.verdict == "not_run" for g in result.gates)
-    out().print(f"peak memory of a stage {megabytes(result.peak_bytes)}; {ran} gates passed, {idle} not run")
+    _print_run(result)
+    out().print(f"{ran} gates passed, {idle} not run")
     if manifest["trained"] is not True:
         out().print(UNTRAINED, style="yellow")
     out().print(f"bundle: {result.bundle.path}   preview: {result.bundle.path / 'preview.png'}", soft_wrap=True)
