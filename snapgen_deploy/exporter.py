@@ -21,7 +21,9 @@ from snapgen_deploy.components import build_component, roles_of
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.export_memory import predict, refuse_what_does_not_fit
 from snapgen_deploy.gates import Checked, Gate, check_target, failed
+from snapgen_deploy.host_memory import available_bytes
 from snapgen_deploy.manifest import build_manifest
 from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.preview import write_preview
@@ -70,6 +72,7 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
     final = request.output_dir / bundle_name(checkpoint.config.name, plan)
     if final.exists() and not request.overwrite:
         raise already_there(final)
+    _check_memory(request, checkpoint, plan)
     before = stamps(checkpoint.files)
     with progress("checking the checkpoint"):
         validate(checkpoint)
@@ -156,6 +159,15 @@ def _plan_key(checkpoint: Checkpoint, plan: ExportPlan) -> str:
     """Content key of an export: the same key means the same bytes."""
     text = json.dumps([__version__, checkpoint.sha256(), asdict(plan)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_memory(request: Request, checkpoint: Checkpoint, plan: ExportPlan) -> None:
+    """Refuse before work starts when this computer cannot hold the largest conversion that is still to be made."""
+    wanted, available = predict(checkpoint.config, plan), available_bytes()
+    cache = request.cache
+    if cache is not None and available is not None and any(p.bytes > available for p in wanted):
+        wanted = tuple(p for p in wanted if not cache.has(export_key(checkpoint, plan, p.target, p.role)))
+    refuse_what_does_not_fit(wanted, available)
 
 
 def _check_space(root: Path, checkpoint: Checkpoint, plan: ExportPlan) -> None:

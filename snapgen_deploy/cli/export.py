@@ -47,9 +47,11 @@ def export(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
 ) -> None:
     """Export a checkpoint for a device, run what was saved, and write the bundle if every gate held."""
+    from snapgen_deploy import export_memory
     from snapgen_deploy.checkpoint import open_checkpoint
     from snapgen_deploy.cli.devices import plan_as_dict, render_plan
     from snapgen_deploy.device_profiles import load_profile
+    from snapgen_deploy.host_memory import available_bytes
     from snapgen_deploy.latency.estimate import plan_estimator
     from snapgen_deploy.plan import make_plan
 
@@ -71,15 +73,19 @@ def export(
         estimator=estimator,
         max_latency_ms=parse_duration(max_latency) if max_latency else None,
     )
+    if dry_run and as_json:
+        print_json(plan_as_dict(plan) | {"export_memory": _memory_as_dict(opened.config, plan)})
+        return
+    if not as_json:
+        render_plan(plan, out())
+        worst = export_memory.largest(export_memory.predict(opened.config, plan))
+        out().print(f"  {export_memory.line(worst, available_bytes())}", style="dim", soft_wrap=True)
     if dry_run:
-        print_json(plan_as_dict(plan)) if as_json else render_plan(plan, out())
         return
     from snapgen_deploy.cache import ExportCache, default_root
     from snapgen_deploy.exporter import Request, run_export
 
     cache = None if no_cache else ExportCache(default_root(), limit)
-    if not as_json:
-        render_plan(plan, out())
     chosen = read_prompts(prompts) if prompts else opened.config.prompts or ("no prompt: seeded random text",)
     many = 4 if plan.resolution[0] * plan.resolution[1] <= 512 * 512 else 1  # a full-scale reference picture takes minutes
     request = Request(
@@ -121,6 +127,22 @@ def macs_of(config: ModelConfig, plan: ExportPlan) -> dict[str, dict[Role, int]]
     found = {t.key: picture_costs(config, plan.width, plan.resolution, t.key) for t in plan.targets}
     roles: tuple[Role, ...] = ("text_encoder", "student", "decoder")
     return {key: {role: total(ops).macs for role in roles if (ops := getattr(costs, role))} for key, costs in found.items()}
+
+
+def _memory_as_dict(config: ModelConfig, plan: ExportPlan) -> dict[str, Any]:
+    """Predicted peaks of the converting processes, and what this computer has, in bytes."""
+    from snapgen_deploy.export_memory import largest, predict
+    from snapgen_deploy.host_memory import available_bytes
+
+    predictions = predict(config, plan)
+    components: dict[str, dict[str, int]] = {}
+    for p in predictions:
+        components.setdefault(p.target.key, {})[p.role] = p.bytes
+    return {
+        "predicted_peak_bytes": largest(predictions).bytes,
+        "available_bytes": available_bytes(),
+        "components": components,
+    }
 
 
 def default_threads() -> int:
