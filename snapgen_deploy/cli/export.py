@@ -204,15 +204,20 @@ def print_gates(gates: Sequence[dict[str, Any]]) -> None:
 
 
 def _print_run(result: Result) -> None:
-    """Where components came from, and the peak memory of the processes that a component does not own."""
+    """Where components came from, and the peak memory of every process; a cached one's is from its conversion."""
     targets = result.run["targets"]
     taken = sum(hit for t in targets.values() for hit in t["cached"].values())
     if taken:
         every = sum(len(t["cached"]) for t in targets.values())
         out().print(f"{taken} of {every} components came from the cache; their gates ran again", style="cyan")
-    checks = ", ".join(f"check of {key} {megabytes(t['check_peak_bytes'])}" for key, t in targets.items())
-    said = f"peak memory: reference {megabytes(result.run['reference_peak_bytes'])}, {checks}"
-    out().print(f"{said}; largest of all {megabytes(result.peak_bytes)}", soft_wrap=True)
+    reference = megabytes(result.run["reference_peak_bytes"])
+    out().print(f"peak memory: reference {reference}; largest of all {megabytes(result.peak_bytes)}")
+    for key, t in targets.items():
+        parts = [
+            f"{role.replace('_', ' ')} {megabytes(peak)}" + (" (cached)" if t["cached"][role] else "")
+            for role, peak in t["export_peak_bytes"].items()
+        ]
+        out().print(f"  {key}: {', '.join(parts)}; check {megabytes(t['check_peak_bytes'])}", soft_wrap=True)
 
 
 def _print_result(result: Result) -> None:
@@ -220,15 +225,13 @@ def _print_result(result: Result) -> None:
 
     manifest = result.bundle.manifest
     table = Table(title="components", title_justify="left")
-    for column in ("target", "component", "precision", "size", "operators", "placement", "peak memory"):
-        table.add_column(column, justify="right" if column in ("size", "operators", "peak memory") else "left")
+    for column in ("target", "component", "precision", "size", "operators", "placement"):
+        table.add_column(column, justify="right" if column in ("size", "operators") else "left")
     for key in result.bundle.targets:
         for role, c in manifest["targets"][key]["components"].items():
             placed = ", ".join(f"{n} {where}" for where, n in c["placement"].items()) or "—"
-            run = result.run["targets"][key]
-            peak = megabytes(run["export_peak_bytes"][role]) + (" (cached)" if run["cached"][role] else "")
             precision = manifest["targets"][key]["precision"]
-            table.add_row(key, role, precision, megabytes(c["bytes"]), str(sum(c["ops"].values())), placed, peak)
+            table.add_row(key, role, precision, megabytes(c["bytes"]), str(sum(c["ops"].values())), placed)
     out().print(table)
     print_gates(manifest["gates"])
     ran = sum(g.verdict == "passed" for g in result.gates)

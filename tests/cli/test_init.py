@@ -1,3 +1,4 @@
+import errno
 import json
 from dataclasses import replace
 
@@ -70,3 +71,25 @@ def test_a_place_that_cannot_be_written(tmp_path):
     done = invoke("init", "--preset", "tiny", "-o", tmp_path / "file" / "c")
     assert done.exit_code == 2
     assert "choose another place with --output-dir" in done.stderr
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_disk_that_fills_up_is_one_line_and_leaves_what_was_there(tmp_path, monkeypatch, overwrite):
+    arguments = ("init", "--preset", "tiny", "-o", tmp_path / "c", "--shard-size", "50kB")
+    if overwrite:
+        assert invoke(*arguments).exit_code == 0
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    calls = []
+
+    def fills(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("snapgen_deploy.checkpoint.writer.os.fsync", fills)
+    done = invoke(*arguments, "--seed", 1, *(["--overwrite"] if overwrite else []))
+    assert done.exit_code == 2
+    assert "No space left on device" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == (["c"] if overwrite else [])
