@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,9 +78,9 @@ def export(
         print_json(plan_as_dict(plan) | {"export_memory": _memory_as_dict(opened.config, plan)})
         return
     if not as_json:
-        render_plan(plan, out())
         worst = export_memory.largest(export_memory.predict(opened.config, plan))
-        out().print(f"  {export_memory.line(worst, available_bytes())}", style="dim", soft_wrap=True)
+        here = export_memory.line(worst, available_bytes())  # shown with the reasons, but of this computer: not in the bundle
+        render_plan(replace(plan, reasons=(*plan.reasons, here)), out())
     if dry_run:
         return
     from snapgen_deploy.cache import ExportCache, default_root
