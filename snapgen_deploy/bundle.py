@@ -23,6 +23,7 @@ from snapgen_deploy.pipeline import Schedule
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
+RUN = "export_run.json"  # how this export went; not hashed, since it changes from run to run
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,15 @@ class Bundle:
             if (c := components.get(role)) is not None
         }
 
+    def run(self) -> dict[str, Any] | None:
+        """What the export took (see `run_record`); None where a bundle has no such record."""
+        path = self.path / RUN
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return data if isinstance(data, dict) else None
+
     def tokenizer(self) -> str | None:
         """Text of the bundle's tokenizer.json."""
         path = self.path / "tokenizer.json"
@@ -112,9 +122,8 @@ def check_hashes(bundle: Bundle) -> None:
     for line in sums.read_text(encoding="utf-8").splitlines():
         digest, _, name = line.partition("  ")
         listed[name] = digest
-    there = {
-        p.relative_to(bundle.path).as_posix(): p for p in files_under(bundle.path) if p.name != SUMS or p.parent != bundle.path
-    }
+    unlisted = (bundle.path / SUMS, bundle.path / RUN)
+    there = {p.relative_to(bundle.path).as_posix(): p for p in files_under(bundle.path) if p not in unlisted}
     wrong = [f"missing {n}" for n in sorted(set(listed) - set(there))]
     wrong += [f"not listed {n}" for n in sorted(set(there) - set(listed))]
     wrong += [f"changed {n}" for n in sorted(set(there) & set(listed)) if sha256_of(there[n]) != listed[n]]

@@ -6,26 +6,30 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from snapgen_deploy import __version__
 from snapgen_deploy.bundle import Bundle, Staging, already_there, open_bundle, staging, write_manifest
+from snapgen_deploy.cache import ExportCache, export_key, stamps
 from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint, validate
 from snapgen_deploy.child import run_in_child
 from snapgen_deploy.components import build_component, roles_of
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.export_memory import predict, refuse_what_does_not_fit
 from snapgen_deploy.gates import Checked, Gate, check_target, failed
+from snapgen_deploy.host_memory import available_bytes
 from snapgen_deploy.manifest import build_manifest
 from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.preview import write_preview
 from snapgen_deploy.reference import ReferenceVectors, make_vectors, schedule_of
 from snapgen_deploy.resume import Exported, forget, read_record, write_record
+from snapgen_deploy.run_record import write_run_record
 
 # Names one piece of work while it runs, e.g. as a line with a spinner and a clock.
 Progress = Callable[[str], AbstractContextManager[None]]
@@ -37,7 +41,8 @@ class Result:
 
     bundle: Bundle
     gates: tuple[Gate, ...]
-    peak_bytes: int
+    peak_bytes: int  # of the largest process
+    run: Mapping[str, Any]  # where components came from and what each stage took, as in the bundle's export_run.json
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Request:
     threads: int
     overwrite: bool = False
     resume: bool = False
+    cache: ExportCache | None = None
     # For the manifest; whoever counts and estimates hands them in (`latency.foretell.Foretold`).
     macs: Mapping[str, Mapping[Role, int]] = field(default_factory=dict)
     estimates: tuple[Mapping[str, Any], ...] = ()
@@ -67,20 +73,25 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
     final = request.output_dir / bundle_name(checkpoint.config.name, plan)
     if final.exists() and not request.overwrite:
         raise already_there(final)
+    _check_memory(request, checkpoint, plan)
+    before = stamps(checkpoint.files)
     with progress("checking the checkpoint"):
         validate(checkpoint)
     key = _plan_key(checkpoint, plan)
     with staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage:
         _check_space(stage.root, checkpoint, plan)
         with progress(f"drawing {len(request.prompts)} reference pictures"):
-            vectors, peak = run_in_child("reference", _reference, request, plan)
+            vectors, drawing = run_in_child("reference", _reference, request, plan)
         exported: dict[str, dict[Role, Exported]] = {}
         checks: dict[str, Checked] = {}
+        checking: dict[str, int] = {}
         for target in plan.targets:
-            parts = {role: _export_one(request, plan, target, role, stage, progress) for role in roles_of(checkpoint.config)}
-            exported[target.key] = parts = _arrange(parts, plan, target, checkpoint, stage)
-            artifacts = {role: part.artifact for role, part in parts.items()}
-            with progress(f"{target.key}: running what was saved"):
+            with _kept(request.cache, checkpoint, before) as keep:
+                parts = {}
+                for role in roles_of(checkpoint.config):
+                    parts[role] = _export_one(request, checkpoint, plan, target, role, stage, progress, keep)
+                exported[target.key] = parts = _arrange(parts, plan, target, checkpoint, stage)
+                artifacts = {role: part.artifact for role, part in parts.items()}
                 arguments = (
                     target.key,
                     target.precision,
@@ -89,8 +100,10 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
                     schedule_of(checkpoint.config),
                     vectors,
                 )
-                checks[target.key], used = run_in_child(f"{target.key} check", check_target, *arguments, request.threads)
-            peak = max(peak, used, *(part.peak_bytes for part in parts.values()))
+                with progress(f"{target.key}: running what was saved"):
+                    check, used = run_in_child(f"{target.key} check", check_target, *arguments, request.threads)
+                checks[target.key], checking[target.key] = check, used
+                keep.sound = not failed(check.gates)
         gates = [g for check in checks.values() for g in check.gates]
         bad = failed(gates)
         if bad:
@@ -105,8 +118,39 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
             foretold = (request.macs, request.estimates)
             manifest = build_manifest(stage.root, checkpoint, plan, vectors, described, versions, gates, *foretold)
             write_manifest(stage.root, manifest)
+            run = write_run_record(stage.root, drawing, exported, checking)
             stage.publish(request.overwrite)
-    return Result(open_bundle(final), tuple(gates), peak)
+    peak = max(drawing, run["export_peak_bytes"], *checking.values())
+    return Result(open_bundle(final), tuple(gates), peak, run)
+
+
+@dataclass
+class _Keep:
+    """The cache entries of one target: what was prepared, and what was taken."""
+
+    cache: ExportCache | None
+    prepared: dict[str, Path] = field(default_factory=dict)
+    taken: list[str] = field(default_factory=list)
+    sound: bool | None = None  # whether the gates held; None until they ran
+
+
+@contextmanager
+def _kept(cache: ExportCache | None, checkpoint: Checkpoint, before: list[tuple[int, int, int]]) -> Iterator[_Keep]:
+    """Stores a target's fresh components once its gates held; drops the entries that it took when they did not."""
+    keep = _Keep(cache)
+    try:
+        yield keep
+        if stamps(checkpoint.files) != before:
+            raise BadInput(f"checkpoint {checkpoint.path} was changed while it was exported; export again")
+        if cache is not None and keep.sound:
+            for key in list(keep.prepared):
+                cache.commit(key, keep.prepared.pop(key))
+        elif cache is not None:
+            for key in keep.taken:
+                cache.discard(key)
+    finally:
+        for aside in keep.prepared.values():
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _versions(parts: Mapping[Role, Exported]) -> dict[str, str]:
@@ -117,6 +161,15 @@ def _plan_key(checkpoint: Checkpoint, plan: ExportPlan) -> str:
     """Content key of an export: the same key means the same bytes."""
     text = json.dumps([__version__, checkpoint.sha256(), asdict(plan)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_memory(request: Request, checkpoint: Checkpoint, plan: ExportPlan) -> None:
+    """Refuse before work starts when this computer cannot hold the largest conversion that is still to be made."""
+    wanted, available = predict(checkpoint.config, plan), available_bytes()
+    cache = request.cache
+    if cache is not None and available is not None and any(p.bytes > available for p in wanted):
+        wanted = tuple(p for p in wanted if not cache.has(export_key(checkpoint, plan, p.target, p.role)))
+    refuse_what_does_not_fit(wanted, available)
 
 
 def _check_space(root: Path, checkpoint: Checkpoint, plan: ExportPlan) -> None:
@@ -140,18 +193,36 @@ def _reference(request: Request, plan: ExportPlan) -> ReferenceVectors:
 
 
 def _export_one(
-    request: Request, plan: ExportPlan, target: TargetPlan, role: Role, stage: Staging, progress: Progress
+    request: Request,
+    checkpoint: Checkpoint,
+    plan: ExportPlan,
+    target: TargetPlan,
+    role: Role,
+    stage: Staging,
+    progress: Progress,
+    keep: _Keep,
 ) -> Exported:
-    """One component in one child process; an interrupted run's finished component is taken from its record."""
+    """One component in one child process; an interrupted run's finished component and a cached one are taken as they are."""
     directory = stage.root / target.key.replace(":", "-")
     done = read_record(stage.root, target.key, role)
     if done is not None:
         return done
+    key = export_key(checkpoint, plan, target, role) if keep.cache is not None else ""
+    if keep.cache is not None and keep.cache.has(key):
+        with progress(f"{target.key}: taking the {role.replace('_', ' ')} from the cache"):
+            done = keep.cache.take(key, target.key, role, directory)
+        if done is not None:
+            keep.taken.append(key)
+            return done
     with progress(f"{target.key}: exporting the {role.replace('_', ' ')}"):
         exported, peak = run_in_child(f"{target.key} {role}", _export_in_child, request, plan, target, role, directory)
     exported = replace(exported, peak_bytes=peak)
     if stage.keep:
         write_record(stage.root, exported)
+    if keep.cache is not None:
+        aside = keep.cache.prepare(directory, exported)
+        if aside is not None:
+            keep.prepared[key] = aside
     return exported
 
 

@@ -17,7 +17,8 @@ class Exported:
     artifact: Artifact
     description: Description
     versions: dict[str, str]
-    peak_bytes: int
+    peak_bytes: int  # of the process that converted it
+    cached: bool = False
 
 
 def record_path(root: Path, target_key: str, role: Role) -> Path:

@@ -1,5 +1,7 @@
 """For all tests: no deadline on property tests (shared machines are slow at times), and none of this user's caches."""
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import settings
 
@@ -8,8 +10,14 @@ settings.load_profile("no-deadline")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory):
-    """Calibrations and measurements of this machine must not reach a test, nor a test's reach the user."""
+def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For fixtures that outlive a test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test finds only what it has kept itself: exports, calibrations, measurements."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))

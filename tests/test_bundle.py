@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from snapgen_deploy.bundle import MANIFEST, SUMS, check_hashes, open_bundle, staging, write_manifest
+from snapgen_deploy.bundle import MANIFEST, RUN, SUMS, check_hashes, open_bundle, staging, write_manifest
 from snapgen_deploy.errors import BadInput, GateFailed
 
 
@@ -109,6 +109,17 @@ def test_any_change_is_found(tmp_path, damage, message):
     bundle = open_bundle(build(tmp_path / "b"))
     damage(bundle.path)
     with pytest.raises(GateFailed, match=message):
+        check_hashes(bundle)
+
+
+def test_the_record_of_the_run_is_no_part_of_the_hashes(tmp_path):
+    bundle = open_bundle(build(tmp_path / "b"))
+    assert bundle.run() is None
+    (bundle.path / RUN).write_text('{"cached": true}')
+    check_hashes(bundle)
+    assert bundle.run() == {"cached": True}
+    (bundle.path / "onnx" / RUN).write_text("")
+    with pytest.raises(GateFailed, match=f"not listed onnx/{RUN}"):
         check_hashes(bundle)
 
 

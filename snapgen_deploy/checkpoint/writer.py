@@ -1,20 +1,24 @@
 """Writing checkpoints: the same tensors and configuration always give the same bytes.
 
+Tensors are asked for one at a time, when their bytes are due, so that a checkpoint larger than memory can be written.
 safetensors' own writer orders metadata by a hash that changes from run to run, so the few bytes of header are written here;
 the files are plain safetensors, and the tests read them with the library.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from snapgen_deploy.checkpoint.header import DTYPE_BYTES, TensorInfo
 from snapgen_deploy.checkpoint.opener import INDEX
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.config import ModelConfig
@@ -45,7 +49,7 @@ def save_checkpoint(
     license: str | None = None,
 ) -> None:
     """Write one safetensors file with the configuration in its header; the file appears whole or not at all."""
-    _write(path, state, _metadata(config, tokenizer, license))
+    _write(path, _infos(path, state), state.__getitem__, _metadata(config, tokenizer, license))
 
 
 def save_sharded(
@@ -60,19 +64,35 @@ def save_sharded(
 
     Every shard carries the metadata. Returns the shards in order.
     """
-    groups: list[dict[str, Tensor]] = [{}]
+    infos = _infos(directory, state)
+    return stream_sharded(infos, state.__getitem__, config, directory, max_shard_bytes, tokenizer, license)
+
+
+def stream_sharded(
+    infos: Mapping[str, TensorInfo],
+    read: Callable[[str], Tensor],
+    config: ModelConfig,
+    directory: Path,
+    max_shard_bytes: int,
+    tokenizer: str | None = None,
+    license: str | None = None,
+) -> list[Path]:
+    """As `save_sharded`, with tensors that `read` makes when they are due: one is held at a time.
+
+    What `read` returns must have the shape and dtype that `infos` gives for the name.
+    """
+    groups: list[list[str]] = [[]]
     filled = 0
-    for name in sorted(state):
-        size = state[name].numel() * state[name].element_size()
-        if groups[-1] and filled + size > max_shard_bytes:
-            groups.append({})
+    for name in sorted(infos):
+        if groups[-1] and filled + infos[name].nbytes > max_shard_bytes:
+            groups.append([])
             filled = 0
-        groups[-1][name] = state[name]
-        filled += size
+        groups[-1].append(name)
+        filled += infos[name].nbytes
     paths = [directory / f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
     for path, group in zip(paths, groups, strict=True):
-        _write(path, group, _metadata(config, tokenizer, license))
-    total = sum(t.numel() * t.element_size() for t in state.values())
+        _write(path, {name: infos[name] for name in group}, read, _metadata(config, tokenizer, license))
+    total = sum(info.nbytes for info in infos.values())
     owners = {name: path.name for path, group in zip(paths, groups, strict=True) for name in group}
     index = {"metadata": {"total_size": total}, "weight_map": owners}
     _replace(directory / INDEX, [json.dumps(index, indent=1, sort_keys=True).encode() + b"\n"])
@@ -84,25 +104,29 @@ def _metadata(config: ModelConfig, tokenizer: str | None, license: str | None) -
     return {"format": "pt", "snapgen_config": config_to_json(config)} | {k: v for k, v in optional.items() if v is not None}
 
 
-def _write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def _infos(path: Path, state: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
     unknown = [f"{name!r} is {t.dtype}" for name, t in state.items() if t.dtype not in _CODES]
     if unknown:
         raise BadInput(f"{path}: cannot be written: {'; '.join(unknown)}; expected floating-point tensors")
+    return {n: TensorInfo(tuple(t.shape), _CODES[t.dtype], t.numel() * t.element_size()) for n, t in state.items()}
+
+
+def _write(path: Path, infos: Mapping[str, TensorInfo], read: Callable[[str], Tensor], metadata: Mapping[str, str]) -> None:
     # Wide elements first, then by name: every tensor is aligned to its element, which lets readers map it.
-    order = sorted(state, key=lambda name: (-state[name].element_size(), name))
+    order = sorted(infos, key=lambda name: (-DTYPE_BYTES[infos[name].dtype], name))
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     position = 0
     for name in order:
-        tensor = state[name]
-        end = position + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
+        info = infos[name]
+        end = position + math.prod(info.shape) * DTYPE_BYTES[info.dtype]
+        header[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the specification allows trailing spaces; the data begins aligned
-    _replace(path, [len(text).to_bytes(8, "little"), text, *(state[name] for name in order)])
+    _replace(path, itertools.chain([len(text).to_bytes(8, "little"), text], (read(name) for name in order)))
 
 
-def _replace(path: Path, parts: list[bytes | Tensor]) -> None:
+def _replace(path: Path, parts: Iterable[bytes | Tensor]) -> None:
     """Write beside `path` and rename, so that nobody ever sees half a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +137,7 @@ def _replace(path: Path, parts: list[bytes | Tensor]) -> None:
         with os.fdopen(handle, "wb") as file:
             for part in parts:
                 file.write(part if isinstance(part, bytes) else _bytes(part))
+                del part  # before the next is made: one tensor is held at a time
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
@@ -125,6 +150,6 @@ def _replace(path: Path, parts: list[bytes | Tensor]) -> None:
         raise
 
 
-def _bytes(tensor: Tensor) -> bytes:
+def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return bytes(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data

@@ -47,6 +47,7 @@ def _register() -> None:
         estimate,
         export,
         generate,
+        init,
         inspect,
         report,
         run_coreml,
@@ -55,6 +56,7 @@ def _register() -> None:
 
     app.command("export")(export.export)
     app.command("devices")(devices.devices)
+    app.command("init")(init.init)
     app.command("inspect")(inspect.inspect)
     app.command("verify")(verify.verify)
     app.command("bench")(bench.bench)

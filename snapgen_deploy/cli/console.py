@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 import time
 import traceback as tracebacks
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import typer
 from rich.console import Console
 
 from snapgen_deploy.errors import BadInput, SnapgenError
+
+UNTRAINED = "untrained weights: pictures are noise"
 
 
 def out() -> Console:
@@ -80,6 +83,41 @@ def progress(*, quiet: bool = False) -> Work:
         console.print(f"  [green]✓[/green] {what} [dim]{time.perf_counter() - start:.1f} s[/dim]")
 
     return work
+
+
+@contextmanager
+def byte_progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """A bar over `total` bytes; the function that it gives is told how many more are done. Nothing without a terminal."""
+    console = err()
+    if quiet or not console.is_terminal:
+        yield lambda count: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def parse_bytes(text: str, option: str) -> int:
+    """`500MB`, `1.5 GiB` -> bytes; BadInput that names `option` for anything else and for nothing at all."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.strip().lower())
+    count = int(float(found[1]) * UNITS[found[2]]) if found and found[2] in UNITS else 0
+    if count <= 0:
+        raise BadInput(f"{option}: got '{text}', expected a size such as 500MB or 1GB")
+    return count
+
+
+def nearest(got: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` where a known name is close, else nothing."""
+    import difflib
+
+    near = difflib.get_close_matches(got, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def megabytes(count: float) -> str:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import megabytes, out, print_json, progress
+from snapgen_deploy.cli.console import UNTRAINED, megabytes, out, parse_bytes, print_json, progress
 from snapgen_deploy.errors import BadInput
 
 if TYPE_CHECKING:
     from snapgen_deploy.exporter import Result
     from snapgen_deploy.latency.estimate import Estimate
+    from snapgen_deploy.models import ModelConfig
+    from snapgen_deploy.plan import ExportPlan
 
 
 def export(
@@ -40,16 +43,23 @@ def export(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is already there.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Take up an interrupted export of the same plan.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Convert everything anew, and keep nothing.")] = False,
+    cache_limit: Annotated[
+        str, typer.Option(envvar="SNAPGEN_DEPLOY_CACHE_LIMIT", help="Size of the cache of converted components.")
+    ] = "10GB",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
 ) -> None:
     """Export a checkpoint for a device, run what was saved, and write the bundle if every gate held."""
+    from snapgen_deploy import export_memory
     from snapgen_deploy.checkpoint import open_checkpoint
     from snapgen_deploy.cli.devices import plan_as_dict, render_plan
     from snapgen_deploy.device_profiles import load_profile
+    from snapgen_deploy.host_memory import available_bytes
     from snapgen_deploy.latency.estimate import plan_estimator
     from snapgen_deploy.plan import make_plan
 
+    limit = parse_bytes(cache_limit, "--cache-limit")
     profile = load_profile(device)
     opened = open_checkpoint(checkpoint, key_map)
     size = parse_resolution(resolution) if resolution else None
@@ -71,14 +81,20 @@ def export(
         from snapgen_deploy.latency.tune import tune_plan
 
         plan = tune_plan(opened.config, plan, threads or default_threads(), progress(quiet=as_json))
-    if dry_run:
-        print_json(plan_as_dict(plan)) if as_json else render_plan(plan, out())
+    if dry_run and as_json:
+        print_json(plan_as_dict(plan) | {"export_memory": _memory_as_dict(opened.config, plan)})
         return
+    if not as_json:
+        worst = export_memory.largest(export_memory.predict(opened.config, plan))
+        here = export_memory.line(worst, available_bytes())  # shown with the reasons, but of this computer: not in the bundle
+        render_plan(replace(plan, reasons=(*plan.reasons, here)), out())
+    if dry_run:
+        return
+    from snapgen_deploy.cache import ExportCache, default_root
     from snapgen_deploy.exporter import Request, run_export
     from snapgen_deploy.latency import foretell
 
-    if not as_json:
-        render_plan(plan, out())
+    cache = None if no_cache else ExportCache(default_root(), limit)
     chosen = read_prompts(prompts) if prompts else opened.config.prompts or ("no prompt: seeded random text",)
     many = 4 if plan.resolution[0] * plan.resolution[1] <= 512 * 512 else 1  # a full-scale reference picture takes minutes
     foretold = foretell.of_plan(opened.config, plan, profile)
@@ -90,22 +106,44 @@ def export(
         threads or default_threads(),
         overwrite=overwrite,
         resume=resume,
+        cache=cache,
         macs=foretold.macs,
         estimates=foretold.estimates,
     )
     result = run_export(request, plan, progress(quiet=as_json))
+    notes = cache.notes if cache is not None else []
     if as_json:
         manifest = result.bundle.manifest
         print_json(
             {
                 "bundle": str(result.bundle.path),
                 "peak_bytes": result.peak_bytes,
+                "run": result.run,
+                "notes": notes,
                 "gates": manifest["gates"],
                 "targets": manifest["targets"],
             }
         )
     else:
         _print_result(result)
+        for note in notes:
+            out().print(note, style="yellow", soft_wrap=True)
+
+
+def _memory_as_dict(config: ModelConfig, plan: ExportPlan) -> dict[str, Any]:
+    """Predicted peaks of the converting processes, and what this computer has, in bytes."""
+    from snapgen_deploy.export_memory import largest, predict
+    from snapgen_deploy.host_memory import available_bytes
+
+    predictions = predict(config, plan)
+    components: dict[str, dict[str, int]] = {}
+    for p in predictions:
+        components.setdefault(p.target.key, {})[p.role] = p.bytes
+    return {
+        "predicted_peak_bytes": largest(predictions).bytes,
+        "available_bytes": available_bytes(),
+        "components": components,
+    }
 
 
 def default_threads() -> int:
@@ -166,6 +204,23 @@ def print_gates(gates: Sequence[dict[str, Any]]) -> None:
             out().print(f"{g['target']} {g['component']} {g['name']}: {g['verdict']}: {g['detail']}", soft_wrap=True)
 
 
+def _print_run(result: Result) -> None:
+    """Where components came from, and the peak memory of every process; a cached one's is from its conversion."""
+    targets = result.run["targets"]
+    taken = sum(hit for t in targets.values() for hit in t["cached"].values())
+    if taken:
+        every = sum(len(t["cached"]) for t in targets.values())
+        out().print(f"{taken} of {every} components came from the cache; their gates ran again", style="cyan")
+    reference = megabytes(result.run["reference_peak_bytes"])
+    out().print(f"peak memory: reference {reference}; largest of all {megabytes(result.peak_bytes)}")
+    for key, t in targets.items():
+        parts = [
+            f"{role.replace('_', ' ')} {megabytes(peak)}" + (" (cached)" if t["cached"][role] else "")
+            for role, peak in t["export_peak_bytes"].items()
+        ]
+        out().print(f"  {key}: {', '.join(parts)}; check {megabytes(t['check_peak_bytes'])}", soft_wrap=True)
+
+
 def _print_result(result: Result) -> None:
     from rich.table import Table
 
@@ -176,12 +231,14 @@ def _print_result(result: Result) -> None:
     for key in result.bundle.targets:
         for role, c in manifest["targets"][key]["components"].items():
             placed = ", ".join(f"{n} {where}" for where, n in c["placement"].items()) or "—"
-            table.add_row(
-                key, role, manifest["targets"][key]["precision"], megabytes(c["bytes"]), str(sum(c["ops"].values())), placed
-            )
+            precision = manifest["targets"][key]["precision"]
+            table.add_row(key, role, precision, megabytes(c["bytes"]), str(sum(c["ops"].values())), placed)
     out().print(table)
     print_gates(manifest["gates"])
     ran = sum(g.verdict == "passed" for g in result.gates)
     idle = sum(g.verdict == "not_run" for g in result.gates)
-    out().print(f"peak memory of a stage {megabytes(result.peak_bytes)}; {ran} gates passed, {idle} not run")
+    _print_run(result)
+    out().print(f"{ran} gates passed, {idle} not run")
+    if manifest["trained"] is not True:
+        out().print(UNTRAINED, style="yellow")
     out().print(f"bundle: {result.bundle.path}   preview: {result.bundle.path / 'preview.png'}", soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import megabytes, out, print_json, progress
+from snapgen_deploy.cli.console import UNTRAINED, megabytes, out, print_json, progress
 
 if TYPE_CHECKING:
     from snapgen_deploy.checkpoint import Checkpoint, TensorInfo
@@ -95,6 +95,8 @@ def _print(data: dict[str, Any]) -> None:
     console.print(
         f"[bold]{data['name']}[/bold] {data['path']}   {trained}, licence {data['license'] or 'not stated'}", soft_wrap=True
     )
+    if not data["trained"]:
+        console.print(UNTRAINED, style="yellow")
     console.print(f"sha256 {data['sha256']}", style="dim")
     table = Table(title="components", title_justify="left")
     for column in ("component", "tensors", "parameters", "bytes", "dtype"):

@@ -95,7 +95,20 @@ def test_the_server_bundle_has_the_diffusers_layout_and_the_same_bytes_twice(che
     sums = []
     for place in ("first", "second"):
         out = tmp_path / place
-        done = invoke("export", "--device", "server", "--width", "tiny", "--checkpoint", checkpoint, "-o", out, "--threads", 1)
+        done = invoke(
+            "export",
+            "--device",
+            "server",
+            "--width",
+            "tiny",
+            "--checkpoint",
+            checkpoint,
+            "-o",
+            out,
+            "--threads",
+            1,
+            "--no-cache",
+        )
         assert done.exit_code == 0, done.output
         root = out / "tiny-test-server"
         sums.append((root / "SHA256SUMS").read_text())

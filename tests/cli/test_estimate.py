@@ -11,8 +11,7 @@ from tests.cli.conftest import invoke
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def _wide(monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
 
 

@@ -63,8 +63,7 @@ def test_bench_keeps_every_sample_and_writes_every_format(bundle, tmp_path):
     assert "estimate_ms" not in found.environment  # this host is not calibrated
 
 
-def test_a_calibrated_host_s_measurement_carries_its_estimate(bundle, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_a_calibrated_host_s_measurement_carries_its_estimate(bundle):
     rates = {k: Rate(op=1e-6, mac=1e-10, read=1e-10) for k in KINDS}
     store(Calibration(key_of("onnx:cpu", 1), Machine(rates), 0.05, {"a": 1.0}))
     opened = open_bundle(bundle)

@@ -1,15 +1,6 @@
-"""Every test has an empty cache of its own: no calibration and no measurement of this machine leaks in."""
+"""What the tests of estimates share."""
 
 from contextlib import contextmanager
-
-import pytest
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """The folder that stands for ~/.cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @contextmanager

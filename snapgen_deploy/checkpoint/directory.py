@@ -1,0 +1,64 @@
+"""A checkpoint directory that appears whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from snapgen_deploy.checkpoint.opener import INDEX, SINGLE
+from snapgen_deploy.errors import BadInput
+
+
+@contextmanager
+def new_directory(final: Path, needed: int, *, overwrite: bool) -> Iterator[Path]:
+    """A folder to write in, which becomes `final` when the block ends without an error and vanishes otherwise.
+
+    Raises BadInput where `final` exists (with `overwrite`: where it holds something else than a checkpoint), where its
+    parent cannot be written, and where the disk has fewer than `needed` bytes free. What is overwritten goes last.
+    """
+    final = final.absolute()
+    _check_place(final, overwrite)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(final.parent).free
+        if free < needed:
+            raise BadInput(
+                f"the disk of {final.parent} has {free / 1e9:.2f} GB free, the checkpoint takes {needed / 1e9:.2f} GB; "
+                "free space or choose another place with --output-dir"
+            )
+        root = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
+    except OSError as error:
+        raise BadInput(f"cannot write to {final.parent} ({error.strerror}); choose another place with --output-dir") from None
+    try:
+        yield root
+        root.chmod(0o755)  # mkdtemp makes it private
+        _check_place(final, overwrite)
+        if final.exists():
+            old = root.with_name(root.name + ".old")
+            final.rename(old)
+            root.rename(final)
+            shutil.rmtree(old)
+        else:
+            root.rename(final)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _check_place(final: Path, overwrite: bool) -> None:
+    try:
+        if not final.exists():
+            return
+        if not overwrite:
+            raise BadInput(f"{final} is already there; pass --overwrite to replace it, or --output-dir for another place")
+        if not final.is_dir():
+            raise BadInput(f"{final} is a file, expected a directory; choose another place with --output-dir")
+        ours = (".safetensors", INDEX)
+        strange = sorted(p.name for p in final.iterdir() if not p.name.endswith(ours))
+    except OSError as error:
+        raise BadInput(f"{final} cannot be read ({error.strerror}); choose another place with --output-dir") from None
+    if strange or not ((final / INDEX).is_file() or (final / SINGLE).is_file() or not any(final.iterdir())):
+        what = strange[0] if strange else "no checkpoint"
+        raise BadInput(f"{final} holds {what}, --overwrite replaces only a checkpoint's directory; choose another with -o")

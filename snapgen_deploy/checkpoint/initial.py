@@ -1,0 +1,97 @@
+"""Untrained checkpoints: seeded initial weights of any configuration, written without ever being in memory together.
+
+Each tensor has a random stream of its own, named by the seed and the tensor: the same seed gives the same values in whatever
+order and shards they are written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snapgen_deploy.checkpoint.header import DTYPE_BYTES, TensorInfo
+from snapgen_deploy.checkpoint.opener import open_checkpoint
+from snapgen_deploy.checkpoint.validation import expected_shapes
+from snapgen_deploy.checkpoint.writer import stream_sharded
+from snapgen_deploy.models.config import SHAPES_PROMPTS, ModelConfig
+
+DTYPES = {"fp32": ("F32", torch.float32), "fp16": ("F16", torch.float16), "bf16": ("BF16", torch.bfloat16)}
+
+
+def initial_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Initial values, fp32, of the checkpoint tensor `name`, such that activations stay of order one at any depth.
+
+    Matrices and convolutions are normal with standard deviation fan_in^-1/2, norms one, biases zero. The modulation
+    follows PixArt-alpha (arXiv 2310.00426): tables D^-1/2 and its last layer 0.02, so that gates are small but open. The 2x2
+    compression averages. Unlike in PixArt-alpha no output layer is zero: every path takes part in what an export is
+    checked against.
+    """
+    plain = name.partition("@")[0]
+    if plain.endswith("bias"):
+        return torch.zeros(shape)
+    if plain.endswith("weight") and len(shape) == 1:
+        return torch.ones(shape)
+    if "compress.weight" in plain:
+        return torch.full(shape, 1.0 / math.prod(shape[1:]))
+    stream = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    # numpy's PCG64 rather than torch's generator, whose normal numbers depend on the processor's vector width
+    values = np.random.Generator(np.random.PCG64(int.from_bytes(stream))).standard_normal(shape, dtype=np.float32)
+    return torch.from_numpy(values).mul_(_deviation(plain, shape))
+
+
+def _deviation(name: str, shape: tuple[int, ...]) -> float:
+    if name.endswith("table"):
+        return float(shape[-1] ** -0.5)
+    if name.endswith("time.six.weight") or name.startswith(("text_encoder.tokens", "text_encoder.positions")):
+        return 0.02
+    transposed = name.endswith(("upsample.weight", "unpatch.weight"))  # (in, out, k, k), the kernel does not overlap
+    return float((shape[0] if transposed else math.prod(shape[1:])) ** -0.5)
+
+
+def untrained(config: ModelConfig) -> tuple[ModelConfig, str | None]:
+    """The configuration marked as untrained, and a tokenizer for its text encoder (None where it has none).
+
+    The tokenizer is the embedded checkpoint's, whose few words fit any vocabulary, and its prompts are used where the
+    configuration has none of its own.
+    """
+    config = replace(config, trained=False)
+    if config.text_encoder is None:
+        return config, None
+    return replace(config, prompts=config.prompts or SHAPES_PROMPTS), open_checkpoint(None).tokenizer
+
+
+def initial_bytes(config: ModelConfig, dtype: str) -> int:
+    """Bytes of all tensors of a checkpoint at `dtype` (fp32, fp16 or bf16)."""
+    return sum(math.prod(s) for s in expected_shapes(config).values()) * DTYPE_BYTES[DTYPES[dtype][0]]
+
+
+def write_initial(
+    config: ModelConfig,
+    directory: Path,
+    *,
+    seed: int = 0,
+    max_shard_bytes: int = 10**9,
+    dtype: str = "fp32",
+    note: Callable[[int], None] = lambda count: None,
+) -> list[Path]:
+    """Write an untrained checkpoint into `directory` and return its shards; `note` hears the bytes of each tensor made.
+
+    Peak memory is one tensor in fp32 and once more in `dtype`. Raises BadInput where the place cannot be written or is full.
+    """
+    code, kind = DTYPES[dtype]
+    config, tokenizer = untrained(config)
+    shapes = expected_shapes(config)
+    infos = {n: TensorInfo(s, code, math.prod(s) * DTYPE_BYTES[code]) for n, s in shapes.items()}
+
+    def make(name: str) -> Tensor:
+        note(infos[name].nbytes)
+        return initial_tensor(name, shapes[name], seed).to(kind)
+
+    return stream_sharded(infos, make, config, directory, max_shard_bytes, tokenizer, "Apache-2.0")

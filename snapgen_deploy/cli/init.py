@@ -1,0 +1,47 @@
+"""`snapgen-deploy init`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from snapgen_deploy.cli.console import UNTRAINED, byte_progress, megabytes, nearest, out, parse_bytes, print_json
+from snapgen_deploy.errors import BadInput
+
+
+def init(
+    preset: Annotated[str, typer.Option(help="Configuration: snapgenpp (full scale) or shapes.")],
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Directory of the new checkpoint.")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same weights.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Of the stored weights: fp32, fp16 or bf16.")] = "fp32",
+    shard_size: Annotated[str, typer.Option(help="Largest data of one file, such as 500MB or 1GB.")] = "1GB",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is already there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
+) -> None:
+    """Write an untrained checkpoint with seeded weights, to try every step at scale before training is done."""
+    from snapgen_deploy.checkpoint.directory import new_directory
+    from snapgen_deploy.checkpoint.initial import DTYPES, initial_bytes, write_initial
+    from snapgen_deploy.models import PRESETS
+
+    if preset not in PRESETS:
+        raise BadInput(f"unknown preset '{preset}': expected {' or '.join(PRESETS)}{nearest(preset, PRESETS)}")
+    if dtype not in DTYPES:
+        raise BadInput(f"--dtype: got '{dtype}', expected one of {', '.join(DTYPES)}")
+    largest = parse_bytes(shard_size, "--shard-size")
+    config = PRESETS[preset]()
+    total = initial_bytes(config, dtype)
+    with (
+        new_directory(output_dir, total, overwrite=overwrite) as root,
+        byte_progress(f"writing {preset}, {dtype}", total, quiet=as_json) as advance,
+    ):
+        shards = write_initial(config, root, seed=seed, max_shard_bytes=largest, dtype=dtype, note=advance)
+    if as_json:
+        data = {"path": str(output_dir), "preset": preset, "seed": seed, "dtype": dtype, "bytes": total, "trained": False}
+        print_json(data | {"shards": [s.name for s in shards]})
+        return
+    many = f"{len(shards)} shard{'s' if len(shards) > 1 else ''}"
+    out().print(f"{output_dir}: {preset}, {dtype}, {megabytes(total)} in {many}, seed {seed}", soft_wrap=True)
+    out().print(UNTRAINED, style="yellow")

@@ -1,0 +1,38 @@
+"""What one export took: it changes from run to run, so it lies beside the manifest and outside the hashes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from snapgen_deploy.bundle import RUN
+from snapgen_deploy.export.base import Role
+from snapgen_deploy.resume import Exported
+
+
+def write_run_record(
+    root: Path, reference: int, exported: Mapping[str, Mapping[Role, Exported]], checks: Mapping[str, int]
+) -> dict[str, Any]:
+    """Write `export_run.json` and return it: where components came from, and the peak memory of every stage's process.
+
+    A cached component's peak is the one measured when it was converted. `reference` and `checks` (by target) are the peaks
+    of drawing the reference pictures and of running what was saved; all in bytes.
+    """
+    targets = {
+        key: {
+            "cached": {role: part.cached for role, part in parts.items()},
+            "export_peak_bytes": {role: part.peak_bytes for role, part in parts.items()},
+            "check_peak_bytes": checks[key],
+        }
+        for key, parts in exported.items()
+    }
+    data = {
+        "cached": all(part.cached for parts in exported.values() for part in parts.values()),
+        "export_peak_bytes": max(part.peak_bytes for parts in exported.values() for part in parts.values()),
+        "reference_peak_bytes": reference,
+        "targets": targets,
+    }
+    (root / RUN).write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return data
