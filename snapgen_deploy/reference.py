@@ -11,7 +11,7 @@ import torch
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.elastic import load_decoder, load_student, load_text_encoder
 from snapgen_deploy.export.base import Arrays, Role, Runner
-from snapgen_deploy.models import ModelConfig, sigmas
+from snapgen_deploy.models import ModelConfig, TextEncoderConfig, sigmas
 from snapgen_deploy.pipeline import Pipeline, Schedule, Trace, noise_for, tokenize
 from snapgen_deploy.plan import ExportPlan
 
@@ -71,7 +71,8 @@ def reference_runners(checkpoint: Checkpoint, width: str) -> dict[Role, Runner]:
 def make_vectors(checkpoint: Checkpoint, plan: ExportPlan, prompts: Sequence[str]) -> ReferenceVectors:
     """Draw each prompt with the reference, seed i for prompt i, and keep every component's inputs and outputs.
 
-    Text streams that the checkpoint has no encoder for get seeded standard normal embeddings.
+    Text streams that the checkpoint has no encoder for get seeded standard normal embeddings; an encoder without a
+    tokenizer gets seeded random tokens.
     """
     config = checkpoint.config
     pipeline = Pipeline(reference_runners(checkpoint, plan.width), schedule_of(config), plan.latent)
@@ -79,8 +80,8 @@ def make_vectors(checkpoint: Checkpoint, plan: ExportPlan, prompts: Sequence[str
     for seed, prompt in enumerate(prompts):
         row: Arrays = {}
         text = _random_text(config, seed)
-        if config.text_encoder is not None and checkpoint.tokenizer:
-            row["tokens"], row["mask"] = tokenize(checkpoint.tokenizer, prompt, config.text_encoder.length)
+        if config.text_encoder is not None:
+            row["tokens"], row["mask"] = _tokens(checkpoint, config.text_encoder, prompt, seed)
             text.update(pipeline.encode(row["tokens"], row["mask"]))
         row.update({f"student.{name}": value for name, value in text.items()})
         trace = Trace()
@@ -94,6 +95,14 @@ def make_vectors(checkpoint: Checkpoint, plan: ExportPlan, prompts: Sequence[str
             rows.setdefault(name, []).append(value)
     arrays = {name: np.concatenate(values) for name, values in sorted(rows.items())}
     return ReferenceVectors(tuple(prompts), tuple(range(len(prompts))), arrays)
+
+
+def _tokens(checkpoint: Checkpoint, encoder: TextEncoderConfig, prompt: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token numbers and mask (1, L); seeded random ones where the checkpoint has no tokenizer to read a prompt with."""
+    if checkpoint.tokenizer:
+        return tokenize(checkpoint.tokenizer, prompt, encoder.length)
+    drawn = np.random.default_rng(seed).integers(0, encoder.vocab, (1, encoder.length), dtype=np.int32)
+    return drawn, np.ones((1, encoder.length), np.float32)
 
 
 def _random_text(config: ModelConfig, seed: int) -> Arrays:

@@ -14,6 +14,7 @@ from snapgen_deploy.cli.console import UNTRAINED, megabytes, out, parse_bytes, p
 from snapgen_deploy.errors import BadInput
 
 if TYPE_CHECKING:
+    from snapgen_deploy.checkpoint import Checkpoint
     from snapgen_deploy.exporter import Result
     from snapgen_deploy.latency.estimate import Estimate
     from snapgen_deploy.models import ModelConfig
@@ -95,7 +96,7 @@ def export(
     from snapgen_deploy.latency import foretell
 
     cache = None if no_cache else ExportCache(default_root(), limit)
-    chosen = read_prompts(prompts) if prompts else opened.config.prompts or ("no prompt: seeded random text",)
+    chosen = prompts_of(opened, prompts)
     many = 4 if plan.resolution[0] * plan.resolution[1] <= 512 * 512 else 1  # a full-scale reference picture takes minutes
     foretold = foretell.of_plan(opened.config, plan, profile)
     request = Request(
@@ -167,6 +168,16 @@ def parse_duration(text: str) -> float:
     if found is None or not float(found[1]) > 0:
         raise BadInput(f"--max-latency: got '{text}', expected a time such as 1.5s or 1500ms")
     return float(found[1]) * (1000 if found[2] == "s" else 1)
+
+
+def prompts_of(checkpoint: Checkpoint, path: Path | None) -> tuple[str, ...]:
+    """The file's prompts, else the checkpoint's; a label for random text where nothing reads prompts."""
+    readable = checkpoint.config.text_encoder is not None and checkpoint.tokenizer is not None
+    if path is not None and not readable:
+        raise BadInput("--prompts: this checkpoint has no text encoder with a tokenizer that could read them; leave it out")
+    if path is not None:
+        return read_prompts(path)
+    return (checkpoint.config.prompts if readable else ()) or ("no prompt: seeded random text",)
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
