@@ -26,7 +26,7 @@ from snapgen_deploy.latency.stats import detectable, t_interval
 from snapgen_deploy.latency.verdict import CONFIDENCE, LOOKS, Judged, Threshold, judge, worst
 
 SCHEMA_VERSION = 1
-SELF_CHECK_ROUNDS = (5, 15)  # the second where the first fails
+SELF_CHECK_ROUNDS = (5, 15, 30)  # the next where one fails: an interrupted round weighs less among more
 CAP_SECONDS = 170.0  # no more rounds are begun that would end later
 
 Progress = Callable[[str], AbstractContextManager[None]]
