@@ -155,7 +155,7 @@ def compare_bundles(
     one_round: RoundOf = interleaved if mode == "interleaved" else abba
     sides, start = Sides(base.path, candidate.path, key, threads), time.monotonic()
     with progress(f"{key}: base against itself, {SELF_CHECK_ROUNDS[0]} rounds or more"):
-        check = self_check(Sides(base.path, base.path, key, threads), thresholds, one_round, looks)
+        check = self_check(Sides(base.path, base.path, key, threads), thresholds, one_round, looks, start + cap / 2)
     metrics: tuple[Judged, ...] = ()
     done: list[DuelRound] = []
     notes: list[str] = []
@@ -178,11 +178,14 @@ def _judge(threshold: Threshold, rounds: Sequence[DuelRound]) -> Judged:
     return judge(threshold, [r.base[name] for r in rounds], [r.candidate[name] for r in rounds])
 
 
-def self_check(sides: Sides, thresholds: Sequence[Threshold], one_round: RoundOf, looks: Sequence[int]) -> SelfCheck:
+def self_check(
+    sides: Sides, thresholds: Sequence[Threshold], one_round: RoundOf, looks: Sequence[int], until: float
+) -> SelfCheck:
     """Base against itself on the metric with the tightest limit.
 
     It fails where the machine prefers one of two equal sides by more than half the limit, or where even the most rounds could
-    not resolve the limit; a first failure is looked at again with more rounds, since one in twenty comes by chance.
+    not resolve the limit; a failure is looked at again with more rounds, since one in twenty comes by chance, as long as the
+    time `until` (`time.monotonic`) has not come.
     """
     tightest = min(thresholds, key=lambda t: t.limit)
     ratios: list[float] = []
@@ -190,7 +193,7 @@ def self_check(sides: Sides, thresholds: Sequence[Threshold], one_round: RoundOf
         rounds = [one_round(sides, -1 - number) for number in range(len(ratios), count)]
         ratios += [math.log(r.candidate[tightest.metric] / r.base[tightest.metric]) for r in rounds]
         found = _checked(ratios, tightest.limit, max(looks))
-        if found.passed:
+        if found.passed or time.monotonic() > until:
             break
     return found
 
