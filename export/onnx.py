@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snapgen_deploy.errors import BadInput, SnapgenError
+from snapgen_deploy.export import onnx_file
 from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Layout, Runner
 from snapgen_deploy.export.quiet import first_line, quiet
 
@@ -153,7 +154,7 @@ class Onnx:
         if not path.is_file():
             raise BadInput(f"{path}: no such file")
         try:
-            model = onnx.load(str(path), load_external_data=False)
+            model, _ = onnx_file.read(path)
         except Exception as error:
             raise BadInput(f"{path.name}: not an ONNX model: {first_line(error)}") from error
         ops = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
@@ -231,9 +232,23 @@ def write(model: onnx_ir.Model, component: Component, origin: str, path: Path, s
     if sum(t.nbytes for t in tensors) > settings.external_data_bytes:
         onnx_ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=SMALL_TENSOR)
     else:
-        onnx_ir.save(onnx_ir.external_data.load_to_model(model), path)
-    onnx.checker.check_model(str(path), full_check=True)
+        onnx_file.write(model, path)
+    onnx.checker.check_model(str(without_weights(path)), full_check=True)
     return path
+
+
+def without_weights(path: Path) -> Path:
+    """A model in the folder above that reads its large weights out of the file at `path` and what lies beside that.
+
+    For libraries that would hold the weights of one file several times.
+    """
+    model, places = onnx_file.read(path)
+    for entry in (e for w in model.graph.initializer for e in w.external_data if e.key == "location"):
+        entry.value = f"{path.parent.name}/{entry.value}"
+    onnx_file.refer(model, places, f"{path.parent.name}/{path.name}")
+    light = path.parent.parent / path.name
+    light.write_bytes(model.SerializeToString())
+    return light
 
 
 def _clean(model: onnx_ir.Model) -> None:

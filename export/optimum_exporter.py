@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from snapgen_deploy.export.base import ROLES, Component
-from snapgen_deploy.export.onnx import Settings, write
+from snapgen_deploy.export.onnx import Settings, without_weights, write
 from snapgen_deploy.export.quiet import first_line, quiet
 from snapgen_deploy.models import time_features
 
@@ -38,7 +38,7 @@ with quiet():  # importing transformers probes optional packages and logs what i
     from optimum.exporters.onnx.base import OnnxConfig
     from optimum.exporters.onnx.convert import validate_model_outputs
     from optimum.exporters.tasks import TasksManager
-    from optimum.onnxruntime import OptimizationConfig, ORTOptimizer
+    from optimum.onnxruntime import OptimizationConfig, ORTConfig, ORTOptimizer
     from optimum.onnxruntime.utils import ORTConfigManager
     from optimum.utils import DummyInputGenerator, NormalizedConfigManager
     from optimum.utils.normalized_config import NormalizedConfig
@@ -168,18 +168,22 @@ def optimise(config: Any, component: Component, plain: Path, settings: Settings)
         refused = first_line(error).replace(str(work), "")
     validate(config, component, plain)
     origin = f"as exported; optimum's optimised graph was refused: {refused}"
-    return write(onnx_ir.load(plain), component, origin, work / "kept" / plain.name, settings)
+    return write(onnx_ir.load(without_weights(plain)), component, origin, work / "kept" / plain.name, settings)
 
 
 def _optimised(config: Any, component: Component, plain: Path, settings: Settings) -> Path:
     """ORTOptimizer's graph and its `ort_config.json`, cleaned, in a directory of their own beside `plain`'s."""
     raw = plain.parent.parent / "raw"
     level = OptimizationConfig(optimization_level=2, enable_transformers_specific_optimizations=False)
-    ORTOptimizer([plain], config=config._config).optimize(level, save_dir=raw, file_suffix="")
-    before, model = len(onnx_ir.load(plain).graph), onnx_ir.load(raw / plain.name)
+    light = without_weights(plain)
+    ORTOptimizer([light], config=config._config).optimize(level, save_dir=raw, file_suffix="")
+    before, model = len(onnx_ir.load(light).graph), onnx_ir.load(raw / plain.name)
     version = metadata.version("optimum-onnx")
     origin = f"optimised by optimum-onnx {version} (ORTOptimizer, level 2): {before} -> {len(model.graph)} nodes"
     path = write(model, component, origin, raw.with_name("optimised") / plain.name, settings)
+    told = ORTConfig.from_pretrained(raw)
+    told.use_external_data_format = len(list(plain.parent.iterdir())) > 1  # not what `light` needed
+    told.save_pretrained(raw)
     os.replace(raw / "ort_config.json", path.with_name(f"{component.role}.ort_config.json"))
     return path
 

@@ -23,7 +23,7 @@ from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.export_memory import predict, refuse_what_does_not_fit
 from snapgen_deploy.gates import Checked, Gate, check_target, failed
-from snapgen_deploy.host_memory import available_bytes
+from snapgen_deploy.host_memory import available_bytes, hand_back_what_is_freed
 from snapgen_deploy.manifest import build_manifest
 from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.preview import write_preview
@@ -230,6 +230,7 @@ def _export_in_child(request: Request, plan: ExportPlan, target_plan: TargetPlan
     """In a child process: load, slice, rewrite, export, and read the file back."""
     import torch
 
+    hand_back_what_is_freed()
     torch.set_num_threads(request.threads)
     checkpoint = open_checkpoint(request.checkpoint, request.key_map)
     target, variant = target_of(target_plan.key)
