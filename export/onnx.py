@@ -17,6 +17,7 @@ Only fp32 is offered: onnxruntime's CPU provider has no fp16 kernels for most of
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import tempfile
 from collections import Counter
@@ -162,6 +163,7 @@ class Onnx:
         opsets = ", ".join(f"{o.domain or 'ai.onnx'} {o.version}" for o in model.opset_import)
         graph = {p.key: p.value for p in model.metadata_props}.get(GRAPH_KEY, "unknown")
         data = external_files(model, path)
+        gc.collect()  # what an export left in reference cycles would be resident together with onnxruntime's copy
         return Description(
             bytes=sum(f.stat().st_size for f in (path, *data)),
             ops=dict(sorted(ops.items())),
@@ -188,7 +190,9 @@ def _make(component: Component, settings: Settings, scratch: Path) -> Path:
     example = component.example
     plain = scratch / "plain" / f"{component.role}.onnx"
     if settings.optimize == "none":
-        return write(_convert(component, names, example, settings.opset), component, "as exported", plain, settings)
+        write(_convert(component, names, example, settings.opset), component, "as exported", plain, settings)
+        component.release()
+        return plain
     from snapgen_deploy.export import optimum_exporter
 
     config = optimum_exporter.exporter_config(component)
@@ -214,6 +218,7 @@ def _convert(component: Component, names: tuple[list[str], list[str]], example: 
 def write(model: onnx_ir.Model, component: Component, origin: str, path: Path, settings: Settings) -> Path:
     """Clean `model`, save it at `path` with its weights inside or beside, check the file, and return `path`.
 
+    The model loses its weights: onnxscript's rewriting rules, which live on, keep the graphs that they saw last.
     `origin` says how the graph came about; it is kept in the file. Raises RuntimeError where names, shapes or types of
     inputs and outputs are not the component's, and onnx's ValidationError where the file is not valid.
     """
@@ -233,6 +238,8 @@ def write(model: onnx_ir.Model, component: Component, origin: str, path: Path, s
         onnx_ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=SMALL_TENSOR)
     else:
         onnx_file.write(model, path)
+    for value in model.graph.initializers.values():
+        value.const_value = None
     onnx.checker.check_model(str(without_weights(path)), full_check=True)
     return path
 

@@ -66,9 +66,9 @@ def write(model: onnx_ir.Model, path: Path) -> None:
     """Save `model` at `path` with all weights inside; peak memory beyond the model's own is one tensor."""
     import onnx_ir
 
-    values = [v for v in model.graph.initializers.values() if v.const_value is not None and _streamed(v.const_value)]
-    tensors = {v.name: v.const_value for v in values}
-    for value in values:
+    held: list[Any] = [v for v in model.graph.initializers.values() if v.const_value is not None and _streamed(v.const_value)]
+    tensors: dict[str, Any] = {value.name: value.const_value for value in held}
+    for value in held:
         tensor = value.const_value
         value.const_value = onnx_ir.ExternalTensor(
             path.name, 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name, doc_string=tensor.doc_string
@@ -76,7 +76,7 @@ def write(model: onnx_ir.Model, path: Path) -> None:
     try:
         message = onnx_ir.to_proto(model)
     finally:
-        for value in values:
+        for value in held:
             value.const_value = tensors[value.name]
     with path.open("wb") as file:
         _write(message, tensors, file)

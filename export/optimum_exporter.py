@@ -20,6 +20,7 @@ optimum's ORTOptimizer and `validate_model_outputs`. What optimum does not do he
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from importlib import metadata
 from pathlib import Path
@@ -128,6 +129,22 @@ class Named(nn.Module):
         return self.module(*(tensors[name] for name in self.order))
 
 
+class Recorded(nn.Module):
+    """What the component's module computes from the config's inputs: a reference that needs no weights any more."""
+
+    def __init__(self, config: Any, component: Component) -> None:
+        super().__init__()
+        self.inputs: dict[str, Tensor] = config.generate_dummy_inputs(framework="pt")
+        with torch.no_grad():
+            self.outputs = Named(component).eval()(**self.inputs)
+
+    def forward(self, **tensors: Tensor) -> Any:
+        """Named inputs, which must be the recorded ones -> the module's output."""
+        if set(tensors) != set(self.inputs) or not all(torch.equal(t, self.inputs[n]) for n, t in tensors.items()):
+            raise ValueError("the reference was asked for other inputs than those that it was recorded with")
+        return self.outputs
+
+
 def model_type(role: str) -> str:
     """The component's model type in optimum's and transformers' registries."""
     return f"snapgen-{role}"
@@ -159,14 +176,16 @@ def optimise(config: Any, component: Component, plain: Path, settings: Settings)
     The optimised graph is shipped where optimum's validator accepts it; otherwise the plain one is, and its metadata says
     why. Raises optimum's AtolError, ShapeError or OutputMatchError where the plain one does not match the module either.
     """
-    work = plain.parent.parent
+    work, reference = plain.parent.parent, Recorded(config, component)
+    component.release()
+    gc.collect()  # the exported program holds the weights, too, in reference cycles
     try:
         chosen = _optimised(config, component, plain, settings)
-        validate(config, component, chosen)
+        validate(config, reference, chosen)
         return chosen
     except Exception as error:
         refused = first_line(error).replace(str(work), "")
-    validate(config, component, plain)
+    validate(config, reference, plain)
     origin = f"as exported; optimum's optimised graph was refused: {refused}"
     return write(onnx_ir.load(without_weights(plain)), component, origin, work / "kept" / plain.name, settings)
 
@@ -188,16 +207,15 @@ def _optimised(config: Any, component: Component, plain: Path, settings: Setting
     return path
 
 
-def validate(config: Any, component: Component, path: Path) -> None:
-    """Run optimum's validator on the saved file against the component's module, with the config's inputs.
+def validate(config: Any, reference: Recorded, path: Path) -> None:
+    """Run optimum's validator on the saved file against what the component's module computed, with the config's inputs.
 
     Each value may differ by `RELATIVE_LIMIT` of the largest reference value (plus numpy.allclose's 1e-5 of itself). Raises
     optimum's AtolError, ShapeError or OutputMatchError.
     """
-    reference = Named(component).eval()
-    with torch.no_grad():
-        outputs = reference(**config.generate_dummy_inputs(framework="pt"))
+    outputs = reference.outputs
     largest = max(float(t.abs().max()) for t in ((outputs,) if isinstance(outputs, Tensor) else outputs))
+    gc.collect()  # what optimising left in reference cycles would be resident together with the validator's session
     validate_model_outputs(
         config=config,
         reference_model=reference,

@@ -234,7 +234,7 @@ def _export_in_child(request: Request, plan: ExportPlan, target_plan: TargetPlan
     torch.set_num_threads(request.threads)
     checkpoint = open_checkpoint(request.checkpoint, request.key_map)
     target, variant = target_of(target_plan.key)
-    component = build_component(checkpoint, plan, target_plan, role)
+    component = replace(build_component(checkpoint, plan, target_plan, role), expendable=True)
     directory.mkdir(parents=True, exist_ok=True)
     options = {name: value for name, value in target_plan.options if name != "folders"}  # the layout comes afterwards
     artifact = target.export(component, variant, target_plan.precision, directory, options)
