@@ -232,9 +232,10 @@ def _export_in_child(request: Request, plan: ExportPlan, target_plan: TargetPlan
 
     hand_back_what_is_freed()
     torch.set_num_threads(request.threads)
-    checkpoint = open_checkpoint(request.checkpoint, request.key_map)
     target, variant = target_of(target_plan.key)
+    checkpoint = open_checkpoint(request.checkpoint, request.key_map)
     component = replace(build_component(checkpoint, plan, target_plan, role), expendable=True)
+    del checkpoint  # one in PyTorch's format is mapped as long as it lives, and what was read of it counts as resident
     directory.mkdir(parents=True, exist_ok=True)
     options = {name: value for name, value in target_plan.options if name != "folders"}  # the layout comes afterwards
     artifact = target.export(component, variant, target_plan.precision, directory, options)
