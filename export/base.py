@@ -43,7 +43,10 @@ class Port:
 
 @dataclass(frozen=True)
 class Component:
-    """A network ready for a target: static shapes, positional inputs in the order of `inputs`."""
+    """A network ready for a target: static shapes, positional inputs in the order of `inputs`.
+
+    Of an `expendable` one an export may free the module's weights as soon as it has them elsewhere, to save memory.
+    """
 
     role: Role
     module: nn.Module
@@ -51,6 +54,13 @@ class Component:
     outputs: tuple[Port, ...]
     example: tuple[Tensor, ...]
     doc: str
+    expendable: bool = False
+
+    def release(self) -> None:
+        """Free the weights of an expendable component, whose module cannot be called afterwards; keep those of others."""
+        if self.expendable:
+            for tensor in (*self.module.parameters(), *self.module.buffers()):
+                tensor.data = tensor.data.new_empty(0)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ coremltools 9.0 writes; see https://apple.github.io/coremltools/docs-guides/sour
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ import numpy as np
 
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Headroom, Layout, Port, Runner
+from snapgen_deploy.export.coreml_overflow import thrifty
 from snapgen_deploy.export.graph import (
     check_inputs,
     check_offered,
@@ -87,6 +89,8 @@ class CoreML:
         what = f"{component.role} -> {self.name}"
         with speaking_for(what), tempfile.TemporaryDirectory(dir=directory) as scratch:
             made = _convert(component, precision, settings, what, Path(scratch) / path.name)
+            component.release()
+            gc.collect()  # torch's and coremltools' programs hold the weights, too, in reference cycles
             _normalise(made, component, settings)
             if path.exists():
                 shutil.rmtree(path)
@@ -203,16 +207,17 @@ def _convert(component: Component, precision: str, settings: Settings, what: str
     target = _deployment(settings.deployment)
     program = trace(component).run_decompositions({})
     check_rank(program.graph.nodes, MAX_RANK, what)
-    ct.convert(
-        program,
-        inputs=[ct.TensorType(name=p.name, shape=p.shape, dtype=np.dtype(p.dtype).type) for p in component.inputs],
-        outputs=[ct.TensorType(name=p.name, dtype=np.dtype(p.dtype).type) for p in component.outputs],
-        convert_to="mlprogram",
-        compute_precision=ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32,
-        minimum_deployment_target=target,
-        skip_model_load=True,
-        package_dir=str(path),
-    )
+    with thrifty():
+        ct.convert(
+            program,
+            inputs=[ct.TensorType(name=p.name, shape=p.shape, dtype=np.dtype(p.dtype).type) for p in component.inputs],
+            outputs=[ct.TensorType(name=p.name, dtype=np.dtype(p.dtype).type) for p in component.outputs],
+            convert_to="mlprogram",
+            compute_precision=ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32,
+            minimum_deployment_target=target,
+            skip_model_load=True,
+            package_dir=str(path),
+        )
     return path
 
 

@@ -10,13 +10,15 @@ saved could not be run here.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +45,7 @@ FORWARD = "forward"
 PORTS = "ports"  # the method that returns the ports as JSON
 # Names of dtypes in ExecuTorch's and XNNPACK's schemas -> numpy's; other names stay as they are.
 DTYPES = {"float": "float32", "half": "float16", "int": "int32", "long": "int64", "fp32": "float32", "fp16": "float16"}
+PREFIX_BYTES = 8  # of a flatbuffer: root offset and file identifier, before the extended header
 BARE_INFINITY = re.compile(r"(: -?)inf\b")  # how flatc writes the open side of a clamp; JSON readers want Infinity
 
 
@@ -127,15 +130,13 @@ class ExecuTorch:
         """
         if not path.is_file():
             raise BadInput(f"{path}: no such file")
-        from executorch.exir._serialize._program import deserialize_pte_binary
-
         try:
-            program = deserialize_pte_binary(path.read_bytes()).program
+            program, base = _read_program(path)
             plan = next(p for p in program.execution_plan if p.name == FORWARD)
         except Exception as error:
             raise BadInput(f"{path.name}: not an ExecuTorch program with a method '{FORWARD}': {first_line(error)}") from error
         with speaking_for(f"{path.name}: reading it back"):
-            return _description(path, program, plan)
+            return _description(path, program, plan, base)
 
     def versions(self) -> dict[str, str]:
         """Versions of the packages that take part in an export."""
@@ -170,6 +171,27 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(array, order="C"))
 
 
+@contextlib.contextmanager
+def shared_by_copies(tensors: Iterable[Any]) -> Iterator[None]:
+    """Let `copy.deepcopy` take these tensors as they are.
+
+    Lowering copies each partition's program, weights included, and changes no weight in place.
+    """
+    marked = [t for t in tensors if hasattr(t, "__dict__")]
+    for tensor in marked:
+        tensor.__deepcopy__ = functools.partial(_itself, tensor)
+    try:
+        yield
+    finally:
+        for tensor in marked:
+            tensor.__dict__.pop("__deepcopy__", None)
+
+
+def _itself(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
+    """What `copy.deepcopy` asks for instead of a copy."""
+    return tensor
+
+
 def _lower(component: Component, settings: Settings, what: str, path: Path) -> Path:
     """Trace, lower and write; every stage's graph is dropped as soon as the next one is there."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -183,12 +205,13 @@ def _lower(component: Component, settings: Settings, what: str, path: Path) -> P
 
     program = trace(component)
     check_rank(program.graph.nodes, MAX_RANK, what)
-    edge = to_edge_transform_and_lower(
-        program,
-        transform_passes=[refuse_high_rank],
-        partitioner=[XnnpackPartitioner()],
-        constant_methods={PORTS: ports_json(component, settings)},
-    )
+    with shared_by_copies([*program.state_dict.values(), *program.constants.values()]):
+        edge = to_edge_transform_and_lower(
+            program,
+            transform_passes=[refuse_high_rank],
+            partitioner=[XnnpackPartitioner()],
+            constant_methods={PORTS: ports_json(component, settings)},
+        )
     del program
     lowered = edge.to_executorch(ExecutorchBackendConfig())  # memory planning is part of it: greedy, inputs included
     del edge
@@ -197,7 +220,38 @@ def _lower(component: Component, settings: Settings, what: str, path: Path) -> P
     return path
 
 
-def _description(path: Path, program: Any, plan: Any) -> Description:
+def _read_program(path: Path) -> tuple[Any, int]:
+    """The program's flatbuffer without its segments, which hold the weights, and the byte of the file where those begin.
+
+    Raises ValueError where the file is shorter than its segments.
+    """
+    from executorch.exir._serialize._program import _ExtendedHeader, _flatbuffer_to_program, _get_extended_header
+
+    with path.open("rb") as file:
+        header = _get_extended_header(file.read(_ExtendedHeader.EXPECTED_LENGTH + PREFIX_BYTES))
+        file.seek(0)
+        if header is None:
+            return _flatbuffer_to_program(file.read()), 0
+        program = _flatbuffer_to_program(file.read(header.program_size))
+    end, size = header.segment_base_offset + max((s.offset + s.size for s in program.segments), default=0), path.stat().st_size
+    if end > size:
+        raise ValueError(f"its segments end at byte {end}, the file has {size}")
+    return program, header.segment_base_offset
+
+
+def _payload(path: Path, program: Any, place: Any, base: int) -> bytes:
+    """What the program hands to a delegate, from where `place` says."""
+    from executorch.exir.schema import DataLocation
+
+    if place.location == DataLocation.INLINE:
+        return bytes(program.backend_delegate_data[place.index].data)
+    segment = program.segments[place.index]
+    with path.open("rb") as file:
+        file.seek(base + segment.offset)
+        return file.read(segment.size)
+
+
+def _description(path: Path, program: Any, plan: Any, base: int) -> Description:
     from executorch.exir.schema import DelegateCall, KernelCall
 
     names = [f"{o.name}.{o.overload}" if o.overload else o.name for o in plan.operators]
@@ -207,8 +261,7 @@ def _description(path: Path, program: Any, plan: Any) -> Description:
     ops, weights = Counter(portable), _portable_constants(plan)
     for index, delegate in enumerate(plan.delegates):
         if delegate.id == "XnnpackBackend":
-            payload = bytes(program.backend_delegate_data[delegate.processed.index].data)
-            nodes, constants = _read_xnnpack(payload, index)
+            nodes, constants = _read_xnnpack(_payload(path, program, delegate.processed, base), index)
             ops.update(nodes)
             weights.update(constants)
     return Description(

@@ -17,6 +17,7 @@ Only fp32 is offered: onnxruntime's CPU provider has no fp16 kernels for most of
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import tempfile
 from collections import Counter
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snapgen_deploy.errors import BadInput, SnapgenError
+from snapgen_deploy.export import onnx_file
 from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Layout, Runner
 from snapgen_deploy.export.quiet import first_line, quiet
 
@@ -153,7 +155,7 @@ class Onnx:
         if not path.is_file():
             raise BadInput(f"{path}: no such file")
         try:
-            model = onnx.load(str(path), load_external_data=False)
+            model, _ = onnx_file.read(path)
         except Exception as error:
             raise BadInput(f"{path.name}: not an ONNX model: {first_line(error)}") from error
         ops = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
@@ -161,6 +163,7 @@ class Onnx:
         opsets = ", ".join(f"{o.domain or 'ai.onnx'} {o.version}" for o in model.opset_import)
         graph = {p.key: p.value for p in model.metadata_props}.get(GRAPH_KEY, "unknown")
         data = external_files(model, path)
+        gc.collect()  # what an export left in reference cycles would be resident together with onnxruntime's copy
         return Description(
             bytes=sum(f.stat().st_size for f in (path, *data)),
             ops=dict(sorted(ops.items())),
@@ -187,7 +190,9 @@ def _make(component: Component, settings: Settings, scratch: Path) -> Path:
     example = component.example
     plain = scratch / "plain" / f"{component.role}.onnx"
     if settings.optimize == "none":
-        return write(_convert(component, names, example, settings.opset), component, "as exported", plain, settings)
+        write(_convert(component, names, example, settings.opset), component, "as exported", plain, settings)
+        component.release()
+        return plain
     from snapgen_deploy.export import optimum_exporter
 
     config = optimum_exporter.exporter_config(component)
@@ -213,6 +218,7 @@ def _convert(component: Component, names: tuple[list[str], list[str]], example: 
 def write(model: onnx_ir.Model, component: Component, origin: str, path: Path, settings: Settings) -> Path:
     """Clean `model`, save it at `path` with its weights inside or beside, check the file, and return `path`.
 
+    The model loses its weights: onnxscript's rewriting rules, which live on, keep the graphs that they saw last.
     `origin` says how the graph came about; it is kept in the file. Raises RuntimeError where names, shapes or types of
     inputs and outputs are not the component's, and onnx's ValidationError where the file is not valid.
     """
@@ -231,9 +237,25 @@ def write(model: onnx_ir.Model, component: Component, origin: str, path: Path, s
     if sum(t.nbytes for t in tensors) > settings.external_data_bytes:
         onnx_ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=SMALL_TENSOR)
     else:
-        onnx_ir.save(onnx_ir.external_data.load_to_model(model), path)
-    onnx.checker.check_model(str(path), full_check=True)
+        onnx_file.write(model, path)
+    for value in model.graph.initializers.values():
+        value.const_value = None
+    onnx.checker.check_model(str(without_weights(path)), full_check=True)
     return path
+
+
+def without_weights(path: Path) -> Path:
+    """A model in the folder above that reads its large weights out of the file at `path` and what lies beside that.
+
+    For libraries that would hold the weights of one file several times.
+    """
+    model, places = onnx_file.read(path)
+    for entry in (e for w in model.graph.initializer for e in w.external_data if e.key == "location"):
+        entry.value = f"{path.parent.name}/{entry.value}"
+    onnx_file.refer(model, places, f"{path.parent.name}/{path.name}")
+    light = path.parent.parent / path.name
+    light.write_bytes(model.SerializeToString())
+    return light
 
 
 def _clean(model: onnx_ir.Model) -> None:

@@ -20,6 +20,7 @@ optimum's ORTOptimizer and `validate_model_outputs`. What optimum does not do he
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from snapgen_deploy.export.base import ROLES, Component
-from snapgen_deploy.export.onnx import Settings, write
+from snapgen_deploy.export.onnx import Settings, without_weights, write
 from snapgen_deploy.export.quiet import first_line, quiet
 from snapgen_deploy.models import time_features
 
@@ -38,7 +39,7 @@ with quiet():  # importing transformers probes optional packages and logs what i
     from optimum.exporters.onnx.base import OnnxConfig
     from optimum.exporters.onnx.convert import validate_model_outputs
     from optimum.exporters.tasks import TasksManager
-    from optimum.onnxruntime import OptimizationConfig, ORTOptimizer
+    from optimum.onnxruntime import OptimizationConfig, ORTConfig, ORTOptimizer
     from optimum.onnxruntime.utils import ORTConfigManager
     from optimum.utils import DummyInputGenerator, NormalizedConfigManager
     from optimum.utils.normalized_config import NormalizedConfig
@@ -128,6 +129,22 @@ class Named(nn.Module):
         return self.module(*(tensors[name] for name in self.order))
 
 
+class Recorded(nn.Module):
+    """What the component's module computes from the config's inputs: a reference that needs no weights any more."""
+
+    def __init__(self, config: Any, component: Component) -> None:
+        super().__init__()
+        self.inputs: dict[str, Tensor] = config.generate_dummy_inputs(framework="pt")
+        with torch.no_grad():
+            self.outputs = Named(component).eval()(**self.inputs)
+
+    def forward(self, **tensors: Tensor) -> Any:
+        """Named inputs, which must be the recorded ones -> the module's output."""
+        if set(tensors) != set(self.inputs) or not all(torch.equal(t, self.inputs[n]) for n, t in tensors.items()):
+            raise ValueError("the reference was asked for other inputs than those that it was recorded with")
+        return self.outputs
+
+
 def model_type(role: str) -> str:
     """The component's model type in optimum's and transformers' registries."""
     return f"snapgen-{role}"
@@ -159,41 +176,46 @@ def optimise(config: Any, component: Component, plain: Path, settings: Settings)
     The optimised graph is shipped where optimum's validator accepts it; otherwise the plain one is, and its metadata says
     why. Raises optimum's AtolError, ShapeError or OutputMatchError where the plain one does not match the module either.
     """
-    work = plain.parent.parent
+    work, reference = plain.parent.parent, Recorded(config, component)
+    component.release()
+    gc.collect()  # the exported program holds the weights, too, in reference cycles
     try:
         chosen = _optimised(config, component, plain, settings)
-        validate(config, component, chosen)
+        validate(config, reference, chosen)
         return chosen
     except Exception as error:
         refused = first_line(error).replace(str(work), "")
-    validate(config, component, plain)
+    validate(config, reference, plain)
     origin = f"as exported; optimum's optimised graph was refused: {refused}"
-    return write(onnx_ir.load(plain), component, origin, work / "kept" / plain.name, settings)
+    return write(onnx_ir.load(without_weights(plain)), component, origin, work / "kept" / plain.name, settings)
 
 
 def _optimised(config: Any, component: Component, plain: Path, settings: Settings) -> Path:
     """ORTOptimizer's graph and its `ort_config.json`, cleaned, in a directory of their own beside `plain`'s."""
     raw = plain.parent.parent / "raw"
     level = OptimizationConfig(optimization_level=2, enable_transformers_specific_optimizations=False)
-    ORTOptimizer([plain], config=config._config).optimize(level, save_dir=raw, file_suffix="")
-    before, model = len(onnx_ir.load(plain).graph), onnx_ir.load(raw / plain.name)
+    light = without_weights(plain)
+    ORTOptimizer([light], config=config._config).optimize(level, save_dir=raw, file_suffix="")
+    before, model = len(onnx_ir.load(light).graph), onnx_ir.load(raw / plain.name)
     version = metadata.version("optimum-onnx")
     origin = f"optimised by optimum-onnx {version} (ORTOptimizer, level 2): {before} -> {len(model.graph)} nodes"
     path = write(model, component, origin, raw.with_name("optimised") / plain.name, settings)
+    told = ORTConfig.from_pretrained(raw)
+    told.use_external_data_format = len(list(plain.parent.iterdir())) > 1  # not what `light` needed
+    told.save_pretrained(raw)
     os.replace(raw / "ort_config.json", path.with_name(f"{component.role}.ort_config.json"))
     return path
 
 
-def validate(config: Any, component: Component, path: Path) -> None:
-    """Run optimum's validator on the saved file against the component's module, with the config's inputs.
+def validate(config: Any, reference: Recorded, path: Path) -> None:
+    """Run optimum's validator on the saved file against what the component's module computed, with the config's inputs.
 
     Each value may differ by `RELATIVE_LIMIT` of the largest reference value (plus numpy.allclose's 1e-5 of itself). Raises
     optimum's AtolError, ShapeError or OutputMatchError.
     """
-    reference = Named(component).eval()
-    with torch.no_grad():
-        outputs = reference(**config.generate_dummy_inputs(framework="pt"))
+    outputs = reference.outputs
     largest = max(float(t.abs().max()) for t in ((outputs,) if isinstance(outputs, Tensor) else outputs))
+    gc.collect()  # what optimising left in reference cycles would be resident together with the validator's session
     validate_model_outputs(
         config=config,
         reference_model=reference,

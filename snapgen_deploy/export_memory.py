@@ -13,12 +13,11 @@ from snapgen_deploy.plan import ExportPlan, TargetPlan
 # Target -> bytes of the converting process without weights, and bytes for each byte of the component's weights in fp32: a line
 # through the peak resident memory of the embedded checkpoint's three components and of an untrained 114M-parameter student,
 # measured on x86-64 Linux by `python -m benchmarks.export_memory` (results/export_memory.txt), moved up to lie above every
-# point. One conversion at full scale was measured besides (snapgenpp tiny, 1024 x 1024, Core ML): 4.36 GB, 0.58 + 3.41 times
-# its weights, hence 3.5 there. Resident memory counts the pages of the checkpoint's mapped file, once.
+# point. Checkpoints in PyTorch's format, which are mapped as a whole while they are read, were not measured.
 COSTS: Mapping[str, tuple[int, float]] = {
-    "onnx": (660_000_000, 7.1),
-    "coreml": (580_000_000, 3.5),
-    "executorch": (530_000_000, 6.4),
+    "onnx": (660_000_000, 1.2),
+    "coreml": (600_000_000, 1.7),
+    "executorch": (650_000_000, 1.8),
 }
 # For a target without figures of its own.
 DEAREST = (max(base for base, _ in COSTS.values()), max(factor for _, factor in COSTS.values()))

@@ -23,7 +23,7 @@ from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.export_memory import predict, refuse_what_does_not_fit
 from snapgen_deploy.gates import Checked, Gate, check_target, failed
-from snapgen_deploy.host_memory import available_bytes
+from snapgen_deploy.host_memory import available_bytes, hand_back_what_is_freed
 from snapgen_deploy.manifest import build_manifest
 from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.preview import write_preview
@@ -230,10 +230,12 @@ def _export_in_child(request: Request, plan: ExportPlan, target_plan: TargetPlan
     """In a child process: load, slice, rewrite, export, and read the file back."""
     import torch
 
+    hand_back_what_is_freed()
     torch.set_num_threads(request.threads)
-    checkpoint = open_checkpoint(request.checkpoint, request.key_map)
     target, variant = target_of(target_plan.key)
-    component = build_component(checkpoint, plan, target_plan, role)
+    checkpoint = open_checkpoint(request.checkpoint, request.key_map)
+    component = replace(build_component(checkpoint, plan, target_plan, role), expendable=True)
+    del checkpoint  # one in PyTorch's format is mapped as long as it lives, and what was read of it counts as resident
     directory.mkdir(parents=True, exist_ok=True)
     options = {name: value for name, value in target_plan.options if name != "folders"}  # the layout comes afterwards
     artifact = target.export(component, variant, target_plan.precision, directory, options)

@@ -42,13 +42,12 @@ class Source(Protocol):
 
 @dataclass
 class SafetensorsSource:
-    """One or more safetensors files whose headers were checked. Files are mapped on the first read of each."""
+    """One or more safetensors files whose headers were checked. A file is mapped for as long as a tensor read from it lives."""
 
     files: tuple[Path, ...]
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     owner: dict[str, Path]
-    _open: dict[Path, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, files: tuple[Path, ...]) -> SafetensorsSource:
@@ -70,14 +69,16 @@ class SafetensorsSource:
         return cls(files, tensors, metadata, owner)
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """A view of the mapped file: only the pages of the leading part are ever read."""
+        """A view of the mapped file: only the pages of the leading part are ever read.
+
+        Mapped anew for each tensor: the pages of a mapping count as resident for as long as it lasts.
+        """
         from safetensors import SafetensorError, safe_open
 
         path = self.owner[name]
         try:
-            if path not in self._open:
-                self._open[path] = safe_open(str(path), framework="pt")
-            part: Tensor = self._open[path].get_slice(name)[tuple(slice(0, n) for n in shape) or ...]
+            with safe_open(str(path), framework="pt") as file:
+                part: Tensor = file.get_slice(name)[tuple(slice(0, n) for n in shape) or ...]
         except (SafetensorError, OSError) as error:
             raise BadInput(f"{path}: tensor {name!r} cannot be read ({error}); fetch or write the file again") from None
         return part
