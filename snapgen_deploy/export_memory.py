@@ -17,7 +17,7 @@ from snapgen_deploy.plan import ExportPlan, TargetPlan
 COSTS: Mapping[str, tuple[int, float]] = {
     "onnx": (660_000_000, 1.2),
     "coreml": (600_000_000, 1.7),
-    "executorch": (650_000_000, 1.8),
+    "executorch": (650_000_000, 2.1),
 }
 # For a target without figures of its own.
 DEAREST = (max(base for base, _ in COSTS.values()), max(factor for _, factor in COSTS.values()))
