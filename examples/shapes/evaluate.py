@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -101,13 +102,25 @@ def _wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
+def _in_a_row(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with seconds that never fall: each run begins where the one before ended."""
+    found: list[dict[str, Any]] = []
+    start = before = 0.0
+    for row in rows:
+        if row["seconds"] < before:
+            start += before
+        before = row["seconds"]
+        found.append(row | {"seconds": start + before})
+    return found
+
+
 def curves(log: Path, path: Path) -> None:
-    """The losses of every stage against its wall-clock minutes."""
+    """The losses of every stage against its wall-clock minutes; runs that went on from one another stand in a row."""
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     figure, axes = plt.subplots(1, len(stages), figsize=(4.2 * len(stages), 3.4), squeeze=False)
     for stage, axis in zip(stages, axes[0], strict=True):
-        own = [row for row in rows if row["stage"] == stage]
+        own = _in_a_row([row for row in rows if row["stage"] == stage])
         for name in dict.fromkeys(n for row in own for n in row if n not in ("stage", "step", "seconds", "latent", "right")):
             points = [(row["seconds"] / 60, row[name]) for row in own if name in row]
             axis.plot(*zip(*points, strict=True), label=name, linewidth=1)
