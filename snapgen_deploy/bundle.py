@@ -133,10 +133,10 @@ def check_hashes(bundle: Bundle) -> None:
 
 
 def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
-    """Write manifest.json and then SHA256SUMS over all files of the bundle."""
+    """Write manifest.json and then SHA256SUMS over all files of the bundle but the record of the run."""
     text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
     (root / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    lines = [f"{sha256_of(p)}  {p.relative_to(root).as_posix()}\n" for p in files_under(root)]
+    lines = [f"{sha256_of(p)}  {p.relative_to(root).as_posix()}\n" for p in files_under(root) if p != root / RUN]
     (root / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
