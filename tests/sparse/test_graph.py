@@ -99,8 +99,9 @@ def lowered(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Counter[str]
     program = torch.export.export(module, inputs, strict=False)
     edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     outside = Counter(n.target.__name__ for n in edge.exported_program().graph.nodes if n.op == "call_function")
-    method = Runtime.get().load_program(bytes(edge.to_executorch().buffer)).load_method("forward")
-    return outside, method.execute(list(inputs))[0]
+    data = bytes(edge.to_executorch().buffer)
+    loaded = Runtime.get().load_program(data)  # the runtime reads from `data` as long as it runs: both are held by name
+    return outside, loaded.load_method("forward").execute(list(inputs))[0].clone()
 
 
 def test_xnnpack_takes_the_whole_student(kit):
