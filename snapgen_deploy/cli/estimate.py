@@ -105,7 +105,7 @@ def _calibrate(target: str, threads: int, shown: Work) -> None:
     found = calibrate.calibrate(target, threads, shown)
     path = calibrate.store(found)
     err().print(
-        f"calibrated {target} with {threads} threads: {len(found.samples)} micro-benchmarks, "
+        f"calibrated {target}, threads: {threads}; {len(found.samples)} micro-benchmarks, "
         f"{100 * found.fit_error:.1f} % mean error on them; kept in {path}",
         style="dim",
         soft_wrap=True,
