@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from snapgen_deploy.components import ports_of
+from snapgen_deploy.components import ports_of, spelling
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.export.base import Component, Role
 from snapgen_deploy.models import DiT, ModelConfig, TextEncoder, TinyDecoder
 from snapgen_deploy.plan import make_plan
 from snapgen_deploy.sparse import rewrite_decoder, rewrite_student, rewrite_text_encoder
-
-TOKEN_OPS = {"onnx": "native", "executorch": "spelled"}  # as `components.build_component` spells them
 
 
 def component(config: ModelConfig, width: str, size: tuple[int, int], key: str, role: Role = "student") -> Component:
@@ -19,12 +17,11 @@ def component(config: ModelConfig, width: str, size: tuple[int, int], key: str, 
     plan = make_plan(config, load_profile("android-mid"), targets=[key], width=width, resolution=size)
     inputs, outputs, doc = ports_of(config, plan, role)
     latent, target = (plan.latent[1], plan.latent[2]), plan.targets[0]
-    ops = TOKEN_OPS[target.target]
+    ops, upsample = spelling(target.target)
     if role == "student":
         module = rewrite_student(DiT(config.student, width), latent, layout="token", form=target.form, ops=ops)
     elif role == "decoder":
         assert config.decoder is not None
-        upsample = "native" if ops == "native" else None
         module = rewrite_decoder(TinyDecoder(config.decoder), latent, layout="token", upsample=upsample)
     else:
         assert config.text_encoder is not None

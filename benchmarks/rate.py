@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.networks import component
-from snapgen_deploy.export.base import Component, Port
+from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.latency.calibrate_graphs import Graph, WithRope
 from snapgen_deploy.latency.cost import total, trace
 from snapgen_deploy.latency.environment import environment
 from snapgen_deploy.models import PRESETS, ModelConfig
@@ -45,20 +46,6 @@ class Entry:
     run: Callable[[], object]
     path: Path
     feed: dict[str, np.ndarray]
-
-
-class Layer(nn.Module):
-    """A rewritten layer with its table of positions."""
-
-    def __init__(self, layer: nn.Module, rope: tuple[Tensor, Tensor]) -> None:
-        super().__init__()
-        self.layer = layer
-        self.cos, self.sin = (nn.Buffer(t) for t in rope)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Whatever the layer takes before the positions."""
-        y: Tensor = self.layer(*inputs, (self.cos, self.sin))
-        return y
 
 
 def main() -> None:
@@ -95,7 +82,7 @@ def exported(config: ModelConfig, options: argparse.Namespace, folder: Path) -> 
     for key in KEYS:
         whole = component(config, options.width, size, key)
         parts = {
-            ROOF: as_component(nn.Linear(512, 1536), torch.randn(1, 4096, 512)),
+            ROOF: Graph(ROOF, nn.Linear(512, 1536), ((1, 4096, 512),)).component(),
             "ASSA layer": sparse_layer(config, options.width, size, whole),
         }
         if options.step:
@@ -116,15 +103,8 @@ def sparse_layer(config: ModelConfig, width: str, size: tuple[int, int], whole: 
     """The first ASSA layer of the student: projections, both branches, fusion."""
     c = config.student
     rows, cols = c.grid(size[0] // c.latent_factor, size[1] // c.latent_factor)
-    layer = Layer(whole.module.get_submodule("down.0.attention"), rope_constants(rows, cols, c.head_dim, c.rope_theta))
-    return as_component(layer, torch.randn(1, rows * cols, c.hidden_at(width)))
-
-
-def as_component(module: nn.Module, x: Tensor) -> Component:
-    """A layer as the targets take networks; the role is a file name only."""
-    y = module(x)
-    ports = [Port(name, tuple(t.shape), "float32", name) for name, t in (("x", x), ("y", y))]
-    return Component("student", module.eval(), (ports[0],), (ports[1],), (x,), "a layer")
+    layer = WithRope(whole.module.get_submodule("down.0.attention"), rope_constants(rows, cols, c.head_dim, c.rope_theta))
+    return Graph("ASSA layer", layer, ((1, rows * cols, c.hidden_at(width)),)).component()
 
 
 def timed(entries: list[Entry], rounds: int) -> list[list[float]]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from snapgen_deploy.errors import BadInput, Refused
+from snapgen_deploy.files import write_text
 from snapgen_deploy.latency.results import QUERY, Measurement, read_measurement
 from snapgen_deploy.latency.stats import detectable, welch_interval
 from snapgen_deploy.latency.verdict import CONFIDENCE, Judged, Threshold, decide
@@ -45,13 +46,7 @@ def store_baseline(directory: Path, measurement: Measurement) -> Path:
     """Write the measurement as the baseline of its key; rounded, sorted, whole or not at all."""
     path = path_of(directory, measurement)
     text = json.dumps(_rounded(measurement.as_dict()), indent=1, sort_keys=True, allow_nan=False) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise BadInput(f"cannot write {path} ({error.strerror}); choose another place with --baseline") from None
+    write_text(path, text, "choose another place with --baseline", parents=True)
     return path
 
 

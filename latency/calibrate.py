@@ -12,12 +12,10 @@ scipy.optimize.nnls). The cache size is the power of two that fits best.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +24,7 @@ import numpy as np
 from snapgen_deploy.errors import BadInput, MeasurementFailed
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.files import cache_root, write_text
 from snapgen_deploy.latency.calibrate_graphs import graphs
 from snapgen_deploy.latency.cost import OpCost, trace
 from snapgen_deploy.latency.cost_components import spelling_of
@@ -33,14 +32,13 @@ from snapgen_deploy.latency.cost_ops import KINDS
 from snapgen_deploy.latency.environment import host_key
 from snapgen_deploy.latency.machine import FEATURES, Machine, Rate, counts, excess
 from snapgen_deploy.latency.results import DeviceKey
+from snapgen_deploy.progress import Progress
 
 ROUNDS = 9
 BURST_SECONDS = 0.004  # a graph runs for about this long in every round
 ON_CHIP = tuple(2.0**n for n in range(17, 25))  # bytes of cache to choose from, 128 KiB to 16 MiB
 SCHEMA_VERSION = 1
 COLUMNS = ("call", "spill", *(f"{kind}.{feature}" for kind in KINDS for feature in FEATURES))
-
-Progress = Callable[[str], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -61,12 +59,6 @@ class Calibration:
     machine: Machine
     fit_error: float  # mean absolute relative error over the micro-benchmarks themselves
     samples: Mapping[str, float]  # name -> ms
-
-
-def cache_dir() -> Path:
-    """Where calibrations and measurements are kept: `$XDG_CACHE_HOME/snapgen-deploy`, else `~/.cache/snapgen-deploy`."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "snapgen-deploy"
 
 
 def calibrate(target: str, threads: int, progress: Progress) -> Calibration:
@@ -170,7 +162,7 @@ def _fit_with(samples: Sequence[Sample], on_chip: float) -> tuple[Machine, np.nd
 
 def path_of(key: DeviceKey) -> Path:
     """Where the calibration of a key is stored."""
-    return cache_dir() / "calibration" / f"{key.id}.json"
+    return cache_root() / "calibration" / f"{key.id}.json"
 
 
 def store(calibration: Calibration) -> Path:
@@ -183,13 +175,8 @@ def store(calibration: Calibration) -> Path:
 
 def write_json(path: Path, data: object) -> None:
     """Write a JSON file of the cache, whole or not at all; BadInput where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise BadInput(f"cannot write {path} ({error.strerror}); point XDG_CACHE_HOME to another place") from None
+    text = json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    write_text(path, text, "point XDG_CACHE_HOME to another place", parents=True)
 
 
 def load(key: DeviceKey) -> Calibration | None:

@@ -7,8 +7,7 @@ import math
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,12 +23,11 @@ from snapgen_deploy.latency.results import DeviceKey
 from snapgen_deploy.latency.session import runs_here
 from snapgen_deploy.latency.stats import detectable, t_interval
 from snapgen_deploy.latency.verdict import CONFIDENCE, LOOKS, Judged, Threshold, judge, worst
+from snapgen_deploy.progress import Progress
 
 SCHEMA_VERSION = 1
 SELF_CHECK_ROUNDS = (5, 15, 30)  # the next where one fails: an interrupted round weighs less among more
 CAP_SECONDS = 170.0  # no more rounds are begun that would end later
-
-Progress = Callable[[str], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from snapgen_deploy.components import spelling
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Layout
 from snapgen_deploy.latency.cost import OpCost, trace_module
@@ -29,15 +30,15 @@ class Spelling:
 
     layout: Layout
     element: int  # bytes of a number
-    ops: OpForm = "native"
-    upsample: UpsampleForm | None = None
+    ops: OpForm
+    upsample: UpsampleForm | None
 
 
 SPELLINGS: Mapping[str, Spelling] = MappingProxyType(
     {
-        "onnx": Spelling("token", WEIGHT_BYTES["fp32"], "native", "native"),
-        "executorch": Spelling("token", WEIGHT_BYTES["fp32"], "spelled"),
-        "coreml": Spelling("channels", WEIGHT_BYTES["fp16"], "spelled"),
+        "onnx": Spelling("token", WEIGHT_BYTES["fp32"], *spelling("onnx")),
+        "executorch": Spelling("token", WEIGHT_BYTES["fp32"], *spelling("executorch")),
+        "coreml": Spelling("channels", WEIGHT_BYTES["fp16"], *spelling("coreml")),
     }
 )
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from snapgen_deploy.bundle import SUMS, Bundle, sha256_of
+from snapgen_deploy.bundle import Bundle
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role
 from snapgen_deploy.latency.links.base import Job
 from snapgen_deploy.latency.results import Measurement, RunProfile
+from snapgen_deploy.latency.session import identity
+from snapgen_deploy.progress import Progress
 from snapgen_deploy.verifier import read_vectors
 
 LINK_TARGETS = {"adb": ("executorch", "onnx"), "iphone": ("coreml",), "mac": ("coreml",)}
-Progress = Callable[[str], AbstractContextManager[None]]
 
 
 def measure_device(
@@ -42,12 +42,7 @@ def measure_device(
         rounds, loads, peak = measure_on(link, job, profile, mode, progress=progress)
         environment = dict(link.environment())  # a Mac tells its placement only once the files are there
     return Measurement(
-        bundle=bundle.path.name,
-        bundle_sha256=sha256_of(bundle.path / SUMS),
-        device=bundle.manifest["device"]["id"],
-        width=bundle.manifest["width"],
-        resolution=(bundle.manifest["resolution"][0], bundle.manifest["resolution"][1]),
-        steps=len(bundle.schedule.sigmas) - 1,
+        **identity(bundle),
         key=device_key,
         profile=profile.name,
         mode=mode,

@@ -96,12 +96,12 @@ def picture_parts(costs: Costs, machine: Machine) -> dict[str, float]:
 
 
 def plan_estimator(
-    config: ModelConfig, device: Device, *, resolution: tuple[int, int] | None = None, target: str, steps: int | None = None
-) -> Callable[[str], Estimate | None]:
-    """What a plan asks for every width; None where there is no basis."""
+    config: ModelConfig, device: Device, resolution: tuple[int, int] | None = None
+) -> Callable[[str, str], Estimate | None]:
+    """What a plan asks for every width and target key; None where there is no basis."""
 
-    def of(width: str) -> Estimate | None:
-        found = estimate_picture(config, width, resolution or config.resolution, device, target, steps=steps)
+    def of(width: str, target: str) -> Estimate | None:
+        found = estimate_picture(config, width, resolution or config.resolution, device, target)
         return found if isinstance(found, Estimate) else None
 
     return of

@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from snapgen_deploy.latency.calibrate import cache_dir, write_json
+from snapgen_deploy.files import cache_root
+from snapgen_deploy.latency.calibrate import write_json
 from snapgen_deploy.latency.environment import host_key
 from snapgen_deploy.latency.estimate_basis import HOST
 from snapgen_deploy.latency.results import QUERY, Measurement, read_measurement
@@ -13,7 +14,7 @@ from snapgen_deploy.latency.results import QUERY, Measurement, read_measurement
 
 def measured_dir(device_id: str) -> Path:
     """Where the measurements of a device are kept."""
-    return cache_dir() / "measured" / device_id
+    return cache_root() / "measured" / device_id
 
 
 def device_of(measurement: Measurement) -> str:

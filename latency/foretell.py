@@ -8,7 +8,7 @@ from typing import Any
 
 from snapgen_deploy.bundle import Bundle
 from snapgen_deploy.device_profiles import Profile
-from snapgen_deploy.export.base import Role
+from snapgen_deploy.export.base import ROLES, Role
 from snapgen_deploy.latency.cost import total
 from snapgen_deploy.latency.cost_components import Costs, picture_costs
 from snapgen_deploy.latency.estimate import from_costs
@@ -16,8 +16,6 @@ from snapgen_deploy.latency.estimate_basis import Device, Host, NoBasis, basis_o
 from snapgen_deploy.latency.results import Measurement
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.plan import ExportPlan
-
-ROLES: tuple[Role, ...] = ("text_encoder", "student", "decoder")
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from snapgen_deploy.bundle import SUMS, Bundle, files_under, open_bundle, sha256_of
+from snapgen_deploy.bundle import Bundle, files_under, open_bundle
 from snapgen_deploy.child import run_in_child
 from snapgen_deploy.errors import MeasurementFailed
 from snapgen_deploy.latency.environment import canary, environment, host_key, state
 from snapgen_deploy.latency.results import QUERY, Loads, Measurement, Round, RunProfile
-from snapgen_deploy.latency.session import Times, open_session, runs_here
+from snapgen_deploy.latency.session import Times, identity, open_session, runs_here
+from snapgen_deploy.progress import Progress
 
 WARM_UPS = 3
 DRIFT = 0.10  # a round whose canaries differ by more, or from the first canary, is discarded
@@ -22,8 +21,6 @@ ROUND_SECONDS = 1.0
 SUSTAINED_SECONDS = 300.0
 BURST_PAUSE = 0.2  # seconds between rounds
 LOADS = 3
-
-Progress = Callable[[str], AbstractContextManager[None]]
 
 
 def measure_host(bundle: Bundle, key: str, profile: RunProfile, mode: str, threads: int, progress: Progress) -> Measurement:
@@ -43,12 +40,7 @@ def measure_host(bundle: Bundle, key: str, profile: RunProfile, mode: str, threa
             f"{key}: none of {len(rounds)} rounds was valid ({rounds[-1].reason}); quiet the machine and measure again"
         )
     return Measurement(
-        bundle=bundle.path.name,
-        bundle_sha256=sha256_of(bundle.path / SUMS),
-        device=bundle.manifest["device"]["id"],
-        width=bundle.manifest["width"],
-        resolution=(bundle.manifest["resolution"][0], bundle.manifest["resolution"][1]),
-        steps=len(bundle.schedule.sigmas) - 1,
+        **identity(bundle),
         key=host_key(key, bundle.precision(key), threads),
         profile=profile.name,
         mode=mode,

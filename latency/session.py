@@ -6,10 +6,11 @@ import importlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from snapgen_deploy.bundle import Bundle
+from snapgen_deploy.bundle import SUMS, Bundle, sha256_of
 from snapgen_deploy.errors import MeasurementFailed
 from snapgen_deploy.export.base import Arrays, Role, Runner
 from snapgen_deploy.export.registry import target_of
@@ -40,6 +41,19 @@ class Session:
             self.pipeline.decode(latent)
         total = (time.perf_counter_ns() - start) / 1e6
         return {QUERY: [total], **{name: list(values) for name, values in self.clock.items()}}
+
+
+def identity(bundle: Bundle) -> dict[str, Any]:
+    """What a measurement says of the bundle itself: fields of `results.Measurement`."""
+    height, width = bundle.manifest["resolution"]
+    return {
+        "bundle": bundle.path.name,
+        "bundle_sha256": sha256_of(bundle.path / SUMS),
+        "device": bundle.manifest["device"]["id"],
+        "width": bundle.manifest["width"],
+        "resolution": (height, width),
+        "steps": len(bundle.schedule.sigmas) - 1,
+    }
 
 
 def runs_here(key: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from snapgen_deploy.latency.cost_components import latent_of
 from snapgen_deploy.latency.estimate import Estimate, estimate_picture
 from snapgen_deploy.latency.estimate_basis import Device
 from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,6 @@ INK = ("#1f5fbf", "#c0392b", "#2e7d32", "#8e44ad", "#b7791f")
 MARKS = "osD^v"  # so that lines are told apart without colour
 SHARES = (0.5, 0.75, 1.0)  # of the picture's side
 STEPS = (1, 2, 4, 8)
-Progress = Callable[[str], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)

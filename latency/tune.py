@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,11 +15,10 @@ from snapgen_deploy.latency.cost_components import spelling_of
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.models.attention import AdaptiveSparseSelfAttention
 from snapgen_deploy.plan import ExportPlan, TargetPlan
+from snapgen_deploy.progress import Progress
 from snapgen_deploy.sparse.fold import rope_constants
 from snapgen_deploy.sparse.forms import FORMS
 from snapgen_deploy.sparse.token_layers import TokenSparseAttention
-
-Progress = Callable[[str], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from pathlib import Path
 from snapgen_deploy.bundle import files_under, sha256_of
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.export.base import Role
+from snapgen_deploy.files import cache_root
 from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.resume import Exported, read_record, record_path, write_record
 
@@ -37,9 +38,7 @@ ABANDONED = 24 * 3600  # seconds after which the temporary folder of another pro
 
 def default_root() -> Path:
     """`$XDG_CACHE_HOME/snapgen-deploy/exports`, or the same below ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # the specification calls relative paths invalid
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "snapgen-deploy" / "exports"
+    return cache_root() / "exports"
 
 
 def export_key(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, role: Role) -> str:

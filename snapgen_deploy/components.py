@@ -23,9 +23,7 @@ def build_component(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan
     """Load one component at the plan's width and rewrite it for the target's layout and kernel form."""
     inputs, outputs, doc = ports_of(checkpoint.config, plan, role)
     layout: Layout = "channels" if target.layout == "channels" else "token"
-    # onnxruntime fuses whole norms; the delegates of phones take them only spelled out.
-    ops: OpForm = "native" if target.target == "onnx" else "spelled"
-    upsample: UpsampleForm | None = "native" if target.target == "onnx" else None
+    ops, upsample = spelling(target.target)
     latent = (plan.latent[1], plan.latent[2])
     if role == "student":
         module = rewrite_student(load_student(checkpoint, plan.width), latent, layout=layout, form=target.form, ops=ops)
@@ -35,6 +33,12 @@ def build_component(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan
         module = rewrite_text_encoder(load_text_encoder(checkpoint), layout=layout, ops=ops)
     example = tuple(torch.zeros(p.shape, dtype=torch.int32) if p.dtype == "int32" else torch.ones(p.shape) for p in inputs)
     return Component(role, module.eval(), inputs, outputs, example, doc)
+
+
+def spelling(target: str) -> tuple[OpForm, UpsampleForm | None]:
+    """How a target's networks are written: operations of the token layout, and upsampling (None: as the layout has it)."""
+    # onnxruntime fuses whole norms; the delegates of phones take them only spelled out.
+    return ("native", "native") if target == "onnx" else ("spelled", None)
 
 
 def ports_of(config: ModelConfig, plan: ExportPlan, role: Role) -> tuple[tuple[Port, ...], tuple[Port, ...], str]:

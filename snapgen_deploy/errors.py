@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class SnapgenError(Exception):
     """Base class: the message is one line that says what was got, what was expected and how to mend it."""
@@ -35,3 +37,11 @@ class MeasurementFailed(SnapgenError):
     """A runtime or device did not deliver the measurement."""
 
     exit_code = 4
+
+
+def nearest(got: str, known: Iterable[str]) -> str:
+    """The end of a message: `; did you mean X?` where a known name is close, else nothing."""
+    import difflib
+
+    near = difflib.get_close_matches(got, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

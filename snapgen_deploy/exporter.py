@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,10 @@ from snapgen_deploy.host_memory import available_bytes, hand_back_what_is_freed
 from snapgen_deploy.manifest import build_manifest
 from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.preview import write_preview
+from snapgen_deploy.progress import Progress
 from snapgen_deploy.reference import ReferenceVectors, make_vectors, schedule_of
 from snapgen_deploy.resume import Exported, forget, read_record, write_record
 from snapgen_deploy.run_record import write_run_record
-
-# Names one piece of work while it runs, e.g. as a line with a spinner and a clock.
-Progress = Callable[[str], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)

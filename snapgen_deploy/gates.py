@@ -101,27 +101,13 @@ def check_target(
     threads: int,
 ) -> Checked:
     """Every gate of one target: its saved files run against the test vectors, and where their operators are placed."""
-    ran = _run_target(key, precision, artifacts, config, schedule, vectors, threads)
-    target, _ = target_of(key)
-    placed = placement_gates(key, {role: target.describe(artifact.path) for role, artifact in artifacts.items()})
-    return Checked((*ran.gates, *placed), ran.pictures)
-
-
-def _run_target(
-    key: str,
-    precision: str,
-    artifacts: Mapping[Role, Artifact],
-    config: ModelConfig,
-    schedule: Schedule,
-    vectors: ReferenceVectors,
-    threads: int,
-) -> Checked:
     target, variant = target_of(key)
+    placed = placement_gates(key, {role: target.describe(artifact.path) for role, artifact in artifacts.items()})
     limits = LIMITS[precision]
     reason = target.unavailable(variant)
     if reason is not None:
         skipped = [Gate(key, role, "relative_error", None, limits.error, "not_run", reason) for role in artifacts]
-        return Checked((*skipped, Gate(key, "pipeline", "psnr", None, limits.psnr, "not_run", reason)), ())
+        return Checked((*skipped, Gate(key, "pipeline", "psnr", None, limits.psnr, "not_run", reason), *placed), ())
     runners = {role: target.open(artifact.path, threads=threads) for role, artifact in artifacts.items()}
     gates = [
         at_most(
@@ -137,7 +123,7 @@ def _run_target(
     pictures, worst = _draw(runners, config, schedule, vectors)
     gates.append(at_least(key, "pipeline", "psnr", worst, limits.psnr, f"dB, least of {len(vectors.prompts)} pictures"))
     gates += [gate for role, runner in runners.items() if (gate := _headroom_gate(key, role, runner)) is not None]
-    return Checked(tuple(gates), tuple(pictures))
+    return Checked((*gates, *placed), tuple(pictures))
 
 
 def _component_error(role: Role, runner: Runner, config: ModelConfig, schedule: Schedule, vectors: ReferenceVectors) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from snapgen_deploy.device_profiles import TARGETS, Profile, ProfileTarget
-from snapgen_deploy.errors import BadInput, Refused
+from snapgen_deploy.errors import BadInput, Refused, nearest
 from snapgen_deploy.models.config import ModelConfig
 
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2}
@@ -112,7 +112,7 @@ def make_plan(
     chosen = [_target(t, precision, form) for t in _targets(profile, targets)]
     widths = sorted(config.student.widths, key=lambda w: -config.student.widths[w])
     if width is not None and width not in widths:
-        raise BadInput(f"the checkpoint has no width '{width}': it has {', '.join(widths)}{_nearest(width, widths)}")
+        raise BadInput(f"the checkpoint has no width '{width}': it has {', '.join(widths)}{nearest(width, widths)}")
     limits = _Limits(estimator, max_latency_ms)
     judged = [_judge(config, profile, w, chosen, latent, size, limits) for w in widths]
     if width is None:
@@ -285,15 +285,10 @@ def _targets(profile: Profile, wanted: Sequence[str]) -> list[ProfileTarget]:
     return found
 
 
-def _nearest(got: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(got, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def _target(target: ProfileTarget, precision: str | None, form: str) -> TargetPlan:
     offered = TARGETS[target.target].precisions
     if precision is not None and precision not in offered:
-        near = _nearest(precision, offered)
+        near = nearest(precision, offered)
         raise BadInput(f"target {target.key} has no precision '{precision}': it offers {', '.join(offered)}{near}")
     chosen = precision or target.precision
     return TargetPlan(target.target, target.variant, chosen, target.layout, form, target.options)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 from snapgen_deploy.bundle import Bundle
 from snapgen_deploy.child import run_in_child
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.gates import Gate, check_target
+from snapgen_deploy.progress import Progress
 from snapgen_deploy.reference import ReferenceVectors
 
 
-def rerun_gates(bundle: Bundle, threads: int, progress: Callable[[str], AbstractContextManager[None]]) -> tuple[Gate, ...]:
+def rerun_gates(bundle: Bundle, threads: int, progress: Progress) -> tuple[Gate, ...]:
     """All gates of all targets, each target in a fresh process."""
     vectors = read_vectors(bundle)
     gates: list[Gate] = []

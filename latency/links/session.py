@@ -17,6 +17,7 @@ from snapgen_deploy.export.base import ROLES, Role
 from snapgen_deploy.latency.links.base import Block, Job, Link, State
 from snapgen_deploy.latency.links.shell import restoring
 from snapgen_deploy.latency.results import QUERY, Loads, Round, RunProfile
+from snapgen_deploy.progress import Progress
 
 WARM_UPS = 3  # pictures, in the process that is timed
 FIRST_ROUND = 4  # pictures; later rounds are as long as ROUND_SECONDS
@@ -30,8 +31,6 @@ PATIENCE = 900.0  # seconds that a gate may stay shut: one and a half of MLPerf 
 HOTTER = 2.0  # degrees C over the start that a round may begin with
 FUTILE = 5  # invalid rounds in a row after which a measurement is given up
 THROTTLED_FROM = {"iphone": 2}  # ProcessInfo.thermalState: from serious (2) on iOS slows down; elsewhere any status over 0
-
-Progress = Callable[[str], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-import tempfile
 import time
 import traceback as tracebacks
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,8 @@ import typer
 from rich.console import Console
 
 from snapgen_deploy.errors import BadInput, SnapgenError
+from snapgen_deploy.files import write_text
+from snapgen_deploy.progress import Progress
 
 UNTRAINED = "untrained weights: pictures are noise"
 
@@ -60,10 +60,7 @@ def wants_traceback(ctx: typer.Context) -> bool:
     return bool(ctx.meta.get("verbose"))
 
 
-Work = Callable[[str], AbstractContextManager[None]]
-
-
-def progress(*, quiet: bool = False) -> Work:
+def progress(*, quiet: bool = False) -> Progress:
     """Shows each piece of work with a spinner and a clock, and leaves a line with its time; nothing without a terminal."""
     console = err()
     shown = console.is_terminal and not quiet
@@ -112,14 +109,6 @@ def parse_bytes(text: str, option: str) -> int:
     return count
 
 
-def nearest(got: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` where a known name is close, else nothing."""
-    import difflib
-
-    near = difflib.get_close_matches(got, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def megabytes(count: float) -> str:
     """Bytes for people, in decimal units."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
@@ -127,15 +116,4 @@ def megabytes(count: float) -> str:
 
 def save_text(path: Path, text: str) -> None:
     """Write the whole file or nothing."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise BadInput(f"cannot write {path} ({error.strerror}); choose another place with --output") from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)  # mkstemp makes it private
-        os.replace(name, path)
-    except OSError as error:
-        Path(name).unlink(missing_ok=True)
-        raise BadInput(f"cannot write {path} ({error.strerror}); choose another place with --output") from None
+    write_text(path, text, "choose another place with --output")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import Work, err, out, print_json, progress
+from snapgen_deploy.cli.console import err, out, print_json, progress
 from snapgen_deploy.cli.export import default_threads, parse_resolution
 from snapgen_deploy.errors import BadInput, Refused
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from snapgen_deploy.latency.estimate_basis import Device
     from snapgen_deploy.latency.sweep import Sweep
     from snapgen_deploy.models import ModelConfig
+    from snapgen_deploy.progress import Progress
 
 
 def estimate(
@@ -99,7 +100,7 @@ def _target(device: Device, wanted: str | None) -> str:
     return f"{name}:{variant}" if variant else name
 
 
-def _calibrate(target: str, threads: int, shown: Work) -> None:
+def _calibrate(target: str, threads: int, shown: Progress) -> None:
     from snapgen_deploy.latency import calibrate
 
     found = calibrate.calibrate(target, threads, shown)
@@ -120,7 +121,7 @@ def _table(
     size: tuple[int, int],
     steps: int,
     as_json: bool,
-    shown: Work,
+    shown: Progress,
 ) -> None:
     from snapgen_deploy.latency.estimate import Estimate, estimate_picture
 
@@ -148,7 +149,7 @@ def _sweep(
     steps: int,
     output: Path | None,
     as_json: bool,
-    shown: Work,
+    shown: Progress,
 ) -> None:
     from snapgen_deploy.latency.estimate import NoBasis, estimate_picture
     from snapgen_deploy.latency.sweep import plot, sweep

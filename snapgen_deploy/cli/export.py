@@ -16,7 +16,6 @@ from snapgen_deploy.errors import BadInput
 if TYPE_CHECKING:
     from snapgen_deploy.checkpoint import Checkpoint
     from snapgen_deploy.exporter import Result
-    from snapgen_deploy.latency.estimate import Estimate
     from snapgen_deploy.models import ModelConfig
     from snapgen_deploy.plan import ExportPlan
 
@@ -65,9 +64,6 @@ def export(
     opened = open_checkpoint(checkpoint, key_map)
     size = parse_resolution(resolution) if resolution else None
 
-    def estimator(name: str, key: str) -> Estimate | None:
-        return plan_estimator(opened.config, profile, resolution=size, target=key)(name)
-
     plan = make_plan(
         opened.config,
         profile,
@@ -75,7 +71,7 @@ def export(
         targets=target or (),
         precision=precision,
         resolution=size,
-        estimator=estimator,
+        estimator=plan_estimator(opened.config, profile, size),
         max_latency_ms=parse_duration(max_latency) if max_latency else None,
     )
     if tune:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from snapgen_deploy.cli.console import UNTRAINED, byte_progress, megabytes, nearest, out, parse_bytes, print_json
-from snapgen_deploy.errors import BadInput
+from snapgen_deploy.cli.console import UNTRAINED, byte_progress, megabytes, out, parse_bytes, print_json
+from snapgen_deploy.errors import BadInput, nearest
 
 
 def init(

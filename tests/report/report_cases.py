@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 
 from snapgen_deploy.bundle import write_manifest
 from snapgen_deploy.latency.results import DeviceKey, Loads, Measurement, Round
-from snapgen_deploy.models import DecoderConfig, DiTConfig, ModelConfig, TextEncoderConfig, TextStream
+from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.models.serialise import config_to_dict
 from snapgen_deploy.preview import write_preview
+from tests.cli.conftest import tiny_config
 
 PROMPTS = ("a red ring left of a blue square", "a small cyan diamond above a large orange circle on a navy background")
 TARGETS = ("coreml", "executorch:xnnpack", "onnx:cpu")
@@ -20,13 +22,7 @@ COLOURS = ((196, 62, 52), (44, 102, 173), (226, 148, 52), (60, 140, 96))
 
 
 def config() -> ModelConfig:
-    student = DiTConfig(
-        latent_channels=4, hidden=64, head_dim=4, depths=(1, 1, 1), blocks=4, text_width=16, cross_dim=16,
-        text_streams=(TextStream("text", 16, 8),), time_features=16,
-    )  # fmt: skip
-    decoder = DecoderConfig(latent_channels=4, channels=(16, 8, 8, 8), blocks=(1, 0, 0, 0), groups=4)
-    encoder = TextEncoderConfig(vocab=10, length=8, width=16, layers=1, heads=2)
-    return ModelConfig(student, decoder, encoder, name="shapes", resolution=(64, 64), prompts=PROMPTS)
+    return replace(tiny_config(), name="shapes", prompts=PROMPTS)
 
 
 def picture(index: int, noise: int = 0) -> np.ndarray:
