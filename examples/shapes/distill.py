@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from examples.shapes.fast import Worker
-from examples.shapes.flow import Elastic, State, restore, save
+from examples.shapes.flow import Elastic, State, save
 from examples.shapes.latents import Pairs
 from examples.shapes.sampling import Network, guided
 from examples.shapes.stages import Clock, Log, learning_rate, set_rate
@@ -75,13 +75,13 @@ class Walk:
 
 
 def train(
-    net: ElasticDiT, pairs: Pairs, clock: Clock, log: Path, keep: Path, levels: tuple[float, ...] | None = None,
-    batch: int = 48, peak: float = 4e-4, compiled: bool = True,
+    net: ElasticDiT, base: ElasticDiT, pairs: Pairs, clock: Clock, log: Path, keep: Path,
+    levels: tuple[float, ...] | None = None, batch: int = 48, peak: float = 4e-4, compiled: bool = True,
 ) -> State:  # fmt: skip
-    """Trains `net`, which starts from the base weights and is its own teacher as it was then; returns its moving average."""
+    """Trains `net`, taught by `base` (its weights are copied, so both may be one); returns the moving average of `net`."""
     config = net.config
     widest = max(config.widths, key=config.widths.__getitem__)
-    teacher = Worker(restore(config, net.tensors.state_dict()), widest, compiled=compiled)
+    teacher = Worker(base, widest, compiled=compiled)
     elastic = Elastic(net, peak, average=0.998, compiled=compiled)
     walk = Walk(pairs, levels or sigmas(4, 3.0), batch)
     rows, subs = Log(log, "distill", clock, every=25), elastic.narrow()

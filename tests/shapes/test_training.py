@@ -116,7 +116,7 @@ def test_two_steps_of_flow_and_distillation(tmp_path, net):
     base = flow.restore(SMALL, torch.load(tmp_path / "flow"))
     assert all(torch.equal(state[k], t) for k, t in base.tensors.items())
     kept = tmp_path / "distilled"
-    distill.train(base, fake_pairs(), Clock(1.0, steps=2), tmp_path / "log", kept, batch=4, compiled=False)
+    distill.train(base, base, fake_pairs(), Clock(1.0, steps=2), tmp_path / "log", kept, batch=4, compiled=False)
     assert any(not torch.equal(state[k], t) for k, t in torch.load(kept).items())
 
 
