@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -213,8 +214,9 @@ def _export_one(
             keep.taken.append(key)
             return done
     with progress(f"{target.key}: exporting the {role.replace('_', ' ')}"):
+        start = time.monotonic()
         exported, peak = run_in_child(f"{target.key} {role}", _export_in_child, request, plan, target, role, directory)
-    exported = replace(exported, peak_bytes=peak)
+    exported = replace(exported, peak_bytes=peak, seconds=round(time.monotonic() - start, 1))
     if stage.keep:
         write_record(stage.root, exported)
     if keep.cache is not None:

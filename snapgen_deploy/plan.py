@@ -118,13 +118,14 @@ def make_plan(
     if width is None:
         fitting = [j for j in judged if not j.obstacles]
         if not fitting:
-            raise Refused(f"no width of {config.name} fits {profile.name}: {'; '.join(j.line for j in judged)}")
+            raise Refused(f"no width of {config.name} fits {profile.name}: {'; '.join(j.line for j in judged)}{_hint(judged)}")
         pick, asked = fitting[0], []
     else:
         pick = next(j for j in judged if j.width == width)
         asked = [f"width {width} was asked for"]
         if "memory" in pick.obstacles or (max_latency_ms is not None and pick.obstacles):
-            raise Refused(f"{pick.line} on {profile.name}; choose a narrower width, a smaller --resolution or another device")
+            mend = "choose a narrower width, a smaller --resolution or another device"
+            raise Refused(f"{pick.line} on {profile.name}; {mend}{_hint([pick])}")
     return ExportPlan(
         device=profile.id,
         device_name=profile.name,
@@ -138,6 +139,12 @@ def make_plan(
         latency_ms=pick.latency_ms,
         latency_budget_ms=max_latency_ms or (profile.latency_budget.value if profile.latency_budget else None),
     )
+
+
+def _hint(judged: Sequence[_Judged]) -> str:
+    """What to say where memory stands in the way."""
+    short = any("memory" in j.obstacles for j in judged)
+    return "; where the app may take more memory, say how much with --memory-budget" if short else ""
 
 
 @dataclass(frozen=True)

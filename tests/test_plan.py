@@ -49,10 +49,6 @@ def memory(preset: str, width: str, weight_bytes: int) -> int:
     return estimate(config, width, latent, config.resolution, weight_bytes)
 
 
-def with_memory(profile: Profile, count: float) -> Profile:
-    return replace(profile, memory_budget=Figure(count / 1e9, "GB", "chosen", "a test"))
-
-
 def parameters(preset: str, width: str) -> int:
     """Bytes grow by exactly the parameters for each byte of a weight."""
     return memory(preset, width, 2) - memory(preset, width, 1)
@@ -87,9 +83,9 @@ def test_every_budget_between_two_widths_chooses_the_narrower(preset: str) -> No
     config, profile = CONFIGS[preset](), load_profile("server")
     widths = sorted(config.student.widths, key=lambda w: config.student.widths[w])
     for width in widths:
-        assert make_plan(config, with_memory(profile, memory(preset, width, 4) + 1e3)).width == width
+        assert make_plan(config, profile.with_memory_budget(memory(preset, width, 4) + 1000)).width == width
     with pytest.raises(Refused):
-        make_plan(config, with_memory(profile, memory(preset, widths[0], 4) - 1e3))
+        make_plan(config, profile.with_memory_budget(memory(preset, widths[0], 4) - 1000))
 
 
 def test_estimate_counts_the_published_parameters() -> None:
