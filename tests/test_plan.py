@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from snapgen_deploy import plan as planning
 from snapgen_deploy.cli.devices import devices, plan_as_dict, render_plan
-from snapgen_deploy.device_profiles import Figure, Profile, load_profile, profile_ids
+from snapgen_deploy.device_profiles import Figure, load_profile, profile_ids
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.models.config import PRESETS, ModelConfig
 from snapgen_deploy.plan import WEIGHT_BYTES, ExportPlan, make_plan
