@@ -1,32 +1,34 @@
-"""Peak memory of the processes that convert components, against the bytes of the component's weights in fp32.
+"""Peak memory of every process of an export, against the bytes of the weights in fp32 and of the largest activations.
 
     python -m benchmarks.export_memory [target ...]
 
-One line a conversion, then a least-squares line `base + factor * bytes` per target: the figures in
-`snapgen_deploy/export_memory.py` are these, rounded up. Networks: every component of the embedded checkpoint at its widest,
-and an untrained student of about 100M parameters, written to a temporary folder.
+Networks: the embedded checkpoint at its widest, and an untrained one of about 100M parameters, exported by the command line in
+a temporary folder. One line a process, then a least-squares line `base + factor * bytes` per target over its conversions. The
+figures in `snapgen_deploy/export_memory.py` lie above these and above those of `benchmarks.scale`.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.checkpoint.initial import write_initial
-from snapgen_deploy.child import run_in_child
-from snapgen_deploy.device_profiles import load_profile
+from snapgen_deploy.export.base import ROLES
 from snapgen_deploy.export_memory import weight_bytes
-from snapgen_deploy.exporter import Request, _export_in_child
 from snapgen_deploy.models import PRESETS, ModelConfig
-from snapgen_deploy.plan import make_plan
+from snapgen_deploy.plan import activation_bytes
 
 TARGETS = ("onnx:cpu", "coreml", "executorch:xnnpack")
-CASES = (("embedded", "student"), ("embedded", "decoder"), ("embedded", "text_encoder"), ("middle", "student"))
+PROGRAM = str(Path(sys.executable).with_name("snapgen-deploy"))
 
 
 def middle() -> ModelConfig:
@@ -43,20 +45,40 @@ def main(targets: tuple[str, ...] = TARGETS) -> None:
         write_initial(middle(), root / "middle")
         for key in targets:
             points = []
-            for name, role in CASES:
-                checkpoint = None if name == "embedded" else root / name
+            for name, checkpoint in (("embedded", None), ("middle", root / "middle")):
                 config = open_checkpoint(checkpoint).config
-                plan = make_plan(config, load_profile("server"), width="full", targets=(key,))
-                request = Request(checkpoint, None, root, (), 1)
-                work = (request, plan, plan.targets[0], role, root / "out" / name)
-                _, peak = run_in_child(f"{name} {role}", _export_in_child, *work)
-                points.append((weight_bytes(config, "full", role), peak))
-                print(
-                    f"{key:20} {name:9} {role:13} weights {points[-1][0] / 1e6:8.1f} MB  peak {peak / 1e6:8.1f} MB", flush=True
-                )
+                run = exported(key, checkpoint, root)
+                all_weights = sum(weight_bytes(config, "full", role) for role in ROLES)
+                height, width = config.resolution
+                factor = config.student.latent_factor
+                latent = (config.student.latent_channels, height // factor, width // factor)
+                activations = activation_bytes(config, "full", latent, config.resolution)
+                for what in ("reference", "check"):
+                    peak = run["reference_peak_bytes"] if what == "reference" else run["targets"][key]["check_peak_bytes"]
+                    say(key, name, what, all_weights, peak, f"activations {activations / 1e6:8.1f} MB")
+                for role, peak in run["targets"][key]["export_peak_bytes"].items():
+                    points.append((weight_bytes(config, "full", role), peak))
+                    say(key, name, role, *points[-1])
             factor, base = np.polyfit(*np.array(points, dtype=float).T, 1)
             worst = max(peak - (base + factor * size) for size, peak in points)
             print(f"{key:20} base {base / 1e6:.0f} MB, factor {factor:.2f}, largest excess {worst / 1e6:.0f} MB", flush=True)
+
+
+def say(key: str, name: str, what: str, weights: int, peak: int, more: str = "") -> None:
+    """One line."""
+    print(
+        f"{key:20} {name:9} {what:13} weights {weights / 1e6:8.1f} MB  peak {peak / 1e6:8.1f} MB  {more}".rstrip(), flush=True
+    )
+
+
+def exported(key: str, checkpoint: Path | None, root: Path) -> dict[str, Any]:
+    """The record of an export's processes."""
+    chosen = ["--checkpoint", str(checkpoint)] if checkpoint else []
+    arguments = ["--device", "server", "--target", key, "--width", "full", *chosen, "-o", str(root), "--threads", "1"]
+    command = [PROGRAM, "export", *arguments, "--overwrite", "--json"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | {"XDG_CACHE_HOME": str(root / "cache")})
+    run: dict[str, Any] = json.loads(done.stdout)["run"]
+    return run
 
 
 if __name__ == "__main__":

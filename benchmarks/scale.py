@@ -2,6 +2,7 @@
 
     python -m benchmarks.scale                                  # all of CASES, in rows that replace those of earlier runs
     python -m benchmarks.scale small:iphone16pm full:server     # some
+    python -m benchmarks.scale full:server --unchecked          # conversions only: nothing is run, no gate is claimed
 
 Writes an untrained snapgenpp checkpoint (6.2 GB) into a temporary folder, or takes `--checkpoint DIR`, and runs the command
 line as a user would, with a cache of its own: a conversion that an earlier row made is not made twice, and its figures are
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,10 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from snapgen_deploy.checkpoint import open_checkpoint
+from snapgen_deploy.child import run_in_child
+from snapgen_deploy.components import roles_of
+from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.export.base import ROLES
 from snapgen_deploy.export_memory import weight_bytes
+from snapgen_deploy.exporter import Request, _export_in_child
 from snapgen_deploy.latency.environment import environment
 from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.plan import make_plan
 
 RESULTS = Path(__file__).parent / "results"
 PROGRAM = str(Path(sys.executable).with_name("snapgen-deploy"))
@@ -45,6 +52,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", default=list(CASES), metavar="WIDTH:DEVICE", help=f"out of {', '.join(CASES)}")
     parser.add_argument("--checkpoint", type=Path, help="made by `init --preset snapgenpp`; made anew when left out")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--unchecked", action="store_true", help="convert only: no reference picture, no gates, no bundle")
     options = parser.parse_args()
     if unknown := set(options.cases) - set(CASES):
         parser.error(f"got {', '.join(sorted(unknown))}, expected cases out of {', '.join(CASES)}")
@@ -53,11 +61,12 @@ def main() -> None:
         if options.checkpoint is None:
             subprocess.run([PROGRAM, "init", "--preset", "snapgenpp", "-o", str(checkpoint)], check=True)
         for case in options.cases:
-            write(case, row(case, checkpoint, Path(folder), options.threads))
+            make = converted if options.unchecked else exported
+            write(case, make(case, checkpoint, Path(folder), options.threads))
     print((RESULTS / "scale.md").read_text())
 
 
-def row(case: str, checkpoint: Path, folder: Path, threads: int) -> dict[str, Any]:
+def exported(case: str, checkpoint: Path, folder: Path, threads: int) -> dict[str, Any]:
     """One export, run as a user runs it."""
     width, _, device = case.partition(":")
     arguments = ["--device", device, "--width", width, *CASES[case], "--checkpoint", str(checkpoint), "-o", str(folder)]
@@ -83,33 +92,51 @@ def row(case: str, checkpoint: Path, folder: Path, threads: int) -> dict[str, An
     }
 
 
+def converted(case: str, checkpoint: Path, folder: Path, threads: int) -> dict[str, Any]:
+    """The conversions of an export alone, each in its process; every file is deleted once it was read back."""
+    width, _, device = case.partition(":")
+    config, start = open_checkpoint(checkpoint).config, time.monotonic()
+    chosen = [value for option, value in zip(CASES[case], CASES[case][1:], strict=False) if option == "--target"]
+    profile = load_profile(device).with_memory_budget(2**40)  # what the device holds is not the question here
+    plan = make_plan(config, profile, width=width, targets=chosen)
+    request, found = Request(checkpoint, None, folder, (), threads), []
+    for target in plan.targets:
+        for role in roles_of(config):
+            place, began = folder / "converted", time.monotonic()
+            done, peak = run_in_child(f"{target.key} {role}", _export_in_child, request, plan, target, role, place)
+            seconds, about = time.monotonic() - began, done.description
+            print(f"{case}, {target.key} {role}: {seconds:.0f} s, peak {peak / 1e9:.2f} GB", flush=True)
+            component = {"bytes": about.bytes, "placement": about.placement, "ops": about.ops}
+            found.append(part(target.key, role, weight_bytes(config, width, role), seconds, peak, component))
+            shutil.rmtree(place)
+    seconds = time.monotonic() - start
+    return {"exit": "unchecked", "seconds": seconds, "threads": threads, "environment": environment(), "parts": found}
+
+
 def parts(said: dict[str, Any], config: ModelConfig, width: str) -> list[dict[str, Any]]:
-    """Every conversion: seconds, peak, what is in the file."""
+    """Every conversion of an export."""
     found = []
     for key, target in said["targets"].items():
         run = said["run"]["targets"][key]
-        for role in ROLES:
-            if role not in target["components"]:
-                continue
-            component, weights, peak = (
-                target["components"][role],
-                weight_bytes(config, width, role),
-                run["export_peak_bytes"][role],
-            )
-            found.append(
-                {
-                    "target": key,
-                    "role": role,
-                    "seconds": run["export_seconds"][role],
-                    "weight_bytes": weights,
-                    "peak_bytes": peak,
-                    "times_weights": peak / weights,
-                    "bytes": component["bytes"],
-                    "placement": component["placement"],
-                    "operators": sum(component["ops"].values()),
-                }
-            )
+        for role in (r for r in ROLES if r in target["components"]):
+            seconds, peak = run["export_seconds"][role], run["export_peak_bytes"][role]
+            found.append(part(key, role, weight_bytes(config, width, role), seconds, peak, target["components"][role]))
     return found
+
+
+def part(key: str, role: str, weights: int, seconds: float, peak: int, component: dict[str, Any]) -> dict[str, Any]:
+    """One conversion: what it took, and what is in the file."""
+    return {
+        "target": key,
+        "role": role,
+        "seconds": seconds,
+        "weight_bytes": weights,
+        "peak_bytes": peak,
+        "times_weights": peak / weights,
+        "bytes": component["bytes"],
+        "placement": component["placement"],
+        "operators": sum(component["ops"].values()),
+    }
 
 
 def worst(gates: list[dict[str, Any]]) -> dict[str, float | None]:
@@ -145,7 +172,7 @@ def table(record: dict[str, Any]) -> str:
                 f"| {p['times_weights']:.2f} | {p['bytes'] / 1e9:.3f} | {placed} |"
             )
         lines.append(
-            f"| {case} | all | exit {found['exit']}, gates: {found.get('gates', {})} | {found['seconds']:.0f} | | | | |"
+            f"| {case} | all | exit {found['exit']}, gates: {found.get('gates', 'not run')} | {found['seconds']:.0f} | | | | |"
         )
     lines += ["", "Gates against the fp32 reference:", ""]
     for case in (c for c in CASES if c in record):

@@ -27,6 +27,8 @@ import numpy as np
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Layout, Port, Runner
+from snapgen_deploy.export.executorch_constants import held_once
+from snapgen_deploy.export.executorch_partition import thrifty
 from snapgen_deploy.export.graph import (
     check_inputs,
     check_offered,
@@ -205,14 +207,16 @@ def _lower(component: Component, settings: Settings, what: str, path: Path) -> P
 
     program = trace(component)
     check_rank(program.graph.nodes, MAX_RANK, what)
-    with shared_by_copies([*program.state_dict.values(), *program.constants.values()]):
+    constants = [*program.state_dict.values(), *program.constants.values()]
+    once = held_once() if component.expendable else contextlib.nullcontext()
+    with thrifty(), shared_by_copies(constants), once:
         edge = to_edge_transform_and_lower(
             program,
             transform_passes=[refuse_high_rank],
             partitioner=[XnnpackPartitioner()],
             constant_methods={PORTS: ports_json(component, settings)},
         )
-    del program
+    del program, constants
     lowered = edge.to_executorch(ExecutorchBackendConfig())  # memory planning is part of it: greedy, inputs included
     del edge
     with path.open("wb") as file:

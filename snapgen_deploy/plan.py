@@ -228,12 +228,7 @@ def _latency(
 def estimate_memory(
     config: ModelConfig, width: str, latent: tuple[int, int, int], size: tuple[int, int], weight_bytes: int
 ) -> int:
-    """Estimated peak bytes: all weights, and the larger of the student's and the decoder's largest activations.
-
-    Student: the residual stream, the FFN's inner map, and one head group's scores against the compressed keys; N tokens,
-    hidden width D: N * (2 D + 4 D) + g * N * N/4 elements. Decoder: three maps of its widest block at full resolution.
-    Activations count 4 bytes an element.
-    """
+    """Estimated peak bytes: all weights, and the largest activations."""
     import torch
 
     from snapgen_deploy.models import DiT, TextEncoder, TinyDecoder
@@ -245,11 +240,20 @@ def estimate_memory(
             parameters += sum(p.numel() for p in TinyDecoder(config.decoder).parameters())
         if config.text_encoder is not None:
             parameters += sum(p.numel() for p in TextEncoder(config.text_encoder).parameters())
+    return parameters * weight_bytes + activation_bytes(config, width, latent, size)
+
+
+def activation_bytes(config: ModelConfig, width: str, latent: tuple[int, int, int], size: tuple[int, int]) -> int:
+    """Estimated bytes of the larger of the student's and the decoder's largest activations, 4 bytes an element.
+
+    Student: the residual stream, the FFN's inner map, and one head group's scores against the compressed keys; N tokens,
+    hidden width D: N * (2 D + 4 D) + g * N * N/4 elements. Decoder: three maps of its widest block at full resolution.
+    """
     rows, cols = config.student.grid(latent[1], latent[2])
     tokens, hidden = rows * cols, config.student.hidden_at(width)
     student = tokens * hidden * (2 + max(config.student.ffn_ratios)) + config.student.kv_group * tokens * (tokens // 4)
     decoder = 3 * config.decoder.channels[-1] * config.decoder.expand * size[0] * size[1] if config.decoder else 0
-    return parameters * weight_bytes + 4 * max(student, decoder)
+    return 4 * max(student, decoder)
 
 
 def _latent_of(config: ModelConfig, size: tuple[int, int]) -> tuple[int, int, int]:

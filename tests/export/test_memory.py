@@ -46,7 +46,7 @@ def copies(key: str, precision: str, options: dict[str, str], root: Path) -> flo
     [
         ("onnx:cpu", "fp32", {}, 1.5),
         ("onnx:cpu", "fp32", {"optimize": "optimum"}, 1.5),
-        ("executorch:xnnpack", "fp32", {}, 2.2),
+        ("executorch:xnnpack", "fp32", {}, 1.5),
         ("coreml", "fp16", {}, 2.2),
     ],
 )
