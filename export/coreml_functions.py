@@ -69,7 +69,9 @@ def join(specs: Mapping[str, tuple[Any, Path]], weights: Path) -> Any:
         store = _Store(file)
         for name, (spec, folder) in specs.items():
             if list(spec.mlProgram.functions) != [SINGLE]:
-                raise BadInput(f"coreml: got a package with the functions {sorted(spec.mlProgram.functions)}, expected {SINGLE}")
+                raise BadInput(
+                    f"coreml: got a package with the functions {sorted(spec.mlProgram.functions)}, expected {SINGLE}"
+                )
             described = joined.description.functions.add(name=name)
             for kind in ("input", "output", "state"):
                 getattr(described, kind).extend(getattr(spec.description, kind))

@@ -91,7 +91,10 @@ class ExecuTorch:
         path = directory / f"{first.role}{self.suffix}"
         entries = {size: "" if size == next(iter(parts)) else f"size_{size}" for size in parts}
         named = {s: (p.path, {FORWARD: _method(entries[s]), PORTS: _ports_of(entries[s])}) for s, p in parts.items()}
-        with speaking_for(f"{first.role} -> {first.target}, sizes joined"), tempfile.TemporaryDirectory(dir=directory) as scratch:
+        with (
+            speaking_for(f"{first.role} -> {first.target}, sizes joined"),
+            tempfile.TemporaryDirectory(dir=directory) as scratch,
+        ):
             made = Path(scratch) / path.name
             executorch_methods.join(named, _read_program, made)
             os.replace(made, path)

@@ -3,8 +3,8 @@
 XNNPACK's constants lie in a program's named data, under the SHA-256 of their bytes, and one program stores a name once for all
 its methods; so programs of one network at several sizes share all of them (measured with executorch 1.4.1: of a student every
 constant of the delegate). What the methods pass to a delegate as constants lies in one segment, which is deduplicated here by
-content. Lowering all sizes in one process (`to_edge_transform_and_lower` of a dictionary) gives the same sharing, but holds every
-size's graphs and serialised constants at once; joining finished files needs the memory of one.
+content. Lowering all sizes in one process (`to_edge_transform_and_lower` of a dictionary) shares the named data too, but holds
+every size's graphs and serialised constants at once; joining finished files needs the memory of one.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def join(parts: Mapping[str, tuple[Path, Mapping[str, str]]], read: Read, path: 
     merged.constant_buffer = [Buffer(content) for content in constants]
     merged.constant_segment.segment_index, merged.constant_segment.offsets = 0, []
     whole = PTEFile(merged, None, NamedDataStoreOutput(buffers, entries, {}))
-    with path.open("wb") as file:
-        serialize_pte_binary(whole, extract_delegate_segments=True).write_to_file(file)
+    with path.open("wb") as made:
+        serialize_pte_binary(whole, extract_delegate_segments=True).write_to_file(made)
 
 
 def _pieces(program: Any, segment: Callable[[int], bytes]) -> list[bytes]:
@@ -93,4 +93,5 @@ def shared_bytes(program: Any, users: Mapping[str, set[str]], segment: Callable[
     indices: Counter[int] = Counter()
     for plan in program.execution_plan:
         indices.update({i for v in plan.values if (i := getattr(v.val, "data_buffer_idx", 0))})
-    return sum(sizes[k] for k, n in keys.items() if n > 1) + sum(len(pieces[i]) for i, n in indices.items() if n > 1)
+    named_bytes = sum(int(sizes[key]) for key, count in keys.items() if count > 1)
+    return named_bytes + sum(len(pieces[index]) for index, count in indices.items() if count > 1)

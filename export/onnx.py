@@ -117,14 +117,16 @@ class Onnx:
             raise RuntimeError(f"{component.role} -> onnx:{variant}: {first_line(error)}") from error
 
     def join(self, parts: Mapping[str, Artifact], directory: Path) -> Joined:
-        """Write `<role>.onnx` for the first size, `<role>-<size>.onnx` for the others, and `<role>.onnx.data` for what they share.
+        """Write `<role>.onnx` for the first size, `<role>-<size>.onnx` for each other one, and their `<role>.onnx.data`.
 
         An artifact's files are its own model and the shared data.
         """
         from snapgen_deploy.export import onnx_shared
 
         first = next(iter(parts.values()))
-        paths = {size: directory / f"{first.role}{f'-{size}' if size != next(iter(parts)) else ''}{self.suffix}" for size in parts}
+        paths = {
+            size: directory / f"{first.role}{f'-{size}' if size != next(iter(parts)) else ''}{self.suffix}" for size in parts
+        }
         data = directory / f"{first.role}{self.suffix}.data"
         try:
             with quiet():

@@ -27,7 +27,8 @@ def is_package(path: Path) -> bool:
 def lint_package(path: Path, *, memory_limit: int | None = None, function: str | None = None) -> tuple[Finding, ...]:
     """Findings of a saved .mlpackage, errors first, then in the order of `RULES`; () when it keeps every rule.
 
-    function: the one to look at; every one when None. memory_limit: bytes that the app may use on the device, from its profile; None leaves `weights-over-limit` out.
+    function: the one to look at; every one when None. memory_limit: bytes that the app may use on the device, from its
+    profile; None leaves `weights-over-limit` out.
     Raises PackageError (exit code 2) for what is no readable ML Program.
     """
     package = read_package(path)

@@ -111,6 +111,7 @@ def _gate(gate: Mapping[str, Any]) -> GateView:
     if verdict not in VERDICTS:
         raise ValueError(f"verdict of a gate: got {verdict!r}, expected one of {', '.join(VERDICTS)}")
     texts = [str(gate[k]) for k in ("target", "component", "name")]
+    texts[1] = " ".join((texts[1], str(gate.get("size", "")))).strip()
     return GateView(texts[0], texts[1], texts[2], _number(gate["value"]), _sure(gate["limit"]), verdict, str(gate["detail"]))
 
 
