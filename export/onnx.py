@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -119,11 +120,13 @@ class Onnx:
     def join(self, parts: Mapping[str, Artifact], directory: Path) -> Joined:
         """Write `<role>.onnx` for the first size, `<role>-<size>.onnx` for each other one, and their `<role>.onnx.data`.
 
-        An artifact's files are its own model and the shared data.
+        An artifact's files are its own model, the shared data, and what else lies beside the first part (optimum's settings).
         """
         from snapgen_deploy.export import onnx_shared
 
         first = next(iter(parts.values()))
+        own = (first.path, first.path.with_name(f"{first.path.name}.data"))
+        beside = [Path(shutil.copy2(f, directory / f.name)) for f in first.files if f not in own]
         paths = {
             size: directory / f"{first.role}{f'-{size}' if size != next(iter(parts)) else ''}{self.suffix}" for size in parts
         }
@@ -133,9 +136,10 @@ class Onnx:
                 onnx_shared.join({part.path: paths[size] for size, part in parts.items()}, data)
         except Exception as error:
             raise RuntimeError(f"{first.role} -> {first.target}, sizes joined: {first_line(error)}") from error
-        there = [*paths.values(), *([data] if data.is_file() else [])]
+        common = (*([data] if data.is_file() else []), *beside)
+        there = (*paths.values(), *common)
         return Joined(
-            {s: Artifact(first.target, first.role, p, tuple(f for f in (p, data) if f in there)) for s, p in paths.items()},
+            {s: Artifact(first.target, first.role, p, (p, *common)) for s, p in paths.items()},
             sum(f.stat().st_size for part in parts.values() for f in part.files),
             sum(f.stat().st_size for f in there),
             onnx_shared.shared_bytes({p: onnx_file.read(p)[0] for p in paths.values()}),

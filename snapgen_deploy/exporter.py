@@ -28,7 +28,7 @@ from snapgen_deploy.host_memory import available_bytes, hand_back_what_is_freed
 from snapgen_deploy.join import PARTS, join_sizes, relocated, whole
 from snapgen_deploy.manifest import build_manifest
 from snapgen_deploy.manifest_sizes import Macs, add_sizes
-from snapgen_deploy.plan import ExportPlan, TargetPlan
+from snapgen_deploy.plan import ExportPlan, TargetPlan, target_at
 from snapgen_deploy.preview import write_preview
 from snapgen_deploy.progress import Progress
 from snapgen_deploy.reference import ReferenceVectors, make_vectors, schedule_of
@@ -174,8 +174,14 @@ def _check_memory(request: Request, checkpoint: Checkpoint, plan: ExportPlan) ->
     wanted, available = predict(checkpoint.config, plan), available_bytes()
     cache = request.cache
     if cache is not None and available is not None and any(p.bytes > available for p in wanted):
-        wanted = tuple(p for p in wanted if not cache.has(export_key(checkpoint, plan, p.target, p.role)))
+        wanted = tuple(p for p in wanted if not _all_cached(cache, checkpoint, plan, p.target, p.role))
     refuse_what_does_not_fit(wanted, available)
+
+
+def _all_cached(cache: ExportCache, checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, role: Role) -> bool:
+    """Whether nothing of a component is left to convert, at any picture size that it depends on."""
+    sizes = plan.sizes[:1] if role == "text_encoder" else plan.sizes
+    return all(cache.has(export_key(checkpoint, plan.at(s), target_at(plan.at(s), target.key), role)) for s in sizes)
 
 
 def _check_space(root: Path, checkpoint: Checkpoint, plan: ExportPlan) -> None:
@@ -256,8 +262,9 @@ def _export_sizes(
     parts: dict[str, Exported] = {}
     for size in plan.sizes:
         one = plan.at(size)
-        how = next(t for t in one.targets if t.key == target.key)
-        parts[size] = _export_one(request, checkpoint, one, how, role, stage, progress, keep, part_of=size)
+        parts[size] = _export_one(
+            request, checkpoint, one, target_at(one, target.key), role, stage, progress, keep, part_of=size
+        )
     directory = stage.root / target.key.replace(":", "-")
     with progress(f"{target.key}: joining the sizes of the {role.replace('_', ' ')}"):
         done, peak = run_in_child(f"{target.key} {role} sizes", join_sizes, target.key, parts, directory)

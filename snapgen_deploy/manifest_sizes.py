@@ -20,7 +20,7 @@ from snapgen_deploy.bundle_sizes import preview_name, vectors_name
 from snapgen_deploy.components import ports_of
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.models import ModelConfig
-from snapgen_deploy.plan import ExportPlan
+from snapgen_deploy.plan import ExportPlan, target_at
 from snapgen_deploy.reference import ReferenceVectors
 from snapgen_deploy.resume import Exported
 
@@ -58,11 +58,13 @@ def add_sizes(
                 continue
             data = target["components"][role]
             data["sizes"] = {s: _size(root, config, plan.at(s), key, role, part.at(s), macs.get(s, {})) for s in plan.sizes}
+            beside = data["bytes"] - part.joined.bytes  # what a folder layout added would lie in every bundle
+            separate = part.joined.separate_bytes + len(plan.sizes) * beside
             data["sharing"] = {
-                "separate_bytes": part.joined.separate_bytes,
-                "bytes": part.joined.bytes,
+                "separate_bytes": separate,
+                "bytes": data["bytes"],
                 "shared_bytes": part.joined.shared_bytes,
-                "bytes_saved": part.joined.separate_bytes - part.joined.bytes,
+                "bytes_saved": separate - data["bytes"],
             }
         target["sharing"] = _sharing(target["components"], len(plan.sizes))
 
@@ -79,7 +81,7 @@ def _size(
         "files": [p.relative_to(root).as_posix() for p in part.artifact.files],
         "inputs": [asdict(p) for p in inputs],
         "outputs": [asdict(p) for p in outputs],
-        "attention_form": next(t.form for t in plan.targets if t.key == key),
+        "attention_form": target_at(plan, key).form,
         "macs": macs.get(key, {}).get(role),
         "notes": list(part.description.notes),
         **{name: about[name] for name in DESCRIBED},

@@ -104,6 +104,11 @@ class ExportPlan:
         return replace(self, resolution=found.resolution, latent=found.latent, targets=targets, other_sizes=())
 
 
+def target_at(plan: ExportPlan, key: str) -> TargetPlan:
+    """The target of a plan by its key."""
+    return next(t for t in plan.targets if t.key == key)
+
+
 def make_plan(
     config: ModelConfig,
     profile: Profile,
@@ -183,13 +188,12 @@ def _judge(
 ) -> _Judged:
     """One width against the budgets, with its figures in a line."""
     weight_bytes = max(WEIGHT_BYTES[t.precision] for t in targets)
-    needs = {s.name: estimate_memory(config, width, s.latent, s.resolution, weight_bytes) for s in sizes}
-    largest = max(needs, key=lambda name: needs[name])
-    memory = needs[largest]
+    largest = max(sizes, key=lambda s: s.resolution[0] * s.resolution[1])  # all activations grow with the area
+    memory = estimate_memory(config, width, largest.latent, largest.resolution, weight_bytes)
     obstacles: list[str] = []
     said = [f"memory {memory / 1e9:.3g} GB (estimate)"]
     if len(sizes) > 1:
-        said[0] += f" at {largest}"
+        said[0] += f" at {largest.name}"
     budget = profile.memory_budget_bytes
     if budget is not None:
         said[0] += f" of {budget / 1e9:g} GB"

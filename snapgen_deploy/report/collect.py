@@ -83,6 +83,10 @@ def _bundle(bundle: Bundle, label: str, anchor: str) -> BundleView:
         titles = ["reference", *(t.key for t in targets if t.psnr is not None)]
         prompts = [str(p) for p in m["prompts"]]
         rows, sheet = preview_rows(bundle.path / "preview.png", prompts, titles, resolution)
+        for other in m.get("sizes", ())[1:]:
+            shown = [f"{prompt} ({other['name']})" for prompt in prompts[: other["prompts"]]]
+            at = (int(other["resolution"][0]), int(other["resolution"][1]))
+            rows += preview_rows(bundle.path / str(other["preview"]), shown, titles, at)[0]
         return BundleView(
             label=label,
             anchor=anchor,
@@ -103,6 +107,7 @@ def _bundle(bundle: Bundle, label: str, anchor: str) -> BundleView:
             gates=gates,
             rows=rows,
             sheet=sheet,
+            sizes=tuple(str(s["name"]) for s in m.get("sizes", ())),
         )
 
 
@@ -127,6 +132,7 @@ def _target(key: str, data: Mapping[str, Any], gates: Sequence[GateView], counts
         components=tuple(_component(r, parts[r], counts.get(r)) for r in roles),
         versions=tuple(sorted((str(n), str(v)) for n, v in data["versions"].items())),
         psnr=psnr[0] if psnr else None,
+        separate_bytes=int(data["sharing"]["separate_bytes"]) if "sharing" in data else None,
     )
 
 
