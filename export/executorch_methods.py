@@ -63,9 +63,12 @@ def join(parts: Mapping[str, tuple[Path, Mapping[str, str]]], read: Read, path: 
                     merged.backend_delegate_data.append(BackendDelegateInlineData(bytes(payload)))
                 merged.execution_plan.append(plan)
             for named in program.named_data or ():
-                if named.key not in entries:  # the key is the digest of the content
+                content = segment(named.segment_index)
+                if named.key not in entries:
                     entries[named.key] = DataEntry(len(buffers), 1, None)
-                    buffers.append(segment(named.segment_index))
+                    buffers.append(content)
+                elif buffers[entries[named.key].buffer_index] != content:  # XNNPACK's keys are digests, another's may not be
+                    raise BadInput(f"{source.name}: its data named {named.key} are not those of the other sizes")
     merged.constant_buffer = [Buffer(content) for content in constants]
     merged.constant_segment.segment_index, merged.constant_segment.offsets = 0, []
     whole = PTEFile(merged, None, NamedDataStoreOutput(buffers, entries, {}))

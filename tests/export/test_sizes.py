@@ -307,3 +307,15 @@ def test_executorch_refuses_a_program_that_was_joined_before(joined, tmp_path):
     with pytest.raises(BadInput, match="got methods"):
         ExecuTorch().join({"8x8": artifact, "4x8": artifact}, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_executorch_refuses_one_name_for_different_data(parts, tmp_path):
+    """XNNPACK names data by their digest; a program whose data were changed under the same name must not be joined silently."""
+    weight = component("8x8").module.get_parameter("mix.weight").numpy().tobytes()
+    part = parts("executorch")["4x8"]
+    broken = tmp_path / "4x8" / part.path.name
+    broken.parent.mkdir()
+    broken.write_bytes(part.path.read_bytes().replace(weight, bytes(len(weight))))
+    damaged = Artifact(part.target, part.role, broken, (broken,))
+    with pytest.raises(BadInput, match="not those of the other sizes"):
+        ExecuTorch().join({"8x8": parts("executorch")["8x8"], "4x8": damaged}, tmp_path)
