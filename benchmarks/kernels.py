@@ -1,10 +1,11 @@
 """`python -m benchmarks.kernels`: the local branch of ASSA (BNA), exported every way that a user might choose, in one run.
 
 4096 tokens, 16 query heads, 8 key/value heads, head dim 64, B = 16, r = 1, fp32; smaller sizes by options. Beside our kernel
-forms: full attention; BNA as a mask on full attention, which is what one gets from a stock exporter (torch.onnx.export,
-optimum's, ExecuTorch's with the XNNPACK partitioner) and from PyTorch; FlexAttention with a block mask under torch.compile;
-OpenVINO where it is installed (`pip install snapgen-deploy[bench]`). All are loaded at once and called in turn, so that a slow
-minute falls on all alike; every result is held against the reference first. Writes kernels.json and kernels.md.
+forms: full attention, ours and a stock export of it; BNA as a mask on full attention, as it comes out of stock exporters
+(torch.onnx.export, optimum's, ExecuTorch's with the XNNPACK partitioner) and of PyTorch; FlexAttention with a block mask under
+torch.compile; OpenVINO where it is installed (`pip install snapgen-deploy[bench]`). All are loaded at once and called in turn,
+so that a slow minute falls on all alike; every result is held against the reference first. GFLOP/s count the arithmetic that a
+form does, which for a mask is that of full attention. Writes kernels.json and kernels.md.
 """
 
 from __future__ import annotations
@@ -56,8 +57,16 @@ class Masked(nn.Module):
         return attend(q[None], k[None], v[None], self.bias)[0]
 
 
+class Plain(nn.Module):
+    """Full attention over all tokens, as the reference writes it."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (h, N, d), k and v (h_kv, N, d) -> (h, N, d)."""
+        return attend(q[None], k[None], v[None])[0]
+
+
 class Full(nn.Module):
-    """Full attention over all tokens, in the same shapes."""
+    """Full attention over all tokens, in our operations."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (h, N, d), k and v (h_kv, N, d) -> (h, N, d)."""
@@ -89,12 +98,13 @@ def main() -> None:
     q = torch.randn(options.heads, options.tokens, options.dim)
     k, v = (torch.randn(options.kv_heads, options.tokens, options.dim) for _ in range(2))
     wanted = blockwise_neighborhood_attention(q[None], k[None], v[None], options.blocks, options.radius)[0].numpy()
+    whole = attend(q[None], k[None], v[None])[0].numpy()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         runs: dict[tuple[str, str], Run] = {}
         for runtime, form, make in contestants(options, (q, k, v), Path(folder)):
             start = time.monotonic()
             runs[runtime, form] = make()
-            error = 0.0 if form == FULL else relative(runs[runtime, form](), wanted)
+            error = relative(runs[runtime, form](), whole if form.startswith(FULL) else wanted)
             if not error <= CLOSE:
                 raise SystemExit(f"{runtime}, {form}: relative error {error:.1e} from the reference, expected {CLOSE:g}")
             print(f"{runtime}, {form}: ready in {time.monotonic() - start:.0f} s, error {error:.1e}", flush=True)
@@ -120,9 +130,11 @@ def contestants(options: argparse.Namespace, inputs: Inputs, folder: Path) -> It
     yield "onnxruntime", f"{MASKED}, optimum's export", partial(onnx_call, optimum_onnx, masked, inputs, folder, threads)
     if openvino:
         yield "OpenVINO", f"{MASKED}, torch.onnx.export", partial(openvino_call, stock_onnx, masked, inputs, folder, threads)
+    yield "onnxruntime", f"{FULL}, torch.onnx.export", partial(onnx_call, stock_onnx, Plain(), inputs, folder, threads)
     yield "ExecuTorch XNNPACK", f"{MASKED}, stock lowering", partial(executorch_call, masked, inputs, folder, threads)
+    yield "ExecuTorch XNNPACK", f"{FULL}, stock lowering", partial(executorch_call, Plain(), inputs, folder, threads)
     for runtime, key in (("onnxruntime", "onnx:cpu"), ("ExecuTorch XNNPACK", "executorch:xnnpack")):
-        for name, module in {FULL: Full(), **ours}.items():
+        for name, module in {f"{FULL}, ours": Full(), **ours}.items():
             yield runtime, name, partial(exported, key, module, inputs, folder / f"{runtime} {name}", threads)
     if openvino:
         yield "OpenVINO", "BNA, loop", partial(openvino_call, stock_onnx, ours["BNA, loop"].eval(), inputs, folder, threads)
@@ -196,7 +208,7 @@ def onnx_call(exporter: Exporter, module: nn.Module, inputs: Inputs, folder: Pat
     """A stock export in onnxruntime."""
     import onnxruntime
 
-    path = folder / f"{exporter.__name__}.onnx"
+    path = folder / f"{exporter.__name__}-{type(module).__name__}.onnx"
     exporter(module, inputs, path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -225,7 +237,7 @@ def executorch_call(module: nn.Module, inputs: Inputs, folder: Path, threads: in
 
     with quiet():
         edge = to_edge_transform_and_lower(torch.export.export(module, inputs), partitioner=[XnnpackPartitioner()])
-        path = folder / "stock.pte"
+        path = folder / f"stock-{type(module).__name__}.pte"
         path.write_bytes(edge.to_executorch().buffer)
         portable_lib._unsafe_reset_threadpool(threads)
         program = portable_lib._load_for_executorch(str(path))
@@ -248,6 +260,14 @@ def timed(runs: dict[tuple[str, str], Run], rounds: int) -> dict[tuple[str, str]
     return times
 
 
+def gflop(sizes: dict[str, int], form: str) -> float:
+    """Arithmetic of both products (q k and p v), 2 operations a multiply-accumulate."""
+    blocks, size = sizes["blocks"], sizes["tokens"] // sizes["blocks"]
+    near = sum(min(b + sizes["radius"], blocks - 1) - max(b - sizes["radius"], 0) + 1 for b in range(blocks))
+    pairs = sizes["tokens"] ** 2 if form.startswith((FULL, MASKED)) else near * size**2
+    return 4e-9 * sizes["heads"] * sizes["dim"] * pairs
+
+
 def table(record: dict[str, Any]) -> str:
     """Markdown, with ratios to the quickest in the same runtime."""
     s, rows = record["sizes"], record["ms"]
@@ -257,11 +277,14 @@ def table(record: dict[str, Any]) -> str:
         f"r = {s['radius']}, fp32, threads: {s['threads']}; medians of {s['rounds']} rounds; "
         f"{record['environment']['processor']}.",
         "",
-        "| runtime | form | ms | times the quickest in this runtime |",
-        "|---|---|---|---|",
+        "| runtime | form | ms | times the quickest in this runtime | GFLOP/s |",
+        "|---|---|---|---|---|",
     ]
     for r in rows:
-        lines.append(f"| {r['runtime']} | {r['form']} | {r['median']:.1f} | {r['median'] / best[r['runtime']]:.2f} |")
+        rate = gflop(s, r["form"]) / r["median"] * 1e3
+        lines.append(
+            f"| {r['runtime']} | {r['form']} | {r['median']:.1f} | {r['median'] / best[r['runtime']]:.2f} | {rate:.0f} |"
+        )
     return "\n".join(lines) + "\n"
 
 

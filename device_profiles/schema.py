@@ -8,7 +8,7 @@ users), and, for budgets only, `chosen` by this project (the source gives the re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -141,6 +141,10 @@ class Profile:
         """The memory that a model may take, in bytes."""
         budget = self.memory_budget
         return None if budget is None else round(budget.value * BYTES_IN[budget.unit])
+
+    def with_memory_budget(self, count: int) -> Profile:
+        """The same device for an app that may take `count` bytes, whatever the profile's budget."""
+        return replace(self, memory_budget=Figure(count / 10**9, "GB", "chosen", "--memory-budget"))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for `--json`, in the shape of the TOML file."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -237,8 +238,9 @@ def _export_one(
             keep.taken.append(key)
             return done
     with progress(f"{target.key}: exporting the {role.replace('_', ' ')}{part_of and f', {part_of}'}"):
+        start = time.monotonic()
         exported, peak = run_in_child(f"{target.key} {role}", _export_in_child, request, plan, target, role, directory)
-    exported = replace(exported, peak_bytes=peak)
+    exported = replace(exported, peak_bytes=peak, seconds=round(time.monotonic() - start, 1))
     if stage.keep:
         write_record(root, exported)
     if keep.cache is not None:

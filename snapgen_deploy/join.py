@@ -29,6 +29,7 @@ def join_sizes(key: str, parts: Mapping[str, Exported], directory: Path) -> Expo
     return replace(
         found[first],
         peak_bytes=max(part.peak_bytes for part in parts.values()),
+        seconds=round(sum(part.seconds for part in parts.values()), 1),
         cached=all(part.cached for part in parts.values()),
         others={size: found[size] for size in others},
         joined=joined,

@@ -13,7 +13,7 @@ from typing import Protocol
 from snapgen_deploy.device_profiles import TARGETS, Profile, ProfileTarget
 from snapgen_deploy.errors import BadInput, Refused, nearest
 from snapgen_deploy.models.config import ModelConfig
-from snapgen_deploy.sizes import Size, size_name, sizes_of
+from snapgen_deploy.sizes import Size, check_systems, size_name, sizes_of
 
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2}
 
@@ -132,6 +132,7 @@ def make_plan(
     sizes = sizes_of(config, (resolution or config.resolution, *other_resolutions))
     size, form = sizes[0].resolution, local_form(config, sizes[0].latent)
     chosen = [_target(t, precision, form) for t in _targets(profile, targets)]
+    check_systems(sizes, {t.key: dict(t.options).get("deployment", "") for t in chosen})
     widths = sorted(config.student.widths, key=lambda w: -config.student.widths[w])
     if width is not None and width not in widths:
         raise BadInput(f"the checkpoint has no width '{width}': it has {', '.join(widths)}{nearest(width, widths)}")
@@ -140,13 +141,14 @@ def make_plan(
     if width is None:
         fitting = [j for j in judged if not j.obstacles]
         if not fitting:
-            raise Refused(f"no width of {config.name} fits {profile.name}: {'; '.join(j.line for j in judged)}")
+            raise Refused(f"no width of {config.name} fits {profile.name}: {'; '.join(j.line for j in judged)}{_hint(judged)}")
         pick, asked = fitting[0], []
     else:
         pick = next(j for j in judged if j.width == width)
         asked = [f"width {width} was asked for"]
         if "memory" in pick.obstacles or (max_latency_ms is not None and pick.obstacles):
-            raise Refused(f"{pick.line} on {profile.name}; choose a narrower width, a smaller --resolution or another device")
+            mend = "choose a narrower width, a smaller --resolution or another device"
+            raise Refused(f"{pick.line} on {profile.name}; {mend}{_hint([pick])}")
     return ExportPlan(
         device=profile.id,
         device_name=profile.name,
@@ -161,6 +163,12 @@ def make_plan(
         latency_budget_ms=max_latency_ms or (profile.latency_budget.value if profile.latency_budget else None),
         other_sizes=tuple(replace(s, forms=tuple((t.key, local_form(config, s.latent)) for t in chosen)) for s in sizes[1:]),
     )
+
+
+def _hint(judged: Sequence[_Judged]) -> str:
+    """What to say where memory stands in the way."""
+    short = any("memory" in j.obstacles for j in judged)
+    return "; where the app may take more memory, say how much with --memory-budget" if short else ""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ class Exported:
     description: Description
     versions: dict[str, str]
     peak_bytes: int  # of the process that converted it
+    seconds: float = 0.0  # that it took
     cached: bool = False
     # Of a component that depends on the picture size, in a plan of several: the other sizes, and what joining them gave.
     others: Mapping[str, Exported] = field(default_factory=dict)
@@ -43,6 +44,7 @@ def write_record(root: Path, exported: Exported) -> None:
         "description": asdict(exported.description),
         "versions": exported.versions,
         "peak_bytes": exported.peak_bytes,
+        "seconds": exported.seconds,
     }
     record_path(root, artifact.target, artifact.role).write_text(json.dumps(data), encoding="utf-8")
 
@@ -57,7 +59,7 @@ def read_record(root: Path, target_key: str, role: Role) -> Exported | None:
             return None
         artifact = Artifact(target_key, role, root / data["path"], tuple(files))
         description = Description(**data["description"] | {"notes": tuple(data["description"]["notes"])})
-        return Exported(artifact, description, data["versions"], data["peak_bytes"])
+        return Exported(artifact, description, data["versions"], data["peak_bytes"], data["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

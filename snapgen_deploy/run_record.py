@@ -17,13 +17,14 @@ def write_run_record(
 ) -> dict[str, Any]:
     """Write `export_run.json` and return it: where components came from, and the peak memory of every stage's process.
 
-    A cached component's peak is the one measured when it was converted. `reference` and `checks` (by target) are the peaks
-    of drawing the reference pictures and of running what was saved; all in bytes.
+    A cached component's peak (bytes) and time (seconds, the process's start included) are those of its conversion.
+    `reference` and `checks` (by target) are the peaks of drawing the reference pictures and of running what was saved.
     """
     targets = {
         key: {
             "cached": {role: part.cached for role, part in parts.items()},
             "export_peak_bytes": {role: part.peak_bytes for role, part in parts.items()},
+            "export_seconds": {role: part.seconds for role, part in parts.items()},
             "check_peak_bytes": checks[key],
         }
         for key, parts in exported.items()

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from snapgen_deploy import plan as planning
 from snapgen_deploy.cli.devices import devices, plan_as_dict, render_plan
-from snapgen_deploy.device_profiles import Figure, Profile, load_profile, profile_ids
+from snapgen_deploy.device_profiles import Figure, load_profile, profile_ids
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.models.config import PRESETS, ModelConfig
 from snapgen_deploy.plan import WEIGHT_BYTES, ExportPlan, make_plan
@@ -47,10 +47,6 @@ def memory(preset: str, width: str, weight_bytes: int) -> int:
     factor = config.student.latent_factor
     latent = (config.student.latent_channels, config.resolution[0] // factor, config.resolution[1] // factor)
     return estimate(config, width, latent, config.resolution, weight_bytes)
-
-
-def with_memory(profile: Profile, count: float) -> Profile:
-    return replace(profile, memory_budget=Figure(count / 1e9, "GB", "chosen", "a test"))
 
 
 def parameters(preset: str, width: str) -> int:
@@ -87,9 +83,9 @@ def test_every_budget_between_two_widths_chooses_the_narrower(preset: str) -> No
     config, profile = CONFIGS[preset](), load_profile("server")
     widths = sorted(config.student.widths, key=lambda w: config.student.widths[w])
     for width in widths:
-        assert make_plan(config, with_memory(profile, memory(preset, width, 4) + 1e3)).width == width
+        assert make_plan(config, profile.with_memory_budget(memory(preset, width, 4) + 1000)).width == width
     with pytest.raises(Refused):
-        make_plan(config, with_memory(profile, memory(preset, widths[0], 4) - 1e3))
+        make_plan(config, profile.with_memory_budget(memory(preset, widths[0], 4) - 1000))
 
 
 def test_estimate_counts_the_published_parameters() -> None:
@@ -255,7 +251,7 @@ def test_the_largest_size_decides_on_memory() -> None:
     assert both.memory_bytes == make_plan(config, profile, width="tiny", resolution=(832, 1216)).memory_bytes
     assert both.memory_bytes > alone.memory_bytes
     assert any("(estimate) at 832x1216" in reason for reason in both.reasons)
-    budget = with_memory(profile, (alone.memory_bytes + both.memory_bytes) / 2)
+    budget = profile.with_memory_budget((alone.memory_bytes + both.memory_bytes) // 2)
     assert make_plan(config, budget, width="tiny", resolution=(512, 512)).width == "tiny"
     with pytest.raises(Refused, match="memory"):
         make_plan(config, budget, width="tiny", resolution=(512, 512), other_resolutions=[(832, 1216)])
@@ -265,6 +261,10 @@ def test_a_size_twice_and_an_inadmissible_other_size_are_bad_input() -> None:
     config, profile = CONFIGS["snapgenpp"](), load_profile("iphone16pm")
     with pytest.raises(BadInput, match="512x512 was given twice"):
         make_plan(config, profile, resolution=(512, 512), other_resolutions=[(1024, 1024), (512, 512)])
+    old = replace(profile, targets=tuple(replace(t, options=(("deployment", "iOS17"),)) for t in profile.targets[:1]))
+    assert make_plan(config, old, resolution=(512, 512)).sizes == ("512x512",)
+    with pytest.raises(BadInput, match="need iOS 18"):
+        make_plan(config, old, resolution=(512, 512), other_resolutions=[(1024, 1024)])
     with pytest.raises(BadInput, match="830x1216 does not fit .*832x1216"):
         make_plan(config, profile, resolution=(1024, 1024), other_resolutions=[(830, 1216)])
 

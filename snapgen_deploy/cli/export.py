@@ -36,6 +36,9 @@ def export(
             "weights; the first is the default one. The checkpoint's own size when left out."
         ),
     ] = None,
+    memory_budget: Annotated[
+        str | None, typer.Option(help="What the model may take on the device, such as 5GB, in place of the profile's budget.")
+    ] = None,
     max_latency: Annotated[
         str | None, typer.Option(help="Widest width whose upper latency estimate fits: 1.5s or 1500ms.")
     ] = None,
@@ -67,6 +70,8 @@ def export(
 
     limit = parse_bytes(cache_limit, "--cache-limit")
     profile = load_profile(device)
+    if memory_budget:
+        profile = profile.with_memory_budget(parse_bytes(memory_budget, "--memory-budget"))
     opened = open_checkpoint(checkpoint, key_map)
     sizes = [parse_resolution(text) for text in resolution or ()]
     size = sizes[0] if sizes else None
@@ -245,7 +250,7 @@ def _print_sizes(manifest: Mapping[str, Any]) -> None:
 
 
 def _print_run(result: Result) -> None:
-    """Where components came from, and the peak memory of every process; a cached one's is from its conversion."""
+    """Where components came from, peak memory and time of every process; a cached one's are from its conversion."""
     targets = result.run["targets"]
     taken = sum(hit for t in targets.values() for hit in t["cached"].values())
     if taken:
@@ -255,7 +260,8 @@ def _print_run(result: Result) -> None:
     out().print(f"peak memory: reference {reference}; largest of all {megabytes(result.peak_bytes)}")
     for key, t in targets.items():
         parts = [
-            f"{role.replace('_', ' ')} {megabytes(peak)}" + (" (cached)" if t["cached"][role] else "")
+            f"{role.replace('_', ' ')} {megabytes(peak)} in {t['export_seconds'][role]:.0f} s"
+            + (" (cached)" if t["cached"][role] else "")
             for role, peak in t["export_peak_bytes"].items()
         ]
         out().print(f"  {key}: {', '.join(parts)}; check {megabytes(t['check_peak_bytes'])}", soft_wrap=True)

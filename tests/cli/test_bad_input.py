@@ -72,6 +72,18 @@ def test_too_little_memory_is_refused_with_the_figures(tmp_path, checkpoint):
     one_line(done, "no width of tiny-test fits", "GB", code=3)
 
 
+def test_a_memory_budget_of_the_user_wins_over_the_profiles(tmp_path, checkpoint):
+    chosen = ("export", "--device", "iphone16pm", "--checkpoint", checkpoint, "-o", tmp_path, "--dry-run")
+    refused = invoke(*chosen, "--memory-budget", "20 kB")
+    assert refused.exit_code == 3
+    assert "of 2e-05 GB" in refused.stderr
+    assert refused.stderr.strip().endswith("say how much with --memory-budget")
+    assert json.loads(invoke(*chosen, "--memory-budget", "7GB", "--json").stdout)["memory_budget"] == 7 * 10**9
+    unclear = invoke(*chosen, "--memory-budget", "much")
+    assert (unclear.exit_code, list(tmp_path.iterdir())) == (2, [])
+    assert "--memory-budget: got 'much', expected a size such as" in unclear.stderr
+
+
 def test_there_already(tmp_path, checkpoint, monkeypatch):
     monkeypatch.setattr("snapgen_deploy.cli.devices.render_plan", lambda plan, console: None)
     (tmp_path / "tiny-test-server").mkdir()

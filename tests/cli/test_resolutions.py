@@ -138,3 +138,48 @@ def test_a_report_shows_every_size(several, tmp_path):
     text = page.read_text(encoding="utf-8")
     assert "2 picture sizes (64x64, 64x96) share their weights" in text
     assert "a red ring (64x96)" in text
+
+
+def test_resume_and_the_cache_take_every_size_up(checkpoint, tmp_path, monkeypatch):
+    """A run that fails after its conversions is taken up again: nothing is converted twice, no part is left in the bundle."""
+    from snapgen_deploy import exporter
+    from snapgen_deploy.errors import BadInput
+
+    converted: list[str] = []
+    real = exporter._export_in_child
+
+    def counted(request, plan, target, role, directory):
+        converted.append(f"{role} {plan.sizes}")
+        return real(request, plan, target, role, directory)
+
+    monkeypatch.setattr(exporter, "_export_in_child", counted)
+    monkeypatch.setattr(exporter, "run_in_child", lambda what, function, *arguments: (function(*arguments), 0))
+    sizes = [argument for size in SIZES for argument in ("--resolution", size)]
+    arguments = (
+        "export", "--device", "iphone16pm", "--target", "onnx", "--checkpoint", checkpoint, "-o", tmp_path, "--width", "tiny",
+        "--threads", 1, "--resume", *sizes,
+    )  # fmt: skip
+
+    def broken(*_):
+        raise BadInput("interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exporter, "check_sizes", broken)
+        assert invoke(*arguments).exit_code == 2
+    first = len(converted)
+    assert first == 5, "student and decoder at both sizes, the text encoder once"
+    done = invoke(*arguments)
+    assert done.exit_code == 0, done.output
+    assert len(converted) == first
+    root = tmp_path / "tiny-test-iphone16pm"
+    assert not list(root.glob(".*"))
+    assert {p.name for p in tmp_path.iterdir()} == {root.name}
+    again = invoke(*arguments, "--overwrite")
+    assert again.exit_code == 0, again.output
+    assert len(converted) == first, "the cache had every size"
+    assert "3 of 3 components came from the cache" in again.output
+    alone = invoke(*arguments[:-4], "--overwrite", "--resolution", "64x96")
+    assert alone.exit_code == 0, alone.output
+    assert len(converted) <= first + 1, (
+        "what a bundle of several converted serves a bundle of one; the text encoder's key has the size"
+    )

@@ -1,0 +1,157 @@
+"""Exports of full-scale networks: time and peak memory of every conversion, and whether every gate held.
+
+    python -m benchmarks.scale                                  # all of CASES, in rows that replace those of earlier runs
+    python -m benchmarks.scale small:iphone16pm full:server     # some
+
+Writes an untrained snapgenpp checkpoint (6.2 GB) into a temporary folder, or takes `--checkpoint DIR`, and runs the command
+line as a user would, with a cache of its own: a conversion that an earlier row made is not made twice, and its figures are
+those of when it was made. The goal for memory is twice the bytes of the network's weights in fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from snapgen_deploy.checkpoint import open_checkpoint
+from snapgen_deploy.export.base import ROLES
+from snapgen_deploy.export_memory import weight_bytes
+from snapgen_deploy.latency.environment import environment
+from snapgen_deploy.models import ModelConfig
+
+RESULTS = Path(__file__).parent / "results"
+PROGRAM = str(Path(sys.executable).with_name("snapgen-deploy"))
+# Width, device, further arguments. An app needs Apple's increased-memory entitlement to hold 1.6B parameters in fp16.
+CASES: dict[str, tuple[str, ...]] = {
+    "small:iphone16pm": (),
+    "small:android-mid": (),
+    "small:server": (),
+    "full:iphone16pm": ("--target", "coreml", "--memory-budget", "5GB"),
+    "full:server": (),
+}
+
+
+def main() -> None:
+    """Export, read the records, write the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cases", nargs="*", default=list(CASES), metavar="WIDTH:DEVICE", help=f"out of {', '.join(CASES)}")
+    parser.add_argument("--checkpoint", type=Path, help="made by `init --preset snapgenpp`; made anew when left out")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    if unknown := set(options.cases) - set(CASES):
+        parser.error(f"got {', '.join(sorted(unknown))}, expected cases out of {', '.join(CASES)}")
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = options.checkpoint or Path(folder) / "checkpoint"
+        if options.checkpoint is None:
+            subprocess.run([PROGRAM, "init", "--preset", "snapgenpp", "-o", str(checkpoint)], check=True)
+        for case in options.cases:
+            write(case, row(case, checkpoint, Path(folder), options.threads))
+    print((RESULTS / "scale.md").read_text())
+
+
+def row(case: str, checkpoint: Path, folder: Path, threads: int) -> dict[str, Any]:
+    """One export, run as a user runs it."""
+    width, _, device = case.partition(":")
+    arguments = ["--device", device, "--width", width, *CASES[case], "--checkpoint", str(checkpoint), "-o", str(folder)]
+    start = time.monotonic()
+    command = [PROGRAM, "export", *arguments, "--threads", str(threads), "--cache-limit", "100GB", "--overwrite", "--json"]
+    cache = {"XDG_CACHE_HOME": str(folder / "cache")}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | cache)
+    seconds = time.monotonic() - start
+    print(f"{case}: exit {done.returncode} after {seconds:.0f} s", flush=True)
+    if done.returncode:
+        return {"exit": done.returncode, "seconds": seconds, "environment": environment()}
+    said = json.loads(done.stdout)
+    return {
+        "exit": 0,
+        "seconds": seconds,
+        "threads": threads,
+        "environment": environment(),
+        "parts": parts(said, open_checkpoint(checkpoint).config, width),
+        "reference_peak_bytes": said["run"]["reference_peak_bytes"],
+        "check_peak_bytes": {key: t["check_peak_bytes"] for key, t in said["run"]["targets"].items()},
+        "gates": dict(Counter(g["verdict"] for g in said["gates"])),
+        "worst": worst(said["gates"]),
+    }
+
+
+def parts(said: dict[str, Any], config: ModelConfig, width: str) -> list[dict[str, Any]]:
+    """Every conversion: seconds, peak, what is in the file."""
+    found = []
+    for key, target in said["targets"].items():
+        run = said["run"]["targets"][key]
+        for role in ROLES:
+            if role not in target["components"]:
+                continue
+            component, weights, peak = (
+                target["components"][role],
+                weight_bytes(config, width, role),
+                run["export_peak_bytes"][role],
+            )
+            found.append(
+                {
+                    "target": key,
+                    "role": role,
+                    "seconds": run["export_seconds"][role],
+                    "weight_bytes": weights,
+                    "peak_bytes": peak,
+                    "times_weights": peak / weights,
+                    "bytes": component["bytes"],
+                    "placement": component["placement"],
+                    "operators": sum(component["ops"].values()),
+                }
+            )
+    return found
+
+
+def worst(gates: list[dict[str, Any]]) -> dict[str, float | None]:
+    """The values of the gates that hold the files against the reference."""
+    compared = [g for g in gates if g["name"] in ("relative_error", "psnr")]
+    return {f"{g['target']} {g['component']} {g['name']}": g["value"] for g in compared}
+
+
+def write(case: str, found: dict[str, Any]) -> None:
+    """Puts one row into the results, as JSON and Markdown."""
+    path = RESULTS / "scale.json"
+    record = json.loads(path.read_text()) if path.exists() else {}
+    record[case] = found
+    path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    (RESULTS / "scale.md").write_text(table(record))
+
+
+def table(record: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [
+        "Untrained snapgenpp at 1024 x 1024; every component is converted in a process of its own, whose peak this is.",
+        "Everything includes the reference's picture and running what was saved.",
+        "",
+        "| export | target | component | seconds | peak GB | times its fp32 weights | file GB | placement |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for case in (c for c in CASES if c in record):
+        found = record[case]
+        for p in found.get("parts", []):
+            placed = ", ".join(f"{name} {count}" for name, count in p["placement"].items())
+            lines.append(
+                f"| {case} | {p['target']} | {p['role']} | {p['seconds']:.0f} | {p['peak_bytes'] / 1e9:.2f} "
+                f"| {p['times_weights']:.2f} | {p['bytes'] / 1e9:.3f} | {placed} |"
+            )
+        lines.append(
+            f"| {case} | all | exit {found['exit']}, gates: {found.get('gates', {})} | {found['seconds']:.0f} | | | | |"
+        )
+    lines += ["", "Gates against the fp32 reference:", ""]
+    for case in (c for c in CASES if c in record):
+        lines += [f"- {case}: {name} {value}" for name, value in record[case].get("worst", {}).items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

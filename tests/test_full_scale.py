@@ -1,0 +1,60 @@
+"""Full scale, with seeded weights: the 0.43B network at 1024 x 1024 through the command line; tens of minutes, 20 GB of disk.
+
+pytest -m slow tests/test_full_scale.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapgen_deploy.checkpoint import open_checkpoint
+from snapgen_deploy.export_memory import COSTS, weight_bytes
+from tests.cli.conftest import invoke
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("full") / "snapgenpp"
+    done = invoke("init", "--preset", "snapgenpp", "-o", place)
+    assert done.exit_code == 0, done.output
+    return place
+
+
+@pytest.fixture(scope="module")
+def exported(full: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("bundles")
+    chosen = ("--device", "iphone16pm", "--width", "small", "--checkpoint", full, "-o", out)
+    done = invoke("export", *chosen, "--no-cache", "--json")
+    assert done.exit_code == 0, done.output
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
+
+
+@pytest.mark.parametrize("key", ["coreml", "executorch:xnnpack", "onnx:cpu"])
+def test_one_step_and_the_picture_agree_with_the_reference(exported, key):
+    compared = [g for g in exported["gates"] if g["target"] == key and g["name"] in ("relative_error", "psnr")]
+    assert {(g["component"], g["name"]) for g in compared} == {
+        ("student", "relative_error"), ("decoder", "relative_error"), ("pipeline", "psnr"),
+    }  # fmt: skip
+    assert all(g["verdict"] == "passed" for g in compared), compared
+
+
+@pytest.mark.parametrize("role", ["student", "decoder"])
+def test_one_delegate_and_nothing_beside_it(exported, role):
+    component = exported["targets"]["executorch:xnnpack"]["components"][role]
+    assert component["placement"] == {"XnnpackBackend": 1, "portable": 0}
+    assert component["portable_ops"] == {}
+
+
+def test_memory_stays_within_what_was_predicted(exported, full):
+    config = open_checkpoint(full).config
+    for key, run in exported["run"]["targets"].items():
+        base, factor = COSTS[key.partition(":")[0]]
+        for role, peak in run["export_peak_bytes"].items():
+            assert peak <= base + factor * weight_bytes(config, "small", role), (key, role, peak)
