@@ -5,6 +5,10 @@ its methods; so programs of one network at several sizes share all of them (meas
 constant of the delegate). What the methods pass to a delegate as constants lies in one segment, which is deduplicated here by
 content. Lowering all sizes in one process (`to_edge_transform_and_lower` of a dictionary) shares the named data too, but holds
 every size's graphs and serialised constants at once; joining finished files needs the memory of one.
+
+That is the file. In memory XNNPACK packs the weights of every method that is loaded; its weight cache, which the builds for iOS
+and Android turn on (pytorch/executorch#13738), lets methods of one file share what is packed. An app that draws one size at a
+time loads one method at a time and needs neither.
 """
 
 from __future__ import annotations

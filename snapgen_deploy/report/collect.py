@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from snapgen_deploy.bundle import SUMS, Bundle, check_hashes, open_bundle, sha256_of
+from snapgen_deploy.bundle_sizes import preview_name
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import ROLES
 from snapgen_deploy.latency.reporters import guard_sentence, self_check_sentence
@@ -86,7 +87,7 @@ def _bundle(bundle: Bundle, label: str, anchor: str) -> BundleView:
         for other in m.get("sizes", ())[1:]:
             shown = [f"{prompt} ({other['name']})" for prompt in prompts[: other["prompts"]]]
             at = (int(other["resolution"][0]), int(other["resolution"][1]))
-            rows += preview_rows(bundle.path / str(other["preview"]), shown, titles, at)[0]
+            rows += preview_rows(bundle.path / preview_name(str(other["name"])), shown, titles, at)[0]
         return BundleView(
             label=label,
             anchor=anchor,
