@@ -7,7 +7,8 @@
 
 Every size is converted in a process of its own, as `export` does, and joined in another. Then every joined graph runs once on
 random input beside the file that it came from; the largest difference of their outputs is in the table (0: the same bits).
-Written to benchmarks/results/resolutions[-<preset>].json and .md.
+Written to benchmarks/results/resolutions[-<preset>].json and .md after every component; rows of an earlier run of the same
+network and sizes are kept where this run does not measure them again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -60,19 +60,27 @@ def main() -> None:
             resolution=sizes[0], other_resolutions=sizes[1:],
         )  # fmt: skip
         request = Request(checkpoint, None, Path(folder), (), 1)
-        rows = []
+        about = {
+            "network": options.preset or "embedded", "width": options.width, "depths": list(config.student.depths),
+            "sizes": list(plan.sizes),
+        }  # fmt: skip
         for target in plan.targets:
             for role in roles_of(config):
                 if role != "text_encoder":
-                    rows.append(measure(request, plan, config, target.key, role, Path(folder)))
-                    print(json.dumps(rows[-1]), flush=True)
-    about = {
-        "network": options.preset or "embedded", "width": options.width, "depths": list(config.student.depths),
-        "sizes": list(plan.sizes),
-    }  # fmt: skip
-    name = f"resolutions-{options.preset}" if options.preset else "resolutions"
-    (RESULTS / f"{name}.json").write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / f"{name}.md").write_text(markdown(about, rows), encoding="utf-8")
+                    row = measure(request, plan, config, target.key, role, Path(folder))
+                    print(json.dumps(row), flush=True)
+                    keep(about, row, f"resolutions-{options.preset}" if options.preset else "resolutions")
+
+
+def keep(about: Mapping[str, Any], row: dict[str, Any], name: str) -> None:
+    """Put a row into the results, in place of one of the same component; another network's are dropped."""
+    path = RESULTS / f"{name}.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    same = {k: v for k, v in before.items() if k != "rows"} == about
+    found = {(r["target"], r["component"]): r for r in (*(before["rows"] if same else ()), row)}
+    rows = [found[key] for key in sorted(found)]
+    path.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(markdown(about, rows), encoding="utf-8")
 
 
 def untrained(preset: str, depths: str | None, folder: Path) -> Path:
@@ -94,9 +102,7 @@ def measure(request: Request, plan: ExportPlan, config: ModelConfig, key: str, r
         place = folder / "parts" / size / key.replace(":", "-")
         parts[size], peak = run_in_child(f"{key} {role} {size}", _export_in_child, request, one, target, role, place)
         parts[size] = replace(parts[size], peak_bytes=peak)
-    start = time.perf_counter()
     joined, peak = run_in_child(f"{key} {role}", join_sizes, key, parts, folder / "joined" / key.replace(":", "-"))
-    seconds = time.perf_counter() - start
     assert joined.joined is not None
     differences, _ = run_in_child(f"{key} {role} check", differ, key, role, plan, config, parts, joined)
     return {
@@ -109,7 +115,6 @@ def measure(request: Request, plan: ExportPlan, config: ModelConfig, key: str, r
         "largest_difference": max(differences.values()),
         "export_peak_bytes": max(p.peak_bytes for p in parts.values()),
         "join_peak_bytes": peak,
-        "join_seconds": round(seconds, 2),
     }
 
 
