@@ -71,6 +71,17 @@ class Artifact:
     role: Role
     path: Path
     files: tuple[Path, ...]
+    entry: str = ""  # the graph in a file that holds several (a Core ML function, an ExecuTorch method); "" the default one
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The graphs of one component for several picture sizes, in files that hold each weight once."""
+
+    artifacts: Mapping[str, Artifact]  # size -> where its graph is; the first is the default one
+    separate_bytes: int  # of the files that were joined
+    bytes: int  # of the files that came out
+    shared_bytes: int  # of weights that more than one graph refers to, read back from those files; each counted once
 
 
 @dataclass(frozen=True)
@@ -101,16 +112,27 @@ class Target(Protocol):
         """Write the component into `directory`; raise BadInput or RuntimeError with one clear line on failure."""
         ...
 
-    def open(self, path: Path, *, threads: int) -> Runner:
-        """Load what was saved at `path` (artifact.path) and return a function from named inputs to named outputs."""
+    def join(self, parts: Mapping[str, Artifact], directory: Path) -> Joined:
+        """Put the graphs of one component, by picture size, into files in `directory` that share the weights.
+
+        The parts are read, not changed, and need not lie in `directory`. The same parts give the same bytes. Raises BadInput
+        where the format at hand cannot hold several graphs.
+        """
+        ...
+
+    def open(self, path: Path, *, threads: int, entry: str = "") -> Runner:
+        """Load what was saved at `path` (artifact.path) and return a function from named inputs to named outputs.
+
+        `entry` (artifact.entry) names one graph of several; BadInput where the file has no such graph.
+        """
         ...
 
     def unavailable(self, variant: str) -> str | None:
         """Why this host cannot run the target's artifacts, or None when it can."""
         ...
 
-    def describe(self, path: Path) -> Description:
-        """Read the saved artifact back."""
+    def describe(self, path: Path, entry: str = "") -> Description:
+        """Read the saved artifact back, of several graphs the one that `entry` names."""
         ...
 
     def versions(self) -> dict[str, str]:

@@ -3,6 +3,9 @@
 Options of `CoreML.export` (text): `deployment`, the oldest system that must run it (default iOS18; any name of
 coremltools' `target` from iOS15 and macOS12 on), and `author`, `license`, `version`, which Xcode shows.
 
+A package for several picture sizes has a function `size_<height>x<width>` for each over one weight file; the first is the
+default one (`snapgen_deploy.export.coreml_functions`).
+
 The same network gives the same bytes: protobuf maps are written in order, the conversion date is dropped, and the
 identifiers of Manifest.json, random in coremltools, are derived from the content. The package format is what
 coremltools 9.0 writes; see https://apple.github.io/coremltools/docs-guides/source/save-and-load.html
@@ -28,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snapgen_deploy.errors import BadInput, GateFailed
-from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Headroom, Layout, Port, Runner
+from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Headroom, Joined, Layout, Port, Runner
 from snapgen_deploy.export.coreml_overflow import thrifty
 from snapgen_deploy.export.graph import (
     check_inputs,
@@ -97,7 +100,34 @@ class CoreML:
             os.replace(made, path)
         return Artifact(self.name, component.role, path, _files(path))
 
-    def open(self, path: Path, *, threads: int) -> Runner:
+    def join(self, parts: Mapping[str, Artifact], directory: Path) -> Joined:
+        """Write `<role>.mlpackage` with a function for every size over one weight file (iOS 18 or later)."""
+        from snapgen_deploy.export import coreml_functions
+
+        first = next(iter(parts.values()))
+        path = directory / first.path.name
+        entries = {size: f"size_{size}" for size in parts}
+        with speaking_for(f"{first.role} -> coreml, sizes joined"), tempfile.TemporaryDirectory(dir=directory) as scratch:
+            made = Path(scratch) / path.name
+            (made / WEIGHTS).mkdir(parents=True)
+            specs = {entries[size]: (_read_spec(part.path), part.path / DATA) for size, part in parts.items()}
+            spec = coreml_functions.join(specs, made / WEIGHTS / "weight.bin")
+            if not any((made / WEIGHTS).iterdir()):
+                (made / WEIGHTS).rmdir()
+            (made / SPEC).write_bytes(spec.SerializeToString(deterministic=True))
+            _write_manifest(made)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(made, path)
+        files = _files(path)
+        return Joined(
+            {size: Artifact(self.name, first.role, path, files, entry) for size, entry in entries.items()},
+            sum(f.stat().st_size for part in parts.values() for f in part.files),
+            sum(f.stat().st_size for f in files),
+            coreml_functions.shared_bytes(_read_spec(path), path / DATA),
+        )
+
+    def open(self, path: Path, *, threads: int, entry: str = "") -> Runner:
         """Load with Core ML on macOS, and with our MIL executor elsewhere.
 
         The executor computes as the phone will store: fp16 after every operation that the program declares fp16, with
@@ -105,10 +135,10 @@ class CoreML:
         The runner takes exactly the package's inputs; BadInput names a missing or unknown input, a shape or a dtype that is
         not the package's. RuntimeError where the package does not load.
         """
-        spec = _read_spec(path)
-        inputs, outputs = (_ports(f) for f in (spec.description.input, spec.description.output))
+        described = _described(_read_spec(path), path.name, entry)
+        inputs, outputs = (_ports(f) for f in (described.input, described.output))
         with speaking_for(f"{path.name} cannot be loaded"):
-            predict = _core_ml(path) if sys.platform == "darwin" else _executor(path, threads)
+            predict = _core_ml(path, entry) if sys.platform == "darwin" else _executor(path, entry, threads)
 
         return Loaded(path.name, inputs, outputs, predict)
 
@@ -116,8 +146,8 @@ class CoreML:
         """None: packages run everywhere, on macOS by Core ML, elsewhere by the MIL executor."""
         return f"coreml has no variants, got {variant!r}" if variant else None
 
-    def describe(self, path: Path) -> Description:
-        """Operations, dtypes and weights of the saved package.
+    def describe(self, path: Path, entry: str = "") -> Description:
+        """Operations, dtypes and weights of one function of the saved package; `bytes` are those of the whole package.
 
         `ops` counts MIL operations other than `const`; `weights` maps each constant of the weight file to its dtype, a
         compressed one to `<operation>(<dtype of its data>)`. Where Core ML will run an operation is known on a Mac only,
@@ -126,7 +156,8 @@ class CoreML:
         from snapgen_deploy.export.lint import counts, lint_package
 
         spec = _read_spec(path)
-        found = list(_operations(spec))
+        name = getattr(_described(spec, path.name, entry), "name", "") or next(iter(spec.mlProgram.functions))
+        found = list(_operations(spec.mlProgram.functions[name]))
         ops = Counter(op.type for op in found if op.type != "const")
         results = Counter(_dtype(o.type) for op in found if op.type != "const" for o in op.outputs)
         moves = f"{ops['transpose']} transposes, {ops['reshape']} reshapes"
@@ -135,7 +166,7 @@ class CoreML:
             bytes=sum(f.stat().st_size for f in _files(path)),
             ops=dict(sorted(ops.items())),
             weights=dict(sorted(_weights(found))),
-            lint=counts(lint_package(path)),
+            lint=counts(lint_package(path, function=name)),
             notes=(
                 f"specification version {spec.specificationVersion}: {system} or later",
                 f"results by dtype: {', '.join(f'{n} {t}' for t, n in sorted(results.items()))}",
@@ -178,16 +209,16 @@ class Loaded:
         return self.predict.report() if hasattr(self.predict, "report") else None
 
 
-def _core_ml(path: Path) -> Any:
+def _core_ml(path: Path, entry: str) -> Any:
     import coremltools
 
-    return coremltools.models.MLModel(str(path)).predict
+    return coremltools.models.MLModel(str(path), function_name=entry or None).predict
 
 
-def _executor(path: Path, threads: int) -> Any:
+def _executor(path: Path, entry: str, threads: int) -> Any:
     from snapgen_deploy.export.mil import open_package
 
-    return open_package(path, mode="device", threads=threads)
+    return open_package(path, mode="device", function=entry or None, threads=threads)
 
 
 def _deployment(name: str) -> Any:
@@ -288,6 +319,20 @@ def _read_spec(package: Path) -> Any:
     return spec
 
 
+def _described(spec: Any, package: str, entry: str) -> Any:
+    """What describes the inputs and outputs of a function: its own description, or the model's where there is one function."""
+    about = spec.description
+    if not about.functions:
+        if entry:
+            raise BadInput(f"{package}: holds one function, got the name {entry!r}")
+        return about
+    found = {f.name: f for f in about.functions}
+    name = entry or about.defaultFunctionName
+    if name not in found:
+        raise BadInput(f"{package}: no function {name!r}; it has {', '.join(found)}")
+    return found[name]
+
+
 def _ports(features: Any) -> tuple[Port, ...]:
     """Named multi-arrays of the package as ports; documentation is left out."""
     from coremltools.proto import FeatureTypes_pb2
@@ -297,8 +342,8 @@ def _ports(features: Any) -> tuple[Port, ...]:
     return tuple(Port(n, tuple(a.shape), kinds.Name(a.dataType).lower(), "") for n, a in arrays)
 
 
-def _operations(spec: Any) -> Iterator[Any]:
-    """Every operation of every function, those of nested blocks included."""
+def _operations(function: Any) -> Iterator[Any]:
+    """Every operation of a function, those of nested blocks included."""
 
     def walk(block: Any) -> Iterator[Any]:
         for operation in block.operations:
@@ -306,8 +351,7 @@ def _operations(spec: Any) -> Iterator[Any]:
             for inner in operation.blocks:
                 yield from walk(inner)
 
-    for _, function in sorted(spec.mlProgram.functions.items()):
-        yield from walk(function.block_specializations[function.opset])
+    yield from walk(function.block_specializations[function.opset])
 
 
 def _dtype(kind: Any) -> str:

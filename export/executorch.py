@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Layout, Port, Runner
+from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Joined, Layout, Port, Runner
 from snapgen_deploy.export.executorch_constants import held_once
 from snapgen_deploy.export.executorch_partition import thrifty
 from snapgen_deploy.export.graph import (
@@ -85,7 +85,30 @@ class ExecuTorch:
             os.replace(_lower(component, settings, what, Path(scratch) / path.name), path)
         return Artifact(f"{self.name}:{variant}", component.role, path, (path,))
 
-    def open(self, path: Path, *, threads: int) -> Runner:
+    def join(self, parts: Mapping[str, Artifact], directory: Path) -> Joined:
+        """Write `<role>.pte` with a method for every size; XNNPACK's constants and the methods' own are stored once."""
+        from snapgen_deploy.export import executorch_methods
+
+        first = next(iter(parts.values()))
+        path = directory / f"{first.role}{self.suffix}"
+        entries = {size: "" if size == next(iter(parts)) else f"size_{size}" for size in parts}
+        named = {s: (p.path, {FORWARD: _method(entries[s]), PORTS: _ports_of(entries[s])}) for s, p in parts.items()}
+        with (
+            speaking_for(f"{first.role} -> {first.target}, sizes joined"),
+            tempfile.TemporaryDirectory(dir=directory) as scratch,
+        ):
+            made = Path(scratch) / path.name
+            executorch_methods.join(named, _read_program, made)
+            os.replace(made, path)
+            shared = _shared_bytes(path)
+        return Joined(
+            {size: Artifact(first.target, first.role, path, (path,), entry) for size, entry in entries.items()},
+            sum(f.stat().st_size for part in parts.values() for f in part.files),
+            path.stat().st_size,
+            shared,
+        )
+
+    def open(self, path: Path, *, threads: int, entry: str = "") -> Runner:
         """Load with the ExecuTorch runtime; its thread pool, one a process, is set to `threads`.
 
         The runner takes exactly the file's inputs; BadInput names a missing or unknown input, a shape or a dtype that is
@@ -99,10 +122,11 @@ class ExecuTorch:
 
             portable_lib._unsafe_reset_threadpool(threads)
             program = Runtime.get().load_program(path)
-            if not {FORWARD, PORTS} <= program.method_names:
-                raise BadInput(f"{path.name}: has methods {sorted(program.method_names)}, expected {FORWARD} and {PORTS}")
-            inputs, outputs = parse_ports(program.load_method(PORTS).execute([])[0])
-            method = program.load_method(FORWARD)
+            wanted = (_method(entry), _ports_of(entry))
+            if not set(wanted) <= program.method_names:
+                raise BadInput(f"{path.name}: has methods {sorted(program.method_names)}, expected {' and '.join(wanted)}")
+            inputs, outputs = parse_ports(program.load_method(wanted[1]).execute([])[0])
+            method = program.load_method(wanted[0])
 
         def run(arrays: Mapping[str, np.ndarray]) -> Arrays:
             check_inputs(path.name, inputs, arrays)
@@ -124,8 +148,8 @@ class ExecuTorch:
             known = Runtime.get().backend_registry.registered_backend_names
         return None if "XnnpackBackend" in known else f"this build of executorch has the backends {known}, not XnnpackBackend"
 
-    def describe(self, path: Path) -> Description:
-        """Operators, delegates and weights of the saved file.
+    def describe(self, path: Path, entry: str = "") -> Description:
+        """Operators, delegates and weights of one method of the saved file; `bytes` are those of the whole file.
 
         `ops` counts XNNPACK's nodes and the operators outside of it, `placement` the calls of each delegate and of portable
         kernels, `weights` constants by the key under which the file holds them. Raises BadInput where it is no program.
@@ -134,15 +158,26 @@ class ExecuTorch:
             raise BadInput(f"{path}: no such file")
         try:
             program, base = _read_program(path)
-            plan = next(p for p in program.execution_plan if p.name == FORWARD)
+            plan = next(p for p in program.execution_plan if p.name == _method(entry))
         except Exception as error:
-            raise BadInput(f"{path.name}: not an ExecuTorch program with a method '{FORWARD}': {first_line(error)}") from error
+            raise BadInput(
+                f"{path.name}: not an ExecuTorch program with a method '{_method(entry)}': {first_line(error)}"
+            ) from error
         with speaking_for(f"{path.name}: reading it back"):
             return _description(path, program, plan, base)
 
     def versions(self) -> dict[str, str]:
         """Versions of the packages that take part in an export."""
         return {name: metadata.version(name) for name in ("torch", "executorch", "torchao")}
+
+
+def _method(entry: str) -> str:
+    return entry or FORWARD
+
+
+def _ports_of(entry: str) -> str:
+    """The method that returns the ports of an entry."""
+    return f"{PORTS}_{entry}" if entry else PORTS
 
 
 def ports_json(component: Component, settings: Settings) -> str:
@@ -253,6 +288,26 @@ def _payload(path: Path, program: Any, place: Any, base: int) -> bytes:
     with path.open("rb") as file:
         file.seek(base + segment.offset)
         return file.read(segment.size)
+
+
+def _shared_bytes(path: Path) -> int:
+    """Bytes of weights that more than one method of a saved file uses."""
+    from snapgen_deploy.export import executorch_methods
+
+    program, base = _read_program(path)
+    users: dict[str, set[str]] = {}
+    for plan in program.execution_plan:
+        for index, delegate in enumerate(plan.delegates):
+            if delegate.id == "XnnpackBackend":
+                constants = _read_xnnpack(_payload(path, program, delegate.processed, base), index)[1]
+                users.setdefault(plan.name, set()).update(constants)
+
+    def segment(index: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(base + program.segments[index].offset)
+            return file.read(program.segments[index].size)
+
+    return executorch_methods.shared_bytes(program, users, segment)
 
 
 def _description(path: Path, program: Any, plan: Any, base: int) -> Description:

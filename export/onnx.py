@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ import numpy as np
 
 from snapgen_deploy.errors import BadInput, SnapgenError
 from snapgen_deploy.export import onnx_file
-from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Layout, Runner
+from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Joined, Layout, Runner
 from snapgen_deploy.export.quiet import first_line, quiet
 
 if TYPE_CHECKING:
@@ -116,12 +117,41 @@ class Onnx:
         except Exception as error:
             raise RuntimeError(f"{component.role} -> onnx:{variant}: {first_line(error)}") from error
 
-    def open(self, path: Path, *, threads: int) -> Runner:
+    def join(self, parts: Mapping[str, Artifact], directory: Path) -> Joined:
+        """Write `<role>.onnx` for the first size, `<role>-<size>.onnx` for each other one, and their `<role>.onnx.data`.
+
+        An artifact's files are its own model, the shared data, and what else lies beside the first part (optimum's settings).
+        """
+        from snapgen_deploy.export import onnx_shared
+
+        first = next(iter(parts.values()))
+        own = (first.path, first.path.with_name(f"{first.path.name}.data"))
+        beside = [Path(shutil.copy2(f, directory / f.name)) for f in first.files if f not in own]
+        paths = {
+            size: directory / f"{first.role}{f'-{size}' if size != next(iter(parts)) else ''}{self.suffix}" for size in parts
+        }
+        data = directory / f"{first.role}{self.suffix}.data"
+        try:
+            with quiet():
+                onnx_shared.join({part.path: paths[size] for size, part in parts.items()}, data)
+        except Exception as error:
+            raise RuntimeError(f"{first.role} -> {first.target}, sizes joined: {first_line(error)}") from error
+        common = (*([data] if data.is_file() else []), *beside)
+        there = (*paths.values(), *common)
+        return Joined(
+            {s: Artifact(first.target, first.role, p, (p, *common)) for s, p in paths.items()},
+            sum(f.stat().st_size for part in parts.values() for f in part.files),
+            sum(f.stat().st_size for f in there),
+            onnx_shared.shared_bytes({p: onnx_file.read(p)[0] for p in paths.values()}),
+        )
+
+    def open(self, path: Path, *, threads: int, entry: str = "") -> Runner:
         """Load with onnxruntime (CPU, sequential, `threads` threads within an operator).
 
         The runner takes exactly the file's inputs; BadInput names a missing or unknown input, a shape or a dtype that is
         not the file's. Loading raises BadInput where the file is absent or not a model that onnxruntime takes.
         """
+        _no_entry(path, entry)
         session = _session(path, threads)
         ports = {i.name: (ORT_TYPES.get(i.type, i.type), list(i.shape)) for i in session.get_inputs()}
         outputs = [o.name for o in session.get_outputs()]
@@ -144,7 +174,7 @@ class Onnx:
             return "onnxruntime is not installed"
         return None
 
-    def describe(self, path: Path) -> Description:
+    def describe(self, path: Path, entry: str = "") -> Description:
         """Operators and weights of the saved file, and where onnxruntime puts the nodes that it makes of them.
 
         `placement` counts, per provider, the nodes of onnxruntime's own graph at the moment when it assigns them (after its
@@ -152,6 +182,7 @@ class Onnx:
         """
         import onnx
 
+        _no_entry(path, entry)
         if not path.is_file():
             raise BadInput(f"{path}: no such file")
         try:
@@ -176,6 +207,12 @@ class Onnx:
         """Versions of the packages that take part in an export."""
         names = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "optimum", "optimum-onnx")
         return {name: metadata.version(name) for name in names}
+
+
+def _no_entry(path: Path, entry: str) -> None:
+    """BadInput for the name of a graph: a file of this format holds one."""
+    if entry:
+        raise BadInput(f"{path.name}: an ONNX file holds one graph, got the name {entry!r}; open the file of that size")
 
 
 def external_files(model: Any, path: Path) -> tuple[Path, ...]:

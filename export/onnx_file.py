@@ -52,14 +52,18 @@ def read(path: Path) -> tuple[onnx.ModelProto, Places]:
 
 def refer(model: onnx.ModelProto, places: Places, location: str) -> None:
     """Make the initializers in `places` refer to the file at `location`, a path relative to the model's own folder."""
-    import onnx
-
     for tensor in model.graph.initializer:
         if tensor.name in places:
-            offset, length = places[tensor.name]
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in (("location", location), ("offset", offset), ("length", length)):
-                tensor.external_data.add(key=key, value=str(value))
+            refer_one(tensor, location, *places[tensor.name])
+
+
+def refer_one(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
+    """Make one initializer refer to `length` bytes from `offset` on in the file at `location`."""
+    import onnx
+
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
 
 
 def write(model: onnx_ir.Model, path: Path) -> None:

@@ -2,6 +2,7 @@
 
     model_index.json                        which library and class loads each part; noise levels of the sampler
     transformer/model.onnx  config.json     the student        (model.onnx_data holds weights beyond 2 GB)
+    transformer/model-<height>x<width>.onnx   the student for another picture size; model.onnx_data then holds what both use
     vae_decoder/model.onnx  config.json     the decoder; the latent that it takes is normalised, so its scale is 1 and shift 0
     text_encoder/model.onnx config.json     the text encoder
     scheduler/scheduler_config.json         FlowMatchEulerDiscreteScheduler of diffusers
@@ -157,17 +158,24 @@ def _tokenizer(folder: Path, tokenizer_json: str, config: ModelConfig) -> None:
 
 def _move(artifact: Artifact, folder: Path) -> tuple[Path, ...]:
     """Move an artifact's files into `folder` under optimum's names; return where they are now."""
-    main, data = artifact.path, artifact.path.with_name(f"{artifact.path.name}.data")
-    if data in artifact.files:
-        _relocate(main)
+    if artifact.path.with_name(f"{artifact.path.name}.data") in artifact.files:
+        for model in (file for file in artifact.files if file.suffix == artifact.path.suffix):
+            _relocate(model)
     folder.mkdir(parents=True, exist_ok=True)
     for name in (MODEL, DATA, SETTINGS):
         (folder / name).unlink(missing_ok=True)
-    names = {main: MODEL, data: DATA}
-    moved = [folder / names.get(file, file.name.removeprefix(f"{artifact.role}.")) for file in artifact.files]
+    moved = [folder / renamed(artifact, file) for file in artifact.files]
     for source, target in zip(artifact.files, moved, strict=True):
         os.replace(source, target)
     return tuple(moved)
+
+
+def renamed(artifact: Artifact, file: Path) -> Path:
+    """The name in its folder of a file of an artifact that `arrange` moved."""
+    names = {artifact.path: MODEL, artifact.path.with_name(f"{artifact.path.name}.data"): DATA}
+    if file.name.startswith(f"{artifact.role}-"):  # another picture size
+        return Path(f"model{file.name.removeprefix(artifact.role)}")
+    return Path(names.get(file, file.name.removeprefix(f"{artifact.role}.")))
 
 
 def _relocate(path: Path) -> None:

@@ -89,7 +89,7 @@ def open_session(bundle: Bundle, key: str, threads: int) -> Session:
     clock: Times = {}
     importlib.import_module(BINDINGS[target.name])  # an app has no Python to import: no part of the load
     start = time.perf_counter_ns()
-    opened = {role: target.open(artifact.path, threads=threads) for role, artifact in artifacts.items()}
+    opened = {role: target.open(a.path, threads=threads, entry=a.entry) for role, a in artifacts.items()}
     load_ms = (time.perf_counter_ns() - start) / 1e6
     pipeline = Pipeline({role: _timed(role, run, clock) for role, run in opened.items()}, bundle.schedule, bundle.latent)
 

@@ -41,9 +41,15 @@ class Tuned:
 
 def tune_plan(config: ModelConfig, plan: ExportPlan, threads: int, progress: Progress) -> ExportPlan:
     """The plan with the quickest form for every target that runs here in the token layout; others keep the stored choice.
-    The reasons say which, and by how much. A model without sparse attention keeps its plan."""
+    The reasons say which, and by how much. A model without sparse attention keeps its plan. Every picture size is timed."""
     if "assa" not in config.student.attention:
         return plan
+    if plan.other_sizes:
+        tuned = {name: tune_plan(config, plan.at(name), threads, progress) for name in plan.sizes}
+        first, common = tuned[plan.sizes[0]], len(plan.reasons)
+        lines = [f"{name}: {line}" for name, found in tuned.items() for line in found.reasons[common:]]
+        others = (replace(s, forms=tuple((t.key, t.form) for t in tuned[s.name].targets)) for s in plan.other_sizes)
+        return replace(first, reasons=(*plan.reasons, *lines), other_sizes=tuple(others))
     targets, reasons = [], list(plan.reasons)
     for target in plan.targets:
         reason = unavailable(target.key) or ("" if target.layout == "token" else "its layout is timed nowhere here")

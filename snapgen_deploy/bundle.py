@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from snapgen_deploy.bundle_sizes import at_size, vectors_name
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import ROLES, Artifact, Role
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.models.serialise import config_from_dict
 from snapgen_deploy.pipeline import Schedule
+from snapgen_deploy.sizes import size_name
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -51,6 +53,24 @@ class Bundle:
         return channels, height, width
 
     @property
+    def sizes(self) -> tuple[str, ...]:
+        """Names of the picture sizes, `<height>x<width>`, the default one first."""
+        return tuple(s["name"] for s in self.manifest.get("sizes", ())) or (size_name(self.manifest["resolution"]),)
+
+    def at(self, size: str | None) -> Bundle:
+        """The bundle as if it held one of its sizes alone (None: the default one); BadInput that lists them for another."""
+        if size is not None and size not in self.sizes:
+            raise BadInput(f"{self.path.name} does not draw {size}: its sizes are {', '.join(self.sizes)}")
+        if "sizes" not in self.manifest:
+            return self
+        return Bundle(self.path, at_size(self.manifest, size or self.sizes[0]))
+
+    @property
+    def test_vectors(self) -> Path:
+        """The file of fixed inputs and expected outputs."""
+        return self.path / vectors_name(self.manifest.get("vectors_of"))
+
+    @property
     def targets(self) -> tuple[str, ...]:
         """Target keys in the device profile's order."""
         return tuple(self.manifest["target_order"])
@@ -65,7 +85,7 @@ class Bundle:
             raise BadInput(f"{self.path.name} holds no target '{key}': it holds {', '.join(self.targets)}")
         components = self.manifest["targets"][key]["components"]
         return {
-            role: Artifact(key, role, self.path / c["path"], tuple(self.path / f for f in c["files"]))
+            role: Artifact(key, role, self.path / c["path"], tuple(self.path / f for f in c["files"]), c.get("entry", ""))
             for role in ROLES
             if (c := components.get(role)) is not None
         }

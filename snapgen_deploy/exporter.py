@@ -15,6 +15,7 @@ from typing import Any
 
 from snapgen_deploy import __version__
 from snapgen_deploy.bundle import Bundle, Staging, already_there, open_bundle, staging, write_manifest
+from snapgen_deploy.bundle_sizes import preview_name, vectors_name
 from snapgen_deploy.cache import ExportCache, export_key, stamps
 from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint, validate
 from snapgen_deploy.child import run_in_child
@@ -23,10 +24,12 @@ from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.export_memory import predict, refuse_what_does_not_fit
-from snapgen_deploy.gates import Checked, Gate, check_target, failed
+from snapgen_deploy.gates import Checked, Gate, check_sizes, failed
 from snapgen_deploy.host_memory import available_bytes, hand_back_what_is_freed
+from snapgen_deploy.join import PARTS, join_sizes, relocated, whole
 from snapgen_deploy.manifest import build_manifest
-from snapgen_deploy.plan import ExportPlan, TargetPlan
+from snapgen_deploy.manifest_sizes import Macs, add_sizes
+from snapgen_deploy.plan import ExportPlan, TargetPlan, target_at
 from snapgen_deploy.preview import write_preview
 from snapgen_deploy.progress import Progress
 from snapgen_deploy.reference import ReferenceVectors, make_vectors, schedule_of
@@ -59,6 +62,7 @@ class Request:
     # For the manifest; whoever counts and estimates hands them in (`latency.foretell.Foretold`).
     macs: Mapping[str, Mapping[Role, int]] = field(default_factory=dict)
     estimates: tuple[Mapping[str, Any], ...] = ()
+    macs_of_sizes: Mapping[str, Macs] = field(default_factory=dict)  # by picture size, where the plan has several
 
 
 def bundle_name(config_name: str, plan: ExportPlan) -> str:
@@ -79,18 +83,19 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
     key = _plan_key(checkpoint, plan)
     with staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage:
         _check_space(stage.root, checkpoint, plan)
-        with progress(f"drawing {len(request.prompts)} reference pictures"):
+        with progress(f"drawing {len(request.prompts) + len(plan.other_sizes)} reference pictures"):
             vectors, drawing = run_in_child("reference", _reference, request, plan)
         exported: dict[str, dict[Role, Exported]] = {}
-        checks: dict[str, Checked] = {}
+        checks: dict[str, dict[str, Checked]] = {}  # by target and picture size
         checking: dict[str, int] = {}
         for target in plan.targets:
             with _kept(request.cache, checkpoint, before) as keep:
                 parts = {}
                 for role in roles_of(checkpoint.config):
-                    parts[role] = _export_one(request, checkpoint, plan, target, role, stage, progress, keep)
+                    how = _export_sizes if plan.other_sizes and role != "text_encoder" else _export_one
+                    parts[role] = how(request, checkpoint, plan, target, role, stage, progress, keep)
                 exported[target.key] = parts = _arrange(parts, plan, target, checkpoint, stage)
-                artifacts = {role: part.artifact for role, part in parts.items()}
+                artifacts = {s: {role: part.at(s).artifact for role, part in parts.items()} for s in plan.sizes}
                 arguments = (
                     target.key,
                     target.precision,
@@ -100,22 +105,25 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
                     vectors,
                 )
                 with progress(f"{target.key}: running what was saved"):
-                    check, used = run_in_child(f"{target.key} check", check_target, *arguments, request.threads)
+                    check, used = run_in_child(f"{target.key} check", check_sizes, *arguments, request.threads)
                 checks[target.key], checking[target.key] = check, used
-                keep.sound = not failed(check.gates)
-        gates = [g for check in checks.values() for g in check.gates]
+                keep.sound = not failed([g for one in check.values() for g in one.gates])
+        gates = [g for check in checks.values() for one in check.values() for g in one.gates]
         bad = failed(gates)
         if bad:
             lines = "; ".join(
-                f"{g.target} {g.component} {g.name} = {g.value:.3g}, limit {g.limit:g} {g.detail}".strip() for g in bad
+                f"{g.target} {g.where} {g.name} = {g.value:.3g}, limit {g.limit:g} {g.detail}".strip() for g in bad
             )
             raise GateFailed(f"{len(bad)} of {len(gates)} gates failed, no bundle was written: {lines}")
         with progress("writing the bundle"):
             _write_common(stage.root, checkpoint, vectors, checks)
-            described = {k: {r: (p.artifact, p.description) for r, p in parts.items()} for k, parts in exported.items()}
+            described = {k: {r: (whole(p), p.description) for r, p in parts.items()} for k, parts in exported.items()}
             versions = {k: _versions(parts) for k, parts in exported.items()}
             foretold = (request.macs, request.estimates)
-            manifest = build_manifest(stage.root, checkpoint, plan, vectors, described, versions, gates, *foretold)
+            default = vectors[plan.sizes[0]]
+            manifest = build_manifest(stage.root, checkpoint, plan, default, described, versions, gates, *foretold)
+            if plan.other_sizes:
+                add_sizes(manifest, stage.root, checkpoint.config, plan, exported, vectors, request.macs_of_sizes)
             write_manifest(stage.root, manifest)
             run = write_run_record(stage.root, drawing, exported, checking)
             stage.publish(request.overwrite)
@@ -167,14 +175,23 @@ def _check_memory(request: Request, checkpoint: Checkpoint, plan: ExportPlan) ->
     wanted, available = predict(checkpoint.config, plan), available_bytes()
     cache = request.cache
     if cache is not None and available is not None and any(p.bytes > available for p in wanted):
-        wanted = tuple(p for p in wanted if not cache.has(export_key(checkpoint, plan, p.target, p.role)))
+        wanted = tuple(p for p in wanted if not _all_cached(cache, checkpoint, plan, p.target, p.role))
     refuse_what_does_not_fit(wanted, available)
 
 
+def _all_cached(cache: ExportCache, checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, role: Role) -> bool:
+    """Whether nothing of a component is left to convert, at any picture size that it depends on."""
+    sizes = plan.sizes[:1] if role == "text_encoder" else plan.sizes
+    return all(cache.has(export_key(checkpoint, plan.at(s), target_at(plan.at(s), target.key), role)) for s in sizes)
+
+
 def _check_space(root: Path, checkpoint: Checkpoint, plan: ExportPlan) -> None:
-    """Refuse before work starts when the disk cannot hold the bundle: 4 bytes a parameter and target is an upper bound."""
+    """Refuse before work starts when the disk cannot hold the bundle: 4 bytes a parameter and target is an upper bound.
+
+    Several picture sizes lie there one by one before they are joined.
+    """
     elements = sum(math.prod(t.shape) for t in checkpoint.tensors.values())
-    needed = 4 * elements * len(plan.targets)
+    needed = 4 * elements * (len(plan.targets) + len(plan.other_sizes) + bool(plan.other_sizes))
     free = shutil.disk_usage(root).free
     if free < needed:
         raise BadInput(
@@ -183,12 +200,14 @@ def _check_space(root: Path, checkpoint: Checkpoint, plan: ExportPlan) -> None:
         )
 
 
-def _reference(request: Request, plan: ExportPlan) -> ReferenceVectors:
-    """In a child process: the test vectors."""
+def _reference(request: Request, plan: ExportPlan) -> dict[str, ReferenceVectors]:
+    """In a child process: the test vectors by picture size; every prompt at the default size, the first one at the others."""
     import torch
 
     torch.set_num_threads(request.threads)
-    return make_vectors(open_checkpoint(request.checkpoint, request.key_map), plan, request.prompts)
+    checkpoint = open_checkpoint(request.checkpoint, request.key_map)
+    count = [len(request.prompts), *(1 for _ in plan.other_sizes)]
+    return {s: make_vectors(checkpoint, plan.at(s), request.prompts[:n]) for s, n in zip(plan.sizes, count, strict=True)}
 
 
 def _export_one(
@@ -200,10 +219,15 @@ def _export_one(
     stage: Staging,
     progress: Progress,
     keep: _Keep,
+    part_of: str = "",
 ) -> Exported:
-    """One component in one child process; an interrupted run's finished component and a cached one are taken as they are."""
-    directory = stage.root / target.key.replace(":", "-")
-    done = read_record(stage.root, target.key, role)
+    """One component in one child process; an interrupted run's finished component and a cached one are taken as they are.
+
+    `part_of`: the plan is one picture size of several, to be joined: its files lie in a folder of their own.
+    """
+    root = stage.root / PARTS / part_of if part_of else stage.root
+    directory = root / target.key.replace(":", "-")
+    done = read_record(root, target.key, role)
     if done is not None:
         return done
     key = export_key(checkpoint, plan, target, role) if keep.cache is not None else ""
@@ -213,17 +237,42 @@ def _export_one(
         if done is not None:
             keep.taken.append(key)
             return done
-    with progress(f"{target.key}: exporting the {role.replace('_', ' ')}"):
+    with progress(f"{target.key}: exporting the {role.replace('_', ' ')}{part_of and f', {part_of}'}"):
         start = time.monotonic()
         exported, peak = run_in_child(f"{target.key} {role}", _export_in_child, request, plan, target, role, directory)
     exported = replace(exported, peak_bytes=peak, seconds=round(time.monotonic() - start, 1))
     if stage.keep:
-        write_record(stage.root, exported)
+        write_record(root, exported)
     if keep.cache is not None:
         aside = keep.cache.prepare(directory, exported)
         if aside is not None:
             keep.prepared[key] = aside
     return exported
+
+
+def _export_sizes(
+    request: Request,
+    checkpoint: Checkpoint,
+    plan: ExportPlan,
+    target: TargetPlan,
+    role: Role,
+    stage: Staging,
+    progress: Progress,
+    keep: _Keep,
+) -> Exported:
+    """One component at every size of the plan, each in a process of its own, then their files joined in another."""
+    parts: dict[str, Exported] = {}
+    for size in plan.sizes:
+        one = plan.at(size)
+        parts[size] = _export_one(
+            request, checkpoint, one, target_at(one, target.key), role, stage, progress, keep, part_of=size
+        )
+    directory = stage.root / target.key.replace(":", "-")
+    with progress(f"{target.key}: joining the sizes of the {role.replace('_', ' ')}"):
+        done, peak = run_in_child(f"{target.key} {role} sizes", join_sizes, target.key, parts, directory)
+    if not stage.keep:
+        shutil.rmtree(stage.root / PARTS)
+    return replace(done, peak_bytes=max(peak, done.peak_bytes))
 
 
 def _export_in_child(request: Request, plan: ExportPlan, target_plan: TargetPlan, role: Role, directory: Path) -> Exported:
@@ -248,26 +297,34 @@ def _arrange(
     """The folder layout that the profile asks for; only `diffusers` differs from one flat folder a target."""
     if dict(target.options).get("folders") != "diffusers":
         return parts
-    from snapgen_deploy.export.optimum_layout import arrange
+    from snapgen_deploy.export.optimum_layout import arrange, renamed
 
     root = stage.root / target.key.replace(":", "-")
-    artifacts = {role: part.artifact for role, part in parts.items()}
+    artifacts = {role: whole(part) for role, part in parts.items()}
     moved = arrange(root, artifacts, checkpoint.config, checkpoint.tokenizer, width=plan.width)
-    return {role: replace(part, artifact=moved[role]) for role, part in parts.items()}
+    return {role: relocated(part, moved[role], renamed) for role, part in parts.items()}
 
 
-def _write_common(root: Path, checkpoint: Checkpoint, vectors: ReferenceVectors, checks: Mapping[str, Checked]) -> None:
-    """What all targets share: tokenizer, test vectors, preview."""
+def _write_common(
+    root: Path,
+    checkpoint: Checkpoint,
+    vectors: Mapping[str, ReferenceVectors],
+    checks: Mapping[str, Mapping[str, Checked]],
+) -> None:
+    """What all targets share: tokenizer, and for every picture size test vectors and preview."""
     from safetensors.numpy import save_file
 
     from snapgen_deploy.pipeline import to_bytes
 
     forget(root)
+    shutil.rmtree(root / PARTS, ignore_errors=True)  # there where an interrupted run may be taken up again
     if checkpoint.tokenizer:
         (root / "tokenizer.json").write_text(checkpoint.tokenizer, encoding="utf-8")
-    # one metadata key only: the library writes several in an order that changes from run to run
-    save_file(vectors.arrays, root / "test_vectors.safetensors", {"prompts": json.dumps(vectors.prompts)})
-    if "picture" in vectors.arrays:
-        columns = {"reference": [to_bytes(p[None]) for p in vectors.arrays["picture"]]}
-        columns |= {key: list(check.pictures) for key, check in checks.items() if check.pictures}
-        write_preview(root / "preview.png", vectors.prompts, columns)
+    for number, (size, of) in enumerate(vectors.items()):
+        other = size if number else None
+        # one metadata key only: the library writes several in an order that changes from run to run
+        save_file(of.arrays, root / vectors_name(other), {"prompts": json.dumps(of.prompts)})
+        if "picture" in of.arrays:
+            columns = {"reference": [to_bytes(p[None]) for p in of.arrays["picture"]]}
+            columns |= {key: list(check[size].pictures) for key, check in checks.items() if check[size].pictures}
+            write_preview(root / preview_name(other), of.prompts, columns)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -47,10 +47,18 @@ class Gate:
     limit: float
     verdict: Verdict
     detail: str = ""  # unit or reason
+    size: str = ""  # picture size in a bundle of several
+
+    @property
+    def where(self) -> str:
+        """Component, and picture size in a bundle of several."""
+        return f"{self.component} {self.size}".strip()
 
     def as_dict(self) -> dict[str, Any]:
-        """For the manifest; values to three significant digits, so that a rerun writes the same."""
+        """For the manifest; values to three significant digits, so that a rerun writes the same. No size where there is one."""
         data = asdict(self)
+        if not self.size:
+            del data["size"]
         if self.value is not None:
             data["value"] = float(f"{self.value:.3g}") if math.isfinite(self.value) else None
         return data
@@ -91,6 +99,31 @@ class Checked:
     pictures: tuple[np.ndarray, ...]
 
 
+def check_sizes(
+    key: str,
+    precision: str,
+    artifacts: Mapping[str, Mapping[Role, Artifact]],
+    config: ModelConfig,
+    schedule: Schedule,
+    vectors: Mapping[str, ReferenceVectors],
+    threads: int,
+) -> dict[str, Checked]:
+    """`check_target` for every picture size, one after the other; artifacts and vectors by size, the default one first.
+
+    With several sizes, gates carry theirs; the text encoder, which all share, is checked by itself once.
+    """
+    found: dict[str, Checked] = {}
+    for size, parts in artifacts.items():
+        checked = check_target(key, precision, parts, config, schedule, vectors[size], threads)
+        if len(artifacts) > 1:
+            kept = [g for g in checked.gates if not found or g.component != "text_encoder"]
+            checked = replace(
+                checked, gates=tuple(replace(g, size="" if g.component == "text_encoder" else size) for g in kept)
+            )
+        found[size] = checked
+    return found
+
+
 def check_target(
     key: str,
     precision: str,
@@ -102,13 +135,13 @@ def check_target(
 ) -> Checked:
     """Every gate of one target: its saved files run against the test vectors, and where their operators are placed."""
     target, variant = target_of(key)
-    placed = placement_gates(key, {role: target.describe(artifact.path) for role, artifact in artifacts.items()})
+    placed = placement_gates(key, {role: target.describe(a.path, a.entry) for role, a in artifacts.items()})
     limits = LIMITS[precision]
     reason = target.unavailable(variant)
     if reason is not None:
         skipped = [Gate(key, role, "relative_error", None, limits.error, "not_run", reason) for role in artifacts]
         return Checked((*skipped, Gate(key, "pipeline", "psnr", None, limits.psnr, "not_run", reason), *placed), ())
-    runners = {role: target.open(artifact.path, threads=threads) for role, artifact in artifacts.items()}
+    runners = {role: target.open(a.path, threads=threads, entry=a.entry) for role, a in artifacts.items()}
     gates = [
         at_most(
             key,

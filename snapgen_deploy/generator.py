@@ -42,7 +42,7 @@ def draw(bundle: Bundle, key: str, prompt: str, seed: int, threads: int) -> np.n
         raise BadInput(f"{bundle.path.name} has no tokenizer or text encoder: a prompt cannot be drawn from it")
     tokens, mask = tokenize(text, prompt, encoder.length)
     target, _ = target_of(key)
-    runners = {role: target.open(a.path, threads=threads) for role, a in bundle.artifacts(key).items()}
+    runners = {role: target.open(a.path, threads=threads, entry=a.entry) for role, a in bundle.artifacts(key).items()}
     if "decoder" not in runners:
         raise BadInput(f"{bundle.path.name} has no decoder: it cannot draw a picture")
     return Pipeline(runners, bundle.schedule, bundle.latent).draw(tokens, mask, seed)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from snapgen_deploy.device_profiles import TARGETS, Profile, ProfileTarget
 from snapgen_deploy.errors import BadInput, Refused, nearest
 from snapgen_deploy.models.config import ModelConfig
+from snapgen_deploy.sizes import Size, check_systems, size_name, sizes_of
 
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2}
 
@@ -86,6 +87,26 @@ class ExportPlan:
     memory_budget: int | None  # bytes; None where the profile has no figure
     latency_ms: float | None  # of one picture; None where the profile has no basis for this model and size
     latency_budget_ms: float | None
+    other_sizes: tuple[Size, ...] = ()  # beside `resolution`, which is the default one
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """Names of all picture sizes, the default one first."""
+        return (size_name(self.resolution), *(s.name for s in self.other_sizes))
+
+    def at(self, size: str) -> ExportPlan:
+        """The plan of one of `sizes` alone."""
+        if size == self.sizes[0]:
+            return replace(self, other_sizes=())
+        found = next(s for s in self.other_sizes if s.name == size)
+        forms = dict(found.forms)
+        targets = tuple(replace(t, form=forms.get(t.key, t.form), form_ms=()) for t in self.targets)
+        return replace(self, resolution=found.resolution, latent=found.latent, targets=targets, other_sizes=())
+
+
+def target_at(plan: ExportPlan, key: str) -> TargetPlan:
+    """The target of a plan by its key."""
+    return next(t for t in plan.targets if t.key == key)
 
 
 def make_plan(
@@ -96,6 +117,7 @@ def make_plan(
     targets: Sequence[str] = (),
     precision: str | None = None,
     resolution: tuple[int, int] | None = None,
+    other_resolutions: Sequence[tuple[int, int]] = (),
     estimator: Estimator | None = None,
     max_latency_ms: float | None = None,
 ) -> ExportPlan:
@@ -104,17 +126,18 @@ def make_plan(
     The profile's latency budget is held against a published time where there is one, else against the estimate;
     `max_latency_ms` in its place against the estimate's upper end. A width, targets, a precision or a resolution that the
     user names win over the profile's; Refused (exit 3) when the named width does not fit the memory or `max_latency_ms`, or
-    no width fits. BadInput for names that are not known and inadmissible sizes.
+    no width fits. BadInput for names that are not known and inadmissible sizes. Of several sizes the most demanding decides on
+    memory, and the first, the default one, on latency.
     """
-    size = resolution or config.resolution
-    latent = _latent_of(config, size)
-    form = local_form(config, latent)
+    sizes = sizes_of(config, (resolution or config.resolution, *other_resolutions))
+    size, form = sizes[0].resolution, local_form(config, sizes[0].latent)
     chosen = [_target(t, precision, form) for t in _targets(profile, targets)]
+    check_systems(sizes, {t.key: dict(t.options).get("deployment", "") for t in chosen})
     widths = sorted(config.student.widths, key=lambda w: -config.student.widths[w])
     if width is not None and width not in widths:
         raise BadInput(f"the checkpoint has no width '{width}': it has {', '.join(widths)}{nearest(width, widths)}")
     limits = _Limits(estimator, max_latency_ms)
-    judged = [_judge(config, profile, w, chosen, latent, size, limits) for w in widths]
+    judged = [_judge(config, profile, w, chosen, sizes, limits) for w in widths]
     if width is None:
         fitting = [j for j in judged if not j.obstacles]
         if not fitting:
@@ -133,11 +156,12 @@ def make_plan(
         reasons=(*asked, *(j.line for j in judged)),
         targets=tuple(chosen),
         resolution=size,
-        latent=latent,
+        latent=sizes[0].latent,
         memory_bytes=pick.memory,
         memory_budget=profile.memory_budget_bytes,
         latency_ms=pick.latency_ms,
         latency_budget_ms=max_latency_ms or (profile.latency_budget.value if profile.latency_budget else None),
+        other_sizes=tuple(replace(s, forms=tuple((t.key, local_form(config, s.latent)) for t in chosen)) for s in sizes[1:]),
     )
 
 
@@ -167,21 +191,23 @@ def _judge(
     profile: Profile,
     width: str,
     targets: Sequence[TargetPlan],
-    latent: tuple[int, int, int],
-    size: tuple[int, int],
+    sizes: Sequence[Size],
     limits: _Limits,
 ) -> _Judged:
     """One width against the budgets, with its figures in a line."""
     weight_bytes = max(WEIGHT_BYTES[t.precision] for t in targets)
-    memory = estimate_memory(config, width, latent, size, weight_bytes)
+    largest = max(sizes, key=lambda s: s.resolution[0] * s.resolution[1])  # all activations grow with the area
+    memory = estimate_memory(config, width, largest.latent, largest.resolution, weight_bytes)
     obstacles: list[str] = []
     said = [f"memory {memory / 1e9:.3g} GB (estimate)"]
+    if len(sizes) > 1:
+        said[0] += f" at {largest.name}"
     budget = profile.memory_budget_bytes
     if budget is not None:
         said[0] += f" of {budget / 1e9:g} GB"
         if not memory <= budget:
             obstacles.append("memory")
-    latency, words, obstacle = _latency(config, profile, width, targets, size, limits)
+    latency, words, obstacle = _latency(config, profile, width, targets, sizes[0].resolution, limits)
     said.append(words)
     if obstacle:
         obstacles.append(obstacle)
@@ -254,27 +280,6 @@ def activation_bytes(config: ModelConfig, width: str, latent: tuple[int, int, in
     student = tokens * hidden * (2 + max(config.student.ffn_ratios)) + config.student.kv_group * tokens * (tokens // 4)
     decoder = 3 * config.decoder.channels[-1] * config.decoder.expand * size[0] * size[1] if config.decoder else 0
     return 4 * max(student, decoder)
-
-
-def _latent_of(config: ModelConfig, size: tuple[int, int]) -> tuple[int, int, int]:
-    """The latent of a picture size, or BadInput that names the nearest admissible sizes."""
-    factor = config.student.latent_factor
-    if all(side % factor == 0 for side in size) and not config.student.grid_problems(size[0] // factor, size[1] // factor):
-        return config.student.latent_channels, size[0] // factor, size[1] // factor
-    near = nearest_sizes(config, size)
-    raise BadInput(
-        f"resolution {size[0]}x{size[1]} does not fit latent factor {factor}, patch {config.student.patch} and "
-        f"{config.student.blocks} blocks; the nearest that do are {', '.join(f'{h}x{w}' for h, w in near)}"
-    )
-
-
-def nearest_sizes(config: ModelConfig, size: tuple[int, int], count: int = 3) -> list[tuple[int, int]]:
-    """Admissible picture sizes nearest to `size`."""
-    unit = config.student.latent_factor * config.student.patch * 2
-    spans = [[unit * max(1, side // unit + d) for d in range(-4, 6)] for side in size]
-    factor = config.student.latent_factor
-    sound = {(h, w) for h in spans[0] for w in spans[1] if not config.student.grid_problems(h // factor, w // factor)}
-    return sorted(sound, key=lambda s: (abs(s[0] - size[0]) + abs(s[1] - size[1]), s))[:count]
 
 
 def _targets(profile: Profile, wanted: Sequence[str]) -> list[ProfileTarget]:

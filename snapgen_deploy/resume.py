@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from snapgen_deploy.bundle import sha256_of
-from snapgen_deploy.export.base import Artifact, Description, Role
+from snapgen_deploy.export.base import Artifact, Description, Joined, Role
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,13 @@ class Exported:
     peak_bytes: int  # of the process that converted it
     seconds: float = 0.0  # that it took
     cached: bool = False
+    # Of a component that depends on the picture size, in a plan of several: the other sizes, and what joining them gave.
+    others: Mapping[str, Exported] = field(default_factory=dict)
+    joined: Joined | None = None
+
+    def at(self, size: str) -> Exported:
+        """What belongs to one picture size; the component itself where it serves all, or the size is the default one."""
+        return self.others.get(size, self)
 
 
 def record_path(root: Path, target_key: str, role: Role) -> Path:

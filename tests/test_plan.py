@@ -224,3 +224,55 @@ def test_an_unknown_device_is_bad_input() -> None:
 def test_devices_starts_without_torch() -> None:
     code = "import sys; from snapgen_deploy.cli.devices import devices; devices(None, True); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0
+
+
+FOUR = ((1024, 1024), (512, 512), (768, 768), (832, 1216))
+
+
+def test_the_sizes_of_the_issue_are_admissible_for_the_published_network() -> None:
+    plan = make_plan(CONFIGS["snapgenpp"](), load_profile("iphone16pm"), resolution=FOUR[0], other_resolutions=FOUR[1:])
+    assert plan.sizes == ("1024x1024", "512x512", "768x768", "832x1216")
+    assert plan.latency_ms == pytest.approx(4 * 360 + 120), "of the default size"
+    assert [plan.at(s).latent for s in plan.sizes] == [(16, 128, 128), (16, 64, 64), (16, 96, 96), (16, 104, 152)]
+    assert {s: {t.form for t in plan.at(s).targets} for s in plan.sizes} == {
+        "1024x1024": {"loop"}, "512x512": {"batched"}, "768x768": {"loop"}, "832x1216": {"loop"},
+    }  # fmt: skip
+    assert plan.at("1024x1024") == replace(plan, other_sizes=())
+    assert plan.at("512x512") == replace(
+        make_plan(CONFIGS["snapgenpp"](), load_profile("iphone16pm"), width="small", resolution=(512, 512)),
+        reasons=plan.reasons, memory_bytes=plan.memory_bytes, latency_ms=plan.latency_ms,
+    )  # fmt: skip
+
+
+def test_the_largest_size_decides_on_memory() -> None:
+    config, profile = CONFIGS["snapgenpp"](), load_profile("server")
+    alone = make_plan(config, profile, width="tiny", resolution=(512, 512))
+    both = make_plan(config, profile, width="tiny", resolution=(512, 512), other_resolutions=[(832, 1216)])
+    assert both.memory_bytes == make_plan(config, profile, width="tiny", resolution=(832, 1216)).memory_bytes
+    assert both.memory_bytes > alone.memory_bytes
+    assert any("(estimate) at 832x1216" in reason for reason in both.reasons)
+    budget = profile.with_memory_budget((alone.memory_bytes + both.memory_bytes) // 2)
+    assert make_plan(config, budget, width="tiny", resolution=(512, 512)).width == "tiny"
+    with pytest.raises(Refused, match="memory"):
+        make_plan(config, budget, width="tiny", resolution=(512, 512), other_resolutions=[(832, 1216)])
+
+
+def test_a_size_twice_and_an_inadmissible_other_size_are_bad_input() -> None:
+    config, profile = CONFIGS["snapgenpp"](), load_profile("iphone16pm")
+    with pytest.raises(BadInput, match="512x512 was given twice"):
+        make_plan(config, profile, resolution=(512, 512), other_resolutions=[(1024, 1024), (512, 512)])
+    old = replace(profile, targets=tuple(replace(t, options=(("deployment", "iOS17"),)) for t in profile.targets[:1]))
+    assert make_plan(config, old, resolution=(512, 512)).sizes == ("512x512",)
+    with pytest.raises(BadInput, match="need iOS 18"):
+        make_plan(config, old, resolution=(512, 512), other_resolutions=[(1024, 1024)])
+    with pytest.raises(BadInput, match="830x1216 does not fit .*832x1216"):
+        make_plan(config, profile, resolution=(1024, 1024), other_resolutions=[(830, 1216)])
+
+
+def test_other_sizes_are_shown() -> None:
+    plan = make_plan(CONFIGS["shapes"](), load_profile("iphone16pm"), other_resolutions=[(64, 64)])
+    console = Console(file=StringIO(), width=200)
+    render_plan(plan, console)
+    assert isinstance(console.file, StringIO)
+    assert "also 64x64 pixels" in console.file.getvalue()
+    assert plan_as_dict(plan)["other_sizes"][0]["resolution"] == (64, 64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -23,13 +24,17 @@ def is_package(path: Path) -> bool:
     return path.suffix == ".mlpackage" or (path / "Data").is_dir()
 
 
-def lint_package(path: Path, *, memory_limit: int | None = None) -> tuple[Finding, ...]:
+def lint_package(path: Path, *, memory_limit: int | None = None, function: str | None = None) -> tuple[Finding, ...]:
     """Findings of a saved .mlpackage, errors first, then in the order of `RULES`; () when it keeps every rule.
 
-    memory_limit: bytes that the app may use on the device, from its profile; None leaves `weights-over-limit` out.
+    function: the one to look at; every one when None. memory_limit: bytes that the app may use on the device, from its
+    profile; None leaves `weights-over-limit` out.
     Raises PackageError (exit code 2) for what is no readable ML Program.
     """
     package = read_package(path)
+    if function is not None:
+        ours = {function: package.functions[function]}
+        package = replace(package, functions=ours, interfaces={function: package.interfaces[function]})
     weights = sum(f.stat().st_size for f in (model_file(path).parent / "weights").rglob("*") if f.is_file())
     subject = Subject(package, tuple(graph_of(f) for f in package.functions.values()), weights, memory_limit)
     findings = [finding for rule in RULES.values() if (finding := rule.apply(subject)) is not None]

@@ -17,9 +17,10 @@ import numpy as np
 from snapgen_deploy.export.mil.errors import PackageError
 from snapgen_deploy.export.mil.types import DType
 
-_RECORD = struct.Struct("<IIQQQ")
-_SENTINEL = 0xDEADBEEF
-_VERSION = 2
+RECORD = struct.Struct("<IIQQQ")
+ALIGNMENT = 64  # bytes, of records and data
+SENTINEL = 0xDEADBEEF
+VERSION = 2
 
 
 def unpack_bits(packed: np.ndarray, bits: int, count: int, *, signed: bool = False) -> np.ndarray:
@@ -67,16 +68,20 @@ class WeightFile:
             raise PackageError(f"{path}: cannot be read ({error})") from error
         self._path = path
         version = struct.unpack_from("<I", self._bytes[:64].tobytes(), 4)[0] if self._bytes.size >= 64 else None
-        if version != _VERSION:
-            raise PackageError(f"{path}: not a version {_VERSION} weight file (got version {version})")
+        if version != VERSION:
+            raise PackageError(f"{path}: not a version {VERSION} weight file (got version {version})")
 
     def read(self, offset: int, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
         """The tensor whose record is at `offset`, as a view of the file where its type fills whole bytes."""
-        if offset + _RECORD.size > self._bytes.size:
+        return from_bytes(self.raw(offset)[2], dtype, shape)
+
+    def raw(self, offset: int) -> tuple[int, int, np.ndarray]:
+        """Number of the storage type, bits of padding, and the bytes (a view of the file) of the record at `offset`."""
+        if offset + RECORD.size > self._bytes.size:
             raise PackageError(f"{self._path}: record at {offset} lies beyond the end ({self._bytes.size} bytes)")
-        sentinel, _, size, start, _ = _RECORD.unpack(self._bytes[offset : offset + _RECORD.size].tobytes())
-        if sentinel != _SENTINEL:
+        sentinel, kind, size, start, padding = RECORD.unpack(self._bytes[offset : offset + RECORD.size].tobytes())
+        if sentinel != SENTINEL:
             raise PackageError(f"{self._path}: no tensor at {offset}")
         if start + size > self._bytes.size:
             raise PackageError(f"{self._path}: truncated, {start + size} bytes needed, {self._bytes.size} there")
-        return from_bytes(self._bytes[start : start + size], dtype, shape)
+        return kind, padding, self._bytes[start : start + size]

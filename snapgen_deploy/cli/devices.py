@@ -88,5 +88,10 @@ def render_plan(plan: ExportPlan, console: Console) -> None:
     for t in plan.targets:
         table.add_row(t.key, t.precision, t.layout, t.form, ", ".join(f"{k} = {v}" for k, v in t.options) or "—")
     console.print(table)
+    for other in plan.other_sizes:
+        forms = ", ".join(f"{key} {form}" for key, form in other.forms)
+        console.print(
+            f"also {other.name} pixels, latent {'x'.join(map(str, other.latent))}; local attention: {forms}", soft_wrap=True
+        )
     for reason in plan.reasons:
         console.print(f"  {reason}", style="dim", soft_wrap=True)

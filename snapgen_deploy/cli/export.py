@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +29,13 @@ def export(
     ] = None,
     width: Annotated[str | None, typer.Option(help="Sub-network; the widest that fits when left out.")] = None,
     precision: Annotated[str | None, typer.Option(help="Precision for all targets; the profile's when left out.")] = None,
-    resolution: Annotated[str | None, typer.Option(help="Picture size in pixels: N or HEIGHTxWIDTH.")] = None,
+    resolution: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Picture size in pixels, N or HEIGHTxWIDTH, repeatable: one bundle for several sizes, whose graphs share the "
+            "weights; the first is the default one. The checkpoint's own size when left out."
+        ),
+    ] = None,
     memory_budget: Annotated[
         str | None, typer.Option(help="What the model may take on the device, such as 5GB, in place of the profile's budget.")
     ] = None,
@@ -67,7 +73,8 @@ def export(
     if memory_budget:
         profile = profile.with_memory_budget(parse_bytes(memory_budget, "--memory-budget"))
     opened = open_checkpoint(checkpoint, key_map)
-    size = parse_resolution(resolution) if resolution else None
+    sizes = [parse_resolution(text) for text in resolution or ()]
+    size = sizes[0] if sizes else None
 
     plan = make_plan(
         opened.config,
@@ -76,6 +83,7 @@ def export(
         targets=target or (),
         precision=precision,
         resolution=size,
+        other_resolutions=sizes[1:],
         estimator=plan_estimator(opened.config, profile, size),
         max_latency_ms=parse_duration(max_latency) if max_latency else None,
     )
@@ -111,6 +119,8 @@ def export(
         cache=cache,
         macs=foretold.macs,
         estimates=foretold.estimates,
+        macs_of_sizes={s: foretell.of_plan(opened.config, plan.at(s), profile).macs for s in plan.sizes[1:]}
+        | {plan.sizes[0]: foretold.macs},
     )
     result = run_export(request, plan, progress(quiet=as_json))
     notes = cache.notes if cache is not None else []
@@ -125,6 +135,7 @@ def export(
                 "gates": manifest["gates"],
                 "targets": manifest["targets"],
             }
+            | ({"sizes": manifest["sizes"]} if "sizes" in manifest else {})
         )
     else:
         _print_result(result)
@@ -205,15 +216,37 @@ def print_gates(gates: Sequence[dict[str, Any]]) -> None:
         value = "—" if g["value"] is None else f"{g['value']:.3g}"
         verdict = f"[{colours[g['verdict']]}]{g['verdict']}[/]"
         name = g["name"].replace("_", " ") + (" (dB)" if g["name"] == "psnr" else "")
-        table.add_row(g["target"], g["component"].replace("_", " "), name, value, f"{g['limit']:g}", verdict)
+        table.add_row(g["target"], _component(g), name, value, f"{g['limit']:g}", verdict)
     out().print(table)
     for g in gates:
         if g["name"] == "largest_value":
-            out().print(f"{g['target']} {g['component']}, closest to the largest fp16 number:", style="dim")
+            out().print(f"{g['target']} {_component(g)}, closest to the largest fp16 number:", style="dim")
             for line in g["detail"].split("; "):
                 out().print(f"  {line}", style="dim", soft_wrap=True)
         elif g["verdict"] != "passed":
-            out().print(f"{g['target']} {g['component']} {g['name']}: {g['verdict']}: {g['detail']}", soft_wrap=True)
+            out().print(f"{g['target']} {_component(g)} {g['name']}: {g['verdict']}: {g['detail']}", soft_wrap=True)
+
+
+def _component(gate: dict[str, Any]) -> str:
+    """The component of a gate, with the picture size in a bundle of several."""
+    return " ".join((gate["component"].replace("_", " "), gate.get("size", ""))).strip()
+
+
+def _print_sizes(manifest: Mapping[str, Any]) -> None:
+    """What the sizes share, and what that saves against a bundle for each, from the bytes of the files."""
+    from rich.table import Table
+
+    names = [s["name"] for s in manifest["sizes"]]
+    table = Table(title=f"{len(names)} picture sizes: {', '.join(names)}", title_justify="left")
+    for column in ("target", "component", "one bundle a size", "here", "saved", "weights used by several"):
+        table.add_column(column, justify="left" if column in ("target", "component") else "right")
+    for key in manifest["target_order"]:
+        target = manifest["targets"][key]
+        rows = {r: c["sharing"] for r, c in target["components"].items() if "sharing" in c} | {"all": target["sharing"]}
+        for role, s in rows.items():
+            shared = megabytes(s["shared_bytes"]) if "shared_bytes" in s else ""
+            table.add_row(key, role, *(megabytes(s[k]) for k in ("separate_bytes", "bytes", "bytes_saved")), shared)
+    out().print(table)
 
 
 def _print_run(result: Result) -> None:
@@ -247,6 +280,8 @@ def _print_result(result: Result) -> None:
             precision = manifest["targets"][key]["precision"]
             table.add_row(key, role, precision, megabytes(c["bytes"]), str(sum(c["ops"].values())), placed)
     out().print(table)
+    if "sizes" in manifest:
+        _print_sizes(manifest)
     print_gates(manifest["gates"])
     ran = sum(g.verdict == "passed" for g in result.gates)
     idle = sum(g.verdict == "not_run" for g in result.gates)

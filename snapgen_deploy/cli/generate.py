@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from snapgen_deploy.cli.console import out, print_json, progress
-from snapgen_deploy.cli.export import default_threads
+from snapgen_deploy.cli.export import default_threads, parse_resolution
 from snapgen_deploy.errors import BadInput
 
 
@@ -17,6 +17,9 @@ def generate(
     prompt: Annotated[str, typer.Option(help="What to draw.")],
     seed: Annotated[int, typer.Option(min=0, help="Starting noise; the same picture on every target.")] = 0,
     target: Annotated[str | None, typer.Option(help="NAME or NAME:VARIANT; the first that runs here when left out.")] = None,
+    resolution: Annotated[
+        str | None, typer.Option(help="One of the bundle's picture sizes, N or HEIGHTxWIDTH; its default one when left out.")
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")] = Path("out.png"),
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all when left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
@@ -25,8 +28,9 @@ def generate(
     """Draw a picture with a bundle's own files."""
     from snapgen_deploy.bundle import open_bundle
     from snapgen_deploy.generator import choose_target, draw, save_png
+    from snapgen_deploy.sizes import size_name
 
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle).at(size_name(parse_resolution(resolution)) if resolution else None)
     key = choose_target(opened, target)
     if output.suffix.lower() != ".png" or not output.parent.is_dir():
         raise BadInput(f"output: got {output}, expected a .png file in a folder that exists")

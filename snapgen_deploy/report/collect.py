@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from snapgen_deploy.bundle import SUMS, Bundle, check_hashes, open_bundle, sha256_of
+from snapgen_deploy.bundle_sizes import preview_name
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import ROLES
 from snapgen_deploy.latency.reporters import guard_sentence, self_check_sentence
@@ -83,6 +84,10 @@ def _bundle(bundle: Bundle, label: str, anchor: str) -> BundleView:
         titles = ["reference", *(t.key for t in targets if t.psnr is not None)]
         prompts = [str(p) for p in m["prompts"]]
         rows, sheet = preview_rows(bundle.path / "preview.png", prompts, titles, resolution)
+        for other in m.get("sizes", ())[1:]:
+            shown = [f"{prompt} ({other['name']})" for prompt in prompts[: other["prompts"]]]
+            at = (int(other["resolution"][0]), int(other["resolution"][1]))
+            rows += preview_rows(bundle.path / preview_name(str(other["name"])), shown, titles, at)[0]
         return BundleView(
             label=label,
             anchor=anchor,
@@ -103,6 +108,7 @@ def _bundle(bundle: Bundle, label: str, anchor: str) -> BundleView:
             gates=gates,
             rows=rows,
             sheet=sheet,
+            sizes=tuple(str(s["name"]) for s in m.get("sizes", ())),
         )
 
 
@@ -111,6 +117,7 @@ def _gate(gate: Mapping[str, Any]) -> GateView:
     if verdict not in VERDICTS:
         raise ValueError(f"verdict of a gate: got {verdict!r}, expected one of {', '.join(VERDICTS)}")
     texts = [str(gate[k]) for k in ("target", "component", "name")]
+    texts[1] = " ".join((texts[1], str(gate.get("size", "")))).strip()
     return GateView(texts[0], texts[1], texts[2], _number(gate["value"]), _sure(gate["limit"]), verdict, str(gate["detail"]))
 
 
@@ -126,6 +133,7 @@ def _target(key: str, data: Mapping[str, Any], gates: Sequence[GateView], counts
         components=tuple(_component(r, parts[r], counts.get(r)) for r in roles),
         versions=tuple(sorted((str(n), str(v)) for n, v in data["versions"].items())),
         psnr=psnr[0] if psnr else None,
+        separate_bytes=int(data["sharing"]["separate_bytes"]) if "sharing" in data else None,
     )
 
 

@@ -55,6 +55,7 @@ class TargetView:
     components: tuple[ComponentView, ...]
     versions: tuple[tuple[str, str], ...]
     psnr: float | None  # against the reference; None where it was not run
+    separate_bytes: int | None = None  # of a bundle for every picture size, where this one holds several
 
     @property
     def bytes(self) -> int:
@@ -110,6 +111,7 @@ class BundleView:
     gates: tuple[GateView, ...]
     rows: tuple[PromptRow, ...]  # preview.png in pieces; () where it could not be cut
     sheet: Picture | None  # preview.png whole, where it could not be cut
+    sizes: tuple[str, ...] = ()  # of the pictures, where there are several
 
     def count(self, verdict: str) -> int:
         """Gates with this verdict."""

@@ -26,6 +26,8 @@ def one_line(done, *parts, code=2):
         (("--device", "iphone16pm", "--target", "onnx:cuda"), ("no variant 'cuda'", "cpu")),
         (("--device", "iphone16pm", "--precision", "fp8"), ("no precision 'fp8'", "fp16")),
         (("--device", "iphone16pm", "--resolution", "100"), ("100x100", "the nearest that do are")),
+        (("--device", "iphone16pm", "--resolution", "64", "--resolution", "64x64"), ("64x64 was given twice", "default")),
+        (("--device", "iphone16pm", "--resolution", "64", "--resolution", "100"), ("100x100", "the nearest that do are")),
         (("--device", "iphone16pm", "--resolution", "wide"), ("got 'wide'", "HEIGHTxWIDTH")),
         (("--device", "iphone16pm", "--prompts", "nowhere.txt"), ("nowhere.txt",)),
     ],

@@ -1,0 +1,70 @@
+"""Picture sizes: which a network admits, and what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.models.config import ModelConfig
+
+# Systems that read Core ML packages, but none with several functions.
+BEFORE_FUNCTIONS = ("iOS15", "iOS16", "iOS17", "macOS12", "macOS13", "macOS14")
+
+
+@dataclass(frozen=True)
+class Size:
+    """One picture size of a plan, and what depends on it."""
+
+    resolution: tuple[int, int]  # picture height, width in pixels
+    latent: tuple[int, int, int]  # channels, height, width
+    forms: tuple[tuple[str, str], ...] = ()  # target key -> kernel form of the local attention
+
+    @property
+    def name(self) -> str:
+        """`<height>x<width>`, in file names, functions and on the command line."""
+        return size_name(self.resolution)
+
+
+def size_name(resolution: Sequence[int]) -> str:
+    """(height, width) -> `<height>x<width>`."""
+    return f"{resolution[0]}x{resolution[1]}"
+
+
+def sizes_of(config: ModelConfig, resolutions: Sequence[tuple[int, int]]) -> tuple[Size, ...]:
+    """The sizes in their order; BadInput for one that occurs twice or does not fit the network."""
+    twice = [r for i, r in enumerate(resolutions) if r in resolutions[:i]]
+    if twice:
+        raise BadInput(f"resolution {size_name(twice[0])} was given twice; give each once, the default one first")
+    return tuple(Size(r, latent_of(config, r)) for r in resolutions)
+
+
+def check_systems(sizes: Sequence[Size], deployments: Mapping[str, str]) -> None:
+    """BadInput where several sizes are to share weights on a system that cannot; `deployments` by target, "" for no choice."""
+    for key, system in deployments.items():
+        if len(sizes) > 1 and system in BEFORE_FUNCTIONS:
+            raise BadInput(
+                f"{key}: several resolutions in one package need iOS 18 or macOS 15, the profile has deployment = {system}; "
+                "give one --resolution, or another profile"
+            )
+
+
+def latent_of(config: ModelConfig, size: tuple[int, int]) -> tuple[int, int, int]:
+    """The latent (channels, height, width) of a picture size, or BadInput that names the nearest admissible sizes."""
+    factor = config.student.latent_factor
+    if all(side % factor == 0 for side in size) and not config.student.grid_problems(size[0] // factor, size[1] // factor):
+        return config.student.latent_channels, size[0] // factor, size[1] // factor
+    near = nearest_sizes(config, size)
+    raise BadInput(
+        f"resolution {size_name(size)} does not fit latent factor {factor}, patch {config.student.patch} and "
+        f"{config.student.blocks} blocks; the nearest that do are {', '.join(map(size_name, near))}"
+    )
+
+
+def nearest_sizes(config: ModelConfig, size: tuple[int, int], count: int = 3) -> list[tuple[int, int]]:
+    """Admissible picture sizes nearest to `size`."""
+    unit = config.student.latent_factor * config.student.patch * 2
+    spans = [[unit * max(1, side // unit + d) for d in range(-4, 6)] for side in size]
+    factor = config.student.latent_factor
+    sound = {(h, w) for h in spans[0] for w in spans[1] if not config.student.grid_problems(h // factor, w // factor)}
+    return sorted(sound, key=lambda s: (abs(s[0] - size[0]) + abs(s[1] - size[1]), s))[:count]
