@@ -8,28 +8,57 @@ from dataclasses import dataclass
 from snapgen_deploy.errors import Refused
 from snapgen_deploy.export.base import ROLES, Role
 from snapgen_deploy.models import DiT, ModelConfig, TextEncoder, TinyDecoder
-from snapgen_deploy.plan import ExportPlan, TargetPlan
+from snapgen_deploy.plan import ExportPlan, TargetPlan, activation_bytes
 
-# Target -> bytes of the converting process without weights, and bytes for each byte of the component's weights in fp32: a line
-# through the peak resident memory of the embedded checkpoint's three components and of an untrained 114M-parameter student,
-# measured on x86-64 Linux by `python -m benchmarks.export_memory` (results/export_memory.txt), moved up to lie above every
-# point. Checkpoints in PyTorch's format, which are mapped as a whole while they are read, were not measured.
-COSTS: Mapping[str, tuple[int, float]] = {
-    "onnx": (660_000_000, 1.2),
-    "coreml": (600_000_000, 1.7),
-    "executorch": (650_000_000, 2.1),
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes of a process without a network, for each byte of its weights in fp32, and for each byte of its activations."""
+
+    base: int
+    weights: float
+    activations: float = 0.0
+
+    def of(self, weights: int, activations: int) -> int:
+        """Bytes."""
+        return self.base + round(self.weights * weights + self.activations * activations)
+
+
+# Each lies a little above all that was measured on x86-64 Linux: the embedded checkpoint and an untrained student of 114M
+# parameters (`python -m benchmarks.export_memory`), snapgenpp small at 1024 x 1024 (`python -m benchmarks.scale`). Activations
+# are the plan's estimate of the largest. Checkpoints in PyTorch's format, which are mapped as a whole while they are read, were
+# not measured. Converting one component takes:
+CONVERTING: Mapping[str, Cost] = {
+    "onnx": Cost(660_000_000, 1.2),
+    "coreml": Cost(600_000_000, 1.7),
+    "executorch": Cost(650_000_000, 1.3),
 }
-# For a target without figures of its own.
-DEAREST = (max(base for base, _ in COSTS.values()), max(factor for _, factor in COSTS.values()))
+# More for ExecuTorch where the local attention is a loop over blocks: sets of its partitioner that grow with the square of the
+# number of operators.
+EXECUTORCH_LOOP = 700_000_000
+# Running what was saved, all components at once; and drawing the reference's pictures.
+CHECKING: Mapping[str, Cost] = {
+    "onnx": Cost(380_000_000, 1.75, 4.0),
+    "coreml": Cost(600_000_000, 1.65, 2.1),
+    "executorch": Cost(400_000_000, 2.1, 1.2),
+}
+REFERENCE = Cost(420_000_000, 1.15, 1.4)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Peak resident bytes of the process that converts one component."""
+    """Peak resident bytes of one process of an export."""
 
-    target: TargetPlan
-    role: Role
     bytes: int
+    target: TargetPlan | None = None  # None: the process that draws the reference's pictures
+    role: Role | None = None  # None: the process that runs what was saved
+
+    @property
+    def what(self) -> str:
+        """For people."""
+        if self.target is None:
+            return "reference"
+        return f"{self.target.key} {self.role.replace('_', ' ') if self.role else 'check'}"
 
 
 def weight_bytes(config: ModelConfig, width: str, role: Role) -> int:
@@ -49,12 +78,20 @@ def weight_bytes(config: ModelConfig, width: str, role: Role) -> int:
 
 
 def predict(config: ModelConfig, plan: ExportPlan) -> tuple[Prediction, ...]:
-    """The conversion of every component of the plan, each of which has a process of its own."""
+    """Every process of an export: the reference, and for each target the conversion of every component and the check."""
     sizes = {role: weight_bytes(config, plan.width, role) for role in ROLES}
-    found = []
+    weights = sum(sizes.values())
+    shapes = [(plan.latent, plan.resolution), *((s.latent, s.resolution) for s in plan.other_sizes)]
+    activations = max(activation_bytes(config, plan.width, latent, size) for latent, size in shapes)
+    found = [Prediction(REFERENCE.of(weights, activations))]
     for target in plan.targets:
-        base, factor = COSTS.get(target.target, DEAREST)
-        found += [Prediction(target, role, base + round(factor * size)) for role, size in sizes.items() if size]
+        cost = CONVERTING[target.target]
+        forms = {target.form, *(dict(s.forms).get(target.key) for s in plan.other_sizes)}
+        loops = EXECUTORCH_LOOP if target.target == "executorch" and "loop" in forms else 0
+        for role, size in sizes.items():
+            more = loops if role == "student" else 0
+            found += [Prediction(cost.of(size, 0) + more, target, role)] if size else []
+        found.append(Prediction(CHECKING[target.target].of(weights, activations), target))
     return tuple(found)
 
 
@@ -68,11 +105,8 @@ def line(prediction: Prediction, available: int | None) -> str:
     free = "unknown" if available is None else f"{available / 1e9:.2f} GB"
     fits = available is None or prediction.bytes <= available
     verdict = "" if fits else ", does not fit"
-    role = prediction.role.replace("_", " ")
-    return (
-        f"exporting here takes about {prediction.bytes / 1e9:.2f} GB of memory (predicted; {prediction.target.key} {role}), "
-        f"available {free}{verdict}"
-    )
+    needed = f"about {prediction.bytes / 1e9:.2f} GB of memory (predicted; {prediction.what})"
+    return f"exporting here takes {needed}, available {free}{verdict}"
 
 
 def refuse_what_does_not_fit(predictions: Sequence[Prediction], available: int | None) -> None:

@@ -171,11 +171,13 @@ def _plan_key(checkpoint: Checkpoint, plan: ExportPlan) -> str:
 
 
 def _check_memory(request: Request, checkpoint: Checkpoint, plan: ExportPlan) -> None:
-    """Refuse before work starts when this computer cannot hold the largest conversion that is still to be made."""
+    """Refuse before work starts when this computer cannot hold the largest process that is still to run."""
     wanted, available = predict(checkpoint.config, plan), available_bytes()
     cache = request.cache
     if cache is not None and available is not None and any(p.bytes > available for p in wanted):
-        wanted = tuple(p for p in wanted if not _all_cached(cache, checkpoint, plan, p.target, p.role))
+        wanted = tuple(
+            p for p in wanted if not (p.target and p.role and _all_cached(cache, checkpoint, plan, p.target, p.role))
+        )
     refuse_what_does_not_fit(wanted, available)
 
 

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from snapgen_deploy.checkpoint import open_checkpoint
-from snapgen_deploy.export_memory import COSTS, weight_bytes
+from snapgen_deploy.device_profiles import load_profile
+from snapgen_deploy.export_memory import predict
+from snapgen_deploy.plan import make_plan
 from tests.cli.conftest import invoke
 
 pytestmark = pytest.mark.slow
@@ -53,8 +55,11 @@ def test_one_delegate_and_nothing_beside_it(exported, role):
 
 
 def test_memory_stays_within_what_was_predicted(exported, full):
-    config = open_checkpoint(full).config
-    for key, run in exported["run"]["targets"].items():
-        base, factor = COSTS[key.partition(":")[0]]
-        for role, peak in run["export_peak_bytes"].items():
-            assert peak <= base + factor * weight_bytes(config, "small", role), (key, role, peak)
+    config, run = open_checkpoint(full).config, exported["run"]
+    for predicted in predict(config, make_plan(config, load_profile("iphone16pm"), width="small")):
+        if predicted.target is None:
+            peak = run["reference_peak_bytes"]
+        else:
+            of = run["targets"][predicted.target.key]
+            peak = of["export_peak_bytes"][predicted.role] if predicted.role else of["check_peak_bytes"]
+        assert peak <= predicted.bytes, (predicted.what, peak)

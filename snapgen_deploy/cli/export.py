@@ -144,18 +144,20 @@ def export(
 
 
 def _memory_as_dict(config: ModelConfig, plan: ExportPlan) -> dict[str, Any]:
-    """Predicted peaks of the converting processes, and what this computer has, in bytes."""
+    """Predicted peaks of all processes, and what this computer has, in bytes."""
     from snapgen_deploy.export_memory import largest, predict
     from snapgen_deploy.host_memory import available_bytes
 
     predictions = predict(config, plan)
-    components: dict[str, dict[str, int]] = {}
+    targets: dict[str, dict[str, int]] = {}
     for p in predictions:
-        components.setdefault(p.target.key, {})[p.role] = p.bytes
+        if p.target is not None:
+            targets.setdefault(p.target.key, {})[p.role or "check"] = p.bytes
     return {
         "predicted_peak_bytes": largest(predictions).bytes,
         "available_bytes": available_bytes(),
-        "components": components,
+        "reference": next(p.bytes for p in predictions if p.target is None),
+        "targets": targets,
     }
 
 
