@@ -79,9 +79,9 @@ def make_vectors(checkpoint: Checkpoint, plan: ExportPlan, prompts: Sequence[str
     rows: dict[str, list[np.ndarray]] = {}
     for seed, prompt in enumerate(prompts):
         row: Arrays = {}
-        text = _random_text(config, seed)
+        text = random_text(config, seed)
         if config.text_encoder is not None:
-            row["tokens"], row["mask"] = _tokens(checkpoint, config.text_encoder, prompt, seed)
+            row["tokens"], row["mask"] = prompt_tokens(checkpoint, config.text_encoder, prompt, seed)
             text.update(pipeline.encode(row["tokens"], row["mask"]))
         row.update({f"student.{name}": value for name, value in text.items()})
         trace = Trace()
@@ -97,7 +97,7 @@ def make_vectors(checkpoint: Checkpoint, plan: ExportPlan, prompts: Sequence[str
     return ReferenceVectors(tuple(prompts), tuple(range(len(prompts))), arrays)
 
 
-def _tokens(checkpoint: Checkpoint, encoder: TextEncoderConfig, prompt: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def prompt_tokens(checkpoint: Checkpoint, encoder: TextEncoderConfig, prompt: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Token numbers and mask (1, L); seeded random ones where the checkpoint has no tokenizer to read a prompt with."""
     if checkpoint.tokenizer:
         return tokenize(checkpoint.tokenizer, prompt, encoder.length)
@@ -105,7 +105,8 @@ def _tokens(checkpoint: Checkpoint, encoder: TextEncoderConfig, prompt: str, see
     return drawn, np.ones((1, encoder.length), np.float32)
 
 
-def _random_text(config: ModelConfig, seed: int) -> Arrays:
+def random_text(config: ModelConfig, seed: int) -> Arrays:
+    """Seeded standard normal embeddings (1, L, dim) and masks of ones (1, L) of every text stream."""
     rng = np.random.default_rng(seed)
     out: Arrays = {}
     for s in config.student.text_streams:
