@@ -6,31 +6,38 @@ import hashlib
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from snapgen_deploy import __version__
 from snapgen_deploy.bundle import Bundle, Staging, already_there, open_bundle, staging, write_manifest
 from snapgen_deploy.cache import ExportCache, export_key, stamps
+from snapgen_deploy.calibration import Calibration, is_calibrated
 from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint, validate
 from snapgen_deploy.child import run_in_child
 from snapgen_deploy.components import build_component, roles_of
 from snapgen_deploy.errors import BadInput, GateFailed
-from snapgen_deploy.export.base import Role
+from snapgen_deploy.export.base import Artifact, Role
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.export_memory import predict, refuse_what_does_not_fit
+from snapgen_deploy.fidelity import Fidelity, draw_reference, fidelity_gates, measure
 from snapgen_deploy.gates import Checked, Gate, check_target, failed
 from snapgen_deploy.host_memory import available_bytes, hand_back_what_is_freed
 from snapgen_deploy.manifest import build_manifest
 from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.preview import write_preview
 from snapgen_deploy.progress import Progress
+from snapgen_deploy.quantise.trajectories import Sample, record
 from snapgen_deploy.reference import ReferenceVectors, make_vectors, schedule_of
 from snapgen_deploy.resume import Exported, forget, read_record, write_record
 from snapgen_deploy.run_record import write_run_record
+
+CALIBRATION, FIDELITY = "calibration", "fidelity"  # folders of what the reference draws beforehand
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,9 @@ class Request:
     overwrite: bool = False
     resume: bool = False
     cache: ExportCache | None = None
+    seeds: tuple[int, ...] | None = None  # of the prompts; 0, 1, ... where None
+    calibration: Calibration | None = None  # needed where a precision of the plan is calibrated
+    fidelity: Fidelity | None = None
     # For the manifest; whoever counts and estimates hands them in (`latency.foretell.Foretold`).
     macs: Mapping[str, Mapping[Role, int]] = field(default_factory=dict)
     estimates: tuple[Mapping[str, Any], ...] = ()
@@ -75,24 +85,29 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
     before = stamps(checkpoint.files)
     with progress("checking the checkpoint"):
         validate(checkpoint)
-    key = _plan_key(checkpoint, plan)
-    with staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage:
+    key = _plan_key(checkpoint, plan, _calibration_key(request, plan))
+    with (
+        staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage,
+        tempfile.TemporaryDirectory(prefix=f".{final.name}.scratch-", dir=final.parent) as scratch,
+    ):
         _check_space(stage.root, checkpoint, plan)
         with progress(f"drawing {len(request.prompts)} reference pictures"):
             vectors, drawing = run_in_child("reference", _reference, request, plan)
+        _draw_beforehand(request, plan, Path(scratch), progress)
         exported: dict[str, dict[Role, Exported]] = {}
         checks: dict[str, Checked] = {}
         checking: dict[str, int] = {}
+        fidelity: dict[str, dict[str, Any]] = {}
         for target in plan.targets:
             with _kept(request.cache, checkpoint, before) as keep:
                 parts = {}
                 for role in roles_of(checkpoint.config):
-                    parts[role] = _export_one(request, checkpoint, plan, target, role, stage, progress, keep)
+                    parts[role] = _export_one(request, checkpoint, plan, target, role, stage, progress, keep, Path(scratch))
                 exported[target.key] = parts = _arrange(parts, plan, target, checkpoint, stage)
                 artifacts = {role: part.artifact for role, part in parts.items()}
                 arguments = (
                     target.key,
-                    target.precision,
+                    target.limits,
                     artifacts,
                     checkpoint.config,
                     schedule_of(checkpoint.config),
@@ -100,6 +115,11 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
                 )
                 with progress(f"{target.key}: running what was saved"):
                     check, used = run_in_child(f"{target.key} check", check_target, *arguments, request.threads)
+                if request.fidelity is not None and request.fidelity.judges(target):
+                    more, measured = _fidelity(
+                        request, request.fidelity, checkpoint, target, artifacts, Path(scratch), progress
+                    )
+                    check, fidelity[target.key] = replace(check, gates=(*check.gates, *more)), measured
                 checks[target.key], checking[target.key] = check, used
                 keep.sound = not failed(check.gates)
         gates = [g for check in checks.values() for g in check.gates]
@@ -114,7 +134,7 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
             described = {k: {r: (p.artifact, p.description) for r, p in parts.items()} for k, parts in exported.items()}
             versions = {k: _versions(parts) for k, parts in exported.items()}
             foretold = (request.macs, request.estimates)
-            manifest = build_manifest(stage.root, checkpoint, plan, vectors, described, versions, gates, *foretold)
+            manifest = build_manifest(stage.root, checkpoint, plan, vectors, described, versions, gates, *foretold, fidelity)
             write_manifest(stage.root, manifest)
             run = write_run_record(stage.root, drawing, exported, checking)
             stage.publish(request.overwrite)
@@ -155,10 +175,69 @@ def _versions(parts: Mapping[Role, Exported]) -> dict[str, str]:
     return {name: version for part in parts.values() for name, version in part.versions.items()}
 
 
-def _plan_key(checkpoint: Checkpoint, plan: ExportPlan) -> str:
+def _plan_key(checkpoint: Checkpoint, plan: ExportPlan, calibration: str) -> str:
     """Content key of an export: the same key means the same bytes."""
-    text = json.dumps([__version__, checkpoint.sha256(), asdict(plan)], sort_keys=True)
+    text = json.dumps([__version__, checkpoint.sha256(), asdict(plan), calibration], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _calibration_key(request: Request, plan: ExportPlan) -> str:
+    """Hash of what quantisers look at; nothing where no precision of the plan is calibrated."""
+    if not any(is_calibrated(t) for t in plan.targets):
+        return ""
+    if request.calibration is None:
+        raise BadInput("a precision of this plan is calibrated: give prompts with --calibration")
+    return request.calibration.sha256()
+
+
+def _draw_beforehand(request: Request, plan: ExportPlan, scratch: Path, progress: Progress) -> None:
+    """With the reference: what quantisers look at and what the fidelity gate compares with; nothing where nobody asks."""
+    calibration, fidelity = request.calibration, request.fidelity
+    shared = (request.checkpoint, request.key_map, plan.width, plan.latent)
+    if calibration is not None and calibration.arrays is None and any(is_calibrated(t) for t in plan.targets):
+        with progress(f"drawing {len(calibration.samples)} calibration pictures"):
+            run_in_child("calibration", _record, *shared, calibration.samples, scratch / CALIBRATION, request.threads)
+    if fidelity is not None and any(fidelity.judges(t) for t in plan.targets):
+        with progress(f"drawing {len(fidelity.samples)} reference pictures for the fidelity gate"):
+            arguments = (fidelity.samples, scratch / FIDELITY, fidelity.scorer, request.threads)
+            run_in_child("fidelity reference", draw_reference, *shared, *arguments)
+
+
+def _record(
+    path: Path | None,
+    key_map: Path | None,
+    width: str,
+    latent: tuple[int, int, int],
+    samples: tuple[Sample, ...],
+    folder: Path,
+    threads: int,
+) -> None:
+    """In a child process: what every component sees when the reference draws the samples."""
+    import torch
+
+    torch.set_num_threads(threads)
+    record(open_checkpoint(path, key_map), width, latent, samples, folder)
+
+
+def _fidelity(
+    request: Request,
+    wanted: Fidelity,
+    checkpoint: Checkpoint,
+    target: TargetPlan,
+    artifacts: Mapping[Role, Artifact],
+    scratch: Path,
+    progress: Progress,
+) -> tuple[tuple[Gate, ...], dict[str, Any]]:
+    """The gates of one target's saved files over all samples, and what was measured."""
+    found, variant = target_of(target.key)
+    if (reason := found.unavailable(variant)) is not None:
+        return (Gate(target.key, "pipeline", "fidelity_psnr", None, target.limits.psnr, "not_run", reason),), {}
+    with progress(f"{target.key}: drawing {len(wanted.samples)} pictures at {target.precision}"):
+        measured, _ = run_in_child(
+            f"{target.key} fidelity", measure, target.key, artifacts, checkpoint.config, schedule_of(checkpoint.config),
+            scratch / FIDELITY, wanted.scorer, request.threads,
+        )  # fmt: skip
+    return fidelity_gates(target.key, measured, target.limits), measured.as_dict()
 
 
 def _check_memory(request: Request, checkpoint: Checkpoint, plan: ExportPlan) -> None:
@@ -166,7 +245,9 @@ def _check_memory(request: Request, checkpoint: Checkpoint, plan: ExportPlan) ->
     wanted, available = predict(checkpoint.config, plan), available_bytes()
     cache = request.cache
     if cache is not None and available is not None and any(p.bytes > available for p in wanted):
-        wanted = tuple(p for p in wanted if not cache.has(export_key(checkpoint, plan, p.target, p.role)))
+        seen = request.calibration.sha256() if request.calibration is not None else ""
+        keys = {p: export_key(checkpoint, plan, p.target, p.role, seen if is_calibrated(p.target) else "") for p in wanted}
+        wanted = tuple(p for p in wanted if not cache.has(keys[p]))
     refuse_what_does_not_fit(wanted, available)
 
 
@@ -187,7 +268,7 @@ def _reference(request: Request, plan: ExportPlan) -> ReferenceVectors:
     import torch
 
     torch.set_num_threads(request.threads)
-    return make_vectors(open_checkpoint(request.checkpoint, request.key_map), plan, request.prompts)
+    return make_vectors(open_checkpoint(request.checkpoint, request.key_map), plan, request.prompts, request.seeds)
 
 
 def _export_one(
@@ -199,13 +280,15 @@ def _export_one(
     stage: Staging,
     progress: Progress,
     keep: _Keep,
+    scratch: Path,
 ) -> Exported:
     """One component in one child process; an interrupted run's finished component and a cached one are taken as they are."""
     directory = stage.root / target.key.replace(":", "-")
     done = read_record(stage.root, target.key, role)
     if done is not None:
         return done
-    key = export_key(checkpoint, plan, target, role) if keep.cache is not None else ""
+    calibration = request.calibration.sha256() if request.calibration is not None and is_calibrated(target) else ""
+    key = export_key(checkpoint, plan, target, role, calibration) if keep.cache is not None else ""
     if keep.cache is not None and keep.cache.has(key):
         with progress(f"{target.key}: taking the {role.replace('_', ' ')} from the cache"):
             done = keep.cache.take(key, target.key, role, directory)
@@ -213,7 +296,7 @@ def _export_one(
             keep.taken.append(key)
             return done
     with progress(f"{target.key}: exporting the {role.replace('_', ' ')}"):
-        exported, peak = run_in_child(f"{target.key} {role}", _export_in_child, request, plan, target, role, directory)
+        exported, peak = run_in_child(f"{target.key} {role}", _export_in_child, request, plan, target, role, directory, scratch)
     exported = replace(exported, peak_bytes=peak)
     if stage.keep:
         write_record(stage.root, exported)
@@ -224,7 +307,9 @@ def _export_one(
     return exported
 
 
-def _export_in_child(request: Request, plan: ExportPlan, target_plan: TargetPlan, role: Role, directory: Path) -> Exported:
+def _export_in_child(
+    request: Request, plan: ExportPlan, target_plan: TargetPlan, role: Role, directory: Path, scratch: Path
+) -> Exported:
     """In a child process: load, slice, rewrite, export, and read the file back."""
     import torch
 
@@ -233,6 +318,9 @@ def _export_in_child(request: Request, plan: ExportPlan, target_plan: TargetPlan
     target, variant = target_of(target_plan.key)
     checkpoint = open_checkpoint(request.checkpoint, request.key_map)
     component = replace(build_component(checkpoint, plan, target_plan, role), expendable=True)
+    if request.calibration is not None and is_calibrated(target_plan):
+        inputs = partial(request.calibration.inputs, checkpoint, scratch / CALIBRATION, role)
+        component = replace(component, calibration=inputs)
     del checkpoint  # one in PyTorch's format is mapped as long as it lives, and what was read of it counts as resident
     directory.mkdir(parents=True, exist_ok=True)
     options = {name: value for name, value in target_plan.options if name != "folders"}  # the layout comes afterwards

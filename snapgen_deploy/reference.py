@@ -68,16 +68,19 @@ def reference_runners(checkpoint: Checkpoint, width: str) -> dict[Role, Runner]:
     return runners
 
 
-def make_vectors(checkpoint: Checkpoint, plan: ExportPlan, prompts: Sequence[str]) -> ReferenceVectors:
-    """Draw each prompt with the reference, seed i for prompt i, and keep every component's inputs and outputs.
+def make_vectors(
+    checkpoint: Checkpoint, plan: ExportPlan, prompts: Sequence[str], seeds: Sequence[int] | None = None
+) -> ReferenceVectors:
+    """Draw each prompt with the reference and keep every component's inputs and outputs.
 
-    Text streams that the checkpoint has no encoder for get seeded standard normal embeddings; an encoder without a
-    tokenizer gets seeded random tokens.
+    Prompt i has the i-th of `seeds`, or seed i. Text streams that the checkpoint has no encoder for get seeded standard normal
+    embeddings; an encoder without a tokenizer gets seeded random tokens.
     """
     config = checkpoint.config
     pipeline = Pipeline(reference_runners(checkpoint, plan.width), schedule_of(config), plan.latent)
     rows: dict[str, list[np.ndarray]] = {}
-    for seed, prompt in enumerate(prompts):
+    seeds = tuple(range(len(prompts)) if seeds is None else seeds)
+    for seed, prompt in zip(seeds, prompts, strict=True):
         row: Arrays = {}
         text = random_text(config, seed)
         if config.text_encoder is not None:
@@ -94,7 +97,7 @@ def make_vectors(checkpoint: Checkpoint, plan: ExportPlan, prompts: Sequence[str
         for name, value in row.items():
             rows.setdefault(name, []).append(value)
     arrays = {name: np.concatenate(values) for name, values in sorted(rows.items())}
-    return ReferenceVectors(tuple(prompts), tuple(range(len(prompts))), arrays)
+    return ReferenceVectors(tuple(prompts), seeds, arrays)
 
 
 def prompt_tokens(checkpoint: Checkpoint, encoder: TextEncoderConfig, prompt: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ def rerun_gates(bundle: Bundle, threads: int, progress: Progress) -> tuple[Gate,
     for key in bundle.targets:
         artifacts = bundle.artifacts(key)
         with progress(f"{key}: running the bundle's files"):
-            arguments = (key, bundle.precision(key), artifacts, bundle.config, bundle.schedule, vectors, threads)
+            arguments = (key, bundle.limits(key), artifacts, bundle.config, bundle.schedule, vectors, threads)
             checked, _ = run_in_child(f"{key} check", check_target, *arguments)
             gates += checked.gates
     return tuple(gates)
