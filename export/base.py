@@ -92,6 +92,11 @@ class Weight:
     shape: tuple[int, ...] = ()
 
 
+def packed(kind: str) -> bool:
+    """Whether a weight of this kind is stored in the fewer bits of a quantiser."""
+    return kind.startswith(("palette", "int4", "uint4", "int8", "uint8", "constexpr_"))
+
+
 def average_bits(weights: Iterable[Weight]) -> float | None:
     """Stored bits of one weight, over all of a component; None where it has none."""
     found = tuple(weights)

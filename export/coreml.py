@@ -103,7 +103,10 @@ class CoreML:
             made = _convert(component, precision, settings, what, Path(scratch) / path.name)
             component.release()
             gc.collect()  # torch's and coremltools' programs hold the weights, too, in reference cycles
-            coreml_compress.compress(made, coreml_compress.PRECISIONS[precision], component)
+            how = coreml_compress.PRECISIONS[precision]
+            coreml_compress.compress(made, how, component)
+            if not isinstance(how, coreml_compress.Exact):
+                coreml_weights.check_compressed(list(_operations(_read_spec(made))))
             _normalise(made, component, settings)
             if path.exists():
                 shutil.rmtree(path)

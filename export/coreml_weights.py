@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from snapgen_deploy.export.base import Weight
+from snapgen_deploy.export.base import Weight, packed
 from snapgen_deploy.export.coreml_compress import BLOCK, GROUP, LAYERS, LEAST_VALUES
 
 BITS = {"float16": 16, "float32": 32, "float64": 64, "bool": 8}
@@ -39,20 +39,26 @@ def stored(operations: Sequence[Any]) -> Iterator[tuple[str, Weight]]:
 
 def skipped(operations: Sequence[Any], weights: Mapping[str, Weight]) -> dict[str, str]:
     """Layers whose weight is a float constant although others of the program are compressed, and why, where it shows."""
-    if not any(packed(w) for w in weights.values()):
+    if not any(packed(w.kind) for w in weights.values()):
         return {}
     found = {}
     for op in (o for o in operations if o.type in LAYERS):
         names = [b.name for key in ("weight", "x", "y") if key in op.inputs for b in op.inputs[key].arguments]
         for name in names:
-            if (weight := weights.get(name)) is not None and not packed(weight) and AVERAGE not in name:
+            if (weight := weights.get(name)) is not None and not packed(weight.kind) and AVERAGE not in name:
                 found[name] = _reason(weight)
     return dict(sorted(found.items()))
 
 
-def packed(weight: Weight) -> bool:
-    """Whether a weight is stored in fewer bits than a float."""
-    return not weight.kind.startswith("float")
+def check_compressed(operations: Sequence[Any]) -> None:
+    """RuntimeError where there are layers of a size that coremltools takes, and it took none."""
+    weights = dict(stored(operations))
+    if any(packed(w.kind) for w in weights.values()):
+        return
+    names = [b.name for op in operations if op.type in LAYERS for a in op.inputs.values() for b in a.arguments]
+    large = sorted({n for n in names if n in weights and weights[n].values > LEAST_VALUES})
+    if large:
+        raise RuntimeError(f"coremltools compressed no weight of {len(large)} that it should take, first {large[0]}")
 
 
 def dtype(kind: Any) -> str:

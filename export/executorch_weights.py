@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from snapgen_deploy.export.base import Weight
+from snapgen_deploy.export.base import Weight, packed
 
 BARE_INFINITY = re.compile(r"(: -?)inf\b")  # how flatc writes the open side of a clamp; JSON readers want Infinity
 # Names of dtypes in ExecuTorch's and XNNPACK's schemas -> numpy's; other names stay as they are.
@@ -75,7 +75,7 @@ def _weight(tensor: Mapping[str, Any], union: Mapping[str, Any]) -> Weight:
 
 
 def _skipped(nodes: Any, names: Mapping[int, str], weights: Mapping[str, Weight]) -> dict[str, str]:
-    if not any(w.kind.startswith(("int8", "int4")) for w in weights.values()):
+    if not any(packed(w.kind) for w in weights.values()):
         return {}
     found = {}
     for node in nodes:

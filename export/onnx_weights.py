@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from snapgen_deploy.export.base import Weight
+from snapgen_deploy.export.base import Weight, packed
 
 NAMES = {"float": "float32", "double": "float64"}  # of ONNX's types, where they differ from numpy's
 BITS = {"float32": 32, "float16": 16, "float64": 64, "int4": 4, "uint4": 4, "bool": 8}
@@ -52,14 +52,9 @@ def skipped(model: Any, weights: Mapping[str, Weight]) -> dict[str, str]:
         if place is None or place >= len(node.input):
             continue
         weight = weights.get(node.input[place])
-        if weight is not None and not packed(weight) and len(weight.shape) > 1:
+        if weight is not None and not packed(weight.kind) and len(weight.shape) > 1:
             found[node.input[place]] = f"{weight.kind}: the quantiser does not take {node.op_type} at this precision"
     return dict(sorted(found.items()))
-
-
-def packed(weight: Weight) -> bool:
-    """Whether a weight is stored as integers of a quantiser."""
-    return weight.kind.startswith(("int4", "uint4", "int8", "uint8"))
 
 
 def _plain(tensor: Any) -> Weight:

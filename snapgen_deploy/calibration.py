@@ -90,10 +90,10 @@ def _check(arrays: Mapping[str, Any], checkpoint: Checkpoint, plan: ExportPlan, 
         if array.ndim != len(port.shape) or array.shape[1:] != port.shape[1:] or str(array.dtype) != port.dtype:
             got, wanted = f"{array.dtype} {list(array.shape)}", f"{port.dtype} [N, {', '.join(map(str, port.shape[1:]))}]"
             raise BadInput(f"calibration file {path}: array {name!r} is {got}, expected {wanted}")
-        role = name.partition(".")[0]
-        if len(array) == 0 or rows.setdefault(role, len(array)) != len(array):
+        part = name.partition(".")[0]
+        if len(array) == 0 or rows.setdefault(part, len(array)) != len(array):
             raise BadInput(
-                f"calibration file {path}: array {name!r} has {len(array)} rows, expected {rows.get(role, 0) or 'some'}"
+                f"calibration file {path}: array {name!r} has {len(array)} rows, expected {rows.get(part, 0) or 'some'}"
             )
         if port.dtype == "float32" and not np.isfinite(array).all():
             raise BadInput(f"calibration file {path}: array {name!r} has values that are not finite")

@@ -21,8 +21,9 @@ from snapgen_deploy.calibration import Calibration, is_calibrated
 from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint, validate
 from snapgen_deploy.child import run_in_child
 from snapgen_deploy.components import build_component, roles_of
+from snapgen_deploy.device_profiles import PRECISIONS
 from snapgen_deploy.errors import BadInput, GateFailed
-from snapgen_deploy.export.base import Artifact, Role
+from snapgen_deploy.export.base import Artifact, Role, packed
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.export_memory import predict, refuse_what_does_not_fit
 from snapgen_deploy.fidelity import Fidelity, draw_reference, fidelity_gates, measure
@@ -325,7 +326,16 @@ def _export_in_child(
     directory.mkdir(parents=True, exist_ok=True)
     options = {name: value for name, value in target_plan.options if name != "folders"}  # the layout comes afterwards
     artifact = target.export(component, variant, target_plan.precision, directory, options)
-    return Exported(artifact, target.describe(artifact.path), target.versions(), 0)
+    description = target.describe(artifact.path)
+    if (
+        role == "student"
+        and PRECISIONS[target_plan.precision].weight_bytes < 2
+        and not any(map(packed, description.weights.values()))
+    ):
+        raise RuntimeError(
+            f"{target_plan.key} {role}: {target_plan.precision} was asked for, and the file holds no such weight"
+        )
+    return Exported(artifact, description, target.versions(), 0)
 
 
 def _arrange(

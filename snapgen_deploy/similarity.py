@@ -14,7 +14,7 @@ from scipy import ndimage
 SIGMA, TRUNCATE = 1.5, 3.5  # the window reaches 3.5 standard deviations: 5 pixels each way
 BORDER = 5  # pixels whose window leaves the picture are not counted
 K1, K2 = 0.01, 0.03
-RANGE = 2.0  # of values in -1 ... 1
+RANGE = 1.0  # of pixels, which the formula wants to be 0 and above
 
 
 def ssim(got: np.ndarray, expected: np.ndarray) -> float:
@@ -24,7 +24,7 @@ def ssim(got: np.ndarray, expected: np.ndarray) -> float:
     """
     if got.shape != expected.shape or min(got.shape[-2:]) <= 2 * BORDER:
         raise ValueError(f"got pictures {got.shape} and {expected.shape}, expected equal shapes of at least 11 x 11 pixels")
-    x, y = (np.clip(p[0].astype(np.float64), -1, 1) for p in (got, expected))
+    x, y = ((np.clip(p[0].astype(np.float64), -1, 1) + 1) / 2 for p in (got, expected))
     c1, c2 = (K1 * RANGE) ** 2, (K2 * RANGE) ** 2
     mean_x, mean_y = _window(x), _window(y)
     var_x, var_y = _window(x * x) - mean_x**2, _window(y * y) - mean_y**2

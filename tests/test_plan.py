@@ -155,8 +155,8 @@ def test_lower_precision_lowers_the_memory() -> None:
     assert fp32.memory_bytes is not None
     assert fp32.memory_bytes - fp16.memory_bytes == 2 * parameters("snapgenpp", "small")
     assert fp32.targets[0].precision == "fp32"
-    with pytest.raises(BadInput, match="executorch:xnnpack has no precision 'fp16': it offers fp32"):
-        make_plan(config, profile, precision="fp16")
+    with pytest.raises(BadInput, match="executorch:xnnpack has no precision 'palette4': it offers fp32"):
+        make_plan(config, profile, precision="palette4")
 
 
 def test_targets_that_were_asked_for() -> None:
