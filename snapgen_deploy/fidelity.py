@@ -158,7 +158,7 @@ def fidelity_gates(key: str, measured: Measured, limits: Limits) -> tuple[Gate, 
         at_least(key, "pipeline", "fidelity_ssim", measured.ssim, limits.ssim, f"mean of {count}"),
         at_most(key, "pipeline", "fidelity_latent_error", worst, limits.latent_error, f"relative, after each step: {steps}"),
     ]
-    name, least = "fidelity_score_change", -limits.score_loss
+    name, least = "fidelity_score_change", 0.0 - limits.score_loss  # no -0
     if (score := measured.score) is None:
         return (*gates, Gate(key, "pipeline", name, None, least, "not_run", NO_SCORER))
     low, high = (100 * v for v in score.interval)

@@ -231,7 +231,7 @@ def print_gates(gates: Sequence[dict[str, Any]]) -> None:
     for g in gates:
         value = "—" if g["value"] is None else f"{g['value']:.3g}"
         verdict = f"[{colours[g['verdict']]}]{g['verdict']}[/]"
-        name = g["name"].replace("_", " ") + (" (dB)" if g["name"] == "psnr" else "")
+        name = g["name"].replace("_", " ") + (" (dB)" if g["name"].endswith("psnr") else "")
         table.add_row(g["target"], g["component"].replace("_", " "), name, value, f"{g['limit']:g}", verdict)
     out().print(table)
     for g in gates:
@@ -265,9 +265,9 @@ def _print_result(result: Result) -> None:
 
     manifest = result.bundle.manifest
     table = Table(title="components", title_justify="left")
-    numbers = ("size", "bits a weight", "not quantised", "operators")
+    numbers = ("size", "bits", "left", "operators")
     for column in ("target", "component", "precision", *numbers, "placement"):
-        table.add_column(column, justify="right" if column in numbers else "left")
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for key in result.bundle.targets:
         for role, c in manifest["targets"][key]["components"].items():
             placed = ", ".join(f"{n} {where}" for where, n in c["placement"].items()) or "—"
@@ -276,6 +276,7 @@ def _print_result(result: Result) -> None:
             left, operators = str(len(c["skipped"])), str(sum(c["ops"].values()))
             table.add_row(key, role, precision, megabytes(c["bytes"]), bits, left, operators, placed)
     out().print(table)
+    out().print("bits: of a stored weight, on average; left: layers that a quantiser left as they were", style="dim")
     print_gates(manifest["gates"])
     ran = sum(g.verdict == "passed" for g in result.gates)
     idle = sum(g.verdict == "not_run" for g in result.gates)

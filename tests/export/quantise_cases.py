@@ -26,7 +26,7 @@ class Wide(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         x = self.conv(latent).flatten(2).transpose(1, 2)  # (1, 64, 64)
         x = self.down(self.up(x).sigmoid())
-        return torch.bmm(x, x.transpose(1, 2)).softmax(-1) @ self.small(x)
+        return torch.bmm(torch.bmm(x, x.transpose(1, 2)).softmax(-1), self.small(x))
 
 
 def wide() -> Component:

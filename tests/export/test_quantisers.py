@@ -19,8 +19,8 @@ from tests.export.quantise_cases import uncalibrated, wide
 CASES = {
     ("coreml", "palette8"): ("palette8", 0.01, 8, 11),
     ("coreml", "palette4-grouped"): ("palette4 per 16 channels", 0.15, 4, 8),
-    ("coreml", "int8"): ("int8 per 32 values", 0.01, 8, 10),
-    ("coreml", "int4"): ("int4 per 32 values", 0.15, 4, 6),
+    ("coreml", "int8"): ("int8 per 32 values", 0.01, 8, 11),
+    ("coreml", "int4"): ("int4 per 32 values", 0.15, 4, 8),
     ("coreml", "w8a8"): ("int8 per channel", 0.03, 8, 10),
     ("executorch", "fp16"): ("float16", 0.01, 16, 22),
     ("executorch", "int8-dynamic"): ("int8 per channel", 0.03, 8, 11),
