@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from io import StringIO
+from pathlib import Path
 
 import pytest
 import typer
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from snapgen_deploy import plan as planning
 from snapgen_deploy.cli.devices import devices, plan_as_dict, render_plan
-from snapgen_deploy.device_profiles import Figure, Profile, load_profile, profile_ids
+from snapgen_deploy.device_profiles import PRECISIONS, Figure, Profile, load_profile, profile_ids
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.models.config import PRESETS, ModelConfig
 from snapgen_deploy.plan import WEIGHT_BYTES, ExportPlan, make_plan
@@ -228,3 +229,39 @@ def test_an_unknown_device_is_bad_input() -> None:
 def test_devices_starts_without_torch() -> None:
     code = "import sys; from snapgen_deploy.cli.devices import devices; devices(None, True); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0
+
+
+PROFILE = """
+id = "mine"
+name = "My phone"
+kind = "phone"
+soc = "Chip"
+source = "its box"
+[os]
+name = "Android"
+minimum = "14"
+[figures]
+[[targets]]
+target = "onnx"
+precision = "fp32"
+layout = "token"
+[targets.limits]
+"""
+
+
+def own_profile(folder: Path, limit: str) -> Profile:
+    path = folder / "mine.toml"
+    path.write_text(PROFILE + limit)
+    return load_profile(str(path))
+
+
+def test_limits_of_a_target_replace_those_of_its_precision(tmp_path: Path) -> None:
+    profile = own_profile(tmp_path, "mean_psnr = 55")
+    own = make_plan(CONFIGS["shapes"](), profile, width="tiny").targets[0].limits
+    assert (own.mean_psnr, own.ssim) == (55, PRECISIONS["fp32"].limits.ssim)
+    other = make_plan(CONFIGS["shapes"](), profile, width="tiny", precision="int4").targets[0].limits
+    assert other == PRECISIONS["int4"].limits
+    with pytest.raises(BadInput, match=r"targets\[0\].limits.mean_pnsr: got an unknown key, expected 'mean_psnr'"):
+        own_profile(tmp_path, "mean_pnsr = 55")
+    with pytest.raises(BadInput, match=r"targets\[0\].limits.ssim: got -1, expected a positive number"):
+        own_profile(tmp_path, "ssim = -1")
