@@ -21,7 +21,7 @@ from snapgen_deploy.checkpoint.initial import write_initial
 from snapgen_deploy.child import run_in_child
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.export_memory import weight_bytes
-from snapgen_deploy.exporter import Request, _export_in_child
+from snapgen_deploy.exporter import Request, export_in_child
 from snapgen_deploy.models import PRESETS, ModelConfig
 from snapgen_deploy.plan import make_plan
 
@@ -48,8 +48,8 @@ def main(targets: tuple[str, ...] = TARGETS) -> None:
                 config = open_checkpoint(checkpoint).config
                 plan = make_plan(config, load_profile("server"), width="full", targets=(key,))
                 request = Request(checkpoint, None, root, (), 1)
-                work = (request, plan, plan.targets[0], role, root / "out" / name)
-                _, peak = run_in_child(f"{name} {role}", _export_in_child, *work)
+                work = (request, plan, plan.targets[0], role, root / "out" / name, root)
+                _, peak = run_in_child(f"{name} {role}", export_in_child, *work)
                 points.append((weight_bytes(config, "full", role), peak))
                 print(
                     f"{key:20} {name:9} {role:13} weights {points[-1][0] / 1e6:8.1f} MB  peak {peak / 1e6:8.1f} MB", flush=True

@@ -29,7 +29,8 @@ from snapgen_deploy.components import ports_of, roles_of
 from snapgen_deploy.device_profiles import TARGETS, load_profile
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.exporter import CALIBRATION, Request, _export_in_child, _record
+from snapgen_deploy.exporter import Request, export_in_child
+from snapgen_deploy.fewer_bits import CALIBRATION, record_calibration
 from snapgen_deploy.fidelity import COUNT, DETECTOR, Measured, draw_reference, measure
 from snapgen_deploy.plan import ExportPlan, make_plan
 from snapgen_deploy.prompts import FIDELITY, own_samples
@@ -75,7 +76,7 @@ def rows_of(width: str, options: argparse.Namespace, scratch: Path, done: Sequen
     shared = (None, None, width, first.latent)
     calibration = calibration_of(checkpoint, first, None)
     run_in_child("reference", draw_reference, *shared, samples, scratch / "fidelity", DETECTOR, options.threads)
-    run_in_child("calibration", _record, *shared, calibration.samples, scratch / CALIBRATION, options.threads)
+    run_in_child("calibration", record_calibration, *shared, calibration.samples, scratch / CALIBRATION, options.threads)
     for name in options.targets:
         wanted = [p for p in TARGETS[name].precisions if options.precisions is None or p in options.precisions]
         if name in CPU and any((width, name, p) not in known for p in wanted):
@@ -114,7 +115,7 @@ def export(plan: ExportPlan, scratch: Path, directory: Path, threads: int, calib
     parts: dict[Role, Exported] = {}
     for role in roles_of(open_checkpoint(None).config):
         arguments = (request, plan, plan.targets[0], role, directory, scratch)
-        parts[role], _ = run_in_child(f"{role} {plan.targets[0].precision}", _export_in_child, *arguments)
+        parts[role], _ = run_in_child(f"{role} {plan.targets[0].precision}", export_in_child, *arguments)
     return parts
 
 

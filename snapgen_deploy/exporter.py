@@ -23,22 +23,20 @@ from snapgen_deploy.child import run_in_child
 from snapgen_deploy.components import build_component, roles_of
 from snapgen_deploy.device_profiles import PRECISIONS
 from snapgen_deploy.errors import BadInput, GateFailed
-from snapgen_deploy.export.base import Artifact, Role, packed
+from snapgen_deploy.export.base import Role, packed
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.export_memory import predict, refuse_what_does_not_fit
-from snapgen_deploy.fidelity import Fidelity, draw_reference, fidelity_gates, measure
+from snapgen_deploy.fewer_bits import CALIBRATION, calibration_key, draw_beforehand
+from snapgen_deploy.fidelity import Fidelity
 from snapgen_deploy.gates import Checked, Gate, check_target, failed
 from snapgen_deploy.host_memory import available_bytes, hand_back_what_is_freed
 from snapgen_deploy.manifest import build_manifest
 from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.preview import write_preview
 from snapgen_deploy.progress import Progress
-from snapgen_deploy.quantise.trajectories import Sample, record
 from snapgen_deploy.reference import ReferenceVectors, make_vectors, schedule_of
 from snapgen_deploy.resume import Exported, forget, read_record, write_record
 from snapgen_deploy.run_record import write_run_record
-
-CALIBRATION, FIDELITY = "calibration", "fidelity"  # folders of what the reference draws beforehand
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
     before = stamps(checkpoint.files)
     with progress("checking the checkpoint"):
         validate(checkpoint)
-    key = _plan_key(checkpoint, plan, _calibration_key(request, plan))
+    key = _plan_key(checkpoint, plan, calibration_key(request, plan))
     with (
         staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage,
         tempfile.TemporaryDirectory(prefix=f".{final.name}.scratch-", dir=final.parent) as scratch,
@@ -94,7 +92,7 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
         _check_space(stage.root, checkpoint, plan)
         with progress(f"drawing {len(request.prompts)} reference pictures"):
             vectors, drawing = run_in_child("reference", _reference, request, plan)
-        _draw_beforehand(request, plan, Path(scratch), progress)
+        draw_beforehand(request, plan, Path(scratch), progress)
         exported: dict[str, dict[Role, Exported]] = {}
         checks: dict[str, Checked] = {}
         checking: dict[str, int] = {}
@@ -117,9 +115,7 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
                 with progress(f"{target.key}: running what was saved"):
                     check, used = run_in_child(f"{target.key} check", check_target, *arguments, request.threads)
                 if request.fidelity is not None and request.fidelity.judges(target):
-                    more, measured = _fidelity(
-                        request, request.fidelity, checkpoint, target, artifacts, Path(scratch), progress
-                    )
+                    more, measured = judge(request, request.fidelity, checkpoint, target, artifacts, Path(scratch), progress)
                     check, fidelity[target.key] = replace(check, gates=(*check.gates, *more)), measured
                 checks[target.key], checking[target.key] = check, used
                 keep.sound = not failed(check.gates)
@@ -182,65 +178,6 @@ def _plan_key(checkpoint: Checkpoint, plan: ExportPlan, calibration: str) -> str
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _calibration_key(request: Request, plan: ExportPlan) -> str:
-    """Hash of what quantisers look at; nothing where no precision of the plan is calibrated."""
-    if not any(is_calibrated(t) for t in plan.targets):
-        return ""
-    if request.calibration is None:
-        raise BadInput("a precision of this plan is calibrated: give prompts with --calibration")
-    return request.calibration.sha256()
-
-
-def _draw_beforehand(request: Request, plan: ExportPlan, scratch: Path, progress: Progress) -> None:
-    """With the reference: what quantisers look at and what the fidelity gate compares with; nothing where nobody asks."""
-    calibration, fidelity = request.calibration, request.fidelity
-    shared = (request.checkpoint, request.key_map, plan.width, plan.latent)
-    if calibration is not None and calibration.arrays is None and any(is_calibrated(t) for t in plan.targets):
-        with progress(f"drawing {len(calibration.samples)} calibration pictures"):
-            run_in_child("calibration", _record, *shared, calibration.samples, scratch / CALIBRATION, request.threads)
-    if fidelity is not None and any(fidelity.judges(t) for t in plan.targets):
-        with progress(f"drawing {len(fidelity.samples)} reference pictures for the fidelity gate"):
-            arguments = (fidelity.samples, scratch / FIDELITY, fidelity.scorer, request.threads)
-            run_in_child("fidelity reference", draw_reference, *shared, *arguments)
-
-
-def _record(
-    path: Path | None,
-    key_map: Path | None,
-    width: str,
-    latent: tuple[int, int, int],
-    samples: tuple[Sample, ...],
-    folder: Path,
-    threads: int,
-) -> None:
-    """In a child process: what every component sees when the reference draws the samples."""
-    import torch
-
-    torch.set_num_threads(threads)
-    record(open_checkpoint(path, key_map), width, latent, samples, folder)
-
-
-def _fidelity(
-    request: Request,
-    wanted: Fidelity,
-    checkpoint: Checkpoint,
-    target: TargetPlan,
-    artifacts: Mapping[Role, Artifact],
-    scratch: Path,
-    progress: Progress,
-) -> tuple[tuple[Gate, ...], dict[str, Any]]:
-    """The gates of one target's saved files over all samples, and what was measured."""
-    found, variant = target_of(target.key)
-    if (reason := found.unavailable(variant)) is not None:
-        return (Gate(target.key, "pipeline", "fidelity_psnr", None, target.limits.psnr, "not_run", reason),), {}
-    with progress(f"{target.key}: drawing {len(wanted.samples)} pictures at {target.precision}"):
-        measured, _ = run_in_child(
-            f"{target.key} fidelity", measure, target.key, artifacts, checkpoint.config, schedule_of(checkpoint.config),
-            scratch / FIDELITY, wanted.scorer, request.threads,
-        )  # fmt: skip
-    return fidelity_gates(target.key, measured, target.limits), measured.as_dict()
-
-
 def _check_memory(request: Request, checkpoint: Checkpoint, plan: ExportPlan) -> None:
     """Refuse before work starts when this computer cannot hold the largest conversion that is still to be made."""
     wanted, available = predict(checkpoint.config, plan), available_bytes()
@@ -297,7 +234,7 @@ def _export_one(
             keep.taken.append(key)
             return done
     with progress(f"{target.key}: exporting the {role.replace('_', ' ')}"):
-        exported, peak = run_in_child(f"{target.key} {role}", _export_in_child, request, plan, target, role, directory, scratch)
+        exported, peak = run_in_child(f"{target.key} {role}", export_in_child, request, plan, target, role, directory, scratch)
     exported = replace(exported, peak_bytes=peak)
     if stage.keep:
         write_record(stage.root, exported)
@@ -308,7 +245,7 @@ def _export_one(
     return exported
 
 
-def _export_in_child(
+def export_in_child(
     request: Request, plan: ExportPlan, target_plan: TargetPlan, role: Role, directory: Path, scratch: Path
 ) -> Exported:
     """In a child process: load, slice, rewrite, export, and read the file back."""
