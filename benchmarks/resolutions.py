@@ -31,7 +31,7 @@ from snapgen_deploy.cli.export import parse_resolution
 from snapgen_deploy.components import ports_of, roles_of
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.exporter import Request, _export_in_child
+from snapgen_deploy.exporter import Request, export_in_child
 from snapgen_deploy.join import join_sizes
 from snapgen_deploy.models import PRESETS, ModelConfig
 from snapgen_deploy.plan import ExportPlan, make_plan, target_at
@@ -100,7 +100,7 @@ def measure(request: Request, plan: ExportPlan, config: ModelConfig, key: str, r
         one = plan.at(size)
         target = target_at(one, key)
         place = folder / "parts" / size / key.replace(":", "-")
-        parts[size], peak = run_in_child(f"{key} {role} {size}", _export_in_child, request, one, target, role, place)
+        parts[size], peak = run_in_child(f"{key} {role} {size}", export_in_child, request, one, target, role, place, place)
         parts[size] = replace(parts[size], peak_bytes=peak)
     joined, peak = run_in_child(f"{key} {role}", join_sizes, key, parts, folder / "joined" / key.replace(":", "-"))
     assert joined.joined is not None

@@ -29,7 +29,7 @@ from snapgen_deploy.components import roles_of
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.export.base import ROLES
 from snapgen_deploy.export_memory import weight_bytes
-from snapgen_deploy.exporter import Request, _export_in_child
+from snapgen_deploy.exporter import Request, export_in_child
 from snapgen_deploy.latency.environment import environment
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.plan import make_plan
@@ -103,7 +103,7 @@ def converted(case: str, checkpoint: Path, folder: Path, threads: int) -> dict[s
     for target in plan.targets:
         for role in roles_of(config):
             place, began = folder / "converted", time.monotonic()
-            done, peak = run_in_child(f"{target.key} {role}", _export_in_child, request, plan, target, role, place)
+            done, peak = run_in_child(f"{target.key} {role}", export_in_child, request, plan, target, role, place, place)
             seconds, about = time.monotonic() - began, done.description
             print(f"{case}, {target.key} {role}: {seconds:.0f} s, peak {peak / 1e9:.2f} GB", flush=True)
             component = {"bytes": about.bytes, "placement": about.placement, "ops": about.ops}

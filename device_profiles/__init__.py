@@ -9,12 +9,14 @@ import difflib
 import tomllib
 from pathlib import Path
 
+from snapgen_deploy.device_profiles.precisions import PRECISIONS, Limits, Precision
 from snapgen_deploy.device_profiles.schema import TARGETS, Figure, LatencyBasis, Profile, ProfileTarget, TargetSpec
 from snapgen_deploy.device_profiles.validate import read_profile, target_keys
 from snapgen_deploy.errors import BadInput
 
 __all__ = [
-    "TARGETS", "Figure", "LatencyBasis", "Profile", "ProfileTarget", "TargetSpec", "load_profile", "profile_ids", "target_keys",
+    "PRECISIONS", "TARGETS", "Figure", "LatencyBasis", "Limits", "Precision", "Profile", "ProfileTarget", "TargetSpec",
+    "load_profile", "profile_ids", "target_keys",
 ]  # fmt: skip
 
 _FOLDER = Path(__file__).parent

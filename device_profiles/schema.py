@@ -62,15 +62,29 @@ class TargetSpec:
     variants: tuple[str, ...]  # () where the target has none; the first is the default
     precisions: tuple[str, ...]  # the first is the default
     layout: str
+    calibrated: tuple[str, ...] = ()  # precisions whose quantiser looks at real inputs
 
 
 TARGETS: Mapping[str, TargetSpec] = MappingProxyType(
     {
-        "coreml": TargetSpec((), ("fp16", "fp32"), "channels"),
-        "executorch": TargetSpec(("xnnpack",), ("fp32",), "token"),
-        "onnx": TargetSpec(("cpu",), ("fp32",), "token"),
+        "coreml": TargetSpec(
+            (),
+            (
+                "fp16", "fp32", "palette8", "palette6", "palette4", "palette8-grouped", "palette6-grouped", "palette4-grouped",
+                "int8", "int4", "w8a8",
+            ),
+            "channels",
+            ("w8a8",),
+        ),
+        "executorch": TargetSpec(
+            ("xnnpack",),
+            ("fp32", "fp16", "int8-dynamic", "int4-dynamic"),
+            "token",
+            ("int8-dynamic", "int4-dynamic"),  # for their convolutions
+        ),
+        "onnx": TargetSpec(("cpu",), ("fp32", "fp16", "int8-dynamic", "int8-static", "int4"), "token", ("int8-static",)),
     }
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,6 +109,7 @@ class ProfileTarget:
     precision: str
     layout: str  # "token" or "channels"
     options: tuple[tuple[str, str], ...] = ()
+    limits: tuple[tuple[str, float], ...] = ()  # names of `Limits` in place of the precision's own
 
     @property
     def key(self) -> str:
@@ -161,7 +176,13 @@ class Profile:
             "figures": {name: vars(figure) for name, figure in self.figures.items()},
             "budget": {name: vars(figure) for name, figure in budget.items() if figure is not None},
             "targets": [
-                {"target": t.key, "precision": t.precision, "layout": t.layout, "options": dict(t.options)}
+                {
+                    "target": t.key,
+                    "precision": t.precision,
+                    "layout": t.layout,
+                    "options": dict(t.options),
+                    "limits": dict(t.limits),
+                }
                 for t in self.targets
             ],
         }

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from snapgen_deploy.device_profiles.precisions import LIMIT_NAMES
 from snapgen_deploy.device_profiles.schema import (
     BUDGET_STATUSES,
     BYTES_IN,
@@ -167,11 +168,11 @@ def _target(reader: Reader, known: Mapping[str, TargetSpec]) -> ProfileTarget | 
         reader.wrong("target", repr(key), f"one of {', '.join(target_keys(known))}")
     precision = reader.text("precision", spec.precisions if spec else ())
     layout = reader.text("layout", LAYOUTS)
-    options = _options(reader)
+    options, limits = _options(reader), _limits(reader)
     reader.done()
     if spec is None:
         return None
-    return ProfileTarget(name, variant or (spec.variants[0] if spec.variants else ""), precision, layout, options)
+    return ProfileTarget(name, variant or (spec.variants[0] if spec.variants else ""), precision, layout, options, limits)
 
 
 def _options(reader: Reader) -> tuple[tuple[str, str], ...]:
@@ -179,6 +180,15 @@ def _options(reader: Reader) -> tuple[tuple[str, str], ...]:
     if table is None:
         return ()
     return tuple((name, table.text(name)) for name in sorted(table.table))
+
+
+def _limits(reader: Reader) -> tuple[tuple[str, float], ...]:
+    table = reader.child("limits", needed=False)
+    if table is None:
+        return ()
+    found = tuple((name, table.number(name)) for name in LIMIT_NAMES if name in table.table)
+    table.done(LIMIT_NAMES)
+    return found
 
 
 def _latency(reader: Reader) -> LatencyBasis | None:

@@ -6,13 +6,15 @@ imported inside their own module's functions, so that importing this package nee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 from torch import Tensor, nn
+
+from snapgen_deploy.errors import BadInput
 
 Role = Literal["student", "decoder", "text_encoder"]
 ROLES: tuple[Role, ...] = ("text_encoder", "student", "decoder")
@@ -55,6 +57,13 @@ class Component:
     example: tuple[Tensor, ...]
     doc: str
     expendable: bool = False
+    calibration: Callable[[], Iterator[Arrays]] | None = None  # what the network is really given, for quantisers that look
+
+    def calibrating(self) -> Iterator[Arrays]:
+        """Inputs by the names of the ports; BadInput where nothing was given to calibrate with."""
+        if self.calibration is None:
+            raise BadInput(f"{self.role}: this precision is calibrated; give prompts with --calibration")
+        return self.calibration()
 
     def release(self) -> None:
         """Free the weights of an expendable component, whose module cannot be called afterwards; keep those of others."""
@@ -85,6 +94,33 @@ class Joined:
 
 
 @dataclass(frozen=True)
+class Weight:
+    """A stored constant."""
+
+    kind: str  # e.g. "float16", "int8 per channel", "palette4 per 16 channels"
+    values: int  # how many weights it stands for
+    bits: int  # that the file spends on it, scales and palettes included
+    shape: tuple[int, ...] = ()
+
+
+def packed(kind: str) -> bool:
+    """Whether a weight of this kind is stored in the fewer bits of a quantiser."""
+    return kind.startswith(("palette", "int4", "uint4", "int8", "uint8", "constexpr_"))
+
+
+def average_bits(weights: Iterable[Weight]) -> float | None:
+    """Stored bits of one weight, over all of a component; None where it has none."""
+    found = tuple(weights)
+    values = sum(w.values for w in found)
+    return round(sum(w.bits for w in found) / values, 3) if values else None
+
+
+def not_quantised(skipped: Mapping[str, str]) -> tuple[str, ...]:
+    """A note for every layer that a quantiser left as it was."""
+    return tuple(f"not quantised: {name}: {why}" for name, why in skipped.items())
+
+
+@dataclass(frozen=True)
 class Description:
     """What is really in an artifact, read back from the file."""
 
@@ -92,7 +128,9 @@ class Description:
     ops: dict[str, int]  # op histogram of the saved graph
     placement: dict[str, int] = field(default_factory=dict)  # e.g. {"XnnpackBackend": 1, "portable": 0}
     portable_ops: dict[str, int] = field(default_factory=dict)  # ops left outside every delegate
-    weights: dict[str, str] = field(default_factory=dict)  # weight name -> dtype as stored
+    weights: dict[str, str] = field(default_factory=dict)  # weight name -> how it is stored, see `Weight.kind`
+    average_bits: float | None = None  # of a weight, scales and palettes included
+    skipped: dict[str, str] = field(default_factory=dict)  # layers left in floats among quantised ones -> why
     lint: dict[str, int] = field(default_factory=dict)  # rule -> offenders, for targets that have a lint
     notes: tuple[str, ...] = ()
 

@@ -31,7 +31,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snapgen_deploy.errors import BadInput, GateFailed
-from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Headroom, Joined, Layout, Port, Runner
+from snapgen_deploy.export import coreml_compress, coreml_weights
+from snapgen_deploy.export.base import (
+    Arrays,
+    Artifact,
+    Component,
+    Description,
+    Headroom,
+    Joined,
+    Layout,
+    Port,
+    Runner,
+    average_bits,
+    not_quantised,
+)
 from snapgen_deploy.export.coreml_overflow import thrifty
 from snapgen_deploy.export.graph import (
     check_inputs,
@@ -73,7 +86,7 @@ class CoreML:
 
     name: str = "coreml"
     variants: tuple[str, ...] = ()
-    precisions: tuple[str, ...] = ("fp16", "fp32")
+    precisions: tuple[str, ...] = tuple(coreml_compress.PRECISIONS)
     layout: Layout = "channels"
     suffix: str = ".mlpackage"
 
@@ -94,6 +107,10 @@ class CoreML:
             made = _convert(component, precision, settings, what, Path(scratch) / path.name)
             component.release()
             gc.collect()  # torch's and coremltools' programs hold the weights, too, in reference cycles
+            how = coreml_compress.PRECISIONS[precision]
+            coreml_compress.compress(made, how, component)
+            if not isinstance(how, coreml_compress.Exact):
+                coreml_weights.check_compressed(list(_operations(_read_spec(made))))
             _normalise(made, component, settings)
             if path.exists():
                 shutil.rmtree(path)
@@ -149,8 +166,8 @@ class CoreML:
     def describe(self, path: Path, entry: str = "") -> Description:
         """Operations, dtypes and weights of one function of the saved package; `bytes` are those of the whole package.
 
-        `ops` counts MIL operations other than `const`; `weights` maps each constant of the weight file to its dtype, a
-        compressed one to `<operation>(<dtype of its data>)`. Where Core ML will run an operation is known on a Mac only,
+        `ops` counts MIL operations other than `const`; `weights` maps each constant of the weight file to how it is stored
+        (`coreml_weights`). Where Core ML will run an operation is known on a Mac only,
         so `placement` is empty. Raises BadInput where the package is not an ML Program.
         """
         from snapgen_deploy.export.lint import counts, lint_package
@@ -160,17 +177,22 @@ class CoreML:
         found = list(_operations(spec.mlProgram.functions[name]))
         ops = Counter(op.type for op in found if op.type != "const")
         results = Counter(_dtype(o.type) for op in found if op.type != "const" for o in op.outputs)
+        weights = dict(sorted(coreml_weights.stored(found)))
+        skipped = coreml_weights.skipped(found, weights)
         moves = f"{ops['transpose']} transposes, {ops['reshape']} reshapes"
         system = SYSTEMS.get(spec.specificationVersion, "unknown")
         return Description(
             bytes=sum(f.stat().st_size for f in _files(path)),
             ops=dict(sorted(ops.items())),
-            weights=dict(sorted(_weights(found))),
+            weights={name: weight.kind for name, weight in weights.items()},
+            average_bits=average_bits(weights.values()),
+            skipped=skipped,
             lint=counts(lint_package(path, function=name)),
             notes=(
                 f"specification version {spec.specificationVersion}: {system} or later",
                 f"results by dtype: {', '.join(f'{n} {t}' for t, n in sorted(results.items()))}",
                 f"layout changes: {moves}",
+                *not_quantised(skipped),
             ),
         )
 
@@ -244,7 +266,7 @@ def _convert(component: Component, precision: str, settings: Settings, what: str
             inputs=[ct.TensorType(name=p.name, shape=p.shape, dtype=np.dtype(p.dtype).type) for p in component.inputs],
             outputs=[ct.TensorType(name=p.name, dtype=np.dtype(p.dtype).type) for p in component.outputs],
             convert_to="mlprogram",
-            compute_precision=ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32,
+            compute_precision=ct.precision.FLOAT32 if precision == "fp32" else ct.precision.FLOAT16,
             minimum_deployment_target=target,
             skip_model_load=True,
             package_dir=str(path),
@@ -361,18 +383,3 @@ def _dtype(kind: Any) -> str:
     if kind.WhichOneof("type") != "tensorType":
         return str(kind.WhichOneof("type")).removesuffix("Type")
     return str(MIL_pb2.DataType.Name(kind.tensorType.dataType)).lower()
-
-
-def _weights(operations: list[Any]) -> Iterator[tuple[str, str]]:
-    """(name, dtype) of every constant that lies in the weight file."""
-    stored = {}
-    for op in operations:
-        if op.type == "const" and op.attributes["val"].WhichOneof("value") == "blobFileValue":
-            stored[op.outputs[0].name] = _dtype(op.outputs[0].type)
-    for op in (o for o in operations if o.type.startswith("constexpr_")):
-        bindings = [b for argument in op.inputs.values() for b in argument.arguments]
-        held = [b.value for b in bindings if b.WhichOneof("binding") == "value"]  # iOS 18: data inside the operation
-        kinds = [_dtype(v.type) for v in (*held, *op.attributes.values()) if v.WhichOneof("value") == "blobFileValue"]
-        kinds += [stored.pop(b.name) for b in bindings if b.name in stored]
-        yield op.outputs[0].name, f"{op.type}({', '.join(sorted(set(kinds)))})"
-    yield from stored.items()

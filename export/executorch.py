@@ -4,8 +4,7 @@ A `.pte` keeps positions, not names. The ports (names, shapes, dtypes, documenta
 itself, as a second method `ports` that returns them as JSON; an app on any platform can ask for it in the same way.
 
 Options of `ExecuTorch.export` (text): `author`, `license`, `version`, all kept in that JSON.
-Only fp32 is offered: XNNPACK computes fp16 only where the CPU has fp16 arithmetic, which a desktop has not, so that what was
-saved could not be run here.
+Precisions: `snapgen_deploy.export.executorch_quantise`.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,16 +25,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Joined, Layout, Port, Runner
+from snapgen_deploy.export import executorch_quantise, executorch_weights
+from snapgen_deploy.export.base import (
+    Arrays,
+    Artifact,
+    Component,
+    Description,
+    Joined,
+    Layout,
+    Port,
+    Runner,
+    Weight,
+    average_bits,
+    not_quantised,
+)
 from snapgen_deploy.export.executorch_constants import held_once
 from snapgen_deploy.export.executorch_partition import thrifty
+from snapgen_deploy.export.executorch_weights import BITS, DTYPES
 from snapgen_deploy.export.graph import (
     check_inputs,
     check_offered,
     check_rank,
     parse_options,
     speaking_for,
-    trace,
 )
 from snapgen_deploy.export.quiet import first_line
 
@@ -45,10 +57,7 @@ if TYPE_CHECKING:
 MAX_RANK = 5  # rank 7 lowers without complaint and then fails to load (measured); XNNPACK's own limit is 6
 FORWARD = "forward"
 PORTS = "ports"  # the method that returns the ports as JSON
-# Names of dtypes in ExecuTorch's and XNNPACK's schemas -> numpy's; other names stay as they are.
-DTYPES = {"float": "float32", "half": "float16", "int": "int32", "long": "int64", "fp32": "float32", "fp16": "float16"}
 PREFIX_BYTES = 8  # of a flatbuffer: root offset and file identifier, before the extended header
-BARE_INFINITY = re.compile(r"(: -?)inf\b")  # how flatc writes the open side of a clamp; JSON readers want Infinity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +74,7 @@ class ExecuTorch:
 
     name: str = "executorch"
     variants: tuple[str, ...] = ("xnnpack",)
-    precisions: tuple[str, ...] = ("fp32",)
+    precisions: tuple[str, ...] = tuple(executorch_quantise.PRECISIONS)
     layout: Layout = "token"
     suffix: str = ".pte"
 
@@ -82,7 +91,8 @@ class ExecuTorch:
         what = f"{component.role} -> {self.name}:{variant}"
         path = directory / f"{component.role}{self.suffix}"
         with speaking_for(what), tempfile.TemporaryDirectory(dir=directory) as scratch:
-            os.replace(_lower(component, settings, what, Path(scratch) / path.name), path)
+            how = executorch_quantise.PRECISIONS[precision]
+            os.replace(_lower(component, how, settings, what, Path(scratch) / path.name), path)
         return Artifact(f"{self.name}:{variant}", component.role, path, (path,))
 
     def join(self, parts: Mapping[str, Artifact], directory: Path) -> Joined:
@@ -229,7 +239,7 @@ def _itself(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
     return tensor
 
 
-def _lower(component: Component, settings: Settings, what: str, path: Path) -> Path:
+def _lower(component: Component, how: executorch_quantise.How, settings: Settings, what: str, path: Path) -> Path:
     """Trace, lower and write; every stage's graph is dropped as soon as the next one is there."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
@@ -240,7 +250,7 @@ def _lower(component: Component, settings: Settings, what: str, path: Path) -> P
         check_rank(module.graph.nodes, MAX_RANK, what)
         return PassResult(module, False)
 
-    program = trace(component)
+    program = executorch_quantise.traced(component, how)
     check_rank(program.graph.nodes, MAX_RANK, what)
     constants = [*program.state_dict.values(), *program.constants.values()]
     once = held_once() if component.expendable else contextlib.nullcontext()
@@ -299,7 +309,7 @@ def _shared_bytes(path: Path) -> int:
     for plan in program.execution_plan:
         for index, delegate in enumerate(plan.delegates):
             if delegate.id == "XnnpackBackend":
-                constants = _read_xnnpack(_payload(path, program, delegate.processed, base), index)[1]
+                constants = executorch_weights.read(_payload(path, program, delegate.processed, base), index).weights
                 users.setdefault(plan.name, set()).update(constants)
 
     def segment(index: int) -> bytes:
@@ -317,24 +327,30 @@ def _description(path: Path, program: Any, plan: Any, base: int) -> Description:
     calls = [i.instr_args for chain in plan.chains for i in chain.instructions]
     portable = Counter(names[c.op_index] for c in calls if isinstance(c, KernelCall))
     placement = Counter(plan.delegates[c.delegate_index].id for c in calls if isinstance(c, DelegateCall))
-    ops, weights = Counter(portable), _portable_constants(plan)
+    ops, weights, skipped = Counter(portable), _portable_constants(plan), dict[str, str]()
     for index, delegate in enumerate(plan.delegates):
         if delegate.id == "XnnpackBackend":
-            nodes, constants = _read_xnnpack(_payload(path, program, delegate.processed, base), index)
-            ops.update(nodes)
-            weights.update(constants)
+            found = executorch_weights.read(_payload(path, program, delegate.processed, base), index)
+            ops.update(found.nodes)
+            weights.update(found.weights)
+            skipped.update(found.skipped)
     return Description(
         bytes=path.stat().st_size,
         ops=dict(sorted(ops.items())),
         placement={**dict(sorted(placement.items())), "portable": sum(portable.values())},
         portable_ops=dict(sorted(portable.items())),
-        weights=dict(sorted(weights.items())),
-        notes=(f"planned memory: {sum(plan.non_const_buffer_sizes)} bytes outside the delegates",),
+        weights={name: weight.kind for name, weight in sorted(weights.items())},
+        average_bits=average_bits(weights.values()),
+        skipped=dict(sorted(skipped.items())),
+        notes=(
+            f"planned memory: {sum(plan.non_const_buffer_sizes)} bytes outside the delegates",
+            *not_quantised(dict(sorted(skipped.items()))),
+        ),
     )
 
 
-def _portable_constants(plan: Any) -> dict[str, str]:
-    """Constants that operators outside the delegates read: name -> dtype."""
+def _portable_constants(plan: Any) -> dict[str, Weight]:
+    """Constants that operators outside the delegates read, by name."""
     from executorch.exir.schema import Tensor
 
     found = {}
@@ -342,28 +358,7 @@ def _portable_constants(plan: Any) -> dict[str, str]:
         if isinstance(value, Tensor) and (value.data_buffer_idx or value.extra_tensor_info is not None):
             info = value.extra_tensor_info
             name = info.fully_qualified_name if info is not None and info.fully_qualified_name else f"constant.{index}"
-            found[name] = DTYPES.get(value.scalar_type.name.lower(), value.scalar_type.name.lower())
+            kind = DTYPES.get(value.scalar_type.name.lower(), value.scalar_type.name.lower())
+            values = math.prod(value.sizes)
+            found[name] = Weight(kind, values, values * BITS.get(kind, 32), tuple(value.sizes))
     return found
-
-
-def _read_xnnpack(payload: bytes, index: int) -> tuple[Counter[str], dict[str, str]]:
-    """Node histogram and constants (name -> dtype) of one delegate, read with the schema that its runtime reads it with."""
-    from executorch.backends.xnnpack.serialization import xnnpack_graph_serialize as xnn
-    from executorch.exir._serialize._flatbuffer import _flatc_decompile
-
-    header = xnn.XNNHeader.from_bytes(payload[: xnn.XNNHeader.EXPECTED_LENGTH])
-    with tempfile.TemporaryDirectory() as scratch:
-        schema, binary = Path(scratch) / "schema.fbs", Path(scratch) / "graph.bin"
-        schema.write_bytes(xnn._get_schema_bytes())
-        binary.write_bytes(payload[header.flatbuffer_offset : header.flatbuffer_offset + header.flatbuffer_size])
-        _flatc_decompile(scratch, str(schema), str(binary), ["--raw-binary", "--defaults-json"])
-        graph = json.loads(BARE_INFINITY.sub(r"\1Infinity", (Path(scratch) / "graph.json").read_text(encoding="utf-8")))
-    constants = {}
-    for value in graph["xvalues"]:
-        tensor = value["xvalue_union"]
-        tensor = tensor.get("tensor_value", tensor)
-        if slot := tensor["constant_buffer_idx"]:
-            key = graph["constant_data"][slot].get("named_key") or f"xnnpack.{index}.{slot}"
-            kind = tensor["datatype"].removeprefix("xnn_datatype_")
-            constants[key] = DTYPES.get(kind, kind)
-    return Counter(node["xnode_union_type"] for node in graph["xnodes"]), constants

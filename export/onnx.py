@@ -11,7 +11,7 @@ Options of `Onnx.export` (all values are text):
 - `external_data_bytes`: weights above this many bytes in all go to one `.onnx.data` file beside the model; by default
   2 000 000 000, below the 2 GiB that a protobuf message may have.
 
-Only fp32 is offered: onnxruntime's CPU provider has no fp16 kernels for most of these operators and would wrap each in casts.
+Precisions: `snapgen_deploy.export.onnx_quantise`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snapgen_deploy.errors import BadInput, SnapgenError
-from snapgen_deploy.export import onnx_file
-from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Joined, Layout, Runner
+from snapgen_deploy.export import onnx_file, onnx_quantise, onnx_weights
+from snapgen_deploy.export.base import (
+    Arrays,
+    Artifact,
+    Component,
+    Description,
+    Joined,
+    Layout,
+    Runner,
+    average_bits,
+    not_quantised,
+)
 from snapgen_deploy.export.quiet import first_line, quiet
 
 if TYPE_CHECKING:
@@ -42,6 +52,7 @@ EXTERNAL_DATA_BYTES = 2_000_000_000
 SMALL_TENSOR = 1024  # bytes; what is smaller stays in the model file when weights go outside
 IR_TYPES = {"FLOAT": "float32", "INT32": "int32"}
 ORT_TYPES = {"tensor(float)": "float32", "tensor(int32)": "int32"}
+QUANTISED = "quantised"  # how the record of a graph begins that went through a quantiser
 GRAPH_KEY = "snapgen_graph"  # metadata of the file: how its graph came about
 
 
@@ -90,7 +101,7 @@ class Onnx:
 
     name: str = "onnx"
     variants: tuple[str, ...] = ("cpu",)
-    precisions: tuple[str, ...] = ("fp32",)
+    precisions: tuple[str, ...] = tuple(onnx_quantise.PRECISIONS)
     layout: Layout = "token"
     suffix: str = ".onnx"
 
@@ -111,6 +122,7 @@ class Onnx:
         try:
             with quiet(), tempfile.TemporaryDirectory(dir=directory) as scratch:
                 made = _make(component, settings, Path(scratch))
+                made = _quantised(made, precision, component, settings, Path(scratch))
                 return Artifact(f"{self.name}:{variant}", component.role, *_place(made, directory))
         except SnapgenError:
             raise
@@ -180,8 +192,6 @@ class Onnx:
         `placement` counts, per provider, the nodes of onnxruntime's own graph at the moment when it assigns them (after its
         constant folding and basic rewrites).
         """
-        import onnx
-
         _no_entry(path, entry)
         if not path.is_file():
             raise BadInput(f"{path}: no such file")
@@ -190,17 +200,20 @@ class Onnx:
         except Exception as error:
             raise BadInput(f"{path.name}: not an ONNX model: {first_line(error)}") from error
         ops = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
-        weights = {w.name: onnx.TensorProto.DataType.Name(w.data_type).lower() for w in model.graph.initializer}
+        weights = onnx_weights.stored(model)
         opsets = ", ".join(f"{o.domain or 'ai.onnx'} {o.version}" for o in model.opset_import)
         graph = {p.key: p.value for p in model.metadata_props}.get(GRAPH_KEY, "unknown")
+        skipped = onnx_weights.skipped(model, weights) if graph.startswith(QUANTISED) else {}
         data = external_files(model, path)
         gc.collect()  # what an export left in reference cycles would be resident together with onnxruntime's copy
         return Description(
             bytes=sum(f.stat().st_size for f in (path, *data)),
             ops=dict(sorted(ops.items())),
             placement=_placement(path),
-            weights=weights,
-            notes=(f"opset: {opsets}", f"graph: {graph}", f"external data files: {len(data)}"),
+            weights={name: weight.kind for name, weight in weights.items()},
+            average_bits=average_bits(weights.values()),
+            skipped=skipped,
+            notes=(f"opset: {opsets}", f"graph: {graph}", f"external data files: {len(data)}", *not_quantised(skipped)),
         )
 
     def versions(self) -> dict[str, str]:
@@ -237,6 +250,23 @@ def _make(component: Component, settings: Settings, scratch: Path) -> Path:
     example = tuple(config.generate_dummy_inputs(framework="pt").values())
     write(_convert(component, names, example, settings.opset), component, "as exported", plain, settings)
     return optimum_exporter.optimise(config, component, plain, settings)
+
+
+def _quantised(plain: Path, precision: str, component: Component, settings: Settings, scratch: Path) -> Path:
+    """The file at a precision, cleaned, with a word on how it came about."""
+    import onnx_ir
+
+    if precision == "fp32":
+        return plain
+    raw = onnx_quantise.quantise(plain, onnx_quantise.PRECISIONS[precision], component, scratch / "raw-bits" / plain.name)
+    origin = f"{QUANTISED} by onnxruntime {metadata.version('onnxruntime')}: {precision}"
+    if raw == plain:
+        origin += ", which takes no layer of this component"
+    made = write(onnx_ir.load(raw), component, origin, scratch / "bits" / plain.name, settings)
+    for beside in plain.parent.iterdir():  # what optimum says of its graph
+        if beside.suffix == ".json":
+            os.replace(beside, made.parent / beside.name)
+    return made
 
 
 def _convert(component: Component, names: tuple[list[str], list[str]], example: tuple[Any, ...], opset: int) -> onnx_ir.Model:

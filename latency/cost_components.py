@@ -36,9 +36,9 @@ class Spelling:
 
 SPELLINGS: Mapping[str, Spelling] = MappingProxyType(
     {
-        "onnx": Spelling("token", WEIGHT_BYTES["fp32"], *spelling("onnx")),
-        "executorch": Spelling("token", WEIGHT_BYTES["fp32"], *spelling("executorch")),
-        "coreml": Spelling("channels", WEIGHT_BYTES["fp16"], *spelling("coreml")),
+        "onnx": Spelling("token", int(WEIGHT_BYTES["fp32"]), *spelling("onnx")),
+        "executorch": Spelling("token", int(WEIGHT_BYTES["fp32"]), *spelling("executorch")),
+        "coreml": Spelling("channels", int(WEIGHT_BYTES["fp16"]), *spelling("coreml")),
     }
 )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from snapgen_deploy.bundle_sizes import at_size, vectors_name
+from snapgen_deploy.device_profiles import PRECISIONS, Limits
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import ROLES, Artifact, Role
 from snapgen_deploy.models import ModelConfig
@@ -78,6 +79,11 @@ class Bundle:
     def precision(self, key: str) -> str:
         """Precision of one target."""
         return str(self.manifest["targets"][key]["precision"])
+
+    def limits(self, key: str) -> Limits:
+        """What the files of one target are held to; of a bundle that does not say, what its precision is."""
+        target = self.manifest["targets"][key]
+        return Limits(**target["limits"]) if "limits" in target else PRECISIONS[target["precision"]].limits
 
     def artifacts(self, key: str) -> dict[Role, Artifact]:
         """The exported components of one target."""

@@ -41,12 +41,13 @@ def default_root() -> Path:
     return cache_root() / "exports"
 
 
-def export_key(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, role: Role) -> str:
+def export_key(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, role: Role, calibration: str = "") -> str:
     """Hash of everything that decides the files of one component.
 
     These are the bytes of the checkpoint (configuration and key map included), the width where the component has one, the
     picture size, the target with its variant, precision, layout, form and options, this package's source, the tools'
-    versions, Python's and the processor's kind. Device, prompts and threads decide no byte of a converted file.
+    versions, Python's and the processor's kind, and `calibration`: the hash of what a quantiser looks at. Device, prompts and
+    threads decide no byte of a converted file.
     """
     options = [(name, value) for name, value in target.options if name != "folders"]  # the layout comes afterwards
     parts = [
@@ -60,7 +61,8 @@ def export_key(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, rol
         plan.width if role == "student" else None,
         plan.resolution,
         plan.latent,
-        asdict(target) | {"options": options, "form_ms": ()},  # how long the forms took decides nothing
+        asdict(target) | {"options": options, "form_ms": (), "own_limits": ()},  # times and limits decide nothing
+        calibration,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -6,10 +6,12 @@ import hashlib
 import json
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,17 @@ from snapgen_deploy import __version__
 from snapgen_deploy.bundle import Bundle, Staging, already_there, open_bundle, staging, write_manifest
 from snapgen_deploy.bundle_sizes import preview_name, vectors_name
 from snapgen_deploy.cache import ExportCache, export_key, stamps
+from snapgen_deploy.calibration import Calibration, is_calibrated
 from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint, validate
 from snapgen_deploy.child import run_in_child
 from snapgen_deploy.components import build_component, roles_of
+from snapgen_deploy.device_profiles import PRECISIONS
 from snapgen_deploy.errors import BadInput, GateFailed
-from snapgen_deploy.export.base import Role
+from snapgen_deploy.export.base import Role, packed
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.export_memory import predict, refuse_what_does_not_fit
+from snapgen_deploy.fewer_bits import CALIBRATION, calibration_key, draw_beforehand, judge
+from snapgen_deploy.fidelity import Fidelity
 from snapgen_deploy.gates import Checked, Gate, check_sizes, failed
 from snapgen_deploy.host_memory import available_bytes, hand_back_what_is_freed
 from snapgen_deploy.join import PARTS, join_sizes, relocated, whole
@@ -59,6 +65,9 @@ class Request:
     overwrite: bool = False
     resume: bool = False
     cache: ExportCache | None = None
+    seeds: tuple[int, ...] | None = None  # of the prompts; 0, 1, ... where None
+    calibration: Calibration | None = None  # needed where a precision of the plan is calibrated
+    fidelity: Fidelity | None = None
     # For the manifest; whoever counts and estimates hands them in (`latency.foretell.Foretold`).
     macs: Mapping[str, Mapping[Role, int]] = field(default_factory=dict)
     estimates: tuple[Mapping[str, Any], ...] = ()
@@ -80,25 +89,30 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
     before = stamps(checkpoint.files)
     with progress("checking the checkpoint"):
         validate(checkpoint)
-    key = _plan_key(checkpoint, plan)
-    with staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage:
+    key = _plan_key(checkpoint, plan, calibration_key(request, plan))
+    with (
+        staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage,
+        tempfile.TemporaryDirectory(prefix=f".{final.name}.scratch-", dir=final.parent) as scratch,
+    ):
         _check_space(stage.root, checkpoint, plan)
         with progress(f"drawing {len(request.prompts) + len(plan.other_sizes)} reference pictures"):
             vectors, drawing = run_in_child("reference", _reference, request, plan)
+        draw_beforehand(request, plan, Path(scratch), progress)
         exported: dict[str, dict[Role, Exported]] = {}
         checks: dict[str, dict[str, Checked]] = {}  # by target and picture size
         checking: dict[str, int] = {}
+        fidelity: dict[str, dict[str, Any]] = {}
         for target in plan.targets:
             with _kept(request.cache, checkpoint, before) as keep:
                 parts = {}
                 for role in roles_of(checkpoint.config):
                     how = _export_sizes if plan.other_sizes and role != "text_encoder" else _export_one
-                    parts[role] = how(request, checkpoint, plan, target, role, stage, progress, keep)
+                    parts[role] = how(request, checkpoint, plan, target, role, stage, progress, keep, Path(scratch))
                 exported[target.key] = parts = _arrange(parts, plan, target, checkpoint, stage)
                 artifacts = {s: {role: part.at(s).artifact for role, part in parts.items()} for s in plan.sizes}
                 arguments = (
                     target.key,
-                    target.precision,
+                    target.limits,
                     artifacts,
                     checkpoint.config,
                     schedule_of(checkpoint.config),
@@ -106,6 +120,11 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
                 )
                 with progress(f"{target.key}: running what was saved"):
                     check, used = run_in_child(f"{target.key} check", check_sizes, *arguments, request.threads)
+                if request.fidelity is not None and request.fidelity.judges(target):
+                    first = plan.sizes[0]
+                    work = (request, request.fidelity, checkpoint, target, artifacts[first], Path(scratch), progress)
+                    more, fidelity[target.key] = judge(*work)
+                    check[first] = replace(check[first], gates=(*check[first].gates, *more))
                 checks[target.key], checking[target.key] = check, used
                 keep.sound = not failed([g for one in check.values() for g in one.gates])
         gates = [g for check in checks.values() for one in check.values() for g in one.gates]
@@ -121,7 +140,7 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
             versions = {k: _versions(parts) for k, parts in exported.items()}
             foretold = (request.macs, request.estimates)
             default = vectors[plan.sizes[0]]
-            manifest = build_manifest(stage.root, checkpoint, plan, default, described, versions, gates, *foretold)
+            manifest = build_manifest(stage.root, checkpoint, plan, default, described, versions, gates, *foretold, fidelity)
             if plan.other_sizes:
                 add_sizes(manifest, stage.root, checkpoint.config, plan, exported, vectors, request.macs_of_sizes)
             write_manifest(stage.root, manifest)
@@ -164,27 +183,34 @@ def _versions(parts: Mapping[Role, Exported]) -> dict[str, str]:
     return {name: version for part in parts.values() for name, version in part.versions.items()}
 
 
-def _plan_key(checkpoint: Checkpoint, plan: ExportPlan) -> str:
+def _plan_key(checkpoint: Checkpoint, plan: ExportPlan, calibration: str) -> str:
     """Content key of an export: the same key means the same bytes."""
-    text = json.dumps([__version__, checkpoint.sha256(), asdict(plan)], sort_keys=True)
+    text = json.dumps([__version__, checkpoint.sha256(), asdict(plan), calibration], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_memory(request: Request, checkpoint: Checkpoint, plan: ExportPlan) -> None:
     """Refuse before work starts when this computer cannot hold the largest process that is still to run."""
     wanted, available = predict(checkpoint.config, plan), available_bytes()
-    cache = request.cache
-    if cache is not None and available is not None and any(p.bytes > available for p in wanted):
+    if available is not None and any(p.bytes > available for p in wanted):
         wanted = tuple(
-            p for p in wanted if not (p.target and p.role and _all_cached(cache, checkpoint, plan, p.target, p.role))
+            p for p in wanted if not (p.target and p.role and _all_cached(request, checkpoint, plan, p.target, p.role))
         )
     refuse_what_does_not_fit(wanted, available)
 
 
-def _all_cached(cache: ExportCache, checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, role: Role) -> bool:
+def _all_cached(request: Request, checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, role: Role) -> bool:
     """Whether nothing of a component is left to convert, at any picture size that it depends on."""
     sizes = plan.sizes[:1] if role == "text_encoder" else plan.sizes
-    return all(cache.has(export_key(checkpoint, plan.at(s), target_at(plan.at(s), target.key), role)) for s in sizes)
+    return request.cache is not None and all(
+        request.cache.has(_cache_key(request, checkpoint, plan.at(s), target_at(plan.at(s), target.key), role)) for s in sizes
+    )
+
+
+def _cache_key(request: Request, checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, role: Role) -> str:
+    """What the cache knows a component by; what a calibrated quantiser looked at is part of it."""
+    calibration = request.calibration.sha256() if request.calibration is not None and is_calibrated(target) else ""
+    return export_key(checkpoint, plan, target, role, calibration)
 
 
 def _check_space(root: Path, checkpoint: Checkpoint, plan: ExportPlan) -> None:
@@ -209,7 +235,11 @@ def _reference(request: Request, plan: ExportPlan) -> dict[str, ReferenceVectors
     torch.set_num_threads(request.threads)
     checkpoint = open_checkpoint(request.checkpoint, request.key_map)
     count = [len(request.prompts), *(1 for _ in plan.other_sizes)]
-    return {s: make_vectors(checkpoint, plan.at(s), request.prompts[:n]) for s, n in zip(plan.sizes, count, strict=True)}
+    seeds = request.seeds or tuple(range(len(request.prompts)))
+    return {
+        size: make_vectors(checkpoint, plan.at(size), request.prompts[:n], seeds[:n])
+        for size, n in zip(plan.sizes, count, strict=True)
+    }
 
 
 def _export_one(
@@ -221,6 +251,7 @@ def _export_one(
     stage: Staging,
     progress: Progress,
     keep: _Keep,
+    scratch: Path,
     part_of: str = "",
 ) -> Exported:
     """One component in one child process; an interrupted run's finished component and a cached one are taken as they are.
@@ -232,7 +263,7 @@ def _export_one(
     done = read_record(root, target.key, role)
     if done is not None:
         return done
-    key = export_key(checkpoint, plan, target, role) if keep.cache is not None else ""
+    key = _cache_key(request, checkpoint, plan, target, role) if keep.cache is not None else ""
     if keep.cache is not None and keep.cache.has(key):
         with progress(f"{target.key}: taking the {role.replace('_', ' ')} from the cache"):
             done = keep.cache.take(key, target.key, role, directory)
@@ -241,7 +272,8 @@ def _export_one(
             return done
     with progress(f"{target.key}: exporting the {role.replace('_', ' ')}{part_of and f', {part_of}'}"):
         start = time.monotonic()
-        exported, peak = run_in_child(f"{target.key} {role}", _export_in_child, request, plan, target, role, directory)
+        work = (request, plan, target, role, directory, scratch)
+        exported, peak = run_in_child(f"{target.key} {role}", export_in_child, *work)
     exported = replace(exported, peak_bytes=peak, seconds=round(time.monotonic() - start, 1))
     if stage.keep:
         write_record(root, exported)
@@ -261,13 +293,14 @@ def _export_sizes(
     stage: Staging,
     progress: Progress,
     keep: _Keep,
+    scratch: Path,
 ) -> Exported:
     """One component at every size of the plan, each in a process of its own, then their files joined in another."""
     parts: dict[str, Exported] = {}
     for size in plan.sizes:
         one = plan.at(size)
         parts[size] = _export_one(
-            request, checkpoint, one, target_at(one, target.key), role, stage, progress, keep, part_of=size
+            request, checkpoint, one, target_at(one, target.key), role, stage, progress, keep, scratch, part_of=size
         )
     directory = stage.root / target.key.replace(":", "-")
     with progress(f"{target.key}: joining the sizes of the {role.replace('_', ' ')}"):
@@ -277,7 +310,9 @@ def _export_sizes(
     return replace(done, peak_bytes=max(peak, done.peak_bytes))
 
 
-def _export_in_child(request: Request, plan: ExportPlan, target_plan: TargetPlan, role: Role, directory: Path) -> Exported:
+def export_in_child(
+    request: Request, plan: ExportPlan, target_plan: TargetPlan, role: Role, directory: Path, scratch: Path
+) -> Exported:
     """In a child process: load, slice, rewrite, export, and read the file back."""
     import torch
 
@@ -286,11 +321,23 @@ def _export_in_child(request: Request, plan: ExportPlan, target_plan: TargetPlan
     target, variant = target_of(target_plan.key)
     checkpoint = open_checkpoint(request.checkpoint, request.key_map)
     component = replace(build_component(checkpoint, plan, target_plan, role), expendable=True)
+    if request.calibration is not None and is_calibrated(target_plan):
+        inputs = partial(request.calibration.inputs, checkpoint, scratch / CALIBRATION, role)
+        component = replace(component, calibration=inputs)
     del checkpoint  # one in PyTorch's format is mapped as long as it lives, and what was read of it counts as resident
     directory.mkdir(parents=True, exist_ok=True)
     options = {name: value for name, value in target_plan.options if name != "folders"}  # the layout comes afterwards
     artifact = target.export(component, variant, target_plan.precision, directory, options)
-    return Exported(artifact, target.describe(artifact.path), target.versions(), 0)
+    description = target.describe(artifact.path)
+    if (
+        role == "student"
+        and PRECISIONS[target_plan.precision].weight_bytes < 2
+        and not any(map(packed, description.weights.values()))
+    ):
+        raise RuntimeError(
+            f"{target_plan.key} {role}: {target_plan.precision} was asked for, and the file holds no such weight"
+        )
+    return Exported(artifact, description, target.versions(), 0)
 
 
 def _arrange(

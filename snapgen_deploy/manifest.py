@@ -33,6 +33,7 @@ def build_manifest(
     gates: Sequence[Gate],
     macs: Mapping[str, Mapping[Role, int]],
     estimates: Sequence[Mapping[str, Any]],
+    fidelity: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The manifest of the bundle that lies under `root`, as plain JSON data."""
     config, schedule = checkpoint.config, schedule_of(checkpoint.config)
@@ -74,6 +75,7 @@ def build_manifest(
         "target_order": [t.key for t in plan.targets],
         "targets": targets,
         "estimates": list(estimates),
+        "fidelity": dict(fidelity),
         "gates": [g.as_dict() for g in gates],
         "files": {
             name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
@@ -110,10 +112,13 @@ def _target(
             "lint": description.lint,
             "weights": description.weights,
             "weight_dtypes": dict(Counter(description.weights.values())),
+            "average_bits": description.average_bits,  # of a weight, scales and palettes included
+            "skipped": description.skipped,
             "notes": list(description.notes),
         }
     return {
         "precision": target.precision,
+        "limits": asdict(target.limits),
         "layout": target.layout,
         "attention_form": target.form,
         "attention_form_ms": dict(target.form_ms),  # of a layer per form, where it was tuned

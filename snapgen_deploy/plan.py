@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from snapgen_deploy.device_profiles import TARGETS, Profile, ProfileTarget
+from snapgen_deploy.device_profiles import PRECISIONS, TARGETS, Limits, Profile, ProfileTarget
 from snapgen_deploy.errors import BadInput, Refused, nearest
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.sizes import Size, check_systems, size_name, sizes_of
 
-WEIGHT_BYTES = {"fp32": 4, "fp16": 2}
+WEIGHT_BYTES = {name: precision.weight_bytes for name, precision in PRECISIONS.items()}
 
 # The stored choice of kernel form of the local attention (`export --tune` measures instead). For 4096 tokens, 16 heads,
 # B = 16, r = 1, fp32, on two x86-64 threads, the loop over blocks took 58 ms against 74 (batched) and 64 (per head) in
@@ -65,11 +65,22 @@ class TargetPlan:
     form: str  # kernel form of the local attention: "loop", "batched" or "per_head"
     options: tuple[tuple[str, str], ...] = ()  # e.g. (("deployment", "iOS18"),)
     form_ms: tuple[tuple[str, float], ...] = ()  # ms of a layer per form, the quickest first, where it was tuned here
+    own_limits: tuple[tuple[str, float], ...] = ()  # the profile's, in place of the precision's
 
     @property
     def key(self) -> str:
         """`name` or `name:variant`, as on the command line."""
         return f"{self.target}:{self.variant}" if self.variant else self.target
+
+    @property
+    def limits(self) -> Limits:
+        """What the exported files are held to."""
+        return replace(PRECISIONS[self.precision].limits, **dict(self.own_limits))
+
+    @property
+    def exact(self) -> bool:
+        """Whether this is the target's own default, whose files differ from the reference by rounding only."""
+        return self.precision == TARGETS[self.target].precisions[0]
 
 
 @dataclass(frozen=True)
@@ -252,7 +263,7 @@ def _latency(
 
 
 def estimate_memory(
-    config: ModelConfig, width: str, latent: tuple[int, int, int], size: tuple[int, int], weight_bytes: int
+    config: ModelConfig, width: str, latent: tuple[int, int, int], size: tuple[int, int], weight_bytes: float
 ) -> int:
     """Estimated peak bytes: all weights, and the largest activations."""
     import torch
@@ -266,7 +277,7 @@ def estimate_memory(
             parameters += sum(p.numel() for p in TinyDecoder(config.decoder).parameters())
         if config.text_encoder is not None:
             parameters += sum(p.numel() for p in TextEncoder(config.text_encoder).parameters())
-    return parameters * weight_bytes + activation_bytes(config, width, latent, size)
+    return round(parameters * weight_bytes) + activation_bytes(config, width, latent, size)
 
 
 def activation_bytes(config: ModelConfig, width: str, latent: tuple[int, int, int], size: tuple[int, int]) -> int:
@@ -307,4 +318,5 @@ def _target(target: ProfileTarget, precision: str | None, form: str) -> TargetPl
         near = nearest(precision, offered)
         raise BadInput(f"target {target.key} has no precision '{precision}': it offers {', '.join(offered)}{near}")
     chosen = precision or target.precision
-    return TargetPlan(target.target, target.variant, chosen, target.layout, form, target.options)
+    own = target.limits if chosen == target.precision else ()
+    return TargetPlan(target.target, target.variant, chosen, target.layout, form, target.options, own_limits=own)

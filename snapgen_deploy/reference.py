@@ -68,20 +68,23 @@ def reference_runners(checkpoint: Checkpoint, width: str) -> dict[Role, Runner]:
     return runners
 
 
-def make_vectors(checkpoint: Checkpoint, plan: ExportPlan, prompts: Sequence[str]) -> ReferenceVectors:
-    """Draw each prompt with the reference, seed i for prompt i, and keep every component's inputs and outputs.
+def make_vectors(
+    checkpoint: Checkpoint, plan: ExportPlan, prompts: Sequence[str], seeds: Sequence[int] | None = None
+) -> ReferenceVectors:
+    """Draw each prompt with the reference and keep every component's inputs and outputs.
 
-    Text streams that the checkpoint has no encoder for get seeded standard normal embeddings; an encoder without a
-    tokenizer gets seeded random tokens.
+    Prompt i has the i-th of `seeds`, or seed i. Text streams that the checkpoint has no encoder for get seeded standard normal
+    embeddings; an encoder without a tokenizer gets seeded random tokens.
     """
     config = checkpoint.config
     pipeline = Pipeline(reference_runners(checkpoint, plan.width), schedule_of(config), plan.latent)
     rows: dict[str, list[np.ndarray]] = {}
-    for seed, prompt in enumerate(prompts):
+    seeds = tuple(range(len(prompts)) if seeds is None else seeds)
+    for seed, prompt in zip(seeds, prompts, strict=True):
         row: Arrays = {}
-        text = _random_text(config, seed)
+        text = random_text(config, seed)
         if config.text_encoder is not None:
-            row["tokens"], row["mask"] = _tokens(checkpoint, config.text_encoder, prompt, seed)
+            row["tokens"], row["mask"] = prompt_tokens(checkpoint, config.text_encoder, prompt, seed)
             text.update(pipeline.encode(row["tokens"], row["mask"]))
         row.update({f"student.{name}": value for name, value in text.items()})
         trace = Trace()
@@ -94,10 +97,10 @@ def make_vectors(checkpoint: Checkpoint, plan: ExportPlan, prompts: Sequence[str
         for name, value in row.items():
             rows.setdefault(name, []).append(value)
     arrays = {name: np.concatenate(values) for name, values in sorted(rows.items())}
-    return ReferenceVectors(tuple(prompts), tuple(range(len(prompts))), arrays)
+    return ReferenceVectors(tuple(prompts), seeds, arrays)
 
 
-def _tokens(checkpoint: Checkpoint, encoder: TextEncoderConfig, prompt: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def prompt_tokens(checkpoint: Checkpoint, encoder: TextEncoderConfig, prompt: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Token numbers and mask (1, L); seeded random ones where the checkpoint has no tokenizer to read a prompt with."""
     if checkpoint.tokenizer:
         return tokenize(checkpoint.tokenizer, prompt, encoder.length)
@@ -105,7 +108,8 @@ def _tokens(checkpoint: Checkpoint, encoder: TextEncoderConfig, prompt: str, see
     return drawn, np.ones((1, encoder.length), np.float32)
 
 
-def _random_text(config: ModelConfig, seed: int) -> Arrays:
+def random_text(config: ModelConfig, seed: int) -> Arrays:
+    """Seeded standard normal embeddings (1, L, dim) and masks of ones (1, L) of every text stream."""
     rng = np.random.default_rng(seed)
     out: Arrays = {}
     for s in config.student.text_streams:

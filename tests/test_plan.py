@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from io import StringIO
+from pathlib import Path
 
 import pytest
 import typer
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from snapgen_deploy import plan as planning
 from snapgen_deploy.cli.devices import devices, plan_as_dict, render_plan
-from snapgen_deploy.device_profiles import Figure, load_profile, profile_ids
+from snapgen_deploy.device_profiles import PRECISIONS, Figure, Profile, load_profile, profile_ids
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.models.config import PRESETS, ModelConfig
 from snapgen_deploy.plan import WEIGHT_BYTES, ExportPlan, make_plan
@@ -151,8 +152,8 @@ def test_lower_precision_lowers_the_memory() -> None:
     assert fp32.memory_bytes is not None
     assert fp32.memory_bytes - fp16.memory_bytes == 2 * parameters("snapgenpp", "small")
     assert fp32.targets[0].precision == "fp32"
-    with pytest.raises(BadInput, match="executorch:xnnpack has no precision 'fp16': it offers fp32"):
-        make_plan(config, profile, precision="fp16")
+    with pytest.raises(BadInput, match="executorch:xnnpack has no precision 'palette4': it offers fp32"):
+        make_plan(config, profile, precision="palette4")
 
 
 def test_targets_that_were_asked_for() -> None:
@@ -276,3 +277,39 @@ def test_other_sizes_are_shown() -> None:
     assert isinstance(console.file, StringIO)
     assert "also 64x64 pixels" in console.file.getvalue()
     assert plan_as_dict(plan)["other_sizes"][0]["resolution"] == (64, 64)
+
+
+PROFILE = """
+id = "mine"
+name = "My phone"
+kind = "phone"
+soc = "Chip"
+source = "its box"
+[os]
+name = "Android"
+minimum = "14"
+[figures]
+[[targets]]
+target = "onnx"
+precision = "fp32"
+layout = "token"
+[targets.limits]
+"""
+
+
+def own_profile(folder: Path, limit: str) -> Profile:
+    path = folder / "mine.toml"
+    path.write_text(PROFILE + limit)
+    return load_profile(str(path))
+
+
+def test_limits_of_a_target_replace_those_of_its_precision(tmp_path: Path) -> None:
+    profile = own_profile(tmp_path, "mean_psnr = 55")
+    own = make_plan(CONFIGS["shapes"](), profile, width="tiny").targets[0].limits
+    assert (own.mean_psnr, own.ssim) == (55, PRECISIONS["fp32"].limits.ssim)
+    other = make_plan(CONFIGS["shapes"](), profile, width="tiny", precision="int4").targets[0].limits
+    assert other == PRECISIONS["int4"].limits
+    with pytest.raises(BadInput, match=r"targets\[0\].limits.mean_pnsr: got an unknown key, expected 'mean_psnr'"):
+        own_profile(tmp_path, "mean_pnsr = 55")
+    with pytest.raises(BadInput, match=r"targets\[0\].limits.ssim: got -1, expected a positive number"):
+        own_profile(tmp_path, "ssim = -1")

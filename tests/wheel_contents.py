@@ -13,6 +13,8 @@ NEEDED = (
     "snapgen_deploy/latency/links/iphone_runner/RunnerTests/RunnerTests.swift",
     "snapgen_deploy/report/page.html.j2",
     "snapgen_deploy/assets/shapes.safetensors",
+    "snapgen_deploy/assets/shapes_fidelity.txt",
+    "snapgen_deploy/assets/shapes_calibration.txt",
 )
 
 

@@ -24,6 +24,12 @@ def score_pictures(prompts: Sequence[str], pictures: Sequence[Picture]) -> dict[
     return summarise([judge(np.asarray(p), parse(text)) for text, p in zip(prompts, pictures, strict=True)])
 
 
+def right_and_counted(prompts: Sequence[str], pictures: Sequence[Picture]) -> list[tuple[int, int]]:
+    """Per picture: objects that are entirely right, and objects that count; a scorer for `snapgen-deploy export --scorer`."""
+    verdicts = [judge(np.asarray(p), parse(text)) for text, p in zip(prompts, pictures, strict=True)]
+    return [(sum(v.objects), max(len(v.objects), v.found)) for v in verdicts]
+
+
 def summarise(verdicts: Sequence[Verdict]) -> dict[str, object]:
     """The shares over all pictures."""
     right = np.array([sum(v.objects) for v in verdicts], float)

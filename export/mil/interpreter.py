@@ -64,6 +64,7 @@ class Plan:
         self._steps = _with_frees(steps, self._kept())
         self._results = [(name, self._slots.get(name), self._constants.get(name)) for name in function.outputs]
         self._constants = {name: c for name, _, c in self._results if c is not None}
+        self.watcher: Callable[[str, Tensor], None] | None = None  # hears every value made at run time, by its name
 
     def _kept(self) -> set[int]:
         """Slots that outlive the run: results and states."""
@@ -163,6 +164,8 @@ class Plan:
             if value.type.dtype.name == "fp16" and value.type.kind == "tensor":
                 x = self._precision.settle(x, "input", value.name, -1)
             env[self._slots[value.name]] = x
+            if self.watcher is not None:
+                self.watcher(value.name, x)
         with torch.inference_mode():
             for step in self._steps:
                 self._run_step(step, env)
@@ -194,6 +197,8 @@ class Plan:
                 result = self._precision.settle(result, operation.type, value.name, operation.place)
             _check(operation, value, tuple(result.shape))
             env[slot] = result
+            if self.watcher is not None:
+                self.watcher(value.name, result)
         if not operation.outputs:  # write_state
             env[step.outputs[0]] = results[0]
         elif len(results) != len(step.outputs):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,10 @@ class Runner:
     def make_state(self) -> State:
         """States of zeros, as Core ML makes them; empty for a model without states."""
         return State({p.name: torch.zeros(p.shape, dtype=self._types[p.name].type.dtype.held) for p in self.states})
+
+    def watch(self, hear: Callable[[str, Tensor], None]) -> None:
+        """Call `hear` with the name and the value of every input and result of the calls from now on."""
+        self._plan.watcher = hear
 
     def report(self) -> Report:
         """Statistics of every call since opening; without entries in fp32 mode."""

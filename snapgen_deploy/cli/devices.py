@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 
 def devices(
     device: Annotated[str | None, typer.Argument(help="Device id or path of a profile .toml; all when left out.")] = None,
+    precisions: Annotated[bool, typer.Option("--precisions", help="List what `export --precision` takes, instead.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
 ) -> None:
     """List the known devices, or show one with the source of every figure."""
     from snapgen_deploy.device_profiles import load_profile, profile_ids
 
+    if precisions:
+        _precisions(as_json)
+        return
     profiles = [load_profile(device)] if device else [load_profile(i) for i in profile_ids()]
     if as_json:
         print_json({"devices": [p.as_dict() for p in profiles]})
@@ -31,6 +35,23 @@ def devices(
         _show(profiles[0])
     else:
         _list(profiles)
+
+
+def _precisions(as_json: bool) -> None:
+    """Every precision, the targets that offer it, and what its files are held to."""
+    from snapgen_deploy.device_profiles import PRECISIONS, TARGETS
+
+    offered = {name: [t for t, spec in TARGETS.items() if name in spec.precisions] for name in PRECISIONS}
+    if as_json:
+        print_json({"precisions": {name: asdict(p) | {"targets": offered[name]} for name, p in PRECISIONS.items()}})
+        return
+    table = Table()
+    for column in ("precision", "targets", "bits a weight", "mean PSNR", "SSIM", "what it is"):
+        table.add_column(column, justify="right" if column in ("bits a weight", "mean PSNR", "SSIM") else "left")
+    for name, p in PRECISIONS.items():
+        limits = (f"{p.limits.mean_psnr:g} dB", f"{p.limits.ssim:g}")
+        table.add_row(name, ", ".join(offered[name]), f"{8 * p.weight_bytes:.1f}", *limits, p.doc)
+    out().print(table)
 
 
 def _list(profiles: list[Profile]) -> None:

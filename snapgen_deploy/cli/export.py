@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from snapgen_deploy.exporter import Result
     from snapgen_deploy.models import ModelConfig
     from snapgen_deploy.plan import ExportPlan
+    from snapgen_deploy.quantise.trajectories import Sample
 
 
 def export(
@@ -28,7 +29,22 @@ def export(
         list[str] | None, typer.Option(help="NAME or NAME:VARIANT, repeatable; the profile's when left out.")
     ] = None,
     width: Annotated[str | None, typer.Option(help="Sub-network; the widest that fits when left out.")] = None,
-    precision: Annotated[str | None, typer.Option(help="Precision for all targets; the profile's when left out.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Precision for all targets (see `devices --precisions`); the profile's when left out.")
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="For calibrated precisions: text file, a prompt a line, or .npz of arrays '<component>.<input>'."),
+    ] = None,
+    fidelity: Annotated[
+        bool, typer.Option("--fidelity", help="Hold exact precisions against the reference over many prompts, too.")
+    ] = False,
+    fidelity_samples: Annotated[
+        int | None, typer.Option(min=1, help="Pictures of the fidelity gate; 100 when left out, 8 above 512x512.")
+    ] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="MODULE:FUNCTION that scores prompts and pictures in the fidelity gate.")
+    ] = None,
     resolution: Annotated[
         list[str] | None,
         typer.Option(
@@ -46,7 +62,9 @@ def export(
         bool,
         typer.Option("--tune", help="Time the kernel forms of the local attention here, and take the quickest."),
     ] = False,
-    prompts: Annotated[Path | None, typer.Option(help="Text file, a prompt a line, for the gates and the preview.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file, a prompt a line (a tab and a seed may follow), for gates and preview.")
+    ] = None,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the bundle is written.")] = Path("bundles"),
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all when left out.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
@@ -101,22 +119,32 @@ def export(
     if dry_run:
         return
     from snapgen_deploy.cache import ExportCache, default_root
+    from snapgen_deploy.calibration import calibration_of
     from snapgen_deploy.exporter import Request, run_export
+    from snapgen_deploy.fidelity import COUNT, Fidelity, scorer_of
     from snapgen_deploy.latency import foretell
 
     cache = None if no_cache else ExportCache(default_root(), limit)
-    chosen = prompts_of(opened, prompts)
-    many = 4 if plan.resolution[0] * plan.resolution[1] <= 512 * 512 else 1  # a full-scale reference picture takes minutes
+    chosen = samples_from(opened, prompts)
+    small = plan.resolution[0] * plan.resolution[1] <= 512 * 512
+    many = 4 if small else 1  # a full-scale reference picture takes minutes
+    own = () if prompts is None else chosen
+    wanted = Fidelity(
+        fidelity_samples_of(opened, own, fidelity_samples or (COUNT if small else 8)), scorer_of(opened, scorer), fidelity
+    )
     foretold = foretell.of_plan(opened.config, plan, profile)
     request = Request(
         checkpoint,
         key_map,
         output_dir,
-        tuple(chosen)[:many],
+        tuple(s.prompt for s in chosen[:many]),
         threads or default_threads(),
         overwrite=overwrite,
         resume=resume,
         cache=cache,
+        seeds=tuple(s.seed for s in chosen[:many]),
+        calibration=calibration_of(opened, plan, calibration),
+        fidelity=wanted,
         macs=foretold.macs,
         estimates=foretold.estimates,
         macs_of_sizes={s: foretell.of_plan(opened.config, plan.at(s), profile).macs for s in plan.sizes[1:]}
@@ -184,26 +212,30 @@ def parse_duration(text: str) -> float:
     return float(found[1]) * (1000 if found[2] == "s" else 1)
 
 
-def prompts_of(checkpoint: Checkpoint, path: Path | None) -> tuple[str, ...]:
+def samples_from(checkpoint: Checkpoint, path: Path | None) -> tuple[Sample, ...]:
     """The file's prompts, else the checkpoint's; a label for random text where nothing reads prompts."""
+    from snapgen_deploy.prompts import read_samples
+    from snapgen_deploy.quantise.trajectories import samples_of
+
     readable = checkpoint.config.text_encoder is not None and checkpoint.tokenizer is not None
     if path is not None and not readable:
         raise BadInput("--prompts: this checkpoint has no text encoder with a tokenizer that could read them; leave it out")
     if path is not None:
-        return read_prompts(path)
-    return (checkpoint.config.prompts if readable else ()) or ("no prompt: seeded random text",)
+        return read_samples(path, 0)
+    own = (checkpoint.config.prompts if readable else ()) or ("no prompt: seeded random text",)
+    return samples_of(own, len(own), 0)
 
 
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """The lines of a text file that are not blank."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"prompts file {path} cannot be read ({error}); give a UTF-8 text file with a prompt a line") from None
-    prompts = tuple(line.strip() for line in lines if line.strip())
-    if not prompts:
-        raise BadInput(f"prompts file {path} is empty; give a prompt a line")
-    return prompts
+def fidelity_samples_of(checkpoint: Checkpoint, own: Sequence[Sample], count: int) -> tuple[Sample, ...]:
+    """`count` pictures of the fidelity gate: the user's prompts, gone round with new seeds where they are fewer, else ours."""
+    from snapgen_deploy.prompts import FIDELITY, own_samples
+    from snapgen_deploy.quantise.trajectories import samples_of
+
+    if own:
+        free = 1 + max(s.seed for s in own)
+        return (*own, *samples_of([s.prompt for s in own], max(0, count - len(own)), free))[:count]
+    prompts = (checkpoint.config.prompts if checkpoint.tokenizer else ()) or ("no prompt: seeded random text",)
+    return own_samples(checkpoint, FIDELITY, prompts, count, 0)
 
 
 def print_gates(gates: Sequence[dict[str, Any]]) -> None:
@@ -217,7 +249,7 @@ def print_gates(gates: Sequence[dict[str, Any]]) -> None:
     for g in gates:
         value = "—" if g["value"] is None else f"{g['value']:.3g}"
         verdict = f"[{colours[g['verdict']]}]{g['verdict']}[/]"
-        name = g["name"].replace("_", " ") + (" (dB)" if g["name"] == "psnr" else "")
+        name = g["name"].replace("_", " ") + (" (dB)" if g["name"].endswith("psnr") else "")
         table.add_row(g["target"], _component(g), name, value, f"{g['limit']:g}", verdict)
     out().print(table)
     for g in gates:
@@ -274,14 +306,18 @@ def _print_result(result: Result) -> None:
 
     manifest = result.bundle.manifest
     table = Table(title="components", title_justify="left")
-    for column in ("target", "component", "precision", "size", "operators", "placement"):
-        table.add_column(column, justify="right" if column in ("size", "operators") else "left")
+    numbers = ("size", "bits", "left", "operators")
+    for column in ("target", "component", "precision", *numbers, "placement"):
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for key in result.bundle.targets:
         for role, c in manifest["targets"][key]["components"].items():
             placed = ", ".join(f"{n} {where}" for where, n in c["placement"].items()) or "—"
             precision = manifest["targets"][key]["precision"]
-            table.add_row(key, role, precision, megabytes(c["bytes"]), str(sum(c["ops"].values())), placed)
+            bits = "—" if c["average_bits"] is None else f"{c['average_bits']:.2f}"
+            left, operators = str(len(c["skipped"])), str(sum(c["ops"].values()))
+            table.add_row(key, role, precision, megabytes(c["bytes"]), bits, left, operators, placed)
     out().print(table)
+    out().print("bits: of a stored weight, on average; left: layers that a quantiser left as they were", style="dim")
     if "sizes" in manifest:
         _print_sizes(manifest)
     print_gates(manifest["gates"])

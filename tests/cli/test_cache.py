@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from snapgen_deploy import exporter, gates
+from snapgen_deploy import exporter, plan
 from snapgen_deploy.bundle import SUMS, check_hashes, open_bundle
 from snapgen_deploy.cache import default_root
-from snapgen_deploy.gates import Limits
+from snapgen_deploy.device_profiles import PRECISIONS
 from tests.cli.conftest import invoke
 
 
@@ -75,14 +76,15 @@ def test_no_cache_neither_reads_nor_writes(checkpoint, tmp_path, ran):
 
 
 def test_what_failed_its_gates_is_not_kept(checkpoint, tmp_path, ran, monkeypatch):
-    limits = gates.LIMITS["fp32"]
-    monkeypatch.setitem(gates.LIMITS, "fp32", Limits(error=1e-30, psnr=60.0))
+    fp32 = PRECISIONS["fp32"]
+    strict = {"fp32": replace(fp32, limits=replace(fp32.limits, error=1e-30))}
+    monkeypatch.setattr(plan, "PRECISIONS", strict)
     assert export(checkpoint, tmp_path / "a").exit_code == 1
     assert entries() == []
-    monkeypatch.setitem(gates.LIMITS, "fp32", limits)
+    monkeypatch.setattr(plan, "PRECISIONS", PRECISIONS)
     assert export(checkpoint, tmp_path / "a").exit_code == 0
     assert len(entries()) == 3
-    monkeypatch.setitem(gates.LIMITS, "fp32", Limits(error=1e-30, psnr=60.0))
+    monkeypatch.setattr(plan, "PRECISIONS", strict)
     assert export(checkpoint, tmp_path / "b").exit_code == 1
     assert entries() == []
 

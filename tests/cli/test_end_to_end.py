@@ -1,14 +1,16 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from snapgen_deploy import exporter, gates
+from snapgen_deploy import exporter, plan
 from snapgen_deploy.bundle import check_hashes, open_bundle
-from snapgen_deploy.gates import Limits, psnr
+from snapgen_deploy.device_profiles import PRECISIONS
+from snapgen_deploy.gates import psnr
 from tests.cli.conftest import invoke
 
 TARGETS = ("coreml", "executorch:xnnpack", "onnx:cpu")
@@ -81,7 +83,8 @@ def test_verify_finds_a_changed_file(bundle, tmp_path):
 
 
 def test_a_failed_gate_exits_1_and_leaves_nothing(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setitem(gates.LIMITS, "fp32", Limits(error=1e-30, psnr=60.0))
+    strict = {"fp32": replace(PRECISIONS["fp32"], limits=replace(PRECISIONS["fp32"].limits, error=1e-30))}
+    monkeypatch.setattr(plan, "PRECISIONS", strict)
     monkeypatch.setattr(exporter, "run_in_child", lambda what, function, *arguments: (function(*arguments), 0))
     done = invoke(
         "export", "--device", "server", "--target", "onnx:cpu", "--width", "tiny", "--checkpoint", checkpoint, "-o", tmp_path

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from snapgen_deploy.checkpoint import checkpoint_state, open_checkpoint, save_checkpoint
-from snapgen_deploy.cli.export import prompts_of
+from snapgen_deploy.cli.export import samples_from
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models import ElasticDiT, TextEncoder, TinyDecoder
@@ -36,6 +36,6 @@ def test_test_vectors_come_from_random_tokens(mute):
 
 
 def test_prompts_that_nothing_reads_are_refused(mute, tmp_path):
-    assert prompts_of(mute, None) == ("no prompt: seeded random text",)
+    assert [s.prompt for s in samples_from(mute, None)] == ["no prompt: seeded random text"]
     with pytest.raises(BadInput, match="no text encoder with a tokenizer"):
-        prompts_of(mute, tmp_path / "prompts.txt")
+        samples_from(mute, tmp_path / "prompts.txt")

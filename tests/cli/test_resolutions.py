@@ -157,13 +157,13 @@ def test_resume_takes_every_size_up(checkpoint, tmp_path, monkeypatch):
     from snapgen_deploy.errors import BadInput
 
     converted: list[str] = []
-    real = exporter._export_in_child
+    real = exporter.export_in_child
 
-    def counted(request, plan, target, role, directory):
+    def counted(request, plan, target, role, directory, scratch):
         converted.append(f"{role} {plan.sizes}")
-        return real(request, plan, target, role, directory)
+        return real(request, plan, target, role, directory, scratch)
 
-    monkeypatch.setattr(exporter, "_export_in_child", counted)
+    monkeypatch.setattr(exporter, "export_in_child", counted)
     monkeypatch.setattr(exporter, "run_in_child", lambda what, function, *arguments: (function(*arguments), 0))
     sizes = [argument for size in SIZES for argument in ("--resolution", size)]
     arguments = (

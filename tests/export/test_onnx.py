@@ -143,7 +143,7 @@ def test_describe_reads_what_is_in_the_file(tmp_path):
     described = TARGET.describe(export(double(), tmp_path).path)
     assert described.ops == {"MatMul": 1, "Mul": 1}
     assert described.placement == {"CPUExecutionProvider": sum(described.placement.values())}
-    assert described.weights["weight"] == "float"
+    assert described.weights["weight"] == "float32"
     assert described.bytes == (tmp_path / "decoder.onnx").stat().st_size
     assert "opset: ai.onnx 20" in described.notes
     assert "graph: as exported" in described.notes

@@ -1,0 +1,186 @@
+"""`python -m benchmarks.precisions [--all]`: what every precision of every target costs and keeps, on the embedded checkpoint.
+
+Exports each precision as `export` does, draws the fidelity gate's prompts with the saved files, and compares with the fp32
+reference; also below the limits, which `export` would refuse. For the targets that run on this CPU each precision's student is
+timed against the same target's fp32, interleaved in one process. Writes precisions.json (after every row, so that an
+interrupted run goes on where it stopped with --resume) and precisions.md to `benchmarks/results/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from snapgen_deploy.calibration import COUNT as CALIBRATED
+from snapgen_deploy.calibration import calibration_of
+from snapgen_deploy.checkpoint import open_checkpoint
+from snapgen_deploy.child import run_in_child
+from snapgen_deploy.components import ports_of, roles_of
+from snapgen_deploy.device_profiles import TARGETS, load_profile
+from snapgen_deploy.export.base import Role
+from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.exporter import Request, export_in_child
+from snapgen_deploy.fewer_bits import CALIBRATION, record_calibration
+from snapgen_deploy.fidelity import COUNT, DETECTOR, Measured, draw_reference, measure
+from snapgen_deploy.plan import ExportPlan, make_plan
+from snapgen_deploy.prompts import FIDELITY, own_samples
+from snapgen_deploy.reference import schedule_of
+from snapgen_deploy.resume import Exported
+
+RESULTS = Path(__file__).parent / "results"
+ROUNDS = 30
+CPU = ("onnx", "executorch")  # what is timed here; Core ML's executor says nothing about a phone
+# fp32 first, which the others are timed against; then what is most asked for.
+ORDER = ("onnx", "coreml", "executorch")
+
+
+def main() -> None:
+    """Run for the widths and targets that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--all", action="store_true", help="every width, not only the full one")
+    parser.add_argument("--targets", nargs="+", default=list(ORDER))
+    parser.add_argument("--precisions", nargs="+", default=None)
+    parser.add_argument("--pictures", type=int, default=COUNT)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--resume", action="store_true", help="keep the rows that precisions.json has")
+    options = parser.parse_args()
+    path = RESULTS / "precisions.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if options.resume and path.is_file() else []
+    for width in ("full", "small", "tiny") if options.all else ("full",):
+        with tempfile.TemporaryDirectory() as scratch:
+            for row in rows_of(width, options, Path(scratch), rows):
+                rows.append(row)
+                print(json.dumps(row), file=sys.stderr, flush=True)
+                about = {"pictures": options.pictures, "threads": options.threads, "machine": platform.machine()}
+                RESULTS.mkdir(exist_ok=True)
+                path.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+                path.with_suffix(".md").write_text(table(rows, options.pictures))
+
+
+def rows_of(width: str, options: argparse.Namespace, scratch: Path, done: Sequence[Mapping[str, Any]]) -> Any:
+    """The rows that are still to be made, one after the other; the reference draws once for all."""
+    known = {(r["width"], r["target"], r["precision"]) for r in done}
+    checkpoint, profile = open_checkpoint(None), load_profile("iphone16pm")
+    first = make_plan(checkpoint.config, profile, width=width)
+    samples = own_samples(checkpoint, FIDELITY, (), options.pictures, 0)
+    shared = (None, None, width, first.latent)
+    calibration = calibration_of(checkpoint, first, None)
+    run_in_child("reference", draw_reference, *shared, samples, scratch / "fidelity", DETECTOR, options.threads)
+    run_in_child("calibration", record_calibration, *shared, calibration.samples, scratch / CALIBRATION, options.threads)
+    for name in options.targets:
+        wanted = [p for p in TARGETS[name].precisions if options.precisions is None or p in options.precisions]
+        if name in CPU and any((width, name, p) not in known for p in wanted):
+            wanted = ["fp32", *(p for p in wanted if p != "fp32")]  # the others are timed against it
+        exact: Path | None = None
+        for precision in wanted:
+            if (width, name, precision) in known and precision != "fp32":
+                continue
+            start = time.perf_counter()
+            plan = make_plan(checkpoint.config, profile, width=width, targets=[name], precision=precision)
+            directory = scratch / f"{name}-{precision}"
+            try:
+                parts = export(plan, scratch, directory, options.threads, calibration)
+            except RuntimeError as error:
+                print(f"{width} {name} {precision}: {error}", file=sys.stderr, flush=True)
+                continue
+            student = parts["student"].artifact.path
+            exact = student if precision == "fp32" else exact
+            if (width, name, precision) in known:
+                continue
+            artifacts = {role: part.artifact for role, part in parts.items()}
+            arguments = (artifacts, checkpoint.config, schedule_of(checkpoint.config), scratch / "fidelity", DETECTOR)
+            found, _ = run_in_child("fidelity", measure, plan.targets[0].key, *arguments, options.threads)
+            row = describe(width, name, precision, parts, found)
+            if name in CPU and exact is not None and precision != "fp32":
+                row["times_fp32"] = speed(plan, name, exact, student, options.threads)
+            yield row | {"seconds": round(time.perf_counter() - start)}
+            if precision != "fp32":
+                shutil.rmtree(directory, ignore_errors=True)
+
+
+def export(plan: ExportPlan, scratch: Path, directory: Path, threads: int, calibration: Any) -> dict[Role, Exported]:
+    """Every component of the plan's one target, each in a process of its own, as `export` makes them."""
+    request = Request(None, None, directory, (), threads, calibration=calibration)
+    directory.mkdir(parents=True, exist_ok=True)
+    parts: dict[Role, Exported] = {}
+    for role in roles_of(open_checkpoint(None).config):
+        arguments = (request, plan, plan.targets[0], role, directory, scratch)
+        parts[role], _ = run_in_child(f"{role} {plan.targets[0].precision}", export_in_child, *arguments)
+    return parts
+
+
+def describe(width: str, name: str, precision: str, parts: Mapping[Role, Exported], found: Measured) -> dict[str, Any]:
+    """One row of the table."""
+    student = parts["student"].description
+    return {
+        "width": width,
+        "target": name,
+        "precision": precision,
+        "bytes": {role: part.description.bytes for role, part in parts.items()},
+        "average_bits": {role: part.description.average_bits for role, part in parts.items()},
+        "not_quantised": sum(len(part.description.skipped) for part in parts.values()),
+        "placement": student.placement,
+        **found.as_dict(),
+    }
+
+
+def speed(plan: ExportPlan, name: str, exact: Path, path: Path, threads: int) -> dict[str, float]:
+    """How many times as fast as fp32 a student step is: median and quartiles over rounds that time both in turn."""
+    target, _ = target_of(name)
+    runners = [target.open(p, threads=threads) for p in (exact, path)]
+    inputs, _, _ = ports_of(open_checkpoint(None).config, plan, "student")
+    rng = np.random.default_rng(0)
+    x = {p.name: np.ones(p.shape, np.float32) if "mask" in p.name else rng.standard_normal(p.shape, np.float32) for p in inputs}
+    times = np.zeros((ROUNDS, 2))
+    for round_ in range(-3, ROUNDS):  # the first three warm up
+        for i, runner in enumerate(runners):
+            start = time.perf_counter()
+            runner(x)
+            if round_ >= 0:
+                times[round_, i] = time.perf_counter() - start
+    ratios = times[:, 0] / times[:, 1]
+    low, middle, high = (round(float(q), 2) for q in np.quantile(ratios, (0.25, 0.5, 0.75)))
+    best = round(float(times[:, 0].min() / times[:, 1].min()), 2)
+    return {"median": middle, "quartiles_from": low, "quartiles_to": high, "of_least_times": best}
+
+
+def table(rows: Sequence[Mapping[str, Any]], pictures: int) -> str:
+    """The rows as Markdown."""
+    lines = [
+        f"Embedded checkpoint, four steps, {pictures} held-out prompts, against the fp32 reference's pictures from the same"
+        f" noise. Calibration: {CALIBRATED} other prompts. Bits: mean of the student's weights, scales and palettes included."
+        " Score: objects entirely right, with a 95 % interval. Step: how many times as fast as the same target's fp32 (one"
+        " thread of a shared x86-64 core; median and quartiles of interleaved rounds).",
+        "",
+        "| width | target | precision | size | bits | mean PSNR | least PSNR | SSIM | latent error | score | step |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in rows:
+        score = r["score"]
+        low, high = (100 * v for v in score["interval"])
+        step = r.get("times_fp32")
+        timed = f"{step['median']:.2f} ({step['quartiles_from']:.2f} to {step['quartiles_to']:.2f})" if step else ""
+        lines.append(
+            f"| {r['width']} | {r['target']} | {r['precision']} | {sum(r['bytes'].values()) / 1e6:.2f} MB "
+            f"| {r['average_bits']['student']:.2f} | {r['mean_psnr']:.1f} dB | {r['psnr']:.1f} dB | {r['ssim']:.3f} "
+            f"| {max(r['latent_error']):.2g} | {100 * score['share']:.1f} % ({low:.1f} to {high:.1f}) | {timed} |"
+        )
+    if rows:
+        bases = {r["width"]: r["score"]["reference"] for r in rows}
+        said = ", ".join(f"{w} {100 * s:.1f} %" for w, s in bases.items())
+        lines += ["", f"Score of the fp32 reference on the same prompts and noise: {said}."]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

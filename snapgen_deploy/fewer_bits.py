@@ -1,0 +1,86 @@
+"""What an export of fewer bits needs besides the conversion: inputs to calibrate with, and the fidelity gate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snapgen_deploy.calibration import is_calibrated
+from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint
+from snapgen_deploy.child import run_in_child
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.base import Artifact, Role
+from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.fidelity import Fidelity, draw_reference, fidelity_gates, measure
+from snapgen_deploy.gates import Gate
+from snapgen_deploy.plan import ExportPlan, TargetPlan
+from snapgen_deploy.progress import Progress
+from snapgen_deploy.quantise.trajectories import Sample, record
+from snapgen_deploy.reference import schedule_of
+
+if TYPE_CHECKING:
+    from snapgen_deploy.exporter import Request
+
+CALIBRATION, FIDELITY = "calibration", "fidelity"  # folders of what the reference draws beforehand
+
+
+def calibration_key(request: Request, plan: ExportPlan) -> str:
+    """Hash of what quantisers look at; nothing where no precision of the plan is calibrated."""
+    if not any(is_calibrated(t) for t in plan.targets):
+        return ""
+    if request.calibration is None:
+        raise BadInput("a precision of this plan is calibrated: give prompts with --calibration")
+    return request.calibration.sha256()
+
+
+def draw_beforehand(request: Request, plan: ExportPlan, scratch: Path, progress: Progress) -> None:
+    """With the reference: what quantisers look at and what the fidelity gate compares with; nothing where nobody asks."""
+    calibration, fidelity = request.calibration, request.fidelity
+    shared = (request.checkpoint, request.key_map, plan.width, plan.latent)
+    if calibration is not None and calibration.arrays is None and any(is_calibrated(t) for t in plan.targets):
+        with progress(f"drawing {len(calibration.samples)} calibration pictures"):
+            run_in_child(
+                "calibration", record_calibration, *shared, calibration.samples, scratch / CALIBRATION, request.threads
+            )
+    if fidelity is not None and any(fidelity.judges(t) for t in plan.targets):
+        with progress(f"drawing {len(fidelity.samples)} reference pictures for the fidelity gate"):
+            arguments = (fidelity.samples, scratch / FIDELITY, fidelity.scorer, request.threads)
+            run_in_child("fidelity reference", draw_reference, *shared, *arguments)
+
+
+def record_calibration(
+    path: Path | None,
+    key_map: Path | None,
+    width: str,
+    latent: tuple[int, int, int],
+    samples: tuple[Sample, ...],
+    folder: Path,
+    threads: int,
+) -> None:
+    """In a child process: what every component sees when the reference draws the samples."""
+    import torch
+
+    torch.set_num_threads(threads)
+    record(open_checkpoint(path, key_map), width, latent, samples, folder)
+
+
+def judge(
+    request: Request,
+    wanted: Fidelity,
+    checkpoint: Checkpoint,
+    target: TargetPlan,
+    artifacts: Mapping[Role, Artifact],
+    scratch: Path,
+    progress: Progress,
+) -> tuple[tuple[Gate, ...], dict[str, Any]]:
+    """The gates of one target's saved files over all samples, and what was measured."""
+    found, variant = target_of(target.key)
+    if (reason := found.unavailable(variant)) is not None:
+        return (Gate(target.key, "pipeline", "fidelity_psnr", None, target.limits.psnr, "not_run", reason),), {}
+    with progress(f"{target.key}: drawing {len(wanted.samples)} pictures at {target.precision}"):
+        measured, _ = run_in_child(
+            f"{target.key} fidelity", measure, target.key, artifacts, checkpoint.config, schedule_of(checkpoint.config),
+            scratch / FIDELITY, wanted.scorer, request.threads,
+        )  # fmt: skip
+    return fidelity_gates(target.key, measured, target.limits), measured.as_dict()

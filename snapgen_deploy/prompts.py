@@ -1,0 +1,55 @@
+"""Prompts from files, and those that come with the embedded checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.quantise.trajectories import Sample, samples_of
+
+FIDELITY, CALIBRATION = "shapes_fidelity.txt", "shapes_calibration.txt"  # in `assets`, for the embedded checkpoint
+
+
+def read_samples(path: Path, first_seed: int, what: str = "prompts") -> tuple[Sample, ...]:
+    """The lines of a text file that are not blank; a line may end in a tab and a seed, else its place gives the seed.
+
+    Raises BadInput, naming the file as `what`, where it cannot be read, is empty or has a seed that is no whole number.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{what} file {path} cannot be read ({error}); give a UTF-8 text file with a prompt a line") from None
+    found: list[Sample] = []
+    for number, line in enumerate(lines, 1):
+        text, tab, seed = line.strip().partition("\t")
+        if tab and not seed.strip().isdecimal():
+            raise BadInput(f"{what} file {path}, line {number}: got the seed '{seed.strip()}', expected a whole number")
+        if text:
+            found.append(Sample(text.strip(), int(seed) if tab else first_seed + len(found)))
+    if not found:
+        raise BadInput(f"{what} file {path} is empty; give a prompt a line")
+    return tuple(found)
+
+
+def is_embedded(checkpoint: Checkpoint) -> bool:
+    """Whether this is the checkpoint that comes with the package, byte for byte, wherever it lies."""
+    return checkpoint.sha256() == _embedded_sha256()
+
+
+@cache
+def _embedded_sha256() -> str:
+    from snapgen_deploy.checkpoint import open_checkpoint
+
+    return open_checkpoint(None).sha256()
+
+
+def own_samples(checkpoint: Checkpoint, asset: str, prompts: Sequence[str], count: int, first_seed: int) -> tuple[Sample, ...]:
+    """`count` samples: of the embedded checkpoint's file `asset`, else round the `prompts`."""
+    if is_embedded(checkpoint):
+        lines = (resources.files("snapgen_deploy.assets") / asset).read_text(encoding="utf-8").split("\n")
+        prompts = [line for line in lines if line]
+    return samples_of(prompts, count, first_seed)

@@ -1,0 +1,1 @@
+"""Fewer bits a weight: calibration, sensitivities, palettes, allocation of bits, and tuning of what stays exact."""

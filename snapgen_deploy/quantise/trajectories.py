@@ -1,0 +1,170 @@
+"""What the components see when the fp32 reference draws: the inputs of all calibration, recorded once, kept on disk.
+
+Real few-step trajectories and not noised pictures: a quantised student is only ever asked what a trajectory asks. Samples
+are drawn one at a time and written as they come, so that memory holds one sample whatever their number; what is read back is
+mapped from the disk. The same checkpoint, width, latent size, samples and thread count give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.base import Arrays, Role, Runner
+from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.pipeline import Pipeline, Schedule, Trace, noise_for
+from snapgen_deploy.reference import prompt_tokens, random_text, reference_runners, schedule_of
+
+INDEX = "trajectories.json"  # written last: a folder without it is not complete
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture to draw: the seed decides the noise, and the text where nothing reads prompts."""
+
+    prompt: str
+    seed: int
+
+
+def samples_of(prompts: Sequence[str], count: int, first_seed: int = 1_000_000) -> tuple[Sample, ...]:
+    """`count` samples that go round the prompts, each with a seed of its own.
+
+    Seeds begin far from those of the gates (0, 1, ...), so that nothing is checked on the noise it was tuned on.
+    """
+    return tuple(Sample(prompts[i % len(prompts)], first_seed + i) for i in range(count))
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Recorded samples: P pictures of S steps each; arrays are mapped from the disk.
+
+    `arrays`: latents and velocities (P, S, C, h, w), drawn (P, C, h, w), per text stream its embeddings (P, L, dim) and
+    `<stream>_mask` (P, L), and tokens (P, L) int32 with mask (P, L) where the checkpoint has a text encoder.
+    """
+
+    samples: tuple[Sample, ...]
+    schedule: Schedule
+    streams: tuple[str, ...]  # of the student, in the order of its inputs
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def steps(self) -> int:
+        """Calls of the student for a picture."""
+        return len(self.schedule.sigmas) - 1
+
+    def student(self, sample: int, step: int) -> Arrays:
+        """The student's inputs at one step of one sample, by the names of its ports, batch 1."""
+        return {
+            "latent": _row(self.arrays["latents"][sample], step),
+            "time_features": self.schedule.features(step),
+            **{n: _row(self.arrays[n], sample) for s in self.streams for n in (s, f"{s}_mask")},
+        }
+
+    def velocity(self, sample: int, step: int) -> np.ndarray:
+        """What the fp32 student answered there, (1, C, h, w)."""
+        return _row(self.arrays["velocities"][sample], step)
+
+    def inputs(self, role: Role) -> Iterator[Arrays]:
+        """Every recorded input of a component by the names of its ports, batch 1; none for one that there is not."""
+        for sample in range(len(self.samples)):
+            if role == "student":
+                for step in range(self.steps):
+                    yield self.student(sample, step)
+            elif role == "decoder":
+                yield {"latent": _row(self.arrays["drawn"], sample)}
+            elif "tokens" in self.arrays:
+                yield {"tokens": _row(self.arrays["tokens"], sample), "mask": _row(self.arrays["mask"], sample)}
+
+
+def record(
+    checkpoint: Checkpoint,
+    width: str,
+    latent: tuple[int, int, int],
+    samples: Sequence[Sample],
+    folder: Path,
+    note: Callable[[int], None] = lambda done: None,
+) -> Trajectories:
+    """Draw every sample with the fp32 reference at `width` and keep what its components saw in `folder`.
+
+    `latent` is (channels, height, width). A folder that already holds these samples is taken as it is; an incomplete one is
+    never left, since it gets its name last. `note` hears how many samples are done. Streams without an encoder get seeded
+    random embeddings, an encoder without a tokenizer seeded random tokens, as in `reference.make_vectors`. Raises BadInput
+    where there is no sample or the student's answer is not finite.
+    """
+    if not samples:
+        raise BadInput("calibration: got no prompts; give at least one")
+    if (folder / INDEX).is_file():
+        found = load(folder, checkpoint.config)
+        if found.samples == tuple(samples):
+            return found
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _draw(checkpoint, width, latent, samples, part, note)
+        index = {"samples": [asdict(s) for s in samples]}
+        (part / INDEX).write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return load(folder, checkpoint.config)
+
+
+def load(folder: Path, config: ModelConfig) -> Trajectories:
+    """What `record` left in `folder`; BadInput where it cannot be read."""
+    try:
+        samples = tuple(Sample(**s) for s in json.loads((folder / INDEX).read_text(encoding="utf-8"))["samples"])
+        arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"trajectories in {folder} cannot be read ({error}); remove the folder and run again") from None
+    return Trajectories(samples, schedule_of(config), tuple(s.name for s in config.student.text_streams), arrays)
+
+
+def _draw(
+    checkpoint: Checkpoint,
+    width: str,
+    latent: tuple[int, int, int],
+    samples: Sequence[Sample],
+    folder: Path,
+    note: Callable[[int], None],
+) -> None:
+    """Write one file per array, row by row."""
+    config = checkpoint.config
+    runners: dict[Role, Runner] = dict(reference_runners(checkpoint, width))
+    runners.pop("decoder", None)  # pictures are not kept
+    pipeline = Pipeline(runners, schedule_of(config), latent)
+    files: dict[str, np.memmap] = {}
+    for number, sample in enumerate(samples):
+        row: Arrays = {}
+        text = random_text(config, sample.seed)
+        if config.text_encoder is not None:
+            row["tokens"], row["mask"] = prompt_tokens(checkpoint, config.text_encoder, sample.prompt, sample.seed)
+            text.update(pipeline.encode(row["tokens"], row["mask"]))
+        trace = Trace()
+        row["drawn"] = pipeline.denoise(noise_for(sample.seed, latent), text, trace)
+        if not np.isfinite(row["drawn"]).all():
+            raise BadInput(f"calibration: the student at width {width} draws values that are not finite for {sample.prompt!r}")
+        row["latents"] = np.stack(trace.latents, axis=1)
+        row["velocities"] = np.stack(trace.velocities, axis=1)
+        for name, value in (row | text).items():
+            if name not in files:
+                shape = (len(samples), *value.shape[1:])
+                files[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", value.dtype, shape)
+            files[name][number] = value[0]
+        note(number + 1)
+    for file in files.values():
+        file.flush()
+
+
+def _row(array: np.ndarray, index: int) -> np.ndarray:
+    """One row as a batch of its own, in memory: a view of a file cannot become a tensor that may be written to."""
+    return np.array(array[index : index + 1])

@@ -1,0 +1,115 @@
+"""Every precision of every target on one small component: read back, run, and made twice."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export import coreml_compress, onnx_quantise
+from snapgen_deploy.export.base import Artifact, Description
+from snapgen_deploy.export.registry import target_of
+from tests.export.graph_cases import arrays, contents, reference
+from tests.export.quantise_cases import uncalibrated, wide
+
+# target, precision -> how its large layers are stored, largest relative error, average bits from and to
+CASES = {
+    ("coreml", "palette8"): ("palette8", 0.01, 8, 11),
+    ("coreml", "palette4-grouped"): ("palette4 per 16 channels", 0.15, 4, 8),
+    ("coreml", "int8"): ("int8 per 32 values", 0.01, 8, 11),
+    ("coreml", "int4"): ("int4 per 32 values", 0.15, 4, 8),
+    ("coreml", "w8a8"): ("int8 per channel", 0.03, 8, 10),
+    ("executorch", "fp16"): ("float16", 0.01, 16, 22),
+    ("executorch", "int8-dynamic"): ("int8 per channel", 0.03, 8, 11),
+    ("executorch", "int4-dynamic"): ("int4 per 32 values", 0.2, 4, 8),
+    ("onnx", "fp16"): ("float16", 0.01, 16, 17),
+    ("onnx", "int8-dynamic"): ("int8 per channel", 0.03, 8, 16),
+    ("onnx", "int8-static"): ("int8 per channel", 0.03, 8, 12),
+    ("onnx", "int4"): ("int4 per 32 values", 0.15, 4, 14),
+}
+EACH = pytest.mark.parametrize(("target", "precision"), CASES)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory):
+    @functools.cache
+    def export(target: str, precision: str) -> tuple[Artifact, Description]:
+        found, variant = target_of(target)
+        artifact = found.export(wide(), variant, precision, tmp_path_factory.mktemp(precision), {})
+        return artifact, found.describe(artifact.path)
+
+    return export
+
+
+@EACH
+def test_the_saved_file_computes_what_the_network_does(made, target, precision):
+    artifact, _ = made(target, precision)
+    got = target_of(target)[0].open(artifact.path, threads=1)(arrays(wide()))["velocity"]
+    expected = reference(wide())
+    error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+    assert error <= CASES[target, precision][1]
+    assert error > 1e-6, "nothing was rounded"
+
+
+@EACH
+def test_weights_are_read_back(made, target, precision):
+    _, found = made(target, precision)
+    kind, _, low, high = CASES[target, precision]
+    assert list(found.weights.values()).count(kind) >= 2, found.weights
+    assert found.average_bits is not None
+    assert low <= found.average_bits <= high
+    assert all(f"not quantised: {name}: {why}" in found.notes for name, why in found.skipped.items())
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "why"),
+    [
+        ("coreml", "palette4-grouped", "192 values"),
+        ("coreml", "w8a8", "192 values"),
+        ("onnx", "int8-dynamic", "does not take Conv"),
+        ("onnx", "int4", "does not take Conv"),
+    ],
+)
+def test_layers_that_were_left_are_named_with_the_reason(made, target, precision, why):
+    assert any(why in reason for reason in made(target, precision)[1].skipped.values())
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8-dynamic", "int4-dynamic"])
+def test_one_delegate(made, precision):
+    found = made("executorch", precision)[1]
+    assert found.placement["XnnpackBackend"] == 1
+    assert set(found.portable_ops) <= {"dim_order_ops::_to_dim_order_copy.out"}
+    assert bool(found.portable_ops) == (precision == "fp16")
+
+
+@pytest.mark.parametrize(
+    ("target", "precision"), [("coreml", "palette8"), ("onnx", "int8-static"), ("onnx", "int4"), ("coreml", "w8a8")]
+)
+def test_exporting_twice_gives_the_same_bytes(made, target, precision, tmp_path: Path):
+    artifact, _ = made(target, precision)
+    found, variant = target_of(target)
+    again = found.export(wide(), variant, precision, tmp_path, {})
+    assert contents(again.files, tmp_path) == contents(artifact.files, artifact.path.parent)
+
+
+@pytest.mark.parametrize(("target", "precision"), [("coreml", "w8a8"), ("onnx", "int8-static"), ("executorch", "int8-dynamic")])
+def test_a_calibrated_precision_without_inputs_is_refused(target, precision, tmp_path: Path):
+    found, variant = target_of(target)
+    with pytest.raises(BadInput, match="--calibration"):
+        found.export(uncalibrated(), variant, precision, tmp_path, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quantiser_that_takes_nothing_is_an_error(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(onnx_quantise, "_in_blocks", lambda model, how: model)
+    with pytest.raises(RuntimeError, match="took none of the 3 layers"):
+        target_of("onnx")[0].export(wide(), "cpu", "int4", tmp_path, {})
+
+
+def test_coreml_that_compresses_nothing_is_an_error(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(coreml_compress, "_step", lambda model, *_: model)
+    with pytest.raises(RuntimeError, match="no weight of 3 that it should take"):
+        target_of("coreml")[0].export(wide(), "", "palette4", tmp_path, {})

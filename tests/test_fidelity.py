@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import pytest
+
+from snapgen_deploy.checkpoint import open_checkpoint
+from snapgen_deploy.device_profiles import PRECISIONS, TARGETS
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.fidelity import DETECTOR, Measured, compare_points, fidelity_gates, load_scorer, scorer_of
+from snapgen_deploy.prompts import CALIBRATION, FIDELITY, own_samples, read_samples
+
+EIGHT = PRECISIONS["int8-dynamic"].limits
+
+
+def measured(**changes) -> Measured:
+    good = {"psnr": 30.0, "mean_psnr": 40.0, "ssim": 0.99, "latent_error": (0.01, 0.02), "score": None}
+    return Measured(100, **(good | changes))
+
+
+def verdicts(found: Measured) -> dict[str, str]:
+    return {g.name.removeprefix("fidelity_"): g.verdict for g in fidelity_gates("t", found, EIGHT)}
+
+
+def test_without_a_scorer_the_score_is_not_run_and_the_images_are():
+    assert verdicts(measured()) == {
+        "psnr": "passed",
+        "mean_psnr": "passed",
+        "ssim": "passed",
+        "latent_error": "passed",
+        "score_change": "not_run",
+    }
+    assert "image measures only" in fidelity_gates("t", measured(), EIGHT)[-1].detail
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("psnr", math.nan), ("mean_psnr", math.nan), ("ssim", math.nan), ("latent_error", (0.01, math.nan)), ("ssim", 0.1)],
+)
+def test_what_is_low_or_not_a_number_fails(name, value):
+    found = measured(**{name: value})
+    assert verdicts(found)[name] == "failed"
+    assert json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_a_loss_of_points_beyond_the_interval_fails():
+    reference = [[2, 2]] * 60 + [[1, 2]] * 40
+    same, one_less = (
+        compare_points(reference, reference),
+        compare_points([[a - (i < 2), b] for i, (a, b) in enumerate(reference)], reference),
+    )
+    worse = compare_points([[1, 2]] * 100, reference)
+    assert same.share == pytest.approx(0.8)
+    assert same.difference == (0, 0)
+    assert same.interval[0] < 0.8 < same.interval[1]
+    assert [verdicts(measured(score=s))["score_change"] for s in (same, one_less, worse)] == ["passed", "passed", "failed"]
+
+
+def test_scorers_by_name(tmp_path, monkeypatch):
+    (tmp_path / "mine_of_this_test.py").write_text("def points(prompts, pictures):\n    return [(1, 1)] * len(prompts)\n")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert load_scorer("mine_of_this_test:points")(["a"], []) == [(1, 1)]
+    assert sys.path == before
+    for wrong in ("mine_of_this_test", "mine_of_this_test:absent", "absent_module:points"):
+        with pytest.raises(BadInput, match="MODULE:FUNCTION"):
+            load_scorer(wrong)
+
+
+def test_the_embedded_checkpoint_is_known_by_its_bytes(tmp_path):
+    embedded = open_checkpoint(None)
+    copy = tmp_path / "renamed.safetensors"
+    copy.write_bytes(embedded.path.read_bytes())
+    assert scorer_of(embedded, None) == scorer_of(open_checkpoint(copy), None) == DETECTOR
+    changed = bytearray(copy.read_bytes())
+    changed[-1] ^= 1
+    copy.write_bytes(changed)
+    other = open_checkpoint(copy)
+    assert scorer_of(other, None) is None
+    assert {s.prompt for s in own_samples(other, FIDELITY, ["a", "b"], 5, 0)} == {"a", "b"}
+
+
+def test_fixed_prompts_are_many_and_not_those_of_the_calibration():
+    embedded = open_checkpoint(None)
+    judged = own_samples(embedded, FIDELITY, (), 100, 0)
+    seen = own_samples(embedded, CALIBRATION, (), 16, 1_000_000)
+    assert len({s.prompt for s in judged}) >= 95
+    assert not {s.prompt for s in judged} & {s.prompt for s in seen}
+    assert not {s.seed for s in judged} & {s.seed for s in seen}
+
+
+def test_prompts_with_seeds(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_text("a red ring\n\na blue square\t7\n")
+    assert [(s.prompt, s.seed) for s in read_samples(path, 0)] == [("a red ring", 0), ("a blue square", 7)]
+    path.write_text("a red ring\tseven\n")
+    with pytest.raises(BadInput, match="line 1: got the seed 'seven'"):
+        read_samples(path, 0)
+
+
+def test_every_precision_is_offered_and_has_limits():
+    offered = {p for spec in TARGETS.values() for p in spec.precisions}
+    assert offered == set(PRECISIONS)
+    for spec in TARGETS.values():
+        assert set(spec.calibrated) <= set(spec.precisions)
