@@ -26,7 +26,7 @@ from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Role, packed
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.export_memory import predict, refuse_what_does_not_fit
-from snapgen_deploy.fewer_bits import CALIBRATION, calibration_key, draw_beforehand
+from snapgen_deploy.fewer_bits import CALIBRATION, calibration_key, draw_beforehand, judge
 from snapgen_deploy.fidelity import Fidelity
 from snapgen_deploy.gates import Checked, Gate, check_target, failed
 from snapgen_deploy.host_memory import available_bytes, hand_back_what_is_freed
