@@ -144,6 +144,12 @@ def make_plan(
     size, form = sizes[0].resolution, local_form(config, sizes[0].latent)
     chosen = [_target(t, precision, form) for t in _targets(profile, targets)]
     check_systems(sizes, {t.key: dict(t.options).get("deployment", "") for t in chosen})
+    calibrated = [t for t in chosen if t.precision in TARGETS[t.target].calibrated]
+    if len(sizes) > 1 and calibrated:
+        one = calibrated[0]  # its ranges are found on trajectories of one picture size
+        raise BadInput(
+            f"{one.key}: {one.precision} is calibrated at one picture size; give one --resolution, or another precision"
+        )
     widths = sorted(config.student.widths, key=lambda w: -config.student.widths[w])
     if width is not None and width not in widths:
         raise BadInput(f"the checkpoint has no width '{width}': it has {', '.join(widths)}{nearest(width, widths)}")
