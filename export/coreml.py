@@ -45,6 +45,7 @@ from snapgen_deploy.export.base import (
     average_bits,
     not_quantised,
 )
+from snapgen_deploy.export.coreml_functions import SINGLE
 from snapgen_deploy.export.coreml_overflow import thrifty
 from snapgen_deploy.export.graph import (
     check_inputs,
@@ -110,7 +111,7 @@ class CoreML:
             how = coreml_compress.PRECISIONS[precision]
             coreml_compress.compress(made, how, component)
             if not isinstance(how, coreml_compress.Exact):
-                coreml_weights.check_compressed(list(_operations(_read_spec(made))))
+                coreml_weights.check_compressed(list(_operations(_read_spec(made).mlProgram.functions[SINGLE])))
             _normalise(made, component, settings)
             if path.exists():
                 shutil.rmtree(path)
