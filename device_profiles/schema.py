@@ -66,7 +66,7 @@ class TargetSpec:
 
 TARGETS: Mapping[str, TargetSpec] = MappingProxyType(
     {
-        "coreml": TargetSpec((), ("fp16", "fp32"), "channels"),
+        "coreml": TargetSpec((), ("fp16", "fp32", "mixed"), "channels"),
         "executorch": TargetSpec(("xnnpack",), ("fp32",), "token"),
         "onnx": TargetSpec(("cpu",), ("fp32",), "token"),
     }

@@ -55,6 +55,8 @@ class Component:
     example: tuple[Tensor, ...]
     doc: str
     expendable: bool = False
+    # Parameters of `module` whose values are few, and the bits of an index into them; a target with palettes stores them so.
+    palettes: Mapping[str, int] = field(default_factory=dict)
 
     def release(self) -> None:
         """Free the weights of an expendable component, whose module cannot be called afterwards; keep those of others."""

@@ -30,6 +30,7 @@ import numpy as np
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Headroom, Layout, Port, Runner
 from snapgen_deploy.export.coreml_overflow import thrifty
+from snapgen_deploy.export.coreml_palettes import palettise, pipeline
 from snapgen_deploy.export.graph import (
     check_inputs,
     check_offered,
@@ -70,7 +71,7 @@ class CoreML:
 
     name: str = "coreml"
     variants: tuple[str, ...] = ()
-    precisions: tuple[str, ...] = ("fp16", "fp32")
+    precisions: tuple[str, ...] = ("fp16", "fp32", "mixed")
     layout: Layout = "channels"
     suffix: str = ".mlpackage"
 
@@ -79,7 +80,8 @@ class CoreML:
     ) -> Artifact:
         """Write `<role>.mlpackage` into `directory`, in place of one that is there; nothing is left behind on failure.
 
-        Inputs and outputs keep the ports' dtypes at every precision; inside, fp16 computes and stores in half precision.
+        Inputs and outputs keep the ports' dtypes at every precision; inside, fp16 computes and stores in half precision,
+        and mixed computes in half precision and stores the component's palettes as palettes.
         Raises BadInput for a variant, precision or option that is not offered, Refused for a graph with tensors of rank
         above `MAX_RANK`, and RuntimeError, in one line, where torch or coremltools refuse the network.
         """
@@ -91,6 +93,11 @@ class CoreML:
             made = _convert(component, precision, settings, what, Path(scratch) / path.name)
             component.release()
             gc.collect()  # torch's and coremltools' programs hold the weights, too, in reference cycles
+            if precision == "mixed" and component.palettes:
+                small = made.with_name(f"palettes{self.suffix}")
+                palettise(made, component.palettes, small)
+                shutil.rmtree(made)
+                made = small.rename(made)
             _normalise(made, component, settings)
             if path.exists():
                 shutil.rmtree(path)
@@ -213,7 +220,8 @@ def _convert(component: Component, precision: str, settings: Settings, what: str
             inputs=[ct.TensorType(name=p.name, shape=p.shape, dtype=np.dtype(p.dtype).type) for p in component.inputs],
             outputs=[ct.TensorType(name=p.name, dtype=np.dtype(p.dtype).type) for p in component.outputs],
             convert_to="mlprogram",
-            compute_precision=ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32,
+            compute_precision=ct.precision.FLOAT32 if precision == "fp32" else ct.precision.FLOAT16,
+            pass_pipeline=pipeline() if component.palettes else None,
             minimum_deployment_target=target,
             skip_model_load=True,
             package_dir=str(path),

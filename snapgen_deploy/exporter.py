@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from snapgen_deploy.cache import ExportCache, export_key, stamps
 from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint, validate
 from snapgen_deploy.child import run_in_child
 from snapgen_deploy.components import build_component, roles_of
+from snapgen_deploy.elastic import load_student
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import target_of
@@ -27,8 +29,12 @@ from snapgen_deploy.host_memory import available_bytes, hand_back_what_is_freed
 from snapgen_deploy.manifest import build_manifest
 from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.preview import write_preview
-from snapgen_deploy.progress import Progress
-from snapgen_deploy.reference import ReferenceVectors, make_vectors, schedule_of
+from snapgen_deploy.progress import Counting, Progress, silent
+from snapgen_deploy.quantise.recipe import default_root as recipes_root
+from snapgen_deploy.quantise.recipe import keep_within, load_recipe
+from snapgen_deploy.quantise.report import about_files, copy_into
+from snapgen_deploy.quantise.stage import run_stage
+from snapgen_deploy.reference import ReferenceVectors, make_vectors, schedule_of, with_tuned
 from snapgen_deploy.resume import Exported, forget, read_record, write_record
 from snapgen_deploy.run_record import write_run_record
 
@@ -55,6 +61,8 @@ class Request:
     overwrite: bool = False
     resume: bool = False
     cache: ExportCache | None = None
+    executor: str = "here"  # where mixed precision measures layers
+    recipe: Path | None = None  # of mixed precision, once it is made
     # For the manifest; whoever counts and estimates hands them in (`latency.foretell.Foretold`).
     macs: Mapping[str, Mapping[Role, int]] = field(default_factory=dict)
     estimates: tuple[Mapping[str, Any], ...] = ()
@@ -65,7 +73,7 @@ def bundle_name(config_name: str, plan: ExportPlan) -> str:
     return f"{config_name}-{plan.device}"
 
 
-def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result:
+def run_export(request: Request, plan: ExportPlan, progress: Progress, counting: Counting = silent) -> Result:
     """Export, run what was saved, hold it against the reference, and publish the bundle only if every gate held."""
     checkpoint = open_checkpoint(request.checkpoint, request.key_map)
     final = request.output_dir / bundle_name(checkpoint.config.name, plan)
@@ -76,8 +84,9 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
     with progress("checking the checkpoint"):
         validate(checkpoint)
     key = _plan_key(checkpoint, plan)
-    with staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage:
+    with staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage, ExitStack() as room:
         _check_space(stage.root, checkpoint, plan)
+        request, quantising = _with_recipe(request, plan, stage.root.parent, room, counting)
         with progress(f"drawing {len(request.prompts)} reference pictures"):
             vectors, drawing = run_in_child("reference", _reference, request, plan)
         exported: dict[str, dict[Role, Exported]] = {}
@@ -110,16 +119,47 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
             )
             raise GateFailed(f"{len(bad)} of {len(gates)} gates failed, no bundle was written: {lines}")
         with progress("writing the bundle"):
-            _write_common(stage.root, checkpoint, vectors, checks)
+            _write_common(stage.root, checkpoint, vectors, checks, request.recipe)
             described = {k: {r: (p.artifact, p.description) for r, p in parts.items()} for k, parts in exported.items()}
             versions = {k: _versions(parts) for k, parts in exported.items()}
             foretold = (request.macs, request.estimates)
             manifest = build_manifest(stage.root, checkpoint, plan, vectors, described, versions, gates, *foretold)
+            _add_recipe(manifest, request, plan, exported)
             write_manifest(stage.root, manifest)
             run = write_run_record(stage.root, drawing, exported, checking)
             stage.publish(request.overwrite)
-    peak = max(drawing, run["export_peak_bytes"], *checking.values())
+    peak = max(drawing, quantising, run["export_peak_bytes"], *checking.values())
     return Result(open_bundle(final), tuple(gates), peak, run)
+
+
+def _with_recipe(request: Request, plan: ExportPlan, beside: Path, room: ExitStack, counting: Counting) -> tuple[Request, int]:
+    """The request with the recipe of mixed precision, made now or before, and the peak of its process.
+
+    Without a cache the recipe lies `beside` the bundle until `room` ends.
+    """
+    if plan.mixed is None:
+        return request, 0
+    cache = request.cache
+    if cache is not None:
+        root = recipes_root()
+    else:
+        root = Path(room.enter_context(tempfile.TemporaryDirectory(prefix=".recipe-", dir=beside)))
+    stated = (request.checkpoint, request.key_map, plan, request.executor, request.threads)
+    recipe, peak = run_stage(*stated, root, counting)
+    if cache is not None:
+        keep_within(root, cache.limit, recipe)
+    return replace(request, recipe=recipe), peak
+
+
+def _add_recipe(
+    manifest: dict[str, Any], request: Request, plan: ExportPlan, exported: Mapping[str, Mapping[Role, Exported]]
+) -> None:
+    """Bits per layer, as read back from the file, and the recipe, to every target of mixed precision."""
+    recipe = load_recipe(request.recipe) if request.recipe is not None else None
+    for target in plan.targets if recipe is not None else ():
+        if target.precision == "mixed" and recipe is not None:
+            student = exported[target.key]["student"].artifact
+            manifest["targets"][target.key]["mixed"] = about_files(student, recipe)
 
 
 @dataclass
@@ -187,7 +227,12 @@ def _reference(request: Request, plan: ExportPlan) -> ReferenceVectors:
     import torch
 
     torch.set_num_threads(request.threads)
-    return make_vectors(open_checkpoint(request.checkpoint, request.key_map), plan, request.prompts)
+    checkpoint = open_checkpoint(request.checkpoint, request.key_map)
+    vectors = make_vectors(checkpoint, plan, request.prompts)
+    recipe = load_recipe(request.recipe) if request.recipe is not None else None
+    if recipe is None:
+        return vectors
+    return with_tuned(vectors, recipe.apply(load_student(checkpoint, plan.width)), schedule_of(checkpoint.config))
 
 
 def _export_one(
@@ -232,7 +277,9 @@ def _export_in_child(request: Request, plan: ExportPlan, target_plan: TargetPlan
     torch.set_num_threads(request.threads)
     target, variant = target_of(target_plan.key)
     checkpoint = open_checkpoint(request.checkpoint, request.key_map)
-    component = replace(build_component(checkpoint, plan, target_plan, role), expendable=True)
+    mixed = request.recipe if target_plan.precision == "mixed" else None
+    recipe = load_recipe(mixed) if mixed is not None else None
+    component = replace(build_component(checkpoint, plan, target_plan, role, recipe), expendable=True)
     del checkpoint  # one in PyTorch's format is mapped as long as it lives, and what was read of it counts as resident
     directory.mkdir(parents=True, exist_ok=True)
     options = {name: value for name, value in target_plan.options if name != "folders"}  # the layout comes afterwards
@@ -254,13 +301,17 @@ def _arrange(
     return {role: replace(part, artifact=moved[role]) for role, part in parts.items()}
 
 
-def _write_common(root: Path, checkpoint: Checkpoint, vectors: ReferenceVectors, checks: Mapping[str, Checked]) -> None:
-    """What all targets share: tokenizer, test vectors, preview."""
+def _write_common(
+    root: Path, checkpoint: Checkpoint, vectors: ReferenceVectors, checks: Mapping[str, Checked], recipe: Path | None
+) -> None:
+    """What all targets share: tokenizer, test vectors, preview, the recipe of mixed precision."""
     from safetensors.numpy import save_file
 
     from snapgen_deploy.pipeline import to_bytes
 
     forget(root)
+    if recipe is not None:
+        copy_into(root, recipe)
     if checkpoint.tokenizer:
         (root / "tokenizer.json").write_text(checkpoint.tokenizer, encoding="utf-8")
     # one metadata key only: the library writes several in an order that changes from run to run

@@ -13,8 +13,9 @@ from typing import Protocol
 from snapgen_deploy.device_profiles import TARGETS, Profile, ProfileTarget
 from snapgen_deploy.errors import BadInput, Refused, nearest
 from snapgen_deploy.models.config import ModelConfig
+from snapgen_deploy.quantise.settings import MixedSettings
 
-WEIGHT_BYTES = {"fp32": 4, "fp16": 2}
+WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "mixed": 1}  # mixed: at most 8 bits
 
 # The stored choice of kernel form of the local attention (`export --tune` measures instead). For 4096 tokens, 16 heads,
 # B = 16, r = 1, fp32, on two x86-64 threads, the loop over blocks took 58 ms against 74 (batched) and 64 (per head) in
@@ -86,6 +87,7 @@ class ExportPlan:
     memory_budget: int | None  # bytes; None where the profile has no figure
     latency_ms: float | None  # of one picture; None where the profile has no basis for this model and size
     latency_budget_ms: float | None
+    mixed: MixedSettings | None = None  # of targets with precision "mixed"
 
 
 def make_plan(
@@ -289,6 +291,8 @@ def _target(target: ProfileTarget, precision: str | None, form: str) -> TargetPl
     offered = TARGETS[target.target].precisions
     if precision is not None and precision not in offered:
         near = nearest(precision, offered)
+        have = [name for name, spec in TARGETS.items() if precision in spec.precisions]
+        near = f"; {' and '.join(have)} has it: choose with --target" if have else near
         raise BadInput(f"target {target.key} has no precision '{precision}': it offers {', '.join(offered)}{near}")
     chosen = precision or target.precision
     return TargetPlan(target.target, target.variant, chosen, target.layout, form, target.options)
