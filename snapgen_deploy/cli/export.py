@@ -39,7 +39,7 @@ def export(
         Path | None, typer.Option(help="Text file, a prompt a line, that --precision mixed measures and tunes on.")
     ] = None,
     calibration_pictures: Annotated[
-        int | None, typer.Option(help="Pictures that --precision mixed draws to measure and tune on; 128 when left out.")
+        int | None, typer.Option(help="Pictures that --precision mixed draws to measure and tune on; 256 when left out.")
     ] = None,
     executor: Annotated[
         str | None, typer.Option(help="Where --precision mixed measures layers: here, processes:N or dask://host:port.")

@@ -11,7 +11,7 @@ from snapgen_deploy.plan import ExportPlan
 from snapgen_deploy.quantise.executors import executor_of
 from snapgen_deploy.quantise.settings import mixed_settings
 
-BITS, ITERATIONS, PICTURES, EXECUTOR = 4.3, 1000, 128, "here"
+BITS, ITERATIONS, PICTURES, EXECUTOR = 4.3, 1000, 256, "here"
 
 
 def with_mixed(
