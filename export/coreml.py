@@ -87,6 +87,8 @@ class CoreML:
         """
         check_offered(self.name, (variant, precision), self.variants, self.precisions)
         settings = parse_options(Settings, self.name, options)
+        if precision == "mixed" and _deployment(settings.deployment).value < _deployment("iOS18").value:
+            raise BadInput(f"coreml: precision mixed with deployment={settings.deployment!r}; expected iOS18 or later")
         path = directory / f"{component.role}{self.suffix}"
         what = f"{component.role} -> {self.name}"
         with speaking_for(what), tempfile.TemporaryDirectory(dir=directory) as scratch:

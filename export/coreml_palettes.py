@@ -1,7 +1,9 @@
 """Palettes in a Core ML package: weights that take few values, stored as indices of a few bits and one table each.
 
-Lossless: the weights come in as palette entries, and coremltools' mode `unique` stores the very values that it finds. The file
-holds 1, 2, 3, 4, 6 or 8 bits a weight, the fewest that the number of different values needs.
+Lossless: the weights come in as palette entries, and the table holds the very values that are found. The file holds 1, 2, 3, 4,
+6 or 8 bits a weight, the fewest that the number of different values needs. coremltools' own mode for this, `unique`, counts
+values by sorting float16, which NumPy 2.4.6 gets wrong for large arrays on processors with AVX-512 (measured: 304 for 256
+values), and then stores more bits than needed, or nothing; hence a table of our own (mode `custom`).
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 PALETTE = "constexpr_lut_to_dense"
+STORED_BITS = (1, 2, 3, 4, 6, 8)  # of an index in an iOS 18 program
 KEPT_APART = "common::fuse_conv_scale"  # multiplies a factor into weights: rounded to fp16 again, they are other values
 
 
@@ -44,7 +49,7 @@ def palettise(package: Path, palettes: Mapping[str, int], to: Path) -> None:
     import coremltools.optimize.coreml as cto
 
     names = {constant_name(name): bits for name, bits in palettes.items()}
-    each = cto.OpPalettizerConfig(mode="unique", weight_threshold=0)
+    each = cto.OpPalettizerConfig(mode="custom", lut_function=table_of, weight_threshold=0)
     config = cto.OptimizationConfig(op_name_configs=dict.fromkeys(names, each))
     model = ct.models.MLModel(str(package), skip_model_load=True)
     cto.palettize_weights(model, config).save(str(to))
@@ -54,6 +59,18 @@ def palettise(package: Path, palettes: Mapping[str, int], to: Path) -> None:
         raise RuntimeError(
             f"{len(stored)} of {len(names)} palettes were stored; wrong: {', '.join(wrong[:3]) or 'surplus ones'}"
         )
+
+
+def table_of(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different values of a weight, padded with zeros to a number that Core ML stores, and each weight's index."""
+    exact = weight.astype(np.float32).reshape(-1)
+    values = np.unique(exact)
+    size = next((2**bits for bits in STORED_BITS if 2**bits >= len(values)), None)
+    if size is None:
+        raise RuntimeError(f"a weight takes {len(values)} values; a palette holds {2 ** STORED_BITS[-1]}")
+    table = np.zeros(size, weight.dtype)
+    table[: len(values)] = values
+    return table, np.searchsorted(values, exact).astype(np.uint8)
 
 
 def constant_name(parameter: str) -> str:

@@ -88,5 +88,10 @@ def render_plan(plan: ExportPlan, console: Console) -> None:
     for t in plan.targets:
         table.add_row(t.key, t.precision, t.layout, t.form, ", ".join(f"{k} = {v}" for k, v in t.options) or "—")
     console.print(table)
+    if plan.mixed is not None:
+        m = plan.mixed
+        words = f"{len(m.prompts)} prompts" if m.prompts else "random text"
+        tuned = f"tuned for {m.iterations} iterations on {m.pictures} pictures of {words}"
+        console.print(f"mixed precision: {m.bits:g} bits a weight, {tuned}", soft_wrap=True)
     for reason in plan.reasons:
         console.print(f"  {reason}", style="dim", soft_wrap=True)

@@ -36,6 +36,10 @@ class Executor(Protocol):
         """One result per task; an exception of the function is raised here as it was there."""
         ...
 
+    def check(self) -> None:
+        """BadInput where nothing could take a task; called before work begins."""
+        ...
+
 
 class Here:
     """One task after the other in this process."""
@@ -44,6 +48,9 @@ class Here:
         """As `Executor.map`."""
         for task in tasks:
             yield _one_thread(function, task)
+
+    def check(self) -> None:
+        """As `Executor.check`: always sound."""
 
 
 class Processes:
@@ -59,6 +66,9 @@ class Processes:
                 yield from _in_order(lambda task: pool.submit(_one_thread, function, task), tasks, AHEAD * self.count)
             except BrokenProcessPool:
                 raise WorkerLost(f"one of {self.count} processes died; the usual cause is too little memory") from None
+
+    def check(self) -> None:
+        """As `Executor.check`: always sound."""
 
 
 class Cluster:
@@ -78,6 +88,11 @@ class Cluster:
                 yield from _in_order(lambda task: client.submit(_one_thread, function, task, pure=False), tasks, ahead)
             except (KilledWorker, FutureCancelledError, OSError) as error:
                 raise WorkerLost(f"the cluster at {self.address} lost its workers ({type(error).__name__})") from None
+
+    def check(self) -> None:
+        """As `Executor.check`: the scheduler answers and has workers."""
+        with _client(self.address):
+            pass
 
 
 def executor_of(text: str) -> Executor:

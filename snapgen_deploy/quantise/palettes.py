@@ -28,7 +28,8 @@ def fit(weight: np.ndarray, clusters: int) -> np.ndarray:
     points, counts = _points(values)
     centres = points if len(points) <= clusters else _centres(points, counts, clusters)
     limit = np.finfo(np.float16).max
-    return np.unique(np.clip(centres, -limit, limit).astype(np.float16)).astype(np.float32)
+    # unique in float32: NumPy's sort of float16 is not to be trusted (see export/coreml_palettes.py)
+    return np.unique(np.clip(centres, -limit, limit).astype(np.float16).astype(np.float32))
 
 
 def encode(weight: np.ndarray, palette: np.ndarray) -> np.ndarray:

@@ -77,6 +77,7 @@ def make_recipe(
     if load_recipe(folder) is not None:
         _touch(folder)
         return folder
+    executor.check()
     root.mkdir(parents=True, exist_ok=True)
     samples = samples_of(settings.prompts or ("no prompt: seeded random text",), settings.pictures)
     count = len(samples)

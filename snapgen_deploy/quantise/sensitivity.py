@@ -20,7 +20,8 @@ from snapgen_deploy.quantise.layers import Layer, layers_of, matrix_of, moments,
 from snapgen_deploy.quantise.palettes import fit, snap
 from snapgen_deploy.quantise.trajectories import Trajectories
 
-BATCH = 8  # calls of the student that run together
+BATCH = 8  # calls of the student that run together, where memory allows
+TOKENS = 2048  # image tokens that run together: activations of a full-scale student take gigabytes a call
 MEMORY = 1 << 30  # bytes of second moments that are held at once
 
 
@@ -131,8 +132,22 @@ def _groups(layers: Mapping[str, Layer], memory: int) -> Iterator[list[str]]:
 def _run(student: DiT, trajectories: Trajectories, pictures: int) -> None:
     """Every step of the first trajectories, in batches."""
     calls = [(p, s) for p in range(min(pictures, len(trajectories.samples))) for s in range(trajectories.steps)]
-    for start in range(0, len(calls), BATCH):
-        ask(student, trajectories, calls[start : start + BATCH])
+    for part in parts_of(calls, student, trajectories, BATCH):
+        ask(student, trajectories, part)
+
+
+def parts_of(
+    calls: Sequence[tuple[int, int]], student: DiT, trajectories: Trajectories, most: int
+) -> list[Sequence[tuple[int, int]]]:
+    """The calls in parts that run together: at most `most`, and at most `TOKENS` image tokens (or one call)."""
+    size = max(1, min(most, TOKENS // tokens_of(student, trajectories)))
+    return [calls[i : i + size] for i in range(0, len(calls), size)]
+
+
+def tokens_of(student: DiT, trajectories: Trajectories) -> int:
+    """Image tokens of one call."""
+    rows, cols = student.config.grid(*trajectories.arrays["latents"].shape[-2:])
+    return rows * cols
 
 
 def ask(student: DiT, trajectories: Trajectories, calls: Sequence[tuple[int, int]]) -> torch.Tensor:

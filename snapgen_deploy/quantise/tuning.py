@@ -10,23 +10,28 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.models import DiT
+from snapgen_deploy.models.config import STAGES
 from snapgen_deploy.quantise.network import tunable
-from snapgen_deploy.quantise.sensitivity import ask
+from snapgen_deploy.quantise.sensitivity import ask, parts_of, tokens_of
 from snapgen_deploy.quantise.trajectories import Trajectories
 
 HELD_OUT = 8  # every eighth picture
 SAVE = 25  # iterations between two saved states
 STATE = "tuning.pt"
+RECOMPUTED = 1024  # image tokens from which on activations of all blocks would not fit into memory together
 Call = tuple[int, int]  # sample, step
 
 
@@ -83,11 +88,9 @@ def tune(
         for group in optimiser.param_groups:
             group["lr"] = rate(settings, iteration)
         calls = lesson(settings, iteration, lessons)
-        loss = _relative(ask(student, trajectories, calls), _velocities(trajectories, calls))
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        losses.append(float(f"{learn(student, trajectories, calls):.6g}"))
         optimiser.step()
-        losses.append(float(f"{float(loss.detach()):.6g}"))
         if not math.isfinite(losses[-1]):
             raise GateFailed(
                 f"tuning: the loss of iteration {iteration + 1} is not finite; the checkpoint or palettes are broken"
@@ -103,6 +106,30 @@ def tune(
             for name, p in parameters.items():
                 p.copy_(start[name])
     return Tuned({name: p.detach().clone() for name, p in parameters.items()}, tuple(losses), before, after)
+
+
+def learn(student: DiT, trajectories: Trajectories, calls: Sequence[Call]) -> float:
+    """Add the gradients of one lesson's mean error; returns the error. Parts of a lesson follow one another at full scale."""
+    total = 0.0
+    with _recomputing(student, tokens_of(student, trajectories) >= RECOMPUTED):
+        for part in parts_of(calls, student, trajectories, len(calls)):
+            error = _relative(ask(student, trajectories, part), _velocities(trajectories, part)) * (len(part) / len(calls))
+            error.backward()
+            total += float(error.detach())
+    return total
+
+
+@contextmanager
+def _recomputing(student: DiT, wanted: bool) -> Iterator[None]:
+    """While this lasts, blocks keep no activations but compute them again for their gradients."""
+    blocks = [b for stage in STAGES for b in student.blocks_of(stage)] if wanted else []
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the class's own again
 
 
 def rate(settings: Tuning, iteration: int) -> float:
@@ -125,9 +152,9 @@ def lesson(settings: Tuning, iteration: int, calls: Sequence[Call]) -> list[Call
 
 
 @torch.no_grad()
-def error(student: DiT, trajectories: Trajectories, calls: Sequence[Call], batch: int = 16) -> float:
+def error(student: DiT, trajectories: Trajectories, calls: Sequence[Call]) -> float:
     """Mean over calls of the squared error, relative to the mean square of what the fp32 student answered; six digits."""
-    parts = [calls[i : i + batch] for i in range(0, len(calls), batch)]
+    parts = parts_of(calls, student, trajectories, 16)
     sums = [float(_relative(ask(student, trajectories, p), _velocities(trajectories, p))) * len(p) for p in parts]
     return float(f"{sum(sums) / len(calls):.6g}")
 

@@ -83,5 +83,5 @@ def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPa
     with socket.socket() as held:  # bound, but nobody listens
         held.bind(("127.0.0.1", 0))
         with pytest.raises(BadInput, match="no Dask scheduler answers") as caught:
-            list(executor_of(f"dask://127.0.0.1:{held.getsockname()[1]}").map(fails, range(1)))
+            executor_of(f"dask://127.0.0.1:{held.getsockname()[1]}").check()
     assert "\n" not in str(caught.value)

@@ -12,6 +12,7 @@ from snapgen_deploy.child import ChildDied, run_in_child
 from snapgen_deploy.elastic import load_student
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.models import DiT
+from snapgen_deploy.quantise import sensitivity, tuning
 from snapgen_deploy.quantise.allocation import Candidate, allocate
 from snapgen_deploy.quantise.executors import Here
 from snapgen_deploy.quantise.layers import layers_of
@@ -95,6 +96,27 @@ def test_values_that_do_not_help_are_not_used(trajectories: Trajectories, tmp_pa
     nothing = tune(student, trajectories, Tuning(iterations=0), tmp_path / "nothing")
     assert nothing.losses == ()
     assert nothing.after == nothing.before
+
+
+def test_at_full_scale_parts_and_recomputing_give_the_same_gradients(
+    trajectories: Trajectories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = [(p, s) for p in (0, 3, 5) for s in range(2)]
+    found = []
+    for tokens, recomputed in ((2048, 1024), (32, 16)):  # 16 tokens a call: all at once, or two calls at a time
+        monkeypatch.setattr(sensitivity, "TOKENS", tokens)
+        monkeypatch.setattr(tuning, "RECOMPUTED", recomputed)
+        student = coarse(tmp_path)
+        for p in tunable(student).values():
+            p.requires_grad_(True)
+        value = tuning.learn(student, trajectories, calls)
+        found.append((value, {n: p.grad for n, p in tunable(student).items()}))
+        assert "forward" not in vars(student.blocks_of("down")[0])
+    (whole, gradients), (parted, others) = found
+    assert parted == pytest.approx(whole, rel=1e-5)
+    for name, gradient in gradients.items():
+        assert gradient is not None
+        assert torch.allclose(gradient, others[name], rtol=1e-3, atol=1e-6), name
 
 
 def test_lessons_go_round_and_the_rate_falls() -> None:
