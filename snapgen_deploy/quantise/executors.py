@@ -7,6 +7,7 @@ Every task runs with one thread of arithmetic, so that sums are taken in one ord
 from __future__ import annotations
 
 import multiprocessing
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -84,8 +85,15 @@ class Cluster:
             from distributed import KilledWorker
             from distributed.client import FutureCancelledError
 
-            try:  # not `pure`: a task is named by its matrices' content otherwise, which takes longer than some tasks
-                yield from _in_order(lambda task: client.submit(_one_thread, function, task, pure=False), tasks, ahead)
+            def submit(task: T) -> Any:
+                with warnings.catch_warnings():
+                    # large on purpose: a task carries its matrices, so that it can be given to another worker when one dies
+                    warnings.filterwarnings("ignore", message="Sending large graph")
+                    # not `pure`: its name would be a hash of the matrices, which takes longer than some tasks
+                    return client.submit(_one_thread, function, task, pure=False)
+
+            try:
+                yield from _in_order(submit, tasks, ahead)
             except (KilledWorker, FutureCancelledError, OSError) as error:
                 raise WorkerLost(f"the cluster at {self.address} lost its workers ({type(error).__name__})") from None
 
