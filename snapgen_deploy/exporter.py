@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -30,10 +29,9 @@ from snapgen_deploy.manifest import build_manifest
 from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.preview import write_preview
 from snapgen_deploy.progress import Counting, Progress, silent
-from snapgen_deploy.quantise.recipe import default_root as recipes_root
-from snapgen_deploy.quantise.recipe import keep_within, load_recipe
-from snapgen_deploy.quantise.report import about_files, copy_into
-from snapgen_deploy.quantise.stage import run_stage
+from snapgen_deploy.quantise.recipe import load_recipe
+from snapgen_deploy.quantise.report import add_to_manifest, copy_into
+from snapgen_deploy.quantise.stage import recipe_room, run_stage
 from snapgen_deploy.reference import ReferenceVectors, make_vectors, schedule_of, with_tuned
 from snapgen_deploy.resume import Exported, forget, read_record, write_record
 from snapgen_deploy.run_record import write_run_record
@@ -124,7 +122,9 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress, counting:
             versions = {k: _versions(parts) for k, parts in exported.items()}
             foretold = (request.macs, request.estimates)
             manifest = build_manifest(stage.root, checkpoint, plan, vectors, described, versions, gates, *foretold)
-            _add_recipe(manifest, request, plan, exported)
+            if request.recipe is not None:
+                students = {key: parts["student"].artifact for key, parts in exported.items()}
+                add_to_manifest(manifest, plan, students, request.recipe)
             write_manifest(stage.root, manifest)
             run = write_run_record(stage.root, drawing, exported, checking)
             stage.publish(request.overwrite)
@@ -133,33 +133,14 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress, counting:
 
 
 def _with_recipe(request: Request, plan: ExportPlan, beside: Path, room: ExitStack, counting: Counting) -> tuple[Request, int]:
-    """The request with the recipe of mixed precision, made now or before, and the peak of its process.
-
-    Without a cache the recipe lies `beside` the bundle until `room` ends.
-    """
+    """The request with the recipe of mixed precision, made now or before, and the peak of its process."""
     if plan.mixed is None:
         return request, 0
-    cache = request.cache
-    if cache is not None:
-        root = recipes_root()
-    else:
-        root = Path(room.enter_context(tempfile.TemporaryDirectory(prefix=".recipe-", dir=beside)))
+    limit = request.cache.limit if request.cache is not None else None
+    root = room.enter_context(recipe_room(limit, beside))
     stated = (request.checkpoint, request.key_map, plan, request.executor, request.threads)
-    recipe, peak = run_stage(*stated, root, counting)
-    if cache is not None:
-        keep_within(root, cache.limit, recipe)
+    recipe, peak = run_stage(*stated, root, counting, limit)
     return replace(request, recipe=recipe), peak
-
-
-def _add_recipe(
-    manifest: dict[str, Any], request: Request, plan: ExportPlan, exported: Mapping[str, Mapping[Role, Exported]]
-) -> None:
-    """Bits per layer, as read back from the file, and the recipe, to every target of mixed precision."""
-    recipe = load_recipe(request.recipe) if request.recipe is not None else None
-    for target in plan.targets if recipe is not None else ():
-        if target.precision == "mixed" and recipe is not None:
-            student = exported[target.key]["student"].artifact
-            manifest["targets"][target.key]["mixed"] = about_files(student, recipe)
 
 
 @dataclass

@@ -33,9 +33,9 @@ class Limits:
 
 
 # fp32 artifacts differ from the reference only by the order of summation. fp16 has 11 significant bits, 5e-4 per operation.
-# mixed: the student alone has palettes; four bits a weight are 19 dB below it, and few steps can turn small errors into another
-# object of the same picture. What is in the file is held to the tuned network by the tests, to fp16's rounding.
-LIMITS: dict[str, Limits] = {"fp32": Limits(1e-4, 60.0), "fp16": Limits(2e-2, 40.0), "mixed": Limits(0.5, 10.0)}
+# mixed: four bits a weight are noise 19 dB below the weights, and few steps can turn a small error into another object of the
+# picture; below 12 dB it is another picture. What was tuned is held to fp16's rounding by a gate of its own.
+LIMITS: dict[str, Limits] = {"fp32": Limits(1e-4, 60.0), "fp16": Limits(2e-2, 40.0), "mixed": Limits(0.35, 12.0)}
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def make_recipe(
         _touch(folder)
         return folder
     executor.check()
-    root.mkdir(parents=True, exist_ok=True)
+    _make_room(root)
     samples = samples_of(settings.prompts or ("no prompt: seeded random text",), settings.pictures)
     count = len(samples)
     report("recording trajectories", 0, count)
@@ -206,6 +206,13 @@ def _write(folder: Path, settings: MixedSettings, found: Mapping[str, Sensitivit
     write_text(folder / RECIPE, json.dumps(data, sort_keys=True, allow_nan=False) + "\n", MEND)
     if load_recipe(folder) is None:
         raise BadInput(f"the recipe in {folder} cannot be read back; {MEND}")
+
+
+def _make_room(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"cannot write to {root} ({error.strerror}); {MEND} or pass --no-cache") from None
 
 
 def _touch(folder: Path) -> None:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact
 from snapgen_deploy.export.coreml_palettes import stored_palettes, stored_rest
-from snapgen_deploy.quantise.recipe import CURVE, PICTURE, RECIPE, Recipe
+from snapgen_deploy.plan import ExportPlan
+from snapgen_deploy.quantise.recipe import CURVE, PICTURE, RECIPE, Recipe, load_recipe
 
 FOLDER = "mixed"  # of the bundle
+
+
+def add_to_manifest(manifest: dict[str, Any], plan: ExportPlan, students: Mapping[str, Artifact], folder: Path) -> None:
+    """Give every target of mixed precision its `mixed`; `students` by the targets' keys, `folder` holds the recipe."""
+    recipe = load_recipe(folder)
+    if recipe is None:
+        raise BadInput(f"the recipe in {folder} was removed or changed while it was used; export again")
+    for target in plan.targets:
+        if target.precision == "mixed":
+            manifest["targets"][target.key]["mixed"] = about_files(students[target.key], recipe)
 
 
 def about_files(student: Artifact, recipe: Recipe) -> dict[str, Any]:
