@@ -52,6 +52,8 @@ _FP32 = Limits(error=1e-4, psnr=60.0, mean_psnr=70.0, ssim=0.999, latent_error=1
 _FP16 = Limits(error=2e-2, psnr=40.0, mean_psnr=45.0, ssim=0.99, latent_error=2e-2)
 _EIGHT = Limits(error=0.15, psnr=14.0, mean_psnr=30.0, ssim=0.9, latent_error=0.15)
 _SIX = Limits(error=0.3, psnr=12.0, mean_psnr=22.0, ssim=0.8, latent_error=0.25, score_loss=0.1)
+# The palettes of `mixed` are held to fp16's rounding by a gate of their own (`error_to_tuned`).
+_MIXED = Limits(error=0.35, psnr=8.0, mean_psnr=18.0, ssim=0.6, latent_error=0.4, score_loss=0.1)
 _FOUR = Limits(error=0.8, psnr=6.0, mean_psnr=14.0, ssim=0.5, latent_error=0.6, score_loss=0.3)
 
 PRECISIONS: Mapping[str, Precision] = MappingProxyType(
@@ -65,6 +67,9 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
             _row("palette8-grouped", 1.15, "as palette8, a palette for every 16 output channels", _EIGHT),
             _row("palette6-grouped", 0.80, "as palette6, a palette for every 16 output channels", _SIX),
             _row("palette4-grouped", 0.53, "as palette4, a palette for every 16 output channels", _FOUR),
+            _row(
+                "mixed", 1.01, "palettes of 16 or 256 values, by each layer's sensitivity, and tuned; computes in fp16", _MIXED
+            ),
             _row("int8", 1.07, "8-bit linear weights, a scale for every 32 inputs; computes in fp16", _EIGHT),
             _row("int4", 0.60, "4-bit linear weights, a scale for every 32 inputs; activations stay exact", _FOUR),
             _row("w8a8", 1.02, "8-bit weights, and 8-bit activations with fixed calibrated ranges", _EIGHT),

@@ -71,7 +71,7 @@ TARGETS: Mapping[str, TargetSpec] = MappingProxyType(
             (),
             (
                 "fp16", "fp32", "palette8", "palette6", "palette4", "palette8-grouped", "palette6-grouped", "palette4-grouped",
-                "int8", "int4", "w8a8",
+                "int8", "int4", "w8a8", "mixed",
             ),
             "channels",
             ("w8a8",),

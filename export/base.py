@@ -57,6 +57,8 @@ class Component:
     example: tuple[Tensor, ...]
     doc: str
     expendable: bool = False
+    # Parameters of `module` whose values are few, and the bits of an index into them; a target with palettes stores them so.
+    palettes: Mapping[str, int] = field(default_factory=dict)
     calibration: Callable[[], Iterator[Arrays]] | None = None  # what the network is really given, for quantisers that look
 
     def calibrating(self) -> Iterator[Arrays]:

@@ -47,6 +47,7 @@ from snapgen_deploy.export.base import (
 )
 from snapgen_deploy.export.coreml_functions import SINGLE
 from snapgen_deploy.export.coreml_overflow import thrifty
+from snapgen_deploy.export.coreml_palettes import palettise, pipeline
 from snapgen_deploy.export.graph import (
     check_inputs,
     check_offered,
@@ -87,7 +88,7 @@ class CoreML:
 
     name: str = "coreml"
     variants: tuple[str, ...] = ()
-    precisions: tuple[str, ...] = tuple(coreml_compress.PRECISIONS)
+    precisions: tuple[str, ...] = (*coreml_compress.PRECISIONS, "mixed")
     layout: Layout = "channels"
     suffix: str = ".mlpackage"
 
@@ -96,19 +97,27 @@ class CoreML:
     ) -> Artifact:
         """Write `<role>.mlpackage` into `directory`, in place of one that is there; nothing is left behind on failure.
 
-        Inputs and outputs keep the ports' dtypes at every precision; inside, fp16 computes and stores in half precision.
+        Inputs and outputs keep the ports' dtypes at every precision; inside, fp16 computes and stores in half precision,
+        and mixed computes in half precision and stores the component's palettes as palettes.
         Raises BadInput for a variant, precision or option that is not offered, Refused for a graph with tensors of rank
         above `MAX_RANK`, and RuntimeError, in one line, where torch or coremltools refuse the network.
         """
         check_offered(self.name, (variant, precision), self.variants, self.precisions)
         settings = parse_options(Settings, self.name, options)
+        if precision == "mixed" and _deployment(settings.deployment).value < _deployment("iOS18").value:
+            raise BadInput(f"coreml: precision mixed with deployment={settings.deployment!r}; expected iOS18 or later")
         path = directory / f"{component.role}{self.suffix}"
         what = f"{component.role} -> {self.name}"
         with speaking_for(what), tempfile.TemporaryDirectory(dir=directory) as scratch:
             made = _convert(component, precision, settings, what, Path(scratch) / path.name)
             component.release()
             gc.collect()  # torch's and coremltools' programs hold the weights, too, in reference cycles
-            how = coreml_compress.PRECISIONS[precision]
+            if precision == "mixed" and component.palettes:
+                small = made.with_name(f"palettes{self.suffix}")
+                palettise(made, component.palettes, small)
+                shutil.rmtree(made)
+                made = small.rename(made)
+            how = coreml_compress.PRECISIONS.get(precision, coreml_compress.Exact("fp16"))  # mixed: its palettes are there
             coreml_compress.compress(made, how, component)
             if not isinstance(how, coreml_compress.Exact):
                 coreml_weights.check_compressed(list(_operations(_read_spec(made).mlProgram.functions[SINGLE])))
@@ -268,6 +277,7 @@ def _convert(component: Component, precision: str, settings: Settings, what: str
             outputs=[ct.TensorType(name=p.name, dtype=np.dtype(p.dtype).type) for p in component.outputs],
             convert_to="mlprogram",
             compute_precision=ct.precision.FLOAT32 if precision == "fp32" else ct.precision.FLOAT16,
+            pass_pipeline=pipeline() if component.palettes else None,
             minimum_deployment_target=target,
             skip_model_load=True,
             package_dir=str(path),

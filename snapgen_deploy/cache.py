@@ -63,6 +63,7 @@ def export_key(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, rol
         plan.latent,
         asdict(target) | {"options": options, "form_ms": (), "own_limits": ()},  # times and limits decide nothing
         calibration,
+        plan.mixed.as_key() if plan.mixed is not None and target.precision == "mixed" and role == "student" else None,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -180,12 +181,20 @@ class ExportCache:
                     entries.append(((path / SEAL).stat().st_mtime, size, path))
         except OSError:  # another process removes entries at the same time: it keeps the limit, too
             return
-        total = sum(size for _, size, _ in entries)
-        for _, size, path in sorted(entries):
-            if total <= self.limit:
-                return
+        discard_oldest(entries, self.limit)
+
+
+def discard_oldest(entries: Sequence[tuple[float, int, Path]], limit: int) -> None:
+    """Remove files and folders (time of last use, bytes, path), the longest unused first, until `limit` bytes are left."""
+    total = sum(size for _, size, _ in entries)
+    for _, size, path in sorted(entries):
+        if total <= limit:
+            return
+        if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-            total -= size
+        else:
+            path.unlink(missing_ok=True)
+        total -= size
 
 
 def stamps(files: Sequence[Path]) -> list[tuple[int, int, int]]:

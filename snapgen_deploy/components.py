@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.elastic import load_decoder, load_student, load_text_encoder
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import ROLES, Component, Layout, Port, Role
-from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.models import DiT, ModelConfig
 from snapgen_deploy.plan import ExportPlan, TargetPlan
+from snapgen_deploy.quantise.layers import layers_of
+from snapgen_deploy.quantise.recipe import Recipe
 from snapgen_deploy.sparse import OpForm, UpsampleForm, rewrite_decoder, rewrite_student, rewrite_text_encoder
 
 
@@ -19,20 +23,42 @@ def roles_of(config: ModelConfig) -> tuple[Role, ...]:
     return tuple(role for role in ROLES if there[role])
 
 
-def build_component(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, role: Role) -> Component:
-    """Load one component at the plan's width and rewrite it for the target's layout and kernel form."""
+def build_component(
+    checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, role: Role, recipe: Recipe | None = None
+) -> Component:
+    """Load one component at the plan's width and rewrite it for the target's layout and kernel form.
+
+    With a `recipe` the student gets its palettes and tuned values; decoder and text encoder are as without.
+    """
     inputs, outputs, doc = ports_of(checkpoint.config, plan, role)
     layout: Layout = "channels" if target.layout == "channels" else "token"
     ops, upsample = spelling(target.target)
     latent = (plan.latent[1], plan.latent[2])
+    palettes: dict[str, int] = {}
     if role == "student":
-        module = rewrite_student(load_student(checkpoint, plan.width), latent, layout=layout, form=target.form, ops=ops)
+        student = load_student(checkpoint, plan.width)
+        if recipe is not None:
+            recipe.apply(student)
+        form, kept = target.form, recipe is not None
+        module = rewrite_student(student, latent, layout=layout, form=form, ops=ops, keep_weights=kept)
+        if recipe is not None:
+            palettes = _palettes(student, module, recipe.bits)
     elif role == "decoder":
         module = rewrite_decoder(load_decoder(checkpoint), latent, layout=layout, upsample=upsample)
     else:
         module = rewrite_text_encoder(load_text_encoder(checkpoint), layout=layout, ops=ops)
     example = tuple(torch.zeros(p.shape, dtype=torch.int32) if p.dtype == "int32" else torch.ones(p.shape) for p in inputs)
-    return Component(role, module.eval(), inputs, outputs, example, doc)
+    return Component(role, module.eval(), inputs, outputs, example, doc, palettes=palettes)
+
+
+def _palettes(student: DiT, module: torch.nn.Module, bits: Mapping[str, int]) -> dict[str, int]:
+    """Bits by the names that the rewritten network gives the student's own tensors; each must be there once, unchanged."""
+    layers = layers_of(student)
+    ours = {layers[name].weight.data_ptr(): b for name, b in bits.items()}
+    found = {name: ours[p.data_ptr()] for name, p in module.named_parameters() if p.data_ptr() in ours}
+    if len(found) != len(bits):
+        raise RuntimeError(f"{len(found)} of {len(bits)} quantised weights came through the rewrite; expected all, once each")
+    return found
 
 
 def spelling(target: str) -> tuple[OpForm, UpsampleForm | None]:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint, validate
 from snapgen_deploy.child import run_in_child
 from snapgen_deploy.components import build_component, roles_of
 from snapgen_deploy.device_profiles import PRECISIONS
+from snapgen_deploy.elastic import load_student
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Role, packed
 from snapgen_deploy.export.registry import target_of
@@ -37,8 +38,11 @@ from snapgen_deploy.manifest import build_manifest
 from snapgen_deploy.manifest_sizes import Macs, add_sizes
 from snapgen_deploy.plan import ExportPlan, TargetPlan, target_at
 from snapgen_deploy.preview import write_preview
-from snapgen_deploy.progress import Progress
-from snapgen_deploy.reference import ReferenceVectors, make_vectors, schedule_of
+from snapgen_deploy.progress import Counting, Progress, silent
+from snapgen_deploy.quantise.recipe import load_recipe
+from snapgen_deploy.quantise.report import add_to_manifest, copy_into
+from snapgen_deploy.quantise.stage import recipe_room, run_stage
+from snapgen_deploy.reference import ReferenceVectors, make_vectors, schedule_of, with_tuned
 from snapgen_deploy.resume import Exported, forget, read_record, write_record
 from snapgen_deploy.run_record import write_run_record
 
@@ -68,6 +72,8 @@ class Request:
     seeds: tuple[int, ...] | None = None  # of the prompts; 0, 1, ... where None
     calibration: Calibration | None = None  # needed where a precision of the plan is calibrated
     fidelity: Fidelity | None = None
+    executor: str = "here"  # where mixed precision measures layers
+    recipe: Path | None = None  # of mixed precision, once it is made
     # For the manifest; whoever counts and estimates hands them in (`latency.foretell.Foretold`).
     macs: Mapping[str, Mapping[Role, int]] = field(default_factory=dict)
     estimates: tuple[Mapping[str, Any], ...] = ()
@@ -79,7 +85,7 @@ def bundle_name(config_name: str, plan: ExportPlan) -> str:
     return f"{config_name}-{plan.device}"
 
 
-def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result:
+def run_export(request: Request, plan: ExportPlan, progress: Progress, counting: Counting = silent) -> Result:
     """Export, run what was saved, hold it against the reference, and publish the bundle only if every gate held."""
     checkpoint = open_checkpoint(request.checkpoint, request.key_map)
     final = request.output_dir / bundle_name(checkpoint.config.name, plan)
@@ -93,8 +99,10 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
     with (
         staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage,
         tempfile.TemporaryDirectory(prefix=f".{final.name}.scratch-", dir=final.parent) as scratch,
+        ExitStack() as room,
     ):
         _check_space(stage.root, checkpoint, plan)
+        request, quantising = _with_recipe(request, plan, stage.root.parent, room, counting)
         with progress(f"drawing {len(request.prompts) + len(plan.other_sizes)} reference pictures"):
             vectors, drawing = run_in_child("reference", _reference, request, plan)
         draw_beforehand(request, plan, Path(scratch), progress)
@@ -112,6 +120,7 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
                 artifacts = {s: {role: part.at(s).artifact for role, part in parts.items()} for s in plan.sizes}
                 arguments = (
                     target.key,
+                    target.precision,
                     target.limits,
                     artifacts,
                     checkpoint.config,
@@ -135,7 +144,7 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
             )
             raise GateFailed(f"{len(bad)} of {len(gates)} gates failed, no bundle was written: {lines}")
         with progress("writing the bundle"):
-            _write_common(stage.root, checkpoint, vectors, checks)
+            _write_common(stage.root, checkpoint, vectors, checks, request.recipe)
             described = {k: {r: (whole(p), p.description) for r, p in parts.items()} for k, parts in exported.items()}
             versions = {k: _versions(parts) for k, parts in exported.items()}
             foretold = (request.macs, request.estimates)
@@ -143,11 +152,25 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress) -> Result
             manifest = build_manifest(stage.root, checkpoint, plan, default, described, versions, gates, *foretold, fidelity)
             if plan.other_sizes:
                 add_sizes(manifest, stage.root, checkpoint.config, plan, exported, vectors, request.macs_of_sizes)
+            if request.recipe is not None:
+                students = {key: parts["student"].artifact for key, parts in exported.items()}
+                add_to_manifest(manifest, plan, students, request.recipe)
             write_manifest(stage.root, manifest)
             run = write_run_record(stage.root, drawing, exported, checking)
             stage.publish(request.overwrite)
-    peak = max(drawing, run["export_peak_bytes"], *checking.values())
+    peak = max(drawing, quantising, run["export_peak_bytes"], *checking.values())
     return Result(open_bundle(final), tuple(gates), peak, run)
+
+
+def _with_recipe(request: Request, plan: ExportPlan, beside: Path, room: ExitStack, counting: Counting) -> tuple[Request, int]:
+    """The request with the recipe of mixed precision, made now or before, and the peak of its process."""
+    if plan.mixed is None:
+        return request, 0
+    limit = request.cache.limit if request.cache is not None else None
+    root = room.enter_context(recipe_room(limit, beside))
+    stated = (request.checkpoint, request.key_map, plan, request.executor, request.threads)
+    recipe, peak = run_stage(*stated, root, counting, limit)
+    return replace(request, recipe=recipe), peak
 
 
 @dataclass
@@ -236,10 +259,15 @@ def _reference(request: Request, plan: ExportPlan) -> dict[str, ReferenceVectors
     checkpoint = open_checkpoint(request.checkpoint, request.key_map)
     count = [len(request.prompts), *(1 for _ in plan.other_sizes)]
     seeds = request.seeds or tuple(range(len(request.prompts)))
-    return {
+    found = {
         size: make_vectors(checkpoint, plan.at(size), request.prompts[:n], seeds[:n])
         for size, n in zip(plan.sizes, count, strict=True)
     }
+    recipe = load_recipe(request.recipe) if request.recipe is not None else None
+    if recipe is None:
+        return found
+    tuned, schedule = recipe.apply(load_student(checkpoint, plan.width)), schedule_of(checkpoint.config)
+    return {size: with_tuned(vectors, tuned, schedule) for size, vectors in found.items()}
 
 
 def _export_one(
@@ -320,7 +348,9 @@ def export_in_child(
     torch.set_num_threads(request.threads)
     target, variant = target_of(target_plan.key)
     checkpoint = open_checkpoint(request.checkpoint, request.key_map)
-    component = replace(build_component(checkpoint, plan, target_plan, role), expendable=True)
+    mixed = request.recipe if target_plan.precision == "mixed" else None
+    recipe = load_recipe(mixed) if mixed is not None else None
+    component = replace(build_component(checkpoint, plan, target_plan, role, recipe), expendable=True)
     if request.calibration is not None and is_calibrated(target_plan):
         inputs = partial(request.calibration.inputs, checkpoint, scratch / CALIBRATION, role)
         component = replace(component, calibration=inputs)
@@ -359,14 +389,17 @@ def _write_common(
     checkpoint: Checkpoint,
     vectors: Mapping[str, ReferenceVectors],
     checks: Mapping[str, Mapping[str, Checked]],
+    recipe: Path | None,
 ) -> None:
-    """What all targets share: tokenizer, and for every picture size test vectors and preview."""
+    """What all targets share: tokenizer, the recipe of mixed precision, for every picture size test vectors and preview."""
     from safetensors.numpy import save_file
 
     from snapgen_deploy.pipeline import to_bytes
 
     forget(root)
     shutil.rmtree(root / PARTS, ignore_errors=True)  # there where an interrupted run may be taken up again
+    if recipe is not None:
+        copy_into(root, recipe)
     if checkpoint.tokenizer:
         (root / "tokenizer.json").write_text(checkpoint.tokenizer, encoding="utf-8")
     for number, (size, of) in enumerate(vectors.items()):

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from snapgen_deploy.device_profiles import Limits
+from snapgen_deploy.device_profiles import PRECISIONS, Limits
 from snapgen_deploy.export.base import Artifact, Description, Headroom, Role, Runner
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.models import ModelConfig
@@ -91,6 +91,7 @@ class Checked:
 
 def check_sizes(
     key: str,
+    precision: str,
     limits: Limits,
     artifacts: Mapping[str, Mapping[Role, Artifact]],
     config: ModelConfig,
@@ -104,7 +105,7 @@ def check_sizes(
     """
     found: dict[str, Checked] = {}
     for size, parts in artifacts.items():
-        checked = check_target(key, limits, parts, config, schedule, vectors[size], threads)
+        checked = check_target(key, precision, limits, parts, config, schedule, vectors[size], threads)
         if len(artifacts) > 1:
             kept = [g for g in checked.gates if not found or g.component != "text_encoder"]
             checked = replace(
@@ -116,6 +117,7 @@ def check_sizes(
 
 def check_target(
     key: str,
+    precision: str,
     limits: Limits,
     artifacts: Mapping[Role, Artifact],
     config: ModelConfig,
@@ -137,15 +139,29 @@ def check_target(
             role,
             "relative_error",
             _component_error(role, runner, config, schedule, vectors),
-            limits.error,
+            _error_limit(precision, role, limits),
             "largest over prompts and steps",
         )
         for role, runner in runners.items()
     ]
+    if precision == "mixed":
+        gates.append(_tuned_gate(key, runners["student"], config, schedule, vectors))
     pictures, worst = _draw(runners, config, schedule, vectors)
     gates.append(at_least(key, "pipeline", "psnr", worst, limits.psnr, f"dB, least of {len(vectors.prompts)} pictures"))
     gates += [gate for role, runner in runners.items() if (gate := _headroom_gate(key, role, runner)) is not None]
     return Checked((*gates, *placed), tuple(pictures))
+
+
+def _error_limit(precision: str, role: Role, limits: Limits) -> float:
+    """Largest relative error of a component; in mixed precision the others than the student are fp16."""
+    return PRECISIONS["fp16"].limits.error if precision == "mixed" and role != "student" else limits.error
+
+
+def _tuned_gate(key: str, runner: Runner, config: ModelConfig, schedule: Schedule, vectors: ReferenceVectors) -> Gate:
+    """The file computes what was tuned, to fp16's rounding: its palettes are the tuned network's weights."""
+    tuned = {**vectors.arrays, "student.velocities": vectors.arrays["tuned.velocities"]}
+    error = _component_error("student", runner, config, schedule, replace(vectors, arrays=tuned))
+    return at_most(key, "student", "error_to_tuned", error, PRECISIONS["fp16"].limits.error, "largest over prompts and steps")
 
 
 def _component_error(role: Role, runner: Runner, config: ModelConfig, schedule: Schedule, vectors: ReferenceVectors) -> float:

@@ -13,6 +13,7 @@ from typing import Protocol
 from snapgen_deploy.device_profiles import PRECISIONS, TARGETS, Limits, Profile, ProfileTarget
 from snapgen_deploy.errors import BadInput, Refused, nearest
 from snapgen_deploy.models.config import ModelConfig
+from snapgen_deploy.quantise.settings import MixedSettings
 from snapgen_deploy.sizes import Size, check_systems, size_name, sizes_of
 
 WEIGHT_BYTES = {name: precision.weight_bytes for name, precision in PRECISIONS.items()}
@@ -99,6 +100,7 @@ class ExportPlan:
     latency_ms: float | None  # of one picture; None where the profile has no basis for this model and size
     latency_budget_ms: float | None
     other_sizes: tuple[Size, ...] = ()  # beside `resolution`, which is the default one
+    mixed: MixedSettings | None = None  # of targets with precision "mixed"
 
     @property
     def sizes(self) -> tuple[str, ...]:
@@ -144,7 +146,7 @@ def make_plan(
     size, form = sizes[0].resolution, local_form(config, sizes[0].latent)
     chosen = [_target(t, precision, form) for t in _targets(profile, targets)]
     check_systems(sizes, {t.key: dict(t.options).get("deployment", "") for t in chosen})
-    calibrated = [t for t in chosen if t.precision in TARGETS[t.target].calibrated]
+    calibrated = [t for t in chosen if t.precision in (*TARGETS[t.target].calibrated, "mixed")]
     if len(sizes) > 1 and calibrated:
         one = calibrated[0]  # its ranges are found on trajectories of one picture size
         raise BadInput(
@@ -322,6 +324,8 @@ def _target(target: ProfileTarget, precision: str | None, form: str) -> TargetPl
     offered = TARGETS[target.target].precisions
     if precision is not None and precision not in offered:
         near = nearest(precision, offered)
+        have = [name for name, spec in TARGETS.items() if precision in spec.precisions]
+        near = f"; {' and '.join(have)} has it: choose with --target" if have else near
         raise BadInput(f"target {target.key} has no precision '{precision}': it offers {', '.join(offered)}{near}")
     chosen = precision or target.precision
     own = target.limits if chosen == target.precision else ()

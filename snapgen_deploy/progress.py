@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
+Tell = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
+Counting = Callable[[], AbstractContextManager[Tell]]  # for work of many like pieces; `cli.console.counting` shows a bar
 Progress = Callable[[str], AbstractContextManager[None]]  # takes what is being done, e.g. for a line with a spinner and a clock
+
+
+def silent() -> AbstractContextManager[Tell]:
+    """Counting that shows nothing."""
+    return nullcontext(lambda what, done, total: None)

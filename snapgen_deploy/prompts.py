@@ -47,9 +47,14 @@ def _embedded_sha256() -> str:
     return open_checkpoint(None).sha256()
 
 
+def own_prompts(checkpoint: Checkpoint, asset: str, prompts: Sequence[str]) -> tuple[str, ...]:
+    """Those of the embedded checkpoint's file `asset`, else `prompts`."""
+    if not is_embedded(checkpoint):
+        return tuple(prompts)
+    lines = (resources.files("snapgen_deploy.assets") / asset).read_text(encoding="utf-8").split("\n")
+    return tuple(line for line in lines if line)
+
+
 def own_samples(checkpoint: Checkpoint, asset: str, prompts: Sequence[str], count: int, first_seed: int) -> tuple[Sample, ...]:
-    """`count` samples: of the embedded checkpoint's file `asset`, else round the `prompts`."""
-    if is_embedded(checkpoint):
-        lines = (resources.files("snapgen_deploy.assets") / asset).read_text(encoding="utf-8").split("\n")
-        prompts = [line for line in lines if line]
-    return samples_of(prompts, count, first_seed)
+    """`count` samples that go round `own_prompts`."""
+    return samples_of(own_prompts(checkpoint, asset, prompts), count, first_seed)

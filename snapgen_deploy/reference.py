@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import torch
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.elastic import load_decoder, load_student, load_text_encoder
 from snapgen_deploy.export.base import Arrays, Role, Runner
-from snapgen_deploy.models import ModelConfig, TextEncoderConfig, sigmas
+from snapgen_deploy.models import DiT, ModelConfig, TextEncoderConfig, sigmas
 from snapgen_deploy.pipeline import Pipeline, Schedule, Trace, noise_for, tokenize
 from snapgen_deploy.plan import ExportPlan
 
@@ -98,6 +98,22 @@ def make_vectors(
             rows.setdefault(name, []).append(value)
     arrays = {name: np.concatenate(values) for name, values in sorted(rows.items())}
     return ReferenceVectors(tuple(prompts), seeds, arrays)
+
+
+def with_tuned(vectors: ReferenceVectors, student: DiT, schedule: Schedule) -> ReferenceVectors:
+    """The vectors with `tuned.velocities` (P, steps, C, h, w): what a tuned student answers to the reference's own inputs."""
+    latents, names = vectors.arrays["student.latents"], [s.name for s in student.config.text_streams]
+    rows = []
+    for i in range(len(vectors.prompts)):
+        text, mask = (
+            {n: torch.from_numpy(vectors.arrays[f"student.{n}{end}"][i : i + 1]) for n in names} for end in ("", "_mask")
+        )
+        for step in range(latents.shape[1]):
+            x, features = torch.from_numpy(latents[i : i + 1, step]), torch.from_numpy(schedule.features(step))
+            with torch.inference_mode():
+                rows.append(student(x, features, text, mask).numpy())
+    velocities = np.concatenate(rows).reshape(latents.shape)
+    return replace(vectors, arrays=dict(sorted({**vectors.arrays, "tuned.velocities": velocities}.items())))
 
 
 def prompt_tokens(checkpoint: Checkpoint, encoder: TextEncoderConfig, prompt: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,16 @@ def rerun_gates(bundle: Bundle, threads: int, progress: Progress) -> tuple[Gate,
     for key in bundle.targets:
         artifacts = {size: view.artifacts(key) for size, view in views.items()}
         with progress(f"{key}: running the bundle's files"):
-            arguments = (key, bundle.limits(key), artifacts, bundle.config, bundle.schedule, vectors, threads)
+            arguments = (
+                key,
+                bundle.precision(key),
+                bundle.limits(key),
+                artifacts,
+                bundle.config,
+                bundle.schedule,
+                vectors,
+                threads,
+            )
             checked, _ = run_in_child(f"{key} check", check_sizes, *arguments)
             gates += [gate for one in checked.values() for gate in one.gates]
     return tuple(gates)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from snapgen_deploy.errors import BadInput, SnapgenError
 from snapgen_deploy.files import write_text
-from snapgen_deploy.progress import Progress
+from snapgen_deploy.progress import Counting, Progress, Tell
 
 UNTRAINED = "untrained weights: pictures are noise"
 
@@ -78,6 +78,33 @@ def progress(*, quiet: bool = False) -> Progress:
             bar.add_task(what, total=None)
             yield
         console.print(f"  [green]✓[/green] {what} [dim]{time.perf_counter() - start:.1f} s[/dim]")
+
+    return work
+
+
+def counting(*, quiet: bool = False) -> Counting:
+    """Shows how many pieces of a work are done, a bar for each kind of work; nothing without a terminal."""
+    console = err()
+    shown = console.is_terminal and not quiet
+
+    @contextmanager
+    def work() -> Iterator[Tell]:
+        if not shown:
+            yield lambda what, done, total: None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times, console=console) as bar:
+            tasks: dict[str, Any] = {}
+
+            def tell(what: str, done: int, total: int) -> None:
+                kind = what.partition(" (")[0]  # what stands in brackets changes as the work goes on
+                if kind not in tasks:
+                    tasks[kind] = bar.add_task(what, total=total)
+                bar.update(tasks[kind], description=what, completed=done, total=total)
+
+            yield tell
 
     return work
 

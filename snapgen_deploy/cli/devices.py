@@ -114,5 +114,10 @@ def render_plan(plan: ExportPlan, console: Console) -> None:
         console.print(
             f"also {other.name} pixels, latent {'x'.join(map(str, other.latent))}; local attention: {forms}", soft_wrap=True
         )
+    if plan.mixed is not None:
+        m = plan.mixed
+        words = f"{len(m.prompts)} prompts" if m.prompts else "random text"
+        tuned = f"tuned for {m.iterations} iterations on {m.pictures} pictures of {words}"
+        console.print(f"mixed precision: {m.bits:g} bits a weight, {tuned}", soft_wrap=True)
     for reason in plan.reasons:
         console.print(f"  {reason}", style="dim", soft_wrap=True)

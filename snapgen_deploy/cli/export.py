@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import UNTRAINED, megabytes, out, parse_bytes, print_json, progress
+from snapgen_deploy.cli.console import UNTRAINED, counting, megabytes, out, parse_bytes, print_json, progress
 from snapgen_deploy.errors import BadInput
 
 if TYPE_CHECKING:
@@ -32,9 +32,24 @@ def export(
     precision: Annotated[
         str | None, typer.Option(help="Precision for all targets (see `devices --precisions`); the profile's when left out.")
     ] = None,
+    bits: Annotated[
+        float | None, typer.Option(help="Bits a weight on average with --precision mixed, 3 to 8; 4.3 when left out.")
+    ] = None,
+    tune_iterations: Annotated[
+        int | None, typer.Option(help="Iterations of self-distillation with --precision mixed; 1000 when left out.")
+    ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(help="For calibrated precisions: text file, a prompt a line, or .npz of arrays '<component>.<input>'."),
+        typer.Option(
+            help="For calibrated and mixed precisions: text file, a prompt a line; or, not for mixed, .npz of arrays "
+            "'<component>.<input>'."
+        ),
+    ] = None,
+    calibration_pictures: Annotated[
+        int | None, typer.Option(help="Pictures that --precision mixed draws to measure and tune on; 256 when left out.")
+    ] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="Where --precision mixed measures layers: here, processes:N or dask://host:port.")
     ] = None,
     fidelity: Annotated[
         bool, typer.Option("--fidelity", help="Hold exact precisions against the reference over many prompts, too.")
@@ -81,6 +96,7 @@ def export(
     from snapgen_deploy import export_memory
     from snapgen_deploy.checkpoint import open_checkpoint
     from snapgen_deploy.cli.devices import plan_as_dict, render_plan
+    from snapgen_deploy.cli.mixed import EXECUTOR, with_mixed
     from snapgen_deploy.device_profiles import load_profile
     from snapgen_deploy.host_memory import available_bytes
     from snapgen_deploy.latency.estimate import plan_estimator
@@ -104,6 +120,15 @@ def export(
         other_resolutions=sizes[1:],
         estimator=plan_estimator(opened.config, profile, size),
         max_latency_ms=parse_duration(max_latency) if max_latency else None,
+    )
+    plan = with_mixed(
+        plan,
+        opened,
+        bits=bits,
+        iterations=tune_iterations,
+        calibration=calibration,
+        pictures=calibration_pictures,
+        executor=executor,
     )
     if tune:
         from snapgen_deploy.latency.tune import tune_plan
@@ -145,12 +170,13 @@ def export(
         seeds=tuple(s.seed for s in chosen[:many]),
         calibration=calibration_of(opened, plan, calibration),
         fidelity=wanted,
+        executor=executor or EXECUTOR,
         macs=foretold.macs,
         estimates=foretold.estimates,
         macs_of_sizes={s: foretell.of_plan(opened.config, plan.at(s), profile).macs for s in plan.sizes[1:]}
         | {plan.sizes[0]: foretold.macs},
     )
-    result = run_export(request, plan, progress(quiet=as_json))
+    result = run_export(request, plan, progress(quiet=as_json), counting(quiet=as_json))
     notes = cache.notes if cache is not None else []
     if as_json:
         manifest = result.bundle.manifest

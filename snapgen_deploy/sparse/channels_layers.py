@@ -63,21 +63,23 @@ class ChannelsSelfAttention(nn.Module):
     The form adds: `per_head` one transpose (keys); `loop` and `batched` one transpose and four reshapes.
     """
 
-    def __init__(self, source: SelfAttention, form: ChannelsForm) -> None:
+    def __init__(self, source: SelfAttention, form: ChannelsForm, keep_weights: bool = False) -> None:
         super().__init__()
         self.heads, self.form = Heads(source.heads, source.kv_heads, source.head_dim), form
-        self.q = fold.pointwise(*fold.centred(source.q, source.head_dim))
-        self.k = fold.pointwise(*fold.centred(source.k, source.head_dim))
+        self.q, self.k = (
+            fold.pointwise(*((p.weight, p.bias) if keep_weights else fold.centred(p, source.head_dim)))
+            for p in (source.q, source.k)
+        )
         self.v = fold.pointwise(source.v.weight, source.v.bias)
         self.out = fold.pointwise(source.out.weight, source.out.bias)
-        self.q_norm = self._norm(source.q_norm, source.head_dim**-0.5)
-        self.k_norm = self._norm(source.k_norm, 1.0)
+        self.q_norm = self._norm(source.q_norm, source.head_dim**-0.5, centred=not keep_weights)
+        self.k_norm = self._norm(source.k_norm, 1.0, centred=not keep_weights)
 
     @staticmethod
-    def _norm(source: nn.LayerNorm, scale: float) -> ChannelsNorm:
-        """The norm over a head's channels, of projections that are centred already, times `scale`."""
+    def _norm(source: nn.LayerNorm, scale: float, *, centred: bool) -> ChannelsNorm:
+        """The norm over a head's channels, of projections that are `centred` already or not, times `scale`."""
         weight, bias = (t.detach().view(-1, 1) * scale for t in (source.weight, source.bias))  # (d, 1)
-        return ChannelsNorm(2, source.eps, weight, bias, centred=True)
+        return ChannelsNorm(2, source.eps, weight, bias, centred=centred)
 
     def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, D, 1, N) -> q (B, h*d, 1, N) scaled, k and v (B, h_kv*d, 1, N)."""
@@ -101,8 +103,8 @@ class ChannelsSparseAttention(ChannelsSelfAttention):
 
     spread: Tensor
 
-    def __init__(self, source: AdaptiveSparseSelfAttention, form: ChannelsForm, grid: Grid) -> None:
-        super().__init__(source, form)
+    def __init__(self, source: AdaptiveSparseSelfAttention, form: ChannelsForm, grid: Grid, keep_weights: bool = False) -> None:
+        super().__init__(source, form, keep_weights)
         self.blocks, self.radius, self.grid = source.blocks, source.radius, grid
         self.k_compress, self.v_compress = source.k_compress, source.v_compress
         self.gate = fold.pointwise(source.gate.weight, source.gate.bias)

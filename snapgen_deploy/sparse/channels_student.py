@@ -26,16 +26,16 @@ class ChannelsBlock(nn.Module):
 
     table: Tensor
 
-    def __init__(self, source: Block, form: ChannelsForm, grid: Grid) -> None:
+    def __init__(self, source: Block, form: ChannelsForm, grid: Grid, keep_weights: bool) -> None:
         super().__init__()
         attention = source.attention
         self.hidden = source.table.shape[1]
         self.register_buffer("table", fold.modulation_table(source.table, (1, 4)).view(1, -1, 1, 1))
         self.norm = ChannelsNorm(1, 1e-6)
         self.attention = (
-            ChannelsSparseAttention(attention, form, grid)
+            ChannelsSparseAttention(attention, form, grid, keep_weights)
             if isinstance(attention, AdaptiveSparseSelfAttention)
-            else ChannelsSelfAttention(attention, form)
+            else ChannelsSelfAttention(attention, form, keep_weights)
         )
         self.cross = ChannelsCrossAttention(source.cross, form)
         self.ffn = ChannelsMLP(source.ffn.up, source.ffn.down)
@@ -90,7 +90,7 @@ class ChannelsStudent(nn.Module):
     final_table: Tensor
     positions: Tensor
 
-    def __init__(self, dit: DiT, grid: Grid, form: ChannelsForm) -> None:
+    def __init__(self, dit: DiT, grid: Grid, form: ChannelsForm, keep_weights: bool = False) -> None:
         super().__init__()
         config, half = dit.config, (grid[0] // 2, grid[1] // 2)
         self.fine, self.coarse, self.hidden = grid, half, config.hidden_at(dit.width)
@@ -103,7 +103,8 @@ class ChannelsStudent(nn.Module):
             self.text.append(ChannelsMLP(projection.fc1, projection.fc2))
         for stage in STAGES:
             at = half if stage == "middle" else grid
-            self.add_module(stage, nn.ModuleList(ChannelsBlock(b, form, at) for b in dit.blocks_of(stage)))
+            blocks = (ChannelsBlock(b, form, at, keep_weights) for b in dit.blocks_of(stage))
+            self.add_module(stage, nn.ModuleList(blocks))
         self.skips = nn.ModuleList(ChannelsSkip(s) for s in dit.skips if isinstance(s, DenseSkip))
         for name, at in (("rope", grid), ("half_rope", half)):
             for part, table in zip("cs", fold.rope_constants(*at, config.head_dim, config.rope_theta), strict=True):

@@ -27,12 +27,21 @@ UPSAMPLING: Mapping[str, UpsampleForm] = {"token": "transposed", "channels": "na
 
 
 def rewrite_student(
-    dit: DiT, latent: tuple[int, int], *, layout: Layout, form: str, batch: int = 1, ops: OpForm = "spelled"
+    dit: DiT,
+    latent: tuple[int, int],
+    *,
+    layout: Layout,
+    form: str,
+    batch: int = 1,
+    ops: OpForm = "spelled",
+    keep_weights: bool = False,
 ) -> nn.Module:
     """The student for latents (batch, C, *latent), called as (latent, time_features, stream, stream_mask, ...) -> velocity.
 
     `form` names the kernel of the local attention (`FORMS`). `ops` matters to the token layout only: "spelled" writes norms
     and GELU in operations that XNNPACK takes and computes right, "native" leaves them whole for runtimes that fuse them.
+    With `keep_weights` (channels layout only) nothing is folded into the weights of a layer: they are the student's own
+    tensors, so that the few values of a palette stay as few, for two operations more in each norm of q and k.
     Raises BadInput for an unknown layout, form or ops, a batch below 1, or a latent that the patches or blocks do not divide.
     """
     _known("layout", layout, UPSAMPLING)
@@ -40,6 +49,8 @@ def rewrite_student(
     _known("ops", ops, ("spelled", "native"))
     if batch < 1:
         raise BadInput(f"got batch {batch}, expected 1 or more")
+    if keep_weights and layout != "channels":
+        raise BadInput(f"got layout {layout!r} with keep_weights, expected channels")
     problems = dit.config.grid_problems(*latent)
     if problems:
         raise BadInput("; ".join(problems))
@@ -47,7 +58,7 @@ def rewrite_student(
     _check_stages(dit, grid)
     if layout == "token":
         return TokenStudent(dit, grid, FORMS[form], batch, ops).eval()
-    return ChannelsStudent(dit, grid, CHANNELS_FORMS[form]).eval()
+    return ChannelsStudent(dit, grid, CHANNELS_FORMS[form], keep_weights).eval()
 
 
 def rewrite_decoder(

@@ -50,8 +50,20 @@ def test_student_equals_reference(kit, layout, data):
             rewrite_student(dit, latent, layout=layout, form=form, batch=batch, ops=ops)
         return
     inputs = kit.inputs(dit.config, latent, batch, seed)
-    got = rewrite_student(dit, latent, layout=layout, form=form, batch=batch, ops=ops)(*inputs)
+    keep = layout == "channels" and draw(st.booleans())
+    got = rewrite_student(dit, latent, layout=layout, form=form, batch=batch, ops=ops, keep_weights=keep)(*inputs)
     assert kit.relative(got, kit.velocity(dit, inputs)) <= BOUND
+
+
+def test_weights_are_kept_where_they_are_palettes(kit):
+    dit = kit.student(0)
+    own = {p.data_ptr() for n, p in dit.named_parameters() if p.dim() > 1 and not n.endswith("table")}
+    kept = rewrite_student(dit, (8, 8), layout="channels", form="batched", keep_weights=True)
+    folded = rewrite_student(dit, (8, 8), layout="channels", form="batched")
+    assert own <= {p.data_ptr() for p in kept.parameters()}
+    assert not own <= {p.data_ptr() for p in folded.parameters()}
+    with pytest.raises(BadInput, match="expected channels"):
+        rewrite_student(dit, (8, 8), layout="token", form="batched", keep_weights=True)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

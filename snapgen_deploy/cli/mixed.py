@@ -1,0 +1,66 @@
+"""The options of `export --precision mixed`, checked and put into the plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.plan import ExportPlan
+from snapgen_deploy.quantise.executors import executor_of
+from snapgen_deploy.quantise.settings import mixed_settings
+
+BITS, ITERATIONS, PICTURES, EXECUTOR = 4.3, 1000, 256, "here"
+
+
+def with_mixed(
+    plan: ExportPlan,
+    checkpoint: Checkpoint,
+    *,
+    bits: float | None,
+    iterations: int | None,
+    calibration: Path | None,
+    pictures: int | None,
+    executor: str | None,
+) -> ExportPlan:
+    """The plan with its settings of mixed precision, where a target has it; options left out (None) get their defaults.
+
+    Calibration prompts are the file's, else those that ship for the embedded checkpoint, else the checkpoint's own.
+    Raises BadInput for options without a mixed target, and for what `mixed_settings` refuses.
+    """
+    given = {
+        "--bits": bits,
+        "--tune-iterations": iterations,
+        "--calibration-pictures": pictures,
+        "--executor": executor,
+    }
+    if all(t.precision != "mixed" for t in plan.targets):
+        named = [option for option, value in given.items() if value is not None]
+        if named:
+            raise BadInput(f"{named[0]} belongs to mixed precision; add --precision mixed")
+        return plan
+    executor_of(executor or EXECUTOR)
+    readable = checkpoint.config.text_encoder is not None and checkpoint.tokenizer is not None
+    if calibration is not None and not readable:
+        raise BadInput("--calibration: this checkpoint has no text encoder with a tokenizer that could read it; leave it out")
+    prompts, source = _prompts(checkpoint, calibration)
+    settings = mixed_settings(
+        bits=BITS if bits is None else bits,
+        iterations=ITERATIONS if iterations is None else iterations,
+        pictures=PICTURES if pictures is None else pictures,
+        prompts=prompts,
+        reads_prompts=readable,
+        source=source,
+    )
+    return replace(plan, mixed=settings)
+
+
+def _prompts(checkpoint: Checkpoint, path: Path | None) -> tuple[tuple[str, ...], str]:
+    """Calibration prompts and where they are from."""
+    from snapgen_deploy.prompts import CALIBRATION, is_embedded, own_prompts, read_samples
+
+    if path is not None:
+        return tuple(s.prompt for s in read_samples(path, 0, "calibration")), str(path)
+    own = own_prompts(checkpoint, CALIBRATION, checkpoint.config.prompts)
+    return own, CALIBRATION if is_embedded(checkpoint) else f"the checkpoint {checkpoint.path.name}"

@@ -1,0 +1,156 @@
+"""Where independent pieces of work run: here, in processes of this computer, or on a Dask cluster. The results are the same.
+
+An executor maps an importable function over tasks and gives the results in the order of the tasks, whoever finished first.
+Every task runs with one thread of arithmetic, so that sums are taken in one order everywhere.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+from snapgen_deploy.errors import BadInput, SnapgenError
+
+T = TypeVar("T")
+R = TypeVar("R")
+CONNECTING = 10.0  # seconds until a cluster that does not answer is given up
+AHEAD = 2  # tasks a worker that are handed out in advance: matrices of large layers must not all wait in memory
+FORMS = "here, processes:N or dask://host:port"
+
+
+class WorkerLost(SnapgenError):
+    """A process or a cluster that took tasks is gone."""
+
+    exit_code = 1
+
+
+class Executor(Protocol):
+    """Maps a function over tasks, results in the tasks' order."""
+
+    def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """One result per task; an exception of the function is raised here as it was there."""
+        ...
+
+    def check(self) -> None:
+        """BadInput where nothing could take a task; called before work begins."""
+        ...
+
+
+class Here:
+    """One task after the other in this process."""
+
+    def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """As `Executor.map`."""
+        for task in tasks:
+            yield _one_thread(function, task)
+
+    def check(self) -> None:
+        """As `Executor.check`: always sound."""
+
+
+class Processes:
+    """A pool of fresh processes of this computer."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """As `Executor.map`; WorkerLost where a process dies."""
+        with ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn")) as pool:
+            try:
+                yield from _in_order(lambda task: pool.submit(_one_thread, function, task), tasks, AHEAD * self.count)
+            except BrokenProcessPool:
+                raise WorkerLost(f"one of {self.count} processes died; the usual cause is too little memory") from None
+
+    def check(self) -> None:
+        """As `Executor.check`: always sound."""
+
+
+class Cluster:
+    """A Dask cluster whose workers have this package installed."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """As `Executor.map`; BadInput where the cluster does not answer, WorkerLost where it goes away."""
+        with _client(self.address) as client:
+            ahead = AHEAD * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+            from distributed import KilledWorker
+            from distributed.client import FutureCancelledError
+
+            def submit(task: T) -> Any:
+                with warnings.catch_warnings():
+                    # large on purpose: a task carries its matrices, so that it can be given to another worker when one dies
+                    warnings.filterwarnings("ignore", message="Sending large graph")
+                    # not `pure`: its name would be a hash of the matrices, which takes longer than some tasks
+                    return client.submit(_one_thread, function, task, pure=False)
+
+            try:
+                yield from _in_order(submit, tasks, ahead)
+            except (KilledWorker, FutureCancelledError, OSError) as error:
+                raise WorkerLost(f"the cluster at {self.address} lost its workers ({type(error).__name__})") from None
+
+    def check(self) -> None:
+        """As `Executor.check`: the scheduler answers and has workers."""
+        with _client(self.address):
+            pass
+
+
+def executor_of(text: str) -> Executor:
+    """`here`, `processes:N` or `dask://host:port`; BadInput for anything else. A cluster is called when it is used."""
+    kind, _, rest = text.partition(":")
+    if text == "here":
+        return Here()
+    if kind == "processes" and rest.isdigit() and int(rest) > 0:
+        return Processes(int(rest))
+    host, _, port = rest.removeprefix("//").rpartition(":")
+    if kind == "dask" and rest.startswith("//") and host and port.isdigit() and 0 < int(port) < 65536:
+        return Cluster(f"tcp://{host}:{port}")
+    raise BadInput(f"--executor: got '{text}', expected {FORMS}")
+
+
+def _in_order(submit: Callable[[T], Any], tasks: Iterable[T], ahead: int) -> Iterator[Any]:
+    """Hand out tasks, at most `ahead` of them beyond the result that is waited for."""
+    waiting: deque[Any] = deque()
+    for task in tasks:
+        waiting.append(submit(task))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+@contextmanager
+def _client(address: str) -> Iterator[Any]:
+    try:
+        from distributed import Client
+    except ImportError:
+        raise BadInput("--executor dask://...: Dask is not installed; pip install 'snapgen-deploy[cluster]'") from None
+    try:
+        client = Client(address, timeout=CONNECTING, set_as_default=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadInput(f"--executor: no Dask scheduler answers at {address} ({reason}); start one or use processes:N") from None
+    with client:
+        if not client.scheduler_info(n_workers=-1)["workers"]:
+            raise BadInput(f"--executor: the Dask cluster at {address} has no workers; start some, then run again")
+        yield client
+
+
+def _one_thread(function: Callable[[T], R], task: T) -> R:
+    """Call with one thread of torch's, and give this process its number back."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return function(task)
+    finally:
+        torch.set_num_threads(before)

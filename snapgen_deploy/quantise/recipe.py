@@ -1,0 +1,235 @@
+"""The whole recipe: trajectories, sensitivities, allocation, tuning. Every stage is kept under a key of what decides it.
+
+Stages that several recipes share (trajectories and sensitivities of one checkpoint and width) are made once; a run that was
+interrupted goes on with the layer or the iteration that it had reached. What a recipe is made with (executor, threads) is no
+part of its key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from snapgen_deploy.bundle import files_under, sha256_of
+from snapgen_deploy.cache import discard_oldest
+from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.elastic import load_student
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.files import cache_root, write_text
+from snapgen_deploy.models import DiT
+from snapgen_deploy.quantise.allocation import Allocation, Candidate, allocate, levels_for
+from snapgen_deploy.quantise.curve import write_curve
+from snapgen_deploy.quantise.executors import Executor
+from snapgen_deploy.quantise.network import load_tuned, quantise
+from snapgen_deploy.quantise.sensitivity import Sensitivity, measure, sensitivity_from
+from snapgen_deploy.quantise.settings import MixedSettings
+from snapgen_deploy.quantise.trajectories import Trajectories, record, samples_of
+from snapgen_deploy.quantise.tuning import Tuned, Tuning, tune
+
+Report = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
+RECIPE, TUNED, CURVE, PICTURE = "recipe.json", "tuned.safetensors", "tuning.json", "tuning.png"
+MEND = "choose another place with XDG_CACHE_HOME"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A finished recipe: per layer its bits and palette, and the values of everything that stays exact."""
+
+    bits: Mapping[str, int]
+    palettes: Mapping[str, tuple[float, ...]]
+    tuned: Mapping[str, Tensor]
+    about: Mapping[str, Any]  # for the manifest: settings, sensitivities, allocation, tuning
+
+    def apply(self, student: DiT) -> DiT:
+        """Put it into the fp32 student that it was made for, in place; returns the student."""
+        return load_tuned(quantise(student, self.palettes), self.tuned)
+
+
+def default_root() -> Path:
+    """`$XDG_CACHE_HOME/snapgen-deploy/recipes`, or the same below ~/.cache."""
+    return cache_root() / "recipes"
+
+
+def make_recipe(
+    checkpoint: Checkpoint,
+    width: str,
+    latent: tuple[int, int, int],
+    settings: MixedSettings,
+    executor: Executor,
+    root: Path,
+    report: Report = lambda what, done, total: None,
+) -> Path:
+    """The folder of the finished recipe below `root`; what of it is already there is taken as it is.
+
+    `latent` is (channels, height, width). The folder holds recipe.json, tuned.safetensors, tuning.json and tuning.png.
+    """
+    base = _hash(_sources(), checkpoint.sha256(), width, latent, settings.prompts, settings.pictures)
+    folder = root / f"recipe-{_hash(base, settings.as_key())}"
+    if load_recipe(folder) is not None:
+        _touch(folder)
+        return folder
+    executor.check()
+    _make_room(root)
+    samples = samples_of(settings.prompts or ("no prompt: seeded random text",), settings.pictures)
+    count = len(samples)
+    report("recording trajectories", 0, count)
+    trajectories = record(
+        checkpoint, width, latent, samples, root / f"trajectories-{base}", lambda n: report("recording trajectories", n, count)
+    )
+    levels = levels_for(settings.bits)
+    found = _sensitivities(checkpoint, width, trajectories, settings, executor, root / f"sensitivity-{base}", levels, report)
+    chosen = allocate([Candidate(s.name, s.weights, s.errors) for s in found.values()], settings.bits)
+    palettes = {name: found[name].palettes[b] for name, b in chosen.bits.items()}
+    student = quantise(load_student(checkpoint, width), palettes)
+    state, total = root / f"tuning-{_hash(base, settings.as_key())}", settings.iterations
+    report("tuning", 0, total)
+    tuned = tune(student, trajectories, Tuning(total), state, lambda n, loss: report(f"tuning (error {loss:.2g})", n, total))
+    _write(folder, settings, found, chosen, tuned)
+    shutil.rmtree(state, ignore_errors=True)
+    return folder
+
+
+def load_recipe(folder: Path) -> Recipe | None:
+    """What `make_recipe` wrote; None where there is none, or it is not what was written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        data = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+        if sha256_of(folder / TUNED) != data["tuned_sha256"]:
+            return None
+        tuned = load_file(folder / TUNED)
+        layers = data["layers"]
+        return Recipe(
+            bits={name: int(layer["bits"]) for name, layer in layers.items()},
+            palettes={name: tuple(layer["palette"]) for name, layer in layers.items()},
+            tuned=tuned,
+            about=data["about"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return None
+
+
+def keep_within(root: Path, limit: int, spare: Path) -> None:
+    """Remove the least recently used stages beyond `limit` bytes, never the recipe `spare`."""
+    entries = []
+    for path in root.iterdir():
+        if path != spare:
+            files = files_under(path) if path.is_dir() else [path]
+            newest = max((f.stat().st_mtime for f in files), default=0.0)
+            entries.append((newest, sum(f.stat().st_size for f in files), path))
+    discard_oldest(entries, limit)
+
+
+def _sensitivities(
+    checkpoint: Checkpoint,
+    width: str,
+    trajectories: Trajectories,
+    settings: MixedSettings,
+    executor: Executor,
+    folder: Path,
+    levels: tuple[int, int],
+    report: Report,
+) -> dict[str, Sensitivity]:
+    """Every layer's, at these levels; each found is appended to a file at once, so that none is measured twice."""
+    path = folder.with_name(f"{folder.name}-{levels[0]}-{levels[1]}.jsonl")
+    known = _read_lines(path)
+    student = load_student(checkpoint, width)
+    from snapgen_deploy.quantise.layers import layers_of
+
+    total, done = len(layers_of(student)), len(known)
+    report("measuring layers", done, total)
+    with path.open("a", encoding="utf-8") as file:
+
+        def note(found: Sensitivity) -> None:
+            nonlocal done
+            done += 1
+            file.write(json.dumps(found.as_dict()) + "\n")
+            file.flush()
+            report("measuring layers", done, total)
+
+        return measure(student, trajectories, settings.measured, levels, executor, known=known, note=note)
+
+
+def _read_lines(path: Path) -> list[Sensitivity]:
+    """Whole lines of a file that a kill may have cut; what was cut is removed from it."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    try:
+        found = [sensitivity_from(json.loads(line)) for line in whole.splitlines()]
+    except (ValueError, KeyError, TypeError, AssertionError):
+        found, whole = [], ""
+    if whole != text:
+        write_text(path, whole, MEND)
+    return found
+
+
+def _write(folder: Path, settings: MixedSettings, found: Mapping[str, Sensitivity], chosen: Allocation, tuned: Tuned) -> None:
+    """The recipe's files; recipe.json last, since it makes the others valid."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({n: t.contiguous() for n, t in tuned.values.items()}, folder / TUNED)
+    write_curve(folder / CURVE, folder / PICTURE, tuned)
+    about = {
+        "asked_bits": settings.bits,
+        "average_bits": chosen.average,
+        "error": chosen.error,
+        "error_bound": chosen.bound,
+        "tune_iterations": settings.iterations,
+        "tuning_helped": tuned.helped,
+        "held_out_error": {"untuned": tuned.before, "tuned": min(tuned.after, tuned.before)},
+        "calibration": {
+            "prompts": len(settings.prompts),
+            "prompts_sha256": settings.prompts_sha256,
+            "pictures": settings.pictures,
+            "measured": settings.measured,
+        },
+        "sensitivities": {
+            name: {"weights": s.weights, "bits": chosen.bits[name], "mse": {str(b): e for b, e in s.errors.items()}}
+            for name, s in found.items()
+        },
+    }
+    layers = {name: {"bits": b, "palette": list(found[name].palettes[b])} for name, b in chosen.bits.items()}
+    data = {"about": about, "layers": layers, "tuned_sha256": sha256_of(folder / TUNED)}
+    write_text(folder / RECIPE, json.dumps(data, sort_keys=True, allow_nan=False) + "\n", MEND)
+    if load_recipe(folder) is None:
+        raise BadInput(f"the recipe in {folder} cannot be read back; {MEND}")
+
+
+def _make_room(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"cannot write to {root} ({error.strerror}); {MEND} or pass --no-cache") from None
+
+
+def _touch(folder: Path) -> None:
+    try:
+        (folder / RECIPE).touch()
+    except OSError:  # a cache that may be read only
+        return
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@cache
+def _sources() -> str:
+    """Hash of the code and the tools that compute a recipe."""
+    root = Path(__file__).parents[1]
+    files = [*sorted((root / "quantise").glob("*.py")), *sorted((root / "models").glob("*.py"))]
+    lines = [f"{f.name} {sha256_of(f)}" for f in (*files, root / "pipeline.py", root / "reference.py")]
+    return _hash(lines, metadata.version("torch"), metadata.version("numpy"))

@@ -1,0 +1,160 @@
+"""How much each layer's own output suffers when its weights alone become a palette (SnapGen++, supplement C).
+
+The reference student runs over the recorded trajectories once for as many layers as memory holds second moments of; each
+layer's evaluation (fit palettes, measure the output's error) is a task of its own for an executor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.models import DiT
+from snapgen_deploy.quantise.executors import Executor
+from snapgen_deploy.quantise.layers import Layer, layers_of, matrix_of, moments, output_mse
+from snapgen_deploy.quantise.palettes import fit, snap
+from snapgen_deploy.quantise.trajectories import Trajectories
+
+BATCH = 8  # calls of the student that run together, where memory allows
+TOKENS = 2048  # image tokens that run together: activations of a full-scale student take gigabytes a call
+MEMORY = 1 << 30  # bytes of second moments that are held at once
+
+
+@dataclass(frozen=True)
+class Task:
+    """One layer's evaluation: its weight as a matrix (g, rows, columns) and its inputs' second moments."""
+
+    name: str
+    matrix: np.ndarray
+    second: np.ndarray
+    levels: tuple[int, ...]  # bits
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What was found of one layer. `errors` and `palettes` by the number of bits."""
+
+    name: str
+    weights: int
+    power: float  # mean square of the layer's output without its bias
+    errors: Mapping[int, float]  # mean square of the output's change
+    palettes: Mapping[int, tuple[float, ...]]
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain JSON data."""
+        return asdict(self)
+
+
+def sensitivity_from(data: Mapping[str, object]) -> Sensitivity:
+    """What `Sensitivity.as_dict` gave, after a journey through JSON."""
+    fields = dict(data)
+    errors, palettes = fields["errors"], fields["palettes"]
+    assert isinstance(errors, Mapping)
+    assert isinstance(palettes, Mapping)
+    fields["errors"] = {int(b): float(e) for b, e in errors.items()}
+    fields["palettes"] = {int(b): tuple(p) for b, p in palettes.items()}
+    return Sensitivity(**fields)  # type: ignore[arg-type]
+
+
+def evaluate(task: Task) -> Sensitivity:
+    """Fit a palette at every level and measure what it does to the layer's output."""
+    palettes = {bits: fit(task.matrix, 2**bits) for bits in task.levels}
+    return Sensitivity(
+        name=task.name,
+        weights=task.matrix.size,
+        power=output_mse(task.matrix, task.second),
+        errors={b: output_mse(task.matrix - snap(task.matrix, p), task.second) for b, p in palettes.items()},
+        palettes={b: tuple(float(v) for v in p) for b, p in palettes.items()},
+    )
+
+
+def measure(
+    student: DiT,
+    trajectories: Trajectories,
+    pictures: int,
+    levels: Sequence[int],
+    executor: Executor,
+    *,
+    known: Sequence[Sensitivity] = (),
+    memory: int = MEMORY,
+    note: Callable[[Sensitivity], None] = lambda found: None,
+) -> dict[str, Sensitivity]:
+    """Every layer's sensitivity on the first `pictures` trajectories; those in `known` are not measured again.
+
+    `note` hears each as it is found, in the network's order. Raises BadInput where a layer's weights or inputs are not finite.
+    """
+    found = {s.name: s for s in known}
+    missing = [name for name in layers_of(student) if name not in found]
+    for sensitivity in executor.map(evaluate, _tasks(student, trajectories, pictures, tuple(levels), missing, memory)):
+        if not all(math.isfinite(e) for e in (sensitivity.power, *sensitivity.errors.values())):
+            raise BadInput(f"sensitivity of {sensitivity.name} is not finite: its inputs on the calibration prompts are broken")
+        found[sensitivity.name] = sensitivity
+        note(sensitivity)
+    return {name: found[name] for name in layers_of(student)}
+
+
+def _tasks(
+    student: DiT, trajectories: Trajectories, pictures: int, levels: tuple[int, ...], names: Sequence[str], memory: int
+) -> Iterator[Task]:
+    """Tasks in the network's order, group by group; each group is one pass over the trajectories."""
+    layers = layers_of(student)
+    for group in _groups({name: layers[name] for name in names}, memory):
+        second = moments(student, group, lambda: _run(student, trajectories, pictures))
+        for name in group:
+            matrix = matrix_of(layers[name], layers[name].weight.detach()).contiguous().numpy()
+            if not np.isfinite(matrix).all():
+                raise BadInput(f"weights of {name} are not finite")
+            yield Task(name, matrix, second.pop(name), levels)
+
+
+def _groups(layers: Mapping[str, Layer], memory: int) -> Iterator[list[str]]:
+    """Neighbouring layers whose second moments fit into `memory` bytes together; a larger one stands alone."""
+    group: list[str] = []
+    held = 0
+    for name, layer in layers.items():
+        groups, _, columns = matrix_of(layer, layer.weight).shape
+        size = 8 * groups * columns**2
+        if group and held + size > memory:
+            yield group
+            group, held = [], 0
+        group.append(name)
+        held += size
+    if group:
+        yield group
+
+
+@torch.no_grad()
+def _run(student: DiT, trajectories: Trajectories, pictures: int) -> None:
+    """Every step of the first trajectories, in batches."""
+    calls = [(p, s) for p in range(min(pictures, len(trajectories.samples))) for s in range(trajectories.steps)]
+    for part in parts_of(calls, student, trajectories, BATCH):
+        ask(student, trajectories, part)
+
+
+def parts_of(
+    calls: Sequence[tuple[int, int]], student: DiT, trajectories: Trajectories, most: int
+) -> list[Sequence[tuple[int, int]]]:
+    """The calls in parts that run together: at most `most`, and at most `TOKENS` image tokens (or one call)."""
+    size = max(1, min(most, TOKENS // tokens_of(student, trajectories)))
+    return [calls[i : i + size] for i in range(0, len(calls), size)]
+
+
+def tokens_of(student: DiT, trajectories: Trajectories) -> int:
+    """Image tokens of one call."""
+    rows, cols = student.config.grid(*trajectories.arrays["latents"].shape[-2:])
+    return rows * cols
+
+
+def ask(student: DiT, trajectories: Trajectories, calls: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """The student's velocities (B, C, h, w) at (sample, step) pairs."""
+    rows = [trajectories.student(*call) for call in calls]
+    x = {name: torch.from_numpy(np.concatenate([row[name] for row in rows])) for name in rows[0]}
+    text = {s: x[s] for s in trajectories.streams}
+    mask = {s: x[f"{s}_mask"] for s in trajectories.streams}
+    velocity: torch.Tensor = student(x["latent"], x["time_features"], text, mask)
+    return velocity

@@ -1,0 +1,82 @@
+"""The recipe as a stage of an export: in a child process, with its progress told to the parent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from snapgen_deploy.checkpoint import open_checkpoint
+from snapgen_deploy.child import run_in_child
+from snapgen_deploy.plan import ExportPlan
+from snapgen_deploy.progress import Counting, Tell
+from snapgen_deploy.quantise.executors import executor_of
+from snapgen_deploy.quantise.recipe import default_root, keep_within, make_recipe
+
+
+@contextmanager
+def recipe_room(limit: int | None, beside: Path) -> Iterator[Path]:
+    """Where recipes are kept; with no `limit` of the cache nothing is, and the room lies in `beside` until this ends."""
+    if limit is not None:
+        yield default_root()
+        return
+    with tempfile.TemporaryDirectory(prefix=".recipe-", dir=beside) as folder:
+        yield Path(folder)
+
+
+def run_stage(
+    checkpoint: Path | None,
+    key_map: Path | None,
+    plan: ExportPlan,
+    executor: str,
+    threads: int,
+    root: Path,
+    counting: Counting,
+    limit: int | None = None,
+) -> tuple[Path, int]:
+    """The folder of the plan's recipe below `root`, and the peak resident bytes of the process that made it.
+
+    `executor` as `executors.executor_of` takes it, `threads` of torch in the child's own passes and the tuning. What lies
+    longest unused below `root` is removed beyond `limit` bytes.
+    """
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    with counting() as tell:
+        listener = threading.Thread(target=_listen, args=(receiver, tell), daemon=True)
+        listener.start()
+        try:
+            made, peak = run_in_child("mixed precision", _make, checkpoint, key_map, plan, executor, threads, root, sender)
+        finally:
+            sender.close()  # the child's end closes with it: the listener then comes to an end
+            listener.join()
+            receiver.close()
+    if limit is not None:
+        keep_within(root, limit, made)
+    return made, peak
+
+
+def _make(
+    checkpoint: Path | None, key_map: Path | None, plan: ExportPlan, executor: str, threads: int, root: Path, sender: Connection
+) -> Path:
+    """In the child process."""
+    import torch
+
+    assert plan.mixed is not None
+    torch.set_num_threads(threads)
+    opened = open_checkpoint(checkpoint, key_map)
+
+    def report(what: str, done: int, total: int) -> None:
+        sender.send((what, done, total))
+
+    return make_recipe(opened, plan.width, plan.latent, plan.mixed, executor_of(executor), root, report)
+
+
+def _listen(receiver: Connection, tell: Tell) -> None:
+    while True:
+        try:
+            tell(*receiver.recv())
+        except EOFError:
+            return

@@ -1,0 +1,155 @@
+"""`export --precision mixed`: what is in the bundle is what was tuned, said as read back; bad input is one line and exit 2."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from snapgen_deploy.checkpoint import checkpoint_state, open_checkpoint, save_checkpoint
+from snapgen_deploy.elastic import load_student
+from snapgen_deploy.export.coreml_palettes import stored_palettes, table_of
+from snapgen_deploy.models import ElasticDiT
+from snapgen_deploy.quantise import executors
+from snapgen_deploy.quantise.layers import layers_of
+from snapgen_deploy.quantise.recipe import default_root
+from tests.cli.conftest import invoke
+from tests.quantise.quantise_cases import tiny_checkpoint, tiny_config
+
+OPTIONS = ("--device", "iphone16pm", "--target", "coreml", "--precision", "mixed", "--width", "full", "--threads", 1)
+QUICK = ("--tune-iterations", 5, "--calibration-pictures", 16)
+
+
+@pytest.fixture(scope="module")
+def student_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that is nothing but a student: one component to convert."""
+    whole = tiny_config()
+    student = replace(whole.student, depths=(1, 1, 1))
+    config = replace(whole, student=student, decoder=None, text_encoder=None)
+    torch.manual_seed(0)
+    elastic = ElasticDiT(config.student)
+    for tensor in elastic.tensors.values():
+        torch.nn.init.normal_(tensor, std=0.05 if tensor.ndim < 2 else tensor[0].numel() ** -0.5)
+    path = tmp_path_factory.mktemp("student") / "student.safetensors"
+    save_checkpoint(checkpoint_state(elastic, None, None), config, path)
+    return path
+
+
+def in_this_process(what: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
+    """Stands in for `run_in_child`: starting a process takes seconds, and other tests do."""
+    return function(*arguments), 1
+
+
+def test_a_bundle_says_what_its_file_holds_and_computes_what_was_tuned(
+    student_only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("exporter", "verifier"):  # the recipe has a child of its own all the same
+        monkeypatch.setattr(f"snapgen_deploy.{module}.run_in_child", in_this_process)
+    arguments = ("export", *OPTIONS, *QUICK, "--checkpoint", student_only, "--bits", 4.3)
+    done = invoke(*arguments, "-o", tmp_path)
+    assert done.exit_code == 0, done.output
+    bundle = tmp_path / "tiny-test-iphone16pm"
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    target = manifest["targets"]["coreml"]
+    assert target["precision"] == "mixed"
+
+    mixed, recipe = target["mixed"], target["mixed"]["recipe"]
+    stored = stored_palettes(bundle / "coreml" / "student.mlpackage")
+    layers = layers_of(load_student(open_checkpoint(student_only), "full"))
+    assert mixed["layers"] == {name: s.bits for name, s in stored.items()}
+    assert len(stored) == len(layers)
+    assert mixed["weights"] == sum(m.weight.numel() for m in layers.values())
+    assert 4.0 <= mixed["average_bits"] <= recipe["average_bits"] <= 4.3
+    assert mixed["average_bits"] < mixed["average_bits_with_tables"] < mixed["average_bits_of_all"] < 16
+    assert set(recipe["sensitivities"]) == set(layers)
+    assert recipe["tune_iterations"] == 5
+    assert (bundle / "mixed" / "tuning.png").is_file()
+
+    gates = {g["name"]: g for g in manifest["gates"]}
+    assert gates["error_to_tuned"]["verdict"] == "passed"
+    assert 0 < gates["error_to_tuned"]["value"] < gates["relative_error"]["value"]
+    assert invoke("verify", bundle).exit_code == 0
+
+    again = invoke(*arguments, "-o", tmp_path / "again", "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["run"]["cached"] is True
+    for name in ("manifest.json", "SHA256SUMS"):
+        assert (tmp_path / "again" / bundle.name / name).read_bytes() == (bundle / name).read_bytes()
+    assert len(list(default_root().glob("recipe-*"))) == 1
+
+
+def test_tables_hold_every_value_of_large_half_precision_arrays() -> None:
+    """NumPy 2.4.6 sorts large float16 arrays wrongly on some processors."""
+    values = np.unique(np.random.default_rng(0).standard_normal(256).astype(np.float16).astype(np.float32)).astype(np.float16)
+    weight = np.random.default_rng(1).choice(values, (512, 512))
+    table, indices = table_of(weight)
+    assert table.dtype == np.float16
+    assert len(table) == 256
+    assert np.array_equal(table[indices].reshape(weight.shape), weight)
+    assert len(table_of(weight[:1, :5])[0]) == 8
+    with pytest.raises(RuntimeError, match="a palette holds 256"):
+        table_of(np.arange(300, dtype=np.float16))
+
+
+BAD: dict[str, tuple[tuple[object, ...], str]] = {
+    "bits beyond the range": ((*OPTIONS, "--bits", 9), "--bits: got 9, expected 3 to 8"),
+    "bits that are no number": ((*OPTIONS, "--bits", "nan"), "--bits: got nan"),
+    "bits without mixed precision": (("--device", "iphone16pm", "--bits", 4.3), "--bits belongs to mixed precision"),
+    "another target": (
+        ("--device", "server", "--precision", "mixed"),
+        "target onnx:cpu has no precision 'mixed': it offers fp32; coreml has it: choose with --target",
+    ),
+    "an unknown executor": ((*OPTIONS, "--executor", "ssh:box"), "expected here, processes:N or dask://host:port"),
+    "too few pictures": ((*OPTIONS, "--calibration-pictures", 3), "got 3, expected 16 or more"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case: str, tmp_path: Path) -> None:
+    arguments, says = BAD[case]
+    done = invoke("export", *arguments, "-o", tmp_path / "out", "--dry-run")
+    assert done.exit_code == 2, done.output
+    assert says in " ".join(done.output.split())
+
+
+def test_bad_prompts(student_only: Path, tmp_path: Path) -> None:
+    few, texts = tmp_path / "few.txt", tiny_checkpoint(tmp_path).path
+    few.write_text("a red ring\na blue ring\n")
+    for checkpoint, options, says in (
+        (texts, (), "needs 16 or more different calibration prompts, the checkpoint tiny.safetensors has 4"),
+        (texts, ("--calibration", few), f"{few} has 2"),
+        (texts, ("--calibration", tmp_path / "none.txt"), "cannot be read"),
+        (student_only, ("--calibration", few), "has no text encoder with a tokenizer"),
+    ):
+        done = invoke("export", *OPTIONS, "--checkpoint", checkpoint, *options, "--dry-run")
+        assert done.exit_code == 2, done.output
+        assert says.replace(" ", "") in "".join(done.output.split())
+
+
+def test_a_cluster_that_is_not_there_ends_the_export_before_any_work(
+    student_only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executors, "CONNECTING", 0.5)
+    monkeypatch.setattr("snapgen_deploy.quantise.stage.run_in_child", in_this_process)
+    with socket.socket() as held:  # bound, but nobody listens
+        held.bind(("127.0.0.1", 0))
+        address = f"dask://127.0.0.1:{held.getsockname()[1]}"
+        done = invoke("export", *OPTIONS, *QUICK, "--checkpoint", student_only, "--executor", address, "-o", tmp_path)
+    assert done.exit_code == 2, done.output
+    assert "no Dask scheduler answers" in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_shows_the_settings() -> None:
+    done = invoke("export", *OPTIONS, "--dry-run", "--json")
+    assert done.exit_code == 0, done.output
+    mixed = json.loads(done.stdout)["mixed"]
+    assert (mixed["bits"], mixed["iterations"], mixed["pictures"], len(mixed["prompts"])) == (4.3, 1000, 256, 256)
+    assert "mixed precision: 4.3 bits" in invoke("export", *OPTIONS, "--dry-run").output
