@@ -1,8 +1,8 @@
 """Precisions: how targets store weights and compute, and what the files of each are held to. Plain data.
 
 A name means the same on every target that offers it. `Limits` are defaults: a device profile overrides them per target
-(`[targets.limits]`). They were chosen from what the embedded checkpoint reaches (benchmarks/results/precisions.md), with room
-for another training of the same network.
+(`[targets.limits]`). They were chosen with room below what the embedded checkpoint reaches in benchmarks/results/precisions.md;
+for precisions without a row there, from their kin.
 """
 
 from __future__ import annotations
@@ -50,11 +50,12 @@ def _row(name: str, weight_bytes: float, doc: str, limits: Limits) -> tuple[str,
 # fp32 artifacts differ from the reference only by the order of summation; fp16 has 11 significant bits, 5e-4 per operation.
 _FP32 = Limits(error=1e-4, psnr=60.0, mean_psnr=70.0, ssim=0.999, latent_error=1e-4)
 _FP16 = Limits(error=2e-2, psnr=40.0, mean_psnr=45.0, ssim=0.99, latent_error=2e-2)
-_EIGHT = Limits(error=0.15, psnr=14.0, mean_psnr=30.0, ssim=0.9, latent_error=0.15)
+_EIGHT = Limits(error=0.25, psnr=12.0, mean_psnr=30.0, ssim=0.9, latent_error=0.2)
 _SIX = Limits(error=0.3, psnr=12.0, mean_psnr=22.0, ssim=0.8, latent_error=0.25, score_loss=0.1)
 # The palettes of `mixed` are held to fp16's rounding by a gate of their own (`error_to_tuned`).
 _MIXED = Limits(error=0.35, psnr=8.0, mean_psnr=18.0, ssim=0.6, latent_error=0.4, score_loss=0.1)
 _FOUR = Limits(error=0.8, psnr=6.0, mean_psnr=14.0, ssim=0.5, latent_error=0.6, score_loss=0.3)
+_FOUR_BLOCKS = Limits(error=0.6, psnr=8.0, mean_psnr=22.0, ssim=0.8, latent_error=0.4, score_loss=0.05)
 
 PRECISIONS: Mapping[str, Precision] = MappingProxyType(
     dict(
@@ -66,16 +67,16 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
             _row("palette4", 0.51, "k-means palettes of 16 values, one a layer; computes in fp16", _FOUR),
             _row("palette8-grouped", 1.15, "as palette8, a palette for every 16 output channels", _EIGHT),
             _row("palette6-grouped", 0.80, "as palette6, a palette for every 16 output channels", _SIX),
-            _row("palette4-grouped", 0.53, "as palette4, a palette for every 16 output channels", _FOUR),
+            _row("palette4-grouped", 0.53, "as palette4, a palette for every 16 output channels", _FOUR_BLOCKS),
             _row(
                 "mixed", 1.01, "palettes of 16 or 256 values, by each layer's sensitivity, and tuned; computes in fp16", _MIXED
             ),
             _row("int8", 1.07, "8-bit linear weights, a scale for every 32 inputs; computes in fp16", _EIGHT),
-            _row("int4", 0.60, "4-bit linear weights, a scale for every 32 inputs; activations stay exact", _FOUR),
+            _row("int4", 0.65, "4-bit linear weights, a scale for every 32 inputs; activations stay exact", _FOUR_BLOCKS),
             _row("w8a8", 1.02, "8-bit weights, and 8-bit activations with fixed calibrated ranges", _EIGHT),
-            _row("int8-dynamic", 1.03, "8-bit weights a channel, 8-bit activations measured at run time", _EIGHT),
-            _row("int4-dynamic", 0.60, "4-bit weights a group of 32, 8-bit activations measured at run time", _FOUR),
-            _row("int8-static", 1.03, "8-bit weights a channel, 8-bit activations with calibrated ranges", _EIGHT),
+            _row("int8-dynamic", 1.04, "8-bit weights a channel, 8-bit activations measured at run time", _EIGHT),
+            _row("int4-dynamic", 0.58, "4-bit weights a group of 32, 8-bit activations measured at run time", _FOUR_BLOCKS),
+            _row("int8-static", 1.04, "8-bit weights a channel, 8-bit activations with calibrated ranges", _EIGHT),
         )
     )
 )

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from snapgen_deploy.export.coreml_functions import SINGLE
+
 PALETTE = "constexpr_lut_to_dense"
 STORED_BITS = (1, 2, 3, 4, 6, 8)  # of an index in an iOS 18 program
 KEPT_APART = "common::fuse_conv_scale"  # multiplies a factor into weights: rounded to fp16 again, they are other values
@@ -87,7 +89,7 @@ def stored_palettes(package: Path) -> dict[str, Stored]:
     """Every palette weight of a saved package by the name of its operation, read from the file."""
     from snapgen_deploy.export.coreml import _operations, _read_spec
 
-    return dict(_stored(_operations(_read_spec(package))))
+    return dict(_stored(_operations(_read_spec(package).mlProgram.functions[SINGLE])))
 
 
 def stored_rest(package: Path) -> tuple[int, int]:
@@ -95,7 +97,7 @@ def stored_rest(package: Path) -> tuple[int, int]:
     from snapgen_deploy.export.coreml import _operations, _read_spec
 
     elements = size = 0
-    for op in _operations(_read_spec(package)):
+    for op in _operations(_read_spec(package).mlProgram.functions[SINGLE]):
         if op.type == "const" and op.attributes["val"].WhichOneof("value") == "blobFileValue":
             count = math.prod(_shape(op.outputs[0].type))
             elements, size = elements + count, size + count * _bytes(op.outputs[0].type)
