@@ -193,7 +193,7 @@ def table(record: dict[str, Any]) -> str:
     """Markdown: one line per point, then the goals."""
     o = record["options"]
     lines = [
-        f"Embedded checkpoint, full width, {o['prompts']} held-out prompts, four steps, tuned for {o['iterations']} its. "
+        f"Embedded checkpoint, full width, {o['prompts']} held-out prompts, four steps, tuned {o['iterations']} iterations. "
         "PSNR of the final picture against fp32's: median (10 % to 90 % of pictures). Intervals of 95 %, differences paired by "
         "prompt. Velocity error: on held-out steps of fp32 trajectories, squared and relative.",
         "",

@@ -104,8 +104,6 @@ class CoreML:
         """
         check_offered(self.name, (variant, precision), self.variants, self.precisions)
         settings = parse_options(Settings, self.name, options)
-        if precision == "mixed" and _deployment(settings.deployment).value < _deployment("iOS18").value:
-            raise BadInput(f"coreml: precision mixed with deployment={settings.deployment!r}; expected iOS18 or later")
         path = directory / f"{component.role}{self.suffix}"
         what = f"{component.role} -> {self.name}"
         with speaking_for(what), tempfile.TemporaryDirectory(dir=directory) as scratch:
@@ -268,6 +266,8 @@ def _convert(component: Component, precision: str, settings: Settings, what: str
     import coremltools as ct
 
     target = _deployment(settings.deployment)
+    if precision == "mixed" and target.value < ct.target.iOS18.value:
+        raise BadInput(f"coreml: precision mixed with deployment={settings.deployment!r}; expected iOS18 or later")
     program = trace(component).run_decompositions({})
     check_rank(program.graph.nodes, MAX_RANK, what)
     with thrifty():

@@ -1,0 +1,46 @@
+"""Core ML in mixed precision: what it refuses. What it writes is held against the tuned network by tests/cli/test_mixed.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.base import Component, Port
+from snapgen_deploy.export.coreml import CoreML
+from snapgen_deploy.export.coreml_palettes import constant_name, palette_name, stored_palettes, stored_rest
+
+
+def layer(palettes: dict[str, int]) -> Component:
+    """A 1x1 convolution whose weight takes four values."""
+    network = nn.Conv2d(8, 16, 1)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([-0.5, -0.125, 0.25, 1.0]).repeat(32).view(16, 8, 1, 1))
+    ports = (Port("x", (1, 8, 4, 4), "float32", ""), Port("y", (1, 16, 4, 4), "float32", ""))
+    return Component("student", network.eval(), ports[:1], ports[1:], (torch.ones(1, 8, 4, 4),), "", palettes=palettes)
+
+
+def test_fewest_bits_and_the_same_values(tmp_path: Path) -> None:
+    component = layer({"weight": 4})
+    artifact = CoreML().export(component, "", "mixed", tmp_path, {})
+    stored = stored_palettes(artifact.path)
+    assert {name: (s.bits, s.weights, s.table_bytes) for name, s in stored.items()} == {
+        palette_name(constant_name("weight")): (2, 128, 8)
+    }
+    assert stored_rest(artifact.path)[1] <= 2 * 16  # the bias, where it is large enough for the weight file
+    x = torch.randn(1, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    y = CoreML().open(artifact.path, threads=1)({"x": x.numpy()})["y"]
+    assert torch.allclose(torch.from_numpy(y), component.module(x), atol=1e-2)
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="expected iOS18 or later"):
+        CoreML().export(layer({"weight": 4}), "", "mixed", tmp_path, {"deployment": "iOS17"})
+    with pytest.raises(RuntimeError, match="1 of 1 palettes were stored; wrong: p_weight_to_fp16"):
+        CoreML().export(layer({"weight": 1}), "", "mixed", tmp_path, {})
+    with pytest.raises(RuntimeError, match="0 of 1 palettes were stored"):
+        CoreML().export(layer({"bias_of_another": 4}), "", "mixed", tmp_path, {})
+    assert not list(tmp_path.iterdir())
