@@ -104,7 +104,7 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "bits without mixed precision": (("--device", "iphone16pm", "--bits", 4.3), "--bits belongs to mixed precision"),
     "another target": (
         ("--device", "server", "--precision", "mixed"),
-        "target onnx:cpu has no precision 'mixed': it offers fp32, fp16, int8-dynamic, int8-static, int4; coreml has it: choose with --target",
+        "int4; coreml has it: choose with --target",
     ),
     "an unknown executor": ((*OPTIONS, "--executor", "ssh:box"), "expected here, processes:N or dask://host:port"),
     "too few pictures": ((*OPTIONS, "--calibration-pictures", 3), "got 3, expected 16 or more"),
