@@ -238,7 +238,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     whole = 100 * next(r["objects"] for r in rows if r["bits"] == 32)
     right.axhline(whole, color="black", linewidth=1, label="fp32")
     right.axhline(whole - 100 * GOAL, color="black", linewidth=1, linestyle=":", label=f"fp32 - {100 * GOAL:g} points")
-    left.set(xlabel="bits a weight, average", ylabel="PSNR against fp32's picture, dB (median; 10 % to 90 %)")
+    left.set(xlabel="bits a weight, average", ylabel="PSNR against fp32, dB (median; 10 to 90 %)")
     right.set(xlabel="bits a weight, average", ylabel="objects entirely right, % (95 % interval)")
     for axis in (left, right):
         axis.grid(alpha=0.3)
