@@ -92,13 +92,13 @@ def test_what_failed_its_gates_is_not_kept(checkpoint, tmp_path, ran, monkeypatc
 def test_a_checkpoint_that_changes_under_the_export_is_refused(checkpoint, tmp_path, ran, monkeypatch):
     copy = tmp_path / "c.safetensors"
     copy.write_bytes(checkpoint.read_bytes())
-    check = exporter.check_target
+    check = exporter.check_sizes
 
     def touched(*arguments):
         copy.write_bytes(checkpoint.read_bytes())
         return check(*arguments)
 
-    monkeypatch.setattr(exporter, "check_target", touched)
+    monkeypatch.setattr(exporter, "check_sizes", touched)
     done = export(copy, tmp_path / "a")
     assert done.exit_code == 2
     assert "was changed while it was exported" in done.stderr

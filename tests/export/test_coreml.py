@@ -166,7 +166,7 @@ def test_high_ranks_are_refused(tmp_path: Path) -> None:
 
 def test_what_is_not_offered(tmp_path: Path) -> None:
     for variant, precision, options in (
-        ("ane", "fp16", {}), ("", "int8", {}), ("", "fp16", {"deployment": "iOS12"}), ("", "fp16", {"units": "all"}),
+        ("ane", "fp16", {}), ("", "int7", {}), ("", "fp16", {"deployment": "iOS12"}), ("", "fp16", {"units": "all"}),
     ):  # fmt: skip
         with pytest.raises(BadInput, match="coreml: "):
             TARGET.export(mixed(), variant, precision, tmp_path, options)

@@ -145,7 +145,7 @@ def test_the_file_documents_itself(saved: Artifact) -> None:
 def test_what_is_not_offered(tmp_path: Path) -> None:
     for variant, precision, options in (
         ("vulkan", "fp32", {}),
-        ("xnnpack", "fp16", {}),
+        ("xnnpack", "fp8", {}),
         ("xnnpack", "fp32", {"speed": "high"}),
     ):
         with pytest.raises(BadInput, match="executorch: "):

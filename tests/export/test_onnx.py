@@ -209,7 +209,7 @@ def test_wrong_inputs_are_named(change, message, tmp_path):
     ("variant", "precision", "options", "message"),
     [
         ("cuda", "fp32", {}, "got variant 'cuda'"),
-        ("cpu", "fp16", {}, "precision 'fp16'"),
+        ("cpu", "fp8", {}, "precision 'fp8'"),
         ("cpu", "fp32", {"optimise": "optimum"}, "unknown option 'optimise'; known are optimize"),
         ("cpu", "fp32", {"optimize": "O9"}, "optimize='O9'; expected none or optimum"),
         ("cpu", "fp32", {"folders": "tree"}, "folders='tree'; expected flat or diffusers"),
