@@ -49,7 +49,7 @@ from snapgen_deploy.export.graph import (
     parse_options,
     speaking_for,
 )
-from snapgen_deploy.export.quiet import first_line
+from snapgen_deploy.export.quiet import first_line, quiet
 
 if TYPE_CHECKING:
     import torch
@@ -274,7 +274,8 @@ def _read_program(path: Path) -> tuple[Any, int]:
 
     Raises ValueError where the file is shorter than its segments.
     """
-    from executorch.exir._serialize._program import _ExtendedHeader, _flatbuffer_to_program, _get_extended_header
+    with quiet():  # torchao, which comes with it, tells of kernels for other machines
+        from executorch.exir._serialize._program import _ExtendedHeader, _flatbuffer_to_program, _get_extended_header
 
     with path.open("rb") as file:
         header = _get_extended_header(file.read(_ExtendedHeader.EXPECTED_LENGTH + PREFIX_BYTES))
