@@ -2,8 +2,8 @@
 
 A name means the same on every target that offers it. `Limits` are defaults: a device profile overrides them per target
 (`[targets.limits]`). Those of ONNX's int8 and int4 follow from what the embedded checkpoint reached there
-(benchmarks/results/precisions.md), with room for another training; those of palettes, of Core ML's int8, int4 and w8a8, of mixed
-and of int4-dynamic were set before that table had rows for them, and are guesses.
+(benchmarks/results/precisions.md), with room for another training; those of palettes, of Core ML's int8, int4 and w8a8, of
+mixed and of int4-dynamic were set before that table had rows for them, and are guesses.
 """
 
 from __future__ import annotations
