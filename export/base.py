@@ -105,6 +105,12 @@ class Weight:
     shape: tuple[int, ...] = ()
 
 
+def element_bits(dtype: str) -> int:
+    """Bits of one element of a type whose name tells them: `uint4` -> 4, `float16` -> 16; 8 of one that does not (`bool`)."""
+    digits = "".join(c for c in dtype if c.isdigit())
+    return int(digits or 8)
+
+
 def packed(kind: str) -> bool:
     """Whether a weight of this kind is stored in the fewer bits of a quantiser."""
     return kind.startswith(("palette", "int4", "uint4", "int8", "uint8", "constexpr_"))

@@ -184,7 +184,7 @@ class CoreML:
         name = getattr(_described(spec, path.name, entry), "name", "") or next(iter(spec.mlProgram.functions))
         found = list(_operations(spec.mlProgram.functions[name]))
         ops = Counter(op.type for op in found if op.type != "const")
-        results = Counter(_dtype(o.type) for op in found if op.type != "const" for o in op.outputs)
+        results = Counter(coreml_weights.dtype(o.type) for op in found if op.type != "const" for o in op.outputs)
         weights = dict(sorted(coreml_weights.stored(found)))
         skipped = coreml_weights.skipped(found, weights)
         moves = f"{ops['transpose']} transposes, {ops['reshape']} reshapes"
@@ -385,12 +385,3 @@ def _operations(function: Any) -> Iterator[Any]:
                 yield from walk(inner)
 
     yield from walk(function.block_specializations[function.opset])
-
-
-def _dtype(kind: Any) -> str:
-    """Name of the element type of a MIL value."""
-    from coremltools.proto import MIL_pb2
-
-    if kind.WhichOneof("type") != "tensorType":
-        return str(kind.WhichOneof("type")).removesuffix("Type")
-    return str(MIL_pb2.DataType.Name(kind.tensorType.dataType)).lower()

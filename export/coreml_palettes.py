@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from snapgen_deploy.export.coreml_functions import SINGLE
+from snapgen_deploy.export.coreml_weights import dtype, shape_of
 
 PALETTE = "constexpr_lut_to_dense"
 STORED_BITS = (1, 2, 3, 4, 6, 8)  # of an index in an iOS 18 program
@@ -99,16 +100,14 @@ def stored_rest(package: Path) -> tuple[int, int]:
     elements = size = 0
     for op in _operations(_read_spec(package).mlProgram.functions[SINGLE]):
         if op.type == "const" and op.attributes["val"].WhichOneof("value") == "blobFileValue":
-            count = math.prod(_shape(op.outputs[0].type))
+            count = math.prod(shape_of(op.outputs[0].type))
             elements, size = elements + count, size + count * _bytes(op.outputs[0].type)
     return elements, size
 
 
 def _bytes(kind: Any) -> int:
     """Of one element; the weight file holds nothing else beside palettes."""
-    from snapgen_deploy.export.coreml import _dtype
-
-    return {"float32": 4, "float16": 2, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "uint16": 2, "bool": 1}[_dtype(kind)]
+    return {"float32": 4, "float16": 2, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "uint16": 2, "bool": 1}[dtype(kind)]
 
 
 def _stored(operations: Iterator[Any]) -> Iterator[tuple[str, Stored]]:
@@ -116,10 +115,6 @@ def _stored(operations: Iterator[Any]) -> Iterator[tuple[str, Stored]]:
         if op.type != PALETTE:
             continue
         values = {name: a.arguments[0].value for name, a in op.inputs.items()} | dict(op.attributes)
-        entries, weights = math.prod(_shape(values["lut"].type)), math.prod(_shape(op.outputs[0].type))
+        entries, weights = math.prod(shape_of(values["lut"].type)), math.prod(shape_of(op.outputs[0].type))
         # iOS 18 has a table (1, ..., 1, entries, 1), iOS 16 a flat one; both have a power of two of entries
         yield op.outputs[0].name, Stored(entries.bit_length() - 1, weights, 2 * entries)
-
-
-def _shape(kind: Any) -> list[int]:
-    return [int(d.constant.size) for d in kind.tensorType.dimensions]

@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from snapgen_deploy.export.base import Weight, packed
+from snapgen_deploy.export.base import Weight, element_bits, packed
 from snapgen_deploy.export.coreml_compress import BLOCK, GROUP, LAYERS, LEAST_VALUES
 
-BITS = {"float16": 16, "float32": 32, "float64": 64, "bool": 8}
 AVERAGE = "norm_average"  # in the names of constants that take the mean of a norm: no layers
 
 
@@ -18,8 +17,8 @@ def stored(operations: Sequence[Any]) -> Iterator[tuple[str, Weight]]:
     plain = {}
     for op in operations:
         if op.type == "const" and op.attributes["val"].WhichOneof("value") == "blobFileValue":
-            kind, shape = dtype(op.outputs[0].type), _shape(op.outputs[0].type)
-            plain[op.outputs[0].name] = Weight(kind, math.prod(shape), math.prod(shape) * _bits(kind), shape)
+            kind, shape = dtype(op.outputs[0].type), shape_of(op.outputs[0].type)
+            plain[op.outputs[0].name] = Weight(kind, math.prod(shape), math.prod(shape) * element_bits(kind), shape)
     for op in (o for o in operations if o.type.startswith("constexpr_")):
         parts: dict[str, Weight] = {}
         for name, argument in op.inputs.items():
@@ -31,7 +30,7 @@ def stored(operations: Sequence[Any]) -> Iterator[tuple[str, Weight]]:
         for name, value in op.attributes.items():  # iOS 16
             if value.WhichOneof("value") == "blobFileValue":
                 parts[name] = _of_type(value.type)
-        shape = _shape(op.outputs[0].type)
+        shape = shape_of(op.outputs[0].type)
         bits = sum(part.bits for part in parts.values())
         yield op.outputs[0].name, Weight(_kind(op.type, parts, shape), math.prod(shape), bits, shape)
     yield from plain.items()
@@ -103,19 +102,12 @@ def _per(shape: tuple[int, ...], groups: tuple[int, ...], what: str) -> str:
 
 
 def _of_type(kind: Any) -> Weight:
-    name, shape = dtype(kind), _shape(kind)
-    return Weight(name, math.prod(shape), math.prod(shape) * _bits(name), shape)
+    name, shape = dtype(kind), shape_of(kind)
+    return Weight(name, math.prod(shape), math.prod(shape) * element_bits(name), shape)
 
 
-def _shape(kind: Any) -> tuple[int, ...]:
+def shape_of(kind: Any) -> tuple[int, ...]:
+    """Of a MIL value; nothing for what is no tensor."""
     if kind.WhichOneof("type") != "tensorType":
         return ()
     return tuple(int(d.constant.size) for d in kind.tensorType.dimensions)
-
-
-def _bits(kind: str) -> int:
-    """Bits of one element: `uint4` -> 4."""
-    if kind in BITS:
-        return BITS[kind]
-    digits = "".join(c for c in kind if c.isdigit())
-    return int(digits) if digits else 8

@@ -6,8 +6,6 @@ which run the file, tell. Convolutions stay fp32 but for `int8-static`: the CPU 
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from snapgen_deploy.export.base import Component
+from snapgen_deploy.export.quiet import quiet
 
 BLOCK = 32  # inputs that share a scale in MatMulNBits
 BIG = 2_000_000_000  # bytes of a file from which weights lie outside of it
@@ -73,7 +72,7 @@ def quantise(source: Path, how: How, component: Component, made: Path) -> Path:
     made.parent.mkdir(parents=True, exist_ok=True)
     model = onnx.load(str(source))
     _prepare(model)
-    with _silent():
+    with quiet():  # they log a line for every node
         if isinstance(how, Half):
             from onnxruntime.quantization.onnx_model import ONNXModel
             from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -170,14 +169,3 @@ def _save(model: Any, path: Path) -> None:
     path.unlink(missing_ok=True)
     path.with_name(data).unlink(missing_ok=True)
     onnx.save(model, str(path), save_as_external_data=model.ByteSize() > BIG, location=data)
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """The quantisers log a line for every node."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from snapgen_deploy.export.base import Weight, packed
+from snapgen_deploy.export.base import Weight, element_bits, packed
 
 NAMES = {"float": "float32", "double": "float64"}  # of ONNX's types, where they differ from numpy's
-BITS = {"float32": 32, "float16": 16, "float64": 64, "int4": 4, "uint4": 4, "bool": 8}
 LAYERS = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}  # operator -> input that is the weight
 AUXILIARY = ("_scale", "_zero_point")  # endings of what onnxruntime's quantisers put beside a weight
 QUANTISED = "_quantized"
@@ -63,5 +62,4 @@ def _plain(tensor: Any) -> Weight:
     kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
     kind = NAMES.get(kind, kind)
     values = math.prod(tensor.dims)
-    digits = "".join(c for c in kind if c.isdigit())
-    return Weight(kind, values, values * BITS.get(kind, int(digits or 8)), tuple(tensor.dims))
+    return Weight(kind, values, values * element_bits(kind), tuple(tensor.dims))

@@ -20,7 +20,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Port, Role
 from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.prompts import CALIBRATION, own_samples, read_samples
-from snapgen_deploy.quantise.trajectories import Sample, load
+from snapgen_deploy.quantise.trajectories import NO_PROMPT, Sample, load
 
 COUNT = 16  # pictures drawn where the user gives no file; each gives the student as many inputs as there are steps
 FIRST_SEED = 1_000_000  # far from the seeds of the gates
@@ -63,10 +63,10 @@ def calibration_of(checkpoint: Checkpoint, plan: ExportPlan, path: Path | None) 
     empty, or not of the components' ports.
     """
     if path is None:
-        prompts = checkpoint.config.prompts or ("no prompt: seeded random text",)
+        prompts = checkpoint.config.prompts or (NO_PROMPT,)
         return Calibration(own_samples(checkpoint, CALIBRATION, prompts, COUNT, FIRST_SEED))
     if path.suffix != ARRAYS:
-        if checkpoint.tokenizer is None or checkpoint.config.text_encoder is None:
+        if not checkpoint.reads_prompts:
             raise BadInput(f"--calibration: this checkpoint reads no prompts; give a {ARRAYS} of arrays '<component>.<input>'")
         return Calibration(read_samples(path, FIRST_SEED, "calibration"))
     try:

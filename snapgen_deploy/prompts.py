@@ -7,7 +7,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.checkpoint import Checkpoint, embedded_path
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.quantise.trajectories import Sample, samples_of
 
@@ -37,7 +37,10 @@ def read_samples(path: Path, first_seed: int, what: str = "prompts") -> tuple[Sa
 
 def is_embedded(checkpoint: Checkpoint) -> bool:
     """Whether this is the checkpoint that comes with the package, byte for byte, wherever it lies."""
-    return checkpoint.sha256() == _embedded_sha256()
+    own = embedded_path()
+    # sizes first: a large checkpoint is not read for a question that they answer
+    same_size = [path.stat().st_size for path in checkpoint.files] == [own.stat().st_size]
+    return same_size and checkpoint.sha256() == _embedded_sha256()
 
 
 @cache

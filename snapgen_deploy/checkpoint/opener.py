@@ -54,6 +54,11 @@ class Checkpoint:
         # A copy, since the view keeps the file mapped and would turn into garbage when somebody writes to the file.
         return torch.empty(view.shape, dtype=view.dtype).copy_(view)
 
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether it has a text encoder, and a tokenizer to feed it."""
+        return self.config.text_encoder is not None and self.tokenizer is not None
+
     def sha256(self) -> str:
         """Hash of the file; where there are several, of their `sha256  name` lines in order."""
         return self._sha256

@@ -241,26 +241,25 @@ def parse_duration(text: str) -> float:
 def samples_from(checkpoint: Checkpoint, path: Path | None) -> tuple[Sample, ...]:
     """The file's prompts, else the checkpoint's; a label for random text where nothing reads prompts."""
     from snapgen_deploy.prompts import read_samples
-    from snapgen_deploy.quantise.trajectories import samples_of
+    from snapgen_deploy.quantise.trajectories import NO_PROMPT, samples_of
 
-    readable = checkpoint.config.text_encoder is not None and checkpoint.tokenizer is not None
-    if path is not None and not readable:
+    if path is not None and not checkpoint.reads_prompts:
         raise BadInput("--prompts: this checkpoint has no text encoder with a tokenizer that could read them; leave it out")
     if path is not None:
         return read_samples(path, 0)
-    own = (checkpoint.config.prompts if readable else ()) or ("no prompt: seeded random text",)
+    own = (checkpoint.config.prompts if checkpoint.reads_prompts else ()) or (NO_PROMPT,)
     return samples_of(own, len(own), 0)
 
 
 def fidelity_samples_of(checkpoint: Checkpoint, own: Sequence[Sample], count: int) -> tuple[Sample, ...]:
     """`count` pictures of the fidelity gate: the user's prompts, gone round with new seeds where they are fewer, else ours."""
     from snapgen_deploy.prompts import FIDELITY, own_samples
-    from snapgen_deploy.quantise.trajectories import samples_of
+    from snapgen_deploy.quantise.trajectories import NO_PROMPT, samples_of
 
     if own:
         free = 1 + max(s.seed for s in own)
         return (*own, *samples_of([s.prompt for s in own], max(0, count - len(own)), free))[:count]
-    prompts = (checkpoint.config.prompts if checkpoint.tokenizer else ()) or ("no prompt: seeded random text",)
+    prompts = (checkpoint.config.prompts if checkpoint.tokenizer else ()) or (NO_PROMPT,)
     return own_samples(checkpoint, FIDELITY, prompts, count, 0)
 
 

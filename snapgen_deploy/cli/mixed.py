@@ -41,8 +41,7 @@ def with_mixed(
             raise BadInput(f"{named[0]} belongs to mixed precision; add --precision mixed")
         return plan
     executor_of(executor or EXECUTOR)
-    readable = checkpoint.config.text_encoder is not None and checkpoint.tokenizer is not None
-    if calibration is not None and not readable:
+    if calibration is not None and not checkpoint.reads_prompts:
         raise BadInput("--calibration: this checkpoint has no text encoder with a tokenizer that could read it; leave it out")
     prompts, source = _prompts(checkpoint, calibration)
     settings = mixed_settings(
@@ -50,7 +49,7 @@ def with_mixed(
         iterations=ITERATIONS if iterations is None else iterations,
         pictures=PICTURES if pictures is None else pictures,
         prompts=prompts,
-        reads_prompts=readable,
+        reads_prompts=checkpoint.reads_prompts,
         source=source,
     )
     return replace(plan, mixed=settings)

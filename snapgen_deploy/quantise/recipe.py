@@ -32,7 +32,7 @@ from snapgen_deploy.quantise.executors import Executor
 from snapgen_deploy.quantise.network import load_tuned, quantise
 from snapgen_deploy.quantise.sensitivity import Sensitivity, measure, sensitivity_from
 from snapgen_deploy.quantise.settings import MixedSettings
-from snapgen_deploy.quantise.trajectories import Trajectories, record, samples_of
+from snapgen_deploy.quantise.trajectories import NO_PROMPT, Trajectories, record, samples_of
 from snapgen_deploy.quantise.tuning import Tuned, Tuning, tune
 
 Report = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
@@ -79,7 +79,7 @@ def make_recipe(
         return folder
     executor.check()
     _make_room(root)
-    samples = samples_of(settings.prompts or ("no prompt: seeded random text",), settings.pictures)
+    samples = samples_of(settings.prompts or (NO_PROMPT,), settings.pictures)
     count = len(samples)
     report("recording trajectories", 0, count)
     trajectories = record(

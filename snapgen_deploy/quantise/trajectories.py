@@ -27,6 +27,9 @@ from snapgen_deploy.reference import prompt_tokens, random_text, reference_runne
 INDEX = "trajectories.json"  # written last: a folder without it is not complete
 
 
+NO_PROMPT = "no prompt: seeded random text"  # label of a picture where nothing reads prompts
+
+
 @dataclass(frozen=True)
 class Sample:
     """One picture to draw: the seed decides the noise, and the text where nothing reads prompts."""
