@@ -33,12 +33,11 @@ def held_out(count: int = PROMPTS) -> list[str]:
     return [spec.text() for spec, _ in scenes(SEED, count, held_out=True)]
 
 
-def evaluate(
-    shipped: Path, base: ElasticDiT, results: Path, count: int = PROMPTS, many: tuple[str, ...] = ("full", "small", "tiny")
-) -> dict[str, object]:
-    """Scores all widths at 4 steps (the shipped file, fp32), then `many` at 28 guided steps (the base, bfloat16).
+def evaluate(shipped: Path, base: ElasticDiT | None, results: Path, count: int = PROMPTS) -> dict[str, object]:
+    """Scores all widths at 4 steps (the shipped file, fp32), then at 28 guided steps (bfloat16), where there is a base.
 
-    Writes scores.json after each, so that an interrupted scoring leaves what it has, and samples.png at the end.
+    Writes scores.json after each, so that an interrupted scoring leaves what it has, and samples.png; rows that are not
+    scored again stay in scores.json.
     """
     checkpoint = open_checkpoint(shipped)
     config = checkpoint.config
@@ -51,10 +50,12 @@ def evaluate(
     widths = sorted(config.student.widths, key=config.student.widths.__getitem__, reverse=True)
     few, long = sigmas(config.steps, config.shift), sigmas(28, config.shift)
     jobs = [(f"{w} {config.steps} steps", _plain(load_student(checkpoint, w)), few, 1.0) for w in widths]
-    jobs += [(f"{w} 28 steps, guidance {GUIDANCE:g}", Worker(base, w, compiled=False), long, GUIDANCE) for w in many]
-    scores: dict[str, object] = {}
-    rows = []
+    if base:
+        jobs += [(f"{w} 28 steps, guidance {GUIDANCE:g}", Worker(base, w, compiled=False), long, GUIDANCE) for w in widths]
     results.mkdir(parents=True, exist_ok=True)
+    kept = results / "scores.json"
+    scores: dict[str, object] = json.loads(kept.read_text()) if kept.exists() else {}
+    rows = []
     for name, network, levels, scale in jobs:
         pictures: Pictures = []
         for i in range(0, count, BATCH):
@@ -64,7 +65,7 @@ def evaluate(
                 pictures.extend(to_bytes(decoder(draw(velocity, noise[part], levels))))
         scores[name] = score_pictures(prompts, pictures)
         print(name, json.dumps(scores[name]), flush=True)
-        (results / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+        kept.write_text(json.dumps(scores, indent=1) + "\n")
         rows.append((name, pictures[:8]))
         grid(rows, prompts[:8], results / "samples.png")
     return scores

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from examples.shapes import autoencoder, distill, flow, latents, text
+from examples.shapes import autoencoder, distill, flow, latents, reward, text
 from examples.shapes.evaluate import curves, evaluate
 from examples.shapes.ship import SHIPPED, ship
 from examples.shapes.stages import Clock
@@ -23,7 +23,7 @@ from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.elastic import load_decoder, load_text_encoder
 from snapgen_deploy.models import PRESETS, DecoderConfig, ElasticDiT, TextEncoder, TinyDecoder, sigmas
 
-MINUTES = {"autoencoder": 17.0, "text": 2.5, "latents": 0.0, "flow": 150.0, "distill": 60.0, "score": 0.0}
+MINUTES = {"autoencoder": 17.0, "text": 2.5, "latents": 0.0, "flow": 150.0, "distill": 60.0, "reward": 90.0, "score": 0.0}
 SHARDS = 14
 
 
@@ -132,12 +132,21 @@ def run_distill(run: Run) -> None:
     ship(flow.restore(net.config, state), run.decoder(), run.text_encoder(), run.shipped)
 
 
+def run_reward(run: Run) -> None:
+    """Stage 6, from the shipped file and into it."""
+    net, decoder, encoder = run.student(), run.decoder(), run.text_encoder()
+    keep, levels = run.folder / "reward.unfinished", sigmas(4, PRESETS["shapes"]().shift)
+    state = reward.train(net, decoder.config, encoder, run.clock("reward"), run.log, keep, levels, compiled=run.compiled)
+    keep.rename(run.folder / "reward.pt")
+    ship(flow.restore(net.config, state), decoder, encoder, run.shipped)
+
+
 def run_score(run: Run) -> None:
-    """Stage 6."""
+    """Stage 7."""
     run.results.mkdir(parents=True, exist_ok=True)
     shutil.copy(run.log, run.results / "losses.jsonl")
     curves(run.log, run.results / "curves.png")
-    evaluate(run.shipped, run.base(), run.results)
+    evaluate(run.shipped, run.base() if (run.folder / "flow.pt").exists() else None, run.results)
 
 
 STAGES: dict[str, tuple[Callable[[Run], None], str]] = {
@@ -146,6 +155,7 @@ STAGES: dict[str, tuple[Callable[[Run], None], str]] = {
     "latents": (run_latents, f"latents/shard{SHARDS - 1:02d}.pt"),
     "flow": (run_flow, "flow.pt"),
     "distill": (run_distill, "distill.pt"),
+    "reward": (run_reward, "reward.pt"),
     "score": (run_score, "never"),
 }
 
@@ -158,6 +168,9 @@ def main() -> None:
     parser.add_argument("--again", choices=STAGES, help="discard this stage and those after it")
     parser.add_argument("--warm", action="store_true", help="go on from the shipped file instead of starting from nothing")
     parser.add_argument("--until", choices=STAGES, default="score", help="stop after this stage")
+    parser.add_argument(
+        "--only", choices=STAGES, help="this stage alone; for `--warm --only reward` the shipped file is enough"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--shipped", type=Path, default=SHIPPED, help="checkpoint to write")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="scores, losses and plots")
@@ -174,7 +187,7 @@ def main() -> None:
     for name in names[names.index(options.again) :] if options.again else []:
         target = run.folder / STAGES[name][1]
         shutil.rmtree(target.parent) if "/" in STAGES[name][1] and target.parent.exists() else target.unlink(missing_ok=True)
-    for name in names[: names.index(options.until) + 1]:
+    for name in [options.only] if options.only else names[: names.index(options.until) + 1]:
         function, product = STAGES[name]
         if (run.folder / product).exists():
             print(f"{name}: done before, skipped", flush=True)

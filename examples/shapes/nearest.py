@@ -1,0 +1,143 @@
+"""The fulfilling picture nearest to a drawn one: an exact search over all scenes that a prompt allows.
+
+Objects stand on the cells' raster and do not overlap, so that what an object adds to the squared distance between two latents
+is (nearly) its own affair: a correlation of the drawn latent with the object's patch, for all places at once. The best valid
+combination of objects is then rendered and encoded as every training picture is.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from examples.shapes.autoencoder import encode
+from examples.shapes.prompts import ALONG, GAP, JITTER, ObjectSpec, PromptSpec
+from examples.shapes.scenes import PLACES, RASTER, RELATIONS, SIDE, SIZES, Scene, Thing
+from examples.shapes.stages import pictures
+from snapgen_deploy.models import DecoderConfig
+
+BEFORE, AFTER = 3, 3  # cells of a patch before and from its centre on; a large object reaches 19 pixels
+CENTRES = SIDE // RASTER + 1
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Ways to place some objects together: x, y, half (n, objects) in pixels and what each adds to the distance (n,)."""
+
+    x: Numbers
+    y: Numbers
+    half: Numbers
+    cost: Numbers
+
+    def keep(self, chosen: NDArray[np.bool_]) -> Options:
+        """Those of a mask (n,)."""
+        return Options(self.x[chosen], self.y[chosen], self.half[chosen], self.cost[chosen])
+
+    def valid(self) -> Options:
+        """Those inside the picture and with a gap between every two objects, as `prompts.realise` demands."""
+        inside = ((self.half + 1 <= self.x) & (self.x <= SIDE - self.half - 1)).all(1)
+        inside &= ((self.half + 1 <= self.y) & (self.y <= SIDE - self.half - 1)).all(1)
+        for a, b in itertools.combinations(range(self.x.shape[1]), 2):
+            apart = np.maximum(abs(self.x[:, a] - self.x[:, b]), abs(self.y[:, a] - self.y[:, b]))
+            inside &= apart >= self.half[:, a] + self.half[:, b] + GAP
+        return self.keep(inside)
+
+    def and_(self, other: Options) -> Options:
+        """Every way here with every way there."""
+        here, there = (i.ravel() for i in np.indices((len(self.cost), len(other.cost))))
+        joined = [np.concatenate([a[here], b[there]], 1) for a, b in zip(self.places, other.places, strict=True)]
+        return Options(joined[0], joined[1], joined[2], self.cost[here] + other.cost[there])
+
+    @property
+    def places(self) -> tuple[Numbers, Numbers, Numbers]:
+        """x, y and half."""
+        return self.x, self.y, self.half
+
+
+class Nearest:
+    """Finds, for latents drawn for prompts, the nearest latents that fulfil them."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        self.config = config
+
+    def latents(self, scenes: list[Scene]) -> Tensor:
+        """(B, C, h, w)."""
+        return encode(self.config, pictures(scenes))
+
+    @functools.lru_cache(maxsize=512)  # noqa: B019 - one instance, 384 kinds of objects
+    def patch(self, background: str, colour: str, shape: str, half: float) -> tuple[Tensor, float]:
+        """Twice the object's difference to the background (C, 6, 6), and what it adds to the distance from all zeros."""
+        middle = SIDE / 2
+        empty, one = self.latents([Scene(background, ()), Scene(background, (Thing(colour, shape, middle, middle, half),))])
+        centre = SIDE // RASTER // 2
+        part = slice(centre - BEFORE, centre + AFTER)
+        return 2 * (one - empty)[:, part, part], float(one.square().sum() - empty.square().sum())
+
+    def costs(self, drawn: Tensor, background: str, spec: ObjectSpec, half: float) -> Numbers:
+        """What the object adds to the squared distance to `drawn` (C, h, w), for centres (row, column) of the raster."""
+        kernel, own = self.patch(background, spec.colour, spec.shape, half)
+        padded = F.pad(drawn, (BEFORE, AFTER, BEFORE, AFTER))
+        return own - F.conv2d(padded[None], kernel[None])[0, 0].double().numpy()
+
+    def options(self, drawn: Tensor, background: str, spec: ObjectSpec, at: tuple[Numbers, Numbers]) -> Options:
+        """One object at the centres `at` (x and y, in pixels), in every size that its prompt allows."""
+        column, row = (np.clip(c / RASTER, 0, CENTRES - 1).astype(int) for c in at)  # those outside are dropped by `valid`
+        sizes = [SIZES[spec.size]] if spec.size else list(SIZES.values())
+        costs = [self.costs(drawn, background, spec, half)[row, column] for half in sizes]
+        x, y = (np.tile(c, len(sizes))[:, None] for c in at)
+        return Options(x, y, np.repeat(sizes, len(at[0]))[:, None].astype(float), np.concatenate(costs))
+
+    def scene(self, drawn: Tensor, spec: PromptSpec) -> Scene:
+        """The scene of the prompt whose latent is nearest to `drawn` (C, h, w)."""
+        drawn = drawn.detach().float()
+        rest = list(spec.objects)
+        if spec.relation:
+            ways = self.related(drawn, spec)
+            rest = rest[2:]
+        else:
+            ways = self.options(drawn, spec.background, rest[0], centres(rest[0])).valid()
+            rest = rest[1:]
+        for other in rest:
+            ways = ways.and_(self.options(drawn, spec.background, other, centres(other)).valid()).valid()
+        best = int(ways.cost.argmin())
+        x, y, half = (part[best] for part in ways.places)
+        things = (Thing(o.colour, o.shape, float(x[i]), float(y[i]), float(half[i])) for i, o in enumerate(spec.objects))
+        return Scene(spec.background, tuple(things))
+
+    def related(self, drawn: Tensor, spec: PromptSpec) -> Options:
+        """The first two objects, one beside the other as `prompts.realise` puts them."""
+        assert spec.relation
+        first, second = spec.objects[:2]
+        ways = self.options(drawn, spec.background, first, centres(first)).valid()
+        dx, dy = RELATIONS[spec.relation]
+        found = []
+        for along, across in itertools.product(ALONG, JITTER):
+            at = (ways.x[:, 0] - dx * along + abs(dy) * across, ways.y[:, 0] - dy * along + abs(dx) * across)
+            other = self.options(drawn, spec.background, second, at)
+            times = len(other.cost) // len(ways.cost)  # sizes of the second
+            pairs = [np.concatenate([np.tile(a, (times, 1)), b], 1) for a, b in zip(ways.places, other.places, strict=True)]
+            found.append(Options(pairs[0], pairs[1], pairs[2], np.tile(ways.cost, times) + other.cost))
+        return Options(*(np.concatenate([getattr(f, n) for f in found]) for n in ("x", "y", "half", "cost"))).valid()
+
+    def __call__(self, drawn: Tensor, specs: list[PromptSpec]) -> tuple[Tensor, list[Scene]]:
+        """The nearest fulfilling latents (B, C, h, w) to `drawn`, and their scenes."""
+        scenes = [self.scene(x, spec) for x, spec in zip(drawn, specs, strict=True)]
+        return self.latents(scenes), scenes
+
+
+def centres(spec: ObjectSpec) -> tuple[Numbers, Numbers]:
+    """All centres (x, y) that a prompt allows an object by itself, in pixels."""
+    if spec.place:
+        x, y = PLACES[spec.place]
+        pairs = [(x + dx, y + dy) for dx in JITTER for dy in JITTER]
+    else:
+        pairs = [(float(x * RASTER), float(y * RASTER)) for x in range(2, CENTRES - 2) for y in range(2, CENTRES - 2)]
+    return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])

@@ -1,0 +1,78 @@
+"""Stage 6: the four-step student learns from what it draws, by direct reward fine-tuning (DRaFT, arXiv 2309.17400).
+
+The student draws whole pictures, and the gradient of a reward flows back through all four steps. The reward of a latent is
+how near it lies to a picture that fulfils the prompt: minus the weighted pseudo-Huber distance to the nearest of all of them
+(`nearest.py`). The nearest one, since a prompt has many pictures and the noise shall go on deciding which is drawn; weights
+are the decoder's, larger around objects and largest where they stand out least, and the distance grows linearly, because
+what was left to learn were small faults of shapes. No detector and no held-out prompt takes part.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from examples.shapes.autoencoder import weights
+from examples.shapes.fast import Worker
+from examples.shapes.flow import Elastic, State, save
+from examples.shapes.latents import embed
+from examples.shapes.nearest import Nearest
+from examples.shapes.prompts import sample
+from examples.shapes.scenes import RASTER, SIDE, Scene
+from examples.shapes.stages import Clock, Log, learning_rate, set_rate
+from snapgen_deploy.models import DecoderConfig, ElasticDiT, TextEncoder, euler, time_features
+
+KNEE = 0.1  # of the pseudo-Huber distance, in deviations of the latent
+
+
+def distance(drawn: Tensor, wanted: Tensor, scenes: list[Scene]) -> Tensor:
+    """Mean weighted pseudo-Huber distance of latents (B, C, h, w)."""
+    weight = F.avg_pool2d(weights(scenes), RASTER)  # (B, 1, h, w)
+    gap = ((drawn - wanted).square() + KNEE**2).sqrt() - KNEE
+    return (weight * gap).mean()
+
+
+def draw(worker: Worker, features: int, noise: Tensor, text: Tensor, mask: Tensor, levels: tuple[float, ...]) -> Tensor:
+    """The student's latents (B, C, h, w), with the graph of every step."""
+
+    def velocity(x: Tensor, sigma: float) -> Tensor:
+        return worker(x, time_features(torch.full((len(x),), sigma), features), text, mask)
+
+    return euler(velocity, noise, levels)
+
+
+def train(
+    net: ElasticDiT, decoder: DecoderConfig, encoder: TextEncoder, clock: Clock, log: Path, keep: Path,
+    levels: tuple[float, ...], batch: int = 16, peak: float = 3e-4, compiled: bool = True, seed: int = 11,
+) -> State:  # fmt: skip
+    """Trains `net` in place on fresh prompts, writes its moving average to `keep` now and then, and returns it."""
+    torch.manual_seed(seed)
+    config, rng, nearest = net.config, np.random.default_rng(seed), Nearest(decoder)
+    widest = max(config.widths, key=config.widths.__getitem__)
+    elastic = Elastic(net, peak, average=0.998, compiled=compiled)
+    side = SIDE // decoder.factor
+    rows, subs = Log(log, "reward", clock, every=25), elastic.narrow()
+    for progress in clock.ticks():
+        set_rate(elastic.optimisers, learning_rate(progress, peak))
+        specs = [sample(rng, held_out=False)[0] for _ in range(batch)]
+        text, mask = embed(encoder, [spec.text() for spec in specs])
+        noise = torch.randn(batch, config.latent_channels, side, side)
+        losses = {}
+        for width in (widest, next(subs)):
+            worker = elastic.workers[width]
+            worker.pull()
+            drawn = draw(worker, config.time_features, noise, text, mask, levels)
+            loss = distance(drawn, *nearest(drawn, specs))
+            loss.backward()
+            worker.push()
+            losses[width] = loss.detach()
+        elastic.update()
+        rows.add(**losses)
+        if elastic.steps % 100 == 0:
+            save(elastic.mean, keep)
+    save(elastic.mean, keep)
+    return elastic.mean
