@@ -69,9 +69,7 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
             _row("palette8-grouped", 1.15, "as palette8, a palette for every 16 output channels", _EIGHT),
             _row("palette6-grouped", 0.80, "as palette6, a palette for every 16 output channels", _SIX),
             _row("palette4-grouped", 0.53, "as palette4, a palette for every 16 output channels", _FOUR_BLOCKS),
-            _row(
-                "mixed", 1.01, "palettes of 16 or 256 values, by each layer's sensitivity, and tuned; computes in fp16", _MIXED
-            ),
+            _row("mixed", 1.01, "palettes of 16 or 256 values, by each layer's sensitivity, and tuned", _MIXED),
             _row("int8", 1.07, "8-bit linear weights, a scale for every 32 inputs; computes in fp16", _EIGHT),
             _row("int4", 0.65, "4-bit linear weights, a scale for every 32 inputs; activations stay exact", _FOUR_BLOCKS),
             _row("w8a8", 1.02, "8-bit weights, and 8-bit activations with fixed calibrated ranges", _EIGHT),

@@ -63,6 +63,7 @@ class TargetSpec:
     precisions: tuple[str, ...]  # the first is the default
     layout: str
     calibrated: tuple[str, ...] = ()  # precisions whose quantiser looks at real inputs
+    palette_bits: tuple[int, ...] = ()  # of an index, that `mixed` may choose; () where there is no mixed precision
 
 
 TARGETS: Mapping[str, TargetSpec] = MappingProxyType(
@@ -75,6 +76,7 @@ TARGETS: Mapping[str, TargetSpec] = MappingProxyType(
             ),
             "channels",
             ("w8a8",),
+            (3, 4, 8),
         ),
         "executorch": TargetSpec(
             ("xnnpack",),
@@ -82,7 +84,9 @@ TARGETS: Mapping[str, TargetSpec] = MappingProxyType(
             "token",
             ("int8-dynamic", "int4-dynamic"),  # for their convolutions
         ),
-        "onnx": TargetSpec(("cpu",), ("fp32", "fp16", "int8-dynamic", "int8-static", "int4"), "token", ("int8-static",)),
+        "onnx": TargetSpec(
+            ("cpu",), ("fp32", "fp16", "int8-dynamic", "int8-static", "int4", "mixed"), "token", ("int8-static",), (4, 8)
+        ),
     }
 )  # fmt: skip
 

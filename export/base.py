@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -104,6 +104,11 @@ class Weight:
     bits: int  # that the file spends on it, scales and palettes included
     shape: tuple[int, ...] = ()
 
+    @property
+    def index_bits(self) -> int:
+        """Of one index into a palette; 0 for a weight that is stored otherwise."""
+        return int(self.kind.removeprefix("palette").split()[0]) if self.kind.startswith("palette") else 0
+
 
 def element_bits(dtype: str) -> int:
     """Bits of one element of a type whose name tells them: `uint4` -> 4, `float16` -> 16; 8 of one that does not (`bool`)."""
@@ -141,6 +146,15 @@ class Description:
     skipped: dict[str, str] = field(default_factory=dict)  # layers left in floats among quantised ones -> why
     lint: dict[str, int] = field(default_factory=dict)  # rule -> offenders, for targets that have a lint
     notes: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class HoldsPalettes(Protocol):
+    """A target with mixed precision: it stores a component's palettes as palettes, and says so from the file."""
+
+    def weights(self, path: Path, entry: str = "") -> dict[str, Weight]:
+        """Every stored weight of a saved artifact by its name, of several graphs those of the one that `entry` names."""
+        ...
 
 
 class Target(Protocol):

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snapgen_deploy.errors import BadInput, GateFailed
-from snapgen_deploy.export import coreml_compress, coreml_weights
+from snapgen_deploy.export import coreml_compress, coreml_palettes, coreml_weights
 from snapgen_deploy.export.base import (
     Arrays,
     Artifact,
@@ -42,12 +42,12 @@ from snapgen_deploy.export.base import (
     Layout,
     Port,
     Runner,
+    Weight,
     average_bits,
     not_quantised,
 )
 from snapgen_deploy.export.coreml_functions import SINGLE
 from snapgen_deploy.export.coreml_overflow import thrifty
-from snapgen_deploy.export.coreml_palettes import palettise, pipeline
 from snapgen_deploy.export.graph import (
     check_inputs,
     check_offered,
@@ -112,7 +112,8 @@ class CoreML:
             gc.collect()  # torch's and coremltools' programs hold the weights, too, in reference cycles
             if precision == "mixed" and component.palettes:
                 small = made.with_name(f"palettes{self.suffix}")
-                palettise(made, component.palettes, small)
+                coreml_palettes.palettise(made, component.palettes, small)
+                coreml_palettes.check(component.palettes, self.weights(small))
                 shutil.rmtree(made)
                 made = small.rename(made)
             how = coreml_compress.PRECISIONS.get(precision, coreml_compress.Exact("fp16"))  # mixed: its palettes are there
@@ -181,8 +182,7 @@ class CoreML:
         from snapgen_deploy.export.lint import counts, lint_package
 
         spec = _read_spec(path)
-        name = getattr(_described(spec, path.name, entry), "name", "") or next(iter(spec.mlProgram.functions))
-        found = list(_operations(spec.mlProgram.functions[name]))
+        name, found = _function(spec, path.name, entry)
         ops = Counter(op.type for op in found if op.type != "const")
         results = Counter(coreml_weights.dtype(o.type) for op in found if op.type != "const" for o in op.outputs)
         weights = dict(sorted(coreml_weights.stored(found)))
@@ -203,6 +203,10 @@ class CoreML:
                 *not_quantised(skipped),
             ),
         )
+
+    def weights(self, path: Path, entry: str = "") -> dict[str, Weight]:
+        """Every constant of one function's weights, by its name, and how it is stored."""
+        return dict(coreml_weights.stored(_function(_read_spec(path), path.name, entry)[1]))
 
     def versions(self) -> dict[str, str]:
         """Versions of the packages that take part in an export."""
@@ -277,7 +281,7 @@ def _convert(component: Component, precision: str, settings: Settings, what: str
             outputs=[ct.TensorType(name=p.name, dtype=np.dtype(p.dtype).type) for p in component.outputs],
             convert_to="mlprogram",
             compute_precision=ct.precision.FLOAT32 if precision == "fp32" else ct.precision.FLOAT16,
-            pass_pipeline=pipeline() if component.palettes else None,
+            pass_pipeline=coreml_palettes.pipeline() if component.palettes else None,
             minimum_deployment_target=target,
             skip_model_load=True,
             package_dir=str(path),
@@ -364,6 +368,12 @@ def _described(spec: Any, package: str, entry: str) -> Any:
     if name not in found:
         raise BadInput(f"{package}: no function {name!r}; it has {', '.join(found)}")
     return found[name]
+
+
+def _function(spec: Any, package: str, entry: str) -> tuple[str, list[Any]]:
+    """The name and all operations of the function that `entry` names, or of the default one."""
+    name = getattr(_described(spec, package, entry), "name", "") or next(iter(spec.mlProgram.functions))
+    return name, list(_operations(spec.mlProgram.functions[name]))
 
 
 def _ports(features: Any) -> tuple[Port, ...]:

@@ -8,29 +8,16 @@ values), and then stores more bits than needed, or nothing; hence a table of our
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from snapgen_deploy.export.coreml_functions import SINGLE
-from snapgen_deploy.export.coreml_weights import dtype, shape_of
+from snapgen_deploy.export.base import Weight
 
-PALETTE = "constexpr_lut_to_dense"
 STORED_BITS = (1, 2, 3, 4, 6, 8)  # of an index in an iOS 18 program
 KEPT_APART = "common::fuse_conv_scale"  # multiplies a factor into weights: rounded to fp16 again, they are other values
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One palette weight as it lies in the file."""
-
-    bits: int
-    weights: int
-    table_bytes: int
 
 
 def pipeline() -> Any:
@@ -43,21 +30,25 @@ def pipeline() -> Any:
 
 
 def palettise(package: Path, palettes: Mapping[str, int], to: Path) -> None:
-    """Write `package` to `to` with the named weights as palettes.
+    """Write `package` to `to` with the named weights as palettes, where they are; `check` tells whether all were.
 
-    `palettes` maps names of the network's parameters to the bits that their indices may take. Raises RuntimeError where a
-    weight is not in the package under the name that coremltools gives it, or takes more bits there.
+    `palettes` maps names of the network's parameters to the bits that their indices may take.
     """
     import coremltools as ct
     import coremltools.optimize.coreml as cto
 
-    names = {constant_name(name): bits for name, bits in palettes.items()}
+    names = [constant_name(name) for name in palettes]
     each = cto.OpPalettizerConfig(mode="custom", lut_function=table_of, weight_threshold=0)
     config = cto.OptimizationConfig(op_name_configs=dict.fromkeys(names, each))
     model = ct.models.MLModel(str(package), skip_model_load=True)
     cto.palettize_weights(model, config).save(str(to))
-    stored = stored_palettes(to)
-    wrong = [name for name, bits in names.items() if palette_name(name) not in stored or stored[palette_name(name)].bits > bits]
+
+
+def check(palettes: Mapping[str, int], weights: Mapping[str, Weight]) -> None:
+    """RuntimeError where `weights`, as read back, lack one of the palettes, or hold it in more bits, or another one."""
+    stored = {name: w.index_bits for name, w in weights.items() if w.index_bits}
+    names = {constant_name(name): bits for name, bits in palettes.items()}
+    wrong = [name for name, bits in names.items() if not 0 < stored.get(palette_name(name), 0) <= bits]
     if wrong or len(stored) != len(names):
         raise RuntimeError(
             f"{len(stored)} of {len(names)} palettes were stored; wrong: {', '.join(wrong[:3]) or 'surplus ones'}"
@@ -84,37 +75,3 @@ def constant_name(parameter: str) -> str:
 def palette_name(constant: str) -> str:
     """What coremltools calls the palette operation that takes a constant's place."""
     return f"{constant}_palettized"
-
-
-def stored_palettes(package: Path) -> dict[str, Stored]:
-    """Every palette weight of a saved package by the name of its operation, read from the file."""
-    from snapgen_deploy.export.coreml import _operations, _read_spec
-
-    return dict(_stored(_operations(_read_spec(package).mlProgram.functions[SINGLE])))
-
-
-def stored_rest(package: Path) -> tuple[int, int]:
-    """Elements and bytes of every other constant in the package's weight file."""
-    from snapgen_deploy.export.coreml import _operations, _read_spec
-
-    elements = size = 0
-    for op in _operations(_read_spec(package).mlProgram.functions[SINGLE]):
-        if op.type == "const" and op.attributes["val"].WhichOneof("value") == "blobFileValue":
-            count = math.prod(shape_of(op.outputs[0].type))
-            elements, size = elements + count, size + count * _bytes(op.outputs[0].type)
-    return elements, size
-
-
-def _bytes(kind: Any) -> int:
-    """Of one element; the weight file holds nothing else beside palettes."""
-    return {"float32": 4, "float16": 2, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "uint16": 2, "bool": 1}[dtype(kind)]
-
-
-def _stored(operations: Iterator[Any]) -> Iterator[tuple[str, Stored]]:
-    for op in operations:
-        if op.type != PALETTE:
-            continue
-        values = {name: a.arguments[0].value for name, a in op.inputs.items()} | dict(op.attributes)
-        entries, weights = math.prod(shape_of(values["lut"].type)), math.prod(shape_of(op.outputs[0].type))
-        # iOS 18 has a table (1, ..., 1, entries, 1), iOS 16 a flat one; both have a power of two of entries
-        yield op.outputs[0].name, Stored(entries.bit_length() - 1, weights, 2 * entries)

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snapgen_deploy.errors import BadInput, SnapgenError
-from snapgen_deploy.export import onnx_file, onnx_quantise, onnx_weights
+from snapgen_deploy.export import onnx_file, onnx_palettes, onnx_quantise, onnx_weights
 from snapgen_deploy.export.base import (
     Arrays,
     Artifact,
@@ -39,6 +39,7 @@ from snapgen_deploy.export.base import (
     Joined,
     Layout,
     Runner,
+    Weight,
     average_bits,
     not_quantised,
 )
@@ -101,7 +102,7 @@ class Onnx:
 
     name: str = "onnx"
     variants: tuple[str, ...] = ("cpu",)
-    precisions: tuple[str, ...] = tuple(onnx_quantise.PRECISIONS)
+    precisions: tuple[str, ...] = (*onnx_quantise.PRECISIONS, "mixed")
     layout: Layout = "token"
     suffix: str = ".onnx"
 
@@ -119,10 +120,13 @@ class Onnx:
                 f"offered are {', '.join(self.variants)} and {', '.join(self.precisions)}"
             )
         settings = Settings.parse(options)
+        how = onnx_quantise.how_of(precision, component)
+        if isinstance(how, onnx_quantise.Palettes):
+            settings = dataclasses.replace(settings, opset=max(settings.opset, onnx_palettes.OPSET))
         try:
             with quiet(), tempfile.TemporaryDirectory(dir=directory) as scratch:
                 made = _make(component, settings, Path(scratch))
-                made = _quantised(made, precision, component, settings, Path(scratch))
+                made = _quantised(made, precision, how, component, settings, Path(scratch))
                 return Artifact(f"{self.name}:{variant}", component.role, *_place(made, directory))
         except SnapgenError:
             raise
@@ -216,6 +220,11 @@ class Onnx:
             notes=(f"opset: {opsets}", f"graph: {graph}", f"external data files: {len(data)}", *not_quantised(skipped)),
         )
 
+    def weights(self, path: Path, entry: str = "") -> dict[str, Weight]:
+        """Every weight of a saved file, by its name, and how it is stored."""
+        _no_entry(path, entry)
+        return onnx_weights.stored(onnx_file.read(path)[0])
+
     def versions(self) -> dict[str, str]:
         """Versions of the packages that take part in an export."""
         names = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "optimum", "optimum-onnx")
@@ -252,14 +261,17 @@ def _make(component: Component, settings: Settings, scratch: Path) -> Path:
     return optimum_exporter.optimise(config, component, plain, settings)
 
 
-def _quantised(plain: Path, precision: str, component: Component, settings: Settings, scratch: Path) -> Path:
+def _quantised(
+    plain: Path, precision: str, how: onnx_quantise.How, component: Component, settings: Settings, scratch: Path
+) -> Path:
     """The file at a precision, cleaned, with a word on how it came about."""
     import onnx_ir
 
     if precision == "fp32":
         return plain
-    raw = onnx_quantise.quantise(plain, onnx_quantise.PRECISIONS[precision], component, scratch / "raw-bits" / plain.name)
-    origin = f"{QUANTISED} by onnxruntime {metadata.version('onnxruntime')}: {precision}"
+    raw = onnx_quantise.quantise(plain, how, component, scratch / "raw-bits" / plain.name)
+    by = "the recipe" if isinstance(how, onnx_quantise.Palettes) else f"onnxruntime {metadata.version('onnxruntime')}"
+    origin = f"{QUANTISED} by {by}: {precision}"
     if raw == plain:
         origin += ", which takes no layer of this component"
     made = write(onnx_ir.load(raw), component, origin, scratch / "bits" / plain.name, settings)

@@ -7,7 +7,7 @@ which run the file, tell. Convolutions stay fp32 but for `int8-static`: the CPU 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from snapgen_deploy.export.base import Component
+from snapgen_deploy.export.onnx_palettes import Owners, owners, palettise
 from snapgen_deploy.export.quiet import quiet
 
 BLOCK = 32  # inputs that share a scale in MatMulNBits
@@ -49,7 +50,14 @@ class Blocks:
     block: int = BLOCK
 
 
-How = Exact | Half | Dynamic | Static | Blocks
+@dataclass(frozen=True)
+class Palettes:
+    """Weights that take few values as indices and a table; `known` tells them in the graph, see `onnx_palettes.owners`."""
+
+    known: Owners = field(default_factory=dict)
+
+
+How = Exact | Half | Dynamic | Static | Blocks | Palettes
 PRECISIONS: Mapping[str, How] = MappingProxyType(
     {"fp32": Exact(), "fp16": Half(), "int8-dynamic": Dynamic(), "int8-static": Static(), "int4": Blocks(4)}
 )
@@ -58,12 +66,22 @@ TAKEN: Mapping[type[How], tuple[str, ...]] = MappingProxyType(  # operators whos
 )
 
 
+def how_of(precision: str, component: Component) -> How:
+    """How a component is stored at a precision: in `mixed` by its palettes, where it has none in half precision.
+
+    To be asked while the component has its weights.
+    """
+    if precision != "mixed":
+        return PRECISIONS[precision]
+    return Palettes(owners(component)) if component.palettes else Half()
+
+
 def quantise(source: Path, how: How, component: Component, made: Path) -> Path:
     """Write the quantised form of `source` to `made` and return the path to ship: `source` itself for `Exact`.
 
     Also `source` where the network has no layer that the quantiser takes (a decoder without products). The same file and
     calibration inputs give the same weights. Raises BadInput where calibration inputs are needed and there are none,
-    RuntimeError where there are layers to quantise and none was.
+    RuntimeError where there are layers to quantise and none was, or a palette's weight is not in the graph.
     """
     import onnx
 
@@ -73,6 +91,10 @@ def quantise(source: Path, how: How, component: Component, made: Path) -> Path:
     model = onnx.load(str(source))
     _prepare(model)
     with quiet():  # they log a line for every node
+        if isinstance(how, Palettes):
+            palettise(model, component.palettes, how.known)
+            _save(model, made)
+            return made
         if isinstance(how, Half):
             from onnxruntime.quantization.onnx_model import ONNXModel
             from onnxruntime.transformers.float16 import convert_float_to_float16

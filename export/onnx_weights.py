@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from snapgen_deploy.export.base import Weight, element_bits, packed
+from snapgen_deploy.export.onnx_palettes import INDICES, TABLE
 
 NAMES = {"float": "float32", "double": "float64"}  # of ONNX's types, where they differ from numpy's
 LAYERS = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}  # operator -> input that is the weight
@@ -26,6 +27,11 @@ def stored(model: Any) -> dict[str, Weight]:
             kind, values = f"int{given['bits']} per {given['block_size']} values", given["K"] * given["N"]
             found[node.input[1]] = Weight(kind, values, sum(plain[n].bits for n in parts), (given["K"], given["N"]))
             used.update(parts)
+    for indices, table in _palettes(plain):
+        name, own = indices.removesuffix(INDICES), plain[indices]
+        bits = own.bits + plain[table].bits
+        found[name] = Weight(f"palette{element_bits(own.kind)}", own.values, bits, own.shape)
+        used.update((indices, table))
     for name in [n for n in plain if n.endswith(QUANTISED)]:
         base = name.removesuffix(QUANTISED)
         parts = [name, *(base + end for end in AUXILIARY if base + end in plain)]
@@ -54,6 +60,13 @@ def skipped(model: Any, weights: Mapping[str, Weight]) -> dict[str, str]:
         if weight is not None and not packed(weight.kind) and len(weight.shape) > 1:
             found[node.input[place]] = f"{weight.kind}: the quantiser does not take {node.op_type} at this precision"
     return dict(sorted(found.items()))
+
+
+def _palettes(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Indices and table of every weight that is stored so."""
+    there = set(names)
+    pairs = [(n, n.removesuffix(INDICES) + TABLE) for n in there if n.endswith(INDICES)]
+    return [pair for pair in sorted(pairs) if pair[1] in there]
 
 
 def _plain(tensor: Any) -> Weight:

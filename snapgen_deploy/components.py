@@ -42,7 +42,7 @@ def build_component(
         form, kept = target.form, recipe is not None
         module = rewrite_student(student, latent, layout=layout, form=form, ops=ops, keep_weights=kept)
         if recipe is not None:
-            palettes = _palettes(student, module, recipe.bits)
+            palettes = palette_bits(student, module, recipe.bits)
     elif role == "decoder":
         module = rewrite_decoder(load_decoder(checkpoint), latent, layout=layout, upsample=upsample)
     else:
@@ -51,14 +51,28 @@ def build_component(
     return Component(role, module.eval(), inputs, outputs, example, doc, palettes=palettes)
 
 
-def _palettes(student: DiT, module: torch.nn.Module, bits: Mapping[str, int]) -> dict[str, int]:
-    """Bits by the names that the rewritten network gives the student's own tensors; each must be there once, unchanged."""
-    layers = layers_of(student)
-    ours = {layers[name].weight.data_ptr(): b for name, b in bits.items()}
-    found = {name: ours[p.data_ptr()] for name, p in module.named_parameters() if p.data_ptr() in ours}
-    if len(found) != len(bits):
-        raise RuntimeError(f"{len(found)} of {len(bits)} quantised weights came through the rewrite; expected all, once each")
+def palette_bits(student: DiT, module: torch.nn.Module, bits: Mapping[str, int]) -> dict[str, int]:
+    """Bits by the names of the rewritten network's tensors that hold the weights of the student's layers `bits`.
+
+    Most are the student's own tensors; the others lie below the layer's name, in another order or in parts. RuntimeError where
+    a layer did not come through with its own values, each as often as it has weights.
+    """
+    layers, found = layers_of(student), dict[str, int]()
+    tensors = dict((*module.named_parameters(), *module.named_buffers()))
+    own = {tensor.data_ptr(): name for name, tensor in tensors.items()}
+    for layer, b in bits.items():
+        weight = layers[layer].weight.detach()
+        names = [own[weight.data_ptr()]] if weight.data_ptr() in own else _below(layer, tensors)
+        values = torch.cat([tensors[name].detach().flatten() for name in names] or [weight.new_empty(0)])
+        if values.numel() != weight.numel() or not torch.isin(values, weight.unique()).all():
+            raise RuntimeError(f"the quantised weight of {layer} did not come through the rewrite as it was")
+        found |= dict.fromkeys(names, b)
     return found
+
+
+def _below(layer: str, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of a layer's tensors but its bias."""
+    return [name for name in tensors if name.startswith(f"{layer}.") and not name.endswith("bias")]
 
 
 def spelling(target: str) -> tuple[OpForm, UpsampleForm | None]:

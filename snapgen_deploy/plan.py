@@ -325,7 +325,7 @@ def _target(target: ProfileTarget, precision: str | None, form: str) -> TargetPl
     if precision is not None and precision not in offered:
         near = nearest(precision, offered)
         have = [name for name, spec in TARGETS.items() if precision in spec.precisions]
-        near = f"; {' and '.join(have)} has it: choose with --target" if have else near
+        near = f"; choose --target {' or '.join(have)}, which {'has' if len(have) == 1 else 'have'} it" if have else near
         raise BadInput(f"target {target.key} has no precision '{precision}': it offers {', '.join(offered)}{near}")
     chosen = precision or target.precision
     own = target.limits if chosen == target.precision else ()

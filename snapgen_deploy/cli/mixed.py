@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.device_profiles.schema import TARGETS
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.plan import ExportPlan
+from snapgen_deploy.quantise.allocation import levels_for
 from snapgen_deploy.quantise.executors import executor_of
 from snapgen_deploy.quantise.settings import mixed_settings
 
@@ -41,11 +43,19 @@ def with_mixed(
             raise BadInput(f"{named[0]} belongs to mixed precision; add --precision mixed")
         return plan
     executor_of(executor or EXECUTOR)
+    wanted = BITS if bits is None else bits
+    levels = levels_for(wanted)
+    for target in (t for t in plan.targets if t.precision == "mixed"):
+        fewest = min(TARGETS[target.target].palette_bits)
+        if min(levels) < fewest:
+            raise BadInput(
+                f"--bits: got {wanted:g}, and {target.key} has no palettes of less than {fewest} bits; choose {fewest} to 8"
+            )
     if calibration is not None and not checkpoint.reads_prompts:
         raise BadInput("--calibration: this checkpoint has no text encoder with a tokenizer that could read it; leave it out")
     prompts, source = _prompts(checkpoint, calibration)
     settings = mixed_settings(
-        bits=BITS if bits is None else bits,
+        bits=wanted,
         iterations=ITERATIONS if iterations is None else iterations,
         pictures=PICTURES if pictures is None else pictures,
         prompts=prompts,

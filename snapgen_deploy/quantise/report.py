@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export.base import Artifact
-from snapgen_deploy.export.coreml_palettes import stored_palettes, stored_rest
+from snapgen_deploy.export.base import Artifact, HoldsPalettes
+from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.plan import ExportPlan
 from snapgen_deploy.quantise.recipe import CURVE, PICTURE, RECIPE, Recipe, load_recipe
 
@@ -30,18 +30,19 @@ def about_files(student: Artifact, recipe: Recipe) -> dict[str, Any]:
     """For the manifest: what is in the student's file, and how it was chosen.
 
     `average_bits` is over all weights that have palettes; `average_bits_with_tables` adds the palettes themselves, and
-    `average_bits_of_all` every other constant of the file (biases, norms, modulation, positions), which stay fp16.
+    `average_bits_of_all` every other constant of the file (biases, norms, modulation, positions), which stay floats.
     """
-    stored, (rest, rest_bytes) = stored_palettes(student.path), stored_rest(student.path)
-    weights = sum(s.weights for s in stored.values())
-    indices = sum(s.bits * s.weights for s in stored.values())
-    tables = sum(8 * s.table_bytes for s in stored.values())
+    target, _ = target_of(student.target)
+    assert isinstance(target, HoldsPalettes)  # the plan takes no other for mixed precision
+    found = target.weights(student.path, student.entry)
+    stored = {name: w for name, w in found.items() if w.index_bits}
+    weights = sum(w.values for w in stored.values())
     return {
-        "layers": {name: s.bits for name, s in stored.items()},
+        "layers": {name: w.index_bits for name, w in stored.items()},
         "weights": weights,
-        "average_bits": _digits(indices / weights),
-        "average_bits_with_tables": _digits((indices + tables) / weights),
-        "average_bits_of_all": _digits((indices + tables + 8 * rest_bytes) / (weights + rest)),
+        "average_bits": _digits(sum(w.index_bits * w.values for w in stored.values()) / weights),
+        "average_bits_with_tables": _digits(sum(w.bits for w in stored.values()) / weights),
+        "average_bits_of_all": _digits(sum(w.bits for w in found.values()) / sum(w.values for w in found.values())),
         "recipe": dict(recipe.about),
     }
 

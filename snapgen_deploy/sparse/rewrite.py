@@ -40,8 +40,8 @@ def rewrite_student(
 
     `form` names the kernel of the local attention (`FORMS`). `ops` matters to the token layout only: "spelled" writes norms
     and GELU in operations that XNNPACK takes and computes right, "native" leaves them whole for runtimes that fuse them.
-    With `keep_weights` (channels layout only) nothing is folded into the weights of a layer: they are the student's own
-    tensors, so that the few values of a palette stay as few, for two operations more in each norm of q and k.
+    With `keep_weights` nothing is folded into the weights of a layer: they hold the student's own values, some in another
+    order, so that the few values of a palette stay as few, for two operations more in each norm of q and k.
     Raises BadInput for an unknown layout, form or ops, a batch below 1, or a latent that the patches or blocks do not divide.
     """
     _known("layout", layout, UPSAMPLING)
@@ -49,15 +49,13 @@ def rewrite_student(
     _known("ops", ops, ("spelled", "native"))
     if batch < 1:
         raise BadInput(f"got batch {batch}, expected 1 or more")
-    if keep_weights and layout != "channels":
-        raise BadInput(f"got layout {layout!r} with keep_weights, expected channels")
     problems = dit.config.grid_problems(*latent)
     if problems:
         raise BadInput("; ".join(problems))
     grid = dit.config.grid(*latent)
     _check_stages(dit, grid)
     if layout == "token":
-        return TokenStudent(dit, grid, FORMS[form], batch, ops).eval()
+        return TokenStudent(dit, grid, FORMS[form], batch, ops, keep_weights).eval()
     return ChannelsStudent(dit, grid, CHANNELS_FORMS[form], keep_weights).eval()
 
 

@@ -104,13 +104,15 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class TokenSelfAttention(nn.Module):
-    """`models.SelfAttention` with the norm's centring folded into the projections and 1/sqrt(d) into the norm of q."""
+    """`models.SelfAttention` with 1/sqrt(d) folded into the norm of q, and the norms' centring into the projections.
 
-    def __init__(self, source: SelfAttention, batch: int, ops: OpForm) -> None:
+    The latter not with `keep_weights`: the projections then keep their tensors, and the norms centre for themselves.
+    """
+
+    def __init__(self, source: SelfAttention, batch: int, ops: OpForm, keep_weights: bool = False) -> None:
         super().__init__()
-        self.batch, self.dim = batch, source.head_dim
-        self.q = fold.linear(*fold.centred(source.q, self.dim))
-        self.k = fold.linear(*fold.centred(source.k, self.dim))
+        self.batch, self.dim, self.centred = batch, source.head_dim, not keep_weights
+        self.q, self.k = (fold.linear(*fold.centred(p, self.dim)) if self.centred else p for p in (source.q, source.k))
         self.v, self.out = source.v, source.out
         scale = self.dim**-0.5
         q_norm, k_norm = source.q_norm, source.k_norm
@@ -123,9 +125,14 @@ class TokenSelfAttention(nn.Module):
 
     def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, N, D) -> q (B*h, N, d) scaled, k and v (B*h_kv, N, d)."""
-        q = rotate(self.q_norm.scaled(split_heads(self.q(x), self.dim)), rope)
-        k = rotate(self.k_norm.scaled(split_heads(self.k(x), self.dim)), rope)
+        q = rotate(self._normed(self.q_norm, self.q(x)), rope)
+        k = rotate(self._normed(self.k_norm, self.k(x)), rope)
         return q, k, split_heads(self.v(x), self.dim)
+
+    def _normed(self, norm: TokenNorm, x: Tensor) -> Tensor:
+        """(B, N, h*d) -> (B*h, N, d)."""
+        x = split_heads(x, self.dim)
+        return norm.scaled(x) if self.centred else norm(x)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
@@ -168,8 +175,16 @@ class TokenCompress(nn.Module):
 class TokenSparseAttention(TokenSelfAttention):
     """`models.AdaptiveSparseSelfAttention` with a kernel form for its local branch."""
 
-    def __init__(self, source: AdaptiveSparseSelfAttention, batch: int, ops: OpForm, grid: Grid, kernel: Kernel) -> None:
-        super().__init__(source, batch, ops)
+    def __init__(
+        self,
+        source: AdaptiveSparseSelfAttention,
+        batch: int,
+        ops: OpForm,
+        grid: Grid,
+        kernel: Kernel,
+        keep_weights: bool = False,
+    ) -> None:
+        super().__init__(source, batch, ops, keep_weights)
         self.blocks, self.radius, self.kernel = source.blocks, source.radius, kernel
         self.k_compress = TokenCompress(source.k_compress, batch, self.dim, grid)
         self.v_compress = TokenCompress(source.v_compress, batch, self.dim, grid)

@@ -28,15 +28,15 @@ class TokenBlock(nn.Module):
 
     table: Tensor
 
-    def __init__(self, source: Block, batch: int, ops: OpForm, grid: Grid, kernel: Kernel) -> None:
+    def __init__(self, source: Block, batch: int, ops: OpForm, grid: Grid, kernel: Kernel, keep_weights: bool) -> None:
         super().__init__()
         attention = source.attention
         self.register_buffer("table", fold.modulation_table(source.table, (1, 4)))
         self.norm = TokenNorm(batch, source.table.shape[1], 1e-6, ops)
         self.attention = (
-            TokenSparseAttention(attention, batch, ops, grid, kernel)
+            TokenSparseAttention(attention, batch, ops, grid, kernel, keep_weights)
             if isinstance(attention, AdaptiveSparseSelfAttention)
-            else TokenSelfAttention(attention, batch, ops)
+            else TokenSelfAttention(attention, batch, ops, keep_weights)
         )
         self.cross = TokenCrossAttention(source.cross, batch)
         self.ffn = TokenFeedForward(source.ffn, ops)
@@ -169,7 +169,7 @@ class TokenStudent(nn.Module):
     positions: Tensor
     heads: Tensor
 
-    def __init__(self, dit: DiT, grid: Grid, kernel: Kernel, batch: int, ops: OpForm) -> None:
+    def __init__(self, dit: DiT, grid: Grid, kernel: Kernel, batch: int, ops: OpForm, keep_weights: bool = False) -> None:
         super().__init__()
         config, half = dit.config, (grid[0] // 2, grid[1] // 2)
         self.batch = batch
@@ -179,7 +179,8 @@ class TokenStudent(nn.Module):
         self.text = nn.ModuleList(TokenText(_projection(dit, s.name), ops) for s in config.text_streams)
         for stage in STAGES:
             at = half if stage == "middle" else grid
-            self.add_module(stage, nn.ModuleList(TokenBlock(b, batch, ops, at, kernel) for b in dit.blocks_of(stage)))
+            blocks = (TokenBlock(b, batch, ops, at, kernel, keep_weights) for b in dit.blocks_of(stage))
+            self.add_module(stage, nn.ModuleList(blocks))
         self.skips = nn.ModuleList(TokenSkip(s) for s in dit.skips if isinstance(s, DenseSkip))
         for name, at in (("rope", grid), ("half_rope", half)):
             for part, table in zip("cs", fold.rope_constants(*at, config.head_dim, config.rope_theta), strict=True):

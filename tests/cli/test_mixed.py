@@ -15,7 +15,8 @@ import torch
 
 from snapgen_deploy.checkpoint import checkpoint_state, open_checkpoint, save_checkpoint
 from snapgen_deploy.elastic import load_student
-from snapgen_deploy.export.coreml_palettes import stored_palettes, table_of
+from snapgen_deploy.export.coreml_palettes import table_of
+from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.models import ElasticDiT
 from snapgen_deploy.quantise import executors
 from snapgen_deploy.quantise.layers import layers_of
@@ -47,26 +48,29 @@ def in_this_process(what: str, function: Callable[..., Any], *arguments: Any) ->
     return function(*arguments), 1
 
 
+@pytest.mark.parametrize("key", ["coreml", "onnx:cpu"])
 def test_a_bundle_says_what_its_file_holds_and_computes_what_was_tuned(
-    student_only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: str, student_only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("exporter", "verifier"):  # the recipe has a child of its own all the same
         monkeypatch.setattr(f"snapgen_deploy.{module}.run_in_child", in_this_process)
-    arguments = ("export", *OPTIONS, *QUICK, "--checkpoint", student_only, "--bits", 4.3)
+    options = (*OPTIONS[:3], key, *OPTIONS[4:])
+    arguments = ("export", *options, *QUICK, "--checkpoint", student_only, "--bits", 4.3)
     done = invoke(*arguments, "-o", tmp_path)
     assert done.exit_code == 0, done.output
     bundle = tmp_path / "tiny-test-iphone16pm"
     manifest = json.loads((bundle / "manifest.json").read_text())
-    target = manifest["targets"]["coreml"]
+    target = manifest["targets"][key]
     assert target["precision"] == "mixed"
 
     mixed, recipe = target["mixed"], target["mixed"]["recipe"]
-    stored = stored_palettes(bundle / "coreml" / "student.mlpackage")
+    file = bundle / target["components"]["student"]["path"]
+    stored = {name: w for name, w in target_of(key)[0].weights(file).items() if w.index_bits}
     layers = layers_of(load_student(open_checkpoint(student_only), "full"))
-    assert mixed["layers"] == {name: s.bits for name, s in stored.items()}
-    assert len(stored) == len(layers)
+    assert mixed["layers"] == {name: w.index_bits for name, w in stored.items()}
+    assert len(stored) >= len(layers)  # onnx holds the compression of keys and values in two parts each
     assert mixed["weights"] == sum(m.weight.numel() for m in layers.values())
-    assert 4.0 <= mixed["average_bits"] <= recipe["average_bits"] <= 4.3
+    assert 4.0 <= mixed["average_bits"] <= recipe["average_bits"] + 1e-6 < 4.3 + 2e-6
     assert mixed["average_bits"] < mixed["average_bits_with_tables"] < mixed["average_bits_of_all"] < 16
     assert set(recipe["sensitivities"]) == set(layers)
     assert recipe["tune_iterations"] == 5
@@ -103,9 +107,10 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "bits that are no number": ((*OPTIONS, "--bits", "nan"), "--bits: got nan"),
     "bits without mixed precision": (("--device", "iphone16pm", "--bits", 4.3), "--bits belongs to mixed precision"),
     "another target": (
-        ("--device", "server", "--precision", "mixed"),
-        "int4; coreml has it: choose with --target",
+        ("--device", "android-mid", "--target", "executorch", "--precision", "mixed"),
+        "choose --target coreml or onnx, which have it",
     ),
+    "fewer bits than ONNX has": (("--device", "server", "--precision", "mixed", "--bits", 3.5), "choose 4 to 8"),
     "an unknown executor": ((*OPTIONS, "--executor", "ssh:box"), "expected here, processes:N or dask://host:port"),
     "too few pictures": ((*OPTIONS, "--calibration-pictures", 3), "got 3, expected 16 or more"),
 }

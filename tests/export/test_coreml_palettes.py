@@ -11,7 +11,7 @@ from torch import nn
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Component, Port
 from snapgen_deploy.export.coreml import CoreML
-from snapgen_deploy.export.coreml_palettes import constant_name, palette_name, stored_palettes, stored_rest
+from snapgen_deploy.export.coreml_palettes import constant_name, palette_name
 
 
 def layer(palettes: dict[str, int]) -> Component:
@@ -26,11 +26,10 @@ def layer(palettes: dict[str, int]) -> Component:
 def test_fewest_bits_and_the_same_values(tmp_path: Path) -> None:
     component = layer({"weight": 4})
     artifact = CoreML().export(component, "", "mixed", tmp_path, {})
-    stored = stored_palettes(artifact.path)
-    assert {name: (s.bits, s.weights, s.table_bytes) for name, s in stored.items()} == {
-        palette_name(constant_name("weight")): (2, 128, 8)
-    }
-    assert stored_rest(artifact.path)[1] <= 2 * 16  # the bias, where it is large enough for the weight file
+    weights = CoreML().weights(artifact.path)
+    stored = weights.pop(palette_name(constant_name("weight")))
+    assert (stored.kind, stored.values, stored.bits) == ("palette2", 128, 2 * 128 + 4 * 16)
+    assert sum(w.bits for w in weights.values()) <= 16 * 16  # the bias, where it is large enough for the weight file
     x = torch.randn(1, 8, 4, 4, generator=torch.Generator().manual_seed(0))
     y = CoreML().open(artifact.path, threads=1)({"x": x.numpy()})["y"]
     assert torch.allclose(torch.from_numpy(y), component.module(x), atol=1e-2)
