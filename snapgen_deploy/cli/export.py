@@ -34,7 +34,7 @@ def export(
     ] = None,
     bits: Annotated[
         float | None,
-        typer.Option(help="Bits a weight on average with --precision mixed, 3 to 8 (onnx: 4 to 8); 4.3 when left out."),
+        typer.Option(help="Bits a weight on average with --precision mixed, 3 to 8 (onnx from 4); 4.3 when left out."),
     ] = None,
     tune_iterations: Annotated[
         int | None, typer.Option(help="Iterations of self-distillation with --precision mixed; 1000 when left out.")
