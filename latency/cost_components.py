@@ -19,6 +19,7 @@ from snapgen_deploy.latency.cost import OpCost, trace_module
 from snapgen_deploy.models import DiT, ModelConfig, TextEncoder, TinyDecoder
 from snapgen_deploy.models.config import DiTConfig
 from snapgen_deploy.plan import WEIGHT_BYTES, local_form
+from snapgen_deploy.sizes import latent_of
 from snapgen_deploy.sparse import OpForm, UpsampleForm, rewrite_decoder, rewrite_student, rewrite_text_encoder
 
 Ops = tuple[OpCost, ...]
@@ -60,19 +61,9 @@ def spelling_of(target: str) -> Spelling:
     return SPELLINGS[name]
 
 
-def latent_of(config: ModelConfig, resolution: tuple[int, int]) -> tuple[int, int]:
-    """Latent height and width of a picture size in pixels; BadInput where the two do not fit."""
-    factor = config.student.latent_factor
-    problems = [] if not any(side % factor for side in resolution) else [f"sides must be multiples of {factor}"]
-    problems = problems or config.student.grid_problems(resolution[0] // factor, resolution[1] // factor)
-    if problems:
-        raise BadInput(f"resolution {resolution[0]}x{resolution[1]}: {problems[0]}")
-    return resolution[0] // factor, resolution[1] // factor
-
-
 def picture_costs(config: ModelConfig, width: str, resolution: tuple[int, int], target: str) -> Costs:
     """Trace all components at a width and picture size, as `target` exports them."""
-    how, latent = spelling_of(target), latent_of(config, resolution)
+    how, latent = spelling_of(target), latent_of(config, resolution)[1:]
     if width not in config.student.widths:
         raise BadInput(f"no width '{width}': expected one of {', '.join(config.student.widths)}")
     with torch.device("meta"):

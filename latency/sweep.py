@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.latency.cost_components import latent_of
 from snapgen_deploy.latency.estimate import Estimate, estimate_picture
 from snapgen_deploy.latency.estimate_basis import Device
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.progress import Progress
+from snapgen_deploy.sizes import latent_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

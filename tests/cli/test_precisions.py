@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snapgen_deploy import exporter, fewer_bits
+from snapgen_deploy import exporter, fewer_bits, verifier
 from snapgen_deploy.bundle import open_bundle
 from tests.cli.conftest import invoke
 from tests.cli.test_bad_input import SERVER, one_line
@@ -42,7 +42,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Child processes would each import the libraries anew."""
-    for module in (exporter, fewer_bits):
+    for module in (exporter, fewer_bits, verifier):
         monkeypatch.setattr(module, "run_in_child", lambda what, function, *arguments: (function(*arguments), 7))
 
 
@@ -95,6 +95,9 @@ def test_a_calibrated_precision_end_to_end(checkpoint, inputs, tmp_path, in_this
     assert measured["score"]["share"] == measured["score"]["reference"] == 1.0
     assert json.loads(done.stdout)["gates"] == opened.manifest["gates"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["tiny-test-mine"]
+    again = json.loads(invoke("verify", opened.path, "--threads", 1, "--json").stdout)["gates"]
+    assert [g["name"] for g in again if g["verdict"] == "not_run"] == [n for n in found if n.startswith("fidelity_")]
+    assert all("the export: passed with" in g["detail"] for g in again if g["verdict"] == "not_run")
 
 
 def test_below_the_profiles_limits_nothing_is_written(checkpoint, inputs, tmp_path, in_this_process):

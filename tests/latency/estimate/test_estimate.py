@@ -117,7 +117,7 @@ def test_a_measurement_on_a_phone_is_kept_for_that_phone():
     ("change", "message"),
     [
         ({"width": "huge"}, "no width 'huge'"),
-        ({"resolution": (100, 128)}, "multiples of 8"),
+        ({"resolution": (100, 128)}, "does not fit latent factor 8"),
         ({"resolution": (72, 72)}, "72x72"),
         ({"steps": 0}, "expected 1 or more"),
         ({"target": "tflite"}, "unknown target"),
