@@ -88,17 +88,17 @@ def palette_name(constant: str) -> str:
 
 def stored_palettes(package: Path) -> dict[str, Stored]:
     """Every palette weight of a saved package by the name of its operation, read from the file."""
-    from snapgen_deploy.export.coreml import _operations, _read_spec
+    from snapgen_deploy.export.coreml import operations, read_spec
 
-    return dict(_stored(_operations(_read_spec(package).mlProgram.functions[SINGLE])))
+    return dict(_stored(operations(read_spec(package).mlProgram.functions[SINGLE])))
 
 
 def stored_rest(package: Path) -> tuple[int, int]:
     """Elements and bytes of every other constant in the package's weight file."""
-    from snapgen_deploy.export.coreml import _operations, _read_spec
+    from snapgen_deploy.export.coreml import operations, read_spec
 
     elements = size = 0
-    for op in _operations(_read_spec(package).mlProgram.functions[SINGLE]):
+    for op in operations(read_spec(package).mlProgram.functions[SINGLE]):
         if op.type == "const" and op.attributes["val"].WhichOneof("value") == "blobFileValue":
             count = math.prod(shape_of(op.outputs[0].type))
             elements, size = elements + count, size + count * _bytes(op.outputs[0].type)

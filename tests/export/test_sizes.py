@@ -218,10 +218,10 @@ def test_coreml_is_what_coremltools_makes_of_the_same_packages(parts, joined, tm
 
 def test_a_weight_file_is_written_as_coremltools_writes_it(parts, tmp_path):
     from snapgen_deploy.export import coreml_functions
-    from snapgen_deploy.export.coreml import DATA, _read_spec
+    from snapgen_deploy.export.coreml import DATA, read_spec
 
     part = parts("coreml")["8x8"].path
-    coreml_functions.join({"size_8x8": (_read_spec(part), part / DATA)}, tmp_path / "weight.bin")
+    coreml_functions.join({"size_8x8": (read_spec(part), part / DATA)}, tmp_path / "weight.bin")
     assert (tmp_path / "weight.bin").read_bytes() == (part / DATA / "weights/weight.bin").read_bytes()
 
 
