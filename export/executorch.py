@@ -91,7 +91,7 @@ class ExecuTorch:
         above `MAX_RANK`, and RuntimeError, in one line, where torch or ExecuTorch refuse the network.
         """
         check_offered(self.name, (variant, precision), self.variants, self.precisions)
-        settings = parse_options(self.settings, f"{self.name}:{variant}", options)
+        settings = parse_options(self.settings, self.name, options)
         what = f"{component.role} -> {self.name}:{variant}"
         path = directory / f"{component.role}{self.suffix}"
         with speaking_for(what), tempfile.TemporaryDirectory(dir=directory) as scratch:

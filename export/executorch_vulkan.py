@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
+from collections.abc import Iterable
 from importlib import metadata, resources
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,12 @@ from snapgen_deploy.export.base import Component, Weight
 from snapgen_deploy.export.executorch import ExecuTorch, Settings, Stored
 from snapgen_deploy.export.executorch_weights import BITS, Delegate, decompiled
 from snapgen_deploy.export.graph import trace
+from snapgen_deploy.sparse.decoder import ImageGroupNorm
 
 if TYPE_CHECKING:
     import torch
 
+WEIGHT, GROUPS = 1, 6  # arguments of a convolution
 TENSOR = "VkTensor"  # in the delegate's schema
 
 
@@ -37,11 +40,16 @@ class ExecuTorchVulkan(ExecuTorch):
     backend: str = "VulkanBackend"
 
     def _traced(self, component: Component, precision: str) -> torch.export.ExportedProgram:
-        """The graph, with every constant in memory of its own.
+        """The graph, without grouped convolutions, and with every constant in memory of its own.
 
-        The delegate's serialiser writes the whole memory that a constant lies in, and of a slice of another one too much.
+        The delegate takes grouped convolutions and computes them wrong, but for depthwise ones (executorch 1.4.1). Its
+        serialiser writes the whole memory that a constant lies in, and of a slice of another one too much.
         """
+        for module in component.module.modules():
+            if isinstance(module, ImageGroupNorm):
+                module.ungrouped()
         program = trace(component)
+        _refuse_grouped(program.graph.nodes)
         for tensor in (*program.state_dict.values(), *program.constants.values()):
             if tensor.untyped_storage().nbytes() != tensor.nbytes:
                 tensor.data = tensor.detach().clone()
@@ -74,3 +82,15 @@ class ExecuTorchVulkan(ExecuTorch):
     def versions(self) -> dict[str, str]:
         """Versions of the packages that take part in an export."""
         return {name: metadata.version(name) for name in ("torch", "executorch")}
+
+
+def _refuse_grouped(nodes: Iterable[torch.fx.Node]) -> None:
+    """RuntimeError for a convolution in groups of more than one channel."""
+    for node in nodes:
+        if "conv" in str(node.target) and len(node.args) > GROUPS:
+            members = node.args[WEIGHT].meta["val"].shape[1]  # type: ignore[union-attr]
+            if int(node.args[GROUPS]) > 1 and members > 1:  # type: ignore[arg-type]
+                raise RuntimeError(
+                    f"'{node.name}' convolves {node.args[GROUPS]} groups of {members} channels, which Vulkan's delegate "
+                    "computes wrong; expected a dense or a depthwise convolution"
+                )

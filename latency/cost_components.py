@@ -39,7 +39,7 @@ SPELLINGS: Mapping[str, Spelling] = MappingProxyType(
         "onnx": Spelling("token", int(WEIGHT_BYTES["fp32"]), *spelling("onnx")),
         "executorch": Spelling("token", int(WEIGHT_BYTES["fp32"]), *spelling("executorch")),
         "executorch:coreml": Spelling("channels", int(WEIGHT_BYTES["fp16"]), *spelling("executorch")),
-        "executorch:vulkan": Spelling("token", int(WEIGHT_BYTES["fp16"]), *spelling("executorch")),
+        "executorch:vulkan": Spelling("token", int(WEIGHT_BYTES["fp16"]), *spelling("executorch:vulkan")),
         "coreml": Spelling("channels", int(WEIGHT_BYTES["fp16"]), *spelling("coreml")),
     }
 )

@@ -32,7 +32,7 @@ def build_component(
     """
     inputs, outputs, doc = ports_of(checkpoint.config, plan, role)
     layout: Layout = "channels" if target.layout == "channels" else "token"
-    ops, upsample = spelling(target.target)
+    ops, upsample = spelling(target.key)
     latent = (plan.latent[1], plan.latent[2])
     palettes: dict[str, int] = {}
     if role == "student":
@@ -62,9 +62,10 @@ def _palettes(student: DiT, module: torch.nn.Module, bits: Mapping[str, int]) ->
 
 
 def spelling(target: str) -> tuple[OpForm, UpsampleForm | None]:
-    """How a target's networks are written: operations of the token layout, and upsampling (None: as the layout has it)."""
-    # onnxruntime fuses whole norms; the delegates of phones take them only spelled out.
-    return ("native", "native") if target == "onnx" else ("spelled", None)
+    """By a target's key, how its networks are written: operations of the token layout, and upsampling (None: as the layout has it)."""
+    # onnxruntime fuses whole norms, and Vulkan's delegate has kernels for them; other delegates take them only spelled out.
+    whole = target.partition(":")[0] == "onnx" or target == "executorch:vulkan"
+    return ("native", "native") if whole else ("spelled", None)
 
 
 def ports_of(config: ModelConfig, plan: ExportPlan, role: Role) -> tuple[tuple[Port, ...], tuple[Port, ...], str]:
