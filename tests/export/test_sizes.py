@@ -18,13 +18,19 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact, Component, Joined, Port, Target
 from snapgen_deploy.export.coreml import CoreML
 from snapgen_deploy.export.executorch import ExecuTorch
+from snapgen_deploy.export.executorch_coreml import ExecuTorchCoreML
 from snapgen_deploy.export.lint import lint_package
 from snapgen_deploy.export.mil.errors import PackageError
 from snapgen_deploy.export.onnx import Onnx
 
 SIZES = {"8x8": (8, 8), "8x12": (8, 12), "4x8": (4, 8)}
-TARGETS: dict[str, Target] = {"coreml": CoreML(), "executorch": ExecuTorch(), "onnx": Onnx()}
-PRECISION = {"coreml": "fp16", "executorch": "fp32", "onnx": "fp32"}
+TARGETS: dict[str, Target] = {
+    "coreml": CoreML(),
+    "executorch": ExecuTorch(),
+    "executorch:coreml": ExecuTorchCoreML(),
+    "onnx": Onnx(),
+}
+PRECISION = {"coreml": "fp16", "executorch": "fp32", "executorch:coreml": "fp16", "onnx": "fp32"}
 
 
 class Net(nn.Module):
