@@ -13,6 +13,7 @@ The wheels of executorch for Linux have no Vulkan runtime (their backends are na
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -56,8 +57,10 @@ class ExecuTorchVulkan(ExecuTorch):
         return program
 
     def _partitioner(self, precision: str, settings: Settings) -> Any:
+        level = logging.root.level
         from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 
+        logging.root.setLevel(level)  # importing it makes every library of the process talk
         # 2048 texels a side, which GPUs have in common; larger tensors become buffers.
         return VulkanPartitioner({"force_fp16": precision == "fp16", "small_texture_limits": True})
 

@@ -62,7 +62,7 @@ def _palettes(student: DiT, module: torch.nn.Module, bits: Mapping[str, int]) ->
 
 
 def spelling(target: str) -> tuple[OpForm, UpsampleForm | None]:
-    """How networks are written, by a target's key: operations of the token layout, and upsampling (None: as the layout has it)."""
+    """How a target (by its key) has networks written: operations of the token layout, and upsampling (None: the layout's)."""
     # onnxruntime fuses whole norms, and Vulkan's delegate has kernels for them; other delegates take them only spelled out.
     whole = target.partition(":")[0] == "onnx" or target == "executorch:vulkan"
     return ("native", "native") if whole else ("spelled", None)
