@@ -107,7 +107,7 @@ def test_every_size_gives_exactly_what_it_gave_alone(name, parts, joined):
         got = TARGETS[name].open(artifact.path, threads=1, entry=artifact.entry)({"latent": latent})["velocity"]
         np.testing.assert_array_equal(got, alone)
         expected = reference(size, latent)
-        assert np.abs(got - expected).max() <= (2e-2 if name == "coreml" else 1e-5) * np.abs(expected).max()
+        assert np.abs(got - expected).max() <= (2e-2 if PRECISION[name] == "fp16" else 1e-5) * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -125,7 +125,7 @@ def test_the_first_size_is_the_default_one(name, joined):
 def test_weights_are_stored_once_and_tables_for_every_size(name, joined):
     """Bytes that occur twice would show: the weight's own bytes are searched for in all files."""
     found = joined(name)
-    kind = np.float16 if name == "coreml" else np.float32
+    kind = np.float16 if PRECISION[name] == "fp16" else np.float32
     module = component("8x8").module
     assert isinstance(module, Net)
     weight = module.mix.weight.numpy().astype(kind).tobytes()
