@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Artifact
-from snapgen_deploy.export.executorch import ExecuTorch
 from snapgen_deploy.export.executorch_coreml import ExecuTorchCoreML
 from snapgen_deploy.export.executorch_coreml_folder import pack, unpack
 from snapgen_deploy.export.executorch_vulkan import ExecuTorchVulkan
@@ -199,9 +197,3 @@ def test_what_is_not_offered(tmp_path: Path) -> None:
         with pytest.raises(BadInput):
             target.export(mixed(), variant, precision, tmp_path, options)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_program_of_another_delegate_holds_no_core_ml(tmp_path: Path) -> None:
-    made = ExecuTorch().export(dataclasses.replace(mixed()), "xnnpack", "fp32", tmp_path, {})
-    (tmp_path / "out").mkdir()
-    assert COREML.models(made.path, tmp_path / "out") == ()
