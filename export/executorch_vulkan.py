@@ -82,6 +82,11 @@ class ExecuTorchVulkan(ExecuTorch):
                 weights[name] = Weight(kind, values, values * BITS.get(kind, 32), shape)
         return Delegate(Counter(call["name"] for call in graph["chain"]), weights, {})
 
+    def unavailable(self, variant: str) -> str | None:
+        """None where the runtime is installed with the delegate, which no wheel for Linux has."""
+        reason = super().unavailable(variant)
+        return f"{reason}; one built with EXECUTORCH_BUILD_VULKAN=ON runs it" if reason and variant in self.variants else reason
+
     def versions(self) -> dict[str, str]:
         """Versions of the packages that take part in an export."""
         return {name: metadata.version(name) for name in ("torch", "executorch")}
