@@ -44,11 +44,10 @@ from snapgen_deploy.export.coreml import (
 )
 from snapgen_deploy.export.coreml_functions import SINGLE
 from snapgen_deploy.export.coreml_overflow import thrifty as thrifty_overflow
-from snapgen_deploy.export.executorch import (
+from snapgen_deploy.export.executorch import ExecuTorch, Settings
+from snapgen_deploy.export.executorch_program import (
     FORWARD,
     PORTS,
-    ExecuTorch,
-    Settings,
     Stored,
     constant_text,
     method_of,

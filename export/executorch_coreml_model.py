@@ -19,8 +19,8 @@ import numpy as np
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Port
 from snapgen_deploy.export.coreml import SPEC, WEIGHTS, identifier
-from snapgen_deploy.export.executorch import Stored
 from snapgen_deploy.export.executorch_coreml_folder import pack, unpack
+from snapgen_deploy.export.executorch_program import Stored
 from snapgen_deploy.export.mil import Report, Runner
 
 PACKAGE, METADATA = "model.mlpackage", "metadata.json"

@@ -21,7 +21,8 @@ from importlib import metadata, resources
 from typing import TYPE_CHECKING, Any
 
 from snapgen_deploy.export.base import Component, Weight
-from snapgen_deploy.export.executorch import ExecuTorch, Settings, Stored
+from snapgen_deploy.export.executorch import ExecuTorch, Settings
+from snapgen_deploy.export.executorch_program import Stored
 from snapgen_deploy.export.executorch_weights import BITS, Delegate, decompiled
 from snapgen_deploy.export.graph import trace
 from snapgen_deploy.sparse.decoder import ImageGroupNorm
