@@ -57,7 +57,10 @@ GUARDS: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """What an export target offers in this version; tests hold this table against the targets themselves."""
+    """What an export target offers in this version; tests hold this table against the targets themselves.
+
+    A variant that offers something else than the others of its name has a row of its own, `name:variant`.
+    """
 
     variants: tuple[str, ...]  # () where the target has none; the first is the default
     precisions: tuple[str, ...]  # the first is the default
@@ -84,11 +87,30 @@ TARGETS: Mapping[str, TargetSpec] = MappingProxyType(
             "token",
             ("int8-dynamic", "int4-dynamic"),  # for their convolutions
         ),
+        "executorch:coreml": TargetSpec(
+            ("coreml",),
+            (
+                "fp16", "fp32", "palette8", "palette6", "palette4", "palette8-grouped", "palette6-grouped", "palette4-grouped",
+                "int8", "int4",
+            ),
+            "channels",
+        ),
+        "executorch:vulkan": TargetSpec(("vulkan",), ("fp16", "fp32"), "token"),
         "onnx": TargetSpec(
             ("cpu",), ("fp32", "fp16", "int8-dynamic", "int8-static", "int4", "mixed"), "token", ("int8-static",), (4, 8)
         ),
     }
 )  # fmt: skip
+
+
+def variants_of(name: str, known: Mapping[str, TargetSpec] = TARGETS) -> tuple[str, ...]:
+    """Every variant of a target's name, the default one first; () where it has none or there is no such name."""
+    return tuple(v for key, spec in known.items() if key.partition(":")[0] == name for v in spec.variants)
+
+
+def spec_of(name: str, variant: str = "", known: Mapping[str, TargetSpec] = TARGETS) -> TargetSpec:
+    """What a target offers at one of its variants. KeyError for a name that there is not."""
+    return known.get(f"{name}:{variant}") or known[name]
 
 
 @dataclass(frozen=True)
@@ -119,6 +141,24 @@ class ProfileTarget:
     def key(self) -> str:
         """`name` or `name:variant`, as on the command line."""
         return f"{self.target}:{self.variant}" if self.variant else self.target
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, in the shape of the TOML file."""
+        return {
+            "target": self.key,
+            "precision": self.precision,
+            "layout": self.layout,
+            "options": dict(self.options),
+            "limits": dict(self.limits),
+        }
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A target that is not exported by default, and what says that the device runs it."""
+
+    target: ProfileTarget
+    source: str
 
 
 @dataclass(frozen=True)
@@ -154,6 +194,7 @@ class Profile:
     latency: LatencyBasis | None
     guards: tuple[str, ...] = ()  # names out of GUARDS: a change of these fails `compare`
     notes: tuple[str, ...] = ()
+    offers: tuple[Offer, ...] = ()  # targets that the device runs, too, exported where `--target` asks for them
 
     @property
     def memory_budget_bytes(self) -> int | None:
@@ -179,16 +220,8 @@ class Profile:
             "os": {"name": self.os, "minimum": self.os_minimum},
             "figures": {name: vars(figure) for name, figure in self.figures.items()},
             "budget": {name: vars(figure) for name, figure in budget.items() if figure is not None},
-            "targets": [
-                {
-                    "target": t.key,
-                    "precision": t.precision,
-                    "layout": t.layout,
-                    "options": dict(t.options),
-                    "limits": dict(t.limits),
-                }
-                for t in self.targets
-            ],
+            "targets": [t.as_dict() for t in self.targets],
+            "offers": [o.target.as_dict() | {"source": o.source} for o in self.offers],
         }
         if self.latency is not None:
             data["latency"] = {

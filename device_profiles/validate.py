@@ -20,9 +20,12 @@ from snapgen_deploy.device_profiles.schema import (
     TARGETS,
     Figure,
     LatencyBasis,
+    Offer,
     Profile,
     ProfileTarget,
     TargetSpec,
+    spec_of,
+    variants_of,
 )
 
 
@@ -112,6 +115,7 @@ def read_profile(table: Mapping[str, Any], targets: Mapping[str, TargetSpec] = T
         source=top.text("source"),
         figures=_figures(top),
         targets=_targets(top, targets),
+        offers=_offers(top, targets),
         memory_budget=_figure(budget, "memory", tuple(BYTES_IN), BUDGET_STATUSES, needed=False),
         latency_budget=_figure(budget, "latency", ("ms",), BUDGET_STATUSES, needed=False),
         latency=_latency(latency) if latency is not None else None,
@@ -160,11 +164,29 @@ def _targets(top: Reader, known: Mapping[str, TargetSpec]) -> tuple[ProfileTarge
     return tuple(found)
 
 
+def _offers(top: Reader, known: Mapping[str, TargetSpec]) -> tuple[Offer, ...]:
+    """Tables like those of `targets`, each with the source that says that the device runs it."""
+    top.seen.add("offers")
+    rows = top.table.get("offers", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        top.wrong("offers", repr(rows), "[[offers]] tables, or none")
+        return ()
+    found = []
+    for i, row in enumerate(rows):
+        reader = Reader(row, f"offers[{i}]", top.problems)
+        source = reader.text("source")
+        if (target := _target(reader, known)) is not None:
+            found.append(Offer(target, source))
+    return tuple(found)
+
+
 def _target(reader: Reader, known: Mapping[str, TargetSpec]) -> ProfileTarget | None:
     key = reader.text("target")
     name, _, variant = key.partition(":")
-    spec = known.get(name)
-    if key and (spec is None or (":" in key and variant not in spec.variants)):
+    variants = variants_of(name, known)
+    variant = variant or next(iter(variants), "")
+    spec = spec_of(name, variant, known) if name in known else None
+    if key and (spec is None or (":" in key and variant not in variants)):
         reader.wrong("target", repr(key), f"one of {', '.join(target_keys(known))}")
     precision = reader.text("precision", spec.precisions if spec else ())
     layout = reader.text("layout", LAYOUTS)
@@ -172,7 +194,7 @@ def _target(reader: Reader, known: Mapping[str, TargetSpec]) -> ProfileTarget | 
     reader.done()
     if spec is None:
         return None
-    return ProfileTarget(name, variant or (spec.variants[0] if spec.variants else ""), precision, layout, options, limits)
+    return ProfileTarget(name, variant, precision, layout, options, limits)
 
 
 def _options(reader: Reader) -> tuple[tuple[str, str], ...]:
@@ -210,4 +232,5 @@ def _latency(reader: Reader) -> LatencyBasis | None:
 
 def target_keys(known: Mapping[str, TargetSpec] = TARGETS) -> tuple[str, ...]:
     """Every `name` or `name:variant` that exists."""
-    return tuple(f"{name}:{v}" if v else name for name, spec in known.items() for v in spec.variants or ("",))
+    names = dict.fromkeys(key.partition(":")[0] for key in known)
+    return tuple(f"{name}:{v}" if v else name for name in names for v in variants_of(name, known) or ("",))

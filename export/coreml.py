@@ -119,7 +119,7 @@ class CoreML:
             how = coreml_compress.PRECISIONS.get(precision, coreml_compress.Exact("fp16"))  # mixed: its palettes are there
             coreml_compress.compress(made, how, component)
             if not isinstance(how, coreml_compress.Exact):
-                coreml_weights.check_compressed(list(_operations(_read_spec(made).mlProgram.functions[SINGLE])))
+                coreml_weights.check_compressed(list(operations(read_spec(made).mlProgram.functions[SINGLE])))
             _normalise(made, component, settings)
             if path.exists():
                 shutil.rmtree(path)
@@ -135,13 +135,7 @@ class CoreML:
         entries = {size: f"size_{size}" for size in parts}
         with speaking_for(f"{first.role} -> coreml, sizes joined"), tempfile.TemporaryDirectory(dir=directory) as scratch:
             made = Path(scratch) / path.name
-            (made / WEIGHTS).mkdir(parents=True)
-            specs = {entries[size]: (_read_spec(part.path), part.path / DATA) for size, part in parts.items()}
-            spec = coreml_functions.join(specs, made / WEIGHTS / "weight.bin")
-            if not any((made / WEIGHTS).iterdir()):
-                (made / WEIGHTS).rmdir()
-            (made / SPEC).write_bytes(spec.SerializeToString(deterministic=True))
-            _write_manifest(made)
+            join_packages({entries[size]: part.path for size, part in parts.items()}, made)
             if path.exists():
                 shutil.rmtree(path)
             os.replace(made, path)
@@ -150,7 +144,7 @@ class CoreML:
             {size: Artifact(self.name, first.role, path, files, entry) for size, entry in entries.items()},
             sum(f.stat().st_size for part in parts.values() for f in part.files),
             sum(f.stat().st_size for f in files),
-            coreml_functions.shared_bytes(_read_spec(path), path / DATA),
+            coreml_functions.shared_bytes(read_spec(path), path / DATA),
         )
 
     def open(self, path: Path, *, threads: int, entry: str = "") -> Runner:
@@ -161,7 +155,7 @@ class CoreML:
         The runner takes exactly the package's inputs; BadInput names a missing or unknown input, a shape or a dtype that is
         not the package's. RuntimeError where the package does not load.
         """
-        described = _described(_read_spec(path), path.name, entry)
+        described = _described(read_spec(path), path.name, entry)
         inputs, outputs = (_ports(f) for f in (described.input, described.output))
         with speaking_for(f"{path.name} cannot be loaded"):
             predict = _core_ml(path, entry) if sys.platform == "darwin" else _executor(path, entry, threads)
@@ -181,7 +175,7 @@ class CoreML:
         """
         from snapgen_deploy.export.lint import counts, lint_package
 
-        spec = _read_spec(path)
+        spec = read_spec(path)
         name, found = _function(spec, path.name, entry)
         ops = Counter(op.type for op in found if op.type != "const")
         results = Counter(coreml_weights.dtype(o.type) for op in found if op.type != "const" for o in op.outputs)
@@ -206,7 +200,7 @@ class CoreML:
 
     def weights(self, path: Path, entry: str = "") -> dict[str, Weight]:
         """Every constant of one function's weights, by its name, and how it is stored."""
-        return dict(coreml_weights.stored(_function(_read_spec(path), path.name, entry)[1]))
+        return dict(coreml_weights.stored(_function(read_spec(path), path.name, entry)[1]))
 
     def versions(self) -> dict[str, str]:
         """Versions of the packages that take part in an export."""
@@ -255,7 +249,8 @@ def _executor(path: Path, entry: str, threads: int) -> Any:
     return open_package(path, mode="device", function=entry or None, threads=threads)
 
 
-def _deployment(name: str) -> Any:
+def deployment_target(name: str) -> Any:
+    """coremltools' constant for a system that reads ML Programs, by its name; BadInput for another."""
     import coremltools
 
     members = coremltools.target.__members__
@@ -269,7 +264,7 @@ def _convert(component: Component, precision: str, settings: Settings, what: str
     """Trace and convert; coremltools writes the package to `path` itself, so that the weights are written once."""
     import coremltools as ct
 
-    target = _deployment(settings.deployment)
+    target = deployment_target(settings.deployment)
     if precision == "mixed" and target.value < ct.target.iOS18.value:
         raise BadInput(f"coreml: precision mixed with deployment={settings.deployment!r}; expected iOS18 or later")
     program = trace(component).run_decompositions({})
@@ -291,7 +286,7 @@ def _convert(component: Component, precision: str, settings: Settings, what: str
 
 def _normalise(package: Path, component: Component, settings: Settings) -> None:
     """Document the ports and the model, check them, and rewrite what differs from run to run."""
-    spec = _read_spec(package)
+    spec = read_spec(package)
     for features, ports in ((spec.description.input, component.inputs), (spec.description.output, component.outputs)):
         got, expected = _ports(features), tuple(dataclasses.replace(p, doc="") for p in ports)
         if got != expected:
@@ -301,7 +296,12 @@ def _normalise(package: Path, component: Component, settings: Settings) -> None:
     about = spec.description.metadata
     about.shortDescription = component.doc
     about.author, about.license, about.versionString = settings.author, settings.license, settings.version
-    about.userDefined.pop(DATE_KEY, None)
+    write_plainly(package, spec)
+
+
+def write_plainly(package: Path, spec: Any) -> None:
+    """Write the model message of a package without what differs from run to run, and a manifest that follows from it."""
+    spec.description.metadata.userDefined.pop(DATE_KEY, None)
     for entry in package.iterdir():  # coremltools leaves its debug map of torch operations beside the manifest
         if entry.is_file():
             entry.unlink()
@@ -309,12 +309,28 @@ def _normalise(package: Path, component: Component, settings: Settings) -> None:
     _write_manifest(package)
 
 
+def join_packages(packages: Mapping[str, Path], made: Path) -> None:
+    """Write the package `made` with a function for each of `packages`, by name, over one weight file; the first is the default.
+
+    Raises BadInput for packages of several functions, and for systems before iOS 18.
+    """
+    from snapgen_deploy.export import coreml_functions
+
+    (made / WEIGHTS).mkdir(parents=True)
+    specs = {name: (read_spec(package), package / DATA) for name, package in packages.items()}
+    spec = coreml_functions.join(specs, made / WEIGHTS / "weight.bin")
+    if not any((made / WEIGHTS).iterdir()):
+        (made / WEIGHTS).rmdir()
+    (made / SPEC).write_bytes(spec.SerializeToString(deterministic=True))
+    _write_manifest(made)
+
+
 def _write_manifest(package: Path) -> None:
     """Manifest.json with identifiers that follow from the content."""
-    items = {_identifier(package / SPEC): _item(SPEC, "CoreML Model Specification")}
+    items = {identifier(package / SPEC): _item(SPEC, "CoreML Model Specification")}
     root = next(iter(items))
     if (package / WEIGHTS).is_dir():
-        items[_identifier(*sorted((package / WEIGHTS).iterdir()))] = _item(WEIGHTS, "CoreML Model Weights")
+        items[identifier(*sorted((package / WEIGHTS).iterdir()))] = _item(WEIGHTS, "CoreML Model Weights")
     manifest = {"fileFormatVersion": "1.0.0", "itemInfoEntries": items, "rootModelIdentifier": root}
     (package / "Manifest.json").write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -328,7 +344,7 @@ def _item(path: Path, description: str) -> dict[str, str]:
     }
 
 
-def _identifier(*files: Path) -> str:
+def identifier(*files: Path) -> str:
     """A version 5 UUID of the files' names and contents."""
     digest = hashlib.sha256()
     for file in files:
@@ -341,7 +357,7 @@ def _files(package: Path) -> tuple[Path, ...]:
     return tuple(sorted(f for f in package.rglob("*") if f.is_file()))
 
 
-def _read_spec(package: Path) -> Any:
+def read_spec(package: Path) -> Any:
     """The Model message of a package; raises BadInput where it is none, or no ML Program."""
     if not (package / SPEC).is_file():
         raise BadInput(f"{package}: not a Core ML package: it has no {SPEC.as_posix()}")
@@ -373,7 +389,7 @@ def _described(spec: Any, package: str, entry: str) -> Any:
 def _function(spec: Any, package: str, entry: str) -> tuple[str, list[Any]]:
     """The name and all operations of the function that `entry` names, or of the default one."""
     name = getattr(_described(spec, package, entry), "name", "") or next(iter(spec.mlProgram.functions))
-    return name, list(_operations(spec.mlProgram.functions[name]))
+    return name, list(operations(spec.mlProgram.functions[name]))
 
 
 def _ports(features: Any) -> tuple[Port, ...]:
@@ -385,7 +401,7 @@ def _ports(features: Any) -> tuple[Port, ...]:
     return tuple(Port(n, tuple(a.shape), kinds.Name(a.dataType).lower(), "") for n, a in arrays)
 
 
-def _operations(function: Any) -> Iterator[Any]:
+def operations(function: Any) -> Iterator[Any]:
     """Every operation of a function, those of nested blocks included."""
 
     def walk(block: Any) -> Iterator[Any]:

@@ -1,4 +1,6 @@
-"""ExecuTorch: `.pte` programs whose graphs run in the XNNPACK delegate.
+"""ExecuTorch: `.pte` programs whose graphs run in a delegate, here XNNPACK's.
+
+Other delegates are classes of their own that say what differs: `executorch_coreml`, `executorch_vulkan`.
 
 A `.pte` keeps positions, not names. The ports (names, shapes, dtypes, documentation) are therefore stored in the program
 itself, as a second method `ports` that returns them as JSON; an app on any platform can ask for it in the same way.
@@ -13,7 +15,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 import os
 import tempfile
 from collections import Counter
@@ -33,15 +34,23 @@ from snapgen_deploy.export.base import (
     Description,
     Joined,
     Layout,
-    Port,
     Runner,
-    Weight,
     average_bits,
     not_quantised,
 )
 from snapgen_deploy.export.executorch_constants import held_once
 from snapgen_deploy.export.executorch_partition import thrifty
-from snapgen_deploy.export.executorch_weights import BITS, DTYPES
+from snapgen_deploy.export.executorch_program import (
+    FORWARD,
+    PORTS,
+    Stored,
+    method_of,
+    parse_ports,
+    portable_constants,
+    ports_of,
+    read_plan,
+    read_program,
+)
 from snapgen_deploy.export.graph import (
     check_inputs,
     check_offered,
@@ -49,15 +58,11 @@ from snapgen_deploy.export.graph import (
     parse_options,
     speaking_for,
 )
-from snapgen_deploy.export.quiet import first_line, quiet
 
 if TYPE_CHECKING:
     import torch
 
 MAX_RANK = 5  # rank 7 lowers without complaint and then fails to load (measured); XNNPACK's own limit is 6
-FORWARD = "forward"
-PORTS = "ports"  # the method that returns the ports as JSON
-PREFIX_BYTES = 8  # of a flatbuffer: root offset and file identifier, before the extended header
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +82,8 @@ class ExecuTorch:
     precisions: tuple[str, ...] = tuple(executorch_quantise.PRECISIONS)
     layout: Layout = "token"
     suffix: str = ".pte"
+    backend: str = "XnnpackBackend"  # the delegate's id in a file
+    settings: type[Settings] = Settings
 
     def export(
         self, component: Component, variant: str, precision: str, directory: Path, options: Mapping[str, str]
@@ -87,30 +94,79 @@ class ExecuTorch:
         above `MAX_RANK`, and RuntimeError, in one line, where torch or ExecuTorch refuse the network.
         """
         check_offered(self.name, (variant, precision), self.variants, self.precisions)
-        settings = parse_options(Settings, self.name, options)
+        settings = parse_options(self.settings, self.name, options)
         what = f"{component.role} -> {self.name}:{variant}"
         path = directory / f"{component.role}{self.suffix}"
         with speaking_for(what), tempfile.TemporaryDirectory(dir=directory) as scratch:
-            how = executorch_quantise.PRECISIONS[precision]
-            os.replace(_lower(component, how, settings, what, Path(scratch) / path.name), path)
+            made = self._lower(component, precision, settings, what, Path(scratch) / path.name)
+            os.replace(self._finished(made, component, precision), path)
         return Artifact(f"{self.name}:{variant}", component.role, path, (path,))
 
+    def _traced(self, component: Component, precision: str) -> torch.export.ExportedProgram:
+        """The graph at a precision, ready for the delegate."""
+        return executorch_quantise.traced(component, executorch_quantise.PRECISIONS[precision])
+
+    def _partitioner(self, precision: str, settings: Settings) -> Any:
+        """What hands parts of the graph to the delegate."""
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+        return XnnpackPartitioner()
+
+    def _lowering(self, component: Component) -> contextlib.AbstractContextManager[None]:
+        """What holds while the delegate takes the graph over."""
+        return held_once() if component.expendable else contextlib.nullcontext()
+
+    def _finished(self, path: Path, component: Component, precision: str) -> Path:
+        """What is to be published of a file as it was lowered."""
+        return path
+
+    def _contents(self, stored: Stored, index: int) -> executorch_weights.Delegate:
+        """What one delegate of a saved program holds."""
+        return executorch_weights.read(stored.payload(), index)
+
+    def _lower(self, component: Component, precision: str, settings: Settings, what: str, path: Path) -> Path:
+        """Trace, lower and write; every stage's graph is dropped as soon as the next one is there."""
+        from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
+        from torch.fx.passes.infra.pass_base import PassResult
+
+        def refuse_high_rank(module: torch.fx.GraphModule) -> PassResult:
+            """Again after decomposition, which can raise ranks (pixel shuffle)."""
+            check_rank(module.graph.nodes, MAX_RANK, what)
+            return PassResult(module, False)
+
+        program = self._traced(component, precision)
+        check_rank(program.graph.nodes, MAX_RANK, what)
+        constants = [*program.state_dict.values(), *program.constants.values()]
+        with thrifty(), shared_by_copies(constants), self._lowering(component):
+            edge = to_edge_transform_and_lower(
+                program,
+                transform_passes=[refuse_high_rank],
+                partitioner=[self._partitioner(precision, settings)],
+                constant_methods={PORTS: ports_json(component, settings)},
+            )
+        del program, constants
+        lowered = edge.to_executorch(ExecutorchBackendConfig())  # memory planning is part of it: greedy, inputs included
+        del edge
+        with path.open("wb") as file:
+            lowered.write_to_file(file)
+        return path
+
     def join(self, parts: Mapping[str, Artifact], directory: Path) -> Joined:
-        """Write `<role>.pte` with a method for every size; XNNPACK's constants and the methods' own are stored once."""
+        """Write `<role>.pte` with a method for every size; the delegate's constants and the methods' own are stored once."""
         from snapgen_deploy.export import executorch_methods
 
         first = next(iter(parts.values()))
         path = directory / f"{first.role}{self.suffix}"
         entries = {size: "" if size == next(iter(parts)) else f"size_{size}" for size in parts}
-        named = {s: (p.path, {FORWARD: _method(entries[s]), PORTS: _ports_of(entries[s])}) for s, p in parts.items()}
+        named = {s: (p.path, {FORWARD: method_of(entries[s]), PORTS: ports_of(entries[s])}) for s, p in parts.items()}
         with (
             speaking_for(f"{first.role} -> {first.target}, sizes joined"),
             tempfile.TemporaryDirectory(dir=directory) as scratch,
         ):
             made = Path(scratch) / path.name
-            executorch_methods.join(named, _read_program, made)
+            executorch_methods.join(named, read_program, made)
             os.replace(made, path)
-            shared = _shared_bytes(path)
+            shared = self._shared_bytes(path)
         return Joined(
             {size: Artifact(first.target, first.role, path, (path,), entry) for size, entry in entries.items()},
             sum(f.stat().st_size for part in parts.values() for f in part.files),
@@ -132,7 +188,7 @@ class ExecuTorch:
 
             portable_lib._unsafe_reset_threadpool(threads)
             program = Runtime.get().load_program(path)
-            wanted = (_method(entry), _ports_of(entry))
+            wanted = (method_of(entry), ports_of(entry))
             if not set(wanted) <= program.method_names:
                 raise BadInput(f"{path.name}: has methods {sorted(program.method_names)}, expected {' and '.join(wanted)}")
             inputs, outputs = parse_ports(program.load_method(wanted[1]).execute([])[0])
@@ -156,38 +212,64 @@ class ExecuTorch:
             from executorch.runtime import Runtime
 
             known = Runtime.get().backend_registry.registered_backend_names
-        return None if "XnnpackBackend" in known else f"this build of executorch has the backends {known}, not XnnpackBackend"
+        missing = f"this build of executorch has the backends {', '.join(sorted(known))}, not {self.backend}"
+        return None if self.backend in known else missing
 
     def describe(self, path: Path, entry: str = "") -> Description:
         """Operators, delegates and weights of one method of the saved file; `bytes` are those of the whole file.
 
-        `ops` counts XNNPACK's nodes and the operators outside of it, `placement` the calls of each delegate and of portable
-        kernels, `weights` constants by the key under which the file holds them. Raises BadInput where it is no program.
+        `ops` counts the delegate's nodes and the operators outside of it, `placement` the calls of each delegate and of
+        portable kernels, `weights` constants by the key under which the file holds them.
+        Raises BadInput where it is no program.
         """
-        if not path.is_file():
-            raise BadInput(f"{path}: no such file")
-        try:
-            program, base = _read_program(path)
-            plan = next(p for p in program.execution_plan if p.name == _method(entry))
-        except Exception as error:
-            raise BadInput(
-                f"{path.name}: not an ExecuTorch program with a method '{_method(entry)}': {first_line(error)}"
-            ) from error
+        program, base, plan = read_plan(path, entry)
         with speaking_for(f"{path.name}: reading it back"):
-            return _description(path, program, plan, base)
+            return self._description(path, program, plan, base)
 
     def versions(self) -> dict[str, str]:
         """Versions of the packages that take part in an export."""
         return {name: metadata.version(name) for name in ("torch", "executorch", "torchao")}
 
+    def _shared_bytes(self, path: Path) -> int:
+        """Bytes of weights that more than one method of a saved file uses."""
+        from snapgen_deploy.export import executorch_methods
 
-def _method(entry: str) -> str:
-    return entry or FORWARD
+        program, base = read_program(path)
+        users: dict[str, set[str]] = {}
+        for plan in program.execution_plan:
+            for index, delegate in enumerate(plan.delegates):
+                if delegate.id == self.backend:
+                    constants = self._contents(Stored(path, program, base, delegate), index).weights
+                    users.setdefault(plan.name, set()).update(constants)
+        return executorch_methods.shared_bytes(program, users, Stored(path, program, base, None).segment)
 
+    def _description(self, path: Path, program: Any, plan: Any, base: int) -> Description:
+        from executorch.exir.schema import DelegateCall, KernelCall
 
-def _ports_of(entry: str) -> str:
-    """The method that returns the ports of an entry."""
-    return f"{PORTS}_{entry}" if entry else PORTS
+        names = [f"{o.name}.{o.overload}" if o.overload else o.name for o in plan.operators]
+        calls = [i.instr_args for chain in plan.chains for i in chain.instructions]
+        portable = Counter(names[c.op_index] for c in calls if isinstance(c, KernelCall))
+        placement = Counter(plan.delegates[c.delegate_index].id for c in calls if isinstance(c, DelegateCall))
+        ops, weights, skipped = Counter(portable), portable_constants(plan), dict[str, str]()
+        for index, delegate in enumerate(plan.delegates):
+            if delegate.id == self.backend:
+                found = self._contents(Stored(path, program, base, delegate), index)
+                ops.update(found.nodes)
+                weights.update(found.weights)
+                skipped.update(found.skipped)
+        return Description(
+            bytes=path.stat().st_size,
+            ops=dict(sorted(ops.items())),
+            placement={**dict(sorted(placement.items())), "portable": sum(portable.values())},
+            portable_ops=dict(sorted(portable.items())),
+            weights={name: weight.kind for name, weight in sorted(weights.items())},
+            average_bits=average_bits(weights.values()),
+            skipped=dict(sorted(skipped.items())),
+            notes=(
+                f"planned memory: {sum(plan.non_const_buffer_sizes)} bytes outside the delegates",
+                *not_quantised(dict(sorted(skipped.items()))),
+            ),
+        )
 
 
 def ports_json(component: Component, settings: Settings) -> str:
@@ -200,15 +282,6 @@ def ports_json(component: Component, settings: Settings) -> str:
         **{key: value for key, value in dataclasses.asdict(settings).items() if value},
     }
     return json.dumps(data, sort_keys=True)
-
-
-def parse_ports(text: str) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """Inputs and outputs out of `ports_json`."""
-    data = json.loads(text)
-    inputs, outputs = (
-        tuple(Port(p["name"], tuple(p["shape"]), p["dtype"], p["doc"]) for p in data[key]) for key in ("inputs", "outputs")
-    )
-    return inputs, outputs
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
@@ -237,129 +310,3 @@ def shared_by_copies(tensors: Iterable[Any]) -> Iterator[None]:
 def _itself(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
     """What `copy.deepcopy` asks for instead of a copy."""
     return tensor
-
-
-def _lower(component: Component, how: executorch_quantise.How, settings: Settings, what: str, path: Path) -> Path:
-    """Trace, lower and write; every stage's graph is dropped as soon as the next one is there."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
-    from torch.fx.passes.infra.pass_base import PassResult
-
-    def refuse_high_rank(module: torch.fx.GraphModule) -> PassResult:
-        """Again after decomposition, which can raise ranks (pixel shuffle)."""
-        check_rank(module.graph.nodes, MAX_RANK, what)
-        return PassResult(module, False)
-
-    program = executorch_quantise.traced(component, how)
-    check_rank(program.graph.nodes, MAX_RANK, what)
-    constants = [*program.state_dict.values(), *program.constants.values()]
-    once = held_once() if component.expendable else contextlib.nullcontext()
-    with thrifty(), shared_by_copies(constants), once:
-        edge = to_edge_transform_and_lower(
-            program,
-            transform_passes=[refuse_high_rank],
-            partitioner=[XnnpackPartitioner()],
-            constant_methods={PORTS: ports_json(component, settings)},
-        )
-    del program, constants
-    lowered = edge.to_executorch(ExecutorchBackendConfig())  # memory planning is part of it: greedy, inputs included
-    del edge
-    with path.open("wb") as file:
-        lowered.write_to_file(file)
-    return path
-
-
-def _read_program(path: Path) -> tuple[Any, int]:
-    """The program's flatbuffer without its segments, which hold the weights, and the byte of the file where those begin.
-
-    Raises ValueError where the file is shorter than its segments.
-    """
-    with quiet():  # torchao, which comes with it, tells of kernels for other machines
-        from executorch.exir._serialize._program import _ExtendedHeader, _flatbuffer_to_program, _get_extended_header
-
-    with path.open("rb") as file:
-        header = _get_extended_header(file.read(_ExtendedHeader.EXPECTED_LENGTH + PREFIX_BYTES))
-        file.seek(0)
-        if header is None:
-            return _flatbuffer_to_program(file.read()), 0
-        program = _flatbuffer_to_program(file.read(header.program_size))
-    end, size = header.segment_base_offset + max((s.offset + s.size for s in program.segments), default=0), path.stat().st_size
-    if end > size:
-        raise ValueError(f"its segments end at byte {end}, the file has {size}")
-    return program, header.segment_base_offset
-
-
-def _payload(path: Path, program: Any, place: Any, base: int) -> bytes:
-    """What the program hands to a delegate, from where `place` says."""
-    from executorch.exir.schema import DataLocation
-
-    if place.location == DataLocation.INLINE:
-        return bytes(program.backend_delegate_data[place.index].data)
-    segment = program.segments[place.index]
-    with path.open("rb") as file:
-        file.seek(base + segment.offset)
-        return file.read(segment.size)
-
-
-def _shared_bytes(path: Path) -> int:
-    """Bytes of weights that more than one method of a saved file uses."""
-    from snapgen_deploy.export import executorch_methods
-
-    program, base = _read_program(path)
-    users: dict[str, set[str]] = {}
-    for plan in program.execution_plan:
-        for index, delegate in enumerate(plan.delegates):
-            if delegate.id == "XnnpackBackend":
-                constants = executorch_weights.read(_payload(path, program, delegate.processed, base), index).weights
-                users.setdefault(plan.name, set()).update(constants)
-
-    def segment(index: int) -> bytes:
-        with path.open("rb") as file:
-            file.seek(base + program.segments[index].offset)
-            return file.read(program.segments[index].size)
-
-    return executorch_methods.shared_bytes(program, users, segment)
-
-
-def _description(path: Path, program: Any, plan: Any, base: int) -> Description:
-    from executorch.exir.schema import DelegateCall, KernelCall
-
-    names = [f"{o.name}.{o.overload}" if o.overload else o.name for o in plan.operators]
-    calls = [i.instr_args for chain in plan.chains for i in chain.instructions]
-    portable = Counter(names[c.op_index] for c in calls if isinstance(c, KernelCall))
-    placement = Counter(plan.delegates[c.delegate_index].id for c in calls if isinstance(c, DelegateCall))
-    ops, weights, skipped = Counter(portable), _portable_constants(plan), dict[str, str]()
-    for index, delegate in enumerate(plan.delegates):
-        if delegate.id == "XnnpackBackend":
-            found = executorch_weights.read(_payload(path, program, delegate.processed, base), index)
-            ops.update(found.nodes)
-            weights.update(found.weights)
-            skipped.update(found.skipped)
-    return Description(
-        bytes=path.stat().st_size,
-        ops=dict(sorted(ops.items())),
-        placement={**dict(sorted(placement.items())), "portable": sum(portable.values())},
-        portable_ops=dict(sorted(portable.items())),
-        weights={name: weight.kind for name, weight in sorted(weights.items())},
-        average_bits=average_bits(weights.values()),
-        skipped=dict(sorted(skipped.items())),
-        notes=(
-            f"planned memory: {sum(plan.non_const_buffer_sizes)} bytes outside the delegates",
-            *not_quantised(dict(sorted(skipped.items()))),
-        ),
-    )
-
-
-def _portable_constants(plan: Any) -> dict[str, Weight]:
-    """Constants that operators outside the delegates read, by name."""
-    from executorch.exir.schema import Tensor
-
-    found = {}
-    for index, value in enumerate(v.val for v in plan.values):
-        if isinstance(value, Tensor) and (value.data_buffer_idx or value.extra_tensor_info is not None):
-            info = value.extra_tensor_info
-            name = info.fully_qualified_name if info is not None and info.fully_qualified_name else f"constant.{index}"
-            kind = DTYPES.get(value.scalar_type.name.lower(), value.scalar_type.name.lower())
-            values = math.prod(value.sizes)
-            found[name] = Weight(kind, values, values * BITS.get(kind, 32), tuple(value.sizes))
-    return found

@@ -17,17 +17,30 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from snapgen_deploy.errors import BadInput
 
 Read = Callable[[Path], tuple[Any, int]]  # path -> program without segments, byte at which those begin
+Rewrite = Callable[[str, bytes], bytes]  # method, by its new name, and what it hands to a delegate -> what it shall hand over
 
 
-def join(parts: Mapping[str, tuple[Path, Mapping[str, str]]], read: Read, path: Path) -> None:
+def _as_it_is(method: str, payload: bytes) -> bytes:
+    return payload
+
+
+def join(
+    parts: Mapping[str, tuple[Path, Mapping[str, str]]],
+    read: Read,
+    path: Path,
+    rewritten: Rewrite = _as_it_is,
+    more: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
     """Write one program at `path` with the methods of all parts.
 
-    parts: any name -> (a `.pte`, its methods by their names there and the names they get). Raises BadInput for a program with
+    parts: any name -> (a `.pte`, its methods by their names there and the names they get). `rewritten` gives what a method
+    hands to a delegate in place of what it does there; `more` are named data to be added. Raises BadInput for a program with
     methods that no name is given for, or with mutable data.
     """
     from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
@@ -64,7 +77,7 @@ def join(parts: Mapping[str, tuple[Path, Mapping[str, str]]], read: Read, path: 
                     inline = place.location == DataLocation.INLINE
                     payload = program.backend_delegate_data[place.index].data if inline else segment(place.index)
                     delegate.processed = BackendDelegateDataReference(DataLocation.INLINE, len(merged.backend_delegate_data))
-                    merged.backend_delegate_data.append(BackendDelegateInlineData(bytes(payload)))
+                    merged.backend_delegate_data.append(BackendDelegateInlineData(rewritten(plan.name, bytes(payload))))
                 merged.execution_plan.append(plan)
             for named in program.named_data or ():
                 content = segment(named.segment_index)
@@ -73,6 +86,9 @@ def join(parts: Mapping[str, tuple[Path, Mapping[str, str]]], read: Read, path: 
                     buffers.append(content)
                 elif buffers[entries[named.key].buffer_index] != content:  # XNNPACK's keys are digests, another's may not be
                     raise BadInput(f"{source.name}: its data named {named.key} are not those of the other sizes")
+    for key, content in more.items():
+        entries[key] = DataEntry(len(buffers), 1, None)
+        buffers.append(content)
     merged.constant_buffer = [Buffer(content) for content in constants]
     merged.constant_segment.segment_index, merged.constant_segment.offsets = 0, []
     whole = PTEFile(merged, None, NamedDataStoreOutput(buffers, entries, {}))

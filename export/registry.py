@@ -7,10 +7,12 @@ from importlib import import_module
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Target
 
-# name -> module and class
+# name -> module and class; a variant that is a target of its own has a line of its own
 TARGETS: dict[str, tuple[str, str]] = {
     "coreml": ("snapgen_deploy.export.coreml", "CoreML"),
     "executorch": ("snapgen_deploy.export.executorch", "ExecuTorch"),
+    "executorch:coreml": ("snapgen_deploy.export.executorch_coreml", "ExecuTorchCoreML"),
+    "executorch:vulkan": ("snapgen_deploy.export.executorch_vulkan", "ExecuTorchVulkan"),
     "onnx": ("snapgen_deploy.export.onnx", "Onnx"),
 }
 
@@ -20,8 +22,9 @@ def target_of(key: str) -> tuple[Target, str]:
     name, _, variant = key.partition(":")
     if name not in TARGETS:
         raise BadInput(f"unknown target '{name}': expected one of {', '.join(TARGETS)}")
-    module, cls = TARGETS[name]
+    module, cls = TARGETS.get(key, TARGETS[name])
     target: Target = getattr(import_module(module), cls)()
     if variant and variant not in target.variants:
-        raise BadInput(f"target {name} has no variant '{variant}': expected one of {', '.join(target.variants) or 'none'}")
+        known = (*target.variants, *(k.partition(":")[2] for k in TARGETS if k.startswith(f"{name}:")))
+        raise BadInput(f"target {name} has no variant '{variant}': expected one of {', '.join(known) or 'none'}")
     return target, variant or (target.variants[0] if target.variants else "")

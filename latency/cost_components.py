@@ -39,6 +39,8 @@ SPELLINGS: Mapping[str, Spelling] = MappingProxyType(
     {
         "onnx": Spelling("token", int(WEIGHT_BYTES["fp32"]), *spelling("onnx")),
         "executorch": Spelling("token", int(WEIGHT_BYTES["fp32"]), *spelling("executorch")),
+        "executorch:coreml": Spelling("channels", int(WEIGHT_BYTES["fp16"]), *spelling("executorch")),
+        "executorch:vulkan": Spelling("token", int(WEIGHT_BYTES["fp16"]), *spelling("executorch:vulkan")),
         "coreml": Spelling("channels", int(WEIGHT_BYTES["fp16"]), *spelling("coreml")),
     }
 )
@@ -58,7 +60,7 @@ def spelling_of(target: str) -> Spelling:
     name = target.partition(":")[0]
     if name not in SPELLINGS:
         raise BadInput(f"unknown target '{target}': expected one of {', '.join(SPELLINGS)}")
-    return SPELLINGS[name]
+    return SPELLINGS.get(target, SPELLINGS[name])
 
 
 def picture_costs(config: ModelConfig, width: str, resolution: tuple[int, int], target: str) -> Costs:

@@ -17,7 +17,12 @@ from snapgen_deploy.latency.session import identity
 from snapgen_deploy.progress import Progress
 from snapgen_deploy.verifier import read_vectors
 
-LINK_TARGETS = {"adb": ("executorch", "onnx"), "iphone": ("coreml",), "mac": ("coreml",)}
+# Names stand for all variants; ExecuTorch's Core ML delegate is for Apple's systems, whose links run packages only.
+LINK_TARGETS = {
+    "adb": ("executorch:xnnpack", "executorch:vulkan", "onnx"),
+    "iphone": ("coreml",),
+    "mac": ("coreml",),
+}
 
 
 def measure_device(
@@ -58,7 +63,8 @@ def measure_device(
 def target_for(bundle: Bundle, link_name: str, wanted: str | None) -> str:
     """The target asked for, else the bundle's first that the link's device runs."""
     takes = LINK_TARGETS.get(link_name.partition(":")[0], ())
-    fitting = [k for k in bundle.targets if k.split(":")[0] in takes and wanted in (None, k, k.split(":")[0])]
+    named = {k: k.partition(":")[0] for k in bundle.targets}
+    fitting = [k for k, name in named.items() if {k, name} & set(takes) and wanted in (None, k, name)]
     if takes and not fitting:
         raise BadInput(f"{link_name} runs {' and '.join(takes)}; got {wanted or ', '.join(bundle.targets)}")
     return fitting[0] if fitting else bundle.targets[0]  # an unknown link: opening it says so

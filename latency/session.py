@@ -59,10 +59,15 @@ def identity(bundle: Bundle) -> dict[str, Any]:
 def runs_here(key: str) -> None:
     """MeasurementFailed where the time on this host would say nothing about the target, or the runtime is not there."""
     target, variant = target_of(key)
-    if target.name == "coreml":
+    if key == "coreml":
         raise MeasurementFailed(
             "coreml: this host runs Core ML packages for their numbers, not for their speed; measure on a Mac (--link mac), "
             "on a phone (--link iphone), or another target of the bundle (--target)"
+        )
+    if variant == "coreml":
+        raise MeasurementFailed(
+            f"{key}: this host runs the Core ML packages inside for their numbers, not for their speed; measure another "
+            "target of the bundle (--target)"
         )
     if reason := target.unavailable(variant):
         raise MeasurementFailed(f"{key}: {reason}")

@@ -10,7 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from snapgen_deploy.device_profiles import PRECISIONS, TARGETS, Limits, Profile, ProfileTarget
+from snapgen_deploy.device_profiles import (
+    PRECISIONS,
+    TARGETS,
+    Limits,
+    Profile,
+    ProfileTarget,
+    TargetSpec,
+    spec_of,
+    target_keys,
+    variants_of,
+)
 from snapgen_deploy.errors import BadInput, Refused, nearest
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.quantise.settings import MixedSettings
@@ -81,7 +91,12 @@ class TargetPlan:
     @property
     def exact(self) -> bool:
         """Whether this is the target's own default, whose files differ from the reference by rounding only."""
-        return self.precision == TARGETS[self.target].precisions[0]
+        return self.precision == self.spec.precisions[0]
+
+    @property
+    def spec(self) -> TargetSpec:
+        """What the target offers."""
+        return spec_of(self.target, self.variant)
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,7 @@ class ExportPlan:
     latency_ms: float | None  # of one picture; None where the profile has no basis for this model and size
     latency_budget_ms: float | None
     other_sizes: tuple[Size, ...] = ()  # beside `resolution`, which is the default one
+    offers: tuple[str, ...] = ()  # keys of targets that the device runs, too, and that are exported when asked for
     mixed: MixedSettings | None = None  # of targets with precision "mixed"
 
     @property
@@ -146,7 +162,7 @@ def make_plan(
     size, form = sizes[0].resolution, local_form(config, sizes[0].latent)
     chosen = [_target(t, precision, form) for t in _targets(profile, targets)]
     check_systems(sizes, {t.key: dict(t.options).get("deployment", "") for t in chosen})
-    calibrated = [t for t in chosen if t.precision in (*TARGETS[t.target].calibrated, "mixed")]
+    calibrated = [t for t in chosen if t.precision in (*t.spec.calibrated, "mixed")]
     if len(sizes) > 1 and calibrated:
         one = calibrated[0]  # its ranges are found on trajectories of one picture size
         raise BadInput(
@@ -180,6 +196,7 @@ def make_plan(
         memory_budget=profile.memory_budget_bytes,
         latency_ms=pick.latency_ms,
         latency_budget_ms=max_latency_ms or (profile.latency_budget.value if profile.latency_budget else None),
+        offers=tuple(o.target.key for o in profile.offers if o.target.key not in {t.key for t in chosen}),
         other_sizes=tuple(replace(s, forms=tuple((t.key, local_form(config, s.latent)) for t in chosen)) for s in sizes[1:]),
     )
 
@@ -309,22 +326,26 @@ def _targets(profile: Profile, wanted: Sequence[str]) -> list[ProfileTarget]:
     for text in dict.fromkeys(wanted):
         name, _, variant = text.partition(":")
         if name not in TARGETS:
-            near = difflib.get_close_matches(name, TARGETS, n=1) or list(TARGETS)
+            names = list(dict.fromkeys(key.partition(":")[0] for key in TARGETS))
+            near = difflib.get_close_matches(name, names, n=1) or names
             raise BadInput(f"unknown target '{name}': did you mean {' or '.join(near)}?")
-        spec = TARGETS[name]
-        if variant and variant not in spec.variants:
-            raise BadInput(f"target {name} has no variant '{variant}': expected one of {', '.join(spec.variants) or 'none'}")
-        ours = [t for t in profile.targets if t.key == text or (not variant and t.target == name)]
-        default = ProfileTarget(name, variant or next(iter(spec.variants), ""), spec.precisions[0], spec.layout)
+        variants = variants_of(name)
+        if variant and variant not in variants:
+            raise BadInput(f"target {name} has no variant '{variant}': expected one of {', '.join(variants) or 'none'}")
+        offered = (*profile.targets, *(o.target for o in profile.offers))
+        ours = [t for t in offered if t.key == text or (not variant and t.target == name)]
+        variant = variant or next(iter(variants), "")
+        spec = spec_of(name, variant)
+        default = ProfileTarget(name, variant, spec.precisions[0], spec.layout)
         found.append(ours[0] if ours else default)
     return found
 
 
 def _target(target: ProfileTarget, precision: str | None, form: str) -> TargetPlan:
-    offered = TARGETS[target.target].precisions
+    offered = spec_of(target.target, target.variant).precisions
     if precision is not None and precision not in offered:
         near = nearest(precision, offered)
-        have = [name for name, spec in TARGETS.items() if precision in spec.precisions]
+        have = [key for key in target_keys() if precision in spec_of(*key.partition(":")[::2]).precisions]
         near = f"; choose --target {' or '.join(have)}, which {'has' if len(have) == 1 else 'have'} it" if have else near
         raise BadInput(f"target {target.key} has no precision '{precision}': it offers {', '.join(offered)}{near}")
     chosen = precision or target.precision

@@ -185,6 +185,25 @@ def text_of(plan: ExportPlan) -> str:
     return stream.getvalue()
 
 
+def test_what_a_device_offers_is_exported_when_asked_for_and_told_otherwise() -> None:
+    config, phone = PRESETS["shapes"](), load_profile("iphone16pm")
+    plan = make_plan(config, phone)
+    assert "executorch:coreml" not in {t.key for t in plan.targets}
+    assert plan.offers == ("executorch:coreml",)
+    asked = make_plan(config, phone, targets=["executorch:coreml"], precision="palette4")
+    (target,) = asked.targets
+    assert (target.layout, target.precision, dict(target.options)) == ("channels", "palette4", {"deployment": "iOS18"})
+    assert (asked.offers, target.exact) == ((), False)
+    bare = make_plan(config, phone, targets=["executorch"])
+    assert [t.key for t in bare.targets] == ["executorch:xnnpack"]
+    (other,) = make_plan(config, load_profile("server"), targets=["executorch:vulkan"]).targets
+    assert (other.precision, other.layout, other.exact) == ("fp16", "token", True)
+    with pytest.raises(BadInput, match="expected one of xnnpack, coreml, vulkan"):
+        make_plan(config, phone, targets=["executorch:metal"])
+    with pytest.raises(BadInput, match=r"executorch:vulkan has no precision 'int8-dynamic'.*executorch:xnnpack"):
+        make_plan(config, phone, targets=["executorch:vulkan"], precision="int8-dynamic")
+
+
 def test_plan_as_table_and_as_data() -> None:
     plan = make_plan(CONFIGS["shapes"](), load_profile("iphone16pm"))
     shown = text_of(plan)

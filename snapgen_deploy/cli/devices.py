@@ -80,6 +80,9 @@ def _show(p: Profile) -> None:
     for t in p.targets:
         targets.add_row(t.key, t.precision, t.layout, ", ".join(f"{k} = {v}" for k, v in t.options) or "—")
     console.print(targets)
+    for offer in p.offers:
+        console.print(f"with --target {offer.target.key}: {offer.target.precision}, {offer.target.layout}", soft_wrap=True)
+        console.print(f"  source: {offer.source}", style="dim", soft_wrap=True)
     figures = Table(title="figures", title_justify="left")
     for column in ("figure", "value", "status", "source"):
         figures.add_column(column, overflow="fold")
@@ -114,6 +117,8 @@ def render_plan(plan: ExportPlan, console: Console) -> None:
         console.print(
             f"also {other.name} pixels, latent {'x'.join(map(str, other.latent))}; local attention: {forms}", soft_wrap=True
         )
+    if plan.offers:
+        console.print(f"also runs there, with --target: {', '.join(plan.offers)}", soft_wrap=True)
     if plan.mixed is not None:
         m = plan.mixed
         words = f"{len(m.prompts)} prompts" if m.prompts else "random text"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,11 +14,14 @@ from snapgen_deploy.errors import BadInput
 if TYPE_CHECKING:
     from snapgen_deploy.export.lint import Finding, Placement
 
+PROGRAM = ".pte"
 _STYLES = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
 def doctor(
-    bundle_or_package: Annotated[Path, typer.Argument(help="A bundle that `export` wrote, or a Core ML .mlpackage.")],
+    bundle_or_package: Annotated[
+        Path, typer.Argument(help="A bundle that `export` wrote, a Core ML .mlpackage, or a .pte with Core ML inside.")
+    ],
     memory_limit: Annotated[
         float | None, typer.Option(min=0, help="MB that the app may use; from the bundle's device when left out.")
     ] = None,
@@ -27,14 +31,15 @@ def doctor(
     """Say what keeps Core ML packages off the Neural Engine, why, and how to mend it."""
     from snapgen_deploy.export.lint import lint_package, read_placement
 
-    packages, limit = _packages(bundle_or_package)
-    if memory_limit is not None:
-        limit = int(memory_limit * 1e6)
     work = progress(quiet=as_json)
     reports: dict[str, tuple[tuple[Finding, ...], Placement]] = {}
-    for name, path in packages.items():
-        with work(f"reading {name}"):
-            reports[name] = lint_package(path, memory_limit=limit), read_placement(path)
+    with tempfile.TemporaryDirectory() as scratch:
+        packages, limit = _packages(bundle_or_package, Path(scratch))
+        if memory_limit is not None:
+            limit = int(memory_limit * 1e6)
+        for name, path in packages.items():
+            with work(f"reading {name}"):
+                reports[name] = lint_package(path, memory_limit=limit), read_placement(path)
     failed = any(f.severity == "error" for findings, _ in reports.values() for f in findings)
     if as_json:
         print_json({"path": str(bundle_or_package), "memory_limit": limit, "components": _as_data(reports)})
@@ -45,26 +50,44 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _packages(path: Path) -> tuple[dict[str, Path], int | None]:
-    """Name -> package for everything to look at, and the device's memory limit in bytes where it is known."""
+def _packages(path: Path, scratch: Path) -> tuple[dict[str, Path], int | None]:
+    """Name -> package for everything to look at, and the device's memory limit in bytes where it is known.
+
+    Packages inside ExecuTorch programs are taken out into `scratch`.
+    """
     from snapgen_deploy.bundle import open_bundle
     from snapgen_deploy.export.lint import is_package
 
     if not path.exists():
-        raise BadInput(f"{path} does not exist; give a bundle directory or a .mlpackage")
+        raise BadInput(f"{path} does not exist; give a bundle directory, a .mlpackage or a .pte")
     if is_package(path):
         return {path.name: path}, None
+    if path.suffix == PROGRAM:
+        return _inside(path, path.name, scratch), None
     bundle = open_bundle(path)
-    packages = {
-        f"{role} ({key})": artifact.path
-        for key in bundle.targets
-        for role, artifact in bundle.artifacts(key).items()
-        if is_package(artifact.path)
-    }
+    packages: dict[str, Path] = {}
+    for key in bundle.targets:
+        for role, artifact in bundle.artifacts(key).items():
+            if is_package(artifact.path):
+                packages[f"{role} ({key})"] = artifact.path
+            elif key == "executorch:coreml":
+                packages |= _inside(artifact.path, f"{role} ({key})", scratch)
     if not packages:
         raise BadInput(f"{path} holds no Core ML package: its targets are {', '.join(bundle.targets)}")
     budget = bundle.manifest.get("device", {}).get("memory_budget")
     return packages, budget if isinstance(budget, int) else None
+
+
+def _inside(program: Path, name: str, scratch: Path) -> dict[str, Path]:
+    """Core ML packages of an ExecuTorch program; of several, each by its number. BadInput where there is none."""
+    from snapgen_deploy.export.executorch_coreml import ExecuTorchCoreML
+
+    folder = scratch / str(len(list(scratch.iterdir())))
+    folder.mkdir()
+    found = [model.package for model in ExecuTorchCoreML().models(program, folder)]
+    if not found:
+        raise BadInput(f"{program} holds no Core ML package: no part of it is for the Core ML delegate")
+    return {name if number == 0 else f"{name} {number}": package for number, package in enumerate(found)}
 
 
 def _as_data(reports: dict[str, tuple[tuple[Finding, ...], Placement]]) -> dict[str, Any]:

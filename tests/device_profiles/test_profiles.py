@@ -114,6 +114,30 @@ def test_targets_table_is_what_the_targets_offer() -> None:
         assert (spec.variants, spec.precisions, spec.layout) == (target.variants, target.precisions, target.layout), name
 
 
+def test_phones_offer_the_delegates_of_their_systems_with_a_source() -> None:
+    for device in profile_ids():
+        profile = load_profile(device)
+        expected = {
+            "iOS": "executorch:coreml",
+            "iPadOS": "executorch:coreml",
+            "macOS": "executorch:coreml",
+            "Android": "executorch:vulkan",
+        }
+        found = {offer.target.key: offer.source for offer in profile.offers}
+        assert expected.get(profile.os) in (*found, None), device
+        assert all("https://" in source for source in found.values())
+        assert not set(found) & {t.key for t in profile.targets}
+        assert {o["target"] for o in profile.as_dict()["offers"]} == set(found)
+
+
+def test_an_offer_needs_a_source(tmp_path: Path) -> None:
+    offer = '\n[[offers]]\ntarget = "executorch:vulkan"\nprecision = "fp8"\nlayout = "token"\n'
+    with pytest.raises(BadInput) as caught:
+        load_profile(write(tmp_path, MINIMAL + offer))
+    assert "offers[0].source: got nothing" in str(caught.value)
+    assert "offers[0].precision: got 'fp8', expected one of fp16, fp32" in str(caught.value)
+
+
 def test_own_file_by_path(tmp_path: Path) -> None:
     profile = load_profile(write(tmp_path, MINIMAL))
     assert profile.id == "mine"

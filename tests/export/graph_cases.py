@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from snapgen_deploy.export.base import Arrays, Component, Port
 from snapgen_deploy.export.coreml import CoreML
 from snapgen_deploy.export.executorch import ExecuTorch
+from snapgen_deploy.export.executorch_coreml import ExecuTorchCoreML
+from snapgen_deploy.export.executorch_vulkan import ExecuTorchVulkan
 
 OPTIONS = {"author": "the tests", "license": "Apache-2.0", "version": "3"}
 
@@ -91,9 +93,12 @@ def contents(files: tuple[Path, ...], root: Path) -> dict[str, bytes]:
 
 
 def export_both(directory: Path) -> None:
-    """Export `mixed` for both targets into `directory`."""
+    """Export `mixed` for both targets into `directory`, and for ExecuTorch's other delegates into folders of theirs."""
     CoreML().export(mixed(), "", "fp16", directory, OPTIONS)
     ExecuTorch().export(mixed(), "xnnpack", "fp32", directory, OPTIONS)
+    for target in (ExecuTorchCoreML(), ExecuTorchVulkan()):
+        (directory / target.variants[0]).mkdir()
+        target.export(mixed(), target.variants[0], "fp16", directory / target.variants[0], OPTIONS)
 
 
 if __name__ == "__main__":

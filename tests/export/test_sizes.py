@@ -18,13 +18,19 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact, Component, Joined, Port, Target
 from snapgen_deploy.export.coreml import CoreML
 from snapgen_deploy.export.executorch import ExecuTorch
+from snapgen_deploy.export.executorch_coreml import ExecuTorchCoreML
 from snapgen_deploy.export.lint import lint_package
 from snapgen_deploy.export.mil.errors import PackageError
 from snapgen_deploy.export.onnx import Onnx
 
 SIZES = {"8x8": (8, 8), "8x12": (8, 12), "4x8": (4, 8)}
-TARGETS: dict[str, Target] = {"coreml": CoreML(), "executorch": ExecuTorch(), "onnx": Onnx()}
-PRECISION = {"coreml": "fp16", "executorch": "fp32", "onnx": "fp32"}
+TARGETS: dict[str, Target] = {
+    "coreml": CoreML(),
+    "executorch": ExecuTorch(),
+    "executorch:coreml": ExecuTorchCoreML(),
+    "onnx": Onnx(),
+}
+PRECISION = {"coreml": "fp16", "executorch": "fp32", "executorch:coreml": "fp16", "onnx": "fp32"}
 
 
 class Net(nn.Module):
@@ -101,7 +107,7 @@ def test_every_size_gives_exactly_what_it_gave_alone(name, parts, joined):
         got = TARGETS[name].open(artifact.path, threads=1, entry=artifact.entry)({"latent": latent})["velocity"]
         np.testing.assert_array_equal(got, alone)
         expected = reference(size, latent)
-        assert np.abs(got - expected).max() <= (2e-2 if name == "coreml" else 1e-5) * np.abs(expected).max()
+        assert np.abs(got - expected).max() <= (2e-2 if PRECISION[name] == "fp16" else 1e-5) * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -119,7 +125,7 @@ def test_the_first_size_is_the_default_one(name, joined):
 def test_weights_are_stored_once_and_tables_for_every_size(name, joined):
     """Bytes that occur twice would show: the weight's own bytes are searched for in all files."""
     found = joined(name)
-    kind = np.float16 if name == "coreml" else np.float32
+    kind = np.float16 if PRECISION[name] == "fp16" else np.float32
     module = component("8x8").module
     assert isinstance(module, Net)
     weight = module.mix.weight.numpy().astype(kind).tobytes()
@@ -218,10 +224,10 @@ def test_coreml_is_what_coremltools_makes_of_the_same_packages(parts, joined, tm
 
 def test_a_weight_file_is_written_as_coremltools_writes_it(parts, tmp_path):
     from snapgen_deploy.export import coreml_functions
-    from snapgen_deploy.export.coreml import DATA, _read_spec
+    from snapgen_deploy.export.coreml import DATA, read_spec
 
     part = parts("coreml")["8x8"].path
-    coreml_functions.join({"size_8x8": (_read_spec(part), part / DATA)}, tmp_path / "weight.bin")
+    coreml_functions.join({"size_8x8": (read_spec(part), part / DATA)}, tmp_path / "weight.bin")
     assert (tmp_path / "weight.bin").read_bytes() == (part / DATA / "weights/weight.bin").read_bytes()
 
 

@@ -91,6 +91,31 @@ def test_a_bundle_is_examined_whole(bundle: Path) -> None:
     }
 
 
+def test_core_ml_inside_an_executorch_program_is_examined(tmp_path: Path) -> None:
+    from snapgen_deploy.export.executorch import ExecuTorch
+    from snapgen_deploy.export.executorch_coreml import ExecuTorchCoreML
+    from tests.export.graph_cases import mixed
+
+    made = ExecuTorchCoreML().export(mixed(), "coreml", "fp16", tmp_path, {})
+    alone = run(made.path, "--json")
+    assert alone.exit_code == 0, alone.output
+    found = json.loads(alone.stdout)["components"]
+    assert list(found) == ["student.pte"]
+    component = {"student": {"path": "student.pte", "files": {}}}
+    manifest = {
+        "schema_version": 1,
+        "device": {"id": "phone"},
+        "target_order": ["executorch:coreml"],
+        "targets": {"executorch:coreml": {"components": component}},
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    bundle = json.loads(run(tmp_path, "--json").stdout)["components"]
+    assert bundle["student (executorch:coreml)"]["counts"] == found["student.pte"]["counts"]
+    (tmp_path / "other").mkdir()
+    other = ExecuTorch().export(mixed(), "xnnpack", "fp32", tmp_path / "other", {})
+    assert "no part of it is for the Core ML delegate" in str(run(other.path).exception)
+
+
 def test_the_memory_limit_is_in_megabytes(bundle: Path) -> None:
     assert json.loads(run(bundle, "--json").stdout)["memory_limit"] == 10_000_000  # the bundle's own
     assert run(bundle, "--memory-limit", "1").exit_code == 0
