@@ -108,7 +108,7 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "bits without mixed precision": (("--device", "iphone16pm", "--bits", 4.3), "--bits belongs to mixed precision"),
     "another target": (
         ("--device", "android-mid", "--target", "executorch", "--precision", "mixed"),
-        "choose --target coreml or onnx, which have it",
+        "choose --target coreml or onnx:cpu, which have it",
     ),
     "fewer bits than ONNX has": (("--device", "server", "--precision", "mixed", "--bits", 3.5), "choose 4 to 8"),
     "an unknown executor": ((*OPTIONS, "--executor", "ssh:box"), "expected here, processes:N or dask://host:port"),
