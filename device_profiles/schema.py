@@ -76,6 +76,14 @@ TARGETS: Mapping[str, TargetSpec] = MappingProxyType(
             "channels",
             ("w8a8",),
         ),
+        "coreai": TargetSpec(
+            (),
+            (
+                "fp16", "fp32", "palette8", "palette6", "palette4", "palette8-grouped", "palette6-grouped", "palette4-grouped",
+                "int8", "int4",
+            ),
+            "channels",
+        ),
         "executorch": TargetSpec(
             ("xnnpack",),
             ("fp32", "fp16", "int8-dynamic", "int4-dynamic"),
