@@ -95,6 +95,12 @@ TARGETS: Mapping[str, TargetSpec] = MappingProxyType(
 )  # fmt: skip
 
 
+def spaced(deployment: str) -> str:
+    """`iOS18` -> `iOS 18`."""
+    name = deployment.rstrip("0123456789.")
+    return f"{name} {deployment.removeprefix(name)}".strip()
+
+
 @dataclass(frozen=True)
 class Figure:
     """One number with its unit and where it is from."""
@@ -118,6 +124,12 @@ class ProfileTarget:
     layout: str  # "token" or "channels"
     options: tuple[tuple[str, str], ...] = ()
     limits: tuple[tuple[str, float], ...] = ()  # names of `Limits` in place of the precision's own
+    optional: bool = False  # exported only where it is asked for by name
+
+    @property
+    def system(self) -> str:
+        """The oldest system that runs its files, such as `iOS 18`, from its deployment option; "" where nothing says."""
+        return spaced(dict(self.options).get("deployment", ""))
 
     @property
     def key(self) -> str:
@@ -190,6 +202,8 @@ class Profile:
                     "layout": t.layout,
                     "options": dict(t.options),
                     "limits": dict(t.limits),
+                    "optional": t.optional,
+                    "system": t.system,
                 }
                 for t in self.targets
             ],

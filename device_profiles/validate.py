@@ -75,6 +75,14 @@ class Reader:
             return ()
         return tuple(value)
 
+    def flag(self, key: str) -> bool:
+        """True or false; false where the key is absent."""
+        self.seen.add(key)
+        value = self.table.get(key, False)
+        if not isinstance(value, bool):
+            self.wrong(key, repr(value), "true or false")
+        return value is True
+
     def child(self, key: str, *, needed: bool) -> Reader | None:
         """The reader of a sub-table, or None where it is absent or no table."""
         self.seen.add(key)
@@ -157,6 +165,8 @@ def _targets(top: Reader, known: Mapping[str, TargetSpec]) -> tuple[ProfileTarge
     keys = [t.key for t in found]
     for key in sorted({k for k in keys if keys.count(k) > 1}):
         top.wrong("targets", f"{key} {keys.count(key)} times", "each target once")
+    if found and all(t.optional for t in found):
+        top.wrong("targets", "optional ones only", "one or more that are exported by default")
     return tuple(found)
 
 
@@ -168,11 +178,12 @@ def _target(reader: Reader, known: Mapping[str, TargetSpec]) -> ProfileTarget | 
         reader.wrong("target", repr(key), f"one of {', '.join(target_keys(known))}")
     precision = reader.text("precision", spec.precisions if spec else ())
     layout = reader.text("layout", LAYOUTS)
-    options, limits = _options(reader), _limits(reader)
+    options, limits, optional = _options(reader), _limits(reader), reader.flag("optional")
     reader.done()
     if spec is None:
         return None
-    return ProfileTarget(name, variant or (spec.variants[0] if spec.variants else ""), precision, layout, options, limits)
+    first = spec.variants[0] if spec.variants else ""
+    return ProfileTarget(name, variant or first, precision, layout, options, limits, optional)
 
 
 def _options(reader: Reader) -> tuple[tuple[str, str], ...]:

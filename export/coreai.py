@@ -11,8 +11,8 @@ slowly, and its relative error was 3.1e-3 against 5.9e-3; in fp32, 0.43 s agains
 channels-first graph is made, cannot be measured here.
 
 An asset for several picture sizes has the function `main` for the first and `size_<height>x<width>` for each other one; constants
-are stored under a key of their content, once for all functions. The same network gives the same bytes: the creation date, which
-the metadata would hold, is left out.
+are stored once for all functions. The same network gives the same bytes: constants have keys of their content
+(`snapgen_deploy.export.coreai_constants`), and the creation date, which the metadata would hold, is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export import coreai_compress, coreai_weights
+from snapgen_deploy.export import coreai_compress, coreai_constants, coreai_weights
 from snapgen_deploy.export.base import (
     Arrays,
     Artifact,
@@ -102,7 +102,7 @@ class CoreAI:
             _check_ports(graph, component)
             if not isinstance(how, coreai_compress.Exact):
                 coreai_weights.check_compressed(graph)
-            _write(program, Path(scratch) / path.name, _metadata([component], settings), path)
+            _write(program, Path(scratch) / path.name, _metadata(component, settings), path)
         return Artifact(self.name, component.role, path, _files(path))
 
     def join(self, parts: Mapping[str, Artifact], directory: Path) -> Joined:
@@ -120,16 +120,13 @@ class CoreAI:
                 for entry, one in zip(entries.values(), known, strict=True)
             }
             _write(program, Path(scratch) / path.name, about, path)
-            written = _program(path)
-            users = [coreai_weights.resources(graph) for graph in coreai_weights.graphs(written).values()]
+            shared = coreai_constants.shared_bytes(_program(path))
         files = _files(path)
-        counted = {key: sum(key in one for one in users) for one in users for key in one}
-        every = {key: size for one in users for key, size in one.items()}
         return Joined(
             {size: Artifact(self.name, first.role, path, files, entry) for size, entry in entries.items()},
             sum(f.stat().st_size for part in parts.values() for f in part.files),
             sum(f.stat().st_size for f in files),
-            sum(size for key, size in every.items() if counted[key] > 1),
+            shared,
         )
 
     def open(self, path: Path, *, threads: int, entry: str = "") -> Runner:
@@ -211,9 +208,8 @@ def _check_ports(graph: Any, component: Component) -> None:
         raise RuntimeError(f"ports of the program are {got}, expected {expected}")
 
 
-def _metadata(components: Sequence[Component], settings: Settings) -> dict[str, Any]:
+def _metadata(component: Component, settings: Settings) -> dict[str, Any]:
     """metadata.json of an asset, in the keys of coreai-core 1.0.0b3, whose `creatorDefinedMetadata` is ours to fill."""
-    (component,) = components
     sides = {"inputs": component.inputs, "outputs": component.outputs}
     function = {side: [dataclasses.asdict(p) | {"shape": list(p.shape)} for p in found] for side, found in sides.items()}
     own: dict[str, Any] = {
@@ -228,6 +224,7 @@ def _metadata(components: Sequence[Component], settings: Settings) -> dict[str, 
 
 def _write(program: Any, scratch: Path, about: Mapping[str, Any], path: Path) -> None:
     """Save beside, put the metadata in, and take the place of `path`."""
+    coreai_constants.by_content(program)
     program.save_asset(scratch)
     stamped = _read_metadata(scratch)
     stamped.pop(DATE_KEY, None)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from snapgen_deploy.child import cause
+from snapgen_deploy.child import cause, note_children
 
 # Of one load or call. Apple's runtime for Linux interprets: it took 1.2 s for a step of 9M parameters over 256 tokens in fp16.
 LIMIT_S = 4 * 3600.0
@@ -86,6 +86,7 @@ class CoreAIProcess:
 
 
 def _end(process: BaseProcess, pipe: Connection) -> None:
+    note_children()
     pipe.close()
     process.kill()
     process.join()

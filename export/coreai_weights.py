@@ -7,7 +7,6 @@ fourth `conv2d`, counted from 0.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -63,7 +62,8 @@ def histogram(graph: Any) -> dict[str, int]:
 def stored(graph: Any) -> dict[str, Weight]:
     """How each weight of a function is stored: constants of floats with more than one value, and compressed ones."""
     found = {result: weight for result, weight in _weights(graph).items() if weight.shape}
-    return dict(sorted((_name(result, graph), weight) for result, weight in found.items()))
+    named = {_name(result, graph): weight for result, weight in found.items()}
+    return dict(sorted(named.items()))
 
 
 def skipped(graph: Any, weights: Mapping[str, Weight]) -> dict[str, str]:
@@ -80,16 +80,6 @@ def check_compressed(graph: Any) -> None:
     large = [n for n, w in weights.items() if n.partition(".")[0] in LAYERS and w.values > LEAST_VALUES]
     if large and not any(packed(w.kind) for w in weights.values()):
         raise RuntimeError(f"coreai-opt compressed no weight of {len(large)} that it should take, first {large[0]}")
-
-
-def resources(graph: Any) -> dict[str, int]:
-    """Bytes of each constant that the file holds once under its own key, however many functions refer to it."""
-    found = {}
-    for op in operations(graph):
-        if short(op.name) == CONSTANT and (key := re.match(r"dense_resource<(\w+)>", str(op.attributes["value"]))):
-            kind = op.results[0].type
-            found[key[1]] = math.ceil(math.prod(kind.shape) * element_bits(dtype(kind)) / 8)
-    return found
 
 
 def dtype(kind: Any) -> str:

@@ -80,8 +80,8 @@ def calibrate(target: str, threads: int, progress: Progress) -> Calibration:
 def unavailable(target: str) -> str | None:
     """Why a target cannot be calibrated here; None where it can."""
     found, variant = target_of(target)
-    if found.name == "coreml":
-        return "this host runs Core ML packages for their numbers, not for their speed"
+    if found.name in ("coreml", "coreai"):
+        return f"this host runs files of {found.name} for their numbers, not for their speed"
     return found.unavailable(variant)
 
 

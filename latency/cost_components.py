@@ -38,6 +38,7 @@ SPELLINGS: Mapping[str, Spelling] = MappingProxyType(
     {
         "onnx": Spelling("token", int(WEIGHT_BYTES["fp32"]), *spelling("onnx")),
         "executorch": Spelling("token", int(WEIGHT_BYTES["fp32"]), *spelling("executorch")),
+        "coreai": Spelling("channels", int(WEIGHT_BYTES["fp16"]), *spelling("coreai")),
         "coreml": Spelling("channels", int(WEIGHT_BYTES["fp16"]), *spelling("coreml")),
     }
 )

@@ -64,6 +64,11 @@ def runs_here(key: str) -> None:
             "coreml: this host runs Core ML packages for their numbers, not for their speed; measure on a Mac (--link mac), "
             "on a phone (--link iphone), or another target of the bundle (--target)"
         )
+    if target.name == "coreai":
+        raise MeasurementFailed(
+            "coreai: Apple's runtime runs assets here for their numbers, not for their speed, and no link takes them; measure "
+            "another target of the bundle (--target)"
+        )
     if reason := target.unavailable(variant):
         raise MeasurementFailed(f"{key}: {reason}")
 

@@ -31,6 +31,7 @@ class Cost:
 CONVERTING: Mapping[str, Cost] = {
     "onnx": Cost(660_000_000, 1.2),
     "coreml": Cost(600_000_000, 1.7),
+    "coreai": Cost(700_000_000, 2.5),
     "executorch": Cost(650_000_000, 1.3),
 }
 # More for ExecuTorch where the local attention is a loop over blocks: sets of its partitioner that grow with the square of the
@@ -40,6 +41,7 @@ EXECUTORCH_LOOP = 700_000_000
 CHECKING: Mapping[str, Cost] = {
     "onnx": Cost(380_000_000, 1.75, 4.0),
     "coreml": Cost(600_000_000, 1.65, 2.1),
+    "coreai": Cost(900_000_000, 2.5, 4.0),
     "executorch": Cost(400_000_000, 2.1, 1.2),
 }
 REFERENCE = Cost(420_000_000, 1.15, 1.4)

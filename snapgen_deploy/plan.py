@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from snapgen_deploy.device_profiles import PRECISIONS, TARGETS, Limits, Profile, ProfileTarget
+from snapgen_deploy.device_profiles import PRECISIONS, TARGETS, Limits, Profile, ProfileTarget, spaced
 from snapgen_deploy.errors import BadInput, Refused, nearest
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.quantise.settings import MixedSettings
@@ -72,6 +72,11 @@ class TargetPlan:
     def key(self) -> str:
         """`name` or `name:variant`, as on the command line."""
         return f"{self.target}:{self.variant}" if self.variant else self.target
+
+    @property
+    def system(self) -> str:
+        """The oldest system that runs its files, such as `iOS 18`; "" where nothing says."""
+        return spaced(dict(self.options).get("deployment", ""))
 
     @property
     def limits(self) -> Limits:
@@ -302,9 +307,9 @@ def activation_bytes(config: ModelConfig, width: str, latent: tuple[int, int, in
 
 
 def _targets(profile: Profile, wanted: Sequence[str]) -> list[ProfileTarget]:
-    """The profile's targets, or those asked for; a bare name takes the profile's variant, else the target's first."""
+    """The profile's targets but for optional ones, or those asked for; a bare name takes the profile's variant, else the first."""
     if not wanted:
-        return list(profile.targets)
+        return [t for t in profile.targets if not t.optional]
     found = []
     for text in dict.fromkeys(wanted):
         name, _, variant = text.partition(":")
