@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ from snapgen_deploy.export.quiet import first_line
 
 MAX_RANK = 5  # the Neural Engine's, as for Core ML
 MAIN = "main"  # coreai-torch's own name of a single function
-METADATA = "metadata.json"
+METADATA, PROGRAM, DIGEST = "metadata.json", "main.mlirb", "main.hash"
+MAGIC = b"ML\xefR"  # of MLIR bytecode: https://mlir.llvm.org/docs/BytecodeFormat/
 DATE_KEY = "creationDate"
 DEPLOYMENTS = ("iOS27", "macOS27")
 
@@ -138,9 +140,10 @@ class CoreAI:
         from snapgen_deploy.export.coreai_process import CoreAIProcess
 
         check_extra(self.name)
-        _function(_program(path), path, entry)
+        _check_asset(path)
         with speaking_for(f"{path.name} cannot be loaded"):
             process = CoreAIProcess(path, entry or MAIN)
+        _check_function(path, entry, process.signature.functions)
         inputs, outputs = (
             tuple(Port(name, shape, dtype, "") for name, shape, dtype in found)  # type: ignore[arg-type]
             for found in (process.signature.inputs, process.signature.outputs)
@@ -164,13 +167,13 @@ class CoreAI:
         Where Core AI will run an operation is decided on the device, so `placement` is empty. Raises BadInput where the asset
         cannot be read or has no such function.
         """
-        from coreai.authoring import AIModelAsset
-
         check_extra(self.name)
         program = _program(path)
         graph = _function(program, path, entry)
         weights = coreai_weights.stored(graph)
         skipped = coreai_weights.skipped(graph, weights)
+        from coreai.authoring import AIModelAsset
+
         summary = AIModelAsset.load(path).summary(include_statistics=False)
         system = summary._compatibility_version if summary is not None else None
         return Description(
@@ -263,7 +266,8 @@ def _joined(parts: Mapping[str, Path]) -> Any:
 
 
 def _program(path: Path) -> Any:
-    """The program of a saved asset; BadInput where it is none."""
+    """The program of a saved asset; BadInput where it is none, or not what the asset's own hash says."""
+    _check_asset(path)
     with speaking_for("coreai"):
         from coreai.authoring import AIModelAsset
     try:
@@ -272,12 +276,28 @@ def _program(path: Path) -> Any:
         raise BadInput(f"{path}: not a Core AI asset that can be read: {first_line(error)}") from error
 
 
+def _check_asset(path: Path) -> None:
+    """BadInput for a program that is absent, damaged or none: where it is, Apple's loader ends the process that asks."""
+    program, digest = path / PROGRAM, path / DIGEST
+    if not (program.is_file() and digest.is_file()):
+        raise BadInput(f"{path}: not a Core AI asset: it has no {PROGRAM} or no {DIGEST}")
+    with program.open("rb") as opened:
+        begins = opened.read(len(MAGIC))
+        opened.seek(0)
+        if begins != MAGIC or hashlib.file_digest(opened, "sha256").digest() != digest.read_bytes():
+            raise BadInput(f"{path}: not a Core AI asset that can be read: {PROGRAM} is not what {DIGEST} says, or no MLIR bytecode")
+
+
 def _function(program: Any, path: Path, entry: str) -> Any:
     """The graph of a function, valid as long as the program lives; BadInput where the asset has none of this name."""
     found = coreai_weights.graphs(program)
-    if (name := entry or MAIN) not in found:
-        raise BadInput(f"{path.name}: no function {name!r}; it has {', '.join(found)}")
-    return found[name]
+    _check_function(path, entry, found)
+    return found[entry or MAIN]
+
+
+def _check_function(path: Path, entry: str, known: Iterable[str]) -> None:
+    if (name := entry or MAIN) not in known:
+        raise BadInput(f"{path.name}: no function {name!r}; it has {', '.join(known)}")
 
 
 def _files(asset: Path) -> tuple[Path, ...]:

@@ -30,8 +30,9 @@ STEP_S = 2.0  # between two looks
 
 @dataclass(frozen=True)
 class Signature:
-    """Inputs and outputs of a function: (name, shape, dtype) each, in its order."""
+    """What was loaded: all functions, and the inputs and outputs of the one asked for, (name, shape, dtype) each, in order."""
 
+    functions: tuple[str, ...]
     inputs: tuple[tuple[str, tuple[int, ...], str], ...]
     outputs: tuple[tuple[str, tuple[int, ...], str], ...]
 
@@ -115,8 +116,12 @@ async def _answer_calls(pipe: Connection, path: str, function: str) -> None:
         from coreai.runtime import NDArray
 
         async with AIModelAsset.load(path).executable() as model:
+            known = tuple(sorted(model.function_names))
+            if function not in known:
+                pipe.send((True, Signature(known, (), ())))
+                return
             call = model.load_function(function)
-            pipe.send((True, _signature(call.desc)))
+            pipe.send((True, _signature(known, call.desc)))
             while True:
                 arrays = pipe.recv()
                 try:
@@ -134,8 +139,8 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _signature(desc: Any) -> Signature:
+def _signature(functions: tuple[str, ...], desc: Any) -> Signature:
     def ports(names: list[str], describe: Any) -> tuple[tuple[str, tuple[int, ...], str], ...]:
         return tuple((name, tuple(describe(name).shape), str(describe(name).dtype)) for name in names)
 
-    return Signature(ports(desc.input_names, desc.input_descriptor), ports(desc.output_names, desc.output_descriptor))
+    return Signature(functions, ports(desc.input_names, desc.input_descriptor), ports(desc.output_names, desc.output_descriptor))
