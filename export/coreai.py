@@ -1,17 +1,17 @@
 """Core AI: `.aimodel` assets for iOS 27 and macOS 27, converted by Apple's coreai-torch and run here by Apple's own runtime.
 
 An optional extra of this package: `pip install 'snapgen-deploy[coreai]'`. Options of `CoreAI.export` (text): `deployment`, the
-oldest system that must run it (iOS27 or macOS27, which are one format), `author`, `license`, `version`. They, the description,
-and every port's name, shape, dtype and documentation are in the asset's metadata, which an app reads as `AIModelAsset.metadata`.
-Precisions: `snapgen_deploy.export.coreai_compress`.
+oldest system that must run it (iOS27 or macOS27, which are one format), `author`, `license`, `version`. They, the
+description, and every port's name, shape, dtype and documentation are in the asset's `metadata.json`; what Apple's keys have no
+place for is under `creatorDefinedMetadata`. Precisions: `snapgen_deploy.export.coreai_compress`.
 
 Layout: channels-first, as for Core ML. On the embedded student at full width (coreai-core 1.0.0b3 for x86-64 Linux, one busy
 thread) a step in fp16 took 1.24 s channels-first against 31 s token-major, whose products of fp16 matrices the runtime computes
 slowly, and its relative error was 3.1e-3 against 5.9e-3; in fp32, 0.43 s against 0.20 s. The Neural Engine, for which the
 channels-first graph is made, cannot be measured here.
 
-An asset for several picture sizes has the function `main` for the first and `size_<height>x<width>` for each other one; constants
-are stored once for all functions. The same network gives the same bytes: constants have keys of their content
+An asset for several picture sizes has the function `main` for the first and `size_<height>x<width>` for each other one;
+constants are stored once for all functions. The same network gives the same bytes: constants have keys of their content
 (`snapgen_deploy.export.coreai_constants`), and the creation date, which the metadata would hold, is left out.
 """
 
@@ -45,6 +45,7 @@ from snapgen_deploy.export.base import (
     average_bits,
     not_quantised,
 )
+from snapgen_deploy.export.coreml_compress import Exact
 from snapgen_deploy.export.executorch_quantise import HalfInside
 from snapgen_deploy.export.extras import check_extra, missing_extra
 from snapgen_deploy.export.graph import check_inputs, check_offered, check_rank, parse_options, speaking_for, trace
@@ -102,7 +103,7 @@ class CoreAI:
             program = coreai_compress.compress(program, how)
             graph = coreai_weights.graphs(program)[MAIN]  # as all views of a program, valid as long as the program lives
             _check_ports(graph, component)
-            if not isinstance(how, coreai_compress.Exact):
+            if not isinstance(how, Exact):
                 coreai_weights.check_compressed(graph)
             _write(program, Path(scratch) / path.name, _metadata(component, settings), path)
         return Artifact(self.name, component.role, path, _files(path))
@@ -285,7 +286,9 @@ def _check_asset(path: Path) -> None:
         begins = opened.read(len(MAGIC))
         opened.seek(0)
         if begins != MAGIC or hashlib.file_digest(opened, "sha256").digest() != digest.read_bytes():
-            raise BadInput(f"{path}: not a Core AI asset that can be read: {PROGRAM} is not what {DIGEST} says, or no MLIR bytecode")
+            raise BadInput(
+                f"{path}: not a Core AI asset that can be read: {PROGRAM} is not what {DIGEST} says, or no MLIR bytecode"
+            )
 
 
 def _function(program: Any, path: Path, entry: str) -> Any:

@@ -1,7 +1,7 @@
 """Core AI programs in fewer bits: the weight passes of Apple's optimisation package, `coreai-opt`, on a converted fp16 program.
 
-They take constants of convolutions, products, gathers and transposes (`LAYERS`); constants of transposed convolutions, and those
-whose channels do not divide into groups, they leave as they are, with a warning only: `coreai_weights.skipped` lists them.
+They take constants of convolutions, products, gathers and transposes (`LAYERS`); constants of transposed convolutions, and
+those whose channels do not divide into groups, they leave as they are, with a warning: `coreai_weights.skipped` lists them.
 Palettes are found by k-means in one dimension, which `coreai-opt` compiles on first use: it needs a C++ compiler.
 """
 

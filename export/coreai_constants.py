@@ -1,7 +1,7 @@
 """Large constants of a Core AI program under keys of their content, so that files are reproducible and functions share them.
 
-coreai-core 1.0.0b3 names a large constant by a hash that differs from process to process: the same network gave other bytes, and
-two functions that were converted in two processes would not find that their weights are the same.
+coreai-core 1.0.0b3 names a large constant by a hash that differs from process to process: the same network gave other
+bytes, and two functions that were converted in two processes would not find that their weights are the same.
 """
 
 from __future__ import annotations
@@ -59,4 +59,5 @@ def key_of(constant: Any) -> str | None:
 def bytes_of(constant: Any) -> int:
     """Bytes of its data."""
     kind = constant.results[0].type
-    return math.ceil(math.prod(kind.shape) * element_bits(dtype(kind)) / 8)
+    bits: int = math.prod(kind.shape) * element_bits(dtype(kind))
+    return -(-bits // 8)

@@ -143,4 +143,6 @@ def _signature(functions: tuple[str, ...], desc: Any) -> Signature:
     def ports(names: list[str], describe: Any) -> tuple[tuple[str, tuple[int, ...], str], ...]:
         return tuple((name, tuple(describe(name).shape), str(describe(name).dtype)) for name in names)
 
-    return Signature(functions, ports(desc.input_names, desc.input_descriptor), ports(desc.output_names, desc.output_descriptor))
+    return Signature(
+        functions, ports(desc.input_names, desc.input_descriptor), ports(desc.output_names, desc.output_descriptor)
+    )

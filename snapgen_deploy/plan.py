@@ -307,7 +307,7 @@ def activation_bytes(config: ModelConfig, width: str, latent: tuple[int, int, in
 
 
 def _targets(profile: Profile, wanted: Sequence[str]) -> list[ProfileTarget]:
-    """The profile's targets but for optional ones, or those asked for; a bare name takes the profile's variant, else the first."""
+    """The profile's targets but optional ones, or those asked for; a bare name takes the profile's variant, else the first."""
     if not wanted:
         return [t for t in profile.targets if not t.optional]
     found = []

@@ -105,7 +105,9 @@ def _show(p: Profile) -> None:
 
 def plan_as_dict(plan: ExportPlan) -> dict[str, Any]:
     """The plan as plain data."""
-    return asdict(plan) | {"targets": [asdict(t) | {"key": t.key, "options": dict(t.options), "system": t.system} for t in plan.targets]}
+    return asdict(plan) | {
+        "targets": [asdict(t) | {"key": t.key, "options": dict(t.options), "system": t.system} for t in plan.targets]
+    }
 
 
 def render_plan(plan: ExportPlan, console: Console) -> None:

@@ -94,6 +94,7 @@ def test_iphone16pm_as_published() -> None:
     profile = load_profile("iphone16pm")
     assert [(t.key, t.precision, t.layout) for t in profile.targets] == [
         ("coreml", "fp16", "channels"),
+        ("coreai", "fp16", "channels"),
         ("executorch:xnnpack", "fp32", "token"),
         ("onnx:cpu", "fp32", "token"),
     ]
@@ -102,6 +103,25 @@ def test_iphone16pm_as_published() -> None:
     assert profile.latency.resolution == (1024, 1024)
     assert profile.latency.picture_ms("small", 4) == pytest.approx(1560)  # the paper says 1.7 to 1.8 s with text encoding
     assert profile.latency.picture_ms("no such width", 4) is None
+
+
+@pytest.mark.parametrize("device", profile_ids())
+def test_apples_devices_offer_core_ml_and_core_ai_and_say_what_each_needs(device: str) -> None:
+    profile = load_profile(device)
+    named = {t.target: t for t in profile.targets}
+    assert ("coreai" in named) == ("coreml" in named) == profile.os.startswith(("iOS", "iPadOS", "macOS"))
+    assert {t.target for t in profile.targets if t.optional} == ({"coreai"} & set(named))
+    if "coreai" in named:
+        assert named["coreml"].system == "iOS 18"
+        assert named["coreai"].system == ("macOS 27" if profile.os == "macOS" else "iOS 27")
+        assert any("27" in note and "https://" in note for note in profile.notes)
+
+
+def test_optional_is_true_or_false_and_never_all(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"targets\[0\].optional: got 'yes', expected true or false"):
+        load_profile(write(tmp_path, MINIMAL + 'optional = "yes"\n'))
+    with pytest.raises(BadInput, match="targets: got optional ones only"):
+        load_profile(write(tmp_path, MINIMAL + "optional = true\n"))
 
 
 def test_targets_table_is_what_the_targets_offer() -> None:

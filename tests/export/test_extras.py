@@ -26,9 +26,9 @@ def without(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("without")
 def test_export_names_the_extra_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(exporter, "validate", lambda _: pytest.fail("work has begun"))
-    done = invoke("export", "--device", "iphone16pm", "--target", "coreai", "--output-dir", str(tmp_path))
-    assert done.exit_code == 2
-    assert "pip install 'snapgen-deploy[coreai]'" in one_line(done)
+    monkeypatch.setattr("snapgen_deploy.cli.devices.render_plan", lambda plan, console: None)
+    done = invoke("export", "--device", "iphone16pm", "--target", "coreai", "--output-dir", tmp_path)
+    one_line(done, "coreai", "pip install 'snapgen-deploy[coreai]'")
     assert list(tmp_path.iterdir()) == []
 
 
