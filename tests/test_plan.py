@@ -167,6 +167,22 @@ def test_targets_that_were_asked_for() -> None:
             make_plan(config, load_profile("server"), targets=[wrong])
 
 
+def test_optional_targets_only_where_they_are_asked_for() -> None:
+    config, profile = CONFIGS["shapes"](), load_profile("iphone16pm")
+    by_default = make_plan(config, profile).targets
+    assert [t.key for t in by_default] == [t.key for t in profile.targets if t.key != "coreai"]
+    both = make_plan(config, profile, targets=["coreml", "coreai"])
+    assert [(t.key, t.system, t.precision, t.layout) for t in both.targets] == [
+        ("coreml", "iOS 18", "fp16", "channels"),
+        ("coreai", "iOS 27", "fp16", "channels"),
+    ]
+    shown = StringIO()
+    render_plan(both, Console(file=shown, width=200))
+    assert "iOS 18 or later" in shown.getvalue()
+    assert "iOS 27 or later" in shown.getvalue()
+    assert [t["system"] for t in plan_as_dict(both)["targets"]] == ["iOS 18", "iOS 27"]
+
+
 @pytest.mark.parametrize("size", [(100, 128), (128, 100), (8, 8), (1000, 1000), (1, 4000)])
 def test_an_inadmissible_size_names_admissible_ones(size: tuple[int, int]) -> None:
     config = CONFIGS["shapes"]()
