@@ -116,7 +116,7 @@ def render_plan(plan: ExportPlan, console: Console) -> None:
     console.print(f"[bold]{plan.device_name}[/bold]: width [bold]{plan.width}[/bold], {size}")
     table = Table()
     for column in ("target", "precision", "layout", "local attention", "runs on", "options"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "target")
     for t in plan.targets:
         table.add_row(t.key, t.precision, t.layout, t.form, _from(t.system), _options(t.options))
     console.print(table)

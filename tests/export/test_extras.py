@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from snapgen_deploy import exporter
+from snapgen_deploy.cli.export import print_gates
+from snapgen_deploy.device_profiles import PRECISIONS
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export import extras
+from snapgen_deploy.export.base import Artifact
 from snapgen_deploy.export.registry import target_of
-from tests.cli.conftest import invoke
+from snapgen_deploy.gates import Gate, check_target
+from tests.cli.conftest import invoke, tiny_config
 from tests.cli.test_bad_input import one_line
 
 
@@ -39,6 +44,22 @@ def test_the_target_says_so_itself(tmp_path: Path):
     for call in (lambda: target.open(tmp_path, threads=1), lambda: target.describe(tmp_path)):
         with pytest.raises(BadInput, match=r"coreai, coreai_torch, coreai_opt.*snapgen-deploy\[coreai\]"):
             call()
+
+
+@pytest.mark.usefixtures("without")
+def test_a_gate_that_cannot_run_says_why(capsys: pytest.CaptureFixture[str]):
+    config = tiny_config()
+    artifacts = {"student": Artifact("coreai", "student", Path("nowhere.aimodel"), ())}
+    unused: Any = None
+    checked = check_target("coreai", "fp16", PRECISIONS["fp16"].limits, artifacts, config, unused, unused, 1)
+    assert {g.verdict for g in checked.gates} == {"not_run"}
+    print_gates([g.as_dict() for g in checked.gates])
+    assert "coreai student relative_error: not_run: coreai needs an extra" in capsys.readouterr().out
+
+
+def test_brackets_of_a_reason_are_printed(capsys: pytest.CaptureFixture[str]):
+    print_gates([Gate("coreai", "student", "psnr", None, 1.0, "not_run", "pip install 'snapgen-deploy[coreai]'").as_dict()])
+    assert "pip install 'snapgen-deploy[coreai]'" in capsys.readouterr().out
 
 
 def test_every_extra_is_a_target_and_in_the_package():
