@@ -25,10 +25,10 @@ class Cost:
 
 
 # Each lies a little above all that was measured on x86-64 Linux: the embedded checkpoint and an untrained student of 114M
-# parameters (`python -m benchmarks.export_memory`), snapgenpp small at 1024 x 1024 (`python -m benchmarks.scale`; not Core
-# AI, and of its check on the 114M only the loads, since its runtime takes minutes a step). Activations are the plan's estimate of
-# the largest. Checkpoints in PyTorch's format, which are mapped as a whole while they are read, were
-# not measured. Converting one component takes:
+# parameters (`python -m benchmarks.export_memory`), snapgenpp small at 1024 x 1024 (`python -m benchmarks.scale`; not Core AI,
+# and of its check on the 114M only the loads, since its runtime takes minutes a step). Activations are the plan's estimate of
+# the largest. Checkpoints in PyTorch's format, which are mapped as a whole while they are read, were not measured.
+# Converting one component takes:
 CONVERTING: Mapping[str, Cost] = {
     "onnx": Cost(660_000_000, 1.2),
     "coreml": Cost(600_000_000, 1.7),
