@@ -69,10 +69,9 @@ def _call(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...
 
 def peak_bytes() -> int:
     """Peak resident memory so far, in bytes: of this process, and the most that its noted children took together."""
-    if Path(
-        "/proc/self/status"
-    ).exists():  # getrusage would count the parent's peak too: Linux hands it on through fork and exec
-        return _peak_of("self") + max(_NOTED, default=0)
+    own = _peak_of("self")
+    if own:  # where there is no /proc, getrusage, which on Linux would count the parent's peak too: fork and exec hand it on
+        return own + max(_NOTED, default=0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
