@@ -35,7 +35,6 @@ ROOT = Path(__file__).parents[2]
 # precision -> how the large layers of `wide` are stored, largest relative error, average bits from and to
 CASES = {
     "palette8": ("palette8", 0.01, 8, 11),
-    "palette6": ("palette6", 0.05, 6, 10),
     "palette4-grouped": ("palette4 per 16 channels", 0.15, 4, 8),
     "int8": ("int8 per 32 values", 0.01, 8, 11),
     "int4": ("int4 per 32 values", 0.15, 4, 8),
