@@ -18,6 +18,7 @@ from snapgen_deploy.device_profiles.schema import (
     Profile,
     ProfileTarget,
     TargetSpec,
+    spaced,
     spec_of,
     variants_of,
 )
@@ -26,7 +27,7 @@ from snapgen_deploy.errors import BadInput
 
 __all__ = [
     "PRECISIONS", "TARGETS", "Figure", "LatencyBasis", "Limits", "Offer", "Precision", "Profile", "ProfileTarget", "TargetSpec",
-    "load_profile", "profile_ids", "spec_of", "target_keys", "variants_of",
+    "load_profile", "profile_ids", "spaced", "spec_of", "target_keys", "variants_of",
 ]  # fmt: skip
 
 _FOLDER = Path(__file__).parent

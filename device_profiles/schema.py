@@ -81,6 +81,14 @@ TARGETS: Mapping[str, TargetSpec] = MappingProxyType(
             ("w8a8",),
             (3, 4, 8),
         ),
+        "coreai": TargetSpec(
+            (),
+            (
+                "fp16", "fp32", "palette8", "palette6", "palette4", "palette8-grouped", "palette6-grouped", "palette4-grouped",
+                "int8", "int4",
+            ),
+            "channels",
+        ),
         "executorch": TargetSpec(
             ("xnnpack",),
             ("fp32", "fp16", "int8-dynamic", "int4-dynamic"),
@@ -113,6 +121,12 @@ def spec_of(name: str, variant: str = "", known: Mapping[str, TargetSpec] = TARG
     return known.get(f"{name}:{variant}") or known[name]
 
 
+def spaced(deployment: str) -> str:
+    """`iOS18` -> `iOS 18`."""
+    name = deployment.rstrip("0123456789.")
+    return f"{name} {deployment.removeprefix(name)}".strip()
+
+
 @dataclass(frozen=True)
 class Figure:
     """One number with its unit and where it is from."""
@@ -138,6 +152,11 @@ class ProfileTarget:
     limits: tuple[tuple[str, float], ...] = ()  # names of `Limits` in place of the precision's own
 
     @property
+    def system(self) -> str:
+        """The oldest system that runs its files, such as `iOS 18`, from its deployment option; "" where nothing says."""
+        return spaced(dict(self.options).get("deployment", ""))
+
+    @property
     def key(self) -> str:
         """`name` or `name:variant`, as on the command line."""
         return f"{self.target}:{self.variant}" if self.variant else self.target
@@ -150,6 +169,7 @@ class ProfileTarget:
             "layout": self.layout,
             "options": dict(self.options),
             "limits": dict(self.limits),
+            "system": self.system,
         }
 
 

@@ -83,16 +83,16 @@ def _kind(operation: str, parts: Mapping[str, Weight], shape: tuple[int, ...]) -
         if len(lut) == 1:  # iOS 16: a palette for the whole weight
             return f"palette{round(math.log2(lut[0]))}"
         bits, groups = round(math.log2(lut[-2])), lut[:-2]
-        return f"palette{bits}{_per(shape, groups, 'channels')}"
+        return f"palette{bits}{per(shape, groups, 'channels')}"
     if operation == "constexpr_blockwise_shift_scale" and {"data", "scale"} <= set(parts):
         data = parts["data"]
-        return f"{data.kind}{_per(data.shape, parts['scale'].shape, 'values')}"
+        return f"{data.kind}{per(data.shape, parts['scale'].shape, 'values')}"
     if operation == "constexpr_affine_dequantize" and "quantized_data" in parts:
         return f"{parts['quantized_data'].kind}{' per channel' if len(parts.get('scale', Weight('', 0, 0)).shape) else ''}"
     return f"{operation}({', '.join(sorted({p.kind for p in parts.values()}))})"
 
 
-def _per(shape: tuple[int, ...], groups: tuple[int, ...], what: str) -> str:
+def per(shape: tuple[int, ...], groups: tuple[int, ...], what: str) -> str:
     """How many values along an axis share a palette or scale; nothing where the whole weight does."""
     sizes = [size // count for size, count in zip(shape, groups, strict=True) if count > 1]
     shared = [size for size in sizes if size > 1]

@@ -9,6 +9,7 @@ from snapgen_deploy.export.base import Target
 
 # name -> module and class; a variant that is a target of its own has a line of its own
 TARGETS: dict[str, tuple[str, str]] = {
+    "coreai": ("snapgen_deploy.export.coreai", "CoreAI"),
     "coreml": ("snapgen_deploy.export.coreml", "CoreML"),
     "executorch": ("snapgen_deploy.export.executorch", "ExecuTorch"),
     "executorch:coreml": ("snapgen_deploy.export.executorch_coreml", "ExecuTorchCoreML"),

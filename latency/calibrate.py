@@ -80,8 +80,8 @@ def calibrate(target: str, threads: int, progress: Progress) -> Calibration:
 def unavailable(target: str) -> str | None:
     """Why a target cannot be calibrated here; None where it can."""
     found, variant = target_of(target)
-    if "coreml" in (found.name, variant):
-        return "this host runs Core ML packages for their numbers, not for their speed"
+    if found.name in ("coreml", "coreai") or variant == "coreml":
+        return f"this host runs files of {target} for their numbers, not for their speed"
     return found.unavailable(variant)
 
 

@@ -41,6 +41,7 @@ SPELLINGS: Mapping[str, Spelling] = MappingProxyType(
         "executorch": Spelling("token", int(WEIGHT_BYTES["fp32"]), *spelling("executorch")),
         "executorch:coreml": Spelling("channels", int(WEIGHT_BYTES["fp16"]), *spelling("executorch")),
         "executorch:vulkan": Spelling("token", int(WEIGHT_BYTES["fp16"]), *spelling("executorch:vulkan")),
+        "coreai": Spelling("channels", int(WEIGHT_BYTES["fp16"]), *spelling("coreai")),
         "coreml": Spelling("channels", int(WEIGHT_BYTES["fp16"]), *spelling("coreml")),
     }
 )

@@ -69,6 +69,11 @@ def runs_here(key: str) -> None:
             f"{key}: this host runs the Core ML packages inside for their numbers, not for their speed; measure another "
             "target of the bundle (--target)"
         )
+    if target.name == "coreai":
+        raise MeasurementFailed(
+            "coreai: Apple's runtime runs assets here for their numbers, not for their speed, and no link takes them; measure "
+            "another target of the bundle (--target)"
+        )
     if reason := target.unavailable(variant):
         raise MeasurementFailed(f"{key}: {reason}")
 

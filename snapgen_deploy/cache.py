@@ -30,6 +30,7 @@ DEFAULT_LIMIT = 10 * 10**9  # bytes
 # Whatever may change a converted file. A package that is not installed counts too.
 TOOLS = (
     "torch", "torchao", "executorch", "coremltools", "onnx", "onnxruntime", "onnxscript", "optimum", "optimum-onnx",
+    "coreai-torch", "coreai-core", "coreai-opt",
     "transformers", "numpy", "safetensors", "protobuf", "flatbuffers", "scikit-learn", "onnx-ir",
 )  # fmt: skip
 SEAL = "record.sha256"  # of the record, so that a change of its figures is found too

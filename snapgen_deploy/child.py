@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from snapgen_deploy.errors import SnapgenError
 
 T = TypeVar("T")
+_NOTED: list[int] = []  # by `note_children`, since a process that has ended no longer tells
 
 
 class ChildDied(SnapgenError):
@@ -41,7 +42,7 @@ def run_in_child(what: str, function: Callable[..., T], *args: Any, method: str 
             ok, value, peak = receiver.recv()
         except EOFError:
             process.join()
-            raise ChildDied(f"{what}: {_cause(process.exitcode)}") from None
+            raise ChildDied(f"{what}: {cause(process.exitcode)}") from None
         process.join()
     except BaseException:
         process.kill()
@@ -67,16 +68,30 @@ def _call(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...
 
 
 def peak_bytes() -> int:
-    """Peak resident memory of this process so far, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count the parent's peak too: Linux hands it on through fork and exec
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+    """Peak resident memory so far, in bytes: of this process, and the most that its noted children took together."""
+    own = _peak_of("self")
+    if own:  # where there is no /proc, getrusage, which on Linux would count the parent's peak too: fork and exec hand it on
+        return own + max(_NOTED, default=0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
-def _cause(code: int | None) -> str:
+def note_children() -> None:
+    """Count the children that live now, each at its own peak, into `peak_bytes`; for an owner that is about to end one."""
+    _NOTED.append(sum(_peak_of(c.pid) for c in multiprocessing.active_children()))
+
+
+def _peak_of(pid: int | str | None) -> int:
+    """Of one process, from proc(5); 0 for one that has just ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+
+
+def cause(code: int | None) -> str:
+    """Why a process ended, from its exit code."""
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         hint = "; the usual cause is too little memory" if name == "SIGKILL" else ""

@@ -15,6 +15,7 @@ import numpy as np
 
 from snapgen_deploy.device_profiles import PRECISIONS, Limits
 from snapgen_deploy.export.base import Artifact, Description, Headroom, Role, Runner
+from snapgen_deploy.export.extras import missing_extra
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.pipeline import Pipeline, Schedule, to_bytes
@@ -127,8 +128,9 @@ def check_target(
 ) -> Checked:
     """Every gate of one target: its saved files run against the test vectors, and where their operators are placed."""
     target, variant = target_of(key)
-    placed = placement_gates(key, {role: target.describe(a.path, a.entry) for role, a in artifacts.items()})
     reason = target.unavailable(variant)
+    readable = missing_extra(target.name) is None
+    placed = placement_gates(key, {role: target.describe(a.path, a.entry) for role, a in artifacts.items() if readable})
     if reason is not None:
         skipped = [Gate(key, role, "relative_error", None, limits.error, "not_run", reason) for role in artifacts]
         return Checked((*skipped, Gate(key, "pipeline", "psnr", None, limits.psnr, "not_run", reason), *placed), ())

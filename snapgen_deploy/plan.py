@@ -17,6 +17,7 @@ from snapgen_deploy.device_profiles import (
     Profile,
     ProfileTarget,
     TargetSpec,
+    spaced,
     spec_of,
     target_keys,
     variants_of,
@@ -82,6 +83,11 @@ class TargetPlan:
     def key(self) -> str:
         """`name` or `name:variant`, as on the command line."""
         return f"{self.target}:{self.variant}" if self.variant else self.target
+
+    @property
+    def system(self) -> str:
+        """The oldest system that runs its files, such as `iOS 18`; "" where nothing says."""
+        return spaced(dict(self.options).get("deployment", ""))
 
     @property
     def limits(self) -> Limits:

@@ -167,6 +167,20 @@ def test_targets_that_were_asked_for() -> None:
             make_plan(config, load_profile("server"), targets=[wrong])
 
 
+def test_plans_say_which_system_each_target_needs() -> None:
+    config, profile = CONFIGS["shapes"](), load_profile("iphone16pm")
+    both = make_plan(config, profile, targets=["coreml", "coreai"])
+    assert [(t.key, t.system, t.precision, t.layout) for t in both.targets] == [
+        ("coreml", "iOS 18", "fp16", "channels"),
+        ("coreai", "iOS 27", "fp16", "channels"),
+    ]
+    shown = StringIO()
+    render_plan(both, Console(file=shown, width=200))
+    assert "iOS 18 or later" in shown.getvalue()
+    assert "iOS 27 or later" in shown.getvalue()
+    assert [t["system"] for t in plan_as_dict(both)["targets"]] == ["iOS 18", "iOS 27"]
+
+
 @pytest.mark.parametrize("size", [(100, 128), (128, 100), (8, 8), (1000, 1000), (1, 4000)])
 def test_an_inadmissible_size_names_admissible_ones(size: tuple[int, int]) -> None:
     config = CONFIGS["shapes"]()
@@ -189,11 +203,11 @@ def test_what_a_device_offers_is_exported_when_asked_for_and_told_otherwise() ->
     config, phone = PRESETS["shapes"](), load_profile("iphone16pm")
     plan = make_plan(config, phone)
     assert "executorch:coreml" not in {t.key for t in plan.targets}
-    assert plan.offers == ("executorch:coreml",)
+    assert plan.offers == ("coreai", "executorch:coreml")
     asked = make_plan(config, phone, targets=["executorch:coreml"], precision="palette4")
     (target,) = asked.targets
     assert (target.layout, target.precision, dict(target.options)) == ("channels", "palette4", {"deployment": "iOS18"})
-    assert (asked.offers, target.exact) == ((), False)
+    assert (asked.offers, target.exact) == (("coreai",), False)
     bare = make_plan(config, phone, targets=["executorch"])
     assert [t.key for t in bare.targets] == ["executorch:xnnpack"]
     (other,) = make_plan(config, load_profile("server"), targets=["executorch:vulkan"]).targets

@@ -64,6 +64,14 @@ def _list(profiles: list[Profile]) -> None:
     out().print(table)
 
 
+def _from(system: str) -> str:
+    return f"{system} or later" if system else "—"
+
+
+def _options(options: tuple[tuple[str, str], ...]) -> str:
+    return ", ".join(f"{k} = {v}" for k, v in options) or "—"
+
+
 def _short(figure: Figure | None) -> str:
     return str(figure) if figure else "—"
 
@@ -75,14 +83,14 @@ def _show(p: Profile) -> None:
     for note in p.notes:
         console.print(note, soft_wrap=True)
     targets = Table(title="targets, in order", title_justify="left")
-    for column in ("target", "precision", "layout", "options"):
+    for column in ("target", "precision", "layout", "runs on", "options", "exported"):
         targets.add_column(column)
-    for t in p.targets:
-        targets.add_row(t.key, t.precision, t.layout, ", ".join(f"{k} = {v}" for k, v in t.options) or "—")
+    rows = [(t, "by default") for t in p.targets] + [(o.target, f"with --target {o.target.key}") for o in p.offers]
+    for t, when in rows:
+        targets.add_row(t.key, t.precision, t.layout, _from(t.system), _options(t.options), when)
     console.print(targets)
     for offer in p.offers:
-        console.print(f"with --target {offer.target.key}: {offer.target.precision}, {offer.target.layout}", soft_wrap=True)
-        console.print(f"  source: {offer.source}", style="dim", soft_wrap=True)
+        console.print(f"{offer.target.key}: {offer.source}", style="dim", soft_wrap=True)
     figures = Table(title="figures", title_justify="left")
     for column in ("figure", "value", "status", "source"):
         figures.add_column(column, overflow="fold")
@@ -99,7 +107,9 @@ def _show(p: Profile) -> None:
 
 def plan_as_dict(plan: ExportPlan) -> dict[str, Any]:
     """The plan as plain data."""
-    return asdict(plan) | {"targets": [asdict(t) | {"key": t.key, "options": dict(t.options)} for t in plan.targets]}
+    return asdict(plan) | {
+        "targets": [asdict(t) | {"key": t.key, "options": dict(t.options), "system": t.system} for t in plan.targets]
+    }
 
 
 def render_plan(plan: ExportPlan, console: Console) -> None:
@@ -107,10 +117,10 @@ def render_plan(plan: ExportPlan, console: Console) -> None:
     size = f"{plan.resolution[0]}x{plan.resolution[1]} pixels, latent {'x'.join(map(str, plan.latent))}"
     console.print(f"[bold]{plan.device_name}[/bold]: width [bold]{plan.width}[/bold], {size}")
     table = Table()
-    for column in ("target", "precision", "layout", "local attention", "options"):
-        table.add_column(column)
+    for column in ("target", "precision", "layout", "local attention", "runs on", "options"):
+        table.add_column(column, no_wrap=column == "target")
     for t in plan.targets:
-        table.add_row(t.key, t.precision, t.layout, t.form, ", ".join(f"{k} = {v}" for k, v in t.options) or "—")
+        table.add_row(t.key, t.precision, t.layout, t.form, _from(t.system), _options(t.options))
     console.print(table)
     for other in plan.other_sizes:
         forms = ", ".join(f"{key} {form}" for key, form in other.forms)

@@ -284,7 +284,8 @@ def print_gates(gates: Sequence[dict[str, Any]]) -> None:
             for line in g["detail"].split("; "):
                 out().print(f"  {line}", style="dim", soft_wrap=True)
         elif g["verdict"] != "passed":
-            out().print(f"{g['target']} {_component(g)} {g['name']}: {g['verdict']}: {g['detail']}", soft_wrap=True)
+            line = f"{g['target']} {_component(g)} {g['name']}: {g['verdict']}: {g['detail']}"
+            out().print(line, soft_wrap=True, markup=False)  # a reason may name an extra in brackets
 
 
 def _component(gate: dict[str, Any]) -> str:

@@ -94,6 +94,7 @@ def test_iphone16pm_as_published() -> None:
     profile = load_profile("iphone16pm")
     assert [(t.key, t.precision, t.layout) for t in profile.targets] == [
         ("coreml", "fp16", "channels"),
+        ("coreai", "fp16", "channels"),
         ("executorch:xnnpack", "fp32", "token"),
         ("onnx:cpu", "fp32", "token"),
     ]
@@ -102,6 +103,18 @@ def test_iphone16pm_as_published() -> None:
     assert profile.latency.resolution == (1024, 1024)
     assert profile.latency.picture_ms("small", 4) == pytest.approx(1560)  # the paper says 1.7 to 1.8 s with text encoding
     assert profile.latency.picture_ms("no such width", 4) is None
+
+
+@pytest.mark.parametrize("device", profile_ids())
+def test_apples_devices_offer_core_ml_and_core_ai_and_say_what_each_needs(device: str) -> None:
+    profile = load_profile(device)
+    named = {t.target: t for t in profile.targets}
+    offered = {o.target.target: o for o in profile.offers}
+    assert ("coreai" in offered) == ("coreml" in named) == profile.os.startswith(("iOS", "iPadOS", "macOS"))
+    if "coreai" in offered:
+        assert named["coreml"].system == "iOS 18"
+        assert offered["coreai"].target.system == ("macOS 27" if profile.os == "macOS" else "iOS 27")
+        assert "27" in offered["coreai"].source
 
 
 def test_targets_table_is_what_the_targets_offer() -> None:
@@ -178,7 +191,7 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
         ("[figures]", '[figures]\npower = { value = 8, unit = "W", status = "chosen", source = "x" }', "figures.power.status"),
         ("[figures]", "[figures]\nspeed = 3", "figures.speed: got an unknown key"),
         ("[figures]", "[figures]\nmemory = 8", "figures.memory: got 8, expected a table"),
-        ('target = "onnx"', 'target = "onnx:qnn"', "targets[0].target: got 'onnx:qnn', expected one of coreml, exec"),
+        ('target = "onnx"', 'target = "onnx:qnn"', "targets[0].target: got 'onnx:qnn', expected one of coreml, coreai, exec"),
         ('target = "onnx"', 'target = "tensorrt"', "targets[0].target: got 'tensorrt'"),
         ('precision = "fp32"', 'precision = "int3"', "targets[0].precision: got 'int3', expected one of fp32"),
         ('layout = "token"', 'layout = "sideways"', "targets[0].layout: got 'sideways', expected one of token, channels"),

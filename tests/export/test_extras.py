@@ -1,0 +1,71 @@
+"""Targets whose tools are an optional extra: what is said, and that nothing else needs them."""
+
+from __future__ import annotations
+
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapgen_deploy import exporter
+from snapgen_deploy.cli.export import print_gates
+from snapgen_deploy.device_profiles import PRECISIONS
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export import extras
+from snapgen_deploy.export.base import Artifact
+from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.gates import Gate, check_target
+from tests.cli.conftest import invoke, tiny_config
+from tests.cli.test_bad_input import one_line
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the extra is not installed."""
+    known = {name for names in extras.EXTRAS.values() for name in names}
+    found = util.find_spec
+    monkeypatch.setattr(extras.util, "find_spec", lambda name: None if name in known else found(name))
+
+
+@pytest.mark.usefixtures("without")
+def test_export_names_the_extra_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(exporter, "validate", lambda _: pytest.fail("work has begun"))
+    monkeypatch.setattr("snapgen_deploy.cli.devices.render_plan", lambda plan, console: None)
+    done = invoke("export", "--device", "iphone16pm", "--target", "coreai", "--output-dir", tmp_path)
+    one_line(done, "coreai", "pip install 'snapgen-deploy[coreai]'")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("without")
+def test_the_target_says_so_itself(tmp_path: Path):
+    target, variant = target_of("coreai")
+    assert "snapgen-deploy[coreai]" in str(target.unavailable(variant))
+    for call in (lambda: target.open(tmp_path, threads=1), lambda: target.describe(tmp_path)):
+        with pytest.raises(BadInput, match=r"coreai, coreai_torch, coreai_opt.*snapgen-deploy\[coreai\]"):
+            call()
+
+
+@pytest.mark.usefixtures("without")
+def test_a_gate_that_cannot_run_says_why(capsys: pytest.CaptureFixture[str]):
+    config = tiny_config()
+    artifacts = {"student": Artifact("coreai", "student", Path("nowhere.aimodel"), ())}
+    unused: Any = None
+    checked = check_target("coreai", "fp16", PRECISIONS["fp16"].limits, artifacts, config, unused, unused, 1)
+    assert {g.verdict for g in checked.gates} == {"not_run"}
+    print_gates([g.as_dict() for g in checked.gates])
+    assert "coreai student relative_error: not_run: coreai needs an extra" in capsys.readouterr().out
+
+
+def test_brackets_of_a_reason_are_printed(capsys: pytest.CaptureFixture[str]):
+    print_gates([Gate("coreai", "student", "psnr", None, 1.0, "not_run", "pip install 'snapgen-deploy[coreai]'").as_dict()])
+    assert "pip install 'snapgen-deploy[coreai]'" in capsys.readouterr().out
+
+
+def test_every_extra_is_a_target_and_in_the_package():
+    import tomllib
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    for name in extras.EXTRAS:
+        assert target_of(name)[0].name == name
+        assert all("==" in requirement for requirement in project["optional-dependencies"][name])
