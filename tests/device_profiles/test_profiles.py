@@ -94,7 +94,6 @@ def test_iphone16pm_as_published() -> None:
     profile = load_profile("iphone16pm")
     assert [(t.key, t.precision, t.layout) for t in profile.targets] == [
         ("coreml", "fp16", "channels"),
-        ("coreai", "fp16", "channels"),
         ("executorch:xnnpack", "fp32", "token"),
         ("onnx:cpu", "fp32", "token"),
     ]
