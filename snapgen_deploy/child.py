@@ -41,7 +41,7 @@ def run_in_child(what: str, function: Callable[..., T], *args: Any, method: str 
             ok, value, peak = receiver.recv()
         except EOFError:
             process.join()
-            raise ChildDied(f"{what}: {_cause(process.exitcode)}") from None
+            raise ChildDied(f"{what}: {cause_of_death(process.exitcode)}") from None
         process.join()
     except BaseException:
         process.kill()
@@ -76,7 +76,8 @@ def peak_bytes() -> int:
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
-def _cause(code: int | None) -> str:
+def cause_of_death(code: int | None) -> str:
+    """What an exit status without a result says, for people."""
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         hint = "; the usual cause is too little memory" if name == "SIGKILL" else ""
