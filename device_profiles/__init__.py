@@ -10,13 +10,22 @@ import tomllib
 from pathlib import Path
 
 from snapgen_deploy.device_profiles.precisions import PRECISIONS, Limits, Precision
-from snapgen_deploy.device_profiles.schema import TARGETS, Figure, LatencyBasis, Profile, ProfileTarget, TargetSpec
-from snapgen_deploy.device_profiles.validate import read_profile, target_keys
+from snapgen_deploy.device_profiles.schema import (
+    TARGETS,
+    Figure,
+    LatencyBasis,
+    Profile,
+    ProfileTarget,
+    TargetSpec,
+    spec_of,
+    target_keys,
+)
+from snapgen_deploy.device_profiles.validate import read_profile
 from snapgen_deploy.errors import BadInput
 
 __all__ = [
     "PRECISIONS", "TARGETS", "Figure", "LatencyBasis", "Limits", "Precision", "Profile", "ProfileTarget", "TargetSpec",
-    "load_profile", "profile_ids", "target_keys",
+    "load_profile", "profile_ids", "spec_of", "target_keys",
 ]  # fmt: skip
 
 _FOLDER = Path(__file__).parent

@@ -7,6 +7,7 @@ users), and, for budgets only, `chosen` by this project (the source gives the re
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -35,6 +36,8 @@ FIGURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "npu_fp16": ("TFLOPS",),
         "npu_ops": ("TOPS",),  # where the maker does not say at which precision
         "power": ("W",),
+        "soc_model": ("id",),  # Qualcomm's number of the chip, which its compiler takes
+        "htp_arch": ("version",),  # of the Hexagon NPU
     }
 )
 
@@ -63,6 +66,15 @@ class TargetSpec:
     precisions: tuple[str, ...]  # the first is the default
     layout: str
     calibrated: tuple[str, ...] = ()  # precisions whose quantiser looks at real inputs
+    extra: tuple[str, str] | None = None  # module that it needs beyond the package's own, and the extra that brings it
+    one_size: str = ""  # why it cannot hold several picture sizes, where it cannot
+    from_figures: tuple[str, ...] = ()  # figures of a profile that become options of the same name; all are needed
+
+    def missing(self) -> str | None:
+        """What to install before this target can be used, None where all is there."""
+        if self.extra is None or importlib.util.find_spec(self.extra[0]) is not None:
+            return None
+        return f"pip install 'snapgen-deploy[{self.extra[1]}]'"
 
 
 TARGETS: Mapping[str, TargetSpec] = MappingProxyType(
@@ -83,8 +95,26 @@ TARGETS: Mapping[str, TargetSpec] = MappingProxyType(
             ("int8-dynamic", "int4-dynamic"),  # for their convolutions
         ),
         "onnx": TargetSpec(("cpu",), ("fp32", "fp16", "int8-dynamic", "int8-static", "int4"), "token", ("int8-static",)),
+        "onnx:qnn": TargetSpec(
+            ("qnn",), ("w8a16", "fp16"), "channels", ("w8a16",), ("onnxruntime_qnn", "qnn"),
+            "Qualcomm's emulation crashes when it loads contexts that share weights, so that they cannot be checked",
+            ("soc_model", "htp_arch"),
+        ),
     }
 )  # fmt: skip
+
+
+def spec_of(key: str) -> TargetSpec | None:
+    """What `name` or `name:variant` offers; None where there is no such target or variant."""
+    name, _, variant = key.partition(":")
+    spec = TARGETS.get(key, TARGETS.get(name))
+    return spec if spec is not None and (not variant or variant in spec.variants) else None
+
+
+def target_keys() -> tuple[str, ...]:
+    """Every `name` or `name:variant` that exists."""
+    keys = (f"{name.partition(':')[0]}:{v}" if v else name for name, spec in TARGETS.items() for v in spec.variants or ("",))
+    return tuple(keys)
 
 
 @dataclass(frozen=True)

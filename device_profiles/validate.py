@@ -17,12 +17,12 @@ from snapgen_deploy.device_profiles.schema import (
     KINDS,
     LAYOUTS,
     STATUSES,
-    TARGETS,
     Figure,
     LatencyBasis,
     Profile,
     ProfileTarget,
-    TargetSpec,
+    spec_of,
+    target_keys,
 )
 
 
@@ -95,7 +95,7 @@ class Reader:
             self.wrong(key, "an unknown key", f"'{near[0]}'?" if near else f"only {', '.join(names)}")
 
 
-def read_profile(table: Mapping[str, Any], targets: Mapping[str, TargetSpec] = TARGETS) -> tuple[Profile, list[str]]:
+def read_profile(table: Mapping[str, Any]) -> tuple[Profile, list[str]]:
     """The profile in a parsed file, and what is wrong with it; the profile is to be used only if the list is empty."""
     problems: list[str] = []
     top = Reader(table, "", problems)
@@ -111,7 +111,7 @@ def read_profile(table: Mapping[str, Any], targets: Mapping[str, TargetSpec] = T
         os_minimum=os.text("minimum"),
         source=top.text("source"),
         figures=_figures(top),
-        targets=_targets(top, targets),
+        targets=_targets(top),
         memory_budget=_figure(budget, "memory", tuple(BYTES_IN), BUDGET_STATUSES, needed=False),
         latency_budget=_figure(budget, "latency", ("ms",), BUDGET_STATUSES, needed=False),
         latency=_latency(latency) if latency is not None else None,
@@ -122,6 +122,11 @@ def read_profile(table: Mapping[str, Any], targets: Mapping[str, TargetSpec] = T
         reader.done()
     if profile.id != profile.id.lower() or any(c in profile.id for c in "/\\ ."):
         top.wrong("id", repr(profile.id), "lower case without spaces, dots or slashes")
+    for target in profile.targets:
+        spec = spec_of(target.key)
+        for name in spec.from_figures if spec is not None else ():
+            if name not in profile.figures:
+                top.wrong(f"figures.{name}", "nothing", f"a figure, which {target.key} needs")
     if profile.latency is not None and profile.latency.target not in {t.key for t in profile.targets}:
         top.wrong("latency.target", repr(profile.latency.target), "one of the profile's targets")
     return profile, problems
@@ -147,25 +152,25 @@ def _figures(top: Reader) -> Mapping[str, Figure]:
     return MappingProxyType({name: figure for name, figure in found.items() if figure is not None})
 
 
-def _targets(top: Reader, known: Mapping[str, TargetSpec]) -> tuple[ProfileTarget, ...]:
+def _targets(top: Reader) -> tuple[ProfileTarget, ...]:
     top.seen.add("targets")
     rows = top.table.get("targets")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         top.wrong("targets", "nothing" if rows is None else repr(rows), "one or more [[targets]] tables")
         return ()
-    found = [t for i, row in enumerate(rows) if (t := _target(Reader(row, f"targets[{i}]", top.problems), known)) is not None]
+    found = [t for i, row in enumerate(rows) if (t := _target(Reader(row, f"targets[{i}]", top.problems))) is not None]
     keys = [t.key for t in found]
     for key in sorted({k for k in keys if keys.count(k) > 1}):
         top.wrong("targets", f"{key} {keys.count(key)} times", "each target once")
     return tuple(found)
 
 
-def _target(reader: Reader, known: Mapping[str, TargetSpec]) -> ProfileTarget | None:
+def _target(reader: Reader) -> ProfileTarget | None:
     key = reader.text("target")
     name, _, variant = key.partition(":")
-    spec = known.get(name)
-    if key and (spec is None or (":" in key and variant not in spec.variants)):
-        reader.wrong("target", repr(key), f"one of {', '.join(target_keys(known))}")
+    spec = spec_of(key)
+    if key and (spec is None or key.endswith(":")):
+        reader.wrong("target", repr(key), f"one of {', '.join(target_keys())}")
     precision = reader.text("precision", spec.precisions if spec else ())
     layout = reader.text("layout", LAYOUTS)
     options, limits = _options(reader), _limits(reader)
@@ -206,8 +211,3 @@ def _latency(reader: Reader) -> LatencyBasis | None:
         return None
     times = MappingProxyType({width: figure for width, figure in found.items() if figure is not None})
     return LatencyBasis(preset, (resolution[0], resolution[1]), target, times, decoder)
-
-
-def target_keys(known: Mapping[str, TargetSpec] = TARGETS) -> tuple[str, ...]:
-    """Every `name` or `name:variant` that exists."""
-    return tuple(f"{name}:{v}" if v else name for name, spec in known.items() for v in spec.variants or ("",))

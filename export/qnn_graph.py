@@ -52,15 +52,11 @@ def quantise(plain: Path, component: Component, made: Path) -> None:
     Ranges are the least and the largest values over the component's calibration inputs. Raises BadInput where there are none.
     """
     from onnxruntime.quantization import QuantType, quantize
-    from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config, qnn_preprocess_model
+    from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
 
-    with quiet():
-        prepared = plain.with_name(f"prepared-{plain.name}")
-        source = prepared if qnn_preprocess_model(str(plain), str(prepared)) else plain
-        config = get_qnn_qdq_config(
-            str(source), _Reader(component), activation_type=QuantType.QUInt16, weight_type=QuantType.QUInt8
-        )
-        quantize(str(source), str(made), config)
+    with quiet():  # its own preparation (`qnn_preprocess_model`) has nothing to do here, and fails on a file with metadata
+        kinds = {"activation_type": QuantType.QUInt16, "weight_type": QuantType.QUInt8}
+        quantize(str(plain), str(made), get_qnn_qdq_config(str(plain), _Reader(component), **kinds))
 
 
 class _Reader:

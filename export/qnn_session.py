@@ -7,6 +7,8 @@ Everything here runs in a companion process, and imports neither torch nor this 
 - `htp_graph_finalization_optimization_mode`: with 1, onnxruntime-qnn 2.7.0 gave a decoder in 16-bit activations that is wrong
   from its first nearest upsampling on (relative error 1.0); with 0, 2 and 3 it is right (0.025). 3 is what is meant for
   preparing on another machine.
+- Several graphs in one binary over shared weights (`enable_htp_weight_sharing`, `ep.share_ep_contexts`) compile, and the
+  emulation ends with SIGSEGV when it loads such a binary: nothing here makes one.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from snapgen_deploy.export.quiet import first_line
 
 PROVIDER = "QNNExecutionProvider"
 UNIT = "HTP"  # what the provider's NPU is called in placements
@@ -45,47 +48,31 @@ class Compiled:
     nodes: dict[str, int]  # unit -> nodes of onnxruntime's graph, as it assigned them
 
 
-def compile_contexts(graphs: Sequence[str], contexts: Sequence[str], chip: Chip) -> list[Compiled]:
-    """Compile each graph to a context: `contexts` are the small .onnx files that refer to a binary beside the first of them.
+def compile_context(graph: str, context: str, chip: Chip) -> Compiled:
+    """Compile a graph to the small .onnx file `context`, which refers to a binary beside it.
 
-    The contexts of several graphs go to one binary, which holds what they share once. Raises onnxruntime's exception where
-    the NPU takes not every node.
+    Raises RuntimeError where the NPU takes not every node; which they are is printed (`refused`).
     """
-    import onnxruntime
-
-    found = []
-    for number, (graph, context) in enumerate(zip(graphs, contexts, strict=True)):
-        options = _options()
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        options.add_session_config_entry("ep.context_enable", "1")
-        options.add_session_config_entry("ep.context_embed_mode", "0")
-        options.add_session_config_entry("ep.context_file_path", context)
-        sharing = {}
-        if len(graphs) > 1:
-            sharing = {"enable_htp_weight_sharing": "1"}
-            options.add_session_config_entry("ep.share_ep_contexts", "1")
-            if number == len(graphs) - 1:
-                options.add_session_config_entry("ep.stop_share_ep_contexts", "1")
-        _on_npu(options, {"soc_model": chip.soc_model, "htp_arch": chip.htp_arch, **sharing})
-        start = time.monotonic()
-        session = onnxruntime.InferenceSession(graph, options)
-        seconds = time.monotonic() - start
-        nodes: Counter[str] = Counter()
-        for part in session.get_provider_graph_assignment_info():
-            nodes[UNIT if part.ep_name == PROVIDER else part.ep_name] += len(part.get_nodes())
-        found.append(Compiled(seconds, dict(sorted(nodes.items()))))
-        _sessions[context] = session  # a session that goes takes what is shared with it
-    _sessions.clear()
-    return found
+    options = _options()
+    for name, value in (
+        ("session.record_ep_graph_assignment_info", "1"),
+        ("ep.context_enable", "1"),
+        ("ep.context_embed_mode", "0"),
+        ("ep.context_file_path", context),
+    ):
+        options.add_session_config_entry(name, value)
+    start = time.monotonic()
+    session = _open(graph, options, chip)
+    seconds = time.monotonic() - start
+    nodes: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        nodes[UNIT if part.ep_name == PROVIDER else part.ep_name] += len(part.get_nodes())
+    return Compiled(seconds, dict(sorted(nodes.items())))
 
 
 def load(path: str, chip: Chip) -> dict[str, tuple[str, list[int]]]:
     """Open a context or a graph, which is compiled first, for `run`; its inputs by name: onnxruntime's type and shape."""
-    import onnxruntime
-
-    options = _options()
-    _on_npu(options, {"soc_model": chip.soc_model, "htp_arch": chip.htp_arch})
-    session = onnxruntime.InferenceSession(path, options)
+    session = _open(path, _options(), chip)
     _sessions[path] = session
     return {i.name: (i.type, list(i.shape)) for i in session.get_inputs()}
 
@@ -94,7 +81,11 @@ def run(path: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """All outputs of a loaded session by name."""
     session = _sessions[path]
     names = [o.name for o in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+    try:
+        values = session.run(names, dict(inputs))
+    except Exception as error:
+        raise RuntimeError(first_line(error)) from None
+    return dict(zip(names, values, strict=True))
 
 
 def refused(printed: str) -> list[tuple[str, str]]:
@@ -112,7 +103,8 @@ def _options() -> Any:
     return options
 
 
-def _on_npu(options: Any, provider: Mapping[str, str]) -> None:
+def _open(path: str, options: Any, chip: Chip) -> Any:
+    """A session on the NPU; what onnxruntime raises as one RuntimeError, since its own exceptions do not leave a process."""
     import onnxruntime
     import onnxruntime_qnn
 
@@ -123,9 +115,14 @@ def _on_npu(options: Any, provider: Mapping[str, str]) -> None:
     settings = {
         "backend_path": onnxruntime_qnn.get_qnn_htp_path(),
         "htp_graph_finalization_optimization_mode": OPTIMIZATION,
-        **provider,
+        "soc_model": chip.soc_model,
+        "htp_arch": chip.htp_arch,
     }
     options.add_provider_for_devices(npus[:1], settings)
+    try:
+        return onnxruntime.InferenceSession(path, options)
+    except Exception as error:
+        raise RuntimeError(first_line(error)) from None
 
 
 def library_version() -> str:
@@ -133,12 +130,3 @@ def library_version() -> str:
     import onnxruntime_qnn
 
     return str(onnxruntime_qnn.build_and_package_info.qnn_version)
-
-
-def binary_of(context: Path) -> str:
-    """Name of the binary that a context's .onnx refers to."""
-    import onnx
-
-    node = onnx.load(str(context), load_external_data=False).graph.node[0]
-    stated = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    return str(stated["ep_cache_context"].decode())

@@ -7,11 +7,12 @@ from importlib import import_module
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Target
 
-# name -> module and class
+# name, or name:variant where a variant has a class of its own -> module and class
 TARGETS: dict[str, tuple[str, str]] = {
     "coreml": ("snapgen_deploy.export.coreml", "CoreML"),
     "executorch": ("snapgen_deploy.export.executorch", "ExecuTorch"),
     "onnx": ("snapgen_deploy.export.onnx", "Onnx"),
+    "onnx:qnn": ("snapgen_deploy.export.onnx_qnn", "OnnxQnn"),
 }
 
 
@@ -20,7 +21,7 @@ def target_of(key: str) -> tuple[Target, str]:
     name, _, variant = key.partition(":")
     if name not in TARGETS:
         raise BadInput(f"unknown target '{name}': expected one of {', '.join(TARGETS)}")
-    module, cls = TARGETS[name]
+    module, cls = TARGETS.get(key, TARGETS[name])
     target: Target = getattr(import_module(module), cls)()
     if variant and variant not in target.variants:
         raise BadInput(f"target {name} has no variant '{variant}': expected one of {', '.join(target.variants) or 'none'}")

@@ -39,6 +39,7 @@ SPELLINGS: Mapping[str, Spelling] = MappingProxyType(
         "onnx": Spelling("token", int(WEIGHT_BYTES["fp32"]), *spelling("onnx")),
         "executorch": Spelling("token", int(WEIGHT_BYTES["fp32"]), *spelling("executorch")),
         "coreml": Spelling("channels", int(WEIGHT_BYTES["fp16"]), *spelling("coreml")),
+        "onnx:qnn": Spelling("channels", int(WEIGHT_BYTES["fp16"]), *spelling("onnx")),  # activations of w8a16 are 16 bits, too
     }
 )
 
@@ -57,7 +58,7 @@ def spelling_of(target: str) -> Spelling:
     name = target.partition(":")[0]
     if name not in SPELLINGS:
         raise BadInput(f"unknown target '{target}': expected one of {', '.join(SPELLINGS)}")
-    return SPELLINGS[name]
+    return SPELLINGS.get(target, SPELLINGS[name])
 
 
 def latent_of(config: ModelConfig, resolution: tuple[int, int]) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from snapgen_deploy.latency.session import identity
 from snapgen_deploy.progress import Progress
 from snapgen_deploy.verifier import read_vectors
 
+NEVER_LINKED = ("onnx:qnn",)  # the links' runners bring no NPU provider
 LINK_TARGETS = {"adb": ("executorch", "onnx"), "iphone": ("coreml",), "mac": ("coreml",)}
 
 
@@ -58,7 +59,9 @@ def measure_device(
 def target_for(bundle: Bundle, link_name: str, wanted: str | None) -> str:
     """The target asked for, else the bundle's first that the link's device runs."""
     takes = LINK_TARGETS.get(link_name.partition(":")[0], ())
-    fitting = [k for k in bundle.targets if k.split(":")[0] in takes and wanted in (None, k, k.split(":")[0])]
+    fitting = [
+        k for k in bundle.targets if k.split(":")[0] in takes and k not in NEVER_LINKED and wanted in (None, k, k.split(":")[0])
+    ]
     if takes and not fitting:
         raise BadInput(f"{link_name} runs {' and '.join(takes)}; got {wanted or ', '.join(bundle.targets)}")
     return fitting[0] if fitting else bundle.targets[0]  # an unknown link: opening it says so

@@ -64,6 +64,11 @@ def runs_here(key: str) -> None:
             "coreml: this host runs Core ML packages for their numbers, not for their speed; measure on a Mac (--link mac), "
             "on a phone (--link iphone), or another target of the bundle (--target)"
         )
+    if key == "onnx:qnn":
+        raise MeasurementFailed(
+            "onnx:qnn: this host runs Qualcomm's emulation of the NPU for its numbers, and its time says nothing of a phone's; "
+            "measure another target of the bundle (--target)"
+        )
     if reason := target.unavailable(variant):
         raise MeasurementFailed(f"{key}: {reason}")
 

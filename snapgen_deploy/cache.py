@@ -31,6 +31,7 @@ DEFAULT_LIMIT = 10 * 10**9  # bytes
 TOOLS = (
     "torch", "torchao", "executorch", "coremltools", "onnx", "onnxruntime", "onnxscript", "optimum", "optimum-onnx",
     "transformers", "numpy", "safetensors", "protobuf", "flatbuffers", "scikit-learn", "onnx-ir",
+    "onnxruntime-qnn",
 )  # fmt: skip
 SEAL = "record.sha256"  # of the record, so that a change of its figures is found too
 ABANDONED = 24 * 3600  # seconds after which the temporary folder of another process is taken for left over

@@ -15,7 +15,7 @@ import numpy as np
 from snapgen_deploy.bundle import sha256_of
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.components import ports_of, roles_of
-from snapgen_deploy.device_profiles import TARGETS
+from snapgen_deploy.device_profiles import spec_of
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Port, Role
 from snapgen_deploy.plan import ExportPlan, TargetPlan
@@ -53,7 +53,8 @@ class Calibration:
 
 def is_calibrated(target: TargetPlan) -> bool:
     """Whether the target's quantiser at this precision looks at inputs."""
-    return target.precision in TARGETS[target.target].calibrated
+    spec = spec_of(target.key)
+    return spec is not None and target.precision in spec.calibrated
 
 
 def calibration_of(checkpoint: Checkpoint, plan: ExportPlan, path: Path | None) -> Calibration:

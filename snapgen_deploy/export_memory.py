@@ -32,6 +32,9 @@ CONVERTING: Mapping[str, Cost] = {
     "onnx": Cost(660_000_000, 1.2),
     "coreml": Cost(600_000_000, 1.7),
     "executorch": Cost(650_000_000, 1.3),
+    "onnx:qnn": Cost(
+        1_000_000_000, 8.0
+    ),  # of the embedded checkpoint alone, with a wide margin; the compiler's process included
 }
 # More for ExecuTorch where the local attention is a loop over blocks: sets of its partitioner that grow with the square of the
 # number of operators.
@@ -41,6 +44,7 @@ CHECKING: Mapping[str, Cost] = {
     "onnx": Cost(380_000_000, 1.75, 4.0),
     "coreml": Cost(600_000_000, 1.65, 2.1),
     "executorch": Cost(400_000_000, 2.1, 1.2),
+    "onnx:qnn": Cost(1_500_000_000, 4.0, 4.0),  # as above: a process for each component
 }
 REFERENCE = Cost(420_000_000, 1.15, 1.4)
 
@@ -85,13 +89,14 @@ def predict(config: ModelConfig, plan: ExportPlan) -> tuple[Prediction, ...]:
     activations = max(activation_bytes(config, plan.width, latent, size) for latent, size in shapes)
     found = [Prediction(REFERENCE.of(weights, activations))]
     for target in plan.targets:
-        cost = CONVERTING[target.target]
+        cost = CONVERTING.get(target.key, CONVERTING[target.target])
         forms = {target.form, *(dict(s.forms).get(target.key) for s in plan.other_sizes)}
         loops = EXECUTORCH_LOOP if target.target == "executorch" and "loop" in forms else 0
         for role, size in sizes.items():
             more = loops if role == "student" else 0
             found += [Prediction(cost.of(size, 0) + more, target, role)] if size else []
-        found.append(Prediction(CHECKING[target.target].of(weights, activations), target))
+        checking = CHECKING.get(target.key, CHECKING[target.target])
+        found.append(Prediction(checking.of(weights, activations), target))
     return tuple(found)
 
 

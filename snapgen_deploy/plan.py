@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from snapgen_deploy.device_profiles import PRECISIONS, TARGETS, Limits, Profile, ProfileTarget
+from snapgen_deploy.device_profiles import PRECISIONS, TARGETS, Limits, Profile, ProfileTarget, TargetSpec, spec_of
 from snapgen_deploy.errors import BadInput, Refused, nearest
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.quantise.settings import MixedSettings
@@ -81,7 +81,7 @@ class TargetPlan:
     @property
     def exact(self) -> bool:
         """Whether this is the target's own default, whose files differ from the reference by rounding only."""
-        return self.precision == TARGETS[self.target].precisions[0]
+        return self.precision == _spec(self.key).precisions[0]
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,19 @@ class ExportPlan:
         return replace(self, resolution=found.resolution, latent=found.latent, targets=targets, other_sizes=())
 
 
+def _spec(key: str) -> TargetSpec:
+    """What a target offers; BadInput for one that is not known."""
+    spec = spec_of(key)
+    if spec is None:
+        name, _, variant = key.partition(":")
+        if name not in TARGETS:
+            near = difflib.get_close_matches(name, TARGETS, n=1) or list(TARGETS)
+            raise BadInput(f"unknown target '{name}': did you mean {' or '.join(near)}?")
+        variants = [v for n, s in TARGETS.items() if n.partition(":")[0] == name for v in s.variants]
+        raise BadInput(f"target {name} has no variant '{variant}': expected one of {', '.join(variants) or 'none'}")
+    return spec
+
+
 def target_at(plan: ExportPlan, key: str) -> TargetPlan:
     """The target of a plan by its key."""
     return next(t for t in plan.targets if t.key == key)
@@ -144,9 +157,11 @@ def make_plan(
     """
     sizes = sizes_of(config, (resolution or config.resolution, *other_resolutions))
     size, form = sizes[0].resolution, local_form(config, sizes[0].latent)
-    chosen = [_target(t, precision, form) for t in _targets(profile, targets)]
+    picked, left_out = _targets(profile, targets)
+    chosen = [_target(t, precision, form, profile) for t in picked]
+    _check_one_size(chosen, sizes)
     check_systems(sizes, {t.key: dict(t.options).get("deployment", "") for t in chosen})
-    calibrated = [t for t in chosen if t.precision in (*TARGETS[t.target].calibrated, "mixed")]
+    calibrated = [t for t in chosen if t.precision in (*_spec(t.key).calibrated, "mixed")]
     if len(sizes) > 1 and calibrated:
         one = calibrated[0]  # its ranges are found on trajectories of one picture size
         raise BadInput(
@@ -172,7 +187,7 @@ def make_plan(
         device=profile.id,
         device_name=profile.name,
         width=pick.width,
-        reasons=(*asked, *(j.line for j in judged)),
+        reasons=(*asked, *(j.line for j in judged), *left_out),
         targets=tuple(chosen),
         resolution=size,
         latent=sizes[0].latent,
@@ -301,32 +316,49 @@ def activation_bytes(config: ModelConfig, width: str, latent: tuple[int, int, in
     return 4 * max(student, decoder)
 
 
-def _targets(profile: Profile, wanted: Sequence[str]) -> list[ProfileTarget]:
-    """The profile's targets, or those asked for; a bare name takes the profile's variant, else the target's first."""
+def _check_one_size(targets: Sequence[TargetPlan], sizes: Sequence[Size]) -> None:
+    """BadInput where there are several picture sizes and a target that cannot hold them."""
+    for target in targets:
+        reason = _spec(target.key).one_size
+        if reason and len(sizes) > 1:
+            raise BadInput(f"{target.key} holds one picture size ({reason}); give one --resolution, or choose other targets")
+
+
+def _targets(profile: Profile, wanted: Sequence[str]) -> tuple[list[ProfileTarget], list[str]]:
+    """The profile's targets, or those asked for, and a line for each that was left out since its extra is not installed.
+
+    A bare name takes the profile's variant, else the target's first. BadInput where a target was asked for that is not
+    known, or whose extra is missing.
+    """
     if not wanted:
-        return list(profile.targets)
+        missing = {t.key: what for t in profile.targets if (what := _spec(t.key).missing())}
+        lines = [f"{key} left out: its extra is not installed ({what})" for key, what in missing.items()]
+        return [t for t in profile.targets if t.key not in missing], lines
     found = []
     for text in dict.fromkeys(wanted):
         name, _, variant = text.partition(":")
-        if name not in TARGETS:
-            near = difflib.get_close_matches(name, TARGETS, n=1) or list(TARGETS)
-            raise BadInput(f"unknown target '{name}': did you mean {' or '.join(near)}?")
-        spec = TARGETS[name]
-        if variant and variant not in spec.variants:
-            raise BadInput(f"target {name} has no variant '{variant}': expected one of {', '.join(spec.variants) or 'none'}")
+        spec = _spec(text)
         ours = [t for t in profile.targets if t.key == text or (not variant and t.target == name)]
+        ours.sort(key=lambda t: bool(_spec(t.key).missing()))
         default = ProfileTarget(name, variant or next(iter(spec.variants), ""), spec.precisions[0], spec.layout)
-        found.append(ours[0] if ours else default)
-    return found
+        chosen = ours[0] if ours else default
+        if what := _spec(chosen.key).missing():
+            raise BadInput(f"target {chosen.key} needs an extra that is not installed: {what}")
+        found.append(chosen)
+    return found, []
 
 
-def _target(target: ProfileTarget, precision: str | None, form: str) -> TargetPlan:
-    offered = TARGETS[target.target].precisions
-    if precision is not None and precision not in offered:
-        near = nearest(precision, offered)
-        have = [name for name, spec in TARGETS.items() if precision in spec.precisions]
+def _target(target: ProfileTarget, precision: str | None, form: str, profile: Profile) -> TargetPlan:
+    spec = _spec(target.key)
+    if precision is not None and precision not in spec.precisions:
+        near = nearest(precision, spec.precisions)
+        have = [name for name, other in TARGETS.items() if precision in other.precisions]
         near = f"; {' and '.join(have)} has it: choose with --target" if have else near
-        raise BadInput(f"target {target.key} has no precision '{precision}': it offers {', '.join(offered)}{near}")
+        raise BadInput(f"target {target.key} has no precision '{precision}': it offers {', '.join(spec.precisions)}{near}")
     chosen = precision or target.precision
     own = target.limits if chosen == target.precision else ()
-    return TargetPlan(target.target, target.variant, chosen, target.layout, form, target.options, own_limits=own)
+    if absent := [name for name in spec.from_figures if name not in profile.figures]:
+        raise BadInput(f"target {target.key} needs the figure {absent[0]}, which the profile {profile.id} does not have")
+    figures = tuple((name, f"{profile.figures[name].value:g}") for name in spec.from_figures)
+    options = (*target.options, *figures)
+    return TargetPlan(target.target, target.variant, chosen, target.layout, form, options, own_limits=own)

@@ -88,15 +88,16 @@ def _profile(device: str) -> Device:
 
 def _target(device: Device, wanted: str | None) -> str:
     """The key of the target: as on the command line, with the first variant where none is given."""
-    from snapgen_deploy.device_profiles import TARGETS, target_keys
+    from snapgen_deploy.device_profiles import spec_of, target_keys
     from snapgen_deploy.latency.estimate_basis import Host
 
     if wanted is None:
         return "onnx:cpu" if isinstance(device, Host) else device.targets[0].key
     name, _, variant = wanted.partition(":")
-    if name not in TARGETS or (variant and variant not in TARGETS[name].variants):
+    spec = spec_of(wanted)
+    if spec is None:
         raise BadInput(f"unknown target '{wanted}': expected one of {', '.join(target_keys())}")
-    variant = variant or next(iter(TARGETS[name].variants), "")
+    variant = variant or next(iter(spec.variants), "")
     return f"{name}:{variant}" if variant else name
 
 
