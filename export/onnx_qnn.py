@@ -223,7 +223,10 @@ def _graph(component: Component, precision: str, folder: Path) -> Path:
 def _compile(what: str, graph: Path, made: Path, chip: Chip, seconds: float) -> Compiled:
     companion = Companion(f"{what}: Qualcomm's compiler")
     try:
-        compiled: Compiled = companion.call(qnn_session.compile_context, str(graph), str(made), chip, seconds=seconds)
+        places = (str(f.relative_to(graph.parent)) for f in (graph, made))
+        compiled: Compiled = companion.call(
+            qnn_session.compile_context, str(graph.parent.absolute()), *places, chip, seconds=seconds
+        )
     except RuntimeError as error:
         refused = qnn_session.refused(companion.printed())
         if not refused:

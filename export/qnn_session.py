@@ -13,6 +13,7 @@ Everything here runs in a companion process, and imports neither torch nor this 
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections import Counter
@@ -48,11 +49,13 @@ class Compiled:
     nodes: dict[str, int]  # unit -> nodes of onnxruntime's graph, as it assigned them
 
 
-def compile_context(graph: str, context: str, chip: Chip) -> Compiled:
-    """Compile a graph to the small .onnx file `context`, which refers to a binary beside it.
+def compile_context(folder: str, graph: str, context: str, chip: Chip) -> Compiled:
+    """Compile a graph to the small .onnx file `context`, which refers to a binary beside it; both are paths within `folder`.
 
+    The provider names its graph after the model's path as it is given, so that absolute ones would change the bytes.
     Raises RuntimeError where the NPU takes not every node; which they are is printed (`refused`).
     """
+    os.chdir(folder)
     options = _options()
     for name, value in (
         ("session.record_ep_graph_assignment_info", "1"),

@@ -72,9 +72,7 @@ def compare(work: Work, limit: float) -> Found | str:
 def _probe(work: Work) -> Probe | str:
     target, variant = target_of(work.target)
     if target.name == "executorch":
-        return (
-            "a .pte file hands whole graphs to its delegate, which shows no value inside: compare it as onnx:cpu"
-        )
+        return "a .pte file hands whole graphs to its delegate, which shows no value inside: compare it as onnx:cpu"
     if reason := target.unavailable(variant):
         return reason
     if target.name == "coreml":

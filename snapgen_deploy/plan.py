@@ -157,9 +157,8 @@ def make_plan(
     """
     sizes = sizes_of(config, (resolution or config.resolution, *other_resolutions))
     size, form = sizes[0].resolution, local_form(config, sizes[0].latent)
-    picked, left_out = _targets(profile, targets)
+    picked, left_out = _targets(profile, targets, several=len(sizes) > 1)
     chosen = [_target(t, precision, form, profile) for t in picked]
-    _check_one_size(chosen, sizes)
     check_systems(sizes, {t.key: dict(t.options).get("deployment", "") for t in chosen})
     calibrated = [t for t in chosen if t.precision in (*_spec(t.key).calibrated, "mixed")]
     if len(sizes) > 1 and calibrated:
@@ -316,34 +315,34 @@ def activation_bytes(config: ModelConfig, width: str, latent: tuple[int, int, in
     return 4 * max(student, decoder)
 
 
-def _check_one_size(targets: Sequence[TargetPlan], sizes: Sequence[Size]) -> None:
-    """BadInput where there are several picture sizes and a target that cannot hold them."""
-    for target in targets:
-        reason = _spec(target.key).one_size
-        if reason and len(sizes) > 1:
-            raise BadInput(f"{target.key} holds one picture size ({reason}); give one --resolution, or choose other targets")
+def _obstacle(key: str, several: bool) -> str | None:
+    """Why a target cannot be exported here, or not at several picture sizes; None where it can."""
+    spec = _spec(key)
+    if what := spec.missing():
+        return f"its extra is not installed ({what})"
+    return f"it holds one picture size ({spec.one_size})" if several and spec.one_size else None
 
 
-def _targets(profile: Profile, wanted: Sequence[str]) -> tuple[list[ProfileTarget], list[str]]:
-    """The profile's targets, or those asked for, and a line for each that was left out since its extra is not installed.
+def _targets(profile: Profile, wanted: Sequence[str], *, several: bool) -> tuple[list[ProfileTarget], list[str]]:
+    """The profile's targets, or those asked for, and a line for each of the profile's that was left out.
 
     A bare name takes the profile's variant, else the target's first. BadInput where a target was asked for that is not
-    known, or whose extra is missing.
+    known, whose extra is missing, or that cannot hold several picture sizes.
     """
     if not wanted:
-        missing = {t.key: what for t in profile.targets if (what := _spec(t.key).missing())}
-        lines = [f"{key} left out: its extra is not installed ({what})" for key, what in missing.items()]
-        return [t for t in profile.targets if t.key not in missing], lines
+        obstacles = {t.key: why for t in profile.targets if (why := _obstacle(t.key, several))}
+        lines = [f"{key} left out: {why}" for key, why in obstacles.items()]
+        return [t for t in profile.targets if t.key not in obstacles], lines
     found = []
     for text in dict.fromkeys(wanted):
         name, _, variant = text.partition(":")
         spec = _spec(text)
         ours = [t for t in profile.targets if t.key == text or (not variant and t.target == name)]
-        ours.sort(key=lambda t: bool(_spec(t.key).missing()))
+        ours.sort(key=lambda t: bool(_obstacle(t.key, several)))  # a bare name means what can be made
         default = ProfileTarget(name, variant or next(iter(spec.variants), ""), spec.precisions[0], spec.layout)
         chosen = ours[0] if ours else default
-        if what := _spec(chosen.key).missing():
-            raise BadInput(f"target {chosen.key} needs an extra that is not installed: {what}")
+        if why := _obstacle(chosen.key, several):
+            raise BadInput(f"target {chosen.key} cannot be exported: {why}")
         found.append(chosen)
     return found, []
 
