@@ -96,7 +96,7 @@ TARGETS: Mapping[str, TargetSpec] = MappingProxyType(
         ),
         "onnx": TargetSpec(("cpu",), ("fp32", "fp16", "int8-dynamic", "int8-static", "int4"), "token", ("int8-static",)),
         "onnx:qnn": TargetSpec(
-            ("qnn",), ("w8a16", "fp16"), "channels", ("w8a16",), ("onnxruntime_qnn", "qnn"),
+            ("qnn",), ("fp16", "w8a16"), "channels", ("w8a16",), ("onnxruntime_qnn", "qnn"),
             "Qualcomm's emulation crashes when it loads contexts that share weights, so that they cannot be checked",
             ("soc_model", "htp_arch"),
         ),

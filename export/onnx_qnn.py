@@ -77,7 +77,7 @@ class OnnxQnn:
 
     name: str = "onnx"
     variants: tuple[str, ...] = (VARIANT,)
-    precisions: tuple[str, ...] = ("w8a16", "fp16")
+    precisions: tuple[str, ...] = ("fp16", "w8a16")
     layout: Layout = "channels"
     suffix: str = ".onnx"
 

@@ -127,7 +127,7 @@ def test_a_graph_in_floats_is_the_quantised_one_without_its_activations_rounded(
 def test_bad_requests_are_one_line(tmp_path: Path) -> None:
     target = OnnxQnn()
     for variant, precision, options, match in (
-        ("qnn", "fp32", CHIP, "offered are qnn and w8a16, fp16"),
+        ("qnn", "fp32", CHIP, "offered are qnn and fp16, w8a16"),
         ("qnn", "fp16", {"htp_arch": "73"}, "option soc_model=''; expected a whole number"),
         ("qnn", "fp16", CHIP | {"soc": "1"}, "unknown option 'soc'"),
     ):
