@@ -259,7 +259,7 @@ def _latency(
     """Time of a picture in ms where there is a basis, what to say of it, and what stands in the way, if anything."""
     budget = profile.latency_budget
     if limits.max_latency_ms is not None:
-        estimate = limits.estimator(width, targets[0].key) if limits.estimator else None
+        estimate = _estimate(width, targets, limits)
         if estimate is None:
             return None, "no basis for an estimate of its latency", "latency not known"
         fits = estimate.high <= limits.max_latency_ms
@@ -277,11 +277,18 @@ def _latency(
         over = budget is not None and not published <= budget.value
         said = f"{published:.0f} ms a picture (published steps and decoder)"
         return published, said, f"latency over {budget}" if over else ""
-    estimate = limits.estimator(width, targets[0].key) if limits.estimator else None
+    estimate = _estimate(width, targets, limits)
     if estimate is None:
         return None, "no latency figure for this model and size on this device", ""
     over = budget is not None and not estimate.ms <= budget.value
     return estimate.ms, estimate.line, f"latency over {budget}" if over else ""
+
+
+def _estimate(width: str, targets: Sequence[TargetPlan], limits: _Limits) -> LatencyEstimate | None:
+    """Of the first target that there is a basis for."""
+    if limits.estimator is None:
+        return None
+    return next((found for t in targets if (found := limits.estimator(width, t.key)) is not None), None)
 
 
 def estimate_memory(
@@ -338,7 +345,7 @@ def _targets(profile: Profile, wanted: Sequence[str], *, several: bool) -> tuple
         name, _, variant = text.partition(":")
         spec = _spec(text)
         ours = [t for t in profile.targets if t.key == text or (not variant and t.target == name)]
-        ours.sort(key=lambda t: bool(_obstacle(t.key, several)))  # a bare name means what can be made
+        ours.sort(key=lambda t: t.variant not in TARGETS[t.target].variants)  # a variant of another class only by its full name
         default = ProfileTarget(name, variant or next(iter(spec.variants), ""), spec.precisions[0], spec.layout)
         chosen = ours[0] if ours else default
         if why := _obstacle(chosen.key, several):
