@@ -42,7 +42,7 @@ from snapgen_deploy.export.base import (
     not_quantised,
 )
 from snapgen_deploy.export.graph import check_inputs, check_offered, parse_options
-from snapgen_deploy.export.onnx import ORT_TYPES, Onnx, external_files
+from snapgen_deploy.export.onnx import EXTERNAL_DATA_BYTES, ORT_TYPES, Onnx
 from snapgen_deploy.export.qnn_session import Chip, Compiled
 from snapgen_deploy.export.quiet import first_line
 
@@ -148,7 +148,7 @@ class OnnxQnn:
                 n: replace(w, kind="float16", bits=w.bits // 2) if w.kind == "float32" else w for n, w in weights.items()
             }
         skipped = onnx_weights.skipped(model, weights)
-        files = (path, path.with_name(f"{path.stem}_qnn.bin"), graph, *external_files(model, graph))
+        files = (path, path.with_name(f"{path.stem}_qnn.bin"), graph)
         return Description(
             bytes=sum(f.stat().st_size for f in files),
             ops=dict(sorted(Counter(n.op_type for n in model.graph.node).items())),
@@ -209,7 +209,12 @@ def _graph(component: Component, precision: str, folder: Path) -> Path:
     """What is to be compiled: exported, in the NPU's operations, and quantised where the precision says so."""
     import onnx
 
-    plain = Onnx().export(component, "cpu", "fp32", folder, {}).path
+    exported = Onnx().export(component, "cpu", "fp32", folder, {})
+    plain, size = exported.path, sum(f.stat().st_size for f in exported.files)
+    if size > EXTERNAL_DATA_BYTES:  # the quantiser and the compiler were given no model in several files
+        raise BadInput(
+            f"onnx:qnn: the {component.role} is {size / 1e9:.2f} GB in fp32; at most 2 GB: choose a narrower --width"
+        )
     model = onnx.load(str(plain))
     qnn_graph.divide(model)
     onnx.save(model, str(plain))
