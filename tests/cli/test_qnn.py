@@ -21,6 +21,10 @@ def test_without_the_extra_one_line_says_what_to_install(checkpoint: Path, tmp_p
     assert done.exit_code == 2
     assert "pip install 'snapgen-deploy[qnn]'" in done.output
     assert list(tmp_path.iterdir()) == []
+    plan = invoke("export", "--device", "android-mid", "--checkpoint", checkpoint, "--dry-run")
+    assert plan.exit_code == 0
+    assert "onnx:qnn left out: its extra is not installed (pip install 'snapgen-deploy[qnn]')" in plan.output
+    assert "executorch:xnnpack" in plan.output
 
 
 @pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
