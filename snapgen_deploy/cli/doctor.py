@@ -26,7 +26,8 @@ def doctor(
     ] = False,
     target: Annotated[str | None, typer.Option(help="With --layers: NAME:VARIANT; all targets when left out.")] = None,
     inputs: Annotated[
-        Path | None, typer.Option(help="With --layers of a file: an .npz of its inputs; seeded noise when left out.")
+        Path | None,
+        typer.Option(help="With --layers of a file: an .npz of its inputs, which a quantised one needs; else noise."),
     ] = None,
     limit: Annotated[
         float | None,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from snapgen_deploy.bundle import open_bundle
 from snapgen_deploy.export.onnx_qnn import OnnxQnn
+from snapgen_deploy.latency.device import port_values
 from tests.cli.conftest import invoke
 
 MISSING = OnnxQnn().unavailable("qnn")
@@ -55,7 +57,8 @@ def test_a_snapdragon_bundle_is_exported_drawn_with_and_looked_into(checkpoint: 
     assert done.exit_code == 0, done.output
     assert "onnx:qnn" in done.output
     assert Image.open(tmp_path / "out.png").size == (64, 64)
-    done = invoke("doctor", bundle / "onnx-qnn" / "decoder.onnx", "--layers")
+    np.savez(tmp_path / "x.npz", **port_values(open_bundle(bundle))["decoder"])  # noise would leave the calibrated ranges
+    done = invoke("doctor", bundle / "onnx-qnn" / "decoder.onnx", "--layers", "--inputs", tmp_path / "x.npz")
     assert done.exit_code == 0, done.output
     assert "decoder.onnx: no wrong layer" in done.output
     assert invoke("bench", bundle).exit_code == 4
