@@ -27,7 +27,7 @@ def doctor(
     target: Annotated[str | None, typer.Option(help="With --layers: NAME:VARIANT; all targets when left out.")] = None,
     inputs: Annotated[
         Path | None,
-        typer.Option(help="With --layers of a file: an .npz of its inputs, which a quantised one needs; else noise."),
+        typer.Option(help="With --layers of a file: an .npz of inputs, which a quantised one needs; else noise."),
     ] = None,
     limit: Annotated[
         float | None,
