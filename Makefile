@@ -41,7 +41,8 @@ guard: $(INSTALLED)  ## hold this export of the embedded checkpoint against the 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -e '.[dev]'
-	$(BIN)/pip install -q -e '.[coreai]' || echo "The extra coreai does not install here: its target says so, its tests are skipped."
+	for extra in coreai qnn; do $(BIN)/pip install -q -e ".[$$extra]" || \
+	  echo "The extra $$extra does not install here: its target says so, its tests are skipped."; done
 	touch $@
 
 clean:

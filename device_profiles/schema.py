@@ -35,6 +35,8 @@ FIGURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "npu_fp16": ("TFLOPS",),
         "npu_ops": ("TOPS",),  # where the maker does not say at which precision
         "power": ("W",),
+        "soc_model": ("id",),  # Qualcomm's number of the chip, which its compiler takes
+        "htp_arch": ("version",),  # of the Hexagon NPU
     }
 )
 
@@ -67,6 +69,8 @@ class TargetSpec:
     layout: str
     calibrated: tuple[str, ...] = ()  # precisions whose quantiser looks at real inputs
     palette_bits: tuple[int, ...] = ()  # of an index, that `mixed` may choose; () where there is no mixed precision
+    one_size: str = ""  # why it cannot hold several picture sizes, where it cannot
+    from_figures: tuple[str, ...] = ()  # figures of a profile that become options of the same name; all are needed
 
 
 TARGETS: Mapping[str, TargetSpec] = MappingProxyType(
@@ -106,6 +110,11 @@ TARGETS: Mapping[str, TargetSpec] = MappingProxyType(
         "executorch:vulkan": TargetSpec(("vulkan",), ("fp16", "fp32"), "token"),
         "onnx": TargetSpec(
             ("cpu",), ("fp32", "fp16", "int8-dynamic", "int8-static", "int4", "mixed"), "token", ("int8-static",), (4, 8)
+        ),
+        "onnx:qnn": TargetSpec(
+            ("qnn",), ("fp16", "w8a16"), "channels", ("w8a16",), (),
+            "Qualcomm's emulation crashes when it loads contexts that share weights, so that they cannot be checked",
+            ("soc_model", "htp_arch"),
         ),
     }
 )  # fmt: skip

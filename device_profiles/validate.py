@@ -126,6 +126,10 @@ def read_profile(table: Mapping[str, Any], targets: Mapping[str, TargetSpec] = T
         reader.done()
     if profile.id != profile.id.lower() or any(c in profile.id for c in "/\\ ."):
         top.wrong("id", repr(profile.id), "lower case without spaces, dots or slashes")
+    for target in profile.targets:
+        for name in spec_of(target.target, target.variant, targets).from_figures:
+            if name not in profile.figures:
+                top.wrong(f"figures.{name}", "nothing", f"a figure, which {target.key} needs")
     if profile.latency is not None and profile.latency.target not in {t.key for t in profile.targets}:
         top.wrong("latency.target", repr(profile.latency.target), "one of the profile's targets")
     return profile, problems

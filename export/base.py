@@ -83,6 +83,7 @@ class Artifact:
     path: Path
     files: tuple[Path, ...]
     entry: str = ""  # the graph in a file that holds several (a Core ML function, an ExecuTorch method); "" the default one
+    compile_seconds: float | None = None  # of a vendor's compiler, where one took part; changes from run to run
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,9 @@ from snapgen_deploy.export.coreai_weights import CONSTANT, dtype, graphs, operat
 
 def by_content(program: Any) -> None:
     """In place: rename every constant of the file's resource section; equal ones get one key and one place."""
-    from coreai._compiler._mlir_libs._coreaiIR import _bindings
     from coreai._compiler.ir import DenseResourceElementsAttr
 
+    bindings: Any = import_module("coreai._compiler._mlir_libs._coreaiIR")._bindings  # its stub lacks what is used here
     known: dict[str, Any] = {}
     for graph in graphs(program).values():
         for op in operations(graph):
@@ -29,7 +30,7 @@ def by_content(program: Any) -> None:
                 continue
             kind = op.results[0].type
             data = np.empty(bytes_of(op), np.uint8)
-            _bindings.compiler.copy_constant_value_to_array(constant_op=op, destination=data)
+            bindings.compiler.copy_constant_value_to_array(constant_op=op, destination=data)
             key = f"constant_{hashlib.sha256(str(kind).encode() + data.tobytes()).hexdigest()[:32]}"
             if key not in known:
                 same = now == key  # as loaded from a file that was written so

@@ -7,7 +7,7 @@ from importlib import import_module
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Target
 
-# name -> module and class; a variant that is a target of its own has a line of its own
+# name, or name:variant where a variant has a class of its own -> module and class
 TARGETS: dict[str, tuple[str, str]] = {
     "coreai": ("snapgen_deploy.export.coreai", "CoreAI"),
     "coreml": ("snapgen_deploy.export.coreml", "CoreML"),
@@ -15,6 +15,7 @@ TARGETS: dict[str, tuple[str, str]] = {
     "executorch:coreml": ("snapgen_deploy.export.executorch_coreml", "ExecuTorchCoreML"),
     "executorch:vulkan": ("snapgen_deploy.export.executorch_vulkan", "ExecuTorchVulkan"),
     "onnx": ("snapgen_deploy.export.onnx", "Onnx"),
+    "onnx:qnn": ("snapgen_deploy.export.onnx_qnn", "OnnxQnn"),
 }
 
 

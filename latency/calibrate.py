@@ -82,6 +82,8 @@ def unavailable(target: str) -> str | None:
     found, variant = target_of(target)
     if found.name in ("coreml", "coreai") or variant == "coreml":
         return f"this host runs files of {target} for their numbers, not for their speed"
+    if target == "onnx:qnn":
+        return "this host runs Qualcomm's emulation of the NPU for its numbers, not for its speed"
     return found.unavailable(variant)
 
 

@@ -43,6 +43,7 @@ SPELLINGS: Mapping[str, Spelling] = MappingProxyType(
         "executorch:vulkan": Spelling("token", int(WEIGHT_BYTES["fp16"]), *spelling("executorch:vulkan")),
         "coreai": Spelling("channels", int(WEIGHT_BYTES["fp16"]), *spelling("coreai")),
         "coreml": Spelling("channels", int(WEIGHT_BYTES["fp16"]), *spelling("coreml")),
+        "onnx:qnn": Spelling("channels", int(WEIGHT_BYTES["fp16"]), *spelling("onnx")),  # activations of w8a16 are 16 bits, too
     }
 )
 

@@ -17,6 +17,7 @@ from snapgen_deploy.latency.session import identity
 from snapgen_deploy.progress import Progress
 from snapgen_deploy.verifier import read_vectors
 
+NEVER_LINKED = ("onnx:qnn",)  # the links' runners bring no NPU provider
 # Names stand for all variants; ExecuTorch's Core ML delegate is for Apple's systems, whose links run packages only.
 LINK_TARGETS = {
     "adb": ("executorch:xnnpack", "executorch:vulkan", "onnx"),
@@ -64,7 +65,8 @@ def target_for(bundle: Bundle, link_name: str, wanted: str | None) -> str:
     """The target asked for, else the bundle's first that the link's device runs."""
     takes = LINK_TARGETS.get(link_name.partition(":")[0], ())
     named = {k: k.partition(":")[0] for k in bundle.targets}
-    fitting = [k for k, name in named.items() if {k, name} & set(takes) and wanted in (None, k, name)]
+    linked = {k: name for k, name in named.items() if {k, name} & set(takes) and k not in NEVER_LINKED}
+    fitting = [k for k, name in linked.items() if wanted in (None, k, name)]
     if takes and not fitting:
         raise BadInput(f"{link_name} runs {' and '.join(takes)}; got {wanted or ', '.join(bundle.targets)}")
     return fitting[0] if fitting else bundle.targets[0]  # an unknown link: opening it says so

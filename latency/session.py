@@ -74,6 +74,11 @@ def runs_here(key: str) -> None:
             "coreai: Apple's runtime runs assets here for their numbers, not for their speed, and no link takes them; measure "
             "another target of the bundle (--target)"
         )
+    if key == "onnx:qnn":
+        raise MeasurementFailed(
+            "onnx:qnn: this host runs Qualcomm's emulation of the NPU for its numbers, and its time says nothing of a phone's; "
+            "measure another target of the bundle (--target)"
+        )
     if reason := target.unavailable(variant):
         raise MeasurementFailed(f"{key}: {reason}")
 

@@ -32,6 +32,7 @@ TOOLS = (
     "torch", "torchao", "executorch", "coremltools", "onnx", "onnxruntime", "onnxscript", "optimum", "optimum-onnx",
     "coreai-torch", "coreai-core", "coreai-opt",
     "transformers", "numpy", "safetensors", "protobuf", "flatbuffers", "scikit-learn", "onnx-ir",
+    "onnxruntime-qnn",
 )  # fmt: skip
 SEAL = "record.sha256"  # of the record, so that a change of its figures is found too
 ABANDONED = 24 * 3600  # seconds after which the temporary folder of another process is taken for left over

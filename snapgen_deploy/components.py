@@ -46,7 +46,9 @@ def build_component(
     elif role == "decoder":
         module = rewrite_decoder(load_decoder(checkpoint), latent, layout=layout, upsample=upsample)
     else:
-        module = rewrite_text_encoder(load_text_encoder(checkpoint), layout=layout, ops=ops)
+        # the student's form of attention matters to large maps; onnx:qnn has no Einsum, which the split form is made of
+        form = "batched" if target.key == "onnx:qnn" else "per_head"
+        module = rewrite_text_encoder(load_text_encoder(checkpoint), layout=layout, ops=ops, form=form)
     example = tuple(torch.zeros(p.shape, dtype=torch.int32) if p.dtype == "int32" else torch.ones(p.shape) for p in inputs)
     return Component(role, module.eval(), inputs, outputs, example, doc, palettes=palettes)
 

@@ -36,6 +36,8 @@ CONVERTING: Mapping[str, Cost] = {
     "executorch": Cost(650_000_000, 1.3),
     "executorch:coreml": Cost(800_000_000, 2.4),
     "executorch:vulkan": Cost(700_000_000, 2.4),
+    # of the embedded checkpoint alone, with a wide margin; the compiler's process included
+    "onnx:qnn": Cost(1_000_000_000, 8.0),
 }
 # More for ExecuTorch where the local attention is a loop over blocks: sets of its partitioner that grow with the square of the
 # number of operators.
@@ -50,6 +52,7 @@ CHECKING: Mapping[str, Cost] = {
     "executorch": Cost(400_000_000, 2.1, 1.2),
     "executorch:coreml": Cost(700_000_000, 1.65, 2.1),
     "executorch:vulkan": Cost(400_000_000, 2.1, 1.2),
+    "onnx:qnn": Cost(1_500_000_000, 4.0, 4.0),  # as above: a process for each component
 }
 REFERENCE = Cost(420_000_000, 1.15, 1.4)
 

@@ -93,7 +93,7 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress, counting:
     if final.exists() and not request.overwrite:
         raise already_there(final)
     for target in plan.targets:
-        check_extra(target.target)
+        check_extra(target.key)
     _check_memory(request, checkpoint, plan)
     before = stamps(checkpoint.files)
     with progress("checking the checkpoint"):

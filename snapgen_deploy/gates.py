@@ -24,6 +24,7 @@ from snapgen_deploy.reference import ReferenceVectors
 Verdict = Literal["passed", "failed", "not_run"]
 
 PORT_CONVERSION = "dim_order_ops::_to_dim_order_copy.out"
+NPU = "HTP"  # the unit of onnx:qnn's placement that all nodes belong on
 PSNR_CAP = 200.0  # dB; stands for "equal", JSON has no infinity
 
 
@@ -129,7 +130,7 @@ def check_target(
     """Every gate of one target: its saved files run against the test vectors, and where their operators are placed."""
     target, variant = target_of(key)
     reason = target.unavailable(variant)
-    readable = missing_extra(target.name) is None
+    readable = missing_extra(key) is None
     placed = placement_gates(key, {role: target.describe(a.path, a.entry) for role, a in artifacts.items() if readable})
     if reason is not None:
         skipped = [Gate(key, role, "relative_error", None, limits.error, "not_run", reason) for role in artifacts]
@@ -223,13 +224,17 @@ def _headroom_gate(key: str, role: Role, runner: Runner) -> Gate | None:
 
 
 def placement_gates(key: str, descriptions: Mapping[Role, Description]) -> list[Gate]:
-    """One ExecuTorch delegate, and nothing over tokens or pixels outside it: operators that it left to slow portable kernels.
+    """All nodes of onnx:qnn on the NPU, as its compiler placed them; of ExecuTorch one delegate, and nothing over tokens or
+    pixels outside it: operators that it left to slow portable kernels.
 
     The delegate has no conversion of dtypes: a network that is fp16 inside has one at each of its ports, and with a single
     delegate there is no other place for them.
     """
     gates = []
     for role, description in descriptions.items():
+        if key == "onnx:qnn":
+            elsewhere = {unit: count for unit, count in description.placement.items() if unit != NPU}
+            gates.append(at_most(key, role, "nodes_outside_npu", float(sum(elsewhere.values())), 0.0, ", ".join(elsewhere)))
         if role != "text_encoder" and key.startswith("executorch"):
             left = {name: count for name, count in description.portable_ops.items() if name != PORT_CONVERSION}
             gates.append(

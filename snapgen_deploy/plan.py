@@ -23,6 +23,7 @@ from snapgen_deploy.device_profiles import (
     variants_of,
 )
 from snapgen_deploy.errors import BadInput, Refused, nearest
+from snapgen_deploy.export.extras import missing_extra
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.quantise.settings import MixedSettings
 from snapgen_deploy.sizes import Size, check_systems, size_name, sizes_of
@@ -166,7 +167,8 @@ def make_plan(
     """
     sizes = sizes_of(config, (resolution or config.resolution, *other_resolutions))
     size, form = sizes[0].resolution, local_form(config, sizes[0].latent)
-    chosen = [_target(t, precision, form) for t in _targets(profile, targets)]
+    picked, left_out = _targets(profile, targets, several=len(sizes) > 1)
+    chosen = [_target(t, precision, form, profile) for t in picked]
     check_systems(sizes, {t.key: dict(t.options).get("deployment", "") for t in chosen})
     calibrated = [t for t in chosen if t.precision in (*t.spec.calibrated, "mixed")]
     if len(sizes) > 1 and calibrated:
@@ -194,7 +196,7 @@ def make_plan(
         device=profile.id,
         device_name=profile.name,
         width=pick.width,
-        reasons=(*asked, *(j.line for j in judged)),
+        reasons=(*asked, *(j.line for j in judged), *left_out),
         targets=tuple(chosen),
         resolution=size,
         latent=sizes[0].latent,
@@ -268,7 +270,7 @@ def _latency(
     """Time of a picture in ms where there is a basis, what to say of it, and what stands in the way, if anything."""
     budget = profile.latency_budget
     if limits.max_latency_ms is not None:
-        estimate = limits.estimator(width, targets[0].key) if limits.estimator else None
+        estimate = _estimate(width, targets, limits)
         if estimate is None:
             return None, "no basis for an estimate of its latency", "latency not known"
         fits = estimate.high <= limits.max_latency_ms
@@ -286,11 +288,18 @@ def _latency(
         over = budget is not None and not published <= budget.value
         said = f"{published:.0f} ms a picture (published steps and decoder)"
         return published, said, f"latency over {budget}" if over else ""
-    estimate = limits.estimator(width, targets[0].key) if limits.estimator else None
+    estimate = _estimate(width, targets, limits)
     if estimate is None:
         return None, "no latency figure for this model and size on this device", ""
     over = budget is not None and not estimate.ms <= budget.value
     return estimate.ms, estimate.line, f"latency over {budget}" if over else ""
+
+
+def _estimate(width: str, targets: Sequence[TargetPlan], limits: _Limits) -> LatencyEstimate | None:
+    """Of the first target that there is a basis for."""
+    if limits.estimator is None:
+        return None
+    return next((found for t in targets if (found := limits.estimator(width, t.key)) is not None), None)
 
 
 def estimate_memory(
@@ -324,10 +333,24 @@ def activation_bytes(config: ModelConfig, width: str, latent: tuple[int, int, in
     return 4 * max(student, decoder)
 
 
-def _targets(profile: Profile, wanted: Sequence[str]) -> list[ProfileTarget]:
-    """The profile's targets, or those asked for; a bare name takes the profile's variant, else the target's first."""
+def _obstacle(target: ProfileTarget, *, several: bool) -> str | None:
+    """Why a target cannot be exported here, or not at several picture sizes; None where it can."""
+    spec = spec_of(target.target, target.variant)
+    if reason := missing_extra(target.key):
+        return reason
+    return f"it holds one picture size ({spec.one_size})" if several and spec.one_size else None
+
+
+def _targets(profile: Profile, wanted: Sequence[str], *, several: bool) -> tuple[list[ProfileTarget], list[str]]:
+    """The profile's targets, or those asked for, and a line for each of the profile's that was left out.
+
+    A bare name takes the profile's variant, else the target's first. BadInput where a target was asked for that is not
+    known, whose extra is missing, or that cannot hold several picture sizes.
+    """
     if not wanted:
-        return list(profile.targets)
+        obstacles = {t.key: why for t in profile.targets if (why := _obstacle(t, several=several))}
+        lines = [f"{key} left out: {why}" for key, why in obstacles.items()]
+        return [t for t in profile.targets if t.key not in obstacles], lines
     found = []
     for text in dict.fromkeys(wanted):
         name, _, variant = text.partition(":")
@@ -340,20 +363,28 @@ def _targets(profile: Profile, wanted: Sequence[str]) -> list[ProfileTarget]:
             raise BadInput(f"target {name} has no variant '{variant}': expected one of {', '.join(variants) or 'none'}")
         offered = (*profile.targets, *(o.target for o in profile.offers))
         ours = [t for t in offered if t.key == text or (not variant and t.target == name)]
+        ours.sort(key=lambda t: bool(t.variant) and t.key in TARGETS)  # a variant with a row of its own by its full name only
         variant = variant or next(iter(variants), "")
         spec = spec_of(name, variant)
         default = ProfileTarget(name, variant, spec.precisions[0], spec.layout)
-        found.append(ours[0] if ours else default)
-    return found
+        chosen = ours[0] if ours else default
+        if why := _obstacle(chosen, several=several):
+            raise BadInput(f"target {chosen.key} cannot be exported: {why}")
+        found.append(chosen)
+    return found, []
 
 
-def _target(target: ProfileTarget, precision: str | None, form: str) -> TargetPlan:
-    offered = spec_of(target.target, target.variant).precisions
-    if precision is not None and precision not in offered:
-        near = nearest(precision, offered)
+def _target(target: ProfileTarget, precision: str | None, form: str, profile: Profile) -> TargetPlan:
+    spec = spec_of(target.target, target.variant)
+    if precision is not None and precision not in spec.precisions:
+        near = nearest(precision, spec.precisions)
         have = [key for key in target_keys() if precision in spec_of(*key.partition(":")[::2]).precisions]
         near = f"; choose --target {' or '.join(have)}, which {'has' if len(have) == 1 else 'have'} it" if have else near
-        raise BadInput(f"target {target.key} has no precision '{precision}': it offers {', '.join(offered)}{near}")
+        raise BadInput(f"target {target.key} has no precision '{precision}': it offers {', '.join(spec.precisions)}{near}")
     chosen = precision or target.precision
     own = target.limits if chosen == target.precision else ()
-    return TargetPlan(target.target, target.variant, chosen, target.layout, form, target.options, own_limits=own)
+    if absent := [name for name in spec.from_figures if name not in profile.figures]:
+        raise BadInput(f"target {target.key} needs the figure {absent[0]}, which the profile {profile.id} does not have")
+    figures = tuple((name, f"{profile.figures[name].value:g}") for name in spec.from_figures)
+    options = (*target.options, *figures)
+    return TargetPlan(target.target, target.variant, chosen, target.layout, form, options, own_limits=own)

@@ -45,6 +45,7 @@ def write_record(root: Path, exported: Exported) -> None:
         "versions": exported.versions,
         "peak_bytes": exported.peak_bytes,
         "seconds": exported.seconds,
+        "compile_seconds": artifact.compile_seconds,
     }
     record_path(root, artifact.target, artifact.role).write_text(json.dumps(data), encoding="utf-8")
 
@@ -57,7 +58,7 @@ def read_record(root: Path, target_key: str, role: Role) -> Exported | None:
         files = {root / name: digest for name, digest in data["files"].items()}
         if any(not p.is_file() or sha256_of(p) != digest for p, digest in files.items()):
             return None
-        artifact = Artifact(target_key, role, root / data["path"], tuple(files))
+        artifact = Artifact(target_key, role, root / data["path"], tuple(files), compile_seconds=data["compile_seconds"])
         description = Description(**data["description"] | {"notes": tuple(data["description"]["notes"])})
         return Exported(artifact, description, data["versions"], data["peak_bytes"], data["seconds"])
     except (OSError, ValueError, KeyError, TypeError):

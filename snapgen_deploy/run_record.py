@@ -17,7 +17,8 @@ def write_run_record(
 ) -> dict[str, Any]:
     """Write `export_run.json` and return it: where components came from, and the peak memory of every stage's process.
 
-    A cached component's peak (bytes) and time (seconds, the process's start included) are those of its conversion.
+    A cached component's peak (bytes) and time (seconds, the process's start included) are those of its conversion;
+    `compile_seconds` are a vendor's compiler's own, of targets that have one.
     `reference` and `checks` (by target) are the peaks of drawing the reference pictures and of running what was saved.
     """
     targets = {
@@ -26,6 +27,9 @@ def write_run_record(
             "export_peak_bytes": {role: part.peak_bytes for role, part in parts.items()},
             "export_seconds": {role: part.seconds for role, part in parts.items()},
             "check_peak_bytes": checks[key],
+            "compile_seconds": {
+                role: seconds for role, part in parts.items() if (seconds := part.artifact.compile_seconds) is not None
+            },
         }
         for key, parts in exported.items()
     }

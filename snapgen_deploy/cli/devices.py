@@ -135,4 +135,4 @@ def render_plan(plan: ExportPlan, console: Console) -> None:
         tuned = f"tuned for {m.iterations} iterations on {m.pictures} pictures of {words}"
         console.print(f"mixed precision: {m.bits:g} bits a weight, {tuned}", soft_wrap=True)
     for reason in plan.reasons:
-        console.print(f"  {reason}", style="dim", soft_wrap=True)
+        console.print(f"  {reason}", style="dim", soft_wrap=True, markup=False)

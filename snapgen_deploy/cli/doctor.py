@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snapgen_deploy.cli.console import out, print_json, progress
+from snapgen_deploy.cli.doctor_layers import check_layers
 from snapgen_deploy.errors import BadInput
 
 if TYPE_CHECKING:
@@ -20,15 +21,35 @@ _STYLES = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 def doctor(
     bundle_or_package: Annotated[
-        Path, typer.Argument(help="A bundle that `export` wrote, a Core ML .mlpackage, or a .pte with Core ML inside.")
+        Path,
+        typer.Argument(
+            help="A bundle that `export` wrote, an .mlpackage, or a .pte with Core ML inside; with --layers an .onnx, too."
+        ),
     ],
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Instead run every component, and name the first operation that is wrong.")
+    ] = False,
+    target: Annotated[str | None, typer.Option(help="With --layers: NAME:VARIANT; all targets when left out.")] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(help="With --layers of a file: an .npz of inputs, which a quantised one needs; else noise."),
+    ] = None,
+    limit: Annotated[
+        float | None,
+        typer.Option(min=0, help="With --layers: relative error of a right output; the gate's, or 0.05 for a file."),
+    ] = None,
     memory_limit: Annotated[
         float | None, typer.Option(min=0, help="MB that the app may use; from the bundle's device when left out.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Reasons, sources, all examples; tracebacks.")] = False,
 ) -> None:
-    """Say what keeps Core ML packages off the Neural Engine, why, and how to mend it."""
+    """Say what keeps Core ML packages off the Neural Engine, why, and how to mend it; or which layer comes out wrong."""
+    if layers:
+        check_layers(bundle_or_package, target, inputs, limit, as_json)
+        return
+    if target is not None or inputs is not None or limit is not None:
+        raise BadInput("--target, --inputs and --limit belong to --layers; add it, or leave them out")
     from snapgen_deploy.export.lint import lint_package, read_placement
 
     work = progress(quiet=as_json)

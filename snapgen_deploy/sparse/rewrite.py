@@ -76,18 +76,22 @@ def rewrite_decoder(
     return ImageDecoder(decoder, chosen).eval()
 
 
-def rewrite_text_encoder(encoder: TextEncoder, *, layout: Layout, batch: int = 1, ops: OpForm = "spelled") -> nn.Module:
+def rewrite_text_encoder(
+    encoder: TextEncoder, *, layout: Layout, batch: int = 1, ops: OpForm = "spelled", form: str = "per_head"
+) -> nn.Module:
     """The text encoder for tokens (batch, L) int32 and mask (batch, L), L the configured length -> text (batch, L, D).
 
-    `ops` as in `rewrite_student`. Raises BadInput for an unknown layout or ops, or a batch below 1.
+    `ops` as in `rewrite_student`; `form` names the kernel of attention and matters to the channels layout only. Raises
+    BadInput for an unknown layout, form or ops, or a batch below 1.
     """
     _known("layout", layout, UPSAMPLING)
+    _known("form", form, FORMS)
     _known("ops", ops, ("spelled", "native"))
     if batch < 1:
         raise BadInput(f"got batch {batch}, expected 1 or more")
     if layout == "token":
         return TokenTextEncoder(encoder, batch, ops).eval()
-    return ChannelsTextEncoder(encoder).eval()
+    return ChannelsTextEncoder(encoder, CHANNELS_FORMS[form]).eval()
 
 
 def _check_stages(dit: DiT, grid: tuple[int, int]) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from snapgen_deploy.models.dit import MASKED
 from snapgen_deploy.models.text_encoder import TextBlock, TextEncoder
 from snapgen_deploy.sparse import fold
-from snapgen_deploy.sparse.channels_forms import CHANNELS_FORMS, ChannelsForm
+from snapgen_deploy.sparse.channels_forms import ChannelsForm
 from snapgen_deploy.sparse.channels_layers import ChannelsMLP, ChannelsNorm
 from snapgen_deploy.sparse.forms import dense
 from snapgen_deploy.sparse.geometry import Heads
@@ -85,11 +85,10 @@ class ChannelsTextEncoder(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, source: TextEncoder) -> None:
+    def __init__(self, source: TextEncoder, form: ChannelsForm) -> None:
         super().__init__()
         self.tokens = source.tokens
         self.register_buffer("positions", source.positions.detach())
-        form = CHANNELS_FORMS["per_head"]
         self.blocks = nn.ModuleList(ChannelsTextBlock(b, form) for b in source.blocks if isinstance(b, TextBlock))
         self.norm = channels_norm(source.norm)
 

@@ -10,7 +10,7 @@ import pytest
 
 from snapgen_deploy import exporter
 from snapgen_deploy.cli.export import print_gates
-from snapgen_deploy.device_profiles import PRECISIONS
+from snapgen_deploy.device_profiles import PRECISIONS, target_keys
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export import extras
 from snapgen_deploy.export.base import Artifact
@@ -23,7 +23,7 @@ from tests.cli.test_bad_input import one_line
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the extra is not installed."""
-    known = {name for names in extras.EXTRAS.values() for name in names}
+    known = {name for extra in extras.EXTRAS.values() for name in extra.modules}
     found = util.find_spec
     monkeypatch.setattr(extras.util, "find_spec", lambda name: None if name in known else found(name))
 
@@ -66,6 +66,6 @@ def test_every_extra_is_a_target_and_in_the_package():
     import tomllib
 
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    for name in extras.EXTRAS:
-        assert target_of(name)[0].name == name
-        assert all("==" in requirement for requirement in project["optional-dependencies"][name])
+    for key, extra in extras.EXTRAS.items():
+        assert key in target_keys()
+        assert all("==" in requirement for requirement in project["optional-dependencies"][extra.name])

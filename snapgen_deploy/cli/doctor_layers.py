@@ -1,0 +1,82 @@
+"""`snapgen-deploy doctor --layers`: which operation of a saved graph comes out wrong first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from snapgen_deploy.cli.console import out, print_json, progress
+from snapgen_deploy.errors import BadInput, MeasurementFailed
+
+if TYPE_CHECKING:
+    from snapgen_deploy.export.layers import Found
+    from snapgen_deploy.layer_check import Work
+
+FILE_LIMIT = 0.05
+
+
+def check_layers(path: Path, target: str | None, inputs: Path | None, limit: float | None, as_json: bool) -> None:
+    """Compare, print, and exit with 1 where a layer is wrong, with 4 where nothing could be compared."""
+    from snapgen_deploy.layer_check import compare
+
+    if inputs is not None and (path / "manifest.json").is_file():
+        raise BadInput("--inputs is for a file; a bundle brings its own test vectors")
+    shown = progress(quiet=as_json)
+    rows = []
+    for work in _work(path, target, inputs):
+        held_to = limit if limit is not None else work.limit or FILE_LIMIT
+        with shown(f"comparing the layers of {work.name}"):
+            found = compare(work, held_to)
+        rows.append((work.name, held_to, found))
+    if as_json:
+        print_json({"path": str(path), "components": {name: _as_data(held_to, found) for name, held_to, found in rows}})
+    else:
+        for row in rows:
+            _print(*row)
+    if any(not isinstance(found, str) and found.wrong is not None for _, _, found in rows):
+        raise typer.Exit(1)
+    if all(isinstance(found, str) for _, _, found in rows):
+        raise MeasurementFailed(f"{path}: no layer could be compared")
+
+
+def _work(path: Path, target: str | None, inputs: Path | None) -> Iterator[Work]:
+    from snapgen_deploy.layer_check import of_bundle, of_file
+
+    if not path.exists():
+        raise BadInput(f"{path} does not exist; give a bundle directory, an .onnx file or a .mlpackage")
+    if (path / "manifest.json").is_file():
+        yield from of_bundle(path, target)
+    else:
+        yield of_file(path, inputs)
+
+
+def _as_data(limit: float, found: Found | str) -> Mapping[str, Any]:
+    if isinstance(found, str):
+        return {"verdict": "not_run", "reason": found}
+    wrong = found.wrong
+    return {
+        "verdict": "passed" if wrong is None else "failed",
+        "limit": limit,
+        "first_wrong": None if wrong is None else {"name": wrong.name, "op": wrong.op, "output": wrong.output},
+        "looked_at": found.looked_at,
+        "layers": found.layers,
+        "errors": {name: float(f"{error:.3g}") if error == error else None for name, error in found.errors.items()},
+    }
+
+
+def _print(name: str, limit: float, found: Found | str) -> None:
+    if isinstance(found, str):
+        out().print(f"{name}: not_run ({found})", soft_wrap=True, highlight=False)
+        return
+    looked = f"{found.looked_at} of {found.layers} layers looked at, limit {limit:g}"
+    if found.wrong is None:
+        out().print(f"{name}: no wrong layer; largest error {found.worst:.3g} ({looked})", soft_wrap=True, highlight=False)
+        return
+    error = found.errors[found.wrong.output]
+    out().print(f"{name}: first wrong: {found.wrong}, error {error:.3g} ({looked})", soft_wrap=True, highlight=False)
+    for source in found.wrong.inputs:
+        if source in found.errors:
+            out().print(f"  its input {source}: error {found.errors[source]:.3g}", soft_wrap=True, highlight=False)

@@ -1,0 +1,106 @@
+"""A process beside ours that answers calls: a vendor's native code lives in it, and its crash or hang is one line here."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import tempfile
+import weakref
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from snapgen_deploy.child import ChildDied, cause
+
+START_SECONDS = 120.0  # beyond those of the first call: a process starts and imports
+KEPT = 1 << 20  # bytes of the end of what the process printed that are looked at
+
+
+class Companion:
+    """`call(function, *args)` runs in one process that stays, with what earlier calls left in its modules.
+
+    What the process prints goes to a file that is shown to nobody but `printed`. After a crash, a hang or `close` the
+    companion is of no use.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        handle, name = tempfile.mkstemp(prefix="companion-", suffix=".log")
+        os.close(handle)
+        self._log = Path(name)
+        context = multiprocessing.get_context("spawn")
+        self._here, there = context.Pipe()
+        process = context.Process(target=_serve, args=(there, name), name=what, daemon=True)
+        process.start()
+        there.close()
+        self._process, self._first = process, True
+        self._end = weakref.finalize(self, _end, process, self._here, self._log)
+
+    def call(self, function: Callable[..., Any], *args: Any, seconds: float) -> Any:
+        """The function's result; function (importable), arguments and result go through pickle.
+
+        An exception is raised here as it was there. ChildDied where the process ends or has not answered after `seconds`.
+        """
+        if not self._end.alive:
+            raise ChildDied(f"{self.what}: its process has ended before")
+        allowed = seconds + (START_SECONDS if self._first else 0.0)
+        self._first = False
+        try:
+            self._here.send((function, args))
+            if not self._here.poll(allowed):
+                raise ChildDied(f"{self.what}: no answer after {allowed:.0f} s; its process was ended")
+            ok, value = self._here.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self._process.join(10)
+            why = cause(self._process.exitcode)
+            self.close()
+            raise ChildDied(f"{self.what}: {why}") from None
+        except BaseException:
+            self.close()
+            raise
+        if not ok:
+            raise value
+        return value
+
+    def printed(self) -> str:
+        """The end of what the process has printed so far; nothing after `close`."""
+        try:
+            data = self._log.read_bytes()
+        except OSError:
+            return ""
+        return data[-KEPT:].decode("utf-8", errors="replace")
+
+    def close(self) -> None:
+        """End the process."""
+        self._end()
+
+
+def _end(process: BaseProcess, here: Connection, log: Path) -> None:
+    process.kill()
+    process.join()
+    here.close()
+    log.unlink(missing_ok=True)
+
+
+def _serve(there: Connection, log: str) -> None:
+    sink = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for descriptor in (1, 2):
+        os.dup2(sink, descriptor)
+    while True:
+        try:
+            function, args = there.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        answer: tuple[bool, Any]
+        try:
+            answer = (True, function(*args))
+        except Exception as error:
+            answer = (False, error)
+        try:
+            there.send(answer)
+        except Exception:  # what a runtime raises is not always picklable
+            with contextlib.suppress(OSError):
+                there.send((False, RuntimeError(str(answer[1]))))

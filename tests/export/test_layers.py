@@ -1,0 +1,133 @@
+"""`first_wrong` against exhaustive search on made-up graphs, and on real ones: ONNX on the CPU, Core ML in our executor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from typer.testing import CliRunner
+
+from snapgen_deploy.cli.doctor import doctor
+from snapgen_deploy.errors import MeasurementFailed
+from snapgen_deploy.export.base import Arrays
+from snapgen_deploy.export.layers import Layer, OnnxProbe, first_wrong, run_on_cpu
+from tests.mil.mil_harness import TARGETS, Function, Program, mb, save, types
+
+app = typer.Typer()
+app.command()(doctor)
+X = np.linspace(1, 300, 64, dtype=np.float32).reshape(1, 64)
+
+
+class Made:
+    """A chain in which the layers of `wrong` and all that follow the first of them are wrong."""
+
+    def __init__(self, count: int, first: int | None) -> None:
+        self.layers = [Layer(f"n{i}", "Op", f"v{i}", (f"v{i - 1}",) if i else ("x",)) for i in range(count)]
+        self.first, self.asked = first, set[str]()
+
+    def exact(self, names: list[str]) -> Arrays:
+        return {name: np.ones(3, np.float32) for name in names}
+
+    def saved(self, names: list[str]) -> Arrays:
+        self.asked.update(names)
+        return {n: np.full(3, 1.0 if self.first is None or int(n[1:]) < self.first else 2.0, np.float32) for n in names}
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_the_first_wrong_layer_is_found_with_few_looks(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 3000))
+    first = data.draw(st.one_of(st.none(), st.integers(0, count - 1)))
+    probe = Made(count, first)
+    found = first_wrong(probe, 0.1)
+    assert (found.wrong.name if found.wrong else None) == (f"n{first}" if first is not None else None)
+    assert found.looked_at == len(probe.asked) <= 3 * 24 + 2
+    assert found.worst == (1.0 if first is not None else 0.0)
+
+
+def test_a_value_that_is_not_a_number_is_wrong() -> None:
+    probe = Made(5, None)
+    probe.saved = lambda names: {n: np.full(3, np.nan if n == "v3" else 1.0, np.float32) for n in names}  # type: ignore[method-assign]
+    found = first_wrong(probe, 1e9)
+    assert found.wrong is not None
+    assert found.wrong.name == "n3"
+
+
+def chain(path: Path) -> Path:
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["square"], "squaring"),
+        helper.make_node("Sqrt", ["square"], ["root"], "rooting"),
+        helper.make_node("Softmax", ["root"], ["y"], "softening"),
+    ]
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 64]) for n in ("x", "y")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "chain", values[:1], values[1:]), ir_version=10, opset_imports=[helper.make_opsetid("", 20)]
+    )
+    onnx.save(model, str(path))
+    return path
+
+
+def test_a_runtime_that_gets_one_operator_wrong_is_told_by_its_node(tmp_path: Path) -> None:
+    def lossy(path: Path, inputs: Arrays) -> Arrays:
+        model = onnx.load(str(path))
+        for node in model.graph.node:
+            if node.op_type == "Sqrt":
+                node.op_type = "Abs"
+        broken = path.with_name("broken.onnx")
+        onnx.save(model, str(broken))
+        return run_on_cpu(broken, inputs)
+
+    graph = chain(tmp_path / "chain.onnx")
+    found = first_wrong(OnnxProbe(graph, {"x": X}, lossy), 0.01)
+    assert found.wrong == Layer("rooting", "Sqrt", "root", ("square",))
+    right = first_wrong(OnnxProbe(graph, {"x": X}, run_on_cpu), 1e-5)
+    assert right.wrong is None
+    assert right.looked_at == right.layers == 3
+
+
+def overflowing(path: Path) -> Path:
+    with Function({"x": mb.TensorSpec(shape=(1, 64))}, opset_version=TARGETS[18]) as function:
+        half = mb.cast(x=function.inputs["x"], dtype="fp16")
+        square = mb.mul(x=half, y=half, name="square")  # 300^2 is beyond the largest fp16 number
+        function.set_outputs([mb.cast(x=mb.sqrt(x=square, name="root"), dtype="fp32", name="y")])
+    program = Program()
+    program.add_function("main", function)
+    assert square.dtype == types.fp16
+    return save(program, path, 18)
+
+
+def test_doctor_names_the_layer_of_a_core_ml_package_that_overflows(tmp_path: Path) -> None:
+    package = overflowing(tmp_path / "overflowing.mlpackage")
+    np.savez(tmp_path / "x.npz", x=X)
+    done = CliRunner().invoke(app, [str(package), "--layers", "--inputs", str(tmp_path / "x.npz")])
+    assert done.exit_code == 1
+    assert "first wrong: mul 'square' (output square)" in done.output
+    np.savez(tmp_path / "x.npz", x=X / 300)
+    done = CliRunner().invoke(app, [str(package), "--layers", "--inputs", str(tmp_path / "x.npz"), "--json"])
+    assert done.exit_code == 0, done.output
+    (found,) = json.loads(done.stdout)["components"].values()
+    assert found["verdict"] == "passed"
+    assert 0 < max(found["errors"].values()) < 1e-3
+
+
+def test_doctor_takes_an_onnx_file_and_says_what_it_cannot_look_into(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, [str(chain(tmp_path / "chain.onnx")), "--layers"])
+    assert done.exit_code == 0, done.output
+    assert "chain.onnx: no wrong layer" in done.output
+    (tmp_path / "student.pte").write_bytes(b"")
+    done = CliRunner().invoke(app, [str(tmp_path / "student.pte"), "--layers"])
+    assert isinstance(done.exception, MeasurementFailed)
+    assert "student.pte: not_run (a .pte file hands whole graphs to its delegate" in done.output
+
+
+@pytest.mark.parametrize("option", [("--target", "coreml"), ("--limit", "0.1")])
+def test_options_of_layers_alone_are_refused_without_it(tmp_path: Path, option: tuple[str, str]) -> None:
+    done = CliRunner().invoke(app, [str(tmp_path), *option])
+    assert "belong to --layers" in str(done.exception)

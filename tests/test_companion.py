@@ -1,0 +1,64 @@
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from snapgen_deploy.child import ChildDied
+from snapgen_deploy.companion import Companion
+from snapgen_deploy.errors import BadInput
+
+_kept: dict[str, Any] = {}
+
+
+def keep(name, value):
+    _kept[name] = value
+    return os.getpid()
+
+
+def kept(name):
+    os.write(1, b"looking for it")
+    return _kept[name]
+
+
+def refuse():
+    raise BadInput("got this, expected that")
+
+
+def crash():
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_calls_share_one_process_that_keeps_what_it_was_given():
+    companion = Companion("keeper")
+    there = companion.call(keep, "x", 7, seconds=60)
+    assert there != os.getpid()
+    assert companion.call(kept, "x", seconds=60) == 7
+    assert "looking for it" in companion.printed()
+    with pytest.raises(BadInput, match="got this, expected that"):
+        companion.call(refuse, seconds=60)
+    assert companion.call(kept, "x", seconds=60) == 7  # an error does not end it
+    companion.close()
+    assert companion.printed() == ""
+    with pytest.raises(ProcessLookupError):
+        os.kill(there, 0)
+
+
+def test_a_crash_is_one_line_and_ends_the_companion():
+    companion = Companion("vendor's compiler")
+    with pytest.raises(ChildDied, match=r"^vendor's compiler: the process was ended by SIGSEGV$"):
+        companion.call(crash, seconds=60)
+    with pytest.raises(ChildDied, match="ended before"):
+        companion.call(kept, "x", seconds=60)
+
+
+def test_a_hang_is_one_line_after_the_time_allowed():
+    companion = Companion("emulation")
+    there = companion.call(keep, "x", 1, seconds=60)  # later calls have no time to start
+    start = time.monotonic()
+    with pytest.raises(ChildDied, match=r"emulation: no answer after 1 s"):
+        companion.call(time.sleep, 600, seconds=1)
+    assert time.monotonic() - start < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(there, 0)
