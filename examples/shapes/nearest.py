@@ -24,6 +24,7 @@ from snapgen_deploy.models import DecoderConfig
 
 BEFORE, AFTER = 3, 3  # cells of a patch before and from its centre on; a large object reaches 19 pixels
 CENTRES = SIDE // RASTER + 1
+RISE = 0.5  # of a size's price, in squared deviations of the latent, for each time that it is found too often
 
 Numbers = NDArray[np.float64]
 
@@ -67,6 +68,7 @@ class Nearest:
 
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
+        self.prices = dict.fromkeys(SIZES.values(), 0.0)  # of a size that the prompt leaves open, beside the distance
 
     def latents(self, scenes: list[Scene]) -> Tensor:
         """(B, C, h, w)."""
@@ -92,6 +94,8 @@ class Nearest:
         column, row = (np.clip(c / RASTER, 0, CENTRES - 1).astype(int) for c in at)  # those outside are dropped by `valid`
         sizes = [SIZES[spec.size]] if spec.size else list(SIZES.values())
         costs = [self.costs(drawn, background, spec, half)[row, column] for half in sizes]
+        if not spec.size:
+            costs = [cost + self.prices[half] for cost, half in zip(costs, sizes, strict=True)]
         x, y = (np.tile(c, len(sizes))[:, None] for c in at)
         return Options(x, y, np.repeat(sizes, len(at[0]))[:, None].astype(float), np.concatenate(costs))
 
@@ -126,6 +130,13 @@ class Nearest:
             pairs = [np.concatenate([np.tile(a, (times, 1)), b], 1) for a, b in zip(ways.places, other.places, strict=True)]
             found.append(Options(pairs[0], pairs[1], pairs[2], np.tile(ways.cost, times) + other.cost))
         return Options(*(np.concatenate([getattr(f, n) for f in found]) for n in ("x", "y", "half", "cost"))).valid()
+
+    def balance(self, specs: list[PromptSpec], scenes: list[Scene]) -> None:
+        """Raises the price of the size that was found more often than the other where prompts leave it open."""
+        pairs = [(o, t) for p, s in zip(specs, scenes, strict=True) for o, t in zip(p.objects, s.things, strict=True)]
+        found = [thing.half for spec, thing in pairs if not spec.size]
+        for half in self.prices:
+            self.prices[half] += RISE * (found.count(half) - len(found) / len(self.prices))
 
     def __call__(self, drawn: Tensor, specs: list[PromptSpec]) -> tuple[Tensor, list[Scene]]:
         """The nearest fulfilling latents (B, C, h, w) to `drawn`, and their scenes."""

@@ -1,19 +1,17 @@
 """Stage 6: the four-step student learns from what it draws, by direct reward fine-tuning (DRaFT, arXiv 2309.17400).
 
-The student draws whole pictures, and the gradient of a reward flows back through the last two of the four steps (DRaFT-K with
-K = 2). The reward of a latent is how near it lies to a picture that fulfils the prompt: minus the weighted pseudo-Huber
-distance to the nearest of all of them (`nearest.py`). Weights are the decoder's, larger around objects and largest where they
-stand out least, and the distance grows linearly, because what was left to learn were small faults of shapes.
+The student draws whole pictures, and the gradient of a reward flows back through all four steps. The reward of a latent is
+how near it lies to a picture that fulfils the prompt: minus the weighted pseudo-Huber distance to the nearest of all of them
+(`nearest.py`), so that the noise goes on deciding which is drawn. Weights are the decoder's, larger around objects and largest
+where they stand out least, and the distance grows linearly, because what was left to learn were small faults of shapes. No
+detector and no held-out prompt takes part.
 
-The first two steps, which decide sizes and places that a prompt leaves open, are held to the velocities of the student as it
-was: rewarded as well, they chose the same for nearly all noises (`diversity` in results/scores.json tells). No detector and no
-held-out prompt takes part.
+A reward makes a network choose what is easiest: without more, nearly all objects whose size the prompt leaves open became
+large. Sizes therefore have prices in the search, which rise while one is found more often.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +27,9 @@ from examples.shapes.nearest import Nearest
 from examples.shapes.prompts import sample
 from examples.shapes.scenes import RASTER, SIDE, Scene
 from examples.shapes.stages import Clock, Log, learning_rate, set_rate
-from snapgen_deploy.models import DecoderConfig, ElasticDiT, TextEncoder, time_features
+from snapgen_deploy.models import DecoderConfig, ElasticDiT, TextEncoder, euler, time_features
 
 KNEE = 0.1  # of the pseudo-Huber distance, in deviations of the latent
-HELD = 2  # steps that are not rewarded
-HOLD = 3.0  # weight of their moving, beside the distance
-At = Callable[[Worker, Tensor, float], Tensor]  # a network, latents and a noise level -> velocity
 
 
 def distance(drawn: Tensor, wanted: Tensor, scenes: list[Scene]) -> Tensor:
@@ -44,37 +39,24 @@ def distance(drawn: Tensor, wanted: Tensor, scenes: list[Scene]) -> Tensor:
     return (weight * gap).mean()
 
 
-def draw(worker: Worker, before: Worker, at: At, noise: Tensor, levels: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """The student's latents (B, C, h, w), with the graph of the rewarded steps, and how far the held ones have moved.
+def draw(worker: Worker, features: int, noise: Tensor, text: Tensor, mask: Tensor, levels: tuple[float, ...]) -> Tensor:
+    """The student's latents (B, C, h, w), with the graph of every step."""
 
-    The latter is the mean square of their velocities' difference to those of `before`, at the same places.
-    """
-    x, moved = noise, []
-    for number, (sigma, following) in enumerate(itertools.pairwise(levels)):
-        velocity = at(worker, x, sigma)
-        if number < HELD:
-            with torch.no_grad():
-                wanted = at(before, x, sigma)
-            moved.append((velocity - wanted).square().mean())
-            velocity = velocity.detach()
-        x = x + (following - sigma) * velocity
-    return x, torch.stack(moved).mean()
+    def velocity(x: Tensor, sigma: float) -> Tensor:
+        return worker(x, time_features(torch.full((len(x),), sigma), features), text, mask)
+
+    return euler(velocity, noise, levels)
 
 
 def train(
-    net: ElasticDiT, base: ElasticDiT, decoder: DecoderConfig, encoder: TextEncoder, clock: Clock, log: Path, keep: Path,
+    net: ElasticDiT, decoder: DecoderConfig, encoder: TextEncoder, clock: Clock, log: Path, keep: Path,
     levels: tuple[float, ...], batch: int = 16, peak: float = 2e-4, compiled: bool = True, seed: int = 11,
 ) -> State:  # fmt: skip
-    """Trains `net` in place on fresh prompts, its first steps held to those of `base` at full width.
-
-    The weights of `base` are copied, so both may be one. Writes the moving average of `net` to `keep` now and then, and
-    returns it.
-    """
+    """Trains `net` in place on fresh prompts, writes its moving average to `keep` now and then, and returns it."""
     torch.manual_seed(seed)
     config, rng, nearest = net.config, np.random.default_rng(seed), Nearest(decoder)
     widest = max(config.widths, key=config.widths.__getitem__)
-    before = Worker(base, widest, compiled=compiled)
-    elastic = Elastic(net, peak, average=0.995, compiled=compiled)
+    elastic = Elastic(net, peak, average=0.99, compiled=compiled)
     side = SIDE // decoder.factor
     rows, subs = Log(log, "reward", clock, every=25), elastic.narrow()
     for progress in clock.ticks():
@@ -82,21 +64,19 @@ def train(
         specs = [sample(rng, held_out=False)[0] for _ in range(batch)]
         text, mask = embed(encoder, [spec.text() for spec in specs])
         noise = torch.randn(batch, config.latent_channels, side, side)
-
-        def at(network: Worker, x: Tensor, sigma: float, text: Tensor = text, mask: Tensor = mask) -> Tensor:
-            return network(x, time_features(torch.full((len(x),), sigma), config.time_features), text, mask)
-
         losses = {}
         for width in (widest, next(subs)):
             worker = elastic.workers[width]
             worker.pull()
-            drawn, moved = draw(worker, before, at, noise, levels)
-            loss = distance(drawn, *nearest(drawn, specs))
-            (loss + HOLD * moved).backward()
+            drawn = draw(worker, config.time_features, noise, text, mask, levels)
+            wanted, scenes = nearest(drawn, specs)
+            nearest.balance(specs, scenes)
+            loss = distance(drawn, wanted, scenes)
+            loss.backward()
             worker.push()
-            losses |= {width: loss.detach(), f"moved_{width}": moved.detach()}
+            losses[width] = loss.detach()
         elastic.update()
-        rows.add(**losses)
+        rows.add(**losses, price=nearest.prices[max(nearest.prices)])
         if elastic.steps % 100 == 0:
             save(elastic.mean, keep)
     save(elastic.mean, keep)

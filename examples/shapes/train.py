@@ -136,7 +136,7 @@ def run_reward(run: Run) -> None:
     """Stage 6, from the shipped file and into it."""
     net, decoder, encoder = run.student(), run.decoder(), run.text_encoder()
     keep, levels = run.folder / "reward.unfinished", sigmas(4, PRESETS["shapes"]().shift)
-    state = reward.train(net, net, decoder.config, encoder, run.clock("reward"), run.log, keep, levels, compiled=run.compiled)
+    state = reward.train(net, decoder.config, encoder, run.clock("reward"), run.log, keep, levels, compiled=run.compiled)
     keep.rename(run.folder / "reward.pt")
     ship(flow.restore(net.config, state), decoder, encoder, run.shipped)
 

@@ -71,7 +71,7 @@ def test_two_steps_train_all_widths(tmp_path, net):  # noqa: F811
     encoder = TextEncoder(TEXT).requires_grad_(False)
     config = replace(DECODER, latent_mean=(0.0,) * 4, latent_std=(0.5,) * 4)
     log, kept, levels = tmp_path / "log", tmp_path / "kept", (1.0, 0.75, 0.0)
-    state = reward.train(net, net, config, encoder, Clock(5.0, steps=2), log, kept, levels, batch=2, compiled=False)
+    state = reward.train(net, config, encoder, Clock(5.0, steps=2), log, kept, levels, batch=2, compiled=False)
     changed = {key for key, tensor in net.tensors.items() if not torch.equal(before[key], tensor)}
     assert {key.split("@")[1] for key in changed if "@" in key} == {"tiny", "small", "full"}
     assert all(torch.equal(state[key], saved) for key, saved in torch.load(kept).items())
