@@ -14,17 +14,21 @@ from torch import Tensor
 from examples.shapes.distill import GUIDANCE
 from examples.shapes.fast import Worker
 from examples.shapes.latents import embed
+from examples.shapes.nearest import Nearest
+from examples.shapes.prompts import parse
 from examples.shapes.sampling import Network, draw, guided
+from examples.shapes.scenes import SIDE, SIZES
 from examples.shapes.score import score_pictures
 from examples.shapes.stages import scenes, to_bytes
 from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.elastic import load_decoder, load_student, load_text_encoder
-from snapgen_deploy.models import ElasticDiT, initial_noise, sigmas
+from snapgen_deploy.models import DecoderConfig, ElasticDiT, TextEncoder, initial_noise, sigmas
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 PROMPTS, SEED, BATCH = 200, 77, 40
+OPEN, NOISES = "a red ring on a gray background", 80  # a prompt that leaves size and place open, and how often it is drawn
 Pictures = list[np.ndarray]
 
 
@@ -64,11 +68,34 @@ def evaluate(shipped: Path, base: ElasticDiT | None, results: Path, count: int =
             with torch.no_grad():
                 pictures.extend(to_bytes(decoder(draw(velocity, noise[part], levels))))
         scores[name] = score_pictures(prompts, pictures)
+        if scale == 1.0:
+            scores[f"{name}, variety"] = variety(network, decoder.config, encoder, config.student.time_features, levels)
         print(name, json.dumps(scores[name]), flush=True)
         kept.write_text(json.dumps(scores, indent=1) + "\n")
         rows.append((name, pictures[:8]))
         grid(rows, prompts[:8], results / "samples.png")
     return scores
+
+
+@torch.no_grad()
+def variety(
+    network: Network, decoder: DecoderConfig, encoder: TextEncoder, features: int, levels: tuple[float, ...]
+) -> dict[str, object]:
+    """What a prompt that leaves size and place open becomes with many noises; places and sizes of the nearest scenes."""
+    text, mask = (part.expand(NOISES, *part.shape[1:]) for part in embed(encoder, [OPEN]))
+    side = SIDE // decoder.factor
+    noise = torch.cat([initial_noise(i, (1, decoder.latent_channels, side, side)) for i in range(NOISES)])
+    parts = [slice(i, i + BATCH) for i in range(0, NOISES, BATCH)]
+    drawn = torch.cat([draw(guided(network, features, text[p], mask[p]), noise[p], levels) for p in parts])
+    _, scenes = Nearest(decoder)(drawn, [parse(OPEN)] * NOISES)
+    things = [scene.things[0] for scene in scenes]
+    return {
+        "prompt": OPEN,
+        "noises": NOISES,
+        "scenes": len(set(things)),
+        "large": round(float(np.mean([t.half == SIZES["large"] for t in things])), 3),
+        "deviation": [round(float(np.std(c)), 1) for c in ([t.x for t in things], [t.y for t in things])],
+    }
 
 
 def _plain(student: torch.nn.Module) -> Network:
