@@ -73,40 +73,27 @@ class TargetSpec:
     from_figures: tuple[str, ...] = ()  # figures of a profile that become options of the same name; all are needed
 
 
+_APPLE = (  # of Core ML, by itself or inside ExecuTorch, and of Core AI
+    "fp16", "fp32", "palette8", "palette6", "palette4", "palette8-grouped", "palette6-grouped", "palette4-grouped",
+    "int8", "int4",
+)  # fmt: skip
 TARGETS: Mapping[str, TargetSpec] = MappingProxyType(
     {
         "coreml": TargetSpec(
             (),
-            (
-                "fp16", "fp32", "palette8", "palette6", "palette4", "palette8-grouped", "palette6-grouped", "palette4-grouped",
-                "int8", "int4", "w8a8", "mixed",
-            ),
+            (*_APPLE, "w8a8", "mixed"),
             "channels",
             ("w8a8",),
             (3, 4, 8),
         ),
-        "coreai": TargetSpec(
-            (),
-            (
-                "fp16", "fp32", "palette8", "palette6", "palette4", "palette8-grouped", "palette6-grouped", "palette4-grouped",
-                "int8", "int4",
-            ),
-            "channels",
-        ),
+        "coreai": TargetSpec((), _APPLE, "channels"),
         "executorch": TargetSpec(
             ("xnnpack",),
             ("fp32", "fp16", "int8-dynamic", "int4-dynamic"),
             "token",
             ("int8-dynamic", "int4-dynamic"),  # for their convolutions
         ),
-        "executorch:coreml": TargetSpec(
-            ("coreml",),
-            (
-                "fp16", "fp32", "palette8", "palette6", "palette4", "palette8-grouped", "palette6-grouped", "palette4-grouped",
-                "int8", "int4",
-            ),
-            "channels",
-        ),
+        "executorch:coreml": TargetSpec(("coreml",), _APPLE, "channels"),
         "executorch:vulkan": TargetSpec(("vulkan",), ("fp16", "fp32"), "token"),
         "onnx": TargetSpec(
             ("cpu",), ("fp32", "fp16", "int8-dynamic", "int8-static", "int4", "mixed"), "token", ("int8-static",), (4, 8)

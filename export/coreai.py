@@ -50,6 +50,7 @@ from snapgen_deploy.export.executorch_quantise import HalfInside
 from snapgen_deploy.export.extras import check_extra, missing_extra
 from snapgen_deploy.export.graph import check_inputs, check_offered, check_rank, parse_options, speaking_for, trace
 from snapgen_deploy.export.quiet import first_line
+from snapgen_deploy.files import files_under
 
 MAX_RANK = 5  # the Neural Engine's, as for Core ML
 MAIN = "main"  # coreai-torch's own name of a single function
@@ -106,7 +107,7 @@ class CoreAI:
             if not isinstance(how, Exact):
                 coreai_weights.check_compressed(graph)
             _write(program, Path(scratch) / path.name, _metadata(component, settings), path)
-        return Artifact(self.name, component.role, path, _files(path))
+        return Artifact(self.name, component.role, path, tuple(files_under(path)))
 
     def join(self, parts: Mapping[str, Artifact], directory: Path) -> Joined:
         """Write `<role>.aimodel` with a function for every size; each constant is stored once."""
@@ -124,7 +125,7 @@ class CoreAI:
             }
             _write(program, Path(scratch) / path.name, about, path)
             shared = coreai_constants.shared_bytes(_program(path))
-        files = _files(path)
+        files = tuple(files_under(path))
         return Joined(
             {size: Artifact(self.name, first.role, path, files, entry) for size, entry in entries.items()},
             sum(f.stat().st_size for part in parts.values() for f in part.files),
@@ -178,7 +179,7 @@ class CoreAI:
         summary = AIModelAsset.load(path).summary(include_statistics=False)
         system = summary._compatibility_version if summary is not None else None
         return Description(
-            bytes=sum(f.stat().st_size for f in _files(path)),
+            bytes=sum(f.stat().st_size for f in files_under(path)),
             ops=coreai_weights.histogram(graph),
             weights={name: weight.kind for name, weight in weights.items()},
             average_bits=average_bits(weights.values()),
@@ -301,7 +302,3 @@ def _function(program: Any, path: Path, entry: str) -> Any:
 def _check_function(path: Path, entry: str, known: Iterable[str]) -> None:
     if (name := entry or MAIN) not in known:
         raise BadInput(f"{path.name}: no function {name!r}; it has {', '.join(known)}")
-
-
-def _files(asset: Path) -> tuple[Path, ...]:
-    return tuple(sorted(f for f in asset.rglob("*") if f.is_file()))

@@ -57,6 +57,7 @@ from snapgen_deploy.export.graph import (
     trace,
 )
 from snapgen_deploy.export.quiet import first_line
+from snapgen_deploy.files import files_under
 
 if TYPE_CHECKING:
     from snapgen_deploy.export.mil import Report
@@ -124,7 +125,7 @@ class CoreML:
             if path.exists():
                 shutil.rmtree(path)
             os.replace(made, path)
-        return Artifact(self.name, component.role, path, _files(path))
+        return Artifact(self.name, component.role, path, tuple(files_under(path)))
 
     def join(self, parts: Mapping[str, Artifact], directory: Path) -> Joined:
         """Write `<role>.mlpackage` with a function for every size over one weight file (iOS 18 or later)."""
@@ -139,7 +140,7 @@ class CoreML:
             if path.exists():
                 shutil.rmtree(path)
             os.replace(made, path)
-        files = _files(path)
+        files = tuple(files_under(path))
         return Joined(
             {size: Artifact(self.name, first.role, path, files, entry) for size, entry in entries.items()},
             sum(f.stat().st_size for part in parts.values() for f in part.files),
@@ -184,7 +185,7 @@ class CoreML:
         moves = f"{ops['transpose']} transposes, {ops['reshape']} reshapes"
         system = SYSTEMS.get(spec.specificationVersion, "unknown")
         return Description(
-            bytes=sum(f.stat().st_size for f in _files(path)),
+            bytes=sum(f.stat().st_size for f in files_under(path)),
             ops=dict(sorted(ops.items())),
             weights={name: weight.kind for name, weight in weights.items()},
             average_bits=average_bits(weights.values()),
@@ -351,10 +352,6 @@ def identifier(*files: Path) -> str:
         with file.open("rb") as opened:
             digest.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
     return str(uuid.uuid5(uuid.NAMESPACE_OID, digest.hexdigest()))
-
-
-def _files(package: Path) -> tuple[Path, ...]:
-    return tuple(sorted(f for f in package.rglob("*") if f.is_file()))
 
 
 def read_spec(package: Path) -> Any:

@@ -41,7 +41,7 @@ from snapgen_deploy.export.base import (
     average_bits,
     not_quantised,
 )
-from snapgen_deploy.export.extras import missing_extra
+from snapgen_deploy.export.extras import check_extra, missing_extra
 from snapgen_deploy.export.graph import check_inputs, check_offered, parse_options
 from snapgen_deploy.export.onnx import EXTERNAL_DATA_BYTES, ORT_TYPES, Onnx
 from snapgen_deploy.export.qnn_session import Chip, Compiled
@@ -91,8 +91,7 @@ class OnnxQnn:
         """
         check_offered("onnx:qnn", (variant, precision), self.variants, self.precisions)
         settings = Settings.parse(options)
-        if reason := self.unavailable(variant):
-            raise BadInput(f"onnx:qnn: {reason}")
+        check_extra("onnx:qnn")
         what = f"{component.role} -> onnx:qnn"
         try:
             with tempfile.TemporaryDirectory(dir=directory) as folder:

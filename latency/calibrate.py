@@ -32,6 +32,7 @@ from snapgen_deploy.latency.cost_ops import KINDS
 from snapgen_deploy.latency.environment import host_key
 from snapgen_deploy.latency.machine import FEATURES, Machine, Rate, counts, excess
 from snapgen_deploy.latency.results import DeviceKey
+from snapgen_deploy.latency.session import NUMBERS_ONLY
 from snapgen_deploy.progress import Progress
 
 ROUNDS = 9
@@ -79,11 +80,9 @@ def calibrate(target: str, threads: int, progress: Progress) -> Calibration:
 
 def unavailable(target: str) -> str | None:
     """Why a target cannot be calibrated here; None where it can."""
+    if target in NUMBERS_ONLY:
+        return NUMBERS_ONLY[target][0]
     found, variant = target_of(target)
-    if found.name in ("coreml", "coreai") or variant == "coreml":
-        return f"this host runs files of {target} for their numbers, not for their speed"
-    if target == "onnx:qnn":
-        return "this host runs Qualcomm's emulation of the NPU for its numbers, not for its speed"
     return found.unavailable(variant)
 
 

@@ -7,9 +7,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from snapgen_deploy.bundle import Bundle, files_under, open_bundle
+from snapgen_deploy.bundle import Bundle, open_bundle
 from snapgen_deploy.child import run_in_child
 from snapgen_deploy.errors import MeasurementFailed
+from snapgen_deploy.files import files_under
 from snapgen_deploy.latency.environment import canary, environment, host_key, state
 from snapgen_deploy.latency.results import QUERY, Loads, Measurement, Round, RunProfile
 from snapgen_deploy.latency.session import Times, identity, open_session, runs_here

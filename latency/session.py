@@ -19,6 +19,20 @@ from snapgen_deploy.pipeline import Pipeline, noise_for
 from snapgen_deploy.verifier import read_vectors
 
 BINDINGS = {"onnx": "onnxruntime", "executorch": "executorch.runtime", "coreml": "coremltools"}
+OTHERWISE = "measure another target of the bundle (--target)"
+# Targets whose files this host runs for their numbers, not for their speed: what runs them, and what to do instead.
+NUMBERS_ONLY: Mapping[str, tuple[str, str]] = {
+    "coreml": (
+        "this host runs Core ML packages for their numbers, not for their speed",
+        "measure on a Mac (--link mac), on a phone (--link iphone), or another target of the bundle (--target)",
+    ),
+    "executorch:coreml": ("this host runs the Core ML packages inside for their numbers, not for their speed", OTHERWISE),
+    "coreai": ("Apple's runtime runs assets here for their numbers, not for their speed, and no link takes them", OTHERWISE),
+    "onnx:qnn": (
+        "this host runs Qualcomm's emulation of the NPU for its numbers, and its time says nothing of a phone's",
+        OTHERWISE,
+    ),
+}
 Times = dict[str, list[float]]  # name -> ms, one per call
 
 
@@ -58,27 +72,9 @@ def identity(bundle: Bundle) -> dict[str, Any]:
 
 def runs_here(key: str) -> None:
     """MeasurementFailed where the time on this host would say nothing about the target, or the runtime is not there."""
+    if key in NUMBERS_ONLY:
+        raise MeasurementFailed(f"{key}: {'; '.join(NUMBERS_ONLY[key])}")
     target, variant = target_of(key)
-    if key == "coreml":
-        raise MeasurementFailed(
-            "coreml: this host runs Core ML packages for their numbers, not for their speed; measure on a Mac (--link mac), "
-            "on a phone (--link iphone), or another target of the bundle (--target)"
-        )
-    if variant == "coreml":
-        raise MeasurementFailed(
-            f"{key}: this host runs the Core ML packages inside for their numbers, not for their speed; measure another "
-            "target of the bundle (--target)"
-        )
-    if target.name == "coreai":
-        raise MeasurementFailed(
-            "coreai: Apple's runtime runs assets here for their numbers, not for their speed, and no link takes them; measure "
-            "another target of the bundle (--target)"
-        )
-    if key == "onnx:qnn":
-        raise MeasurementFailed(
-            "onnx:qnn: this host runs Qualcomm's emulation of the NPU for its numbers, and its time says nothing of a phone's; "
-            "measure another target of the bundle (--target)"
-        )
     if reason := target.unavailable(variant):
         raise MeasurementFailed(f"{key}: {reason}")
 

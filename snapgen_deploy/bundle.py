@@ -18,6 +18,7 @@ from snapgen_deploy.bundle_sizes import at_size, vectors_name
 from snapgen_deploy.device_profiles import PRECISIONS, Limits
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import ROLES, Artifact, Role
+from snapgen_deploy.files import files_under
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.models.serialise import config_from_dict
 from snapgen_deploy.pipeline import Schedule
@@ -132,11 +133,6 @@ def sha256_of(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def files_under(root: Path) -> list[Path]:
-    """All files below `root`, sorted by their path."""
-    return sorted(p for p in root.rglob("*") if p.is_file())
 
 
 def check_hashes(bundle: Bundle) -> None:

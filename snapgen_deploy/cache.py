@@ -19,10 +19,10 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from snapgen_deploy.bundle import files_under, sha256_of
+from snapgen_deploy.bundle import sha256_of
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.export.base import Role
-from snapgen_deploy.files import cache_root
+from snapgen_deploy.files import cache_root, files_under
 from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.resume import Exported, read_record, record_path, write_record
 

@@ -27,7 +27,6 @@ from snapgen_deploy.device_profiles import PRECISIONS
 from snapgen_deploy.elastic import load_student
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Role, packed
-from snapgen_deploy.export.extras import check_extra
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.export_memory import predict, refuse_what_does_not_fit
 from snapgen_deploy.fewer_bits import CALIBRATION, calibration_key, draw_beforehand, judge
@@ -92,8 +91,6 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress, counting:
     final = request.output_dir / bundle_name(checkpoint.config.name, plan)
     if final.exists() and not request.overwrite:
         raise already_there(final)
-    for target in plan.targets:
-        check_extra(target.key)
     _check_memory(request, checkpoint, plan)
     before = stamps(checkpoint.files)
     with progress("checking the checkpoint"):

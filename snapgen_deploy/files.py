@@ -15,6 +15,11 @@ def cache_root() -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / "snapgen-deploy"  # the specification: relative is invalid
 
 
+def files_under(root: Path) -> list[Path]:
+    """All files below `root`, sorted by their path."""
+    return sorted(p for p in root.rglob("*") if p.is_file())
+
+
 def write_text(path: Path, text: str, mend: str, *, parents: bool = False) -> None:
     """Write the whole file or nothing, with its folders where `parents`; BadInput that ends in `mend` where it cannot be."""
     part: Path | None = None

@@ -16,6 +16,7 @@ import numpy as np
 from snapgen_deploy.device_profiles import PRECISIONS, Limits
 from snapgen_deploy.export.base import Artifact, Description, Headroom, Role, Runner
 from snapgen_deploy.export.extras import missing_extra
+from snapgen_deploy.export.qnn_session import UNIT
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.pipeline import Pipeline, Schedule, to_bytes
@@ -24,7 +25,6 @@ from snapgen_deploy.reference import ReferenceVectors
 Verdict = Literal["passed", "failed", "not_run"]
 
 PORT_CONVERSION = "dim_order_ops::_to_dim_order_copy.out"
-NPU = "HTP"  # the unit of onnx:qnn's placement that all nodes belong on
 PSNR_CAP = 200.0  # dB; stands for "equal", JSON has no infinity
 
 
@@ -233,7 +233,7 @@ def placement_gates(key: str, descriptions: Mapping[Role, Description]) -> list[
     gates = []
     for role, description in descriptions.items():
         if key == "onnx:qnn":
-            elsewhere = {unit: count for unit, count in description.placement.items() if unit != NPU}
+            elsewhere = {unit: count for unit, count in description.placement.items() if unit != UNIT}
             gates.append(at_most(key, role, "nodes_outside_npu", float(sum(elsewhere.values())), 0.0, ", ".join(elsewhere)))
         if role != "text_encoder" and key.startswith("executorch"):
             left = {name: count for name, count in description.portable_ops.items() if name != PORT_CONVERSION}

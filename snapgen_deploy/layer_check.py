@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,11 @@ from snapgen_deploy.export.registry import target_of
 
 # Operators that hold their own quantisation: single precision with the same weights is not in such a file.
 CLOSED = ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits")
+# Targets whose files show no value between inputs and outputs.
+CLOSED_TARGETS = {
+    "executorch": "a .pte file hands whole graphs to its delegate, which shows no value inside",
+    "coreai": "Apple's runtime takes an asset as a whole and shows no value inside",
+}
 
 
 @dataclass(frozen=True)
@@ -71,21 +76,25 @@ def compare(work: Work, limit: float) -> Found | str:
 
 def _probe(work: Work) -> Probe | str:
     target, variant = target_of(work.target)
-    if target.name == "executorch":
-        return "a .pte file hands whole graphs to its delegate, which shows no value inside: compare it as onnx:cpu"
+    if reason := CLOSED_TARGETS.get(target.name):
+        return f"{reason}: compare it as onnx:cpu"
     if reason := target.unavailable(variant):
         return reason
     if target.name == "coreml":
-        return CoreMLProbe(work.path, work.inputs if work.inputs is not None else _noise_of_package(work.path), work.entry)
+        return CoreMLProbe(work.path, _given(work, _noise_of_package, work.path), work.entry)
     if work.target == "onnx:qnn":
         from snapgen_deploy.export.onnx_qnn import chip_of, graph_of, serve
 
         graph, chip = graph_of(work.path), chip_of(work.path)
-        inputs = work.inputs if work.inputs is not None else _noise_of_onnx(graph)
-        return OnnxProbe(graph, inputs, lambda path, given: serve(path, chip)(given))
+        return OnnxProbe(graph, _given(work, _noise_of_onnx, graph), lambda path, given: serve(path, chip)(given))
     if closed := _operators(work.path) & set(CLOSED):
         return f"its operator {min(closed)} quantises by itself; single precision with the same weights is not in the file"
-    return OnnxProbe(work.path, work.inputs if work.inputs is not None else _noise_of_onnx(work.path), run_on_cpu)
+    return OnnxProbe(work.path, _given(work, _noise_of_onnx, work.path), run_on_cpu)
+
+
+def _given(work: Work, noise: Callable[[Path], Arrays], graph: Path) -> Arrays:
+    """The work's own inputs, else noise for the graph."""
+    return work.inputs if work.inputs is not None else noise(graph)
 
 
 def _operators(path: Path) -> set[str]:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from snapgen_deploy import __version__
-from snapgen_deploy.bundle import MANIFEST, SCHEMA_VERSION, SUMS, files_under, sha256_of
+from snapgen_deploy.bundle import MANIFEST, SCHEMA_VERSION, SUMS, sha256_of
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.components import ports_of
 from snapgen_deploy.export.base import Artifact, Description, Role
+from snapgen_deploy.files import files_under
 from snapgen_deploy.gates import Gate
 from snapgen_deploy.models.serialise import config_to_dict
 from snapgen_deploy.plan import ExportPlan, TargetPlan

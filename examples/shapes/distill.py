@@ -80,15 +80,14 @@ def train(
 ) -> State:  # fmt: skip
     """Trains `net`, taught by `base` (its weights are copied, so both may be one); returns the moving average of `net`."""
     config = net.config
-    widest = max(config.widths, key=config.widths.__getitem__)
-    teacher = Worker(base, widest, compiled=compiled)
     elastic = Elastic(net, peak, average=0.998, compiled=compiled)
+    teacher = Worker(base, elastic.widest, compiled=compiled)
     walk = Walk(pairs, levels or sigmas(4, 3.0), batch)
     rows, subs = Log(log, "distill", clock, every=25), elastic.narrow()
     for progress in clock.ticks():
         set_rate(elastic.optimisers, learning_rate(progress, peak))
         target = walk.lesson(teacher, config.time_features)
-        widths = (widest, next(subs))
+        widths = (elastic.widest, next(subs))
         found = {width: lesson(elastic.workers[width], walk, target, config.time_features) for width in widths}
         walk.move(found[widths[elastic.steps % 2]][0])
         elastic.update()

@@ -68,6 +68,11 @@ class Elastic:
         self.mean = {key: tensor.detach().clone() for key, tensor in net.tensors.items()}
         self.steps = 0
 
+    @property
+    def widest(self) -> str:
+        """The full network's width."""
+        return max(self.net.config.widths, key=self.net.config.widths.__getitem__)
+
     def narrow(self) -> Iterator[str]:
         """The narrower widths, in turn."""
         widths = sorted(self.net.config.widths, key=self.net.config.widths.__getitem__)[:-1]
@@ -76,8 +81,7 @@ class Elastic:
 
     def step(self, x: Tensor, features: Tensor, text: Tensor, mask: Tensor, target: Tensor, sub: str) -> dict[str, Tensor]:
         """One joint step of the full network and `sub` towards the target velocity."""
-        widest = max(self.net.config.widths, key=self.net.config.widths.__getitem__)
-        full, narrow = self.workers[widest], self.workers[sub]
+        full, narrow = self.workers[self.widest], self.workers[sub]
         full.pull()
         teacher = full(x, features, text, mask)
         loss = (teacher - target).square().mean()
@@ -89,7 +93,7 @@ class Elastic:
         (own + distilled).backward()
         narrow.push()
         self.update()
-        return {widest: loss.detach(), sub: own.detach(), f"distil_{sub}": distilled.detach()}
+        return {self.widest: loss.detach(), sub: own.detach(), f"distil_{sub}": distilled.detach()}
 
     def update(self) -> None:
         """Clips the gradients, moves the weights and their moving average."""

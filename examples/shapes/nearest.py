@@ -27,6 +27,7 @@ CENTRES = SIDE // RASTER + 1
 RISE = 0.5  # of a size's price, in squared deviations of the latent, for each time that it is found too often
 
 Numbers = NDArray[np.float64]
+Costs = dict[float, Numbers]  # size -> for centres (row, column) of the raster
 
 
 @dataclass(frozen=True)
@@ -83,21 +84,14 @@ class Nearest:
         part = slice(centre - BEFORE, centre + AFTER)
         return 2 * (one - empty)[:, part, part], float(one.square().sum() - empty.square().sum())
 
-    def costs(self, drawn: Tensor, background: str, spec: ObjectSpec, half: float) -> Numbers:
-        """What the object adds to the squared distance to `drawn` (C, h, w), for centres (row, column) of the raster."""
-        kernel, own = self.patch(background, spec.colour, spec.shape, half)
-        padded = F.pad(drawn, (BEFORE, AFTER, BEFORE, AFTER))
-        return own - F.conv2d(padded[None], kernel[None])[0, 0].double().numpy()
-
-    def options(self, drawn: Tensor, background: str, spec: ObjectSpec, at: tuple[Numbers, Numbers]) -> Options:
-        """One object at the centres `at` (x and y, in pixels), in every size that its prompt allows."""
-        column, row = (np.clip(c / RASTER, 0, CENTRES - 1).astype(int) for c in at)  # those outside are dropped by `valid`
-        sizes = [SIZES[spec.size]] if spec.size else list(SIZES.values())
-        costs = [self.costs(drawn, background, spec, half)[row, column] for half in sizes]
-        if not spec.size:
-            costs = [cost + self.prices[half] for cost, half in zip(costs, sizes, strict=True)]
-        x, y = (np.tile(c, len(sizes))[:, None] for c in at)
-        return Options(x, y, np.repeat(sizes, len(at[0]))[:, None].astype(float), np.concatenate(costs))
+    def costs(self, drawn: Tensor, background: str, spec: ObjectSpec) -> Costs:
+        """What the object adds to the squared distance to `drawn` (C, h, w), in every size that its prompt allows."""
+        padded, found = F.pad(drawn, (BEFORE, AFTER, BEFORE, AFTER)), {}
+        for half in [SIZES[spec.size]] if spec.size else SIZES.values():
+            kernel, own = self.patch(background, spec.colour, spec.shape, half)
+            cost = own - F.conv2d(padded[None], kernel[None])[0, 0].double().numpy()
+            found[half] = cost if spec.size else cost + self.prices[half]
+        return found
 
     def scene(self, drawn: Tensor, spec: PromptSpec) -> Scene:
         """The scene of the prompt whose latent is nearest to `drawn` (C, h, w)."""
@@ -107,26 +101,30 @@ class Nearest:
             ways = self.related(drawn, spec)
             rest = rest[2:]
         else:
-            ways = self.options(drawn, spec.background, rest[0], centres(rest[0])).valid()
+            ways = self.alone(drawn, spec.background, rest[0])
             rest = rest[1:]
         for other in rest:
-            ways = ways.and_(self.options(drawn, spec.background, other, centres(other)).valid()).valid()
+            ways = ways.and_(self.alone(drawn, spec.background, other)).valid()
         best = int(ways.cost.argmin())
         x, y, half = (part[best] for part in ways.places)
         things = (Thing(o.colour, o.shape, float(x[i]), float(y[i]), float(half[i])) for i, o in enumerate(spec.objects))
         return Scene(spec.background, tuple(things))
 
+    def alone(self, drawn: Tensor, background: str, spec: ObjectSpec) -> Options:
+        """One object wherever its prompt allows it by itself."""
+        return options(self.costs(drawn, background, spec), centres(spec)).valid()
+
     def related(self, drawn: Tensor, spec: PromptSpec) -> Options:
         """The first two objects, one beside the other as `prompts.realise` puts them."""
         assert spec.relation
         first, second = spec.objects[:2]
-        ways = self.options(drawn, spec.background, first, centres(first)).valid()
+        ways, costs = self.alone(drawn, spec.background, first), self.costs(drawn, spec.background, second)
         dx, dy = RELATIONS[spec.relation]
         found = []
         for along, across in itertools.product(ALONG, JITTER):
             at = (ways.x[:, 0] - dx * along + abs(dy) * across, ways.y[:, 0] - dy * along + abs(dx) * across)
-            other = self.options(drawn, spec.background, second, at)
-            times = len(other.cost) // len(ways.cost)  # sizes of the second
+            other = options(costs, at)
+            times = len(costs)  # sizes of the second
             pairs = [np.concatenate([np.tile(a, (times, 1)), b], 1) for a, b in zip(ways.places, other.places, strict=True)]
             found.append(Options(pairs[0], pairs[1], pairs[2], np.tile(ways.cost, times) + other.cost))
         return Options(*(np.concatenate([getattr(f, n) for f in found]) for n in ("x", "y", "half", "cost"))).valid()
@@ -142,6 +140,14 @@ class Nearest:
         """The nearest fulfilling latents (B, C, h, w) to `drawn`, and their scenes."""
         scenes = [self.scene(x, spec) for x, spec in zip(drawn, specs, strict=True)]
         return self.latents(scenes), scenes
+
+
+def options(costs: Costs, at: tuple[Numbers, Numbers]) -> Options:
+    """One object at the centres `at` (x and y, in pixels), in every size of `costs`, one after the other."""
+    column, row = (np.clip(c / RASTER, 0, CENTRES - 1).astype(int) for c in at)  # those outside are dropped by `valid`
+    x, y = (np.tile(c, len(costs))[:, None] for c in at)
+    cost = np.concatenate([of_size[row, column] for of_size in costs.values()])
+    return Options(x, y, np.repeat(list(costs), len(at[0]))[:, None].astype(float), cost)
 
 
 def centres(spec: ObjectSpec) -> tuple[Numbers, Numbers]:

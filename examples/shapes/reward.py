@@ -22,14 +22,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from examples.shapes.autoencoder import weights
-from examples.shapes.fast import Worker
 from examples.shapes.flow import Elastic, State, save
 from examples.shapes.latents import embed
 from examples.shapes.nearest import Nearest
 from examples.shapes.prompts import sample
+from examples.shapes.sampling import guided
 from examples.shapes.scenes import RASTER, SIDE, Scene
 from examples.shapes.stages import Clock, Log, learning_rate, set_rate
-from snapgen_deploy.models import DecoderConfig, ElasticDiT, TextEncoder, euler, time_features
+from snapgen_deploy.models import DecoderConfig, ElasticDiT, TextEncoder, euler
 
 KNEE = 0.1  # of the pseudo-Huber distance, in deviations of the latent
 AFTER = 0.75  # share of the trained weights in those that are kept
@@ -42,15 +42,6 @@ def distance(drawn: Tensor, wanted: Tensor, scenes: list[Scene]) -> Tensor:
     return (weight * gap).mean()
 
 
-def draw(worker: Worker, features: int, noise: Tensor, text: Tensor, mask: Tensor, levels: tuple[float, ...]) -> Tensor:
-    """The student's latents (B, C, h, w), with the graph of every step."""
-
-    def velocity(x: Tensor, sigma: float) -> Tensor:
-        return worker(x, time_features(torch.full((len(x),), sigma), features), text, mask)
-
-    return euler(velocity, noise, levels)
-
-
 def train(
     net: ElasticDiT, decoder: DecoderConfig, encoder: TextEncoder, clock: Clock, log: Path, keep: Path,
     levels: tuple[float, ...], batch: int = 16, peak: float = 2e-4, compiled: bool = True, seed: int = 11,
@@ -61,7 +52,6 @@ def train(
     """
     torch.manual_seed(seed)
     config, rng, nearest = net.config, np.random.default_rng(seed), Nearest(decoder)
-    widest = max(config.widths, key=config.widths.__getitem__)
     before = {key: tensor.detach().clone() for key, tensor in net.tensors.items()}
     elastic = Elastic(net, peak, average=0.99, compiled=compiled)
     side = SIDE // decoder.factor
@@ -72,10 +62,10 @@ def train(
         text, mask = embed(encoder, [spec.text() for spec in specs])
         noise = torch.randn(batch, config.latent_channels, side, side)
         losses = {}
-        for width in (widest, next(subs)):
+        for width in (elastic.widest, next(subs)):
             worker = elastic.workers[width]
             worker.pull()
-            drawn = draw(worker, config.time_features, noise, text, mask, levels)
+            drawn = euler(guided(worker, config.time_features, text, mask), noise, levels)
             wanted, scenes = nearest(drawn, specs)
             nearest.balance(specs, scenes)
             loss = distance(drawn, wanted, scenes)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from snapgen_deploy.checkpoint import Checkpoint
-from snapgen_deploy.device_profiles.schema import spec_of
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.plan import ExportPlan
 from snapgen_deploy.quantise.allocation import levels_for
@@ -46,7 +45,7 @@ def with_mixed(
     wanted = BITS if bits is None else bits
     levels = levels_for(wanted)
     for target in (t for t in plan.targets if t.precision == "mixed"):
-        fewest = min(spec_of(target.target, target.variant).palette_bits)
+        fewest = min(target.spec.palette_bits)
         if min(levels) < fewest:
             raise BadInput(
                 f"--bits: got {wanted:g}, and {target.key} has no palettes of less than {fewest} bits; choose {fewest} to 8"

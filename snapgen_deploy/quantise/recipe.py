@@ -19,12 +19,12 @@ from typing import Any
 
 from torch import Tensor
 
-from snapgen_deploy.bundle import files_under, sha256_of
+from snapgen_deploy.bundle import sha256_of
 from snapgen_deploy.cache import discard_oldest
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.elastic import load_student
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.files import cache_root, write_text
+from snapgen_deploy.files import cache_root, files_under, write_text
 from snapgen_deploy.models import DiT
 from snapgen_deploy.quantise.allocation import Allocation, Candidate, allocate, levels_for
 from snapgen_deploy.quantise.curve import write_curve
