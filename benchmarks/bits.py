@@ -34,7 +34,8 @@ from snapgen_deploy.elastic import load_decoder, load_student, load_text_encoder
 from snapgen_deploy.gates import psnr
 from snapgen_deploy.latency.environment import environment
 from snapgen_deploy.models import DiT, initial_noise, sigmas
-from snapgen_deploy.plan import ExportPlan, make_plan
+from snapgen_deploy.plan import ExportPlan
+from snapgen_deploy.planning import make_plan
 from snapgen_deploy.quantise.executors import executor_of
 from snapgen_deploy.quantise.recipe import default_root, load_recipe, make_recipe
 

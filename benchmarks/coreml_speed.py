@@ -25,7 +25,7 @@ from snapgen_deploy.export.mil.runner import open_package
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.latency.environment import environment
 from snapgen_deploy.models import PRESETS, DiT
-from snapgen_deploy.plan import make_plan
+from snapgen_deploy.planning import make_plan
 from snapgen_deploy.sparse import rewrite_student
 
 RESULTS = Path(__file__).parent / "results"

@@ -1,9 +1,10 @@
 """`python -m benchmarks.precisions [--all]`: what every precision of every target costs and keeps, on the embedded checkpoint.
 
 Exports each precision as `export` does, draws the fidelity gate's prompts with the saved files, and compares with the fp32
-reference; also below the limits, which `export` would refuse. For the targets that run on this CPU each precision's student is
-timed against the same target's fp32, interleaved in one process. Writes precisions.json (after every row, so that an
-interrupted run goes on where it stopped with --resume) and precisions.md to `benchmarks/results/`.
+reference; also below the limits, which `export` would refuse; for mixed precision there is `benchmarks.bits`. For the targets
+that run on this CPU each precision's student is timed against the same target's fp32, interleaved in one process. Writes
+precisions.json (after every row, so that an interrupted run goes on where it stopped with --resume) and precisions.md to
+`benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -26,15 +27,17 @@ from snapgen_deploy.calibration import calibration_of
 from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.child import run_in_child
 from snapgen_deploy.components import ports_of, roles_of
+from snapgen_deploy.convert import export_in_child
 from snapgen_deploy.device_profiles import TARGETS, load_profile
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.exporter import Request, export_in_child
 from snapgen_deploy.fewer_bits import CALIBRATION, record_calibration
 from snapgen_deploy.fidelity import COUNT, DETECTOR, Measured, draw_reference, measure
-from snapgen_deploy.plan import ExportPlan, make_plan
+from snapgen_deploy.plan import ExportPlan
+from snapgen_deploy.planning import make_plan
 from snapgen_deploy.prompts import FIDELITY, own_samples
 from snapgen_deploy.reference import schedule_of
+from snapgen_deploy.request import Request
 from snapgen_deploy.resume import Exported
 
 RESULTS = Path(__file__).parent / "results"
@@ -78,7 +81,9 @@ def rows_of(width: str, options: argparse.Namespace, scratch: Path, done: Sequen
     run_in_child("reference", draw_reference, *shared, samples, scratch / "fidelity", DETECTOR, options.threads)
     run_in_child("calibration", record_calibration, *shared, calibration.samples, scratch / CALIBRATION, options.threads)
     for name in options.targets:
-        wanted = [p for p in TARGETS[name].precisions if options.precisions is None or p in options.precisions]
+        wanted = [
+            p for p in TARGETS[name].precisions if p != "mixed" and (options.precisions is None or p in options.precisions)
+        ]
         if name in CPU and any((width, name, p) not in known for p in wanted):
             wanted = ["fp32", *(p for p in wanted if p != "fp32")]  # the others are timed against it
         exact: Path | None = None

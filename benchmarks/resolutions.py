@@ -29,12 +29,14 @@ from snapgen_deploy.child import run_in_child
 from snapgen_deploy.cli.console import megabytes
 from snapgen_deploy.cli.export import parse_resolution
 from snapgen_deploy.components import ports_of, roles_of
+from snapgen_deploy.convert import export_in_child
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.exporter import Request, export_in_child
 from snapgen_deploy.join import join_sizes
 from snapgen_deploy.models import PRESETS, ModelConfig
-from snapgen_deploy.plan import ExportPlan, make_plan, target_at
+from snapgen_deploy.plan import ExportPlan, target_at
+from snapgen_deploy.planning import make_plan
+from snapgen_deploy.request import Request
 from snapgen_deploy.resume import Exported
 
 RESULTS = Path(__file__).parent / "results"

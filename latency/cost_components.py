@@ -18,7 +18,8 @@ from snapgen_deploy.export.base import Layout
 from snapgen_deploy.latency.cost import OpCost, trace_module
 from snapgen_deploy.models import DiT, ModelConfig, TextEncoder, TinyDecoder
 from snapgen_deploy.models.config import DiTConfig
-from snapgen_deploy.plan import WEIGHT_BYTES, local_form
+from snapgen_deploy.plan_targets import local_form
+from snapgen_deploy.plan_width import WEIGHT_BYTES
 from snapgen_deploy.sizes import latent_of
 from snapgen_deploy.sparse import OpForm, UpsampleForm, rewrite_decoder, rewrite_student, rewrite_text_encoder
 

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import tempfile
+import time
 import weakref
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -13,21 +14,23 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from snapgen_deploy.child import ChildDied, cause
+from snapgen_deploy.child import ChildDied, cause, note_children
 
 START_SECONDS = 120.0  # beyond those of the first call: a process starts and imports
+IDLE_SECONDS = 120.0  # without any processor time: what waits that long waits for ever
+LOOK_SECONDS = 2.0  # between two looks
 KEPT = 1 << 20  # bytes of the end of what the process printed that are looked at
 
 
 class Companion:
     """`call(function, *args)` runs in one process that stays, with what earlier calls left in its modules.
 
-    What the process prints goes to a file that is shown to nobody but `printed`. After a crash, a hang or `close` the
-    companion is of no use.
+    What the process prints goes to a file: `printed` shows it, and the message of a crash repeats its last line; lines that
+    contain `chatter` are left out there. After a crash, a hang or `close` the companion is of no use.
     """
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, what: str, chatter: str | None = None) -> None:
+        self.what, self._chatter = what, chatter
         handle, name = tempfile.mkstemp(prefix="companion-", suffix=".log")
         os.close(handle)
         self._log = Path(name)
@@ -42,7 +45,8 @@ class Companion:
     def call(self, function: Callable[..., Any], *args: Any, seconds: float) -> Any:
         """The function's result; function (importable), arguments and result go through pickle.
 
-        An exception is raised here as it was there. ChildDied where the process ends or has not answered after `seconds`.
+        An exception is raised here as it was there. ChildDied where the process ends, has not answered after `seconds`, or
+        has used no processor time for IDLE_SECONDS.
         """
         if not self._end.alive:
             raise ChildDied(f"{self.what}: its process has ended before")
@@ -50,20 +54,37 @@ class Companion:
         self._first = False
         try:
             self._here.send((function, args))
-            if not self._here.poll(allowed):
-                raise ChildDied(f"{self.what}: no answer after {allowed:.0f} s; its process was ended")
+            self._wait(allowed)
             ok, value = self._here.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            self._process.join(10)
-            why = cause(self._process.exitcode)
-            self.close()
-            raise ChildDied(f"{self.what}: {why}") from None
+            raise self._died() from None
         except BaseException:
             self.close()
             raise
         if not ok:
             raise value
         return value
+
+    def _wait(self, allowed: float) -> None:
+        """Until there is an answer, or the process has ended."""
+        start = moved = time.monotonic()
+        spent = -1.0
+        while not self._here.poll(min(LOOK_SECONDS, allowed, IDLE_SECONDS)):
+            now, used = time.monotonic(), _processor_seconds(self._process.pid)
+            if used is None or used > spent:
+                moved, spent = now, spent if used is None else used
+            if now - start > allowed:
+                raise ChildDied(f"{self.what}: no answer after {allowed:.0f} s; its process was ended")
+            if now - moved > IDLE_SECONDS:
+                raise ChildDied(f"{self.what}: its process has done nothing for {IDLE_SECONDS:g} s; it was ended")
+
+    def _died(self) -> ChildDied:
+        self._process.join(10)
+        said = [line.strip() for line in self.printed().splitlines() if line.strip()]
+        last = [line for line in said if self._chatter is None or self._chatter not in line][-1:]
+        why = cause(self._process.exitcode)
+        self.close()
+        return ChildDied("; ".join([f"{self.what}: {why}", *last]))
 
     def printed(self) -> str:
         """The end of what the process has printed so far; nothing after `close`."""
@@ -78,7 +99,17 @@ class Companion:
         self._end()
 
 
+def _processor_seconds(pid: int | None) -> float | None:
+    """Processor time of a process so far; None where this system does not tell (no /proc)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime: proc(5), fields 14 and 15
+
+
 def _end(process: BaseProcess, here: Connection, log: Path) -> None:
+    note_children()
     process.kill()
     process.join()
     here.close()

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from snapgen_deploy.errors import Refused
 from snapgen_deploy.export.base import ROLES, Role
 from snapgen_deploy.models import DiT, ModelConfig, TextEncoder, TinyDecoder
-from snapgen_deploy.plan import ExportPlan, TargetPlan, activation_bytes
+from snapgen_deploy.plan import ExportPlan, TargetPlan
+from snapgen_deploy.plan_width import activation_bytes
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from snapgen_deploy.quantise.trajectories import Sample, record
 from snapgen_deploy.reference import schedule_of
 
 if TYPE_CHECKING:
-    from snapgen_deploy.exporter import Request
+    from snapgen_deploy.request import Request
 
 CALIBRATION, FIDELITY = "calibration", "fidelity"  # folders of what the reference draws beforehand
 

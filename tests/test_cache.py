@@ -10,7 +10,7 @@ from snapgen_deploy.cache import ExportCache, default_root, export_key, source_s
 from snapgen_deploy.checkpoint import open_checkpoint, save_checkpoint
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.export.base import Artifact, Description
-from snapgen_deploy.plan import make_plan
+from snapgen_deploy.planning import make_plan
 from snapgen_deploy.resume import Exported
 from tests.checkpoint.cases import tiny_config, tiny_model
 

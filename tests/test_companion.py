@@ -26,7 +26,9 @@ def refuse():
     raise BadInput("got this, expected that")
 
 
-def crash():
+def crash(*said):
+    for line in said:
+        os.write(1, f"{line}\n".encode())
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
@@ -51,6 +53,20 @@ def test_a_crash_is_one_line_and_ends_the_companion():
         companion.call(crash, seconds=60)
     with pytest.raises(ChildDied, match="ended before"):
         companion.call(kept, "x", seconds=60)
+
+
+def test_a_crash_repeats_what_was_said_last_but_for_chatter():
+    companion = Companion("runtime", chatter="[default]")
+    with pytest.raises(ChildDied, match=r"^runtime: the process was ended by SIGSEGV; out of stack$"):
+        companion.call(crash, "loading", "out of stack", "12:01 [default] still here", seconds=60)
+
+
+def test_a_process_that_does_nothing_is_ended_before_its_time(monkeypatch):
+    companion = Companion("emulation")
+    companion.call(keep, "x", 1, seconds=60)
+    monkeypatch.setattr("snapgen_deploy.companion.IDLE_SECONDS", 1.0)
+    with pytest.raises(ChildDied, match=r"^emulation: its process has done nothing for 1 s; it was ended$"):
+        companion.call(time.sleep, 600, seconds=600)
 
 
 def test_a_hang_is_one_line_after_the_time_allowed():

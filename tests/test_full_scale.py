@@ -14,7 +14,7 @@ import pytest
 from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.export_memory import predict
-from snapgen_deploy.plan import make_plan
+from snapgen_deploy.planning import make_plan
 from tests.cli.conftest import invoke
 
 pytestmark = pytest.mark.slow

@@ -16,17 +16,19 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from snapgen_deploy import plan as planning
+from snapgen_deploy import plan_width
 from snapgen_deploy.cli.devices import devices, plan_as_dict, render_plan
 from snapgen_deploy.device_profiles import PRECISIONS, Figure, Profile, load_profile, profile_ids
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.models.config import PRESETS, ModelConfig
-from snapgen_deploy.plan import WEIGHT_BYTES, ExportPlan, make_plan
+from snapgen_deploy.plan import ExportPlan
+from snapgen_deploy.plan_width import WEIGHT_BYTES
+from snapgen_deploy.planning import make_plan
 
 CONFIGS: dict[str, Callable[[], ModelConfig]] = {name: cache(preset) for name, preset in PRESETS.items()}
 
 
-_real_estimate = planning.estimate_memory
+_real_estimate = plan_width.estimate_memory
 _seen: dict[str, int] = {}
 
 
@@ -40,7 +42,7 @@ def estimate(config: ModelConfig, width: str, latent: tuple[int, int, int], size
 
 @pytest.fixture(autouse=True)
 def _each_estimate_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "estimate_memory", estimate)
+    monkeypatch.setattr(plan_width, "estimate_memory", estimate)
 
 
 def memory(preset: str, width: str, weight_bytes: int) -> int:

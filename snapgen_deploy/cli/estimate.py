@@ -88,15 +88,14 @@ def _profile(device: str) -> Device:
 
 def _target(device: Device, wanted: str | None) -> str:
     """The key of the target: as on the command line, with the first variant where none is given; else the first known one."""
-    from snapgen_deploy.device_profiles import TARGETS, target_keys, variants_of
+    from snapgen_deploy.device_profiles import variants_of
     from snapgen_deploy.latency.estimate_basis import Host, NoBasis, basis_of
+    from snapgen_deploy.plan_targets import named
 
     if wanted is None:
         keys = ["onnx:cpu"] if isinstance(device, Host) else [t.key for t in device.targets]
         return next((key for key in keys if not isinstance(basis_of(device, key), NoBasis)), keys[0])
-    name, _, variant = wanted.partition(":")
-    if name not in TARGETS or (variant and variant not in variants_of(name)):
-        raise BadInput(f"unknown target '{wanted}': expected one of {', '.join(target_keys())}")
+    name, variant = named(wanted)
     variant = variant or next(iter(variants_of(name)), "")
     return f"{name}:{variant}" if variant else name
 

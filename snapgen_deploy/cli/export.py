@@ -101,7 +101,7 @@ def export(
     from snapgen_deploy.device_profiles import load_profile
     from snapgen_deploy.host_memory import available_bytes
     from snapgen_deploy.latency.estimate import plan_estimator
-    from snapgen_deploy.plan import make_plan
+    from snapgen_deploy.planning import make_plan
 
     limit = parse_bytes(cache_limit, "--cache-limit")
     profile = load_profile(device)
@@ -146,9 +146,10 @@ def export(
         return
     from snapgen_deploy.cache import ExportCache, default_root
     from snapgen_deploy.calibration import calibration_of
-    from snapgen_deploy.exporter import Request, run_export
+    from snapgen_deploy.exporter import run_export
     from snapgen_deploy.fidelity import COUNT, Fidelity, scorer_of
     from snapgen_deploy.latency import foretell
+    from snapgen_deploy.request import Request
 
     cache = None if no_cache else ExportCache(default_root(), limit)
     chosen = samples_from(opened, prompts)

@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 
-from snapgen_deploy import exporter, plan
+from snapgen_deploy import convert, exporter, plan
 from snapgen_deploy.bundle import SUMS, check_hashes, open_bundle
 from snapgen_deploy.cache import default_root
 from snapgen_deploy.device_profiles import PRECISIONS
 from tests.cli.conftest import invoke
 
 
-@pytest.fixture
-def ran(monkeypatch):
-    """Names of the child processes that an export started; their work is done in this process."""
-    names = []
+def in_this_process(patch, names):
+    """Have the work of child processes done here; `names` takes what an export would have started."""
 
     def here(what, function, *arguments):
         names.append(what)
         return function(*arguments), 7
 
-    monkeypatch.setattr(exporter, "run_in_child", here)
+    for module in (exporter, convert):
+        patch.setattr(module, "run_in_child", here)
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Names of the child processes that an export started; their work is done in this process."""
+    names = []
+    in_this_process(monkeypatch, names)
     return names
+
+
+@pytest.fixture(scope="module")
+def first(checkpoint, tmp_path_factory):
+    """A first export, which filled a cache: its result, its bundle, and the cache's place."""
+    place = tmp_path_factory.mktemp("first")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        in_this_process(patch, [])
+        done = export(checkpoint, place / "a")
+        assert done.exit_code == 0, done.output
+        return done, place / "a" / "tiny-test-server", default_root()
+
+
+@pytest.fixture
+def filled(first):
+    """This test's cache holds what the first export stored."""
+    shutil.copytree(first[2], default_root())
 
 
 def export(checkpoint, place, *more):
@@ -37,17 +62,14 @@ def entries():
     return sorted(default_root().iterdir()) if default_root().exists() else []
 
 
-def test_the_second_export_is_cached_verified_and_equal(checkpoint, tmp_path, ran):
-    first = export(checkpoint, tmp_path / "a")
-    assert first.exit_code == 0, first.output
-    assert "from the cache" not in first.stdout
+def test_the_second_export_is_cached_verified_and_equal(checkpoint, tmp_path, ran, first, filled):
+    assert "from the cache" not in first[0].stdout
     assert len(entries()) == 3
-    before = len(ran)
-    second = export(checkpoint, tmp_path / "b")
+    second = export(checkpoint, tmp_path)
     assert second.exit_code == 0, second.output
-    assert ran[before:] == ["reference", "onnx:cpu check"]
+    assert ran == ["reference", "onnx:cpu check"]
     assert "3 of 3 components came from the cache; their gates ran again" in second.stdout
-    bundles = [open_bundle(tmp_path / name / "tiny-test-server") for name in "ab"]
+    bundles = [open_bundle(path) for path in (first[1], tmp_path / "tiny-test-server")]
     assert bundles[0].manifest == bundles[1].manifest
     assert (bundles[0].path / SUMS).read_bytes() == (bundles[1].path / SUMS).read_bytes()
     check_hashes(bundles[1])
@@ -56,14 +78,12 @@ def test_the_second_export_is_cached_verified_and_equal(checkpoint, tmp_path, ra
     assert runs[1]["export_peak_bytes"] == runs[0]["export_peak_bytes"] == 7
 
 
-def test_a_damaged_entry_is_exported_again(checkpoint, tmp_path, ran):
-    assert export(checkpoint, tmp_path / "a").exit_code == 0
+def test_a_damaged_entry_is_exported_again(checkpoint, tmp_path, ran, filled):
     victim = next(p for p in default_root().rglob("student.onnx"))
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
-    before = len(ran)
-    done = export(checkpoint, tmp_path / "b", "--json")
+    done = export(checkpoint, tmp_path, "--json")
     assert done.exit_code == 0, done.output
-    assert ran[before:] == ["reference", "onnx:cpu student", "onnx:cpu check"]
+    assert ran == ["reference", "onnx:cpu student", "onnx:cpu check"]
     data = json.loads(done.stdout)
     assert data["run"]["targets"]["onnx:cpu"]["cached"] == {"text_encoder": True, "student": False, "decoder": True}
     assert "thrown away" in data["notes"][0]
@@ -75,17 +95,21 @@ def test_no_cache_neither_reads_nor_writes(checkpoint, tmp_path, ran):
     assert entries() == []
 
 
-def test_what_failed_its_gates_is_not_kept(checkpoint, tmp_path, ran, monkeypatch):
+@pytest.fixture
+def strict(monkeypatch):
+    """No export passes its gates."""
     fp32 = PRECISIONS["fp32"]
-    strict = {"fp32": replace(fp32, limits=replace(fp32.limits, error=1e-30))}
-    monkeypatch.setattr(plan, "PRECISIONS", strict)
-    assert export(checkpoint, tmp_path / "a").exit_code == 1
+    monkeypatch.setattr(plan, "PRECISIONS", {"fp32": replace(fp32, limits=replace(fp32.limits, error=1e-30))})
+
+
+def test_what_failed_its_gates_is_not_kept(checkpoint, tmp_path, ran, strict):
+    assert export(checkpoint, tmp_path).exit_code == 1
     assert entries() == []
-    monkeypatch.setattr(plan, "PRECISIONS", PRECISIONS)
-    assert export(checkpoint, tmp_path / "a").exit_code == 0
+
+
+def test_what_fails_its_gates_later_is_dropped(checkpoint, tmp_path, ran, strict, filled):
     assert len(entries()) == 3
-    monkeypatch.setattr(plan, "PRECISIONS", strict)
-    assert export(checkpoint, tmp_path / "b").exit_code == 1
+    assert export(checkpoint, tmp_path).exit_code == 1
     assert entries() == []
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from snapgen_deploy import exporter, plan
+from snapgen_deploy import convert, exporter, plan
 from snapgen_deploy.bundle import check_hashes, open_bundle
 from snapgen_deploy.device_profiles import PRECISIONS
 from snapgen_deploy.gates import psnr
@@ -85,7 +85,8 @@ def test_verify_finds_a_changed_file(bundle, tmp_path):
 def test_a_failed_gate_exits_1_and_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     strict = {"fp32": replace(PRECISIONS["fp32"], limits=replace(PRECISIONS["fp32"].limits, error=1e-30))}
     monkeypatch.setattr(plan, "PRECISIONS", strict)
-    monkeypatch.setattr(exporter, "run_in_child", lambda what, function, *arguments: (function(*arguments), 0))
+    for module in (exporter, convert):
+        monkeypatch.setattr(module, "run_in_child", lambda what, function, *arguments: (function(*arguments), 0))
     done = invoke(
         "export", "--device", "server", "--target", "onnx:cpu", "--width", "tiny", "--checkpoint", checkpoint, "-o", tmp_path
     )

@@ -54,7 +54,7 @@ def test_a_host_that_is_not_calibrated_is_refused_and_told_how():
         (("--device", "iphone16pm", "--preset", "sd3"), "snapgenpp"),
         (("--device", "iphone16pm", "--width", "wide"), "tiny, small, full"),
         (("--device", "iphone16pm", "--target", "tflite"), "unknown target"),
-        (("--device", "iphone16pm", "--target", "onnx:gpu"), "unknown target"),
+        (("--device", "iphone16pm", "--target", "onnx:gpu"), "target onnx has no variant 'gpu'"),
         (("--device", "iphone16pm", "--calibrate"), "expected --device host"),
         (("--device", "iphone16pm", "-o", "x.png"), "--sweep"),
         (("--device", "iphone16pm", "--resolution", "100"), "does not fit latent factor 8"),

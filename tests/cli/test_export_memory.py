@@ -13,7 +13,7 @@ from snapgen_deploy.errors import Refused
 from snapgen_deploy.export.registry import TARGETS
 from snapgen_deploy.export_memory import CHECKING, CONVERTING, largest, predict, refuse_what_does_not_fit, weight_bytes
 from snapgen_deploy.models import PRESETS
-from snapgen_deploy.plan import make_plan
+from snapgen_deploy.planning import make_plan
 from tests.cli.conftest import invoke, tiny_config
 
 

@@ -9,7 +9,7 @@ from snapgen_deploy.cli.export import samples_from
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models import ElasticDiT, TextEncoder, TinyDecoder
-from snapgen_deploy.plan import make_plan
+from snapgen_deploy.planning import make_plan
 from snapgen_deploy.reference import make_vectors
 from tests.cli.conftest import tiny_config
 

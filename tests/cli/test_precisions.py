@@ -117,7 +117,7 @@ def test_arrays_of_the_users_own_calibrate(checkpoint, tmp_path):
     from snapgen_deploy.components import ports_of, roles_of
     from snapgen_deploy.device_profiles import load_profile
     from snapgen_deploy.errors import BadInput
-    from snapgen_deploy.plan import make_plan
+    from snapgen_deploy.planning import make_plan
 
     opened = open_checkpoint(checkpoint)
     plan = make_plan(opened.config, load_profile("server"), width="tiny", targets=["onnx"], precision="int8-static")

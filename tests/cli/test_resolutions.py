@@ -153,18 +153,19 @@ def test_a_report_shows_every_size(several, tmp_path):
 @pytest.mark.slow
 def test_resume_takes_every_size_up(checkpoint, tmp_path, monkeypatch):
     """A run that fails after its conversions is taken up again: nothing is converted twice, no part is left in the bundle."""
-    from snapgen_deploy import exporter
+    from snapgen_deploy import convert, exporter
     from snapgen_deploy.errors import BadInput
 
     converted: list[str] = []
-    real = exporter.export_in_child
+    real = convert.export_in_child
 
     def counted(request, plan, target, role, directory, scratch):
         converted.append(f"{role} {plan.sizes}")
         return real(request, plan, target, role, directory, scratch)
 
-    monkeypatch.setattr(exporter, "export_in_child", counted)
-    monkeypatch.setattr(exporter, "run_in_child", lambda what, function, *arguments: (function(*arguments), 0))
+    monkeypatch.setattr(convert, "export_in_child", counted)
+    for module in (exporter, convert):
+        monkeypatch.setattr(module, "run_in_child", lambda what, function, *arguments: (function(*arguments), 0))
     sizes = [argument for size in SIZES for argument in ("--resolution", size)]
     arguments = (
         "export", "--device", "iphone16pm", "--target", "onnx", "--checkpoint", checkpoint, "-o", tmp_path, "--width", "tiny",

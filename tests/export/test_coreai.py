@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -21,9 +22,10 @@ from torch import nn
 pytest.importorskip("coreai", reason="the extra is not installed: pip install 'snapgen-deploy[coreai]'")
 pytest.importorskip("coreai_torch", reason="the extra is not installed: pip install 'snapgen-deploy[coreai]'")
 
+from snapgen_deploy.child import ChildDied
 from snapgen_deploy.errors import BadInput, Refused
-from snapgen_deploy.export import coreai_compress, coreai_process
-from snapgen_deploy.export.base import Artifact, Description
+from snapgen_deploy.export import coreai_compress
+from snapgen_deploy.export.base import Artifact, Description, Runner
 from snapgen_deploy.export.coreai import CoreAI
 from tests.export import test_sizes as sizes
 from tests.export.graph_cases import OPTIONS, arrays, component, contents, mixed, reference, running_sum, shuffle
@@ -154,27 +156,28 @@ def test_inputs_that_are_not_the_functions(made):
     assert relative(run(right)["velocity"], reference(mixed())) <= 1e-5  # and the process is still there
 
 
-@pytest.mark.parametrize(
-    ("signals", "said"),
-    [((signal.SIGSEGV,), "ended by SIGSEGV"), ((signal.SIGSTOP,), "has done nothing for 1 s while running; it was ended")],
-)
-def test_a_crash_or_a_hang_of_the_runtime_is_one_line(made, signals, said, monkeypatch):
-    process = coreai_process.CoreAIProcess(made("fp32")[0].path, "main")
-    monkeypatch.setattr(coreai_process, "IDLE_S", 1.0)
-    for sent in signals:
-        os.kill(process._process.pid, sent)
-    with pytest.raises(RuntimeError, match=rf"^Apple's runtime [^\n]*{said}[^\n]*$"):
+def companion_of(asset: Path) -> tuple[multiprocessing.process.BaseProcess, Runner]:
+    """A runner and the one process that it started."""
+    before = set(multiprocessing.active_children())
+    run = TARGET.open(asset, threads=1)
+    (process,) = set(multiprocessing.active_children()) - before
+    return process, run
+
+
+def test_a_crash_of_the_runtime_is_one_line(made):
+    process, run = companion_of(made("fp32")[0].path)
+    os.kill(process.pid, signal.SIGSEGV)
+    with pytest.raises(ChildDied, match=r"^student\.aimodel in Apple's runtime: the process was ended by SIGSEGV[^\n]*$"):
         for _ in range(2):  # the first one may still reach the pipe
-            process(arrays(mixed()))
-    process._process.join(10)
-    assert not process._process.is_alive()
+            run(arrays(mixed()))
+    process.join(10)
+    assert not process.is_alive()
 
 
 def test_the_process_ends_with_its_runner(made):
-    process = coreai_process.CoreAIProcess(made("fp32")[0].path, "main")
-    inner = process._process
-    del process
-    assert not inner.is_alive()
+    process, run = companion_of(made("fp32")[0].path)
+    del run
+    assert not process.is_alive()
 
 
 def test_what_is_no_asset(tmp_path: Path, made):

@@ -18,6 +18,7 @@ from snapgen_deploy.cli.doctor import doctor
 from snapgen_deploy.errors import MeasurementFailed
 from snapgen_deploy.export.base import Arrays
 from snapgen_deploy.export.layers import Layer, OnnxProbe, first_wrong, run_on_cpu
+from snapgen_deploy.layer_check import Work, compare
 from tests.mil.mil_harness import TARGETS, Function, Program, mb, save, types
 
 app = typer.Typer()
@@ -125,6 +126,11 @@ def test_doctor_takes_an_onnx_file_and_says_what_it_cannot_look_into(tmp_path: P
     done = CliRunner().invoke(app, [str(tmp_path / "student.pte"), "--layers"])
     assert isinstance(done.exception, MeasurementFailed)
     assert "student.pte: not_run (a .pte file hands whole graphs to its delegate" in done.output
+
+
+def test_an_asset_of_core_ai_is_told_to_be_closed(tmp_path: Path) -> None:
+    found = compare(Work("student", tmp_path / "student.aimodel", "coreai", None), 0.1)
+    assert found == "Apple's runtime takes an asset as a whole and shows no value inside: compare it as onnx:cpu"
 
 
 @pytest.mark.parametrize("option", [("--target", "coreml"), ("--limit", "0.1")])

@@ -1,0 +1,170 @@
+"""One component of a plan: from the checkpoint to files that were read back, each conversion in a process of its own."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from snapgen_deploy.bundle import Staging
+from snapgen_deploy.cache import ExportCache, export_key, stamps
+from snapgen_deploy.calibration import is_calibrated
+from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint
+from snapgen_deploy.child import run_in_child
+from snapgen_deploy.components import build_component
+from snapgen_deploy.device_profiles import PRECISIONS
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.base import Role, packed
+from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.fewer_bits import CALIBRATION
+from snapgen_deploy.host_memory import hand_back_what_is_freed
+from snapgen_deploy.join import PARTS, join_sizes
+from snapgen_deploy.plan import ExportPlan, TargetPlan, target_at
+from snapgen_deploy.progress import Progress
+from snapgen_deploy.quantise.recipe import load_recipe
+from snapgen_deploy.request import Request
+from snapgen_deploy.resume import Exported, read_record, write_record
+
+
+@dataclass
+class Keep:
+    """The cache entries of one target: what was prepared, and what was taken."""
+
+    cache: ExportCache | None
+    prepared: dict[str, Path] = field(default_factory=dict)
+    taken: list[str] = field(default_factory=list)
+    sound: bool | None = None  # whether the gates held; None until they ran
+
+
+@contextmanager
+def kept(cache: ExportCache | None, checkpoint: Checkpoint, before: list[tuple[int, int, int]]) -> Iterator[Keep]:
+    """Stores a target's fresh components once its gates held; drops the entries that it took when they did not."""
+    keep = Keep(cache)
+    try:
+        yield keep
+        if stamps(checkpoint.files) != before:
+            raise BadInput(f"checkpoint {checkpoint.path} was changed while it was exported; export again")
+        if cache is not None and keep.sound:
+            for key in list(keep.prepared):
+                cache.commit(key, keep.prepared.pop(key))
+        elif cache is not None:
+            for key in keep.taken:
+                cache.discard(key)
+    finally:
+        for aside in keep.prepared.values():
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What the components of one target share on their way."""
+
+    request: Request
+    checkpoint: Checkpoint
+    plan: ExportPlan
+    target: TargetPlan
+    stage: Staging
+    scratch: Path
+    keep: Keep
+    progress: Progress
+
+
+def convert(work: Conversion, role: Role) -> Exported:
+    """One component, from the cache or an interrupted run where it is there; several picture sizes are joined."""
+    if not work.plan.other_sizes or role == "text_encoder":
+        return _convert_one(work, work.plan, role, work.stage.root)
+    key, apart = work.target.key, work.stage.root / PARTS
+    parts = {size: _convert_one(work, work.plan.at(size), role, apart / size, size) for size in work.plan.sizes}
+    with work.progress(f"{key}: joining the sizes of the {role.replace('_', ' ')}"):
+        done, peak = run_in_child(f"{key} {role} sizes", join_sizes, key, parts, folder_of(work.stage.root, key))
+    if not work.stage.keep:
+        shutil.rmtree(apart)
+    return replace(done, peak_bytes=max(peak, done.peak_bytes))
+
+
+def folder_of(root: Path, key: str) -> Path:
+    """Where a target's files lie in a bundle."""
+    return root / key.replace(":", "-")
+
+
+def _convert_one(work: Conversion, plan: ExportPlan, role: Role, root: Path, size: str = "") -> Exported:
+    """A component at one picture size in one child process; an interrupted run's and a cached one are taken as they are.
+
+    `plan` is that of the one size, `size` its name where there are several; the files go below `root`.
+    """
+    target, keep, name = target_at(plan, work.target.key), work.keep, role.replace("_", " ")
+    directory = folder_of(root, target.key)
+    done = read_record(root, target.key, role)
+    if done is not None:
+        return done
+    key = cache_key(work.request, work.checkpoint, plan, target, role) if keep.cache is not None else ""
+    if keep.cache is not None and keep.cache.has(key):
+        with work.progress(f"{target.key}: taking the {name} from the cache"):
+            done = keep.cache.take(key, target.key, role, directory)
+        if done is not None:
+            keep.taken.append(key)
+            return done
+    with work.progress(f"{target.key}: exporting the {name}{size and f', {size}'}"):
+        start = time.monotonic()
+        arguments = (work.request, plan, target, role, directory, work.scratch)
+        exported, peak = run_in_child(f"{target.key} {role}", export_in_child, *arguments)
+    exported = replace(exported, peak_bytes=peak, seconds=round(time.monotonic() - start, 1))
+    if work.stage.keep:
+        write_record(root, exported)
+    if keep.cache is not None:
+        aside = keep.cache.prepare(directory, exported)
+        if aside is not None:
+            keep.prepared[key] = aside
+    return exported
+
+
+def export_in_child(
+    request: Request, plan: ExportPlan, target_plan: TargetPlan, role: Role, directory: Path, scratch: Path
+) -> Exported:
+    """In a child process: load, slice, rewrite, export, and read the file back."""
+    import torch
+
+    hand_back_what_is_freed()
+    torch.set_num_threads(request.threads)
+    target, variant = target_of(target_plan.key)
+    gc.freeze()  # what imports left stays anyway: converters collect garbage often, and would look at all of it each time
+    checkpoint = open_checkpoint(request.checkpoint, request.key_map)
+    mixed = request.recipe if target_plan.precision == "mixed" else None
+    recipe = load_recipe(mixed) if mixed is not None else None
+    component = replace(build_component(checkpoint, plan, target_plan, role, recipe), expendable=True)
+    if request.calibration is not None and is_calibrated(target_plan):
+        inputs = partial(request.calibration.inputs, checkpoint, scratch / CALIBRATION, role)
+        component = replace(component, calibration=inputs)
+    del checkpoint  # one in PyTorch's format is mapped as long as it lives, and what was read of it counts as resident
+    directory.mkdir(parents=True, exist_ok=True)
+    options = {name: value for name, value in target_plan.options if name != "folders"}  # the layout comes afterwards
+    artifact = target.export(component, variant, target_plan.precision, directory, options)
+    description = target.describe(artifact.path)
+    if (
+        role == "student"
+        and PRECISIONS[target_plan.precision].weight_bytes < 2
+        and not any(map(packed, description.weights.values()))
+    ):
+        raise RuntimeError(
+            f"{target_plan.key} {role}: {target_plan.precision} was asked for, and the file holds no such weight"
+        )
+    return Exported(artifact, description, target.versions(), 0)
+
+
+def all_cached(request: Request, checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, role: Role) -> bool:
+    """Whether nothing of a component is left to convert, at any picture size that it depends on."""
+    sizes = plan.sizes[:1] if role == "text_encoder" else plan.sizes
+    return request.cache is not None and all(
+        request.cache.has(cache_key(request, checkpoint, plan.at(s), target_at(plan.at(s), target.key), role)) for s in sizes
+    )
+
+
+def cache_key(request: Request, checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, role: Role) -> str:
+    """What the cache knows a component by; what a calibrated quantiser looked at is part of it."""
+    calibration = request.calibration.sha256() if request.calibration is not None and is_calibrated(target) else ""
+    return export_key(checkpoint, plan, target, role, calibration)
