@@ -17,7 +17,7 @@ def component(config: ModelConfig, width: str, size: tuple[int, int], key: str, 
     plan = make_plan(config, load_profile("android-mid"), targets=[key], width=width, resolution=size)
     inputs, outputs, doc = ports_of(config, plan, role)
     latent, target = (plan.latent[1], plan.latent[2]), plan.targets[0]
-    ops, upsample = spelling(target.key)
+    ops, upsample = spelling(target.key, target.precision)
     if role == "student":
         module = rewrite_student(DiT(config.student, width), latent, layout="token", form=target.form, ops=ops)
     elif role == "decoder":

@@ -36,15 +36,19 @@ class Spelling:
     upsample: UpsampleForm | None
 
 
+def _spelling(target: str, layout: Layout, precision: str) -> Spelling:
+    return Spelling(layout, int(WEIGHT_BYTES[precision]), *spelling(target, precision))
+
+
 SPELLINGS: Mapping[str, Spelling] = MappingProxyType(
     {
-        "onnx": Spelling("token", int(WEIGHT_BYTES["fp32"]), *spelling("onnx")),
-        "executorch": Spelling("token", int(WEIGHT_BYTES["fp32"]), *spelling("executorch")),
-        "executorch:coreml": Spelling("channels", int(WEIGHT_BYTES["fp16"]), *spelling("executorch")),
-        "executorch:vulkan": Spelling("token", int(WEIGHT_BYTES["fp16"]), *spelling("executorch:vulkan")),
-        "coreai": Spelling("channels", int(WEIGHT_BYTES["fp16"]), *spelling("coreai")),
-        "coreml": Spelling("channels", int(WEIGHT_BYTES["fp16"]), *spelling("coreml")),
-        "onnx:qnn": Spelling("channels", int(WEIGHT_BYTES["fp16"]), *spelling("onnx")),  # activations of w8a16 are 16 bits, too
+        "onnx": _spelling("onnx", "token", "fp32"),
+        "executorch": _spelling("executorch", "token", "fp32"),
+        "executorch:coreml": _spelling("executorch", "channels", "fp16"),
+        "executorch:vulkan": _spelling("executorch:vulkan", "token", "fp16"),
+        "coreai": _spelling("coreai", "channels", "fp16"),
+        "coreml": _spelling("coreml", "channels", "fp16"),
+        "onnx:qnn": _spelling("onnx", "channels", "fp16"),  # activations of w8a16 are 16 bits, too
     }
 )
 

@@ -32,7 +32,7 @@ def build_component(
     """
     inputs, outputs, doc = ports_of(checkpoint.config, plan, role)
     layout: Layout = "channels" if target.layout == "channels" else "token"
-    ops, upsample = spelling(target.key)
+    ops, upsample = spelling(target.key, target.precision)
     latent = (plan.latent[1], plan.latent[2])
     palettes: dict[str, int] = {}
     if role == "student":
@@ -77,12 +77,12 @@ def _below(layer: str, tensors: Mapping[str, torch.Tensor]) -> list[str]:
     return [name for name in tensors if name.startswith(f"{layer}.") and not name.endswith("bias")]
 
 
-def spelling(target: str) -> tuple[OpForm, UpsampleForm | None]:
+def spelling(target: str, precision: str) -> tuple[OpForm, UpsampleForm | None]:
     """How a target (by its key) has networks written: operations of the token layout, and upsampling (None: the layout's)."""
     if target.partition(":")[0] == "onnx":
         return "native", "native"  # onnxruntime fuses whole norms; the delegates of phones take them only spelled out
     # Vulkan's delegate takes whole norms, too, and then does not load those without a weight (executorch 1.4.1).
-    return "spelled", "native" if target == "executorch:vulkan" else None
+    return "half" if precision == "fp16" else "spelled", "native" if target == "executorch:vulkan" else None
 
 
 def ports_of(config: ModelConfig, plan: ExportPlan, role: Role) -> tuple[tuple[Port, ...], tuple[Port, ...], str]:

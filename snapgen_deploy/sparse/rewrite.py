@@ -19,7 +19,7 @@ from snapgen_deploy.sparse.decoder import ImageDecoder, UpsampleForm
 from snapgen_deploy.sparse.forms import FORMS
 from snapgen_deploy.sparse.geometry import windows
 from snapgen_deploy.sparse.text_encoder import ChannelsTextEncoder, TokenTextEncoder
-from snapgen_deploy.sparse.token_layers import OpForm
+from snapgen_deploy.sparse.token_layers import OPS, OpForm
 from snapgen_deploy.sparse.token_student import TokenStudent
 
 Layout = Literal["token", "channels"]
@@ -39,14 +39,15 @@ def rewrite_student(
     """The student for latents (batch, C, *latent), called as (latent, time_features, stream, stream_mask, ...) -> velocity.
 
     `form` names the kernel of the local attention (`FORMS`). `ops` matters to the token layout only: "spelled" writes norms
-    and GELU in operations that XNNPACK takes and computes right, "native" leaves them whole for runtimes that fuse them.
+    and GELU in operations that XNNPACK takes and computes right, "half" does so in a way that half precision cannot overflow,
+    "native" leaves them whole for runtimes that fuse them.
     With `keep_weights` nothing is folded into the weights of a layer: they hold the student's own values, some in another
     order, so that the few values of a palette stay as few, for two operations more in each norm of q and k.
     Raises BadInput for an unknown layout, form or ops, a batch below 1, or a latent that the patches or blocks do not divide.
     """
     _known("layout", layout, UPSAMPLING)
     _known("form", form, FORMS)
-    _known("ops", ops, ("spelled", "native"))
+    _known("ops", ops, OPS)
     if batch < 1:
         raise BadInput(f"got batch {batch}, expected 1 or more")
     problems = dit.config.grid_problems(*latent)
@@ -86,7 +87,7 @@ def rewrite_text_encoder(
     """
     _known("layout", layout, UPSAMPLING)
     _known("form", form, FORMS)
-    _known("ops", ops, ("spelled", "native"))
+    _known("ops", ops, OPS)
     if batch < 1:
         raise BadInput(f"got batch {batch}, expected 1 or more")
     if layout == "token":

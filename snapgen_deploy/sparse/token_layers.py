@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ from snapgen_deploy.models.attention import AdaptiveSparseSelfAttention, CrossAt
 from snapgen_deploy.sparse import fold
 from snapgen_deploy.sparse.forms import Kernel, dense
 
-OpForm = Literal["spelled", "native"]
+OpForm = Literal["spelled", "half", "native"]
+OPS: tuple[OpForm, ...] = get_args(OpForm)
 Grid = tuple[int, int]
 
 
@@ -37,16 +38,23 @@ def _gelu_native(x: Tensor) -> Tensor:
 
 
 # XNNPACK (executorch 1.4.1) takes `gelu` but drops `approximate`: it computes the erf form, 1.5e-4 away (measured).
-GELUS: Mapping[OpForm, Callable[[Tensor], Tensor]] = MappingProxyType({"spelled": _gelu_spelled, "native": _gelu_native})
+# Where its cube overflows half precision, the spelled form's sigmoid is 1 or 0, as it should be.
+GELUS: Mapping[OpForm, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {"spelled": _gelu_spelled, "half": _gelu_spelled, "native": _gelu_native}
+)
 
 
 class TokenNorm(nn.Module):
     """LayerNorm over the last axis of (B, N, D), with optional weight and bias (D,).
 
     `spelled` writes it in element-wise operations and products; `native` is one operation, for runtimes that have it fused.
+    `half` is spelled so that half precision cannot overflow, which c^2 does from |c| = 256 on (c: x less its mean): with
+    m = max(8 mean|c|, 1e-3) and y = c / m it is y / sqrt(mean(y^2) + eps/m^2), exact for any m > 0. |y| <= D/8, and since the
+    root of a mean square is at least the mean, mean(y^2) >= 1/64 wherever m is not the 1e-3.
     """
 
     average: Tensor
+    root: Tensor
     weight: Tensor | None
     bias: Tensor | None
 
@@ -57,8 +65,10 @@ class TokenNorm(nn.Module):
         self.dim, self.eps, self.form = dim, eps, ops
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
-        if ops == "spelled":
+        if ops != "native":
             self.register_buffer("average", torch.full((batch, dim, 1), 1.0 / dim))
+        if ops == "half":
+            self.register_buffer("root", torch.full((1, 1, 1), math.sqrt(eps)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
@@ -71,8 +81,13 @@ class TokenNorm(nn.Module):
         """The rest of the norm for x (B, N, D) whose mean over D is zero already."""
         if self.form == "native":
             return self.forward(x)
+        eps: float | Tensor = self.eps
+        if self.form == "half":
+            m = (torch.bmm(x.abs(), self.average) * 8.0).clamp(min=1e-3)  # (B, N, 1)
+            x, root = x / m, self.root / m
+            eps = root * root
         variance = torch.bmm(x * x, self.average)  # (B, N, 1)
-        x = x * (variance + self.eps).rsqrt()  # (B, N, D)
+        x = x * (variance + eps).rsqrt()  # (B, N, D)
         if self.weight is not None:
             x = x * self.weight
         if self.bias is not None:

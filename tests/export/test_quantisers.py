@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export import coreml_compress, onnx_quantise
-from snapgen_deploy.export.base import Artifact, Description
+from snapgen_deploy.export.base import Artifact, Component, Description, Port
 from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.sparse.token_layers import TokenNorm
 from tests.export.graph_cases import arrays, contents, reference
 from tests.export.quantise_cases import uncalibrated, wide
 
@@ -83,6 +85,18 @@ def test_one_delegate(made, precision):
     assert found.placement["XnnpackBackend"] == 1
     assert set(found.portable_ops) <= {"dim_order_ops::_to_dim_order_copy.out"}
     assert bool(found.portable_ops) == (precision == "fp16")
+
+
+def test_a_norm_whose_squares_half_precision_does_not_hold(tmp_path: Path):
+    x = torch.randn(1, 16, 64, generator=torch.Generator().manual_seed(0)) * 300
+    ports = (Port("x", (1, 16, 64), "float32", "input"),), (Port("y", (1, 16, 64), "float32", "output"),)
+    target, variant = target_of("executorch:xnnpack")
+    made = target.export(
+        Component("student", TokenNorm(1, 64, 1e-6, "half"), *ports, (x,), "a norm"), variant, "fp16", tmp_path, {}
+    )
+    found = target.open(made.path, threads=1)({"x": x.numpy()})["y"]
+    np.testing.assert_allclose(found, torch.nn.functional.layer_norm(x, (64,)).numpy(), atol=0.01)
+    assert target.describe(made.path).placement["XnnpackBackend"] == 1
 
 
 @pytest.mark.parametrize(
