@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snapgen_deploy.errors import BadInput, GateFailed
-from snapgen_deploy.export import coreml_compress, coreml_palettes, coreml_weights
+from snapgen_deploy.export import coreml_compress, coreml_palettes, coreml_torch, coreml_weights
 from snapgen_deploy.export.base import (
     Arrays,
     Artifact,
@@ -265,6 +265,7 @@ def _convert(component: Component, precision: str, settings: Settings, what: str
     """Trace and convert; coremltools writes the package to `path` itself, so that the weights are written once."""
     import coremltools as ct
 
+    coreml_torch.mend()
     target = deployment_target(settings.deployment)
     if precision == "mixed" and target.value < ct.target.iOS18.value:
         raise BadInput(f"coreml: precision mixed with deployment={settings.deployment!r}; expected iOS18 or later")

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snapgen_deploy.errors import BadInput, GateFailed
-from snapgen_deploy.export import coreml_compress, coreml_weights, executorch_methods
+from snapgen_deploy.export import coreml_compress, coreml_torch, coreml_weights, executorch_methods
 from snapgen_deploy.export.base import Artifact, Component, Description, Joined, Layout, Runner
 from snapgen_deploy.export.coreml import (
     DATA,
@@ -93,6 +93,7 @@ class ExecuTorchCoreML(ExecuTorch):
         from executorch.backends.apple.coreml.compiler import CoreMLBackend
         from executorch.backends.apple.coreml.partition import CoreMLPartitioner
 
+        coreml_torch.mend()
         if not isinstance(settings, CoreMLSettings) or settings.compute_units not in UNITS:
             raise BadInput(
                 f"executorch:coreml: option compute_units={getattr(settings, 'compute_units', '')!r}; "
