@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class Bundle:
     def limits(self, key: str) -> Limits:
         """What the files of one target are held to; of a bundle that does not say, what its precision is."""
         target = self.manifest["targets"][key]
-        return Limits(**target["limits"]) if "limits" in target else PRECISIONS[target["precision"]].limits
+        return replace(PRECISIONS[target["precision"]].limits, **target.get("limits", {}))
 
     def artifacts(self, key: str) -> dict[Role, Artifact]:
         """The exported components of one target."""

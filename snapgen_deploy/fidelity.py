@@ -153,7 +153,7 @@ def fidelity_gates(key: str, measured: Measured, limits: Limits) -> tuple[Gate, 
     worst = float(np.max(measured.latent_error))
     steps = ", ".join(f"{e:.2g}" for e in measured.latent_error)
     gates = [
-        at_least(key, "pipeline", "fidelity_psnr", measured.psnr, limits.psnr, f"dB, least of {count}"),
+        at_least(key, "pipeline", "fidelity_psnr", measured.psnr, limits.least_psnr, f"dB, least of {count}"),
         at_least(key, "pipeline", "fidelity_mean_psnr", measured.mean_psnr, limits.mean_psnr, f"dB, mean of {count}"),
         at_least(key, "pipeline", "fidelity_ssim", measured.ssim, limits.ssim, f"mean of {count}"),
         at_most(key, "pipeline", "fidelity_latent_error", worst, limits.latent_error, f"relative, after each step: {steps}"),

@@ -13,7 +13,7 @@ from snapgen_deploy.bundle import open_bundle
 from tests.cli.conftest import invoke
 from tests.cli.test_bad_input import SERVER, one_line
 
-LOOSE = "error = 10\npsnr = 0.01\nmean_psnr = 0.01\nssim = 0.001\nlatent_error = 10\n"
+LOOSE = "error = 10\npsnr = 0.01\nleast_psnr = 0.01\nmean_psnr = 0.01\nssim = 0.001\nlatent_error = 10\n"
 SCORER = "def points(prompts, pictures):\n    return [(int(p.mean() > 0), 1) for p in pictures]\n"
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from snapgen_deploy.errors import BadInput, Refused
-from snapgen_deploy.export.base import Artifact
+from snapgen_deploy.export.base import Artifact, Component, Port
 from snapgen_deploy.export.coreml import CoreML
+from snapgen_deploy.export.executorch_coreml import ExecuTorchCoreML
 from tests.export.graph_cases import OPTIONS, arrays, component, contents, mixed, reference, running_sum, shuffle
 
 pytest.importorskip("coremltools")
@@ -132,6 +133,29 @@ def test_the_saved_graph_computes_what_torch_computes(saved: Artifact, full: Art
     assert got.dtype == np.float32
     # fp16: weights and results are rounded, 2^-11 each, along two projections, a softmax and a product
     assert np.linalg.norm(got - expected) / np.linalg.norm(expected) <= {"fp16": 5e-3, "fp32": 1e-5}[precision]
+
+
+class Gelu(nn.Module):
+    """One of the two forms."""
+
+    def __init__(self, approximate: str) -> None:
+        super().__init__()
+        self.approximate = approximate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.gelu(x, approximate=self.approximate)
+
+
+@pytest.mark.parametrize("target", [CoreML(), ExecuTorchCoreML()])
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_both_forms_of_gelu_stay_what_they_are(tmp_path: Path, target: CoreML | ExecuTorchCoreML, approximate: str) -> None:
+    x = torch.linspace(-4, 4, 64).reshape(1, 8, 1, 8)
+    ports = (Port("x", (1, 8, 1, 8), "float32", "input"),), (Port("y", (1, 8, 1, 8), "float32", "output"),)
+    made = target.export(
+        Component("student", Gelu(approximate), *ports, (x,), "GELU"), next(iter(target.variants), ""), "fp32", tmp_path, {}
+    )
+    found = target.open(made.path, threads=1)({"x": x.numpy()})["y"]
+    np.testing.assert_allclose(found, nn.functional.gelu(x, approximate=approximate).numpy(), atol=1e-6)
 
 
 def test_inputs_that_are_not_the_packages(saved: Artifact) -> None:
