@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -116,7 +117,16 @@ def _end(process: BaseProcess, here: Connection, log: Path) -> None:
     log.unlink(missing_ok=True)
 
 
+def _end_with_owner() -> None:
+    """An owner that was killed cannot end this process, and a compiler may run for hours before it looks at the pipe."""
+    owner = multiprocessing.parent_process()
+    if owner is not None:
+        owner.join()
+        os._exit(1)
+
+
 def _serve(there: Connection, log: str) -> None:
+    threading.Thread(target=_end_with_owner, daemon=True).start()
     sink = os.open(log, os.O_WRONLY | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(sink, descriptor)

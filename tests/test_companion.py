@@ -1,6 +1,9 @@
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,6 +70,34 @@ def test_a_process_that_does_nothing_is_ended_before_its_time(monkeypatch):
     monkeypatch.setattr("snapgen_deploy.companion.IDLE_SECONDS", 1.0)
     with pytest.raises(ChildDied, match=r"^emulation: its process has done nothing for 1 s; it was ended$"):
         companion.call(time.sleep, 600, seconds=600)
+
+
+def test_it_ends_with_an_owner_that_is_killed(tmp_path: Path):
+    script = (
+        "import os, time\n"
+        "from snapgen_deploy.companion import Companion\n"
+        "if __name__ == '__main__':\n"
+        "    companion = Companion('compiler')\n"
+        "    print(companion.call(os.getpid, seconds=60), flush=True)\n"
+        "    companion.call(time.sleep, 600, seconds=600)\n"
+    )
+    (tmp_path / "owner.py").write_text(script)
+    with subprocess.Popen([sys.executable, str(tmp_path / "owner.py")], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        there = int(owner.stdout.readline())
+        owner.kill()
+    deadline = time.monotonic() + 30
+    while runs(there) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not runs(there)
+
+
+def runs(process: int) -> bool:
+    """Whether it is there, and not only waits for somebody to ask for its exit code."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def test_a_hang_is_one_line_after_the_time_allowed():
