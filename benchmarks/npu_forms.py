@@ -15,16 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.errors import SnapgenError
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.gates import relative_error
 from snapgen_deploy.latency.calibrate_graphs import Graph, WithRope
+from snapgen_deploy.latency.tune import untrained
 from snapgen_deploy.models import PRESETS
-from snapgen_deploy.models.attention import AdaptiveSparseSelfAttention
 from snapgen_deploy.sparse import FORMS
 from snapgen_deploy.sparse.channels_forms import CHANNELS_FORMS
 from snapgen_deploy.sparse.channels_layers import ChannelsSparseAttention
@@ -64,7 +64,7 @@ def rows_of(size: int) -> Iterator[dict[str, Any]]:
                 continue
             seconds = round(time.monotonic() - start, 1)
             found = target.open(made.path, threads=1)({"x0": part.example[0].numpy()})["y"]
-            error = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+            error = relative_error(found, wanted)
             said = target.describe(made.path)
             context = next(f for f in made.files if f.suffix == ".bin").stat().st_size
             measured = {"nodes": sum(said.placement.values()), "context_bytes": context, "relative_error": error}
@@ -74,12 +74,9 @@ def rows_of(size: int) -> Iterator[dict[str, Any]]:
 def layer(form: str, size: int) -> Component:
     """The first stage's ASSA layer: (1, D, 1, N) -> (1, D, 1, N)."""
     c = PRESETS["snapgenpp"]().student
-    torch.manual_seed(0)
-    widths = (c.hidden_at(WIDTH), c.heads_at(WIDTH), c.kv_heads_at(WIDTH), c.head_dim, c.blocks, c.radius)
-    source = AdaptiveSparseSelfAttention(*widths).requires_grad_(False)
     grid = c.grid(size // c.latent_factor, size // c.latent_factor)
     cos, sin = (t.t().contiguous() for t in rope_constants(*grid, c.head_dim, c.rope_theta))  # (d, N)
-    module = WithRope(ChannelsSparseAttention(source, CHANNELS_FORMS[form], grid), (cos, sin))
+    module = WithRope(ChannelsSparseAttention(untrained(c, WIDTH), CHANNELS_FORMS[form], grid), (cos, sin))
     return Graph(form, module, ((1, c.hidden_at(WIDTH), 1, grid[0] * grid[1]),)).component()
 
 

@@ -81,9 +81,8 @@ def rows_of(width: str, options: argparse.Namespace, scratch: Path, done: Sequen
     run_in_child("reference", draw_reference, *shared, samples, scratch / "fidelity", DETECTOR, options.threads)
     run_in_child("calibration", record_calibration, *shared, calibration.samples, scratch / CALIBRATION, options.threads)
     for name in options.targets:
-        wanted = [
-            p for p in TARGETS[name].precisions if p != "mixed" and (options.precisions is None or p in options.precisions)
-        ]
+        offered = [p for p in TARGETS[name].precisions if p != "mixed"]
+        wanted = [p for p in offered if options.precisions is None or p in options.precisions]
         if name in CPU and any((width, name, p) not in known for p in wanted):
             wanted = ["fp32", *(p for p in wanted if p != "fp32")]  # the others are timed against it
         exact: Path | None = None

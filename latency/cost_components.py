@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from snapgen_deploy.components import spelling
+from snapgen_deploy.device_profiles import TARGETS, TargetSpec
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Layout
 from snapgen_deploy.latency.cost import OpCost, trace_module
@@ -36,21 +38,13 @@ class Spelling:
     upsample: UpsampleForm | None
 
 
-def _spelling(target: str, layout: Layout, precision: str) -> Spelling:
-    return Spelling(layout, int(WEIGHT_BYTES[precision]), *spelling(target, precision))
+def _spelling(target: str, spec: TargetSpec) -> Spelling:
+    """At the default precision; activations of w8a16 are 16 bits, as fp16's are."""
+    precision = spec.precisions[0]
+    return Spelling(cast(Layout, spec.layout), int(WEIGHT_BYTES[precision]), *spelling(target, precision))
 
 
-SPELLINGS: Mapping[str, Spelling] = MappingProxyType(
-    {
-        "onnx": _spelling("onnx", "token", "fp32"),
-        "executorch": _spelling("executorch", "token", "fp32"),
-        "executorch:coreml": _spelling("executorch", "channels", "fp16"),
-        "executorch:vulkan": _spelling("executorch:vulkan", "token", "fp16"),
-        "coreai": _spelling("coreai", "channels", "fp16"),
-        "coreml": _spelling("coreml", "channels", "fp16"),
-        "onnx:qnn": _spelling("onnx", "channels", "fp16"),  # activations of w8a16 are 16 bits, too
-    }
-)
+SPELLINGS: Mapping[str, Spelling] = MappingProxyType({target: _spelling(target, spec) for target, spec in TARGETS.items()})
 
 
 @dataclass(frozen=True)

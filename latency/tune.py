@@ -12,7 +12,7 @@ import torch
 from snapgen_deploy.latency.calibrate import prepare, timed, unavailable
 from snapgen_deploy.latency.calibrate_graphs import Graph, WithRope
 from snapgen_deploy.latency.cost_components import spelling_of
-from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.models import DiTConfig, ModelConfig
 from snapgen_deploy.models.attention import AdaptiveSparseSelfAttention
 from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.progress import Progress
@@ -81,9 +81,15 @@ def layers(config: ModelConfig, plan: ExportPlan, key: str) -> dict[str, Graph]:
     """The layer in every form, with random weights."""
     c, width, ops = config.student, plan.width, spelling_of(key).ops
     grid = c.grid(plan.latent[1], plan.latent[2])
-    torch.manual_seed(0)
-    sizes = (c.hidden_at(width), c.heads_at(width), c.kv_heads_at(width), c.head_dim, c.blocks, c.radius)
-    layer = AdaptiveSparseSelfAttention(*sizes).requires_grad_(False)
+    layer = untrained(c, width)
     rope, shape = rope_constants(*grid, c.head_dim, c.rope_theta), (1, grid[0] * grid[1], c.hidden_at(width))
     modules = {name: WithRope(TokenSparseAttention(layer, 1, ops, grid, form), rope) for name, form in FORMS.items()}
     return {name: Graph(name, module, (shape,)) for name, module in modules.items()}
+
+
+def untrained(config: DiTConfig, width: str) -> AdaptiveSparseSelfAttention:
+    """The sparse self-attention of a student's first stage, with seeded weights."""
+    torch.manual_seed(0)
+    heads, kv_heads = config.heads_at(width), config.kv_heads_at(width)
+    layer = AdaptiveSparseSelfAttention(config.hidden_at(width), heads, kv_heads, config.head_dim, config.blocks, config.radius)
+    return layer.requires_grad_(False)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from snapgen_deploy import convert, exporter
 from snapgen_deploy.checkpoint import checkpoint_state, save_checkpoint
 from snapgen_deploy.cli import app
 from snapgen_deploy.models import (
@@ -55,6 +58,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def invoke(*arguments: object) -> Result:
     """The command line in this process; `export` itself starts the child processes that a user's would."""
     return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def in_this_process(patch: pytest.MonkeyPatch, names: list[str]) -> None:
+    """Have the work of child processes done here; `names` takes what an export would have started."""
+
+    def here(what: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
+        names.append(what)
+        return function(*arguments), 7
+
+    for module in (exporter, convert):
+        patch.setattr(module, "run_in_child", here)
 
 
 @pytest.fixture(scope="session")

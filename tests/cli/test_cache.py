@@ -8,22 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from snapgen_deploy import convert, exporter, plan
+from snapgen_deploy import exporter, plan
 from snapgen_deploy.bundle import SUMS, check_hashes, open_bundle
 from snapgen_deploy.cache import default_root
 from snapgen_deploy.device_profiles import PRECISIONS
-from tests.cli.conftest import invoke
-
-
-def in_this_process(patch, names):
-    """Have the work of child processes done here; `names` takes what an export would have started."""
-
-    def here(what, function, *arguments):
-        names.append(what)
-        return function(*arguments), 7
-
-    for module in (exporter, convert):
-        patch.setattr(module, "run_in_child", here)
+from tests.cli.conftest import in_this_process, invoke
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from snapgen_deploy import convert, exporter, plan
+from snapgen_deploy import plan
 from snapgen_deploy.bundle import check_hashes, open_bundle
 from snapgen_deploy.device_profiles import PRECISIONS
 from snapgen_deploy.gates import psnr
-from tests.cli.conftest import invoke
+from tests.cli.conftest import in_this_process, invoke
 
 TARGETS = ("coreml", "executorch:xnnpack", "onnx:cpu")
 
@@ -85,8 +85,7 @@ def test_verify_finds_a_changed_file(bundle, tmp_path):
 def test_a_failed_gate_exits_1_and_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     strict = {"fp32": replace(PRECISIONS["fp32"], limits=replace(PRECISIONS["fp32"].limits, error=1e-30))}
     monkeypatch.setattr(plan, "PRECISIONS", strict)
-    for module in (exporter, convert):
-        monkeypatch.setattr(module, "run_in_child", lambda what, function, *arguments: (function(*arguments), 0))
+    in_this_process(monkeypatch, [])
     done = invoke(
         "export", "--device", "server", "--target", "onnx:cpu", "--width", "tiny", "--checkpoint", checkpoint, "-o", tmp_path
     )

@@ -12,7 +12,7 @@ from PIL import Image
 from snapgen_deploy.bundle import check_hashes, open_bundle
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.verifier import read_vectors
-from tests.cli.conftest import invoke
+from tests.cli.conftest import in_this_process, invoke
 
 SIZES = ("64x64", "64x96")
 
@@ -164,8 +164,7 @@ def test_resume_takes_every_size_up(checkpoint, tmp_path, monkeypatch):
         return real(request, plan, target, role, directory, scratch)
 
     monkeypatch.setattr(convert, "export_in_child", counted)
-    for module in (exporter, convert):
-        monkeypatch.setattr(module, "run_in_child", lambda what, function, *arguments: (function(*arguments), 0))
+    in_this_process(monkeypatch, [])
     sizes = [argument for size in SIZES for argument in ("--resolution", size)]
     arguments = (
         "export", "--device", "iphone16pm", "--target", "onnx", "--checkpoint", checkpoint, "-o", tmp_path, "--width", "tiny",
