@@ -10,6 +10,7 @@ from snapgen_deploy.export.base import ROLES, Role
 from snapgen_deploy.models import DiT, ModelConfig, TextEncoder, TinyDecoder
 from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.plan_width import activation_bytes
+from snapgen_deploy.quantise.memory import predicted_peak
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,15 @@ class Prediction:
     """Peak resident bytes of one process of an export."""
 
     bytes: int
-    target: TargetPlan | None = None  # None: the process that draws the reference's pictures
+    target: TargetPlan | None = None  # None: a process that serves all targets
     role: Role | None = None  # None: the process that runs what was saved
+    shared: str = "reference"  # without a target: `reference` draws its pictures, `recipe` makes that of mixed precision
 
     @property
     def what(self) -> str:
         """For people."""
         if self.target is None:
-            return "reference"
+            return self.shared
         return f"{self.target.key} {self.role.replace('_', ' ') if self.role else 'check'}"
 
 
@@ -91,12 +93,14 @@ def weight_bytes(config: ModelConfig, width: str, role: Role) -> int:
 
 
 def predict(config: ModelConfig, plan: ExportPlan) -> tuple[Prediction, ...]:
-    """Every process of an export: the reference, and for each target the conversion of every component and the check."""
+    """Every process of an export: reference, recipe of mixed precision, each conversion of each target, and its check."""
     sizes = {role: weight_bytes(config, plan.width, role) for role in ROLES}
     weights = sum(sizes.values())
     shapes = [(plan.latent, plan.resolution), *((s.latent, s.resolution) for s in plan.other_sizes)]
     activations = max(activation_bytes(config, plan.width, latent, size) for latent, size in shapes)
     found = [Prediction(REFERENCE.of(weights, activations))]
+    if plan.mixed is not None:
+        found.append(Prediction(predicted_peak(config.student, plan.width, plan.latent), shared="recipe"))
     for target in plan.targets:
         cost = COREAI_FP32 if (target.target, target.precision) == ("coreai", "fp32") else _of(CONVERTING, target)
         forms = {target.form, *(dict(s.forms).get(target.key) for s in plan.other_sizes)}

@@ -92,7 +92,7 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress, counting:
             _write_common(stage.root, checkpoint, vectors, held, request.recipe)
             write_manifest(stage.root, _manifest(stage.root, request, checkpoint, plan, vectors, held))
             exported, checking = {k: one.parts for k, one in held.items()}, {k: one.check_peak for k, one in held.items()}
-            run = write_run_record(stage.root, drawing, exported, checking)
+            run = write_run_record(stage.root, drawing, quantising, exported, checking)
             stage.publish(request.overwrite)
     peak = max(drawing, quantising, run["export_peak_bytes"], *checking.values())
     return Result(open_bundle(final), tuple(gates), peak, run)

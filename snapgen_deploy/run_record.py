@@ -13,13 +13,14 @@ from snapgen_deploy.resume import Exported
 
 
 def write_run_record(
-    root: Path, reference: int, exported: Mapping[str, Mapping[Role, Exported]], checks: Mapping[str, int]
+    root: Path, reference: int, recipe: int, exported: Mapping[str, Mapping[Role, Exported]], checks: Mapping[str, int]
 ) -> dict[str, Any]:
     """Write `export_run.json` and return it: where components came from, and the peak memory of every stage's process.
 
     A cached component's peak (bytes) and time (seconds, the process's start included) are those of its conversion;
     `compile_seconds` are a vendor's compiler's own, of targets that have one.
-    `reference` and `checks` (by target) are the peaks of drawing the reference pictures and of running what was saved.
+    `reference`, `recipe` and `checks` (by target) are the peaks of drawing the reference pictures, of making the recipe of
+    mixed precision (0 without one), and of running what was saved.
     """
     targets = {
         key: {
@@ -36,6 +37,7 @@ def write_run_record(
     data = {
         "cached": all(part.cached for parts in exported.values() for part in parts.values()),
         "export_peak_bytes": max(part.peak_bytes for parts in exported.values() for part in parts.values()),
+        "recipe_peak_bytes": recipe,
         "reference_peak_bytes": reference,
         "targets": targets,
     }

@@ -212,7 +212,7 @@ def _memory_as_dict(config: ModelConfig, plan: ExportPlan) -> dict[str, Any]:
     return {
         "predicted_peak_bytes": largest(predictions).bytes,
         "available_bytes": available_bytes(),
-        "reference": next(p.bytes for p in predictions if p.target is None),
+        **{p.what: p.bytes for p in predictions if p.target is None},
         "targets": targets,
     }
 
@@ -318,8 +318,9 @@ def _print_run(result: Result) -> None:
     if taken:
         every = sum(len(t["cached"]) for t in targets.values())
         out().print(f"{taken} of {every} components came from the cache; their gates ran again", style="cyan")
-    reference = megabytes(result.run["reference_peak_bytes"])
-    out().print(f"peak memory: reference {reference}; largest of all {megabytes(result.peak_bytes)}")
+    shared = {name: result.run[f"{name}_peak_bytes"] for name in ("reference", "recipe")}
+    said = ", ".join(f"{name} {megabytes(peak)}" for name, peak in shared.items() if peak)
+    out().print(f"peak memory: {said}; largest of all {megabytes(result.peak_bytes)}")
     for key, t in targets.items():
         parts = [
             f"{role.replace('_', ' ')} {megabytes(peak)} in {t['export_seconds'][role]:.0f} s"

@@ -63,7 +63,7 @@ def moments(network: nn.Module, names: Iterable[str], run: Callable[[], None]) -
 
     with _listening({name: layers[name] for name in names}, note):
         run()
-    return {name: (total / counts[name]).numpy() for name, total in sums.items()}
+    return {name: total.div_(counts[name]).numpy() for name, total in sums.items()}  # in place: these are gigabytes
 
 
 @contextmanager

@@ -29,8 +29,9 @@ from snapgen_deploy.models import DiT
 from snapgen_deploy.quantise.allocation import Allocation, Candidate, allocate, levels_for
 from snapgen_deploy.quantise.curve import write_curve
 from snapgen_deploy.quantise.executors import Executor
+from snapgen_deploy.quantise.memory import moments_at_once
 from snapgen_deploy.quantise.network import load_tuned, quantise
-from snapgen_deploy.quantise.sensitivity import Sensitivity, measure, sensitivity_from
+from snapgen_deploy.quantise.sensitivity import Sensitivity, measure, measured_pictures, sensitivity_from
 from snapgen_deploy.quantise.settings import MixedSettings
 from snapgen_deploy.quantise.trajectories import NO_PROMPT, Trajectories, record, samples_of
 from snapgen_deploy.quantise.tuning import Tuned, Tuning, tune
@@ -86,14 +87,14 @@ def make_recipe(
         checkpoint, width, latent, samples, root / f"trajectories-{base}", lambda n: report("recording trajectories", n, count)
     )
     levels = levels_for(settings.bits)
-    found = _sensitivities(checkpoint, width, trajectories, settings, executor, root / f"sensitivity-{base}", levels, report)
+    found, measured = _sensitivities(checkpoint, width, trajectories, executor, root / f"sensitivity-{base}", levels, report)
     chosen = allocate([Candidate(s.name, s.weights, s.errors) for s in found.values()], settings.bits)
     palettes = {name: found[name].palettes[b] for name, b in chosen.bits.items()}
     student = quantise(load_student(checkpoint, width), palettes)
     state, total = root / f"tuning-{_hash(base, settings.as_key())}", settings.iterations
     report("tuning", 0, total)
     tuned = tune(student, trajectories, Tuning(total), state, lambda n, loss: report(f"tuning (error {loss:.2g})", n, total))
-    _write(folder, settings, found, chosen, tuned)
+    _write(folder, settings, found, measured, chosen, tuned)
     shutil.rmtree(state, ignore_errors=True)
     return folder
 
@@ -134,19 +135,18 @@ def _sensitivities(
     checkpoint: Checkpoint,
     width: str,
     trajectories: Trajectories,
-    settings: MixedSettings,
     executor: Executor,
     folder: Path,
     levels: tuple[int, int],
     report: Report,
-) -> dict[str, Sensitivity]:
-    """Every layer's, at these levels; each found is appended to a file at once, so that none is measured twice."""
+) -> tuple[dict[str, Sensitivity], int]:
+    """Every layer's, at these levels, and on how many pictures; each found is appended to a file at once, for good."""
     path = folder.with_name(f"{folder.name}-{levels[0]}-{levels[1]}.jsonl")
     known = _read_lines(path)
     student = load_student(checkpoint, width)
     from snapgen_deploy.quantise.layers import layers_of
 
-    total, done = len(layers_of(student)), len(known)
+    total, done, pictures = len(layers_of(student)), len(known), measured_pictures(student, trajectories)
     report("measuring layers", done, total)
     with path.open("a", encoding="utf-8") as file:
 
@@ -157,7 +157,9 @@ def _sensitivities(
             file.flush()
             report("measuring layers", done, total)
 
-        return measure(student, trajectories, settings.measured, levels, executor, known=known, note=note)
+        memory = moments_at_once()
+        found = measure(student, trajectories, pictures, levels, executor, known=known, memory=memory, note=note)
+    return found, pictures
 
 
 def _read_lines(path: Path) -> list[Sensitivity]:
@@ -175,7 +177,9 @@ def _read_lines(path: Path) -> list[Sensitivity]:
     return found
 
 
-def _write(folder: Path, settings: MixedSettings, found: Mapping[str, Sensitivity], chosen: Allocation, tuned: Tuned) -> None:
+def _write(
+    folder: Path, settings: MixedSettings, found: Mapping[str, Sensitivity], measured: int, chosen: Allocation, tuned: Tuned
+) -> None:
     """The recipe's files; recipe.json last, since it makes the others valid."""
     from safetensors.torch import save_file
 
@@ -194,7 +198,7 @@ def _write(folder: Path, settings: MixedSettings, found: Mapping[str, Sensitivit
             "prompts": len(settings.prompts),
             "prompts_sha256": settings.prompts_sha256,
             "pictures": settings.pictures,
-            "measured": settings.measured,
+            "measured": measured,
         },
         "sensitivities": {
             name: {"weights": s.weights, "bits": chosen.bits[name], "mse": {str(b): e for b, e in s.errors.items()}}

@@ -17,12 +17,14 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models import DiT
 from snapgen_deploy.quantise.executors import Executor
 from snapgen_deploy.quantise.layers import Layer, layers_of, matrix_of, moments, output_mse
+from snapgen_deploy.quantise.memory import MEASURED_CALLS, MOMENTS, moment_bytes, together
 from snapgen_deploy.quantise.palettes import fit, snap
 from snapgen_deploy.quantise.trajectories import Trajectories
 
-BATCH = 8  # calls of the student that run together, where memory allows
-TOKENS = 2048  # image tokens that run together: activations of a full-scale student take gigabytes a call
-MEMORY = 1 << 30  # bytes of second moments that are held at once
+# A layer's second moments are those of a few thousand inputs, each a row a token: ten times as many rows settle them. A picture
+# at full scale has thousands of tokens, so that few pictures do; but not fewer than these, for the sake of different prompts.
+ROWS = 65_536
+FEWEST_MEASURED, MOST_MEASURED = 8, 32
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,12 @@ def evaluate(task: Task) -> Sensitivity:
     )
 
 
+def measured_pictures(student: DiT, trajectories: Trajectories) -> int:
+    """How many of the recorded pictures sensitivities are measured on."""
+    enough = math.ceil(ROWS / (trajectories.steps * tokens_of(student, trajectories)))
+    return min(len(trajectories.samples), max(FEWEST_MEASURED, min(MOST_MEASURED, enough)))
+
+
 def measure(
     student: DiT,
     trajectories: Trajectories,
@@ -81,7 +89,7 @@ def measure(
     executor: Executor,
     *,
     known: Sequence[Sensitivity] = (),
-    memory: int = MEMORY,
+    memory: int = MOMENTS,
     note: Callable[[Sensitivity], None] = lambda found: None,
 ) -> dict[str, Sensitivity]:
     """Every layer's sensitivity on the first `pictures` trajectories; those in `known` are not measured again.
@@ -117,8 +125,7 @@ def _groups(layers: Mapping[str, Layer], memory: int) -> Iterator[list[str]]:
     group: list[str] = []
     held = 0
     for name, layer in layers.items():
-        groups, _, columns = matrix_of(layer, layer.weight).shape
-        size = 8 * groups * columns**2
+        size = moment_bytes(layer)
         if group and held + size > memory:
             yield group
             group, held = [], 0
@@ -132,15 +139,15 @@ def _groups(layers: Mapping[str, Layer], memory: int) -> Iterator[list[str]]:
 def _run(student: DiT, trajectories: Trajectories, pictures: int) -> None:
     """Every step of the first trajectories, in batches."""
     calls = [(p, s) for p in range(min(pictures, len(trajectories.samples))) for s in range(trajectories.steps)]
-    for part in parts_of(calls, student, trajectories, BATCH):
+    for part in parts_of(calls, student, trajectories, MEASURED_CALLS):
         ask(student, trajectories, part)
 
 
 def parts_of(
     calls: Sequence[tuple[int, int]], student: DiT, trajectories: Trajectories, most: int
 ) -> list[Sequence[tuple[int, int]]]:
-    """The calls in parts that run together: at most `most`, and at most `TOKENS` image tokens (or one call)."""
-    size = max(1, min(most, TOKENS // tokens_of(student, trajectories)))
+    """The calls in parts that run together, as many as `memory.together` allows."""
+    size = together(tokens_of(student, trajectories), most)
     return [calls[i : i + size] for i in range(0, len(calls), size)]
 
 

@@ -13,7 +13,6 @@ from snapgen_deploy.quantise.allocation import levels_for
 
 FEWEST_PROMPTS = 16  # different ones: fewer would tune the student to their words
 FEWEST_PICTURES = 16
-MEASURED = 32  # pictures at most that sensitivities are measured on; they are means over thousands of tokens each
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,6 @@ class MixedSettings:
     def prompts_sha256(self) -> str:
         """Hash of the prompts, a line each."""
         return hashlib.sha256("".join(f"{p}\n" for p in self.prompts).encode()).hexdigest()
-
-    @property
-    def measured(self) -> int:
-        """Pictures that sensitivities are measured on."""
-        return min(MEASURED, self.pictures)
 
     def as_key(self) -> str:
         """JSON text that is the same for equal settings."""

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.models import DiT
 from snapgen_deploy.models.config import STAGES
+from snapgen_deploy.quantise import memory
 from snapgen_deploy.quantise.network import tunable
 from snapgen_deploy.quantise.sensitivity import ask, parts_of, tokens_of
 from snapgen_deploy.quantise.trajectories import Trajectories
@@ -31,7 +32,6 @@ from snapgen_deploy.quantise.trajectories import Trajectories
 HELD_OUT = 8  # every eighth picture
 SAVE = 25  # iterations between two saved states
 STATE = "tuning.pt"
-RECOMPUTED = 1024  # image tokens from which on activations of all blocks would not fit into memory together
 Call = tuple[int, int]  # sample, step
 
 
@@ -40,7 +40,7 @@ class Tuning:
     """How to tune."""
 
     iterations: int
-    batch: int = 16
+    batch: int = memory.LESSON
     rate: float = 4e-3  # at the peak; the last is a hundredth of it
     seed: int = 0
 
@@ -111,8 +111,10 @@ def tune(
 def learn(student: DiT, trajectories: Trajectories, calls: Sequence[Call]) -> float:
     """Add the gradients of one lesson's mean error; returns the error. Parts of a lesson follow one another at full scale."""
     total = 0.0
-    with _recomputing(student, tokens_of(student, trajectories) >= RECOMPUTED):
-        for part in parts_of(calls, student, trajectories, len(calls)):
+    parts = parts_of(calls, student, trajectories, len(calls))
+    tokens = len(parts[0]) * tokens_of(student, trajectories)
+    with _recomputing(student, memory.recomputes(student.config, student.width, tokens)):
+        for part in parts:
             error = _relative(ask(student, trajectories, part), _velocities(trajectories, part)) * (len(part) / len(calls))
             error.backward()
             total += float(error.detach())

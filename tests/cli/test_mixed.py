@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 import torch
 
+from snapgen_deploy.bundle import open_bundle
 from snapgen_deploy.checkpoint import checkpoint_state, open_checkpoint, save_checkpoint
+from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.elastic import load_student
 from snapgen_deploy.export.coreml_palettes import table_of
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.models import ElasticDiT
+from snapgen_deploy.planning import make_plan
 from snapgen_deploy.quantise import executors
 from snapgen_deploy.quantise.layers import layers_of
+from snapgen_deploy.quantise.memory import predicted_peak
 from snapgen_deploy.quantise.recipe import default_root
 from tests.cli.conftest import invoke
 from tests.quantise.quantise_cases import tiny_checkpoint, tiny_config
@@ -62,6 +66,9 @@ def test_a_bundle_says_what_its_file_holds_and_computes_what_was_tuned(
     manifest = json.loads((bundle / "manifest.json").read_text())
     target = manifest["targets"][key]
     assert target["precision"] == "mixed"
+    config = open_checkpoint(student_only).config
+    plan = make_plan(config, load_profile("iphone16pm"), width="full", targets=[key], precision="mixed")
+    assert 100e6 < open_bundle(bundle).run()["recipe_peak_bytes"] < predicted_peak(config.student, "full", plan.latent)
 
     mixed, recipe = target["mixed"], target["mixed"]["recipe"]
     file = bundle / target["components"]["student"]["path"]
@@ -155,6 +162,8 @@ def test_a_cluster_that_is_not_there_ends_the_export_before_any_work(
 def test_dry_run_shows_the_settings() -> None:
     done = invoke("export", *OPTIONS, "--dry-run", "--json")
     assert done.exit_code == 0, done.output
-    mixed = json.loads(done.stdout)["mixed"]
+    plan = json.loads(done.stdout)
+    mixed, memory = plan["mixed"], plan["export_memory"]
+    assert 480e6 < memory["recipe"] <= memory["predicted_peak_bytes"]
     assert (mixed["bits"], mixed["iterations"], mixed["pictures"], len(mixed["prompts"])) == (4.3, 1000, 256, 256)
     assert "mixed precision: 4.3 bits" in invoke("export", *OPTIONS, "--dry-run").output

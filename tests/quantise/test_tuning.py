@@ -12,7 +12,7 @@ from snapgen_deploy.child import ChildDied, run_in_child
 from snapgen_deploy.elastic import load_student
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.models import DiT
-from snapgen_deploy.quantise import sensitivity, tuning
+from snapgen_deploy.quantise import memory, tuning
 from snapgen_deploy.quantise.allocation import Candidate, allocate
 from snapgen_deploy.quantise.executors import Here
 from snapgen_deploy.quantise.layers import layers_of
@@ -103,9 +103,9 @@ def test_at_full_scale_parts_and_recomputing_give_the_same_gradients(
 ) -> None:
     calls = [(p, s) for p in (0, 3, 5) for s in range(2)]
     found = []
-    for tokens, recomputed in ((2048, 1024), (32, 16)):  # 16 tokens a call: all at once, or two calls at a time
-        monkeypatch.setattr(sensitivity, "TOKENS", tokens)
-        monkeypatch.setattr(tuning, "RECOMPUTED", recomputed)
+    for tokens, kept in ((2048, 1 << 30), (32, 0)):  # 16 tokens a call: all at once, or two calls at a time
+        monkeypatch.setattr(memory, "TOKENS", tokens)
+        monkeypatch.setattr(memory, "KEPT", kept)
         student = coarse(tmp_path)
         for p in tunable(student).values():
             p.requires_grad_(True)
