@@ -43,6 +43,7 @@ from snapgen_deploy.export.base import (
     average_bits,
     not_quantised,
 )
+from snapgen_deploy.export.onnx_rules import rules_of_linear_time
 from snapgen_deploy.export.quiet import first_line, quiet
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ def _quantised(
 def _convert(component: Component, names: tuple[list[str], list[str]], example: tuple[Any, ...], opset: int) -> onnx_ir.Model:
     import torch
 
-    with torch.no_grad():
+    with torch.no_grad(), rules_of_linear_time():
         program = torch.onnx.export(
             component.module, example, dynamo=True, opset_version=opset, optimize=True, verbose=False,
             input_names=names[0], output_names=names[1],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -61,6 +62,22 @@ def test_file_names_documents_and_types_its_ports(tmp_path):
         assert [tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values] == [p.shape for p in ports]
     assert model.opset_import[0].version >= 20
     assert model.doc_string == component.doc
+
+
+@pytest.mark.parametrize("make", [student, rewritten, decoder, text_encoder])
+def test_rules_that_are_left_out_find_nothing(make, tmp_path, monkeypatch):
+    from onnxscript import rewriter
+
+    from snapgen_deploy.export import onnx as ours
+
+    every = rewriter._DEFAULT_REWRITE_RULES
+    with ours.rules_of_linear_time():
+        assert len(rewriter._DEFAULT_REWRITE_RULES) == len(every) - 1
+    assert rewriter._DEFAULT_REWRITE_RULES is every
+    (tmp_path / "all").mkdir()
+    quick = export(make(), tmp_path).path.read_bytes()
+    monkeypatch.setattr(ours, "rules_of_linear_time", contextlib.nullcontext)
+    assert export(make(), tmp_path / "all").path.read_bytes() == quick
 
 
 def test_licence_and_author_are_kept_in_the_file(tmp_path):
