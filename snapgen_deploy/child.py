@@ -25,21 +25,28 @@ class ChildDied(SnapgenError):
     exit_code = 1
 
 
-def run_in_child(what: str, function: Callable[..., T], *args: Any, method: str = "spawn") -> tuple[T, int]:
+def run_in_child(
+    what: str, function: Callable[..., T], *args: Any, tell: Callable[..., None] | None = None, method: str = "spawn"
+) -> tuple[T, int]:
     """Call `function(*args)` in a fresh process; return its result and the process's peak resident bytes.
 
     `what` names the work in messages, `method` is multiprocessing's start method. `function` must be importable, arguments
-    and result picklable. An exception is raised here as it was there; a death by signal raises ChildDied and says whether
+    and result picklable. With `tell` the function gets an argument of that name, and what it tells there is told here. An
+    exception is raised here as it was there; a death by signal raises ChildDied and says whether too little
     memory is the likely cause.
     """
     context = multiprocessing.get_context(method)
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_call, args=(sender, function, args), name=what)  # type: ignore[attr-defined]
+    telling = tell is not None
+    process = context.Process(target=_call, args=(sender, function, args, telling), name=what)  # type: ignore[attr-defined]
     process.start()
     sender.close()
     try:
         try:
-            ok, value, peak = receiver.recv()
+            while len(message := receiver.recv()) == 1:  # told on the way
+                if tell is not None:
+                    tell(*message[0])
+            ok, value, peak = message
         except EOFError:
             process.join()
             raise ChildDied(f"{what}: {cause(process.exitcode)}") from None
@@ -55,9 +62,10 @@ def run_in_child(what: str, function: Callable[..., T], *args: Any, method: str 
     return value, peak
 
 
-def _call(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _call(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...], telling: bool) -> None:
+    more = {"tell": lambda *told: sender.send((told,))} if telling else {}
     try:
-        message: tuple[bool, Any, int] = (True, function(*args), peak_bytes())
+        message: tuple[bool, Any, int] = (True, function(*args, **more), peak_bytes())
     except Exception as error:
         error.add_note(traceback.format_exc())
         message = (False, error, peak_bytes())

@@ -33,7 +33,7 @@ from snapgen_deploy.manifest import build_manifest
 from snapgen_deploy.manifest_sizes import add_sizes
 from snapgen_deploy.plan import ExportPlan
 from snapgen_deploy.preview import write_preview
-from snapgen_deploy.progress import Counting, Progress, silent
+from snapgen_deploy.progress import Counting, Done, Progress, silent, untold
 from snapgen_deploy.quantise.recipe import load_recipe
 from snapgen_deploy.quantise.report import add_to_manifest, copy_into
 from snapgen_deploy.quantise.stage import recipe_room, run_stage
@@ -76,8 +76,8 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress, counting:
     ):
         _check_space(stage.root, checkpoint, plan)
         request, quantising = _with_recipe(request, plan, stage.root.parent, room, counting)
-        with progress(f"drawing {len(request.prompts) + len(plan.other_sizes)} reference pictures"):
-            vectors, drawing = run_in_child("reference", _reference, request, plan)
+        with progress(f"drawing {len(request.prompts) + len(plan.other_sizes)} reference pictures") as tell:
+            vectors, drawing = run_in_child("reference", _reference, request, plan, tell=tell)
         draw_beforehand(request, plan, Path(scratch), progress)
         held = {}
         for target in plan.targets:
@@ -117,9 +117,9 @@ def _hold(work: Conversion, vectors: Mapping[str, ReferenceVectors]) -> _Held:
     request, plan, target, config = work.request, work.plan, work.target, work.checkpoint.config
     parts = _arrange(work, {role: convert(work, role) for role in roles_of(config)})
     artifacts = {s: {role: part.at(s).artifact for role, part in parts.items()} for s in plan.sizes}
-    with work.progress(f"{target.key}: running what was saved"):
+    with work.progress(f"{target.key}: running what was saved") as tell:
         arguments = (target.key, target.precision, target.limits, artifacts, config, schedule_of(config), vectors)
-        checks, peak = run_in_child(f"{target.key} check", check_sizes, *arguments, request.threads)
+        checks, peak = run_in_child(f"{target.key} check", check_sizes, *arguments, request.threads, tell=tell)
     record = None
     if request.fidelity is not None and request.fidelity.judges(target):
         first = plan.sizes[0]
@@ -199,7 +199,7 @@ def _check_space(root: Path, checkpoint: Checkpoint, plan: ExportPlan) -> None:
         )
 
 
-def _reference(request: Request, plan: ExportPlan) -> dict[str, ReferenceVectors]:
+def _reference(request: Request, plan: ExportPlan, tell: Done = untold) -> dict[str, ReferenceVectors]:
     """In a child process: the test vectors by picture size; every prompt at the default size, the first one at the others."""
     import torch
 
@@ -208,7 +208,7 @@ def _reference(request: Request, plan: ExportPlan) -> dict[str, ReferenceVectors
     count = [len(request.prompts), *(1 for _ in plan.other_sizes)]
     seeds = request.seeds or tuple(range(len(request.prompts)))
     found = {
-        size: make_vectors(checkpoint, plan.at(size), request.prompts[:n], seeds[:n])
+        size: make_vectors(checkpoint, plan.at(size), request.prompts[:n], seeds[:n], tell)
         for size, n in zip(plan.sizes, count, strict=True)
     }
     recipe = load_recipe(request.recipe) if request.recipe is not None else None

@@ -15,7 +15,7 @@ from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.fidelity import Fidelity, draw_reference, fidelity_gates, measure
 from snapgen_deploy.gates import Gate
 from snapgen_deploy.plan import ExportPlan, TargetPlan
-from snapgen_deploy.progress import Progress
+from snapgen_deploy.progress import Done, Progress, untold
 from snapgen_deploy.quantise.trajectories import Sample, record
 from snapgen_deploy.reference import schedule_of
 
@@ -39,14 +39,13 @@ def draw_beforehand(request: Request, plan: ExportPlan, scratch: Path, progress:
     calibration, fidelity = request.calibration, request.fidelity
     shared = (request.checkpoint, request.key_map, plan.width, plan.latent)
     if calibration is not None and calibration.arrays is None and any(is_calibrated(t) for t in plan.targets):
-        with progress(f"drawing {len(calibration.samples)} calibration pictures"):
-            run_in_child(
-                "calibration", record_calibration, *shared, calibration.samples, scratch / CALIBRATION, request.threads
-            )
+        with progress(f"drawing {len(calibration.samples)} calibration pictures") as tell:
+            drawn = (calibration.samples, scratch / CALIBRATION, request.threads)
+            run_in_child("calibration", record_calibration, *shared, *drawn, tell=tell)
     if fidelity is not None and any(fidelity.judges(t) for t in plan.targets):
-        with progress(f"drawing {len(fidelity.samples)} reference pictures for the fidelity gate"):
+        with progress(f"drawing {len(fidelity.samples)} reference pictures for the fidelity gate") as tell:
             arguments = (fidelity.samples, scratch / FIDELITY, fidelity.scorer, request.threads)
-            run_in_child("fidelity reference", draw_reference, *shared, *arguments)
+            run_in_child("fidelity reference", draw_reference, *shared, *arguments, tell=tell)
 
 
 def record_calibration(
@@ -57,12 +56,13 @@ def record_calibration(
     samples: tuple[Sample, ...],
     folder: Path,
     threads: int,
+    tell: Done = untold,
 ) -> None:
     """In a child process: what every component sees when the reference draws the samples."""
     import torch
 
     torch.set_num_threads(threads)
-    record(open_checkpoint(path, key_map), width, latent, samples, folder)
+    record(open_checkpoint(path, key_map), width, latent, samples, folder, lambda done: tell(done, len(samples)))
 
 
 def judge(
@@ -78,9 +78,9 @@ def judge(
     found, variant = target_of(target.key)
     if (reason := found.unavailable(variant)) is not None:
         return (Gate(target.key, "pipeline", "fidelity_psnr", None, target.limits.psnr, "not_run", reason),), {}
-    with progress(f"{target.key}: drawing {len(wanted.samples)} pictures at {target.precision}"):
+    with progress(f"{target.key}: drawing {len(wanted.samples)} pictures at {target.precision}") as tell:
         measured, _ = run_in_child(
             f"{target.key} fidelity", measure, target.key, artifacts, checkpoint.config, schedule_of(checkpoint.config),
-            scratch / FIDELITY, wanted.scorer, request.threads,
+            scratch / FIDELITY, wanted.scorer, request.threads, tell=tell,
         )  # fmt: skip
     return fidelity_gates(target.key, measured, target.limits), measured.as_dict()

@@ -28,6 +28,7 @@ from snapgen_deploy.gates import Gate, at_least, at_most, psnr, relative_error
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.pipeline import Pipeline, Schedule, Trace, noise_for, to_bytes
 from snapgen_deploy.plan import TargetPlan
+from snapgen_deploy.progress import Done, untold
 from snapgen_deploy.prompts import is_embedded
 from snapgen_deploy.quantise.trajectories import Sample, Trajectories, load, record
 from snapgen_deploy.reference import reference_runners
@@ -90,13 +91,14 @@ def draw_reference(
     folder: Path,
     scorer: str | None,
     threads: int,
+    tell: Done = untold,
 ) -> None:
     """In a child process: draw the samples with the fp32 reference; leave trajectories, pictures and scores in `folder`."""
     import torch
 
     torch.set_num_threads(threads)
     opened = open_checkpoint(checkpoint, key_map)
-    trajectories = record(opened, width, latent, samples, folder)
+    trajectories = record(opened, width, latent, samples, folder, lambda done: tell(done, len(samples)))
     runners = reference_runners(opened, width)
     if "decoder" not in runners:
         return
@@ -119,6 +121,7 @@ def measure(
     folder: Path,
     scorer: str | None,
     threads: int,
+    tell: Done = untold,
 ) -> Measured:
     """In a child process: draw what `draw_reference` left in `folder` with a target's saved files, and compare."""
     target, _ = target_of(key)
@@ -133,6 +136,7 @@ def measure(
         latent = pipeline.denoise(noise_for(sample.seed, pipeline.latent), _text(reference, i, runners, pipeline), trace)
         expected = [*reference.arrays["latents"][i][1:], reference.arrays["drawn"][i]]
         errors.append([relative_error(got[0], want) for got, want in zip([*trace.latents[1:], latent], expected, strict=True)])
+        tell(i + 1, len(reference.samples))
         if pictures is None or "decoder" not in runners:
             decibels.append(psnr(latent / 4, reference.arrays["drawn"][i][None] / 4))  # standard normal: 4 covers them
             continue

@@ -19,7 +19,8 @@ from snapgen_deploy.export.extras import missing_extra
 from snapgen_deploy.export.qnn_session import UNIT
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.models import ModelConfig
-from snapgen_deploy.pipeline import Pipeline, Schedule, to_bytes
+from snapgen_deploy.pipeline import Pipeline, Schedule, counted, to_bytes
+from snapgen_deploy.progress import Done, untold
 from snapgen_deploy.reference import ReferenceVectors
 
 Verdict = Literal["passed", "failed", "not_run"]
@@ -100,14 +101,16 @@ def check_sizes(
     schedule: Schedule,
     vectors: Mapping[str, ReferenceVectors],
     threads: int,
+    tell: Done = untold,
 ) -> dict[str, Checked]:
     """`check_target` for every picture size, one after the other; artifacts and vectors by size, the default one first.
 
-    With several sizes, gates carry theirs; the text encoder, which all share, is checked by itself once.
+    With several sizes, gates carry theirs; the text encoder, which all share, is checked by itself once. `tell` hears how
+    many of a size's calls of the student are done.
     """
     found: dict[str, Checked] = {}
     for size, parts in artifacts.items():
-        checked = check_target(key, precision, limits, parts, config, schedule, vectors[size], threads)
+        checked = check_target(key, precision, limits, parts, config, schedule, vectors[size], threads, tell)
         if len(artifacts) > 1:
             kept = [g for g in checked.gates if not found or g.component != "text_encoder"]
             checked = replace(
@@ -126,6 +129,7 @@ def check_target(
     schedule: Schedule,
     vectors: ReferenceVectors,
     threads: int,
+    tell: Done = untold,
 ) -> Checked:
     """Every gate of one target: its saved files run against the test vectors, and where their operators are placed."""
     target, variant = target_of(key)
@@ -136,6 +140,9 @@ def check_target(
         skipped = [Gate(key, role, "relative_error", None, limits.error, "not_run", reason) for role in artifacts]
         return Checked((*skipped, Gate(key, "pipeline", "psnr", None, limits.psnr, "not_run", reason), *placed), ())
     runners = {role: target.open(a.path, threads=threads, entry=a.entry) for role, a in artifacts.items()}
+    opened = dict(runners)
+    calls = len(vectors.prompts) * (len(schedule.sigmas) - 1)  # of every comparison
+    runners["student"] = counted(runners["student"], calls * (3 if precision == "mixed" else 2), tell)
     gates = [
         at_most(
             key,
@@ -151,7 +158,7 @@ def check_target(
         gates.append(_tuned_gate(key, runners["student"], config, schedule, vectors))
     pictures, worst = _draw(runners, config, schedule, vectors)
     gates.append(at_least(key, "pipeline", "psnr", worst, limits.psnr, f"dB, least of {len(vectors.prompts)} pictures"))
-    gates += [gate for role, runner in runners.items() if (gate := _headroom_gate(key, role, runner)) is not None]
+    gates += [gate for role, runner in opened.items() if (gate := _headroom_gate(key, role, runner)) is not None]
     return Checked((*gates, *placed), tuple(pictures))
 
 

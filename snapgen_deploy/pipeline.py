@@ -11,6 +11,7 @@ import torch
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role, Runner
 from snapgen_deploy.models import euler, initial_noise, time_features
+from snapgen_deploy.progress import Done
 from snapgen_deploy.tokenizer import WordTokenizer
 
 
@@ -78,6 +79,20 @@ def tokenize(tokenizer_json: str, prompt: str, length: int) -> tuple[np.ndarray,
     """A prompt as the text encoder's inputs: tokens (1, L) int32, mask (1, L) float32."""
     tokens, mask = WordTokenizer(tokenizer_json).encode(prompt, length)
     return np.array([tokens], dtype=np.int32), np.array([mask], dtype=np.float32)
+
+
+def counted(runner: Runner, total: int, tell: Done) -> Runner:
+    """The same runner; `tell` hears after each call how many of `total` were made."""
+    done = 0
+
+    def run(inputs: Mapping[str, np.ndarray]) -> Arrays:
+        nonlocal done
+        found = runner(inputs)
+        done += 1
+        tell(done, total)
+        return found
+
+    return run
 
 
 def noise_for(seed: int, latent: tuple[int, int, int]) -> np.ndarray:

@@ -7,7 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 
 Tell = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
 Counting = Callable[[], AbstractContextManager[Tell]]  # for work of many like pieces; `cli.console.counting` shows a bar
-Progress = Callable[[str], AbstractContextManager[None]]  # takes what is being done, e.g. for a line with a spinner and a clock
+Done = Callable[[int, int], None]  # how much of a work of like pieces is done, of how much
+Progress = Callable[[str], AbstractContextManager[Done]]  # takes what is being done, e.g. for a line with a spinner and a clock
+
+
+def untold(done: int, total: int) -> None:
+    """Tells nobody."""
 
 
 def silent() -> AbstractContextManager[Tell]:

@@ -12,8 +12,9 @@ from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.elastic import load_decoder, load_student, load_text_encoder
 from snapgen_deploy.export.base import Arrays, Role, Runner
 from snapgen_deploy.models import DiT, ModelConfig, TextEncoderConfig, sigmas
-from snapgen_deploy.pipeline import Pipeline, Schedule, Trace, noise_for, tokenize
+from snapgen_deploy.pipeline import Pipeline, Schedule, Trace, counted, noise_for, tokenize
 from snapgen_deploy.plan import ExportPlan
+from snapgen_deploy.progress import Done, untold
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,21 @@ def reference_runners(checkpoint: Checkpoint, width: str) -> dict[Role, Runner]:
 
 
 def make_vectors(
-    checkpoint: Checkpoint, plan: ExportPlan, prompts: Sequence[str], seeds: Sequence[int] | None = None
+    checkpoint: Checkpoint,
+    plan: ExportPlan,
+    prompts: Sequence[str],
+    seeds: Sequence[int] | None = None,
+    tell: Done = untold,
 ) -> ReferenceVectors:
     """Draw each prompt with the reference and keep every component's inputs and outputs.
 
     Prompt i has the i-th of `seeds`, or seed i. Text streams that the checkpoint has no encoder for get seeded standard normal
-    embeddings; an encoder without a tokenizer gets seeded random tokens.
+    embeddings; an encoder without a tokenizer gets seeded random tokens. `tell` hears how many calls of the student are done.
     """
     config = checkpoint.config
-    pipeline = Pipeline(reference_runners(checkpoint, plan.width), schedule_of(config), plan.latent)
+    runners, schedule = reference_runners(checkpoint, plan.width), schedule_of(config)
+    runners["student"] = counted(runners["student"], len(prompts) * (len(schedule.sigmas) - 1), tell)
+    pipeline = Pipeline(runners, schedule, plan.latent)
     rows: dict[str, list[np.ndarray]] = {}
     seeds = tuple(range(len(prompts)) if seeds is None else seeds)
     for seed, prompt in zip(seeds, prompts, strict=True):

@@ -27,7 +27,7 @@ def rerun_gates(bundle: Bundle, threads: int, progress: Progress) -> tuple[Gate,
     gates: list[Gate] = []
     for key in bundle.targets:
         artifacts = {size: view.artifacts(key) for size, view in views.items()}
-        with progress(f"{key}: running the bundle's files"):
+        with progress(f"{key}: running the bundle's files") as tell:
             arguments = (
                 key,
                 bundle.precision(key),
@@ -38,7 +38,7 @@ def rerun_gates(bundle: Bundle, threads: int, progress: Progress) -> tuple[Gate,
                 vectors,
                 threads,
             )
-            checked, _ = run_in_child(f"{key} check", check_sizes, *arguments)
+            checked, _ = run_in_child(f"{key} check", check_sizes, *arguments, tell=tell)
             gates += [gate for one in checked.values() for gate in one.gates]
     left = (g for g in bundle.manifest["gates"] if g["name"].startswith(FIDELITY))
     return (*gates, *(replace(Gate(**g), value=None, verdict="not_run", detail=_left(g)) for g in left))

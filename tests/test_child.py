@@ -35,6 +35,18 @@ def test_result_and_peak_memory_come_back():
     assert high - low > 250_000_000
 
 
+def tells(count, tell):
+    for i in range(count):
+        tell(i + 1, count)
+    return "done"
+
+
+def test_what_is_told_on_the_way_is_heard():
+    heard = []
+    assert run_in_child("telling", tells, 3, tell=lambda *told: heard.append(told))[0] == "done"
+    assert heard == [(1, 3), (2, 3), (3, 3)]
+
+
 def test_an_error_keeps_its_type_and_line():
     with pytest.raises(BadInput, match="got this, expected that"):
         run_in_child("refusing", refuse)

@@ -17,7 +17,7 @@ from snapgen_deploy.export.base import ROLES, Role
 from snapgen_deploy.latency.links.base import Block, Job, Link, State
 from snapgen_deploy.latency.links.shell import restoring
 from snapgen_deploy.latency.results import QUERY, Loads, Round, RunProfile
-from snapgen_deploy.progress import Progress
+from snapgen_deploy.progress import Done, Progress, untold
 
 WARM_UPS = 3  # pictures, in the process that is timed
 FIRST_ROUND = 4  # pictures; later rounds are as long as ROUND_SECONDS
@@ -55,9 +55,9 @@ class Gates:
         return None
 
 
-def quiet(_text: str) -> AbstractContextManager[None]:
+def quiet(_text: str) -> AbstractContextManager[Done]:
     """Progress that nobody sees."""
-    return nullcontext()
+    return nullcontext(untold)
 
 
 def measure_on(

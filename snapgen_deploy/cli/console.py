@@ -17,7 +17,7 @@ from rich.console import Console
 
 from snapgen_deploy.errors import BadInput, SnapgenError
 from snapgen_deploy.files import write_text
-from snapgen_deploy.progress import Counting, Progress, Tell
+from snapgen_deploy.progress import Counting, Done, Progress, Tell, untold
 
 UNTRAINED = "untrained weights: pictures are noise"
 
@@ -61,22 +61,25 @@ def wants_traceback(ctx: typer.Context) -> bool:
 
 
 def progress(*, quiet: bool = False) -> Progress:
-    """Shows each piece of work with a spinner and a clock, and leaves a line with its time; nothing without a terminal."""
+    """Shows each piece of work with a spinner and a clock, and leaves a line with its time; nothing without a terminal.
+
+    The function that it gives is told how much is done, where the work consists of like pieces.
+    """
     console = err()
     shown = console.is_terminal and not quiet
 
     @contextmanager
-    def work(what: str) -> Iterator[None]:
+    def work(what: str) -> Iterator[Done]:
         if not shown:
-            yield
+            yield untold
             return
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         start = time.perf_counter()
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True) as bar:
-            bar.add_task(what, total=None)
-            yield
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, description=f"{what}: {done} of {total}")
         console.print(f"  [green]✓[/green] {what} [dim]{time.perf_counter() - start:.1f} s[/dim]")
 
     return work

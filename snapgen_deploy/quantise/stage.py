@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from snapgen_deploy.checkpoint import open_checkpoint
@@ -43,23 +40,15 @@ def run_stage(
     `executor` as `executors.executor_of` takes it, `threads` of torch in the child's own passes and the tuning. What lies
     longest unused below `root` is removed beyond `limit` bytes.
     """
-    receiver, sender = multiprocessing.Pipe(duplex=False)
     with counting() as tell:
-        listener = threading.Thread(target=_listen, args=(receiver, tell), daemon=True)
-        listener.start()
-        try:
-            made, peak = run_in_child("mixed precision", _make, checkpoint, key_map, plan, executor, threads, root, sender)
-        finally:
-            sender.close()  # the child's end closes with it: the listener then comes to an end
-            listener.join()
-            receiver.close()
+        made, peak = run_in_child("mixed precision", _make, checkpoint, key_map, plan, executor, threads, root, tell=tell)
     if limit is not None:
         keep_within(root, limit, made)
     return made, peak
 
 
 def _make(
-    checkpoint: Path | None, key_map: Path | None, plan: ExportPlan, executor: str, threads: int, root: Path, sender: Connection
+    checkpoint: Path | None, key_map: Path | None, plan: ExportPlan, executor: str, threads: int, root: Path, tell: Tell
 ) -> Path:
     """In the child process."""
     import torch
@@ -67,16 +56,4 @@ def _make(
     assert plan.mixed is not None
     torch.set_num_threads(threads)
     opened = open_checkpoint(checkpoint, key_map)
-
-    def report(what: str, done: int, total: int) -> None:
-        sender.send((what, done, total))
-
-    return make_recipe(opened, plan.width, plan.latent, plan.mixed, executor_of(executor), root, report)
-
-
-def _listen(receiver: Connection, tell: Tell) -> None:
-    while True:
-        try:
-            tell(*receiver.recv())
-        except EOFError:
-            return
+    return make_recipe(opened, plan.width, plan.latent, plan.mixed, executor_of(executor), root, tell)

@@ -63,7 +63,7 @@ def invoke(*arguments: object) -> Result:
 def in_this_process(patch: pytest.MonkeyPatch, names: list[str]) -> None:
     """Have the work of child processes done here; `names` takes what an export would have started."""
 
-    def here(what: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
+    def here(what: str, function: Callable[..., Any], *arguments: Any, tell: object = None) -> tuple[Any, int]:
         names.append(what)
         return function(*arguments), 7
 

@@ -47,9 +47,11 @@ def student_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def in_this_process(what: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
+def in_this_process(
+    what: str, function: Callable[..., Any], *arguments: Any, tell: Callable[..., None] = lambda *told: None
+) -> tuple[Any, int]:
     """Stands in for `run_in_child`: starting a process takes seconds, and other tests do."""
-    return function(*arguments), 1
+    return function(*arguments, tell=tell), 1
 
 
 @pytest.mark.parametrize("key", ["coreml", "onnx:cpu"])

@@ -43,7 +43,9 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Child processes would each import the libraries anew."""
     for module in (exporter, fewer_bits, verifier):
-        monkeypatch.setattr(module, "run_in_child", lambda what, function, *arguments: (function(*arguments), 7))
+        monkeypatch.setattr(
+            module, "run_in_child", lambda what, function, *arguments, tell: (function(*arguments, tell=tell), 7)
+        )
 
 
 @pytest.mark.parametrize(
