@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import resource
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -62,7 +64,20 @@ def run_in_child(
     return value, peak
 
 
+def end_with_owner() -> None:
+    """Have this process end when the one that started it does: one that was killed cannot end it, and work may take hours."""
+    owner = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if owner is not None:
+            owner.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _call(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...], telling: bool) -> None:
+    end_with_owner()
     more = {"tell": lambda *told: sender.send((told,))} if telling else {}
     try:
         message: tuple[bool, Any, int] = (True, function(*args, **more), peak_bytes())

@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 import tempfile
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from snapgen_deploy.child import ChildDied, cause, note_children
+from snapgen_deploy.child import ChildDied, cause, end_with_owner, note_children
 
 START_SECONDS = 120.0  # beyond those of the first call: a process starts and imports
 IDLE_SECONDS = 120.0  # without any processor time: what waits that long waits for ever
@@ -117,16 +116,8 @@ def _end(process: BaseProcess, here: Connection, log: Path) -> None:
     log.unlink(missing_ok=True)
 
 
-def _end_with_owner() -> None:
-    """An owner that was killed cannot end this process, and a compiler may run for hours before it looks at the pipe."""
-    owner = multiprocessing.parent_process()
-    if owner is not None:
-        owner.join()
-        os._exit(1)
-
-
 def _serve(there: Connection, log: str) -> None:
-    threading.Thread(target=_end_with_owner, daemon=True).start()
+    end_with_owner()
     sink = os.open(log, os.O_WRONLY | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(sink, descriptor)

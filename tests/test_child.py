@@ -6,6 +6,7 @@ import pytest
 
 from snapgen_deploy.child import ChildDied, run_in_child
 from snapgen_deploy.errors import BadInput
+from tests.owners import outlives_its_owner
 
 
 def allocate(count):
@@ -45,6 +46,19 @@ def test_what_is_told_on_the_way_is_heard():
     heard = []
     assert run_in_child("telling", tells, 3, tell=lambda *told: heard.append(told))[0] == "done"
     assert heard == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_it_ends_with_an_owner_that_is_killed(tmp_path):
+    script = (
+        "import os, time\n"
+        "from snapgen_deploy.child import run_in_child\n"
+        "def work(tell):\n"
+        "    tell(os.getpid())\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    run_in_child('work', work, tell=lambda process: print(process, flush=True))\n"
+    )
+    assert not outlives_its_owner(script, tmp_path)
 
 
 def test_an_error_keeps_its_type_and_line():

@@ -1,7 +1,5 @@
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import pytest
 from snapgen_deploy.child import ChildDied
 from snapgen_deploy.companion import Companion
 from snapgen_deploy.errors import BadInput
+from tests.owners import outlives_its_owner
 
 _kept: dict[str, Any] = {}
 
@@ -81,23 +80,7 @@ def test_it_ends_with_an_owner_that_is_killed(tmp_path: Path):
         "    print(companion.call(os.getpid, seconds=60), flush=True)\n"
         "    companion.call(time.sleep, 600, seconds=600)\n"
     )
-    (tmp_path / "owner.py").write_text(script)
-    with subprocess.Popen([sys.executable, str(tmp_path / "owner.py")], stdout=subprocess.PIPE, text=True) as owner:
-        assert owner.stdout is not None
-        there = int(owner.stdout.readline())
-        owner.kill()
-    deadline = time.monotonic() + 30
-    while runs(there) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not runs(there)
-
-
-def runs(process: int) -> bool:
-    """Whether it is there, and not only waits for somebody to ask for its exit code."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+    assert not outlives_its_owner(script, tmp_path)
 
 
 def test_a_hang_is_one_line_after_the_time_allowed():
