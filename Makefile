@@ -14,7 +14,7 @@ test: $(INSTALLED)  ## the fast tests
 slow: $(INSTALLED)  ## the full-scale tests: minutes to hours
 	$(BIN)/pytest -m slow
 
-bench: $(INSTALLED)  ## the tables of benchmarks/README.md that take less than half an hour each
+bench: $(INSTALLED)  ## four of the tables of benchmarks/README.md: scores, kernels, rates, estimates
 	$(BIN)/pip install -q -e '.[bench]'
 	$(BIN)/python -m benchmarks.scores
 	$(BIN)/python -m benchmarks.kernels

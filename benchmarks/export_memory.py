@@ -3,9 +3,10 @@
     python -m benchmarks.export_memory [target ...]
     python -m benchmarks.export_memory recipe        the process that makes the recipe of mixed precision, beside its prediction
 
-Networks: the embedded checkpoint at its widest, and an untrained one of about 100M parameters, exported by the command line in
-a temporary folder. One line a process, then a least-squares line `base + factor * bytes` per target over its conversions. The
-figures in `snapgen_deploy/export_memory.py` lie above these and above those of `benchmarks.scale`.
+Written to benchmarks/results/export_memory.txt, or export_memory-recipe.txt. Networks: the embedded checkpoint at its widest,
+and an untrained one of about 100M parameters, exported by the command line in a temporary folder. One line a process, then a
+least-squares line `base + factor * bytes` per target over its conversions. The figures in `snapgen_deploy/export_memory.py`
+lie above these and above those of `benchmarks.scale`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def middle() -> ModelConfig:
 
 
 def main(targets: tuple[str, ...] = TARGETS) -> None:
-    """Measure and print."""
+    """Measure and write."""
+    results = Results("export_memory.txt")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_initial(middle(), root / "middle")
@@ -63,20 +65,31 @@ def main(targets: tuple[str, ...] = TARGETS) -> None:
                 activations = activation_bytes(config, "full", latent, config.resolution)
                 for what in ("reference", "check"):
                     peak = run["reference_peak_bytes"] if what == "reference" else run["targets"][key]["check_peak_bytes"]
-                    say(key, name, what, all_weights, peak, f"activations {activations / 1e6:8.1f} MB")
+                    results.add(line(key, name, what, all_weights, peak, f"activations {activations / 1e6:8.1f} MB"))
                 for role, peak in run["targets"][key]["export_peak_bytes"].items():
                     points.append((weight_bytes(config, "full", role), peak))
-                    say(key, name, role, *points[-1])
+                    results.add(line(key, name, role, *points[-1]))
             factor, base = np.polyfit(*np.array(points, dtype=float).T, 1)
             worst = max(peak - (base + factor * size) for size, peak in points)
-            print(f"{key:20} base {base / 1e6:.0f} MB, factor {factor:.2f}, largest excess {worst / 1e6:.0f} MB", flush=True)
+            results.add(f"{key:20} base {base / 1e6:.0f} MB, factor {factor:.2f}, largest excess {worst / 1e6:.0f} MB")
 
 
-def say(key: str, name: str, what: str, weights: int, peak: int, more: str = "") -> None:
-    """One line."""
-    print(
-        f"{key:20} {name:9} {what:13} weights {weights / 1e6:8.1f} MB  peak {peak / 1e6:8.1f} MB  {more}".rstrip(), flush=True
-    )
+class Results:
+    """Lines that are shown and kept."""
+
+    def __init__(self, name: str) -> None:
+        self.path, self.lines = Path(__file__).parent / "results" / name, list[str]()
+
+    def add(self, line: str) -> None:
+        """One more."""
+        print(line, flush=True)
+        self.lines.append(line)
+        self.path.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
+
+
+def line(key: str, name: str, what: str, weights: int, peak: int, more: str = "") -> str:
+    """Of one process."""
+    return f"{key:20} {name:9} {what:13} weights {weights / 1e6:8.1f} MB  peak {peak / 1e6:8.1f} MB  {more}".rstrip()
 
 
 def exported(key: str, checkpoint: Path | None, root: Path) -> dict[str, Any]:
@@ -90,7 +103,8 @@ def exported(key: str, checkpoint: Path | None, root: Path) -> dict[str, Any]:
 
 
 def recipes() -> None:
-    """Measure and print: few pictures and iterations, since neither changes the peak."""
+    """Measure and write: few pictures and iterations, since neither changes the peak."""
+    results = Results("export_memory-recipe.txt")
     profile = load_profile("iphone16pm")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -103,9 +117,7 @@ def recipes() -> None:
             plan = replace(make_plan(config, profile, width="full", precision="mixed", **sized), mixed=settings)
             _, peak = run_stage(path, None, plan, "here", 1, root / f"{name}-{side}", silent)
             predicted = predicted_peak(config.student, "full", plan.latent)
-            print(
-                f"recipe {name:9} {side:4} pixels  peak {peak / 1e6:8.1f} MB  predicted {predicted / 1e6:8.1f} MB", flush=True
-            )
+            results.add(f"recipe {name:9} {side:4} pixels  peak {peak / 1e6:8.1f} MB  predicted {predicted / 1e6:8.1f} MB")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ SPREAD_OF_MEAN_ERROR = 2.06
 # fp32 multiply-accumulates of one big Arm core in a cycle: two 128-bit FMLA pipes (Arm software optimization guides of
 # Cortex-A76, A78 and A715).
 ARM_MACS_PER_CYCLE = 8
-# Our choice: another Apple chip's compiler and caches are not known. For CPUs: XNNPACK took 2 to 7 times onnxruntime's time
-# for the same attention on x86-64 (measured, N = 4096).
+# Our choices: another Apple chip's compiler and caches are not known, and of a phone's CPU neither the rate that it keeps up
+# when it is warm nor how far its small cores help.
 SCALED_SPREAD, CPU_SLOWER = 1.5, 3.0
 
 

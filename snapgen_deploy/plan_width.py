@@ -67,7 +67,7 @@ def judge(
     limits: LatencyLimits,
 ) -> Judged:
     """One width against the budgets, with its figures in a line."""
-    weight_bytes = max(WEIGHT_BYTES[t.precision] for t in targets)
+    weight_bytes = max(map(_weight_bytes, targets))
     largest = max(sizes, key=lambda s: s.resolution[0] * s.resolution[1])  # all activations grow with the area
     memory = estimate_memory(config, width, largest.latent, largest.resolution, weight_bytes)
     obstacles: list[str] = []
@@ -85,6 +85,11 @@ def judge(
         obstacles.append(obstacle)
     verdict = f"does not fit ({', '.join(obstacles)})" if obstacles else "fits"
     return Judged(width, memory, latency, tuple(obstacles), f"{width} {verdict}: {', '.join(said)}")
+
+
+def _weight_bytes(target: TargetPlan) -> float:
+    """Of one weight in memory: onnxruntime makes fp32 weights of the palettes of `mixed` when it loads them."""
+    return WEIGHT_BYTES["fp32" if (target.key, target.precision) == ("onnx:cpu", "mixed") else target.precision]
 
 
 def _latency(

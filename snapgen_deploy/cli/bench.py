@@ -36,7 +36,9 @@ def bench(
             show_default=False,
         ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all when left out.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; when left out all of this host, 1 on a device.")
+    ] = None,
     save: Annotated[bool, typer.Option("--save", help="Keep the result: it replaces estimates for this device.")] = False,
     form: Annotated[
         str, typer.Option("--format", help="native, pytorch-v3, openmetrics or github-action-benchmark.")

@@ -50,7 +50,9 @@ def _precisions(as_json: bool) -> None:
         table.add_column(column, justify="right" if column in ("bits a weight", "mean PSNR", "SSIM") else "left")
     for name, p in PRECISIONS.items():
         limits = (f"{p.limits.mean_psnr:g} dB", f"{p.limits.ssim:g}")
-        table.add_row(name, ", ".join(offered[name]), f"{8 * p.weight_bytes:.1f}", *limits, p.doc)
+        table.add_row(
+            name, ", ".join(offered[name]), f"{'up to ' if name == 'mixed' else ''}{8 * p.weight_bytes:.1f}", *limits, p.doc
+        )
     out().print(table)
 
 

@@ -28,7 +28,7 @@ def estimate(
     width: Annotated[str | None, typer.Option(help="Sub-network; all when left out.")] = None,
     resolution: Annotated[str | None, typer.Option(help="Picture size in pixels: N or HEIGHTxWIDTH.")] = None,
     target: Annotated[
-        str | None, typer.Option(help="NAME or NAME:VARIANT; the profile's first (onnx:cpu on the host) when left out.")
+        str | None, typer.Option(help="NAME or NAME:VARIANT; when left out the profile's first that there is a basis for.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; the model's own when left out.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the host; all when left out.")] = None,
