@@ -168,6 +168,7 @@ class Staging:
     def __init__(self, root: Path, final: Path, keep: bool) -> None:
         self.root, self.final, self.keep = root, final, keep
         self.published = False
+        self.scratch = root.with_name(root.name + ".scratch")  # for files that are no part of the bundle
 
     def publish(self, overwrite: bool) -> None:
         """Flush every file to the disk and rename once; an older bundle is replaced only now."""
@@ -209,7 +210,9 @@ def staging(final: Path, key: str, *, overwrite: bool, resume: bool) -> Iterator
     except OSError as error:
         raise BadInput(f"cannot write to {final.parent} ({error.strerror}); choose another place with --output-dir") from None
     stage = Staging(root, final, keep=resume)
+    shutil.rmtree(stage.scratch, ignore_errors=True)  # of a run that was killed
     try:
+        stage.scratch.mkdir()
         yield stage
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -218,6 +221,7 @@ def staging(final: Path, key: str, *, overwrite: bool, resume: bool) -> Iterator
             ) from None
         raise
     finally:
+        shutil.rmtree(stage.scratch, ignore_errors=True)
         if not stage.published and not stage.keep:
             shutil.rmtree(root, ignore_errors=True)
         if stage.published or not stage.keep:
@@ -231,7 +235,7 @@ def _key_file(root: Path) -> Path:
 
 def _left_over(parent: Path, prefix: str, key: str) -> Path | None:
     for root in sorted(parent.glob(f"{prefix}*")):
-        if root.is_dir() and _key_file(root).is_file() and _key_file(root).read_text() == key:
+        if root.is_dir() and root.suffix != ".scratch" and _key_file(root).is_file() and _key_file(root).read_text() == key:
             return root
     return None
 

@@ -48,8 +48,8 @@ def export_key(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, rol
 
     These are the bytes of the checkpoint (configuration and key map included), the width where the component has one, the
     picture size, the target with its variant, precision, layout, form and options, this package's source, the tools'
-    versions, Python's and the processor's kind, and `calibration`: the hash of what a quantiser looks at. Device, prompts and
-    threads decide no byte of a converted file.
+    versions, Python's and the processor's kind, and `calibration`: the hash of what a quantiser or recipe looks at. Device,
+    prompts and threads decide no byte of a converted file.
     """
     options = [(name, value) for name, value in target.options if name != "folders"]  # the layout comes afterwards
     parts = [
@@ -60,7 +60,7 @@ def export_key(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, rol
         platform.machine(),
         checkpoint.sha256(),
         role,
-        plan.width if role == "student" else None,
+        plan.width if role == "student" or calibration else None,  # calibration is drawn by the student of that width
         plan.resolution,
         plan.latent,
         asdict(target) | {"options": options, "form_ms": (), "own_limits": ()},  # times and limits decide nothing

@@ -69,9 +69,12 @@ def calibration_of(checkpoint: Checkpoint, plan: ExportPlan, path: Path | None) 
             raise BadInput(f"--calibration: this checkpoint reads no prompts; give a {ARRAYS} of arrays '<component>.<input>'")
         return Calibration(read_samples(path, FIRST_SEED, "calibration"))
     try:
-        with np.load(path) as file:
+        data = np.load(path)
+        if isinstance(data, np.ndarray):
+            raise BadInput(f"calibration file {path}: holds one array; expected named arrays (numpy.savez)")
+        with data as file:
             _check({name: file[name] for name in file.files}, checkpoint, plan, path)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise BadInput(f"calibration file {path} cannot be read ({error}); give a {ARRAYS} that numpy.savez wrote") from None
     return Calibration((), path)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from snapgen_deploy.bundle import Staging
+from snapgen_deploy.bundle import Staging, sha256_of
 from snapgen_deploy.cache import ExportCache, export_key, stamps
 from snapgen_deploy.calibration import is_calibrated
 from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint
@@ -26,7 +26,7 @@ from snapgen_deploy.host_memory import hand_back_what_is_freed
 from snapgen_deploy.join import PARTS, join_sizes
 from snapgen_deploy.plan import ExportPlan, TargetPlan, target_at
 from snapgen_deploy.progress import Progress
-from snapgen_deploy.quantise.recipe import load_recipe
+from snapgen_deploy.quantise.recipe import RECIPE, load_recipe
 from snapgen_deploy.request import Request
 from snapgen_deploy.resume import Exported, read_record, write_record
 
@@ -69,7 +69,6 @@ class Conversion:
     plan: ExportPlan
     target: TargetPlan
     stage: Staging
-    scratch: Path
     keep: Keep
     progress: Progress
 
@@ -99,7 +98,8 @@ def _convert_one(work: Conversion, plan: ExportPlan, role: Role, root: Path, siz
     """
     target, keep, name = target_at(plan, work.target.key), work.keep, role.replace("_", " ")
     directory = folder_of(root, target.key)
-    done = read_record(root, target.key, role)
+    recipe = recipe_sha256(work.request, target, role)
+    done = read_record(root, target.key, role, recipe)
     if done is not None:
         return done
     key = cache_key(work.request, work.checkpoint, plan, target, role) if keep.cache is not None else ""
@@ -111,11 +111,11 @@ def _convert_one(work: Conversion, plan: ExportPlan, role: Role, root: Path, siz
             return done
     with work.progress(f"{target.key}: exporting the {name}{size and f', {size}'}"):
         start = time.monotonic()
-        arguments = (work.request, plan, target, role, directory, work.scratch)
+        arguments = (work.request, plan, target, role, directory, work.stage.scratch)
         exported, peak = run_in_child(f"{target.key} {role}", export_in_child, *arguments)
     exported = replace(exported, peak_bytes=peak, seconds=round(time.monotonic() - start, 1))
     if work.stage.keep:
-        write_record(root, exported)
+        write_record(root, exported, recipe)
     if keep.cache is not None:
         aside = keep.cache.prepare(directory, exported)
         if aside is not None:
@@ -165,6 +165,16 @@ def all_cached(request: Request, checkpoint: Checkpoint, plan: ExportPlan, targe
 
 
 def cache_key(request: Request, checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, role: Role) -> str:
-    """What the cache knows a component by; what a calibrated quantiser looked at is part of it."""
+    """What the cache knows a component by; what a calibrated quantiser looked at, and the recipe, are part of it."""
     calibration = request.calibration.sha256() if request.calibration is not None and is_calibrated(target) else ""
-    return export_key(checkpoint, plan, target, role, calibration)
+    return export_key(checkpoint, plan, target, role, calibration + recipe_sha256(request, target, role))
+
+
+def recipe_sha256(request: Request, target: TargetPlan, role: Role) -> str:
+    """Hash of the recipe of mixed precision that a component is made by; nothing for other components, or before it is made.
+
+    Its settings would not do: a recipe that is made again with another number of threads differs in the last bits.
+    """
+    if request.recipe is None or role != "student" or target.precision != "mixed":
+        return ""
+    return sha256_of(request.recipe / RECIPE)

@@ -10,6 +10,7 @@ from snapgen_deploy.export.base import ROLES, Role
 from snapgen_deploy.models import DiT, ModelConfig, TextEncoder, TinyDecoder
 from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.plan_width import activation_bytes
+from snapgen_deploy.quantise.executors import executor_of
 from snapgen_deploy.quantise.memory import predicted_peak
 
 
@@ -92,7 +93,7 @@ def weight_bytes(config: ModelConfig, width: str, role: Role) -> int:
     return 4 * sum(p.numel() for p in parameters)
 
 
-def predict(config: ModelConfig, plan: ExportPlan) -> tuple[Prediction, ...]:
+def predict(config: ModelConfig, plan: ExportPlan, executor: str = "here") -> tuple[Prediction, ...]:
     """Every process of an export: reference, recipe of mixed precision, each conversion of each target, and its check."""
     sizes = {role: weight_bytes(config, plan.width, role) for role in ROLES}
     weights = sum(sizes.values())
@@ -100,7 +101,8 @@ def predict(config: ModelConfig, plan: ExportPlan) -> tuple[Prediction, ...]:
     activations = max(activation_bytes(config, plan.width, latent, size) for latent, size in shapes)
     found = [Prediction(REFERENCE.of(weights, activations))]
     if plan.mixed is not None:
-        found.append(Prediction(predicted_peak(config.student, plan.width, plan.latent), shared="recipe"))
+        handed_out = executor_of(executor).handed_out
+        found.append(Prediction(predicted_peak(config.student, plan.width, plan.latent, handed_out), shared="recipe"))
     for target in plan.targets:
         cost = COREAI_FP32 if (target.target, target.precision) == ("coreai", "fp32") else _of(CONVERTING, target)
         forms = {target.form, *(dict(s.forms).get(target.key) for s in plan.other_sizes)}

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,7 @@ from typing import Any
 from snapgen_deploy import __version__
 from snapgen_deploy.bundle import Bundle, already_there, open_bundle, staging, write_manifest
 from snapgen_deploy.bundle_sizes import preview_name, vectors_name
-from snapgen_deploy.cache import stamps
+from snapgen_deploy.cache import source_sha256, stamps, tool_versions
 from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint, validate
 from snapgen_deploy.child import run_in_child
 from snapgen_deploy.components import roles_of
@@ -24,7 +23,7 @@ from snapgen_deploy.convert import Conversion, all_cached, convert, folder_of, k
 from snapgen_deploy.elastic import load_student
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Role
-from snapgen_deploy.export_memory import predict, refuse_what_does_not_fit
+from snapgen_deploy.export_memory import Prediction, predict, refuse_what_does_not_fit
 from snapgen_deploy.fewer_bits import calibration_key, draw_beforehand, judge
 from snapgen_deploy.gates import Checked, Gate, check_sizes, failed
 from snapgen_deploy.host_memory import available_bytes
@@ -34,12 +33,12 @@ from snapgen_deploy.manifest_sizes import add_sizes
 from snapgen_deploy.plan import ExportPlan
 from snapgen_deploy.preview import write_preview
 from snapgen_deploy.progress import Counting, Done, Progress, silent, untold
-from snapgen_deploy.quantise.recipe import load_recipe
+from snapgen_deploy.quantise.recipe import default_root, finished_recipe, load_recipe
 from snapgen_deploy.quantise.report import add_to_manifest, copy_into
 from snapgen_deploy.quantise.stage import recipe_room, run_stage
 from snapgen_deploy.reference import ReferenceVectors, make_vectors, schedule_of, with_tuned
 from snapgen_deploy.request import Request
-from snapgen_deploy.resume import Exported, forget
+from snapgen_deploy.resume import Exported, forget, sweep
 from snapgen_deploy.run_record import write_run_record
 
 
@@ -71,18 +70,18 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress, counting:
     key = _plan_key(checkpoint, plan, calibration_key(request, plan))
     with (
         staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage,
-        tempfile.TemporaryDirectory(prefix=f".{final.name}.scratch-", dir=final.parent) as scratch,
         ExitStack() as room,
     ):
+        sweep(stage.root)
         _check_space(stage.root, checkpoint, plan)
         request, quantising = _with_recipe(request, plan, stage.root.parent, room, counting)
         with progress(f"drawing {len(request.prompts) + len(plan.other_sizes)} reference pictures") as tell:
             vectors, drawing = run_in_child("reference", _reference, request, plan, tell=tell)
-        draw_beforehand(request, plan, Path(scratch), progress)
+        draw_beforehand(request, plan, stage.scratch, progress)
         held = {}
         for target in plan.targets:
             with kept(request.cache, checkpoint, before) as keep:
-                work = Conversion(request, checkpoint, plan, target, stage, Path(scratch), keep, progress)
+                work = Conversion(request, checkpoint, plan, target, stage, keep, progress)
                 held[target.key] = _hold(work, vectors)
                 keep.sound = not failed(held[target.key].gates)
         gates = [g for one in held.values() for g in one.gates]
@@ -123,7 +122,7 @@ def _hold(work: Conversion, vectors: Mapping[str, ReferenceVectors]) -> _Held:
     record = None
     if request.fidelity is not None and request.fidelity.judges(target):
         first = plan.sizes[0]
-        judged = (request, request.fidelity, work.checkpoint, target, artifacts[first], work.scratch, work.progress)
+        judged = (request, request.fidelity, work.checkpoint, target, artifacts[first], work.stage.scratch, work.progress)
         more, record = judge(*judged)
         checks[first] = replace(checks[first], gates=(*checks[first].gates, *more))
     return _Held(parts, checks, record, peak)
@@ -169,19 +168,28 @@ def _with_recipe(request: Request, plan: ExportPlan, beside: Path, room: ExitSta
 
 
 def _plan_key(checkpoint: Checkpoint, plan: ExportPlan, calibration: str) -> str:
-    """Content key of an export: the same key means the same bytes."""
-    text = json.dumps([__version__, checkpoint.sha256(), asdict(plan), calibration], sort_keys=True)
+    """Content key of an export: the same key means the same bytes. What `--tune` timed decides none."""
+    data = asdict(plan) | {"reasons": (), "targets": [asdict(t) | {"form_ms": ()} for t in plan.targets]}
+    parts = [__version__, source_sha256(), tool_versions(), checkpoint.sha256(), data, calibration]
+    text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_memory(request: Request, checkpoint: Checkpoint, plan: ExportPlan) -> None:
     """Refuse before work starts when this computer cannot hold the largest process that is still to run."""
-    wanted, available = predict(checkpoint.config, plan), available_bytes()
+    wanted, available = predict(checkpoint.config, plan, request.executor), available_bytes()
     if available is not None and any(p.bytes > available for p in wanted):
-        wanted = tuple(
-            p for p in wanted if not (p.target and p.role and all_cached(request, checkpoint, plan, p.target, p.role))
-        )
+        if plan.mixed is not None and request.cache is not None:
+            request = replace(request, recipe=finished_recipe(checkpoint, plan.width, plan.latent, plan.mixed, default_root()))
+        wanted = tuple(p for p in wanted if not _is_done(p, request, checkpoint, plan))
     refuse_what_does_not_fit(wanted, available)
+
+
+def _is_done(prediction: Prediction, request: Request, checkpoint: Checkpoint, plan: ExportPlan) -> bool:
+    """Whether the process will not run, since what it would make is there."""
+    if prediction.target is None:
+        return prediction.shared == "recipe" and request.recipe is not None
+    return prediction.role is not None and all_cached(request, checkpoint, plan, prediction.target, prediction.role)
 
 
 def _check_space(root: Path, checkpoint: Checkpoint, plan: ExportPlan) -> None:
@@ -211,9 +219,11 @@ def _reference(request: Request, plan: ExportPlan, tell: Done = untold) -> dict[
         size: make_vectors(checkpoint, plan.at(size), request.prompts[:n], seeds[:n], tell)
         for size, n in zip(plan.sizes, count, strict=True)
     }
-    recipe = load_recipe(request.recipe) if request.recipe is not None else None
-    if recipe is None:
+    if request.recipe is None:
         return found
+    recipe = load_recipe(request.recipe)
+    if recipe is None:
+        raise BadInput(f"the recipe in {request.recipe} is gone: another export made room in the cache; export again")
     tuned, schedule = recipe.apply(load_student(checkpoint, plan.width)), schedule_of(checkpoint.config)
     return {size: with_tuned(vectors, tuned, schedule) for size, vectors in found.items()}
 

@@ -34,7 +34,7 @@ from snapgen_deploy.quantise.trajectories import Sample, Trajectories, load, rec
 from snapgen_deploy.reference import reference_runners
 from snapgen_deploy.similarity import ssim
 
-Scorer = Callable[[Sequence[str], Sequence[np.ndarray]], Sequence[tuple[int, int]]]
+Scorer = Callable[[Sequence[str], Sequence[np.ndarray]], Sequence[tuple[float, float]]]
 COUNT = 100  # pictures, where nothing else is asked for
 PICTURES, SCORES = "pictures.npy", "scores.json"
 RESAMPLES = 2000  # of the bootstrap over prompts
@@ -109,8 +109,7 @@ def draw_reference(
             file = np.lib.format.open_memmap(folder / PICTURES, "w+", np.float32, (len(samples), *picture.shape))
         file[number] = picture
     if scorer is not None and file is not None:
-        points = load_scorer(scorer)([s.prompt for s in samples], [to_bytes(p[None]) for p in file])
-        (folder / SCORES).write_text(json.dumps([[int(a), int(b)] for a, b in points]))
+        (folder / SCORES).write_text(json.dumps(points_of(scorer, samples, [to_bytes(p[None]) for p in file])))
 
 
 def measure(
@@ -200,7 +199,21 @@ def load_scorer(name: str) -> Scorer:
     return scorer
 
 
-def compare_points(got: Sequence[Sequence[int]], reference: Sequence[Sequence[int]]) -> Score:
+def points_of(scorer: str, samples: Sequence[Sample], pictures: Sequence[np.ndarray]) -> list[list[float]]:
+    """What the scorer gives each picture: points and points possible; BadInput where it gives anything else."""
+    found = load_scorer(scorer)([s.prompt for s in samples], pictures)
+    try:
+        points = [[float(got), float(possible)] for got, possible in found]
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"--scorer {scorer}: expected (points, points possible) for every picture ({error})") from None
+    if len(points) != len(pictures) or not np.isfinite(points).all():
+        raise BadInput(
+            f"--scorer {scorer}: got {len(points)} finite pairs at most for {len(pictures)} pictures, expected one each"
+        )
+    return points
+
+
+def compare_points(got: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> Score:
     """Shares of points and their intervals; rows are (points, points possible) per picture."""
     ours, theirs = np.array(got, float), np.array(reference, float)
     draws = np.random.default_rng(0).integers(len(ours), size=(RESAMPLES, len(ours)))
@@ -212,8 +225,7 @@ def compare_points(got: Sequence[Sequence[int]], reference: Sequence[Sequence[in
 
 
 def _scored(reference: Trajectories, folder: Path, scorer: str, drawn: Sequence[np.ndarray]) -> Score:
-    points = load_scorer(scorer)([s.prompt for s in reference.samples], drawn)
-    return compare_points([[a, b] for a, b in points], json.loads((folder / SCORES).read_text()))
+    return compare_points(points_of(scorer, reference.samples, drawn), json.loads((folder / SCORES).read_text()))
 
 
 def _text(reference: Trajectories, index: int, runners: Mapping[Role, Runner], pipeline: Pipeline) -> dict[str, np.ndarray]:

@@ -52,11 +52,15 @@ def save_png(picture: np.ndarray, path: Path) -> None:
     """Write the whole file or nothing."""
     from PIL import Image
 
+    part: Path | None = None
     try:
         handle, name = tempfile.mkstemp(suffix=".png", dir=path.parent)
-        os.close(handle)
-        Image.fromarray(picture).save(name, format="PNG")
-        os.replace(name, path)
+        part = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            Image.fromarray(picture).save(file, format="PNG")
+        part.chmod(0o644)  # mkstemp makes it private
+        part.replace(path)
     except OSError as error:
-        Path(name).unlink(missing_ok=True)
+        if part is not None:
+            part.unlink(missing_ok=True)
         raise BadInput(f"cannot write {path} ({error.strerror}); choose another place with --output") from None

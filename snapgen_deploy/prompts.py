@@ -11,6 +11,7 @@ from snapgen_deploy.checkpoint import Checkpoint, embedded_path
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.quantise.trajectories import Sample, samples_of
 
+SEEDS = 2**63  # torch's generators take no larger one
 FIDELITY, CALIBRATION = "shapes_fidelity.txt", "shapes_calibration.txt"  # in `assets`, for the embedded checkpoint
 
 
@@ -26,8 +27,9 @@ def read_samples(path: Path, first_seed: int, what: str = "prompts") -> tuple[Sa
     found: list[Sample] = []
     for number, line in enumerate(lines, 1):
         text, tab, seed = line.strip().partition("\t")
-        if tab and not seed.strip().isdecimal():
-            raise BadInput(f"{what} file {path}, line {number}: got the seed '{seed.strip()}', expected a whole number")
+        if tab and not (seed.strip().isdecimal() and int(seed) < SEEDS):
+            said = f"{what} file {path}, line {number}: got the seed '{seed.strip()}'"
+            raise BadInput(f"{said}, expected a whole number below {SEEDS}")
         if text:
             found.append(Sample(text.strip(), int(seed) if tab else first_seed + len(found)))
     if not found:

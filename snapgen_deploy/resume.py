@@ -9,6 +9,7 @@ from pathlib import Path
 
 from snapgen_deploy.bundle import sha256_of
 from snapgen_deploy.export.base import Artifact, Description, Joined, Role
+from snapgen_deploy.files import files_under
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ def record_path(root: Path, target_key: str, role: Role) -> Path:
     return root / f".{target_key.replace(':', '-')}-{role}.done"
 
 
-def write_record(root: Path, exported: Exported) -> None:
-    """Remember a finished component with the hashes of its files."""
+def write_record(root: Path, exported: Exported, recipe: str = "") -> None:
+    """Remember a finished component with the hashes of its files, and of the recipe that it was made by, if any."""
     artifact = exported.artifact
     data = {
         "path": artifact.path.relative_to(root).as_posix(),
@@ -46,23 +47,40 @@ def write_record(root: Path, exported: Exported) -> None:
         "peak_bytes": exported.peak_bytes,
         "seconds": exported.seconds,
         "compile_seconds": artifact.compile_seconds,
+        "recipe": recipe,
     }
     record_path(root, artifact.target, artifact.role).write_text(json.dumps(data), encoding="utf-8")
 
 
-def read_record(root: Path, target_key: str, role: Role) -> Exported | None:
-    """The finished component, or None where there is none or its files are not what was recorded."""
+def read_record(root: Path, target_key: str, role: Role, recipe: str = "") -> Exported | None:
+    """The finished component, or None where there is none, its files are not what was recorded, or the recipe is another."""
     path = record_path(root, target_key, role)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         files = {root / name: digest for name, digest in data["files"].items()}
-        if any(not p.is_file() or sha256_of(p) != digest for p, digest in files.items()):
+        if data["recipe"] != recipe or any(not p.is_file() or sha256_of(p) != digest for p, digest in files.items()):
             return None
         artifact = Artifact(target_key, role, root / data["path"], tuple(files), compile_seconds=data["compile_seconds"])
         description = Description(**data["description"] | {"notes": tuple(data["description"]["notes"])})
         return Exported(artifact, description, data["versions"], data["peak_bytes"], data["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def sweep(root: Path) -> None:
+    """Remove what no record owns: half-written files of processes that were killed would become a part of the bundle."""
+    owned: set[Path] = set()
+    for record in root.rglob(".*.done"):
+        try:
+            owned |= {record.parent / name for name in json.loads(record.read_text(encoding="utf-8"))["files"]} | {record}
+        except (ValueError, KeyError, TypeError):
+            continue
+    for path in files_under(root):
+        if path not in owned:
+            path.unlink()
+    for folder in sorted((p for p in root.rglob("*") if p.is_dir()), reverse=True):
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def forget(root: Path) -> None:

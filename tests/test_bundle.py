@@ -5,6 +5,8 @@ import pytest
 
 from snapgen_deploy.bundle import MANIFEST, RUN, SUMS, check_hashes, open_bundle, staging, write_manifest
 from snapgen_deploy.errors import BadInput, GateFailed
+from snapgen_deploy.export.base import Artifact, Description
+from snapgen_deploy.resume import Exported, read_record, sweep, write_record
 
 
 def build(final, text="hello", **options):
@@ -79,6 +81,42 @@ def test_resume_takes_up_the_same_plan_only(tmp_path):
         write_manifest(stage.root, {"schema_version": 1})
         stage.publish(overwrite=False)
     check_hashes(open_bundle(tmp_path / "b"))
+
+
+def test_what_a_killed_process_left_is_no_part_of_the_bundle(tmp_path):
+    root = tmp_path / "stage"
+    files = [
+        root / "onnx-cpu" / "student.onnx",
+        root / "onnx-cpu" / "tmpabc" / "plain" / "student.onnx",
+        root / "manifest.json",
+    ]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(file.name)
+    artifact = Artifact("onnx:cpu", "student", files[0], (files[0],))
+    write_record(root, Exported(artifact, Description(1, {}), {}, 1), recipe="a")
+    sweep(root)
+    assert [p for p in files if p.exists()] == files[:1]
+    assert not files[1].parent.parent.exists()
+    found = read_record(root, "onnx:cpu", "student", "a")
+    assert found is not None
+    assert found.artifact.files == (files[0],)
+    assert read_record(root, "onnx:cpu", "student", "b") is None  # made by another recipe
+
+
+def test_scratch_goes_with_the_run(tmp_path):
+    with pytest.raises(RuntimeError), staging(tmp_path / "b", "key", overwrite=False, resume=True) as stage:
+        (stage.scratch / "large").write_text("x")
+        raise RuntimeError
+    left_over = stage.scratch
+    left_over.mkdir()
+    (left_over / "of a run that was killed").write_text("x")
+    with staging(tmp_path / "b", "key", overwrite=False, resume=True) as stage:
+        assert stage.scratch == left_over
+        assert list(stage.scratch.iterdir()) == []
+        write_manifest(stage.root, {"schema_version": 1})
+        stage.publish(overwrite=False)
+    assert left(tmp_path) == ["b"]
 
 
 def test_a_full_disk_is_one_line(tmp_path):

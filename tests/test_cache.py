@@ -134,6 +134,8 @@ def test_the_key_knows_all_that_decides_the_files(tmp_path, monkeypatch):
     assert export_key(open_checkpoint(tmp_path / "a.safetensors"), plan, target, "student") == first
     narrow = replace(plan, width="small", device="other", reasons=())
     assert export_key(opened, narrow, target, "decoder") == keys[2]  # the decoder is the same at every width
+    drawn = [export_key(opened, p, target, "decoder", "what a student drew") for p in (plan, narrow)]
+    assert len({*drawn, *keys}) == len(keys) + 2  # but not what it was calibrated on
 
 
 def test_source_and_tools_are_really_read():

@@ -4,13 +4,15 @@ import json
 import math
 import sys
 
+import numpy as np
 import pytest
 
 from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.device_profiles import PRECISIONS, TARGETS
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.fidelity import DETECTOR, Measured, compare_points, fidelity_gates, load_scorer, scorer_of
+from snapgen_deploy.fidelity import DETECTOR, Measured, compare_points, fidelity_gates, load_scorer, points_of, scorer_of
 from snapgen_deploy.prompts import CALIBRATION, FIDELITY, own_samples, read_samples
+from snapgen_deploy.quantise.trajectories import Sample
 
 EIGHT = PRECISIONS["int8-dynamic"].limits
 
@@ -56,6 +58,25 @@ def test_a_loss_of_points_beyond_the_interval_fails():
     assert same.difference == (0, 0)
     assert same.interval[0] < 0.8 < same.interval[1]
     assert [verdicts(measured(score=s))["score_change"] for s in (same, one_less, worse)] == ["passed", "passed", "failed"]
+
+
+def test_points_are_kept_as_they_are_and_anything_else_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "scorers_of_this_test.py").write_text(
+        "def share(prompts, pictures):\n    return [(0.31, 1.0) for _ in prompts]\n"
+        "def few(prompts, pictures):\n    return [(1, 1)]\n"
+        "def broken(prompts, pictures):\n    return [(float('nan'), 1) for _ in prompts]\n"
+        "def plain(prompts, pictures):\n    return [0.5 for _ in prompts]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    samples, pictures = [Sample("a", 0), Sample("b", 1)], [np.zeros((2, 2, 3), np.uint8)] * 2
+    points = points_of("scorers_of_this_test:share", samples, pictures)
+    assert points == [[0.31, 1.0]] * 2
+    lost = compare_points([[0.05, 1.0]] * 2, points)
+    assert (lost.share, lost.reference) == (0.05, 0.31)
+    assert lost.difference[1] < -0.2
+    for name in ("few", "broken", "plain"):
+        with pytest.raises(BadInput, match="--scorer"):
+            points_of(f"scorers_of_this_test:{name}", samples, pictures)
 
 
 def test_scorers_by_name(tmp_path, monkeypatch):

@@ -79,6 +79,8 @@ def compare(
         if len(bundles) != 1:
             raise BadInput(f"got {len(bundles)} bundles and --baseline, expected CANDIDATE alone")
         found = _against_stored(bundles[0], baseline, target, thresholds, missing_baseline, update_baseline, threads, shown)
+        if found is None and as_json:
+            print_json({"baseline": str(baseline), "stored": update_baseline, "verdict": None})
     else:
         if len(bundles) != 2 or update_baseline:
             raise BadInput(f"got {len(bundles)} bundles, expected BASE and CANDIDATE; or CANDIDATE with --baseline DIR")
@@ -161,7 +163,7 @@ def _against_stored(
     check_hashes(bundle)
     measured = measure_host(bundle, _target(path, target), RUN_PROFILES["rapid"], "burst", threads, shown)
     if update:
-        out().print(f"baseline stored: {store_baseline(directory, measured)}", soft_wrap=True)
+        err().print(f"baseline stored: {store_baseline(directory, measured)}", soft_wrap=True)
         return None
     stored = find_baseline(directory, measured)
     if stored is None:

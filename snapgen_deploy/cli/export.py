@@ -136,10 +136,10 @@ def export(
 
         plan = tune_plan(opened.config, plan, threads or default_threads(), progress(quiet=as_json))
     if dry_run and as_json:
-        print_json(plan_as_dict(plan) | {"export_memory": _memory_as_dict(opened.config, plan)})
+        print_json(plan_as_dict(plan) | {"export_memory": _memory_as_dict(opened.config, plan, executor or EXECUTOR)})
         return
     if not as_json:
-        worst = export_memory.largest(export_memory.predict(opened.config, plan))
+        worst = export_memory.largest(export_memory.predict(opened.config, plan, executor or EXECUTOR))
         here = export_memory.line(worst, available_bytes())  # shown with the reasons, but of this computer: not in the bundle
         render_plan(replace(plan, reasons=(*plan.reasons, here)), out())
     if dry_run:
@@ -199,12 +199,12 @@ def export(
             out().print(note, style="yellow", soft_wrap=True)
 
 
-def _memory_as_dict(config: ModelConfig, plan: ExportPlan) -> dict[str, Any]:
+def _memory_as_dict(config: ModelConfig, plan: ExportPlan, executor: str) -> dict[str, Any]:
     """Predicted peaks of all processes, and what this computer has, in bytes."""
     from snapgen_deploy.export_memory import largest, predict
     from snapgen_deploy.host_memory import available_bytes
 
-    predictions = predict(config, plan)
+    predictions = predict(config, plan, executor)
     targets: dict[str, dict[str, int]] = {}
     for p in predictions:
         if p.target is not None:

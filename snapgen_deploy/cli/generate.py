@@ -15,7 +15,7 @@ from snapgen_deploy.errors import BadInput
 def generate(
     bundle: Annotated[Path, typer.Argument(help="A bundle that `export` wrote.")],
     prompt: Annotated[str, typer.Option(help="What to draw.")],
-    seed: Annotated[int, typer.Option(min=0, help="Starting noise; the same picture on every target.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Starting noise; the same picture on every target.")] = 0,
     target: Annotated[str | None, typer.Option(help="NAME or NAME:VARIANT; the first that runs here when left out.")] = None,
     resolution: Annotated[
         str | None, typer.Option(help="One of the bundle's picture sizes, N or HEIGHTxWIDTH; its default one when left out.")

@@ -15,12 +15,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+from snapgen_deploy.child import end_with_owner, note_children
 from snapgen_deploy.errors import BadInput, SnapgenError
 
 T = TypeVar("T")
 R = TypeVar("R")
 CONNECTING = 10.0  # seconds until a cluster that does not answer is given up
-AHEAD = 2  # tasks a worker that are handed out in advance: matrices of large layers must not all wait in memory
+AHEAD = 1  # tasks a worker that are handed out in advance: matrices of large layers must not all wait in memory
 FORMS = "here, processes:N or dask://host:port"
 
 
@@ -33,6 +34,11 @@ class WorkerLost(SnapgenError):
 class Executor(Protocol):
     """Maps a function over tasks, results in the tasks' order."""
 
+    @property
+    def handed_out(self) -> int:
+        """How many tasks may be elsewhere at once, of which this computer's memory holds the arguments."""
+        ...
+
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """One result per task; an exception of the function is raised here as it was there."""
         ...
@@ -44,6 +50,8 @@ class Executor(Protocol):
 
 class Here:
     """One task after the other in this process."""
+
+    handed_out = 0
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """As `Executor.map`."""
@@ -60,11 +68,18 @@ class Processes:
     def __init__(self, count: int) -> None:
         self.count = count
 
+    @property
+    def handed_out(self) -> int:
+        """As `Executor.handed_out`."""
+        return AHEAD * self.count + 1
+
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """As `Executor.map`; WorkerLost where a process dies."""
-        with ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn")) as pool:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.count, context, initializer=end_with_owner) as pool:
             try:
                 yield from _in_order(lambda task: pool.submit(_one_thread, function, task), tasks, AHEAD * self.count)
+                note_children()
             except BrokenProcessPool:
                 raise WorkerLost(f"one of {self.count} processes died; the usual cause is too little memory") from None
 
@@ -74,6 +89,8 @@ class Processes:
 
 class Cluster:
     """A Dask cluster whose workers have this package installed."""
+
+    handed_out = AHEAD * 8 + 1  # of a cluster of eight workers; how many there are shows when it is called
 
     def __init__(self, address: str) -> None:
         self.address = address

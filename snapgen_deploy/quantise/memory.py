@@ -16,8 +16,9 @@ MEASURED_CALLS = 8  # calls of the student that run together while layers are me
 LESSON = 16  # calls of one iteration of the tuning
 MOMENTS = 1 << 30  # bytes of second moments that are held at once, where little is free
 KEPT = 2 << 30  # bytes of activations of all blocks that are kept for the gradients; beyond, blocks compute them again
-# Maps of (tokens, hidden) that a block keeps for its gradients: fitted, as BASE, to `benchmarks.export_memory recipe`.
-MAPS = 32
+# Maps of (tokens, hidden) that a block keeps for its gradients, and copies of its attention scores: fitted, as BASE, to
+# `benchmarks.export_memory recipe`.
+MAPS, SCORES = 32, 2
 BASE = 480_000_000  # of the process without a network
 WEIGHTS = 1.05  # bytes for each byte of the student's weights in fp32
 
@@ -33,18 +34,22 @@ def moment_bytes(layer: Layer) -> int:
     return 8 * groups * columns**2
 
 
-def moments_at_once() -> int:
-    """Bytes of second moments to hold together: half of what this computer has free, so that few passes are made."""
-    return max(MOMENTS, (available_bytes() or 0) // 2)
+def moments_at_once(student: DiT, handed_out: int) -> int:
+    """Bytes of second moments to hold together: half of what this computer has free, so that few passes are made.
+
+    `handed_out` layers may be with an executor meanwhile: their matrices, and as much for what is computed of them.
+    """
+    elsewhere = handed_out * 3 * max(map(moment_bytes, layers_of(student).values()))
+    return max(MOMENTS, ((available_bytes() or 0) - elsewhere) // 2)
 
 
-def recomputes(config: DiTConfig, width: str, tokens: int) -> bool:
-    """Whether activations of all blocks for so many image tokens are too many to be kept for the gradients."""
-    return MAPS * sum(config.depths) * _map(config, width, tokens) > KEPT
+def recomputes(config: DiTConfig, width: str, tokens: int, calls: int) -> bool:
+    """Whether activations of all blocks for some calls of so many image tokens are too many to be kept for the gradients."""
+    return sum(_kept_of_stages(config, width, tokens, calls)) > KEPT
 
 
-def predicted_peak(config: DiTConfig, width: str, latent: tuple[int, int, int]) -> int:
-    """Bytes that the recipe's process needs: the larger of measuring layers and tuning.
+def predicted_peak(config: DiTConfig, width: str, latent: tuple[int, int, int], handed_out: int = 0) -> int:
+    """Bytes that the recipe's process and its executor's need here: the larger of measuring layers and tuning.
 
     More second moments are held where more memory is free (`moments_at_once`); this is what it cannot do without.
     """
@@ -54,17 +59,25 @@ def predicted_peak(config: DiTConfig, width: str, latent: tuple[int, int, int]) 
     weights = round(WEIGHTS * 4 * sum(p.numel() for p in student.parameters()))
     moments = [moment_bytes(layer) for layer in layers_of(student).values()]
     # beside the sums, one batch's own product in single and double precision
-    measuring = min(sum(moments), max(MOMENTS, max(moments))) + 3 * max(moments) // 2
-    tokens = rows * columns * together(rows * columns, LESSON)
-    scores = 4 * config.hidden_at(width) // config.head_dim * tokens * rows * columns // 4
-    return BASE + weights + max(measuring, _for_gradients(config, width, tokens) + scores)
+    measuring = min(sum(moments), max(MOMENTS, max(moments))) + 3 * max(moments) // 2 + 3 * handed_out * max(moments)
+    tokens = rows * columns
+    calls = together(tokens, LESSON)
+    kept = _kept_of_stages(config, width, tokens, calls)
+    if recomputes(config, width, tokens, calls):  # every block's input, and all of one block
+        inputs = sum(config.depths) * 4 * calls * tokens * config.hidden_at(width)
+        tuning = inputs + max(k // depth for k, depth in zip(kept, config.depths, strict=True) if depth)
+    else:
+        tuning = sum(kept)
+    return BASE + weights + max(measuring, tuning)
 
 
-def _for_gradients(config: DiTConfig, width: str, tokens: int) -> int:
-    of_block, blocks = MAPS * _map(config, width, tokens), sum(config.depths)
-    return of_block + blocks * _map(config, width, tokens) if recomputes(config, width, tokens) else of_block * blocks
+def _kept_of_stages(config: DiTConfig, width: str, tokens: int, calls: int) -> list[int]:
+    """Bytes that the gradients need of every stage's blocks, estimated, for `calls` of so many image tokens each.
 
-
-def _map(config: DiTConfig, width: str, tokens: int) -> int:
-    """Bytes of one (tokens, hidden) map in fp32."""
-    return 4 * tokens * config.hidden_at(width)
+    Maps count as if all stages had all tokens; the middle stage has a quarter, and its scores are counted so.
+    """
+    hidden, found = config.hidden_at(width), []
+    for kind, depth, n in zip(config.attention, config.depths, (tokens, tokens // 4, tokens), strict=True):
+        seen = n if kind == "full" else n // 4 + min(n, n * (2 * config.radius + 1) // config.blocks)
+        found.append(4 * depth * calls * (MAPS * tokens * hidden + SCORES * hidden // config.head_dim * n * seen))
+    return found

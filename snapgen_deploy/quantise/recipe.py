@@ -73,8 +73,7 @@ def make_recipe(
 
     `latent` is (channels, height, width). The folder holds recipe.json, tuned.safetensors, tuning.json and tuning.png.
     """
-    base = _hash(_sources(), checkpoint.sha256(), width, latent, settings.prompts, settings.pictures)
-    folder = root / f"recipe-{_hash(base, settings.as_key())}"
+    base, folder = _place(checkpoint, width, latent, settings, root)
     if load_recipe(folder) is not None:
         _touch(folder)
         return folder
@@ -97,6 +96,22 @@ def make_recipe(
     _write(folder, settings, found, measured, chosen, tuned)
     shutil.rmtree(state, ignore_errors=True)
     return folder
+
+
+def finished_recipe(
+    checkpoint: Checkpoint, width: str, latent: tuple[int, int, int], settings: MixedSettings, root: Path
+) -> Path | None:
+    """The folder that `make_recipe` would give at once; None where there is still something to do."""
+    _, folder = _place(checkpoint, width, latent, settings, root)
+    return folder if load_recipe(folder) is not None else None
+
+
+def _place(
+    checkpoint: Checkpoint, width: str, latent: tuple[int, int, int], settings: MixedSettings, root: Path
+) -> tuple[str, Path]:
+    """Key of the stages that several recipes share, and the recipe's own folder."""
+    base = _hash(_sources(), checkpoint.sha256(), width, latent, settings.prompts, settings.pictures)
+    return base, root / f"recipe-{_hash(base, settings.as_key())}"
 
 
 def load_recipe(folder: Path) -> Recipe | None:
@@ -123,11 +138,14 @@ def load_recipe(folder: Path) -> Recipe | None:
 def keep_within(root: Path, limit: int, spare: Path) -> None:
     """Remove the least recently used stages beyond `limit` bytes, never the recipe `spare`."""
     entries = []
-    for path in root.iterdir():
-        if path != spare:
-            files = files_under(path) if path.is_dir() else [path]
-            newest = max((f.stat().st_mtime for f in files), default=0.0)
-            entries.append((newest, sum(f.stat().st_size for f in files), path))
+    try:
+        for path in root.iterdir():
+            if path != spare:
+                files = files_under(path) if path.is_dir() else [path]
+                newest = max((f.stat().st_mtime for f in files), default=0.0)
+                entries.append((newest, sum(f.stat().st_size for f in files), path))
+    except OSError:  # another process removes stages at the same time: it keeps the limit, too
+        return
     discard_oldest(entries, limit)
 
 
@@ -157,7 +175,7 @@ def _sensitivities(
             file.flush()
             report("measuring layers", done, total)
 
-        memory = moments_at_once()
+        memory = moments_at_once(student, executor.handed_out)
         found = measure(student, trajectories, pictures, levels, executor, known=known, memory=memory, note=note)
     return found, pictures
 
@@ -234,6 +252,6 @@ def _hash(*parts: object) -> str:
 def _sources() -> str:
     """Hash of the code and the tools that compute a recipe."""
     root = Path(__file__).parents[1]
-    files = [*sorted((root / "quantise").glob("*.py")), *sorted((root / "models").glob("*.py"))]
-    lines = [f"{f.name} {sha256_of(f)}" for f in (*files, root / "pipeline.py", root / "reference.py")]
-    return _hash(lines, metadata.version("torch"), metadata.version("numpy"))
+    files = [f for folder in ("quantise", "models", "checkpoint") for f in sorted((root / folder).glob("*.py"))]
+    files += [root / f"{name}.py" for name in ("pipeline", "reference", "elastic", "tokenizer")]
+    return _hash([f"{f.name} {sha256_of(f)}" for f in files], metadata.version("torch"), metadata.version("numpy"))

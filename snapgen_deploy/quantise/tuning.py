@@ -112,8 +112,8 @@ def learn(student: DiT, trajectories: Trajectories, calls: Sequence[Call]) -> fl
     """Add the gradients of one lesson's mean error; returns the error. Parts of a lesson follow one another at full scale."""
     total = 0.0
     parts = parts_of(calls, student, trajectories, len(calls))
-    tokens = len(parts[0]) * tokens_of(student, trajectories)
-    with _recomputing(student, memory.recomputes(student.config, student.width, tokens)):
+    tokens = tokens_of(student, trajectories)
+    with _recomputing(student, memory.recomputes(student.config, student.width, tokens, len(parts[0]))):
         for part in parts:
             error = _relative(ask(student, trajectories, part), _velocities(trajectories, part)) * (len(part) / len(calls))
             error.backward()

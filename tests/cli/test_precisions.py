@@ -33,6 +33,10 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "prompts.txt").write_text("a red ring\t5\na blue ring on gray\n")
     (folder / "seed.txt").write_text("a red ring\tsoon\n")
     (folder / "broken.npz").write_bytes(b"no archive")
+    (folder / "empty.npz").write_bytes(b"")
+    with (folder / "one.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    (folder / "seeds.txt").write_text(f"a red ring\t{2**64}\n")
     np.savez(folder / "ports.npz", **{"student.latent": np.zeros((2, 4, 8, 8), np.float32)})
     (folder / "scorer_of_this_test.py").write_text(SCORER)
     monkeypatch.chdir(folder)
@@ -57,6 +61,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--calibration", "empty.txt"), ("calibration file empty.txt is empty",)),
         (("--calibration", "nowhere.npz"), ("calibration file nowhere.npz cannot be read",)),
         (("--calibration", "broken.npz"), ("calibration file broken.npz cannot be read",)),
+        (("--calibration", "empty.npz"), ("calibration file empty.npz cannot be read",)),
+        (("--calibration", "one.npz"), ("calibration file one.npz: holds one array",)),
+        (("--prompts", "seeds.txt"), ("seeds.txt, line 1: got the seed", "expected a whole number below")),
         (("--calibration", "ports.npz"), ("got arrays ['student.latent'], expected", "'decoder.latent'")),
         (("--prompts", "seed.txt"), ("line 1: got the seed 'soon'",)),
         (("--prompts", "."), ("prompts file", "cannot be read")),

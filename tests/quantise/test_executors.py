@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.quantise import executors
 from snapgen_deploy.quantise.executors import Cluster, Here, Processes, WorkerLost, executor_of
+from tests.owners import outlives_its_owner
 
 
 def slow_first(task: int) -> tuple[int, int]:
@@ -42,6 +44,19 @@ def test_errors_and_deaths_reach_the_caller() -> None:
         list(Processes(1).map(fails, range(4)))
     with pytest.raises(WorkerLost, match="too little memory"):
         list(Processes(1).map(dies, range(2)))
+
+
+def test_processes_end_with_an_owner_that_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import os, time\n"
+        "from snapgen_deploy.quantise.executors import Processes\n"
+        "def work(i):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    list(Processes(1).map(work, [1]))\n"
+    )
+    assert not outlives_its_owner(script, tmp_path)
 
 
 def test_not_everything_is_handed_out_at_once() -> None:
