@@ -108,13 +108,14 @@ class CoreML:
         path = directory / f"{component.role}{self.suffix}"
         what = f"{component.role} -> {self.name}"
         with speaking_for(what), tempfile.TemporaryDirectory(dir=directory) as scratch:
+            groups = coreml_palettes.equals(component)
             made = _convert(component, precision, settings, what, Path(scratch) / path.name)
             component.release()
             gc.collect()  # torch's and coremltools' programs hold the weights, too, in reference cycles
             if precision == "mixed" and component.palettes:
                 small = made.with_name(f"palettes{self.suffix}")
                 coreml_palettes.palettise(made, component.palettes, small)
-                coreml_palettes.check(component.palettes, self.weights(small))
+                coreml_palettes.check(component.palettes, groups, self.weights(small))
                 shutil.rmtree(made)
                 made = small.rename(made)
             how = coreml_compress.PRECISIONS.get(precision, coreml_compress.Exact("fp16"))  # mixed: its palettes are there

@@ -8,13 +8,14 @@ values), and then stores more bits than needed, or nothing; hence a table of our
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from snapgen_deploy.export.base import Weight
+from snapgen_deploy.export.base import Component, Weight
+from snapgen_deploy.export.onnx_palettes import digest
 
 STORED_BITS = (1, 2, 3, 4, 6, 8)  # of an index in an iOS 18 program
 KEPT_APART = "common::fuse_conv_scale"  # multiplies a factor into weights: rounded to fp16 again, they are other values
@@ -44,15 +45,28 @@ def palettise(package: Path, palettes: Mapping[str, int], to: Path) -> None:
     cto.palettize_weights(model, config).save(str(to))
 
 
-def check(palettes: Mapping[str, int], weights: Mapping[str, Weight]) -> None:
-    """RuntimeError where `weights`, as read back, lack one of the palettes, or hold it in more bits, or another one."""
+def equals(component: Component) -> list[list[str]]:
+    """Names of the component's palettes in groups of equal weights, of which coremltools keeps one constant."""
+    tensors = dict((*component.module.named_parameters(), *component.module.named_buffers()))
+    found: dict[bytes, list[str]] = {}
+    for name in component.palettes:
+        key = digest(tensors[name].detach().numpy()) if name in tensors else name.encode()
+        found.setdefault(key, []).append(name)
+    return list(found.values())
+
+
+def check(palettes: Mapping[str, int], groups: Sequence[Sequence[str]], weights: Mapping[str, Weight]) -> None:
+    """RuntimeError where `weights`, as read back, lack one of the palettes, or hold it in more bits, or another one.
+
+    Of a group of equal weights (see `equals`) it is enough that one is there.
+    """
     stored = {name: w.index_bits for name, w in weights.items() if w.index_bits}
-    names = {constant_name(name): bits for name, bits in palettes.items()}
-    wrong = [name for name, bits in names.items() if not 0 < stored.get(palette_name(name), 0) <= bits]
-    if wrong or len(stored) != len(names):
-        raise RuntimeError(
-            f"{len(stored)} of {len(names)} palettes were stored; wrong: {', '.join(wrong[:3]) or 'surplus ones'}"
-        )
+    held = [[name for name in group if palette_name(constant_name(name)) in stored] for group in groups]
+    wrong = [group[0] for group, there in zip(groups, held, strict=True) if not there]
+    wrong += [n for there in held for n in there if not 0 < stored[palette_name(constant_name(n))] <= palettes[n]]
+    if wrong or len(stored) != sum(map(len, held)):
+        shown = ", ".join(map(constant_name, wrong[:3])) or "surplus ones"
+        raise RuntimeError(f"{len(stored)} palettes were stored for {len(groups)} different weights; wrong: {shown}")
 
 
 def table_of(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -33,7 +33,7 @@ def owners(component: Component) -> Owners:
     for name in component.palettes:
         weight = tensors[name].detach().numpy()
         for form in [weight, weight.T] if weight.ndim == 2 and min(weight.shape) > 1 else [weight]:
-            found[_digest(form)].append(name)
+            found[digest(form)].append(name)
     return found
 
 
@@ -44,20 +44,22 @@ def palettise(model: Any, palettes: Mapping[str, int], known: Owners) -> None:
     """
     import onnx
 
-    missing, nodes, renamed = dict(palettes), [], {}
+    missing, nodes, renamed, stored = dict(palettes), [], {}, set[str]()
     for tensor in list(model.graph.initializer):
         values = onnx.numpy_helper.to_array(tensor)
-        name = next((n for n in known.get(_digest(values), ()) if n in missing), None)
+        alike = known.get(digest(values), ())
+        name = next((n for n in alike if n in missing), None)
         if name is None:
             continue
+        stored.update(alike)
         parts = _parts(name, values, missing.pop(name))
         model.graph.initializer.remove(tensor)
         model.graph.initializer.extend(parts)
         renamed[tensor.name] = name
         nodes.append(onnx.helper.make_node("Cast", [name + INDICES], [f"{name}.index"], to=onnx.TensorProto.INT32))
         nodes.append(onnx.helper.make_node("Gather", [name + TABLE, f"{name}.index"], [name], axis=0))
-    if missing:
-        raise RuntimeError(f"{len(missing)} of {len(palettes)} palettes are not in the graph, first {next(iter(missing))}")
+    if lost := [name for name in missing if name not in stored]:  # of equal weights exporters keep one
+        raise RuntimeError(f"{len(lost)} of {len(palettes)} palettes are not in the graph, first {lost[0]}")
     rest = list(model.graph.node)
     for node in rest:
         node.input[:] = [renamed.get(n, n) for n in node.input]
@@ -78,5 +80,6 @@ def _parts(name: str, weight: np.ndarray, bits: int) -> list[Any]:
     return [onnx.numpy_helper.from_array(packed, name + INDICES), onnx.numpy_helper.from_array(table, name + TABLE)]
 
 
-def _digest(values: np.ndarray) -> bytes:
+def digest(values: np.ndarray) -> bytes:
+    """Of an array's shape and bytes."""
     return hashlib.sha256(repr(values.shape).encode() + np.ascontiguousarray(values).tobytes()).digest()

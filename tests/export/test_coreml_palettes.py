@@ -12,6 +12,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Component, Port
 from snapgen_deploy.export.coreml import CoreML
 from snapgen_deploy.export.coreml_palettes import constant_name, palette_name
+from snapgen_deploy.export.onnx import Onnx
 
 
 def layer(palettes: dict[str, int]) -> Component:
@@ -35,11 +36,24 @@ def test_fewest_bits_and_the_same_values(tmp_path: Path) -> None:
     assert torch.allclose(torch.from_numpy(y), component.module(x), atol=1e-2)
 
 
+def test_equal_weights_are_stored_once(tmp_path: Path) -> None:
+    first = layer({}).module
+    network = nn.Sequential(first, nn.ReLU(), nn.ConvTranspose2d(16, 8, 1), nn.ReLU(), layer({}).module)
+    ports = (Port("x", (1, 8, 4, 4), "float32", ""), Port("y", (1, 16, 4, 4), "float32", ""))
+    x = torch.randn(1, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    component = Component("student", network.eval(), ports[:1], ports[1:], (x,), "", palettes={"0.weight": 4, "4.weight": 4})
+    for target, variant in ((CoreML(), ""), (Onnx(), "cpu")):
+        artifact = target.export(component, variant, "mixed", tmp_path, {})
+        assert len([w for w in target.weights(artifact.path).values() if w.index_bits]) == 1
+        y = target.open(artifact.path, threads=1)({"x": x.numpy()})["y"]
+        assert torch.allclose(torch.from_numpy(y), network(x), atol=1e-2)
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="expected iOS18 or later"):
         CoreML().export(layer({"weight": 4}), "", "mixed", tmp_path, {"deployment": "iOS17"})
-    with pytest.raises(RuntimeError, match="1 of 1 palettes were stored; wrong: p_weight_to_fp16"):
+    with pytest.raises(RuntimeError, match="1 palettes were stored for 1 different weights; wrong: p_weight_to_fp16"):
         CoreML().export(layer({"weight": 1}), "", "mixed", tmp_path, {})
-    with pytest.raises(RuntimeError, match="0 of 1 palettes were stored"):
+    with pytest.raises(RuntimeError, match="0 palettes were stored for 1 different weights"):
         CoreML().export(layer({"bias_of_another": 4}), "", "mixed", tmp_path, {})
     assert not list(tmp_path.iterdir())
