@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snapgen_deploy.errors import BadInput, GateFailed
-from snapgen_deploy.export import coreml_compress, coreml_palettes, coreml_torch, coreml_weights
+from snapgen_deploy.export import coreml_compress, coreml_palettes, coreml_thrift, coreml_torch, coreml_weights
 from snapgen_deploy.export.base import (
     Arrays,
     Artifact,
@@ -47,7 +47,6 @@ from snapgen_deploy.export.base import (
     not_quantised,
 )
 from snapgen_deploy.export.coreml_functions import SINGLE
-from snapgen_deploy.export.coreml_overflow import thrifty
 from snapgen_deploy.export.graph import (
     check_inputs,
     check_offered,
@@ -108,7 +107,7 @@ class CoreML:
         path = directory / f"{component.role}{self.suffix}"
         what = f"{component.role} -> {self.name}"
         with speaking_for(what), tempfile.TemporaryDirectory(dir=directory) as scratch:
-            groups = coreml_palettes.equals(component)
+            groups = coreml_palettes.equals(component) if precision == "mixed" else []
             made = _convert(component, precision, settings, what, Path(scratch) / path.name)
             component.release()
             gc.collect()  # torch's and coremltools' programs hold the weights, too, in reference cycles
@@ -240,9 +239,7 @@ class Loaded:
 
 
 def _core_ml(path: Path, entry: str) -> Any:
-    import coremltools
-
-    return coremltools.models.MLModel(str(path), function_name=entry or None).predict
+    return coreml_thrift.load().models.MLModel(str(path), function_name=entry or None).predict
 
 
 def _executor(path: Path, entry: str, threads: int) -> Any:
@@ -253,9 +250,7 @@ def _executor(path: Path, entry: str, threads: int) -> Any:
 
 def deployment_target(name: str) -> Any:
     """coremltools' constant for a system that reads ML Programs, by its name; BadInput for another."""
-    import coremltools
-
-    members = coremltools.target.__members__
+    members = coreml_thrift.load().target.__members__
     known = [n for n, t in members.items() if t.value >= FIRST_MLPROGRAM and n.startswith(("iOS", "macOS"))]
     if name not in known:
         raise BadInput(f"coreml: option deployment={name!r}; expected one of {', '.join(known)}")
@@ -264,15 +259,14 @@ def deployment_target(name: str) -> Any:
 
 def _convert(component: Component, precision: str, settings: Settings, what: str, path: Path) -> Path:
     """Trace and convert; coremltools writes the package to `path` itself, so that the weights are written once."""
-    import coremltools as ct
-
+    ct = coreml_thrift.load()
     coreml_torch.mend()
     target = deployment_target(settings.deployment)
     if precision == "mixed" and target.value < ct.target.iOS18.value:
         raise BadInput(f"coreml: precision mixed with deployment={settings.deployment!r}; expected iOS18 or later")
     program = trace(component).run_decompositions({})
     check_rank(program.graph.nodes, MAX_RANK, what)
-    with thrifty():
+    with coreml_thrift.thrifty():
         ct.convert(
             program,
             inputs=[ct.TensorType(name=p.name, shape=p.shape, dtype=np.dtype(p.dtype).type) for p in component.inputs],
@@ -361,6 +355,7 @@ def read_spec(package: Path) -> Any:
     if not (package / SPEC).is_file():
         raise BadInput(f"{package}: not a Core ML package: it has no {SPEC.as_posix()}")
     with speaking_for("coremltools"):
+        coreml_thrift.load()
         from coremltools.proto import Model_pb2
     try:
         spec = Model_pb2.Model.FromString((package / SPEC).read_bytes())

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from snapgen_deploy.export.base import Component, Weight
-from snapgen_deploy.export.onnx_palettes import digest
+from snapgen_deploy.export.palettes import digest, weights_of
 
 STORED_BITS = (1, 2, 3, 4, 6, 8)  # of an index in an iOS 18 program
 KEPT_APART = "common::fuse_conv_scale"  # multiplies a factor into weights: rounded to fp16 again, they are other values
@@ -47,11 +47,10 @@ def palettise(package: Path, palettes: Mapping[str, int], to: Path) -> None:
 
 def equals(component: Component) -> list[list[str]]:
     """Names of the component's palettes in groups of equal weights, of which coremltools keeps one constant."""
-    tensors = dict((*component.module.named_parameters(), *component.module.named_buffers()))
+    weights = weights_of(component)
     found: dict[bytes, list[str]] = {}
-    for name in component.palettes:
-        key = digest(tensors[name].detach().numpy()) if name in tensors else name.encode()
-        found.setdefault(key, []).append(name)
+    for name in component.palettes:  # one that the network lacks is a group of its own, which `check` will miss
+        found.setdefault(digest(weights[name]) if name in weights else name.encode(), []).append(name)
     return list(found.values())
 
 
@@ -61,9 +60,9 @@ def check(palettes: Mapping[str, int], groups: Sequence[Sequence[str]], weights:
     Of a group of equal weights (see `equals`) it is enough that one is there.
     """
     stored = {name: w.index_bits for name, w in weights.items() if w.index_bits}
-    held = [[name for name in group if palette_name(constant_name(name)) in stored] for group in groups]
+    held = [{n: stored[c] for n in group if (c := palette_name(constant_name(n))) in stored} for group in groups]
     wrong = [group[0] for group, there in zip(groups, held, strict=True) if not there]
-    wrong += [n for there in held for n in there if not 0 < stored[palette_name(constant_name(n))] <= palettes[n]]
+    wrong += [name for there in held for name, bits in there.items() if bits > palettes[name]]
     if wrong or len(stored) != sum(map(len, held)):
         shown = ", ".join(map(constant_name, wrong[:3])) or "surplus ones"
         raise RuntimeError(f"{len(stored)} palettes were stored for {len(groups)} different weights; wrong: {shown}")

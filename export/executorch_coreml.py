@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snapgen_deploy.errors import BadInput, GateFailed
-from snapgen_deploy.export import coreml_compress, coreml_torch, coreml_weights, executorch_methods
+from snapgen_deploy.export import coreml_compress, coreml_thrift, coreml_torch, coreml_weights, executorch_methods
 from snapgen_deploy.export.base import Artifact, Component, Description, Joined, Layout, Runner
 from snapgen_deploy.export.coreml import (
     DATA,
@@ -43,7 +43,6 @@ from snapgen_deploy.export.coreml import (
     write_plainly,
 )
 from snapgen_deploy.export.coreml_functions import SINGLE
-from snapgen_deploy.export.coreml_overflow import thrifty as thrifty_overflow
 from snapgen_deploy.export.executorch import ExecuTorch, Settings
 from snapgen_deploy.export.executorch_program import (
     FORWARD,
@@ -89,7 +88,7 @@ class ExecuTorchCoreML(ExecuTorch):
         return trace(component)
 
     def _partitioner(self, precision: str, settings: Settings) -> Any:
-        import coremltools as ct
+        ct = coreml_thrift.load()
         from executorch.backends.apple.coreml.compiler import CoreMLBackend
         from executorch.backends.apple.coreml.partition import CoreMLPartitioner
 
@@ -108,7 +107,7 @@ class ExecuTorchCoreML(ExecuTorch):
         return CoreMLPartitioner(compile_specs=specs)
 
     def _lowering(self, component: Component) -> contextlib.AbstractContextManager[None]:
-        return thrifty_overflow()
+        return coreml_thrift.thrifty()
 
     def _finished(self, path: Path, component: Component, precision: str) -> Path:
         """The file with its packages compressed, and the same bytes every time."""

@@ -7,7 +7,6 @@ fp32 kernels, and its memory is that of fp32. `MatMulNBits`, which keeps few bit
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from snapgen_deploy.export.base import Component
+from snapgen_deploy.export.palettes import digest, weights_of
 
 OPSET = 21  # the first with 4-bit integers
 INDICES, TABLE = ".indices", ".palette"  # endings of what stands for a weight
@@ -28,10 +28,8 @@ def owners(component: Component) -> Owners:
 
     A product's weight is known transposed as well, as exporters write it.
     """
-    tensors = dict((*component.module.named_parameters(), *component.module.named_buffers()))
     found: Owners = defaultdict(list)
-    for name in component.palettes:
-        weight = tensors[name].detach().numpy()
+    for name, weight in weights_of(component).items():
         for form in [weight, weight.T] if weight.ndim == 2 and min(weight.shape) > 1 else [weight]:
             found[digest(form)].append(name)
     return found
@@ -78,8 +76,3 @@ def _parts(name: str, weight: np.ndarray, bits: int) -> list[Any]:
     kind = ml_dtypes.uint4 if bits <= FEW else np.uint8
     packed = indices.reshape(weight.shape).astype(np.uint8).astype(kind)
     return [onnx.numpy_helper.from_array(packed, name + INDICES), onnx.numpy_helper.from_array(table, name + TABLE)]
-
-
-def digest(values: np.ndarray) -> bytes:
-    """Of an array's shape and bytes."""
-    return hashlib.sha256(repr(values.shape).encode() + np.ascontiguousarray(values).tobytes()).digest()

@@ -168,7 +168,7 @@ class Staging:
     def __init__(self, root: Path, final: Path, keep: bool) -> None:
         self.root, self.final, self.keep = root, final, keep
         self.published = False
-        self.scratch = root.with_name(root.name + ".scratch")  # for files that are no part of the bundle
+        self.scratch = root.with_name(f".scratch{root.name}")  # for files that are no part of the bundle
 
     def publish(self, overwrite: bool) -> None:
         """Flush every file to the disk and rename once; an older bundle is replaced only now."""
@@ -235,7 +235,7 @@ def _key_file(root: Path) -> Path:
 
 def _left_over(parent: Path, prefix: str, key: str) -> Path | None:
     for root in sorted(parent.glob(f"{prefix}*")):
-        if root.is_dir() and root.suffix != ".scratch" and _key_file(root).is_file() and _key_file(root).read_text() == key:
+        if root.is_dir() and _key_file(root).is_file() and _key_file(root).read_text() == key:
             return root
     return None
 

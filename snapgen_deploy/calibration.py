@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.components import ports_of, roles_of
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Port, Role
+from snapgen_deploy.files import read_arrays
 from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.prompts import CALIBRATION, own_samples, read_samples
 from snapgen_deploy.quantise.trajectories import NO_PROMPT, Sample, load
@@ -68,14 +68,7 @@ def calibration_of(checkpoint: Checkpoint, plan: ExportPlan, path: Path | None) 
         if not checkpoint.reads_prompts:
             raise BadInput(f"--calibration: this checkpoint reads no prompts; give a {ARRAYS} of arrays '<component>.<input>'")
         return Calibration(read_samples(path, FIRST_SEED, "calibration"))
-    try:
-        data = np.load(path)
-        if isinstance(data, np.ndarray):
-            raise BadInput(f"calibration file {path}: holds one array; expected named arrays (numpy.savez)")
-        with data as file:
-            _check({name: file[name] for name in file.files}, checkpoint, plan, path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise BadInput(f"calibration file {path} cannot be read ({error}); give a {ARRAYS} that numpy.savez wrote") from None
+    _check(read_arrays(path, f"calibration file {path}"), checkpoint, plan, path)
     return Calibration((), path)
 
 

@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,8 +35,8 @@ def run_in_child(
 
     `what` names the work in messages, `method` is multiprocessing's start method. `function` must be importable, arguments
     and result picklable. With `tell` the function gets an argument of that name, and what it tells there is told here. An
-    exception is raised here as it was there; a death by signal raises ChildDied and says whether too little
-    memory is the likely cause.
+    exception is raised here as it was there; a death by signal raises ChildDied and says whether too little memory is the
+    likely cause.
     """
     context = multiprocessing.get_context(method)
     receiver, sender = context.Pipe(duplex=False)
@@ -66,14 +67,13 @@ def run_in_child(
 
 def end_with_owner() -> None:
     """Have this process end when the one that started it does: one that was killed cannot end it, and work may take hours."""
-    owner = multiprocessing.parent_process()
 
-    def wait() -> None:
-        if owner is not None:
-            owner.join()
-            os._exit(1)
+    def wait(owner: BaseProcess) -> None:
+        owner.join()
+        os._exit(1)
 
-    threading.Thread(target=wait, daemon=True).start()
+    if (owner := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=wait, args=(owner,), daemon=True).start()
 
 
 def _call(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...], telling: bool) -> None:

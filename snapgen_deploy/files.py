@@ -1,12 +1,17 @@
-"""Files of the tool's own: where its cache lies, and text that is written whole or not at all."""
+"""Files: where the tool's cache lies, named arrays that users give, and results that are written whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from snapgen_deploy.errors import BadInput
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def cache_root() -> Path:
@@ -20,7 +25,26 @@ def files_under(root: Path) -> list[Path]:
     return sorted(p for p in root.rglob("*") if p.is_file())
 
 
+def read_arrays(path: Path, what: str) -> dict[str, np.ndarray]:
+    """The named arrays of an .npz file; BadInput that begins with `what` where it is missing, damaged or something else."""
+    import numpy as np
+
+    try:
+        data: Any = np.load(path, allow_pickle=False)
+        if isinstance(data, np.ndarray):
+            raise BadInput(f"{what}: holds one array; expected named arrays (numpy.savez)")
+        with data:
+            return {name: data[name] for name in data.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise BadInput(f"{what} cannot be read ({error}); give an .npz that numpy.savez wrote") from None
+
+
 def write_text(path: Path, text: str, mend: str, *, parents: bool = False) -> None:
+    """`write_bytes` of a text in UTF-8."""
+    write_bytes(path, text.encode(), mend, parents=parents)
+
+
+def write_bytes(path: Path, data: bytes, mend: str, *, parents: bool = False) -> None:
     """Write the whole file or nothing, with its folders where `parents`; BadInput that ends in `mend` where it cannot be."""
     part: Path | None = None
     try:
@@ -28,8 +52,8 @@ def write_text(path: Path, text: str, mend: str, *, parents: bool = False) -> No
             path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         part = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
         part.chmod(0o644)  # mkstemp makes it private
         part.replace(path)
     except OSError as error:

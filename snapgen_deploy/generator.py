@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from snapgen_deploy.bundle import Bundle
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.files import write_bytes
 from snapgen_deploy.pipeline import Pipeline, tokenize
 
 
@@ -52,15 +52,6 @@ def save_png(picture: np.ndarray, path: Path) -> None:
     """Write the whole file or nothing."""
     from PIL import Image
 
-    part: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(suffix=".png", dir=path.parent)
-        part = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            Image.fromarray(picture).save(file, format="PNG")
-        part.chmod(0o644)  # mkstemp makes it private
-        part.replace(path)
-    except OSError as error:
-        if part is not None:
-            part.unlink(missing_ok=True)
-        raise BadInput(f"cannot write {path} ({error.strerror}); choose another place with --output") from None
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, format="PNG")
+    write_bytes(path, data.getvalue(), "choose another place with --output")

@@ -15,6 +15,11 @@ def untold(done: int, total: int) -> None:
     """Tells nobody."""
 
 
+def quiet(what: str) -> AbstractContextManager[Done]:
+    """Progress that shows nothing."""
+    return nullcontext(untold)
+
+
 def silent() -> AbstractContextManager[Tell]:
     """Counting that shows nothing."""
     return nullcontext(lambda what, done, total: None)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from snapgen_deploy.export.coreml_thrift import load
 from snapgen_deploy.export.mil.blob import WeightFile, from_bytes
 from snapgen_deploy.export.mil.errors import PackageError
 from snapgen_deploy.export.mil.interface import read_interface
@@ -28,9 +29,7 @@ def _proto() -> Any:
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        from coremltools import proto
-
-        return proto
+        return load().proto
     finally:
         logging.disable(level)
 

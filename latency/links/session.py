@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from snapgen_deploy.errors import MeasurementFailed
@@ -17,7 +16,7 @@ from snapgen_deploy.export.base import ROLES, Role
 from snapgen_deploy.latency.links.base import Block, Job, Link, State
 from snapgen_deploy.latency.links.shell import restoring
 from snapgen_deploy.latency.results import QUERY, Loads, Round, RunProfile
-from snapgen_deploy.progress import Done, Progress, untold
+from snapgen_deploy.progress import Progress, quiet
 
 WARM_UPS = 3  # pictures, in the process that is timed
 FIRST_ROUND = 4  # pictures; later rounds are as long as ROUND_SECONDS
@@ -53,11 +52,6 @@ class Gates:
         if state.battery_celsius is not None and state.battery_celsius > limit:
             return f"the battery has {state.battery_celsius:g} C, expected at most {limit:g} C; let the device cool"
         return None
-
-
-def quiet(_text: str) -> AbstractContextManager[Done]:
-    """Progress that nobody sees."""
-    return nullcontext(untold)
 
 
 def measure_on(

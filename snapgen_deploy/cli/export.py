@@ -131,15 +131,16 @@ def export(
         pictures=calibration_pictures,
         executor=executor,
     )
+    executor = executor or EXECUTOR
     if tune:
         from snapgen_deploy.latency.tune import tune_plan
 
         plan = tune_plan(opened.config, plan, threads or default_threads(), progress(quiet=as_json))
     if dry_run and as_json:
-        print_json(plan_as_dict(plan) | {"export_memory": _memory_as_dict(opened.config, plan, executor or EXECUTOR)})
+        print_json(plan_as_dict(plan) | {"export_memory": _memory_as_dict(opened.config, plan, executor)})
         return
     if not as_json:
-        worst = export_memory.largest(export_memory.predict(opened.config, plan, executor or EXECUTOR))
+        worst = export_memory.largest(export_memory.predict(opened.config, plan, executor))
         here = export_memory.line(worst, available_bytes())  # shown with the reasons, but of this computer: not in the bundle
         render_plan(replace(plan, reasons=(*plan.reasons, here)), out())
     if dry_run:
@@ -172,7 +173,7 @@ def export(
         seeds=tuple(s.seed for s in chosen[:many]),
         calibration=calibration_of(opened, plan, calibration),
         fidelity=wanted,
-        executor=executor or EXECUTOR,
+        executor=executor,
         macs=foretold.macs,
         estimates=foretold.estimates,
         macs_of_sizes={s: foretell.of_plan(opened.config, plan.at(s), profile).macs for s in plan.sizes[1:]}

@@ -10,6 +10,7 @@ import typer
 
 from snapgen_deploy.cli.console import print_json
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.files import read_arrays, write_bytes, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +46,7 @@ def run_coreml(
     for path in (outputs, report):
         if path is not None and not path.resolve().parent.is_dir():
             raise BadInput(f"{path}: its directory does not exist")
-    arrays = _read(inputs)
+    arrays = read_arrays(inputs, str(inputs))
     from snapgen_deploy.export.mil import open_package
 
     runner = open_package(package, mode=mode.value, function=function, threads=threads)
@@ -62,29 +63,14 @@ def run_coreml(
         _print_report(statistics)
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    import zipfile
-
-    import numpy as np
-
-    try:
-        data = np.load(path, allow_pickle=False)
-        if isinstance(data, np.ndarray):
-            raise BadInput(f"{path}: holds one array; expected named arrays (numpy.savez)")
-        with data:
-            return {name: data[name] for name in data.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise BadInput(f"{path}: not a readable .npz file ({error})") from error
-
-
 def _write(path: Path, results: dict[str, np.ndarray]) -> None:
+    import io
+
     import numpy as np
 
-    try:
-        with path.open("wb") as file:  # a file object: savez would append .npz to another suffix
-            np.savez(file, **results)  # type: ignore[arg-type]
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written ({error.strerror})") from error
+    data = io.BytesIO()
+    np.savez(data, **results)  # type: ignore[arg-type]
+    write_bytes(path, data.getvalue(), "choose another place with --outputs")
 
 
 def _summary(runner: Runner, results: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -126,7 +112,4 @@ def _write_report(path: Path, report: Report) -> None:
     import json
 
     data = _verdict(report) | {"mode": report.mode, "runs": report.runs, "ops": [_entry(s) for s in report.ops]}
-    try:
-        path.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written ({error.strerror})") from error
+    write_text(path, json.dumps(data, indent=1, sort_keys=True) + "\n", "choose another place with --report")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +60,19 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
-def in_this_process(patch: pytest.MonkeyPatch, names: list[str]) -> None:
-    """Have the work of child processes done here; `names` takes what an export would have started."""
+def in_this_process(
+    patch: pytest.MonkeyPatch, names: list[str] | None = None, modules: Sequence[Any] = (exporter, convert)
+) -> None:
+    """Have the work of child processes that `modules` start done here; `names` takes what they would have started."""
 
-    def here(what: str, function: Callable[..., Any], *arguments: Any, tell: object = None) -> tuple[Any, int]:
-        names.append(what)
-        return function(*arguments), 7
+    def here(
+        what: str, function: Callable[..., Any], *arguments: Any, tell: Callable[..., None] | None = None
+    ) -> tuple[Any, int]:
+        if names is not None:
+            names.append(what)
+        return function(*arguments, **({} if tell is None else {"tell": tell})), 7
 
-    for module in (exporter, convert):
+    for module in modules:
         patch.setattr(module, "run_in_child", here)
 
 

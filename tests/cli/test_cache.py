@@ -29,7 +29,7 @@ def first(checkpoint, tmp_path_factory):
     place = tmp_path_factory.mktemp("first")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
-        in_this_process(patch, [])
+        in_this_process(patch)
         done = export(checkpoint, place / "a")
         assert done.exit_code == 0, done.output
         return done, place / "a" / "tiny-test-server", default_root()

@@ -85,7 +85,7 @@ def test_verify_finds_a_changed_file(bundle, tmp_path):
 def test_a_failed_gate_exits_1_and_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     strict = {"fp32": replace(PRECISIONS["fp32"], limits=replace(PRECISIONS["fp32"].limits, error=1e-30))}
     monkeypatch.setattr(plan, "PRECISIONS", strict)
-    in_this_process(monkeypatch, [])
+    in_this_process(monkeypatch)
     done = invoke(
         "export", "--device", "server", "--target", "onnx:cpu", "--width", "tiny", "--checkpoint", checkpoint, "-o", tmp_path
     )

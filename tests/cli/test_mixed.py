@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from snapgen_deploy import exporter, verifier
 from snapgen_deploy.bundle import open_bundle
 from snapgen_deploy.checkpoint import checkpoint_state, open_checkpoint, save_checkpoint
 from snapgen_deploy.device_profiles import load_profile
@@ -21,11 +20,11 @@ from snapgen_deploy.export.coreml_palettes import table_of
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.models import ElasticDiT
 from snapgen_deploy.planning import make_plan
-from snapgen_deploy.quantise import executors
+from snapgen_deploy.quantise import executors, stage
 from snapgen_deploy.quantise.layers import layers_of
 from snapgen_deploy.quantise.memory import predicted_peak
 from snapgen_deploy.quantise.recipe import default_root
-from tests.cli.conftest import invoke
+from tests.cli.conftest import in_this_process, invoke
 from tests.quantise.quantise_cases import tiny_checkpoint, tiny_config
 
 OPTIONS = ("--device", "iphone16pm", "--target", "coreml", "--precision", "mixed", "--width", "full", "--threads", 1)
@@ -47,19 +46,11 @@ def student_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def in_this_process(
-    what: str, function: Callable[..., Any], *arguments: Any, tell: Callable[..., None] = lambda *told: None
-) -> tuple[Any, int]:
-    """Stands in for `run_in_child`: starting a process takes seconds, and other tests do."""
-    return function(*arguments, tell=tell), 1
-
-
 @pytest.mark.parametrize("key", ["coreml", "onnx:cpu"])
 def test_a_bundle_says_what_its_file_holds_and_computes_what_was_tuned(
     key: str, student_only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("exporter", "verifier"):  # the recipe has a child of its own all the same
-        monkeypatch.setattr(f"snapgen_deploy.{module}.run_in_child", in_this_process)
+    in_this_process(monkeypatch, modules=(exporter, verifier))  # the recipe has a child of its own all the same
     options = (*OPTIONS[:3], key, *OPTIONS[4:])
     arguments = ("export", *options, *QUICK, "--checkpoint", student_only, "--bits", 4.3)
     done = invoke(*arguments, "-o", tmp_path)
@@ -151,7 +142,7 @@ def test_a_cluster_that_is_not_there_ends_the_export_before_any_work(
     student_only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executors, "CONNECTING", 0.5)
-    monkeypatch.setattr("snapgen_deploy.quantise.stage.run_in_child", in_this_process)
+    in_this_process(monkeypatch, modules=(stage,))
     with socket.socket() as held:  # bound, but nobody listens
         held.bind(("127.0.0.1", 0))
         address = f"dask://127.0.0.1:{held.getsockname()[1]}"

@@ -10,7 +10,7 @@ import pytest
 
 from snapgen_deploy import exporter, fewer_bits, verifier
 from snapgen_deploy.bundle import open_bundle
-from tests.cli.conftest import invoke
+from tests.cli.conftest import in_this_process, invoke
 from tests.cli.test_bad_input import SERVER, one_line
 
 LOOSE = "error = 10\npsnr = 0.01\nleast_psnr = 0.01\nmean_psnr = 0.01\nssim = 0.001\nlatent_error = 10\n"
@@ -44,12 +44,9 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Child processes would each import the libraries anew."""
-    for module in (exporter, fewer_bits, verifier):
-        monkeypatch.setattr(
-            module, "run_in_child", lambda what, function, *arguments, tell: (function(*arguments, tell=tell), 7)
-        )
+    in_this_process(monkeypatch, modules=(exporter, fewer_bits, verifier))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +78,7 @@ def test_bad_input_is_refused_in_one_line(checkpoint, inputs, tmp_path, argument
     assert not out.exists()
 
 
-def test_a_calibrated_precision_end_to_end(checkpoint, inputs, tmp_path, in_this_process):
+def test_a_calibrated_precision_end_to_end(checkpoint, inputs, tmp_path, here):
     done = invoke(
         "export", "--device", profile(inputs, "int8-static", LOOSE), "--checkpoint", checkpoint, "-o", tmp_path / "out",
         "--width", "tiny", "--threads", 1, "--prompts", "prompts.txt", "--calibration", "prompts.txt", "--json",
@@ -109,7 +106,7 @@ def test_a_calibrated_precision_end_to_end(checkpoint, inputs, tmp_path, in_this
     assert all("the export: passed with" in g["detail"] for g in again if g["verdict"] == "not_run")
 
 
-def test_below_the_profiles_limits_nothing_is_written(checkpoint, inputs, tmp_path, in_this_process):
+def test_below_the_profiles_limits_nothing_is_written(checkpoint, inputs, tmp_path, here):
     limits = LOOSE.replace("ssim = 0.001", "ssim = 1")
     done = invoke(
         "export", "--device", profile(inputs, "int4", limits), "--checkpoint", checkpoint, "-o", tmp_path / "out",

@@ -164,7 +164,7 @@ def test_resume_takes_every_size_up(checkpoint, tmp_path, monkeypatch):
         return real(request, plan, target, role, directory, scratch)
 
     monkeypatch.setattr(convert, "export_in_child", counted)
-    in_this_process(monkeypatch, [])
+    in_this_process(monkeypatch)
     sizes = [argument for size in SIZES for argument in ("--resolution", size)]
     arguments = (
         "export", "--device", "iphone16pm", "--target", "onnx", "--checkpoint", checkpoint, "-o", tmp_path, "--width", "tiny",

@@ -67,10 +67,10 @@ def test_json(package: Path, tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"package": "none.mlpackage"}, "no such .mlpackage"),
-        ({"inputs": "none.npz"}, "not a readable .npz file"),
-        ({"inputs": "text.npz"}, "not a readable .npz file"),
+        ({"inputs": "none.npz"}, "cannot be read"),
+        ({"inputs": "text.npz"}, "cannot be read"),
         ({"inputs": "single.npy"}, "holds one array"),
-        ({"inputs": "pickle.npz"}, "not a readable .npz file"),
+        ({"inputs": "pickle.npz"}, "cannot be read"),
         ({"inputs": "short.npz"}, "[2]"),
         ({"outputs": "nowhere/y.npz"}, "its directory does not exist"),
         ({"more": ["--function", "other"]}, "no function 'other'; it has main"),
