@@ -27,6 +27,7 @@ from snapgen_deploy.checkpoint.initial import write_initial
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.export.base import ROLES
 from snapgen_deploy.export_memory import weight_bytes
+from snapgen_deploy.host_memory import available_bytes
 from snapgen_deploy.models import PRESETS, ModelConfig
 from snapgen_deploy.plan_width import activation_bytes
 from snapgen_deploy.planning import make_plan
@@ -115,9 +116,11 @@ def recipes() -> None:
             config = open_checkpoint(path).config
             sized = {"targets": ["coreml"], "resolution": (side, side)}
             plan = replace(make_plan(config, profile, width="full", precision="mixed", **sized), mixed=settings)
+            free = available_bytes() or 0
             _, peak = run_stage(path, None, plan, "here", 1, root / f"{name}-{side}", silent)
-            predicted = predicted_peak(config.student, "full", plan.latent)
-            results.add(f"recipe {name:9} {side:4} pixels  peak {peak / 1e6:8.1f} MB  predicted {predicted / 1e6:8.1f} MB")
+            predicted, least = (predicted_peak(config.student, "full", plan.latent, free=n) / 1e6 for n in (free, 0))
+            said = f"predicted {predicted:8.1f} MB, {least:8.1f} MB where little is free"
+            results.add(f"recipe {name:9} {side:4} pixels  peak {peak / 1e6:8.1f} MB  {said}")
 
 
 if __name__ == "__main__":

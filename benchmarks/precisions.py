@@ -1,4 +1,4 @@
-"""`python -m benchmarks.precisions [--all]`: what every precision of every target costs and keeps, on the embedded checkpoint.
+"""`python -m benchmarks.precisions [--widths full small tiny]`: what precisions cost and keep, on the embedded checkpoint.
 
 Exports each precision as `export` does, draws the fidelity gate's prompts with the saved files, and compares with the fp32
 reference; also below the limits, which `export` would refuse; for mixed precision there is `benchmarks.bits`. For the targets
@@ -50,7 +50,7 @@ ORDER = ("onnx", "coreml", "executorch")
 def main() -> None:
     """Run for the widths and targets that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--all", action="store_true", help="every width, not only the full one")
+    parser.add_argument("--widths", nargs="+", default=["full"], choices=["full", "small", "tiny"])
     parser.add_argument("--targets", nargs="+", default=list(ORDER))
     parser.add_argument("--precisions", nargs="+", default=None)
     parser.add_argument("--pictures", type=int, default=COUNT)
@@ -59,7 +59,7 @@ def main() -> None:
     options = parser.parse_args()
     path = RESULTS / "precisions.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if options.resume and path.is_file() else []
-    for width in ("full", "small", "tiny") if options.all else ("full",):
+    for width in options.widths:
         with tempfile.TemporaryDirectory() as scratch:
             for row in rows_of(width, options, Path(scratch), rows):
                 rows.append(row)

@@ -39,8 +39,15 @@ def moments_at_once(student: DiT, handed_out: int) -> int:
 
     `handed_out` layers may be with an executor meanwhile: their matrices, and as much for what is computed of them.
     """
-    elsewhere = handed_out * 3 * max(map(moment_bytes, layers_of(student).values()))
-    return max(MOMENTS, ((available_bytes() or 0) - elsewhere) // 2)
+    return _held([moment_bytes(layer) for layer in layers_of(student).values()], handed_out, available_bytes() or 0)
+
+
+def _held(moments: list[int], handed_out: int, free: int) -> int:
+    return max(MOMENTS, max(moments), (free - _elsewhere(moments, handed_out)) // 2)
+
+
+def _elsewhere(moments: list[int], handed_out: int) -> int:
+    return handed_out * 3 * max(moments)
 
 
 def recomputes(config: DiTConfig, width: str, tokens: int, calls: int) -> bool:
@@ -48,10 +55,10 @@ def recomputes(config: DiTConfig, width: str, tokens: int, calls: int) -> bool:
     return sum(_kept_of_stages(config, width, tokens, calls)) > KEPT
 
 
-def predicted_peak(config: DiTConfig, width: str, latent: tuple[int, int, int], handed_out: int = 0) -> int:
+def predicted_peak(config: DiTConfig, width: str, latent: tuple[int, int, int], handed_out: int = 0, free: int = 0) -> int:
     """Bytes that the recipe's process and its executor's need here: the larger of measuring layers and tuning.
 
-    More second moments are held where more memory is free (`moments_at_once`); this is what it cannot do without.
+    More second moments are held where many bytes are `free` (`moments_at_once`); by default what it cannot do without.
     """
     with torch.device("meta"):
         student = DiT(config, width)
@@ -59,7 +66,8 @@ def predicted_peak(config: DiTConfig, width: str, latent: tuple[int, int, int], 
     weights = round(WEIGHTS * 4 * sum(p.numel() for p in student.parameters()))
     moments = [moment_bytes(layer) for layer in layers_of(student).values()]
     # beside the sums, one batch's own product in single and double precision
-    measuring = min(sum(moments), max(MOMENTS, max(moments))) + 3 * max(moments) // 2 + 3 * handed_out * max(moments)
+    held = min(sum(moments), _held(moments, handed_out, free))
+    measuring = held + 3 * max(moments) // 2 + _elsewhere(moments, handed_out)
     tokens = rows * columns
     calls = together(tokens, LESSON)
     kept = _kept_of_stages(config, width, tokens, calls)
