@@ -2,7 +2,7 @@
 
 A name means the same on every target that offers it. `Limits` are defaults: a device profile overrides them per target
 (`[targets.limits]`). They follow from what the embedded checkpoint reached at full width (benchmarks/results/precisions.md; for
-w8a16 an export for android-mid), with room for narrower widths and another training; only those of `mixed` are guesses.
+w8a16 an export for android-mid), with room for narrower widths and another training.
 """
 
 from __future__ import annotations
@@ -56,8 +56,10 @@ _EIGHT = Limits(error=0.25, psnr=12.0, least_psnr=10.0, mean_psnr=30.0, ssim=0.9
 # Ranges hold all calibration inputs: 16 bits lose little, and 8-bit weights with one scale a layer lose most.
 _EIGHT_SIXTEEN = Limits(error=0.15, psnr=18.0, least_psnr=14.0, mean_psnr=35.0, ssim=0.95, latent_error=0.12)
 _SIX = Limits(error=0.3, psnr=12.0, least_psnr=10.0, mean_psnr=32.0, ssim=0.9, latent_error=0.2, score_loss=0.05)
-# The palettes of `mixed` are held to fp16's rounding by a gate of their own (`error_to_tuned`).
-_MIXED = Limits(error=0.35, psnr=8.0, least_psnr=8.0, mean_psnr=18.0, ssim=0.6, latent_error=0.4, score_loss=0.1)
+# At 4.3 bits, tuned, the embedded checkpoint has: error 0.14, PSNR 16.1 dB least and 39.4 mean, SSIM 0.977, latent error 0.15,
+# 1 point lost. An untrained network, whose weights have no structure, has a mean of 20 dB: hence the room. The file is held to
+# the palettes that were tuned by a gate of its own (`error_to_tuned`).
+_MIXED = Limits(error=0.35, psnr=8.0, least_psnr=8.0, mean_psnr=18.0, ssim=0.6, latent_error=0.4, score_loss=0.03)
 _FOUR = Limits(error=0.8, psnr=8.0, least_psnr=8.0, mean_psnr=20.0, ssim=0.8, latent_error=0.45, score_loss=0.1)
 _FOUR_BLOCKS = Limits(error=0.6, psnr=8.0, least_psnr=8.0, mean_psnr=24.0, ssim=0.85, latent_error=0.4, score_loss=0.05)
 

@@ -265,6 +265,7 @@ def _convert(component: Component, precision: str, settings: Settings, what: str
     if precision == "mixed" and target.value < ct.target.iOS18.value:
         raise BadInput(f"coreml: precision mixed with deployment={settings.deployment!r}; expected iOS18 or later")
     program = trace(component).run_decompositions({})
+    gc.collect()  # the program as traced is larger, and held by reference cycles
     check_rank(program.graph.nodes, MAX_RANK, what)
     with coreml_thrift.thrifty():
         ct.convert(

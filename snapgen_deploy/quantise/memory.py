@@ -21,6 +21,8 @@ KEPT = 2 << 30  # bytes of activations of all blocks that are kept for the gradi
 MAPS, SCORES = 32, 2
 BASE = 480_000_000  # of the process without a network
 WEIGHTS = 1.05  # bytes for each byte of the student's weights in fp32
+# For each byte of the largest layer in fp32: its palettes are fitted and errors found, in double precision.
+EVALUATED = 12
 
 
 def together(tokens: int, most: int) -> int:
@@ -67,7 +69,8 @@ def predicted_peak(config: DiTConfig, width: str, latent: tuple[int, int, int], 
     moments = [moment_bytes(layer) for layer in layers_of(student).values()]
     # beside the sums, one batch's own product in single and double precision
     held = min(sum(moments), _held(moments, handed_out, free))
-    measuring = held + 3 * max(moments) // 2 + _elsewhere(moments, handed_out)
+    largest = max(4 * layer.weight.numel() for layer in layers_of(student).values())
+    measuring = held + max(3 * max(moments) // 2, EVALUATED * largest) + _elsewhere(moments, handed_out)
     tokens = rows * columns
     calls = together(tokens, LESSON)
     kept = _kept_of_stages(config, width, tokens, calls)
