@@ -234,6 +234,11 @@ class Loaded:
         tightest = report.tightest(TIGHTEST)
         return Headroom(tightest[0].largest, float(np.finfo(np.float16).max), tuple(map(str, tightest)))
 
+    @property
+    def unrecorded(self) -> str:
+        """Why there is no record of the values inside; nothing where there is one."""
+        return "" if hasattr(self.predict, "report") else "Core ML shows no value inside a network"
+
     def _report(self) -> Report | None:
         return self.predict.report() if hasattr(self.predict, "report") else None
 

@@ -51,13 +51,21 @@ def store_baseline(directory: Path, measurement: Measurement) -> Path:
 
 
 def judge_stored(baseline: Measurement, candidate: Measurement, thresholds: Sequence[Threshold]) -> tuple[Judged, ...]:
-    """Verdicts from the medians of the rounds on both sides, unpaired (Welch). BadInput for a metric that is not stored."""
+    """Verdicts from the medians of the rounds on both sides, unpaired (Welch). BadInput for a metric that is not stored.
+
+    Refused where the two did not draw the same kind of picture in the same way.
+    """
+    for name in ("resolution", "steps", "mode", "e2e_is"):
+        ours, theirs = getattr(baseline, name), getattr(candidate, name)
+        if ours != theirs:
+            said = f"the baseline has {name} {ours}, the candidate {theirs}"
+            raise Refused(f"not comparable: {said}; measure alike, or store a new one with --update-baseline")
     found = []
     for threshold in thresholds:
         if threshold.metric not in STORED_STATISTICS:
             raise BadInput(f"{threshold.metric} is not in stored baselines: expected one of {', '.join(STORED_STATISTICS)}")
         name = threshold.metric.removesuffix("_p50")
-        before, after = ([math.log(v) for v in m.summary(name)["round_p50"]] for m in (baseline, candidate))
+        before, after = ([math.log(v) for v in m.summary(name).get("round_p50", ())] for m in (baseline, candidate))
         if min(len(before), len(after)) < 2:
             raise Refused(f"{threshold.metric}: {len(before)} and {len(after)} valid rounds, two on each side are needed")
         interval = welch_interval(after, before, CONFIDENCE)

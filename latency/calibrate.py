@@ -64,9 +64,9 @@ class Calibration:
 
 def calibrate(target: str, threads: int, progress: Progress) -> Calibration:
     """Measure and fit; MeasurementFailed (exit 4) where the target does not run here or its times here mean nothing."""
-    key = key_of(target, threads)
     if reason := unavailable(target):
         raise MeasurementFailed(f"{target}: {reason}")
+    key = key_of(target, threads)
     with tempfile.TemporaryDirectory() as folder:
         with progress(f"{target}: exporting micro-benchmarks"):
             listed = graphs(spelling_of(target).ops)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import time
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from shutil import which
 
 import numpy as np
 
 from snapgen_deploy.latency.results import DeviceKey
 
-RUNTIME_OF = {"onnx": "onnxruntime", "executorch": "executorch", "coreml": "coremltools"}
+RUNTIME_OF = {"onnx": "onnxruntime", "executorch": "executorch", "coreml": "coremltools", "coreai": "coreai-core"}
 UNKNOWN = "unknown"  # what the host does not tell
 
 
@@ -58,17 +61,30 @@ def state() -> dict[str, str]:
 
 def environment() -> dict[str, str]:
     """What stays: processor, system, governor, versions."""
-    names = ("torch", "numpy", *RUNTIME_OF.values())
-    versions = {name: metadata.version(name) for name in names}
+    versions = {name: _version(name) for name in ("torch", "numpy", *RUNTIME_OF.values())}
     host = {"processor": processor(), "cores": str(os.cpu_count()), "system": platform.platform(), "governor": governor()}
     return host | {"python": platform.python_version()} | versions
 
 
 def host_key(target: str, precision: str, threads: int) -> DeviceKey:
     """This host as one side of a comparison."""
-    runtime = RUNTIME_OF[target.split(":")[0]]
-    system = f"{platform.system()} {platform.release()}"
-    return DeviceKey(processor(), system, target, metadata.version(runtime), precision, threads, governor())
+    system, runtime = f"{platform.system()} {platform.release()}", _version(RUNTIME_OF[target.split(":")[0]])
+    return DeviceKey(processor(), system, target, runtime, precision, threads, governor())
+
+
+def stamp_of_now() -> dict[str, str]:
+    """The time (`created`, ISO 8601, UTC) and, in a git checkout, the `commit`: what orders a history."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False) if which("git") else None
+    commit = {"commit": git.stdout.strip()} if git is not None and git.returncode == 0 else {}
+    return {"created": datetime.now(UTC).isoformat(timespec="seconds")} | commit
+
+
+def _version(package: str) -> str:
+    """Of an installed package; some runtimes are extras."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
 
 
 def _read(path: str) -> str:

@@ -50,9 +50,18 @@ class Estimate:
 
 
 def estimate_picture(
-    config: ModelConfig, width: str, resolution: tuple[int, int], device: Device, target: str, *, steps: int | None = None
+    config: ModelConfig,
+    width: str,
+    resolution: tuple[int, int],
+    device: Device,
+    target: str,
+    *,
+    steps: int | None = None,
+    precision: str | None = None,
 ) -> Estimate | NoBasis:
     """The estimate for one width and picture size, of `steps` steps (the model's own when left out).
+
+    Only measurements at `precision` count, at any when left out; other kinds of basis know no precision.
 
     BadInput for a width or size that the model does not have, a number of steps below 1, or an unknown target.
     """
@@ -61,7 +70,7 @@ def estimate_picture(
         raise BadInput(f"got {count} steps, expected 1 or more")
     spelling_of(target)  # an unknown target is bad input, not a missing basis
     threads = device.threads if isinstance(device, Host) else None
-    known = find_measured(device.id, target, config.name, width, resolution, threads=threads)
+    known = find_measured(device.id, target, config.name, width, resolution, precision=precision, threads=threads)
     if known is not None:
         return from_measurement(known, count)
     basis = basis_of(device, target)
@@ -75,7 +84,8 @@ def from_measurement(measurement: Measurement, steps: int) -> Estimate:
     m, (middle, low, high) = measurement, interval_ms(measurement)
     parts = parts_ms(m)
     more = (steps - m.steps) * parts["student_step"]
-    said = f"measured: {len(m.samples())} pictures of {m.bundle}, {m.key.soc}, {m.key.backend} {m.key.runtime_version}"
+    how = f"{m.key.backend} {m.key.precision}, {m.key.runtime_version}"
+    said = f"measured: {len(m.samples())} pictures of {m.bundle}, {m.key.soc}, {how}"
     lines = (said,) if steps == m.steps else (said, f"measured with {m.steps} steps; the others are counted at the same cost")
     figures = (middle + more, low + more, high + more)
     return Estimate(*figures, "measured", parts, m.width, m.resolution, steps, m.key.backend, lines)
@@ -97,11 +107,11 @@ def picture_parts(costs: Costs, machine: Machine) -> dict[str, float]:
 
 def plan_estimator(
     config: ModelConfig, device: Device, resolution: tuple[int, int] | None = None
-) -> Callable[[str, str], Estimate | None]:
-    """What a plan asks for every width and target key; None where there is no basis."""
+) -> Callable[[str, str, str], Estimate | None]:
+    """What a plan asks for every width, target key and precision; None where there is no basis."""
 
-    def of(width: str, target: str) -> Estimate | None:
-        found = estimate_picture(config, width, resolution or config.resolution, device, target)
+    def of(width: str, target: str, precision: str) -> Estimate | None:
+        found = estimate_picture(config, width, resolution or config.resolution, device, target, precision=precision)
         return found if isinstance(found, Estimate) else None
 
     return of

@@ -34,18 +34,26 @@ def save_measured(measurement: Measurement, device_id: str | None = None) -> Pat
 
 
 def find_measured(
-    device_id: str, target: str, checkpoint: str, width: str, resolution: tuple[int, int], *, threads: int | None = None
+    device_id: str,
+    target: str,
+    checkpoint: str,
+    width: str,
+    resolution: tuple[int, int],
+    *,
+    precision: str | None = None,
+    threads: int | None = None,
 ) -> Measurement | None:
     """The newest measurement of a checkpoint's width and picture size with a target on a device, in bursts; else None.
 
-    `threads` restricts to so many. A bundle is named after its checkpoint and device, `<checkpoint>-<device>`. Any number of
-    steps is taken: `picture_ms` adds or removes steps of the same cost.
+    `precision` and `threads` restrict to these. A bundle is named after its checkpoint and device, `<checkpoint>-<device>`.
+    Any number of steps is taken: `from_measurement` adds or removes steps of the same cost.
     """
     folder = measured_dir(device_id)
     for path in sorted(folder.glob("*.json"), key=lambda p: (-p.stat().st_mtime_ns, p.name)):
         m = read_measurement(path)
         same_model = m.bundle == f"{checkpoint}-{m.device}" and (m.width, m.resolution) == (width, resolution)
-        if same_model and m.key.backend == target and m.mode == "burst" and threads in (None, m.key.threads) and m.samples():
+        alike = m.key.backend == target and precision in (None, m.key.precision) and threads in (None, m.key.threads)
+        if same_model and alike and m.mode == "burst" and m.samples():
             return m
     return None
 

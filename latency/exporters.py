@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from snapgen_deploy.latency.environment import RUNTIME_OF
 from snapgen_deploy.latency.results import QUERY, Measurement
 
 Exporter = Callable[[Measurement], str]
 
 PYTORCH_SCHEMA = "v3"
-RUNTIME_OF = {"onnx": "onnxruntime", "executorch": "executorch", "coreml": "coremltools"}
 MEASURED_AT, REPOSITORY, BRANCH, COMMIT = "created", "repository", "branch", "commit"  # keys of `environment`
 
 
@@ -65,7 +65,7 @@ def openmetrics(measurement: Measurement) -> str:
 
 def github_action_benchmark(measurement: Measurement) -> str:
     """`customSmallerIsBetter` of github-action-benchmark: medians, with the spread of the rounds as range."""
-    where = f"{measurement.bundle} {measurement.width}, {measurement.key.backend}, {measurement.key.soc}"
+    where = ", ".join(f"threads {value}" if name == "threads" else value for name, value in _series(measurement).items())
     entries: list[dict[str, Any]] = []
     for name in _timed(measurement):
         s = measurement.summary(name)
@@ -112,6 +112,21 @@ def _quantile(values: Sequence[float], q: float) -> float:
     return ordered[max(0, -int(-q * len(ordered) // 1) - 1)]
 
 
+def _series(measurement: Measurement) -> dict[str, str]:
+    """What tells one series of times from another: times of different ones must not stand side by side."""
+    m, key = measurement, measurement.key
+    return {
+        "model": m.bundle,
+        "width": m.width,
+        "resolution": f"{m.resolution[0]}x{m.resolution[1]}",
+        "backend": key.backend,
+        "precision": key.precision,
+        "threads": str(key.threads),
+        "mode": m.mode,
+        "device": key.soc,
+    }
+
+
 # --- OpenMetrics
 
 
@@ -120,13 +135,7 @@ def _family(name: str, kind: str, unit: str, text: str) -> list[str]:
 
 
 def _labels(measurement: Measurement, component: str) -> dict[str, str]:
-    return {
-        "model": measurement.bundle,
-        "width": measurement.width,
-        "component": component,
-        "backend": measurement.key.backend,
-        "device": measurement.key.soc,
-    }
+    return {"component": component, **_series(measurement)}
 
 
 def _sample(name: str, labels: Mapping[str, str], value: float) -> str:

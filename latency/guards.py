@@ -21,7 +21,7 @@ class Guard:
     """One property of one component (or of a whole target) on both sides."""
 
     name: str
-    component: str  # "target" or "target role"
+    component: str  # "target", "target role" or "target role size"
     base: str
     candidate: str
     verdict: str  # same, changed (reported) or failed (the profile says that a change fails)
@@ -51,10 +51,20 @@ def _pairs(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> Iterator[tu
         for name in GUARDS:
             if name not in PER_COMPONENT:
                 yield key, name, ours.get(name), theirs.get(name)
-        parts = ours.get("components", {}), theirs.get("components", {})
-        for role in sorted({*parts[0], *parts[1]}):
+        parts = _parts(ours), _parts(theirs)
+        for where in sorted({*parts[0], *parts[1]}):
+            before, after = (p.get(where, {}) for p in parts)
             for name in PER_COMPONENT:
-                yield f"{key} {role}", name, parts[0].get(role, {}).get(name), parts[1].get(role, {}).get(name)
+                yield f"{key} {where}", name, before.get(name), after.get(name)
+
+
+def _parts(target: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Components by role, and by role and picture size where a bundle has several: each size is a graph of its own."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for role, component in target.get("components", {}).items():
+        found[role] = component
+        found |= {f"{role} {size}": one for size, one in component.get("sizes", {}).items()}
+    return found
 
 
 def _text(value: Any) -> str:

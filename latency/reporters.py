@@ -11,6 +11,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from snapgen_deploy.latency.verdict import CONFIDENCE
+
 Record = Mapping[str, Any]
 Reporter = Callable[[Record], str]
 
@@ -49,7 +51,7 @@ def _metric_rows(metrics: Sequence[Record]) -> list[str]:
     if not metrics:
         return ["No times were compared.", ""]
     rows = [
-        "| metric | base | candidate | change (95 % CI) | verdict | detectable | limit |",
+        f"| metric | base | candidate | change ({100 * CONFIDENCE:.1f} % CI) | verdict | detectable | limit |",
         "| :--- | ---: | ---: | ---: | :--- | ---: | ---: |",
     ]
     for m in metrics:

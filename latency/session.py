@@ -61,7 +61,7 @@ def identity(bundle: Bundle) -> dict[str, Any]:
     """What a measurement says of the bundle itself: fields of `results.Measurement`."""
     height, width = bundle.manifest["resolution"]
     return {
-        "bundle": bundle.path.name,
+        "bundle": f"{bundle.manifest['name']}-{bundle.manifest['device']['id']}",  # wherever the folder lies
         "bundle_sha256": sha256_of(bundle.path / SUMS),
         "device": bundle.manifest["device"]["id"],
         "width": bundle.manifest["width"],

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from snapgen_deploy.bundle_sizes import at_size, vectors_name
 from snapgen_deploy.device_profiles import PRECISIONS, Limits
@@ -25,6 +27,7 @@ from snapgen_deploy.pipeline import Schedule
 from snapgen_deploy.sizes import size_name
 
 SCHEMA_VERSION = 1
+ABANDONED = 24 * 3600  # seconds after which what an interrupted run of another plan left is removed
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
 RUN = "export_run.json"  # how this export went; not hashed, since it changes from run to run
@@ -203,10 +206,13 @@ def staging(final: Path, key: str, *, overwrite: bool, resume: bool) -> Iterator
     prefix = f".{final.name}.partial-"
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        root = _left_over(final.parent, prefix, key) if resume else None
-        if root is None:
+        found = _left_over(final.parent, prefix, key, resume)
+        if found is None:
             root = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
             _key_file(root).write_text(key)
+            lock = _locked(root)
+        else:
+            root, lock = found
     except OSError as error:
         raise BadInput(f"cannot write to {final.parent} ({error.strerror}); choose another place with --output-dir") from None
     stage = Staging(root, final, keep=resume)
@@ -226,6 +232,8 @@ def staging(final: Path, key: str, *, overwrite: bool, resume: bool) -> Iterator
             shutil.rmtree(root, ignore_errors=True)
         if stage.published or not stage.keep:
             _key_file(root).unlink(missing_ok=True)
+        if lock is not None:
+            lock.close()
 
 
 def _key_file(root: Path) -> Path:
@@ -233,10 +241,29 @@ def _key_file(root: Path) -> Path:
     return root.with_name(root.name + ".key")
 
 
-def _left_over(parent: Path, prefix: str, key: str) -> Path | None:
+def _locked(root: Path) -> IO[str] | None:
+    """The key file of a staging directory, locked until it is closed or its process ends; None where another has it."""
+    file = _key_file(root).open("r", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def _left_over(parent: Path, prefix: str, key: str, resume: bool) -> tuple[Path, IO[str] | None] | None:
+    """The directory of an interrupted run with this key, where it is to be taken up; others that nobody will are removed."""
     for root in sorted(parent.glob(f"{prefix}*")):
-        if root.is_dir() and _key_file(root).is_file() and _key_file(root).read_text() == key:
-            return root
+        if not root.is_dir() or not _key_file(root).is_file() or (lock := _locked(root)) is None:
+            continue  # another run works there
+        same, old = lock.read() == key, time.time() - _key_file(root).stat().st_mtime > ABANDONED
+        if same and resume:
+            return root, lock
+        if old and not same:
+            shutil.rmtree(root, ignore_errors=True)
+            _key_file(root).unlink(missing_ok=True)
+        lock.close()
     return None
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from snapgen_deploy.bundle import sha256_of
 from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.files import cache_root, files_under
 from snapgen_deploy.plan import ExportPlan, TargetPlan
@@ -203,3 +204,9 @@ def stamps(files: Sequence[Path]) -> list[tuple[int, int, int]]:
     """Size, time and number of each file: what changes when somebody writes to it."""
     found = [path.stat() for path in files]
     return [(s.st_size, s.st_mtime_ns, s.st_ino) for s in found]
+
+
+def refuse_changed(checkpoint: Checkpoint, before: Sequence[tuple[int, int, int]]) -> None:
+    """BadInput where the checkpoint's files are no longer what `stamps` found `before`: hashes of it would name other bytes."""
+    if stamps(checkpoint.files) != list(before):
+        raise BadInput(f"checkpoint {checkpoint.path} was changed while it was exported; export again")

@@ -12,16 +12,15 @@ from functools import partial
 from pathlib import Path
 
 from snapgen_deploy.bundle import Staging, sha256_of
-from snapgen_deploy.cache import ExportCache, export_key, stamps
+from snapgen_deploy.cache import ExportCache, export_key, refuse_changed
 from snapgen_deploy.calibration import is_calibrated
 from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint
 from snapgen_deploy.child import run_in_child
 from snapgen_deploy.components import build_component
 from snapgen_deploy.device_profiles import PRECISIONS
-from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Role, packed
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.fewer_bits import CALIBRATION
+from snapgen_deploy.fewer_bits import CALIBRATION, draw_calibration
 from snapgen_deploy.host_memory import hand_back_what_is_freed
 from snapgen_deploy.join import PARTS, join_sizes
 from snapgen_deploy.plan import ExportPlan, TargetPlan, target_at
@@ -33,22 +32,27 @@ from snapgen_deploy.resume import Exported, read_record, write_record
 
 @dataclass
 class Keep:
-    """The cache entries of one target: what was prepared, and what was taken."""
+    """The cache entries of one target: what was prepared, and what was taken, of a checkpoint as it was `before`."""
 
     cache: ExportCache | None
+    checkpoint: Checkpoint
+    before: list[tuple[int, int, int]]
     prepared: dict[str, Path] = field(default_factory=dict)
     taken: list[str] = field(default_factory=list)
     sound: bool | None = None  # whether the gates held; None until they ran
+
+    def check_unchanged(self) -> None:
+        """BadInput where the checkpoint is another since: what was made of it must not be kept under the old one's key."""
+        refuse_changed(self.checkpoint, self.before)
 
 
 @contextmanager
 def kept(cache: ExportCache | None, checkpoint: Checkpoint, before: list[tuple[int, int, int]]) -> Iterator[Keep]:
     """Stores a target's fresh components once its gates held; drops the entries that it took when they did not."""
-    keep = Keep(cache)
+    keep = Keep(cache, checkpoint, before)
     try:
         yield keep
-        if stamps(checkpoint.files) != before:
-            raise BadInput(f"checkpoint {checkpoint.path} was changed while it was exported; export again")
+        keep.check_unchanged()
         if cache is not None and keep.sound:
             for key in list(keep.prepared):
                 cache.commit(key, keep.prepared.pop(key))
@@ -109,11 +113,13 @@ def _convert_one(work: Conversion, plan: ExportPlan, role: Role, root: Path, siz
         if done is not None:
             keep.taken.append(key)
             return done
+    drawing = draw_calibration(work.request, plan, target, work.stage.scratch, work.progress)
     with work.progress(f"{target.key}: exporting the {name}{size and f', {size}'}"):
         start = time.monotonic()
         arguments = (work.request, plan, target, role, directory, work.stage.scratch)
         exported, peak = run_in_child(f"{target.key} {role}", export_in_child, *arguments)
-    exported = replace(exported, peak_bytes=peak, seconds=round(time.monotonic() - start, 1))
+    keep.check_unchanged()
+    exported = replace(exported, peak_bytes=max(peak, drawing), seconds=round(time.monotonic() - start, 1))
     if work.stage.keep:
         write_record(root, exported, recipe)
     if keep.cache is not None:

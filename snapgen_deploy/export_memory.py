@@ -101,8 +101,8 @@ def predict(config: ModelConfig, plan: ExportPlan, executor: str = "here") -> tu
     activations = max(activation_bytes(config, plan.width, latent, size) for latent, size in shapes)
     found = [Prediction(REFERENCE.of(weights, activations))]
     if plan.mixed is not None:
-        handed_out = executor_of(executor).handed_out
-        found.append(Prediction(predicted_peak(config.student, plan.width, plan.latent, handed_out), shared="recipe"))
+        peak = predicted_peak(config.student, plan.width, plan.latent, executor_of(executor))
+        found.append(Prediction(peak, shared="recipe"))
     for target in plan.targets:
         cost = COREAI_FP32 if (target.target, target.precision) == ("coreai", "fp32") else _of(CONVERTING, target)
         forms = {target.form, *(dict(s.forms).get(target.key) for s in plan.other_sizes)}

@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ from snapgen_deploy.elastic import load_student
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export_memory import Prediction, predict, refuse_what_does_not_fit
-from snapgen_deploy.fewer_bits import calibration_key, draw_beforehand, judge
+from snapgen_deploy.fewer_bits import calibration_key, draw_for_fidelity, judge
+from snapgen_deploy.files import files_under
 from snapgen_deploy.gates import Checked, Gate, check_sizes, failed
 from snapgen_deploy.host_memory import available_bytes
 from snapgen_deploy.join import PARTS, relocated, whole
@@ -35,7 +35,7 @@ from snapgen_deploy.preview import write_preview
 from snapgen_deploy.progress import Counting, Done, Progress, silent, untold
 from snapgen_deploy.quantise.recipe import default_root, finished_recipe, load_recipe
 from snapgen_deploy.quantise.report import add_to_manifest, copy_into
-from snapgen_deploy.quantise.stage import recipe_room, run_stage
+from snapgen_deploy.quantise.stage import run_stage
 from snapgen_deploy.reference import ReferenceVectors, make_vectors, schedule_of, with_tuned
 from snapgen_deploy.request import Request
 from snapgen_deploy.resume import Exported, forget, sweep
@@ -63,21 +63,18 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress, counting:
     final = request.output_dir / bundle_name(checkpoint.config.name, plan)
     if final.exists() and not request.overwrite:
         raise already_there(final)
-    _check_memory(request, checkpoint, plan)
     before = stamps(checkpoint.files)
+    _check_memory(request, checkpoint, plan)
     with progress("checking the checkpoint"):
         validate(checkpoint)
     key = _plan_key(checkpoint, plan, calibration_key(request, plan))
-    with (
-        staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage,
-        ExitStack() as room,
-    ):
+    with staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage:
         sweep(stage.root)
         _check_space(stage.root, checkpoint, plan)
-        request, quantising = _with_recipe(request, plan, stage.root.parent, room, counting)
+        request, quantising = _with_recipe(request, checkpoint, plan, stage.scratch, counting)
         with progress(f"drawing {len(request.prompts) + len(plan.other_sizes)} reference pictures") as tell:
             vectors, drawing = run_in_child("reference", _reference, request, plan, tell=tell)
-        draw_beforehand(request, plan, stage.scratch, progress)
+        drawing = max(drawing, draw_for_fidelity(request, plan, stage.scratch, progress))
         held = {}
         for target in plan.targets:
             with kept(request.cache, checkpoint, before) as keep:
@@ -123,7 +120,8 @@ def _hold(work: Conversion, vectors: Mapping[str, ReferenceVectors]) -> _Held:
     if request.fidelity is not None and request.fidelity.judges(target):
         first = plan.sizes[0]
         judged = (request, request.fidelity, work.checkpoint, target, artifacts[first], work.stage.scratch, work.progress)
-        more, record = judge(*judged)
+        more, record, judging = judge(*judged)
+        peak = max(peak, judging)
         checks[first] = replace(checks[first], gates=(*checks[first].gates, *more))
     return _Held(parts, checks, record, peak)
 
@@ -156,15 +154,21 @@ def _manifest(
     return manifest
 
 
-def _with_recipe(request: Request, plan: ExportPlan, beside: Path, room: ExitStack, counting: Counting) -> tuple[Request, int]:
-    """The request with the recipe of mixed precision, made now or before, and the peak of its process."""
+def _with_recipe(
+    request: Request, checkpoint: Checkpoint, plan: ExportPlan, scratch: Path, counting: Counting
+) -> tuple[Request, int]:
+    """The request with the recipe of mixed precision, made now or before, and the peak of its process (0 where it was there).
+
+    It is copied: another export may make room where recipes are kept. Without a cache nothing is kept.
+    """
     if plan.mixed is None:
         return request, 0
-    limit = request.cache.limit if request.cache is not None else None
-    root = room.enter_context(recipe_room(limit, beside))
-    stated = (request.checkpoint, request.key_map, plan, request.executor, request.threads)
-    recipe, peak = run_stage(*stated, root, counting, limit)
-    return replace(request, recipe=recipe), peak
+    limit, root = (request.cache.limit, default_root()) if request.cache is not None else (None, scratch / "recipes")
+    recipe, peak = finished_recipe(checkpoint, plan.width, plan.latent, plan.mixed, root), 0
+    if recipe is None:
+        stated = (request.checkpoint, request.key_map, plan, request.executor, request.threads)
+        recipe, peak = run_stage(*stated, root, counting, limit)
+    return replace(request, recipe=shutil.copytree(recipe, scratch / "recipe")), peak
 
 
 def _plan_key(checkpoint: Checkpoint, plan: ExportPlan, calibration: str) -> str:
@@ -199,7 +203,7 @@ def _check_space(root: Path, checkpoint: Checkpoint, plan: ExportPlan) -> None:
     """
     elements = sum(math.prod(t.shape) for t in checkpoint.tensors.values())
     needed = 4 * elements * (len(plan.targets) + len(plan.other_sizes) + bool(plan.other_sizes))
-    free = shutil.disk_usage(root).free
+    free = shutil.disk_usage(root).free + sum(p.stat().st_size for p in files_under(root))  # of a run that is taken up again
     if free < needed:
         raise BadInput(
             f"the disk of {root.parent} has {free / 1e9:.2f} GB free, the bundle may need {needed / 1e9:.2f} GB; "
@@ -223,7 +227,7 @@ def _reference(request: Request, plan: ExportPlan, tell: Done = untold) -> dict[
         return found
     recipe = load_recipe(request.recipe)
     if recipe is None:
-        raise BadInput(f"the recipe in {request.recipe} is gone: another export made room in the cache; export again")
+        raise BadInput(f"the recipe in {request.recipe} was removed or changed while it was used; export again")
     tuned, schedule = recipe.apply(load_student(checkpoint, plan.width)), schedule_of(checkpoint.config)
     return {size: with_tuned(vectors, tuned, schedule) for size, vectors in found.items()}
 

@@ -34,18 +34,30 @@ def calibration_key(request: Request, plan: ExportPlan) -> str:
     return request.calibration.sha256()
 
 
-def draw_beforehand(request: Request, plan: ExportPlan, scratch: Path, progress: Progress) -> None:
-    """With the reference: what quantisers look at and what the fidelity gate compares with; nothing where nobody asks."""
-    calibration, fidelity = request.calibration, request.fidelity
-    shared = (request.checkpoint, request.key_map, plan.width, plan.latent)
-    if calibration is not None and calibration.arrays is None and any(is_calibrated(t) for t in plan.targets):
-        with progress(f"drawing {len(calibration.samples)} calibration pictures") as tell:
-            drawn = (calibration.samples, scratch / CALIBRATION, request.threads)
-            run_in_child("calibration", record_calibration, *shared, *drawn, tell=tell)
-    if fidelity is not None and any(fidelity.judges(t) for t in plan.targets):
-        with progress(f"drawing {len(fidelity.samples)} reference pictures for the fidelity gate") as tell:
-            arguments = (fidelity.samples, scratch / FIDELITY, fidelity.scorer, request.threads)
-            run_in_child("fidelity reference", draw_reference, *shared, *arguments, tell=tell)
+def draw_calibration(request: Request, plan: ExportPlan, target: TargetPlan, scratch: Path, progress: Progress) -> int:
+    """Draw with the reference, once for all targets, what the target's quantiser looks at; the process's peak in bytes.
+
+    0, and nothing is drawn, where the target is not calibrated, the user gave arrays, or it was drawn before.
+    """
+    calibration, folder = request.calibration, scratch / CALIBRATION
+    if calibration is None or calibration.arrays is not None or not is_calibrated(target) or folder.is_dir():
+        return 0
+    with progress(f"drawing {len(calibration.samples)} calibration pictures") as tell:
+        arguments = (request.checkpoint, request.key_map, plan.width, plan.latent, calibration.samples, folder, request.threads)
+        _, peak = run_in_child("calibration", record_calibration, *arguments, tell=tell)
+    return peak
+
+
+def draw_for_fidelity(request: Request, plan: ExportPlan, scratch: Path, progress: Progress) -> int:
+    """Draw with the reference what the fidelity gate compares with; the process's peak in bytes, 0 where nobody asks."""
+    fidelity = request.fidelity
+    if fidelity is None or not any(fidelity.judges(t) for t in plan.targets):
+        return 0
+    with progress(f"drawing {len(fidelity.samples)} reference pictures for the fidelity gate") as tell:
+        shared = (request.checkpoint, request.key_map, plan.width, plan.latent)
+        arguments = (fidelity.samples, scratch / FIDELITY, fidelity.scorer, request.threads)
+        _, peak = run_in_child("fidelity reference", draw_reference, *shared, *arguments, tell=tell)
+    return peak
 
 
 def record_calibration(
@@ -73,14 +85,14 @@ def judge(
     artifacts: Mapping[Role, Artifact],
     scratch: Path,
     progress: Progress,
-) -> tuple[tuple[Gate, ...], dict[str, Any]]:
-    """The gates of one target's saved files over all samples, and what was measured."""
+) -> tuple[tuple[Gate, ...], dict[str, Any], int]:
+    """The gates of one target's saved files over all samples, what was measured, and the process's peak in bytes."""
     found, variant = target_of(target.key)
     if (reason := found.unavailable(variant)) is not None:
-        return (Gate(target.key, "pipeline", "fidelity_psnr", None, target.limits.psnr, "not_run", reason),), {}
+        return (Gate(target.key, "pipeline", "fidelity_psnr", None, target.limits.least_psnr, "not_run", reason),), {}, 0
     with progress(f"{target.key}: drawing {len(wanted.samples)} pictures at {target.precision}") as tell:
-        measured, _ = run_in_child(
+        measured, peak = run_in_child(
             f"{target.key} fidelity", measure, target.key, artifacts, checkpoint.config, schedule_of(checkpoint.config),
             scratch / FIDELITY, wanted.scorer, request.threads, tell=tell,
         )  # fmt: skip
-    return fidelity_gates(target.key, measured, target.limits), measured.as_dict()
+    return fidelity_gates(target.key, measured, target.limits), measured.as_dict(), peak

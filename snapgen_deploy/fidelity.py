@@ -72,7 +72,7 @@ class Measured:
     pictures: int
     psnr: float  # least, dB
     mean_psnr: float
-    ssim: float  # mean
+    ssim: float | None  # mean; None without a decoder: there are no pictures
     latent_error: tuple[float, ...]  # relative error of the latent after each step, mean over pictures
     score: Score | None
 
@@ -99,10 +99,10 @@ def draw_reference(
     torch.set_num_threads(threads)
     opened = open_checkpoint(checkpoint, key_map)
     trajectories = record(opened, width, latent, samples, folder, lambda done: tell(done, len(samples)))
-    runners = reference_runners(opened, width)
-    if "decoder" not in runners:
+    if opened.config.decoder is None:
         return
-    drawn = (runners["decoder"]({"latent": row[None].copy()})["picture"][0] for row in trajectories.arrays["drawn"])
+    decode = reference_runners(opened, width, {"decoder"})["decoder"]
+    drawn = (decode({"latent": row[None].copy()})["picture"][0] for row in trajectories.arrays["drawn"])
     file = None
     for number, picture in enumerate(drawn):
         if file is None:
@@ -146,7 +146,7 @@ def measure(
             drawn.append(to_bytes(np.nan_to_num(picture)))
     steps = tuple(float(e) for e in np.mean(np.array(errors), axis=0))
     score = _scored(reference, folder, scorer, drawn) if drawn and scorer is not None else None
-    likeness = float(np.mean(similar)) if similar else 1.0
+    likeness = float(np.mean(similar)) if similar else None
     return Measured(len(decibels), float(np.min(decibels)), float(np.mean(decibels)), likeness, steps, score)
 
 
@@ -158,7 +158,9 @@ def fidelity_gates(key: str, measured: Measured, limits: Limits) -> tuple[Gate, 
     gates = [
         at_least(key, "pipeline", "fidelity_psnr", measured.psnr, limits.least_psnr, f"dB, least of {count}"),
         at_least(key, "pipeline", "fidelity_mean_psnr", measured.mean_psnr, limits.mean_psnr, f"dB, mean of {count}"),
-        at_least(key, "pipeline", "fidelity_ssim", measured.ssim, limits.ssim, f"mean of {count}"),
+        at_least(key, "pipeline", "fidelity_ssim", measured.ssim, limits.ssim, f"mean of {count}")
+        if measured.ssim is not None
+        else Gate(key, "pipeline", "fidelity_ssim", None, limits.ssim, "not_run", "no decoder, no pictures"),
         at_most(key, "pipeline", "fidelity_latent_error", worst, limits.latent_error, f"relative, after each step: {steps}"),
     ]
     name, least = "fidelity_score_change", 0.0 - limits.score_loss  # no -0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ def read_arrays(path: Path, what: str) -> dict[str, np.ndarray]:
             raise BadInput(f"{what}: holds one array; expected named arrays (numpy.savez)")
         with data:
             return {name: data[name] for name in data.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BadInput(f"{what} cannot be read ({error}); give an .npz that numpy.savez wrote") from None
 
 
@@ -45,9 +46,16 @@ def write_text(path: Path, text: str, mend: str, *, parents: bool = False) -> No
 
 
 def write_bytes(path: Path, data: bytes, mend: str, *, parents: bool = False) -> None:
-    """Write the whole file or nothing, with its folders where `parents`; BadInput that ends in `mend` where it cannot be."""
+    """Write the whole file or nothing, with its folders where `parents`; BadInput that ends in `mend` where it cannot be.
+
+    A link's target is replaced, not the link; a device or a pipe, such as /dev/null, is written to.
+    """
     part: Path | None = None
     try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
+        path = path.resolve()
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

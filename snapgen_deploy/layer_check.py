@@ -13,6 +13,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays
 from snapgen_deploy.export.layers import CoreMLProbe, Found, OnnxProbe, Probe, first_wrong, run_on_cpu
 from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.files import read_arrays
 
 # Operators that hold their own quantisation: single precision with the same weights is not in such a file.
 CLOSED = ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits")
@@ -61,11 +62,7 @@ def of_file(path: Path, inputs: Path | None) -> Work:
         raise BadInput(f"{path} is no bundle, .onnx file, .mlpackage or .pte file")
     if inputs is None:
         return Work(path.name, path, target, None)
-    try:
-        with np.load(inputs) as file:
-            return Work(path.name, path, target, {name: file[name] for name in file.files})
-    except (OSError, ValueError) as error:
-        raise BadInput(f"--inputs {inputs} cannot be read ({error}); give an .npz that numpy.savez wrote") from None
+    return Work(path.name, path, target, read_arrays(inputs, f"--inputs {inputs}"))
 
 
 def compare(work: Work, limit: float) -> Found | str:

@@ -36,7 +36,7 @@ class LatencyEstimate(Protocol):
         ...
 
 
-Estimator = Callable[[str, str], LatencyEstimate | None]  # width, target key; None where there is no basis
+Estimator = Callable[[str, str, str], LatencyEstimate | None]  # width, target key, precision; None where there is no basis
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _estimate(width: str, targets: Sequence[TargetPlan], limits: LatencyLimits) 
     """Of the first target that there is a basis for."""
     if limits.estimator is None:
         return None
-    return next((found for t in targets if (found := limits.estimator(width, t.key)) is not None), None)
+    return next((found for t in targets if (found := limits.estimator(width, t.key, t.precision)) is not None), None)
 
 
 def estimate_memory(

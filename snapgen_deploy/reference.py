@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.elastic import load_decoder, load_student, load_text_encoder
-from snapgen_deploy.export.base import Arrays, Role, Runner
+from snapgen_deploy.export.base import ROLES, Arrays, Role, Runner
 from snapgen_deploy.models import DiT, ModelConfig, TextEncoderConfig, sigmas
 from snapgen_deploy.pipeline import Pipeline, Schedule, Trace, counted, noise_for, tokenize
 from snapgen_deploy.plan import ExportPlan
@@ -36,21 +36,23 @@ def schedule_of(config: ModelConfig) -> Schedule:
     return Schedule(sigmas(config.steps, config.shift), config.shift, config.student.time_features)
 
 
-def reference_runners(checkpoint: Checkpoint, width: str) -> dict[Role, Runner]:
-    """The fp32 reference networks as functions of named arrays."""
+def reference_runners(checkpoint: Checkpoint, width: str, roles: Collection[Role] = ROLES) -> dict[Role, Runner]:
+    """The fp32 reference networks of `roles` that the checkpoint has, as functions of named arrays."""
     config = checkpoint.config
-    student = load_student(checkpoint, width)
-    streams = [s.name for s in config.student.text_streams]
+    runners: dict[Role, Runner] = {}
+    if "student" in roles:
+        student = load_student(checkpoint, width)
+        streams = [s.name for s in config.student.text_streams]
 
-    def run_student(x: Mapping[str, np.ndarray]) -> Arrays:
-        t = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in x.items()}
-        text = {s: t[s] for s in streams}
-        mask = {s: t[f"{s}_mask"] for s in streams}
-        with torch.inference_mode():
-            return {"velocity": student(t["latent"], t["time_features"], text, mask).numpy()}
+        def run_student(x: Mapping[str, np.ndarray]) -> Arrays:
+            t = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in x.items()}
+            text = {s: t[s] for s in streams}
+            mask = {s: t[f"{s}_mask"] for s in streams}
+            with torch.inference_mode():
+                return {"velocity": student(t["latent"], t["time_features"], text, mask).numpy()}
 
-    runners: dict[Role, Runner] = {"student": run_student}
-    if config.decoder is not None:
+        runners["student"] = run_student
+    if config.decoder is not None and "decoder" in roles:
         decoder = load_decoder(checkpoint)
 
         def run_decoder(x: Mapping[str, np.ndarray]) -> Arrays:
@@ -58,7 +60,7 @@ def reference_runners(checkpoint: Checkpoint, width: str) -> dict[Role, Runner]:
                 return {"picture": decoder(torch.from_numpy(x["latent"])).numpy()}
 
         runners["decoder"] = run_decoder
-    if config.text_encoder is not None:
+    if config.text_encoder is not None and "text_encoder" in roles:
         encoder, stream = load_text_encoder(checkpoint), config.text_encoder.stream
 
         def run_encoder(x: Mapping[str, np.ndarray]) -> Arrays:

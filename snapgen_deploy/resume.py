@@ -19,7 +19,7 @@ class Exported:
     artifact: Artifact
     description: Description
     versions: dict[str, str]
-    peak_bytes: int  # of the process that converted it
+    peak_bytes: int  # of the largest process that took part in its conversion
     seconds: float = 0.0  # that it took
     cached: bool = False
     # Of a component that depends on the picture size, in a plan of several: the other sizes, and what joining them gave.

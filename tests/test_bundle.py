@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 
 import pytest
 
@@ -172,3 +173,26 @@ def test_what_is_no_bundle_is_refused(tmp_path, text):
 def test_a_manifest_never_holds_not_a_number(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_manifest(tmp_path, {"value": float("nan")})
+
+
+def test_a_directory_in_use_is_not_taken_up_and_what_nobody_will_is_removed(tmp_path):
+    with staging(tmp_path / "b", "key", overwrite=False, resume=True) as first:
+        (first.root / "half").write_text("x")
+        with staging(tmp_path / "b", "key", overwrite=True, resume=True) as second:
+            assert second.root != first.root
+            write_manifest(second.root, {"schema_version": 1})
+            second.publish(overwrite=True)
+        assert (first.root / "half").is_file()
+        first.keep = True
+    with staging(tmp_path / "b", "another key", overwrite=True, resume=True) as third:
+        third.keep = False
+    assert first.root.is_dir()  # a day may pass before it is taken up
+    key = first.root.with_name(f"{first.root.name}.key")
+    os.utime(key, (0, 0))
+    with staging(tmp_path / "b", "key", overwrite=True, resume=True) as again:
+        assert again.root == first.root
+    os.utime(key, (0, 0))
+    with staging(tmp_path / "b", "another key", overwrite=True, resume=False) as last:
+        write_manifest(last.root, {"schema_version": 1})
+        last.publish(overwrite=True)
+    assert left(tmp_path) == ["b"]

@@ -126,3 +126,9 @@ def test_every_precision_is_offered_and_has_limits():
     assert offered == set(PRECISIONS)
     for spec in TARGETS.values():
         assert set(spec.calibrated) <= set(spec.precisions)
+
+
+def test_without_pictures_their_likeness_is_not_run():
+    found = measured(ssim=None)
+    assert verdicts(found)["ssim"] == "not_run"
+    assert found.as_dict()["ssim"] is None

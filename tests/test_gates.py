@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from snapgen_deploy.export.base import Description
-from snapgen_deploy.gates import PSNR_CAP, at_least, at_most, failed, placement_gates, psnr, relative_error
+from snapgen_deploy.export.base import Description, Headroom
+from snapgen_deploy.gates import PSNR_CAP, _headroom_gate, at_least, at_most, failed, placement_gates, psnr, relative_error
 
 
 def test_not_a_number_fails_both_ways():
@@ -45,3 +45,16 @@ def test_operators_outside_the_delegate_fail_for_student_and_decoder():
     gates = placement_gates("executorch:xnnpack", {"student": clean, "decoder": leaky, "text_encoder": leaky})
     assert [(g.component, g.verdict, g.value) for g in gates] == [("student", "passed", 0), ("decoder", "failed", 3)]
     assert failed(gates)[0].detail == "aten::expand_copy"
+
+
+def test_values_inside_that_a_runtime_does_not_show_are_not_run_but_listed():
+    def runner(arrays):
+        return arrays
+
+    assert _headroom_gate("onnx:cpu", "student", runner) is None
+    runner.unrecorded = "nothing is shown"
+    gate = _headroom_gate("coreml", "student", runner)
+    assert (gate.name, gate.verdict, gate.detail) == ("largest_value", "not_run", "nothing is shown")
+    del runner.unrecorded
+    runner.headroom = lambda: Headroom(1e5, 65504.0, ("add",))
+    assert _headroom_gate("coreml", "student", runner).verdict == "failed"

@@ -60,14 +60,14 @@ class Placement:
     """Where the system plans to run a component."""
 
     operations: Mapping[str, int]  # device -> operations that it is preferred for
-    neural_engine: float  # share of the estimated cost, 0 to 1
+    neural_engine: float | None  # share of the estimated cost, 0 to 1; None where Core ML estimates none
     switches: int  # changes of device from one operation to the next
 
     def __str__(self) -> str:
         counts = ", ".join(f"{n} on the {device}" for device, n in self.operations.items())
-        return (
-            f"{counts}; {100 * self.neural_engine:.1f} % of the cost on the neural engine; {self.switches} switches (planned)"
-        )
+        share = self.neural_engine
+        cost = "no cost is estimated" if share is None else f"{100 * share:.1f} % of the cost on the neural engine"
+        return f"{counts}; {cost}; {self.switches} switches (planned)"
 
 
 def package_inputs(path: Path) -> tuple[PackageInput, ...]:
@@ -242,7 +242,8 @@ def placement_of(path: str, units: str) -> Placement:
                 order.append(DEVICES.get(type(usage.preferred_compute_device).__name__, "unknown device"))
                 weight[order[-1]] += cost.weight if cost is not None else 0.0
     switches = sum(a != b for a, b in itertools.pairwise(order))
-    return Placement(dict(sorted(Counter(order).items())), weight["neural engine"] / (sum(weight.values()) or 1.0), switches)
+    whole = sum(weight.values())
+    return Placement(dict(sorted(Counter(order).items())), weight["neural engine"] / whole if whole else None, switches)
 
 
 def _operations(block: Any) -> Iterator[Any]:

@@ -55,6 +55,7 @@ def bench(
     """
     from snapgen_deploy.bundle import check_hashes, open_bundle
     from snapgen_deploy.latency import foretell
+    from snapgen_deploy.latency.environment import stamp_of_now
     from snapgen_deploy.latency.exporters import FORMATS
     from snapgen_deploy.latency.results import RUN_PROFILES
 
@@ -64,6 +65,8 @@ def bench(
         raise BadInput(f"no format '{form}': expected one of {', '.join(FORMATS)}")
     opened = open_bundle(bundle)
     check_hashes(opened)
+    if save and link is not None:
+        _check_device(opened.manifest["device"]["id"], link)
     run, mode = RUN_PROFILES[profile], "sustained" if sustained else "burst"
     shown = progress(quiet=as_json)
     if link is None:
@@ -78,7 +81,7 @@ def bench(
 
         result = measure_device(opened, target, link, tuple(link_option or ()), run, mode, threads or 1, shown)
     known = foretell.beside(opened, result, on_host=link is None)
-    result = replace(result, environment={**result.environment, **known})
+    result = replace(result, environment={**result.environment, **known, **stamp_of_now()})
     if output is not None:
         save_text(output, FORMATS[form](result))
     if plot is not None:
@@ -93,6 +96,18 @@ def bench(
         print_json(result.as_dict() | {"summary": {name: result.summary(name) for name in result.names}})
     else:
         print_measurement(result, run)
+
+
+def _check_device(device: str, link: str) -> None:
+    """BadInput where what the link reaches cannot be the bundle's device, for which `--save` would keep the times."""
+    from snapgen_deploy.device_profiles import load_profile, profile_ids
+
+    if device not in profile_ids():
+        return  # a profile of the user's own
+    system, reached = load_profile(device).os, link.partition(":")[0]
+    expected = {"adb": "Android", "iphone": "iOS", "mac": "macOS"}.get(reached, system)
+    if expected.lower() not in (system.lower(), {"ipados": "ios"}.get(system.lower())):
+        raise BadInput(f"--save keeps times as those of {device} ({system}), and --link {reached} reaches no such device")
 
 
 def print_measurement(result: Measurement, run: RunProfile) -> None:

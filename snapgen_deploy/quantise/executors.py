@@ -39,6 +39,11 @@ class Executor(Protocol):
         """How many tasks may be elsewhere at once, of which this computer's memory holds the arguments."""
         ...
 
+    @property
+    def workers(self) -> int:
+        """How many further processes of this computer work."""
+        ...
+
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """One result per task; an exception of the function is raised here as it was there."""
         ...
@@ -52,6 +57,7 @@ class Here:
     """One task after the other in this process."""
 
     handed_out = 0
+    workers = 0
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """As `Executor.map`."""
@@ -73,6 +79,11 @@ class Processes:
         """As `Executor.handed_out`."""
         return AHEAD * self.count + 1
 
+    @property
+    def workers(self) -> int:
+        """As `Executor.workers`."""
+        return self.count
+
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """As `Executor.map`; WorkerLost where a process dies."""
         context = multiprocessing.get_context("spawn")
@@ -91,6 +102,7 @@ class Cluster:
     """A Dask cluster whose workers have this package installed."""
 
     handed_out = AHEAD * 8 + 1  # of a cluster of eight workers; how many there are shows when it is called
+    workers = 0
 
     def __init__(self, address: str) -> None:
         self.address = address

@@ -9,6 +9,7 @@ import torch
 
 from snapgen_deploy.host_memory import available_bytes
 from snapgen_deploy.models import DiT, DiTConfig
+from snapgen_deploy.quantise.executors import Executor, Here
 from snapgen_deploy.quantise.layers import Layer, layers_of, matrix_of
 
 TOKENS = 2048  # image tokens that run together at most: activations of a full-scale student take gigabytes a call
@@ -20,6 +21,7 @@ KEPT = 2 << 30  # bytes of activations of all blocks that are kept for the gradi
 # `benchmarks.export_memory recipe`.
 MAPS, SCORES = 32, 2
 BASE = 480_000_000  # of the process without a network
+WORKER = 250_000_000  # of each process of an executor without its task
 WEIGHTS = 1.05  # bytes for each byte of the student's weights in fp32
 # For each byte of the largest layer in fp32: its palettes are fitted and errors found, in double precision.
 EVALUATED = 12
@@ -36,20 +38,25 @@ def moment_bytes(layer: Layer) -> int:
     return 8 * groups * columns**2
 
 
-def moments_at_once(student: DiT, handed_out: int) -> int:
-    """Bytes of second moments to hold together: half of what this computer has free, so that few passes are made.
-
-    `handed_out` layers may be with an executor meanwhile: their matrices, and as much for what is computed of them.
-    """
-    return _held([moment_bytes(layer) for layer in layers_of(student).values()], handed_out, available_bytes() or 0)
+def moments_at_once(student: DiT, executor: Executor) -> int:
+    """Bytes of second moments to hold together: half of what this computer has free, so that few passes are made."""
+    return _held(student, executor, available_bytes() or 0)
 
 
-def _held(moments: list[int], handed_out: int, free: int) -> int:
-    return max(MOMENTS, max(moments), (free - _elsewhere(moments, handed_out)) // 2)
+def _held(student: DiT, executor: Executor, free: int) -> int:
+    largest = max(map(moment_bytes, layers_of(student).values()))
+    return max(MOMENTS, largest, (free - _elsewhere(student, executor)) // 2)
 
 
-def _elsewhere(moments: list[int], handed_out: int) -> int:
-    return handed_out * 3 * max(moments)
+def _elsewhere(student: DiT, executor: Executor) -> int:
+    """Of layers that are with the executor: their matrices, and as much for what is computed of them; and its processes."""
+    moments = max(map(moment_bytes, layers_of(student).values()))
+    return executor.handed_out * 3 * moments + executor.workers * (WORKER + EVALUATED * _largest(student))
+
+
+def _largest(student: DiT) -> int:
+    """Bytes of the largest layer's weights in fp32."""
+    return max(4 * layer.weight.numel() for layer in layers_of(student).values())
 
 
 def recomputes(config: DiTConfig, width: str, tokens: int, calls: int) -> bool:
@@ -57,8 +64,10 @@ def recomputes(config: DiTConfig, width: str, tokens: int, calls: int) -> bool:
     return sum(_kept_of_stages(config, width, tokens, calls)) > KEPT
 
 
-def predicted_peak(config: DiTConfig, width: str, latent: tuple[int, int, int], handed_out: int = 0, free: int = 0) -> int:
-    """Bytes that the recipe's process and its executor's need here: the larger of measuring layers and tuning.
+def predicted_peak(
+    config: DiTConfig, width: str, latent: tuple[int, int, int], executor: Executor | None = None, free: int = 0
+) -> int:
+    """Bytes that the recipe's process and its executor's (none when left out) need here: the larger of measuring and tuning.
 
     More second moments are held where many bytes are `free` (`moments_at_once`); by default what it cannot do without.
     """
@@ -68,9 +77,9 @@ def predicted_peak(config: DiTConfig, width: str, latent: tuple[int, int, int], 
     weights = round(WEIGHTS * 4 * sum(p.numel() for p in student.parameters()))
     moments = [moment_bytes(layer) for layer in layers_of(student).values()]
     # beside the sums, one batch's own product in single and double precision
-    held = min(sum(moments), _held(moments, handed_out, free))
-    largest = max(4 * layer.weight.numel() for layer in layers_of(student).values())
-    measuring = held + max(3 * max(moments) // 2, EVALUATED * largest) + _elsewhere(moments, handed_out)
+    outside = executor or Here()
+    held = min(sum(moments), _held(student, outside, free))
+    measuring = held + max(3 * max(moments) // 2, EVALUATED * _largest(student)) + _elsewhere(student, outside)
     tokens = rows * columns
     calls = together(tokens, LESSON)
     kept = _kept_of_stages(config, width, tokens, calls)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from snapgen_deploy.bundle import sha256_of
-from snapgen_deploy.cache import discard_oldest
+from snapgen_deploy.cache import discard_oldest, refuse_changed, stamps
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.elastic import load_student
 from snapgen_deploy.errors import BadInput
@@ -73,10 +73,10 @@ def make_recipe(
 
     `latent` is (channels, height, width). The folder holds recipe.json, tuned.safetensors, tuning.json and tuning.png.
     """
+    before = stamps(checkpoint.files)
+    if (finished := finished_recipe(checkpoint, width, latent, settings, root)) is not None:
+        return finished
     base, folder = _place(checkpoint, width, latent, settings, root)
-    if load_recipe(folder) is not None:
-        _touch(folder)
-        return folder
     executor.check()
     _make_room(root)
     samples = samples_of(settings.prompts or (NO_PROMPT,), settings.pictures)
@@ -85,11 +85,14 @@ def make_recipe(
     trajectories = record(
         checkpoint, width, latent, samples, root / f"trajectories-{base}", lambda n: report("recording trajectories", n, count)
     )
+    _refuse_changed(checkpoint, before, root, base)
     levels = levels_for(settings.bits)
     found, measured = _sensitivities(checkpoint, width, trajectories, executor, root / f"sensitivity-{base}", levels, report)
+    _refuse_changed(checkpoint, before, root, base)
     chosen = allocate([Candidate(s.name, s.weights, s.errors) for s in found.values()], settings.bits)
     palettes = {name: found[name].palettes[b] for name, b in chosen.bits.items()}
     student = quantise(load_student(checkpoint, width), palettes)
+    _refuse_changed(checkpoint, before, root, base)  # nothing is read of it from here on
     state, total = root / f"tuning-{_hash(base, settings.as_key())}", settings.iterations
     report("tuning", 0, total)
     tuned = tune(student, trajectories, Tuning(total), state, lambda n, loss: report(f"tuning (error {loss:.2g})", n, total))
@@ -103,7 +106,23 @@ def finished_recipe(
 ) -> Path | None:
     """The folder that `make_recipe` would give at once; None where there is still something to do."""
     _, folder = _place(checkpoint, width, latent, settings, root)
-    return folder if load_recipe(folder) is not None else None
+    if load_recipe(folder) is None:
+        return None
+    _touch(folder)
+    return folder
+
+
+def _refuse_changed(checkpoint: Checkpoint, before: Sequence[tuple[int, int, int]], root: Path, base: str) -> None:
+    """BadInput, and the stages are gone, where the checkpoint changed since: they would be another's, under its hash."""
+    try:
+        refuse_changed(checkpoint, before)
+    except BadInput:
+        for stage in root.glob(f"*-{base}*"):
+            if stage.is_dir():
+                shutil.rmtree(stage, ignore_errors=True)
+            else:
+                stage.unlink(missing_ok=True)
+        raise
 
 
 def _place(
@@ -175,7 +194,7 @@ def _sensitivities(
             file.flush()
             report("measuring layers", done, total)
 
-        memory = moments_at_once(student, executor.handed_out)
+        memory = moments_at_once(student, executor)
         found = measure(student, trajectories, pictures, levels, executor, known=known, memory=memory, note=note)
     return found, pictures
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from snapgen_deploy.checkpoint import open_checkpoint
@@ -12,17 +9,7 @@ from snapgen_deploy.child import run_in_child
 from snapgen_deploy.plan import ExportPlan
 from snapgen_deploy.progress import Counting, Tell
 from snapgen_deploy.quantise.executors import executor_of
-from snapgen_deploy.quantise.recipe import default_root, keep_within, make_recipe
-
-
-@contextmanager
-def recipe_room(limit: int | None, beside: Path) -> Iterator[Path]:
-    """Where recipes are kept; with no `limit` of the cache nothing is, and the room lies in `beside` until this ends."""
-    if limit is not None:
-        yield default_root()
-        return
-    with tempfile.TemporaryDirectory(prefix=".recipe-", dir=beside) as folder:
-        yield Path(folder)
+from snapgen_deploy.quantise.recipe import keep_within, make_recipe
 
 
 def run_stage(

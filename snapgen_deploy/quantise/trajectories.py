@@ -19,7 +19,7 @@ import numpy as np
 
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export.base import Arrays, Role, Runner
+from snapgen_deploy.export.base import Arrays, Role
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.pipeline import Pipeline, Schedule, Trace, noise_for
 from snapgen_deploy.reference import prompt_tokens, random_text, reference_runners, schedule_of
@@ -142,8 +142,7 @@ def _draw(
 ) -> None:
     """Write one file per array, row by row."""
     config = checkpoint.config
-    runners: dict[Role, Runner] = dict(reference_runners(checkpoint, width))
-    runners.pop("decoder", None)  # pictures are not kept
+    runners = reference_runners(checkpoint, width, ("student", "text_encoder"))  # pictures are not kept
     pipeline = Pipeline(runners, schedule_of(config), latent)
     files: dict[str, np.memmap] = {}
     for number, sample in enumerate(samples):

@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from snapgen_deploy.bundle import SUMS, open_bundle, write_manifest
-from snapgen_deploy.errors import Refused
+from snapgen_deploy.bundle import SUMS, Bundle, open_bundle, write_manifest
+from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.latency.calibrate import Calibration, key_of, store
 from snapgen_deploy.latency.compare import CAP_SECONDS, compare_bundles, refuse_unlike
 from snapgen_deploy.latency.cost_ops import KINDS
@@ -277,3 +277,25 @@ def test_bad_usage_of_bench(bundle, arguments, words):
     done = invoke("bench", bundle, *arguments)
     assert done.exit_code == 2
     assert words in done.stderr
+
+
+def test_a_metric_that_only_warns_neither_stops_the_clock_nor_asks_for_more(bundle, changed, monkeypatch):
+    rounds_of(monkeypatch, change=0.0, spread=0.01, seconds=0.1)
+    thresholds = [parse_threshold("e2e_p50:10%"), parse_threshold("e2e_p50:0.1%", warn=True)]
+    other = open_bundle(changed(lambda m: m.update(prompts=[])))
+    found = compare_bundles(open_bundle(bundle), other, "onnx:cpu", thresholds, (), quiet)
+    assert (found.verdict, found.rounds, found.self_check.passed) == ("ok", 10, True)
+
+
+def test_a_metric_of_a_component_that_is_not_there_is_one_line(bundle):
+    opened = open_bundle(bundle)
+    monkey = Bundle(opened.path, json.loads(json.dumps(opened.manifest)))
+    del monkey.manifest["targets"]["onnx:cpu"]["components"]["text_encoder"]
+    with pytest.raises(BadInput, match="text_encoder_p50: .* has no text_encoder, only"):
+        compare_bundles(opened, monkey, "onnx:cpu", [parse_threshold("text_encoder_p50:5%")], (), quiet)
+
+
+def test_saving_what_cannot_be_the_bundle_s_device_is_refused_before_it_is_measured(bundle):
+    done = invoke("bench", bundle, "--link", "mac", "--save")
+    assert done.exit_code == 2
+    assert "--link mac reaches no such device" in done.stderr

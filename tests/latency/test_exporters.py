@@ -90,8 +90,8 @@ def test_openmetrics_in_seconds_with_quantiles() -> None:
     assert counts == {"e2e": 132, "text_encoder": 132, "student": 528, "decoder": 132}
     labels = found["snapgen_peak_memory_bytes"][0][0]
     assert labels == {
-        "model": "shapes-iphone16pm", "width": "full", "component": "all", "backend": "onnx:cpu",
-        "device": "Example CPU 8-core",
+        "model": "shapes-iphone16pm", "width": "full", "resolution": "64x64", "component": "all", "backend": "onnx:cpu",
+        "precision": "fp32", "threads": "1", "mode": "burst", "device": "Example CPU 8-core",
     }  # fmt: skip
     assert [labels["kind"] for labels, _ in found["snapgen_load_seconds"]] == ["cold", "warm"]
 

@@ -58,3 +58,10 @@ def test_a_component_or_target_that_is_gone_or_new_is_a_change():
     del without["targets"]["onnx:cpu"]["components"]["student"]
     assert guard_verdict(guards_of(MANIFEST, without, ("ops",))) == "failed"
     assert guard_verdict(guards_of({"targets": {}}, MANIFEST)) == "changed"
+
+
+def test_every_picture_size_is_a_graph_of_its_own():
+    before, after = (changed(sizes={"64x64": {"lint": {}, "ops": {"MatMul": n}}}) for n in (8, 9))
+    (guard,) = (g for g in guards_of(before, after) if g.verdict != "same")
+    assert (guard.component, guard.name, guard.detail) == ("onnx:cpu student 64x64", "ops", "MatMul 8 -> 9")
+    assert {g.component for g in guards_of(before, MANIFEST) if g.verdict != "same"} == {"onnx:cpu student 64x64"}

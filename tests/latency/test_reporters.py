@@ -38,7 +38,7 @@ def test_every_reporter_is_a_pure_function_of_a_record_that_json_can_carry() -> 
 def test_summary_has_a_row_per_metric() -> None:
     text = step_summary(make_comparison(metrics=[metric(change=0.071, verdict="regressed"), metric("student_p50", warn=True)]))
     rows = [cells(line) for line in text.splitlines() if line.startswith("|")]
-    assert rows[0][:6] == ["metric", "base", "candidate", "change (95 % CI)", "verdict", "detectable"]
+    assert rows[0][:6] == ["metric", "base", "candidate", "change (98.3 % CI)", "verdict", "detectable"]
     assert rows[2] == ["e2e\\_p50", "40 ms", "42.84 ms", "+7.1 % [+6.5, +7.7]", "❌ regressed", "0.9 %", "3.0 %"]
     assert rows[3][-1] == "3.0 % (warns)"
     assert "2 deterministic guards unchanged" in text

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -85,3 +86,9 @@ def test_stored_numbers_are_judged_by_their_rounds(scale, verdict):
 def test_what_a_baseline_does_not_hold(tmp_path):
     with pytest.raises(BadInput, match="not in stored baselines"):
         judge_stored(measurement(), measurement(), [parse_threshold("load_p50:3%")])
+
+
+@pytest.mark.parametrize("change", [{"resolution": (64, 64)}, {"steps": 8}, {"mode": "sustained"}])
+def test_a_baseline_of_another_kind_of_picture_is_refused(change):
+    with pytest.raises(Refused, match=f"the baseline has {next(iter(change))}"):
+        judge_stored(measurement(), replace(measurement(), **change), [parse_threshold("e2e_p50:5%")])

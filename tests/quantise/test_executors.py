@@ -12,7 +12,9 @@ import pytest
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.quantise import executors
 from snapgen_deploy.quantise.executors import Cluster, Here, Processes, WorkerLost, executor_of
+from snapgen_deploy.quantise.memory import WORKER, predicted_peak
 from tests.owners import outlives_its_owner
+from tests.quantise.quantise_cases import LATENT, tiny_config
 
 
 def slow_first(task: int) -> tuple[int, int]:
@@ -100,3 +102,9 @@ def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPa
         with pytest.raises(BadInput, match="no Dask scheduler answers") as caught:
             executor_of(f"dask://127.0.0.1:{held.getsockname()[1]}").check()
     assert "\n" not in str(caught.value)
+
+
+def test_processes_count_in_the_prediction() -> None:
+    config = tiny_config().student
+    alone, four, eight = (predicted_peak(config, "full", LATENT, e) for e in (None, Processes(4), Processes(8)))
+    assert min(four - alone, eight - four) > 3.9 * WORKER

@@ -145,3 +145,17 @@ def test_sound_settings() -> None:
 def test_settings_that_cannot_be_used(changed: dict[str, object], says: str) -> None:
     with pytest.raises(BadInput, match=says):
         settings(**changed)
+
+
+@pytest.mark.parametrize("during", ["recording trajectories", "measuring layers"])
+def test_a_checkpoint_that_changes_meanwhile_leaves_nothing_under_its_hash(during: str, tmp_path: Path) -> None:
+    own, root = tiny_checkpoint(tmp_path), tmp_path / "recipes"
+    data = own.files[0].read_bytes()
+
+    def report(what: str, done: int, total: int) -> None:
+        if what == during and done == total:
+            own.files[0].write_bytes(data)  # a trainer saves anew
+
+    with pytest.raises(BadInput, match="was changed while it was exported"):
+        make_recipe(own, "full", LATENT, SETTINGS, Here(), root, report)
+    assert list(root.iterdir()) == []

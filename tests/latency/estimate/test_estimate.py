@@ -9,7 +9,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.latency.calibrate import Calibration, key_of, store
 from snapgen_deploy.latency.cost_ops import KINDS
 from snapgen_deploy.latency.environment import host_key
-from snapgen_deploy.latency.estimate import Estimate, Host, NoBasis, estimate_picture
+from snapgen_deploy.latency.estimate import Estimate, Host, NoBasis, estimate_picture, plan_estimator
 from snapgen_deploy.latency.estimate_basis import CPU_SLOWER, basis_of
 from snapgen_deploy.latency.estimate_fitted import PEAK_BANDWIDTH, PEAK_MACS, fitted
 from snapgen_deploy.latency.estimate_measured import find_measured, save_measured
@@ -98,12 +98,19 @@ def test_a_measurement_replaces_the_estimate(measured):
     assert (before.basis, found.basis) == ("calibrated", "measured")
     assert found.ms == measured.summary("e2e")["p50"]
     assert found.low <= found.ms <= found.high
-    for what in ({"width": "tiny"}, {"target": "executorch:xnnpack"}, {"resolution": (64, 64)}, {"threads": 2}):
-        wanted = {"target": "onnx:cpu", "width": "full", "resolution": SIZE, "threads": 1} | what
-        checked = find_measured(
-            "host", wanted["target"], "shapes", wanted["width"], wanted["resolution"], threads=wanted["threads"]
-        )
+    for what in (
+        {"width": "tiny"},
+        {"target": "executorch:xnnpack"},
+        {"resolution": (64, 64)},
+        {"threads": 2},
+        {"precision": "int8"},
+    ):
+        wanted = {"target": "onnx:cpu", "width": "full", "resolution": SIZE, "threads": 1, "precision": "fp32"} | what
+        place = wanted["target"], "shapes", wanted["width"], wanted["resolution"]
+        checked = find_measured("host", *place, precision=wanted["precision"], threads=wanted["threads"])
         assert checked is None, what
+    plans = plan_estimator(shapes(), Host(1), SIZE)
+    assert [plans("full", "onnx:cpu", p).basis for p in ("fp32", "int8-dynamic")] == ["measured", "calibrated"]
 
 
 def test_a_measurement_on_a_phone_is_kept_for_that_phone():
