@@ -107,9 +107,9 @@ def test_a_checkpoint_that_changes_under_the_export_is_refused(checkpoint, tmp_p
     copy.write_bytes(checkpoint.read_bytes())
     check = exporter.check_sizes
 
-    def touched(*arguments):
+    def touched(*arguments, **more):
         copy.write_bytes(checkpoint.read_bytes())
-        return check(*arguments)
+        return check(*arguments, **more)
 
     monkeypatch.setattr(exporter, "check_sizes", touched)
     done = export(copy, tmp_path / "a")

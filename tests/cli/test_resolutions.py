@@ -171,7 +171,7 @@ def test_resume_takes_every_size_up(checkpoint, tmp_path, monkeypatch):
         "--threads", 1, "--resume", *sizes,
     )  # fmt: skip
 
-    def broken(*_):
+    def broken(*_, **__):
         raise BadInput("interrupted")
 
     with monkeypatch.context() as patch:
