@@ -3,6 +3,7 @@
     python -m benchmarks.scale                                  # all of CASES, in rows that replace those of earlier runs
     python -m benchmarks.scale small:iphone16pm full:server     # some
     python -m benchmarks.scale full:server --unchecked          # conversions only: nothing is run, no gate is claimed
+    python -m benchmarks.scale small:iphone16pm --unchecked --target coreml
 
 Writes an untrained snapgenpp checkpoint (6.2 GB) into a temporary folder, or takes `--checkpoint DIR`, and runs the command
 line as a user would, with a cache of its own: a conversion that an earlier row made is not made twice, and its figures are
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,10 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="made by `init --preset snapgenpp`; made anew when left out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--unchecked", action="store_true", help="convert only: no reference picture, no gates, no bundle")
+    parser.add_argument("--target", action="append", help="with --unchecked, repeatable: in place of the case's own targets")
     options = parser.parse_args()
+    if options.target and not options.unchecked:
+        parser.error("--target belongs to --unchecked: rows with gates are of all targets")
     if unknown := set(options.cases) - set(CASES):
         parser.error(f"got {', '.join(sorted(unknown))}, expected cases out of {', '.join(CASES)}")
     with tempfile.TemporaryDirectory() as folder:
@@ -63,8 +68,10 @@ def main() -> None:
         if options.checkpoint is None:
             subprocess.run([PROGRAM, "init", "--preset", "snapgenpp", "-o", str(checkpoint)], check=True)
         for case in options.cases:
-            make, name = (converted, case + UNCHECKED) if options.unchecked else (exported, case)
-            write(name, make(case, checkpoint, Path(folder), options.threads))
+            if options.unchecked:
+                write(case + UNCHECKED, converted(case, checkpoint, Path(folder), options.threads, options.target))
+            else:
+                write(case, exported(case, checkpoint, Path(folder), options.threads))
     print((RESULTS / "scale.md").read_text())
 
 
@@ -94,11 +101,12 @@ def exported(case: str, checkpoint: Path, folder: Path, threads: int) -> dict[st
     }
 
 
-def converted(case: str, checkpoint: Path, folder: Path, threads: int) -> dict[str, Any]:
+def converted(case: str, checkpoint: Path, folder: Path, threads: int, targets: Sequence[str] | None = None) -> dict[str, Any]:
     """The conversions of an export alone, each in its process; every file is deleted once it was read back."""
     width, _, device = case.partition(":")
     config, start = open_checkpoint(checkpoint).config, time.monotonic()
-    chosen = [value for option, value in zip(CASES[case], CASES[case][1:], strict=False) if option == "--target"]
+    own = [value for option, value in zip(CASES[case], CASES[case][1:], strict=False) if option == "--target"]
+    chosen = targets or own
     profile = load_profile(device).with_memory_budget(2**40)  # what the device holds is not the question here
     plan = make_plan(config, profile, width=width, targets=chosen)
     request, found = Request(checkpoint, None, folder, (), threads), []
