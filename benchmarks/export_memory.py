@@ -5,8 +5,8 @@
 
 Written to benchmarks/results/export_memory.txt, or export_memory-recipe.txt. Networks: the embedded checkpoint at its widest,
 and an untrained one of about 100M parameters, exported by the command line in a temporary folder. One line a process, then a
-least-squares line `base + factor * bytes` per target over its conversions. The figures in `snapgen_deploy/export_memory.py`
-lie above these and above those of `benchmarks.scale`.
+least-squares line `base + factor * bytes` per target over its conversions. `snapgen_deploy/export_memory.py` has figures above
+these.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from snapgen_deploy.bundle import SUMS, Bundle, open_bundle, sha256_of
+from snapgen_deploy.bundle import SUMS, Bundle, open_bundle, refuse_misshapen, sha256_of
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.export.base import ROLES
 from snapgen_deploy.latency.duel import DuelRound, RoundOf, Sides, abba, interleaved, mode_for
@@ -106,6 +106,7 @@ def read_side(path: Path) -> Mapping[str, Any]:
             raise BadInput(f"{path} is not readable JSON ({error}); give a bundle or its manifest.json") from None
         if not isinstance(data, dict) or "targets" not in data:
             raise BadInput(f"{path} is no manifest; give a bundle or its manifest.json")
+        refuse_misshapen(path, data)
         return data
     return open_bundle(path).manifest
 

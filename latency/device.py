@@ -68,7 +68,8 @@ def target_for(bundle: Bundle, link_name: str, wanted: str | None) -> str:
     linked = {k: name for k, name in named.items() if {k, name} & set(takes) and k not in NEVER_LINKED}
     fitting = [k for k, name in linked.items() if wanted in (None, k, name)]
     if takes and not fitting:
-        raise BadInput(f"{link_name} runs {' and '.join(takes)}; got {wanted or ', '.join(bundle.targets)}")
+        asked = f", and {wanted} was asked for" if wanted else ""
+        raise BadInput(f"{link_name} runs {' and '.join(takes)}; {bundle.path.name} holds {', '.join(bundle.targets)}{asked}")
     return fitting[0] if fitting else bundle.targets[0]  # an unknown link: opening it says so
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+from snapgen_deploy.errors import BadInput
 from snapgen_deploy.files import cache_root
 from snapgen_deploy.latency.calibrate import write_json
 from snapgen_deploy.latency.environment import host_key
@@ -50,7 +51,10 @@ def find_measured(
     """
     folder = measured_dir(device_id)
     for path in sorted(folder.glob("*.json"), key=lambda p: (-p.stat().st_mtime_ns, p.name)):
-        m = read_measurement(path)
+        try:
+            m = read_measurement(path)
+        except BadInput:  # of another version, or damaged: as good as none
+            continue
         same_model = m.bundle == f"{checkpoint}-{m.device}" and (m.width, m.resolution) == (width, resolution)
         alike = m.key.backend == target and precision in (None, m.key.precision) and threads in (None, m.key.threads)
         if same_model and alike and m.mode == "burst" and m.samples():

@@ -129,7 +129,21 @@ def open_bundle(path: Path) -> Bundle:
         raise BadInput(
             f"{manifest}: got schema_version {version}, expected {SCHEMA_VERSION}; use the tool that wrote the bundle"
         )
+    refuse_misshapen(manifest, data)
     return Bundle(path, data)
+
+
+def refuse_misshapen(path: Path, manifest: Mapping[str, Any]) -> None:
+    """BadInput where a manifest lacks what every reader of it asks for, or has it in another shape."""
+    targets = manifest.get("targets")
+    sound = isinstance(targets, dict) and all(
+        isinstance(t, dict)
+        and isinstance(t.get("components"), dict)
+        and all(isinstance(c, dict) for c in t["components"].values())
+        for t in targets.values()
+    )
+    if not sound or set(manifest.get("target_order", ())) != set(targets or ()):
+        raise BadInput(f"{path} does not name its targets and their components; export the bundle again")
 
 
 def sha256_of(path: Path) -> str:
@@ -178,7 +192,8 @@ class Staging:
         for path in files_under(self.root):
             _fsync(path)
         _fsync(self.root)
-        self.root.chmod(0o755)  # mkdtemp makes it private
+        for path in (self.root, *self.root.rglob("*")):  # what temporary folders and some writers make is private
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if self.final.exists():
             if not overwrite:
                 raise already_there(self.final)

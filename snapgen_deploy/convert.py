@@ -79,15 +79,35 @@ class Conversion:
 
 def convert(work: Conversion, role: Role) -> Exported:
     """One component, from the cache or an interrupted run where it is there; several picture sizes are joined."""
-    if not work.plan.other_sizes or role == "text_encoder":
-        return _convert_one(work, work.plan, role, work.stage.root)
     key, apart = work.target.key, work.stage.root / PARTS
+    if not work.plan.other_sizes or role == "text_encoder":
+        if not work.stage.keep or not is_arranged(work.target):
+            return _convert_one(work, work.plan, role, work.stage.root)
+        return _once_more(_convert_one(work, work.plan, role, apart), apart, work.stage.root)
     parts = {size: _convert_one(work, work.plan.at(size), role, apart / size, size) for size in work.plan.sizes}
     with work.progress(f"{key}: joining the sizes of the {role.replace('_', ' ')}"):
         done, peak = run_in_child(f"{key} {role} sizes", join_sizes, key, parts, folder_of(work.stage.root, key))
     if not work.stage.keep:
         shutil.rmtree(apart)
     return replace(done, peak_bytes=max(peak, done.peak_bytes))
+
+
+def is_arranged(target: TargetPlan) -> bool:
+    """Whether the target's files are moved into the folders of a layout when all are there."""
+    return dict(target.options).get("folders") == "diffusers"
+
+
+def _once_more(part: Exported, root: Path, to: Path) -> Exported:
+    """The component with its files below `to`, too: a layout moves those, and `--resume` finds its own below `root`."""
+    places = {file: to / file.relative_to(root) for file in part.artifact.files}
+    for file, place in places.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        if file.suffix == ".onnx":  # the layout writes the new name of the weights into it
+            shutil.copyfile(file, place)
+        else:
+            place.hardlink_to(file)
+    return replace(part, artifact=replace(part.artifact, path=places[part.artifact.path], files=tuple(places.values())))
 
 
 def folder_of(root: Path, key: str) -> Path:

@@ -1,7 +1,7 @@
 """The named errors of the tool; each carries the process exit code that the command line documents.
 
 0 done and all gates passed; 1 a gate failed or a regression was found; 2 bad usage or bad input;
-3 refused or inconclusive; 4 a measurement could not be made.
+3 refused or inconclusive; 4 a measurement could not be made; 70 an error that none of these is.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from snapgen_deploy.cache import source_sha256, stamps, tool_versions
 from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint, validate
 from snapgen_deploy.child import run_in_child
 from snapgen_deploy.components import roles_of
-from snapgen_deploy.convert import Conversion, all_cached, convert, folder_of, kept
+from snapgen_deploy.convert import Conversion, all_cached, convert, folder_of, is_arranged, kept
 from snapgen_deploy.elastic import load_student
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Role
@@ -234,7 +234,7 @@ def _reference(request: Request, plan: ExportPlan, tell: Done = untold) -> dict[
 
 def _arrange(work: Conversion, parts: dict[Role, Exported]) -> dict[Role, Exported]:
     """The folder layout that the profile asks for; only `diffusers` differs from one flat folder a target."""
-    if dict(work.target.options).get("folders") != "diffusers":
+    if not is_arranged(work.target):
         return parts
     from snapgen_deploy.export.optimum_layout import arrange, renamed
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from snapgen_deploy.bundle import open_bundle
-from snapgen_deploy.errors import BadInput
+from snapgen_deploy.errors import BadInput, SnapgenError
 from snapgen_deploy.export.base import Arrays
 from snapgen_deploy.export.layers import CoreMLProbe, Found, OnnxProbe, Probe, first_wrong, run_on_cpu
+from snapgen_deploy.export.quiet import first_line
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.files import read_arrays
 
@@ -67,8 +68,16 @@ def of_file(path: Path, inputs: Path | None) -> Work:
 
 def compare(work: Work, limit: float) -> Found | str:
     """The first wrong layer, or why nothing can be compared."""
-    probe = _probe(work)
-    return probe if isinstance(probe, str) else first_wrong(probe, limit)
+    try:
+        probe = _probe(work)
+        if isinstance(probe, str):
+            return probe
+        found = first_wrong(probe, limit)
+    except SnapgenError:
+        raise
+    except Exception as error:  # of protobuf or a runtime, whose exceptions have no base of their own
+        raise BadInput(f"{work.path.name} cannot be compared with these inputs: {first_line(error)}") from error
+    return found if found.looked_at else "no operation of it could be looked at"
 
 
 def _probe(work: Work) -> Probe | str:
@@ -97,7 +106,10 @@ def _given(work: Work, noise: Callable[[Path], Arrays], graph: Path) -> Arrays:
 def _operators(path: Path) -> set[str]:
     import onnx
 
-    return {n.op_type for n in onnx.load(str(path), load_external_data=False).graph.node}
+    try:
+        return {n.op_type for n in onnx.load(str(path), load_external_data=False).graph.node}
+    except Exception as error:  # protobuf's, or the system's
+        raise BadInput(f"{path} cannot be read as an ONNX model: {first_line(error)}") from None
 
 
 def _is_context(path: Path) -> bool:

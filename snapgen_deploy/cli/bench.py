@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import megabytes, out, print_json, progress, save_text
+from snapgen_deploy.cli.console import check_places, megabytes, out, print_json, progress, save_text
 from snapgen_deploy.cli.export import default_threads
 from snapgen_deploy.errors import BadInput
 
@@ -37,7 +37,7 @@ def bench(
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; when left out all of this host, 1 on a device.")
+        int | None, typer.Option(min=1, max=1024, help="CPU threads; when left out all of this host, 1 on a device.")
     ] = None,
     save: Annotated[bool, typer.Option("--save", help="Keep the result: it replaces estimates for this device.")] = False,
     form: Annotated[
@@ -63,6 +63,9 @@ def bench(
         raise BadInput(f"no run profile '{profile}': expected one of {', '.join(RUN_PROFILES)}")
     if form not in FORMATS:
         raise BadInput(f"no format '{form}': expected one of {', '.join(FORMATS)}")
+    check_places({"--output": output, "--plot": plot})
+    if link_option and link is None:
+        raise BadInput("--link-option belongs to --link; add it, or leave the option out")
     opened = open_bundle(bundle)
     check_hashes(opened)
     if save and link is not None:

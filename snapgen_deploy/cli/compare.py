@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import err, out, print_json, progress, save_text
+from snapgen_deploy.cli.console import check_places, err, out, print_json, progress, save_text
 from snapgen_deploy.errors import BadInput
 
 if TYPE_CHECKING:
@@ -47,13 +47,15 @@ def compare(
     ] = "auto",
     max_rounds: Annotated[int, typer.Option(min=10, help="Most rounds when the answer is not clear.")] = 30,
     max_seconds: Annotated[float, typer.Option(min=1, help="No more rounds are begun that would end later.")] = 170,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; one is steadiest.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads; one is steadiest.")] = 1,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML there.")] = None,
     summary: Annotated[
         Path | None,
         typer.Option(help="Append Markdown there.", envvar="GITHUB_STEP_SUMMARY"),
     ] = None,
-    annotations: Annotated[bool, typer.Option("--annotations", help="Print GitHub annotations.")] = False,
+    annotations: Annotated[
+        bool, typer.Option("--annotations", help="Print GitHub annotations; on standard error with --json.")
+    ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the comparison as JSON, for `report`.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
@@ -73,6 +75,7 @@ def compare(
             raise BadInput(f"{name}: got '{got}', expected one of {', '.join(choices)}")
     thresholds = [parse_threshold(t) for t in fail_on or (() if warn_on else ("e2e_p50:5%",))]
     thresholds += [parse_threshold(t, warn=True) for t in warn_on or ()]
+    check_places({"--junit": junit, "--output": output, "--summary": summary})
     looks = (*(n for n in LOOKS[:-1] if n < max_rounds), max_rounds)  # no more looks than each has its share of the error of
     shown = progress(quiet=as_json)
     if baseline is not None:
@@ -100,7 +103,7 @@ def compare(
     if annotations:
         from snapgen_deploy.latency.reporters import annotations as lines
 
-        sys.stdout.write(lines(record))
+        (sys.stderr if as_json else sys.stdout).write(lines(record))
     raise typer.Exit(exit_code(found.verdict, inconclusive))
 
 
@@ -186,12 +189,15 @@ def _write_reports(record: dict[str, Any], junit: Path | None, summary: Path | N
     from snapgen_deploy.latency.reporters import junit_xml, step_summary
 
     if junit is not None:
-        save_text(junit, junit_xml(record))
+        save_text(junit, junit_xml(record), "--junit")
     if output is not None:
         save_text(output, json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
     if summary is not None:
-        with summary.open("a", encoding="utf-8") as file:  # the file is shared with other steps
-            file.write(step_summary(record) + os.linesep)
+        try:
+            with summary.open("a", encoding="utf-8") as file:  # the file is shared with other steps
+                file.write(step_summary(record) + os.linesep)
+        except OSError as error:
+            raise BadInput(f"cannot write {summary} ({error.strerror}); choose another place with --summary") from None
 
 
 def print_comparison(found: Comparison) -> None:

@@ -7,7 +7,7 @@ import re
 import sys
 import time
 import traceback as tracebacks
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from snapgen_deploy.errors import BadInput, SnapgenError
 from snapgen_deploy.files import write_text
 from snapgen_deploy.progress import Counting, Done, Progress, Tell, untold
 
+UNFORESEEN = 70  # exit code of an error that the tool does not know (sysexits.h: EX_SOFTWARE): no gate, no regression
 UNTRAINED = "untrained weights: pictures are noise"
 
 
@@ -48,7 +49,7 @@ def report_error(error: Exception, *, traceback: bool) -> int | None:
         return error.exit_code
     hint = "" if traceback else "; run again with -v for the traceback"
     err().print(f"error: {type(error).__name__}: {_one_line(error)}{hint}", style="red", markup=False, soft_wrap=True)
-    return 1
+    return UNFORESEEN
 
 
 def _one_line(error: Exception) -> str:
@@ -133,10 +134,10 @@ UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**
 def parse_bytes(text: str, option: str) -> int:
     """`500MB`, `1.5 GiB` -> bytes; BadInput that names `option` for anything else and for nothing at all."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.strip().lower())
-    count = int(float(found[1]) * UNITS[found[2]]) if found and found[2] in UNITS else 0
-    if count <= 0:
+    count = float(found[1]) * UNITS[found[2]] if found and found[2] in UNITS else 0.0
+    if not 1 <= count < 1e18:
         raise BadInput(f"{option}: got '{text}', expected a size such as 500MB or 1GB")
-    return count
+    return int(count)
 
 
 def megabytes(count: float) -> str:
@@ -144,6 +145,18 @@ def megabytes(count: float) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
-def save_text(path: Path, text: str) -> None:
+def save_text(path: Path, text: str, option: str = "--output") -> None:
     """Write the whole file or nothing."""
-    write_text(path, text, "choose another place with --output")
+    write_text(path, text, f"choose another place with {option}")
+
+
+def check_places(places: Mapping[str, Path | None]) -> None:
+    """BadInput, before any work, where an option's file cannot be written: no such folder, a folder itself, or named twice."""
+    seen: dict[Path, str] = {}
+    for option, path in places.items():
+        if path is None:
+            continue
+        if path.is_dir() or not path.parent.is_dir():
+            raise BadInput(f"{option}: got {path}, expected a file in a folder that exists")
+        if (other := seen.setdefault(path.resolve(), option)) != option and (path.is_file() or not path.exists()):
+            raise BadInput(f"{option} and {other}: got {path} for both, expected two files")

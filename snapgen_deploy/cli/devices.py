@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from snapgen_deploy.cli.console import out, print_json
@@ -62,7 +63,7 @@ def _list(profiles: list[Profile]) -> None:
         table.add_column(column, no_wrap=column in ("id", "targets"))
     for p in profiles:
         targets = "\n".join(f"{t.key} {t.precision}" for t in p.targets)
-        table.add_row(p.id, p.name, p.soc, _short(p.memory_budget), _short(p.latency_budget), targets)
+        table.add_row(p.id, escape(p.name), escape(p.soc), _short(p.memory_budget), _short(p.latency_budget), targets)
     out().print(table)
 
 
@@ -80,10 +81,11 @@ def _short(figure: Figure | None) -> str:
 
 def _show(p: Profile) -> None:
     console = out()
-    console.print(f"[bold]{p.name}[/bold] ({p.id})   {p.kind}, {p.soc}, {p.os} {p.os_minimum} or newer")
-    console.print(f"source: {p.source}", style="dim", soft_wrap=True)
+    about = f"({p.id})   {p.kind}, {p.soc}, {p.os} {p.os_minimum} or newer"
+    console.print(f"[bold]{escape(p.name)}[/bold] {escape(about)}")
+    console.print(f"source: {p.source}", style="dim", soft_wrap=True, markup=False)
     for note in p.notes:
-        console.print(note, soft_wrap=True)
+        console.print(note, soft_wrap=True, markup=False)
     targets = Table(title="targets, in order", title_justify="left")
     for column in ("target", "precision", "layout", "runs on", "options", "exported"):
         targets.add_column(column)
@@ -92,18 +94,18 @@ def _show(p: Profile) -> None:
         targets.add_row(t.key, t.precision, t.layout, _from(t.system), _options(t.options), when)
     console.print(targets)
     for offer in p.offers:
-        console.print(f"{offer.target.key}: {offer.source}", style="dim", soft_wrap=True)
+        console.print(f"{offer.target.key}: {offer.source}", style="dim", soft_wrap=True, markup=False)
     figures = Table(title="figures", title_justify="left")
     for column in ("figure", "value", "status", "source"):
         figures.add_column(column, overflow="fold")
     budgets = {"memory budget": p.memory_budget, "latency budget": p.latency_budget}
     for name, figure in {**budgets, **p.figures}.items():
         if figure is not None:
-            figures.add_row(name.replace("_", " "), _short(figure), figure.status, figure.source)
+            figures.add_row(name.replace("_", " "), _short(figure), figure.status, escape(figure.source))
     if p.latency is not None:
         model = f"{p.latency.preset} {p.latency.resolution[0]}x{p.latency.resolution[1]}, {p.latency.target}"
         for name, figure in {**{f"step, {w}": f for w, f in p.latency.step.items()}, "decoder": p.latency.decoder}.items():
-            figures.add_row(f"{name} ({model})", _short(figure), figure.status, figure.source)
+            figures.add_row(f"{name} ({model})", _short(figure), figure.status, escape(figure.source))
     console.print(figures)
 
 
@@ -117,7 +119,7 @@ def plan_as_dict(plan: ExportPlan) -> dict[str, Any]:
 def render_plan(plan: ExportPlan, console: Console) -> None:
     """The plan as a table, with the reasons below."""
     size = f"{plan.resolution[0]}x{plan.resolution[1]} pixels, latent {'x'.join(map(str, plan.latent))}"
-    console.print(f"[bold]{plan.device_name}[/bold]: width [bold]{plan.width}[/bold], {size}")
+    console.print(f"[bold]{escape(plan.device_name)}[/bold]: width [bold]{plan.width}[/bold], {size}")
     table = Table()
     for column in ("target", "precision", "layout", "local attention", "runs on", "options"):
         table.add_column(column, no_wrap=column == "target")

@@ -39,7 +39,7 @@ def doctor(
         typer.Option(min=0, help="With --layers: relative error of a right output; the gate's, or 0.05 for a file."),
     ] = None,
     memory_limit: Annotated[
-        float | None, typer.Option(min=0, help="MB that the app may use; from the bundle's device when left out.")
+        float | None, typer.Option(min=0, max=1e9, help="MB that the app may use; from the bundle's device when left out.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Reasons, sources, all examples; tracebacks.")] = False,

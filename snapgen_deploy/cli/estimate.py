@@ -31,7 +31,7 @@ def estimate(
         str | None, typer.Option(help="NAME or NAME:VARIANT; when left out the profile's first that there is a basis for.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; the model's own when left out.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the host; all when left out.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads of the host; all when left out.")] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Over widths, picture sizes and steps; -o draws it.")] = False,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="First measure this host by micro-benchmarks: minutes. Needs --device host.")

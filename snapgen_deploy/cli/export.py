@@ -82,7 +82,7 @@ def export(
         Path | None, typer.Option(help="Text file, a prompt a line (a tab and a seed may follow), for gates and preview.")
     ] = None,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the bundle is written.")] = Path("bundles"),
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all when left out.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads; all when left out.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is already there.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Take up an interrupted export of the same plan.")] = False,
@@ -95,10 +95,12 @@ def export(
 ) -> None:
     """Export a checkpoint for a device, run what was saved, and write the bundle if every gate held."""
     from snapgen_deploy import export_memory
+    from snapgen_deploy.calibration import calibration_of
     from snapgen_deploy.checkpoint import open_checkpoint
     from snapgen_deploy.cli.devices import plan_as_dict, render_plan
     from snapgen_deploy.cli.mixed import EXECUTOR, with_mixed
     from snapgen_deploy.device_profiles import load_profile
+    from snapgen_deploy.fidelity import COUNT, Fidelity, scorer_of
     from snapgen_deploy.host_memory import available_bytes
     from snapgen_deploy.latency.estimate import plan_estimator
     from snapgen_deploy.planning import make_plan
@@ -132,6 +134,14 @@ def export(
         executor=executor,
     )
     executor = executor or EXECUTOR
+    chosen = samples_from(opened, prompts)
+    small = plan.resolution[0] * plan.resolution[1] <= 512 * 512
+    many = 4 if small else 1  # a full-scale reference picture takes minutes
+    own = () if prompts is None else chosen
+    wanted = Fidelity(
+        fidelity_samples_of(opened, own, fidelity_samples or (COUNT if small else 8)), scorer_of(opened, scorer), fidelity
+    )
+    calibrating = calibration_of(opened, plan, calibration)
     if tune:
         from snapgen_deploy.latency.tune import tune_plan
 
@@ -146,20 +156,11 @@ def export(
     if dry_run:
         return
     from snapgen_deploy.cache import ExportCache, default_root
-    from snapgen_deploy.calibration import calibration_of
     from snapgen_deploy.exporter import run_export
-    from snapgen_deploy.fidelity import COUNT, Fidelity, scorer_of
     from snapgen_deploy.latency import foretell
     from snapgen_deploy.request import Request
 
     cache = None if no_cache else ExportCache(default_root(), limit)
-    chosen = samples_from(opened, prompts)
-    small = plan.resolution[0] * plan.resolution[1] <= 512 * 512
-    many = 4 if small else 1  # a full-scale reference picture takes minutes
-    own = () if prompts is None else chosen
-    wanted = Fidelity(
-        fidelity_samples_of(opened, own, fidelity_samples or (COUNT if small else 8)), scorer_of(opened, scorer), fidelity
-    )
     foretold = foretell.of_plan(opened.config, plan, profile)
     request = Request(
         checkpoint,
@@ -171,7 +172,7 @@ def export(
         resume=resume,
         cache=cache,
         seeds=tuple(s.seed for s in chosen[:many]),
-        calibration=calibration_of(opened, plan, calibration),
+        calibration=calibrating,
         fidelity=wanted,
         executor=executor,
         macs=foretold.macs,
@@ -228,7 +229,7 @@ def default_threads() -> int:
 def parse_resolution(text: str) -> tuple[int, int]:
     """`1024` or `832x1216` (height x width) -> (height, width)."""
     parts = text.lower().split("x")
-    if len(parts) in (1, 2) and all(p.isdigit() and int(p) > 0 for p in parts):
+    if len(parts) in (1, 2) and all(p.isdecimal() and len(p) <= 5 and int(p) > 0 for p in parts):
         return int(parts[0]), int(parts[-1])
     raise BadInput(f"resolution: got '{text}', expected N or HEIGHTxWIDTH in pixels, such as 1024 or 832x1216")
 

@@ -21,7 +21,7 @@ def generate(
         str | None, typer.Option(help="One of the bundle's picture sizes, N or HEIGHTxWIDTH; its default one when left out.")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")] = Path("out.png"),
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all when left out.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads; all when left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
 ) -> None:

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.device_profiles import PRECISIONS
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.plan import ExportPlan
+from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.quantise.allocation import levels_for
 from snapgen_deploy.quantise.executors import executor_of
 from snapgen_deploy.quantise.settings import mixed_settings
@@ -61,7 +62,15 @@ def with_mixed(
         reads_prompts=checkpoint.reads_prompts,
         source=source,
     )
-    return replace(plan, mixed=settings)
+    targets = tuple(_held_to(target, wanted) for target in plan.targets)
+    return replace(plan, mixed=settings, targets=targets)
+
+
+def _held_to(target: TargetPlan, bits: float) -> TargetPlan:
+    """A target of mixed precision below 4 bits may lose as many points as 4 bits without a recipe, where no profile says."""
+    if target.precision != "mixed" or bits >= 4 or "score_loss" in dict(target.own_limits):
+        return target
+    return replace(target, own_limits=(*target.own_limits, ("score_loss", PRECISIONS["palette4"].limits.score_loss)))
 
 
 def _prompts(checkpoint: Checkpoint, path: Path | None) -> tuple[tuple[str, ...], str]:

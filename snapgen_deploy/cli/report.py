@@ -33,4 +33,8 @@ def report(
         verdicts = {b.label: b.verdict for b in data.bundles}
         print_json({"report": str(output), "bytes": size, "verdict": data.verdict, "bundles": verdicts})
     else:
-        out().print(f"{output}: {len(data.bundles)} bundle{'s' * (len(data.bundles) > 1)}, {megabytes(size)}", soft_wrap=True)
+        out().print(
+            f"{output}: {len(data.bundles)} bundle{'s' * (len(data.bundles) > 1)}, {megabytes(size)}",
+            soft_wrap=True,
+            markup=False,
+        )

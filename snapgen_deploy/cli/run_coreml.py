@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import print_json
+from snapgen_deploy.cli.console import check_places, print_json
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.files import read_arrays, write_bytes, write_text
 
@@ -36,16 +36,14 @@ def run_coreml(
     report: Annotated[
         Path | None, typer.Option("--report", help="Write statistics per operation (JSON; with --mode device).")
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option("--threads", min=1, max=1024, help="CPU threads.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks of errors.")] = False,
 ) -> None:
     """Run a saved Core ML package on the CPU, from its files, and write its results."""
     if report is not None and mode is not Mode.device:
         raise BadInput("--report needs --mode device: fp32 mode rounds nothing, so it has nothing to report")
-    for path in (outputs, report):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise BadInput(f"{path}: its directory does not exist")
+    check_places({"--outputs": outputs, "--report": report})
     arrays = read_arrays(inputs, str(inputs))
     from snapgen_deploy.export.mil import open_package
 

@@ -14,7 +14,7 @@ from snapgen_deploy.cli.export import default_threads, print_gates
 def verify(
     bundle: Annotated[Path, typer.Argument(help="A bundle that `export` wrote.")],
     hashes_only: Annotated[bool, typer.Option("--hashes-only", help="Check the files' hashes and run nothing.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all when left out.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads; all when left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
 ) -> None:

@@ -12,6 +12,7 @@ from snapgen_deploy import exporter, plan
 from snapgen_deploy.bundle import SUMS, check_hashes, open_bundle
 from snapgen_deploy.cache import default_root
 from snapgen_deploy.device_profiles import PRECISIONS
+from snapgen_deploy.errors import BadInput
 from tests.cli.conftest import in_this_process, invoke
 
 
@@ -117,6 +118,22 @@ def test_a_checkpoint_that_changes_under_the_export_is_refused(checkpoint, tmp_p
     assert "was changed while it was exported" in done.stderr
     assert entries() == []
     assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_an_interrupted_run_goes_on_although_a_layout_had_moved_its_files(checkpoint, tmp_path, ran, first, monkeypatch):
+    def broken(*_, **__):
+        raise BadInput("interrupted")
+
+    options = ("--resume", "--no-cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(exporter, "check_sizes", broken)
+        assert export(checkpoint, tmp_path, *options).exit_code == 2
+    ran.clear()
+    done = export(checkpoint, tmp_path, *options)
+    assert done.exit_code == 0, done.output
+    assert ran == ["reference", "onnx:cpu check"]
+    assert (tmp_path / "tiny-test-server" / SUMS).read_bytes() == (first[1] / SUMS).read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny-test-server"]
 
 
 def test_a_bad_limit_is_one_line(checkpoint, tmp_path):
