@@ -15,7 +15,8 @@ def build(final, text="hello", **options):
     with staging(final, "key", **options) as stage:
         (stage.root / "onnx").mkdir(exist_ok=True)
         (stage.root / "onnx" / "student.onnx").write_text(text)
-        write_manifest(stage.root, {"schema_version": 1, "b": 1, "a": [1.5]})
+        (stage.root / "onnx" / "student.onnx").chmod(0o600)
+        write_manifest(stage.root, {"schema_version": 1, "b": 1, "a": [1.5], "targets": {}})
         stage.publish(options["overwrite"])
     return final
 
@@ -26,6 +27,7 @@ def left(directory):
 
 def test_publish_leaves_the_bundle_and_nothing_else(tmp_path):
     final = build(tmp_path / "out" / "shapes-phone")
+    assert {p.stat().st_mode & 0o777 for p in final.rglob("*") if p.is_file()} == {0o644}
     assert left(final.parent) == ["shapes-phone"]
     check_hashes(open_bundle(final))
 
@@ -79,7 +81,7 @@ def test_resume_takes_up_the_same_plan_only(tmp_path):
         raise RuntimeError
     with staging(tmp_path / "b", "key", overwrite=False, resume=True) as stage:
         assert (stage.root / "part").read_text() == "x"
-        write_manifest(stage.root, {"schema_version": 1})
+        write_manifest(stage.root, {"schema_version": 1, "targets": {}})
         stage.publish(overwrite=False)
     check_hashes(open_bundle(tmp_path / "b"))
 

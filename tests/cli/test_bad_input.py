@@ -29,7 +29,12 @@ def one_line(done, *parts, code=2):
         (("--device", "iphone16pm", "--resolution", "64", "--resolution", "64x64"), ("64x64 was given twice", "default")),
         (("--device", "iphone16pm", "--resolution", "64", "--resolution", "100"), ("100x100", "the nearest that do are")),
         (("--device", "iphone16pm", "--resolution", "wide"), ("got 'wide'", "HEIGHTxWIDTH")),
+        (("--device", "iphone16pm", "--resolution", "²"), ("got '²'", "HEIGHTxWIDTH")),
+        (("--device", "iphone16pm", "--resolution", "1000000"), ("got '1000000'", "HEIGHTxWIDTH")),
         (("--device", "iphone16pm", "--prompts", "nowhere.txt"), ("nowhere.txt",)),
+        (("--device", "iphone16pm", "--prompts", "nowhere.txt", "--dry-run"), ("nowhere.txt",)),
+        (("--device", "iphone16pm", "--scorer", "nowhere", "--dry-run"), ("--scorer nowhere", "MODULE:FUNCTION")),
+        (("--device", "iphone16pm", "--memory-budget", "9" * 400 + "GB"), ("--memory-budget: got", "500MB")),
     ],
 )
 def test_export_refuses_in_one_line_and_writes_nothing(checkpoint, tmp_path, arguments, parts, monkeypatch):
@@ -121,3 +126,49 @@ def test_inspect_shows_components_and_widths(checkpoint):
     assert set(data["components"]) == {"student", "decoder", "text_encoder"}
     assert data["widths"]["small"]["hidden"] == 32
     assert data["widths"]["tiny"]["parameters"] < data["widths"]["full"]["parameters"]
+
+
+@pytest.mark.parametrize("targets", [[], {"onnx:cpu": None}, {"onnx:cpu": {"components": None}}])
+def test_a_manifest_of_another_shape_is_no_regression(bundle, tmp_path, targets):
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"targets": targets}))
+    for arguments in (("doctor", tmp_path), ("compare", tmp_path / "manifest.json", bundle, "--guards-only")):
+        one_line(invoke(*arguments), "does not name its targets")
+
+
+@pytest.mark.parametrize("option", ["--summary", "--junit", "-o"])
+def test_places_are_looked_at_before_the_work(bundle, tmp_path, option):
+    for place in (tmp_path, tmp_path / "nowhere" / "x"):
+        one_line(invoke("compare", bundle, bundle, "--guards-only", option, place), "expected a file in a folder that exists")
+    one_line(invoke("bench", bundle, "--output", tmp_path), "--output")
+    one_line(invoke("bench", bundle, "--output", tmp_path / "x", "--plot", tmp_path / "x"), "expected two files")
+
+
+def test_annotations_leave_one_json_object(bundle):
+    done = invoke("compare", bundle, bundle, "--guards-only", "--json", "--annotations")
+    assert json.loads(done.stdout)["verdict"]
+
+
+def test_more_threads_than_any_runtime_takes(bundle):
+    done = invoke("generate", bundle, "--prompt", "a red ring", "--threads", 100_000)
+    assert done.exit_code == 2
+    assert "less than or equal to 1" in " ".join(done.stderr.split())
+
+
+def test_an_error_that_nobody_foresaw_is_neither_a_gate_nor_a_regression(bundle, monkeypatch):
+    def fails(*_):
+        raise KeyError("a library's")
+
+    monkeypatch.setattr("snapgen_deploy.bundle.check_hashes", fails)
+    one_line(invoke("compare", bundle, bundle, "--guards-only"), "KeyError", "-v for the traceback", code=70)
+
+
+def test_text_of_a_profile_is_no_markup(tmp_path, checkpoint):
+    profile = tmp_path / "mine.toml"
+    text = SERVER.read_text().replace('id = "server"', 'id = "mine"')
+    name = next(line for line in text.splitlines() if line.startswith("name ="))
+    profile.write_text(text.replace(name, 'name = "Phone [beta] x[/y]"', 1))
+    for arguments in (("devices", profile), ("export", "--device", profile, "--checkpoint", checkpoint, "--dry-run")):
+        done = invoke(*arguments)
+        assert done.exit_code == 0, done.output
+        assert "Phone [beta] x[/y]" in done.stdout

@@ -19,6 +19,7 @@ from snapgen_deploy.errors import MeasurementFailed
 from snapgen_deploy.export.base import Arrays
 from snapgen_deploy.export.layers import Layer, OnnxProbe, first_wrong, run_on_cpu
 from snapgen_deploy.layer_check import Work, compare
+from tests.cli.conftest import invoke
 from tests.mil.mil_harness import TARGETS, Function, Program, mb, save, types
 
 app = typer.Typer()
@@ -137,3 +138,12 @@ def test_an_asset_of_core_ai_is_told_to_be_closed(tmp_path: Path) -> None:
 def test_options_of_layers_alone_are_refused_without_it(tmp_path: Path, option: tuple[str, str]) -> None:
     done = CliRunner().invoke(app, [str(tmp_path), *option])
     assert "belong to --layers" in str(done.exception)
+
+
+def test_files_that_cannot_be_compared_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    assert invoke("doctor", tmp_path / "empty.onnx", "--layers").exit_code == 4
+    (tmp_path / "damaged.onnx").write_bytes(b"no model")
+    done = invoke("doctor", tmp_path / "damaged.onnx", "--layers")
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+    assert "cannot be read as an ONNX model" in done.stderr

@@ -131,7 +131,7 @@ def test_what_holds_no_package_is_refused(tmp_path: Path, bundle: Path) -> None:
         assert isinstance(error, BadInput)
         assert words in str(error)
     manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["target_order"] = ["onnx:cpu"]
+    manifest |= {"target_order": ["onnx:cpu"], "targets": {"onnx:cpu": {"components": {}}}}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     error = run(bundle).exception
     assert isinstance(error, BadInput)

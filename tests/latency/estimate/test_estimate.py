@@ -12,7 +12,7 @@ from snapgen_deploy.latency.environment import host_key
 from snapgen_deploy.latency.estimate import Estimate, Host, NoBasis, estimate_picture, plan_estimator
 from snapgen_deploy.latency.estimate_basis import CPU_SLOWER, basis_of
 from snapgen_deploy.latency.estimate_fitted import PEAK_BANDWIDTH, PEAK_MACS, fitted
-from snapgen_deploy.latency.estimate_measured import find_measured, save_measured
+from snapgen_deploy.latency.estimate_measured import find_measured, measured_dir, save_measured
 from snapgen_deploy.latency.machine import Machine, Rate
 from snapgen_deploy.latency.published import ON_CHIP, POINTS, load_of, trace_point
 from snapgen_deploy.latency.sweep import plot, sweep
@@ -117,6 +117,8 @@ def test_a_measurement_on_a_phone_is_kept_for_that_phone():
     there = measurement()  # a key that is not this host's
     save_measured(there)
     assert find_measured("host", there.key.backend, "shapes", "full", SIZE) is None
+    assert find_measured(there.device, there.key.backend, "shapes", "full", SIZE) == there
+    (measured_dir(there.device) / "a.json").write_text('{"schema_version": 0}')  # of an older version: as good as none
     assert find_measured(there.device, there.key.backend, "shapes", "full", SIZE) == there
 
 
