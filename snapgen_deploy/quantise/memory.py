@@ -21,7 +21,7 @@ KEPT = 2 << 30  # bytes of activations of all blocks that are kept for the gradi
 # `benchmarks.export_memory recipe`.
 MAPS, SCORES = 32, 2
 BASE = 480_000_000  # of the process without a network
-WORKER = 250_000_000  # of each process of an executor without its task
+WORKER = 250_000_000  # of each process of an executor without its task (an estimate: what the imports take)
 WEIGHTS = 1.05  # bytes for each byte of the student's weights in fp32
 # For each byte of the largest layer in fp32: its palettes are fitted and errors found, in double precision.
 EVALUATED = 12
