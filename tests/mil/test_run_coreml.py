@@ -72,7 +72,7 @@ def test_json(package: Path, tmp_path: Path) -> None:
         ({"inputs": "single.npy"}, "holds one array"),
         ({"inputs": "pickle.npz"}, "cannot be read"),
         ({"inputs": "short.npz"}, "[2]"),
-        ({"outputs": "nowhere/y.npz"}, "its directory does not exist"),
+        ({"outputs": "nowhere/y.npz"}, "expected a file in a folder that exists"),
         ({"more": ["--function", "other"]}, "no function 'other'; it has main"),
         ({"more": ["--report", "r.json"]}, "--report needs --mode device"),
     ],
