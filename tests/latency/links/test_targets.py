@@ -21,7 +21,10 @@ def test_a_phone_takes_the_delegates_of_its_system() -> None:
     assert target_for(held, "adb", None) == "executorch:vulkan"
     assert target_for(held, "adb:serial", "onnx") == "onnx:cpu"
     assert target_for(held, "iphone", None) == "coreml"
-    with pytest.raises(BadInput, match="adb runs executorch:xnnpack and executorch:vulkan and onnx; b holds .*, and executorch:coreml was asked for"):
+    with pytest.raises(
+        BadInput,
+        match="adb runs executorch:xnnpack and executorch:vulkan and onnx; b holds .*, and executorch:coreml was asked for",
+    ):
         target_for(held, "adb", "executorch:coreml")
 
 
