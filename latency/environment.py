@@ -7,12 +7,12 @@ import platform
 import subprocess
 import time
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from shutil import which
 
 import numpy as np
 
+from snapgen_deploy.cache import version_of
 from snapgen_deploy.latency.results import DeviceKey
 
 RUNTIME_OF = {"onnx": "onnxruntime", "executorch": "executorch", "coreml": "coremltools", "coreai": "coreai-core"}
@@ -61,14 +61,14 @@ def state() -> dict[str, str]:
 
 def environment() -> dict[str, str]:
     """What stays: processor, system, governor, versions."""
-    versions = {name: _version(name) for name in ("torch", "numpy", *RUNTIME_OF.values())}
+    versions = {name: version_of(name) for name in ("torch", "numpy", *RUNTIME_OF.values())}
     host = {"processor": processor(), "cores": str(os.cpu_count()), "system": platform.platform(), "governor": governor()}
     return host | {"python": platform.python_version()} | versions
 
 
 def host_key(target: str, precision: str, threads: int) -> DeviceKey:
     """This host as one side of a comparison."""
-    system, runtime = f"{platform.system()} {platform.release()}", _version(RUNTIME_OF[target.split(":")[0]])
+    system, runtime = f"{platform.system()} {platform.release()}", version_of(RUNTIME_OF[target.split(":")[0]])
     return DeviceKey(processor(), system, target, runtime, precision, threads, governor())
 
 
@@ -77,14 +77,6 @@ def stamp_of_now() -> dict[str, str]:
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False) if which("git") else None
     commit = {"commit": git.stdout.strip()} if git is not None and git.returncode == 0 else {}
     return {"created": datetime.now(UTC).isoformat(timespec="seconds")} | commit
-
-
-def _version(package: str) -> str:
-    """Of an installed package; some runtimes are extras."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "absent"
 
 
 def _read(path: str) -> str:

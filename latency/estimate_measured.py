@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+from snapgen_deploy.bundle import bundle_name
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.files import cache_root
 from snapgen_deploy.latency.calibrate import write_json
@@ -46,8 +47,8 @@ def find_measured(
 ) -> Measurement | None:
     """The newest measurement of a checkpoint's width and picture size with a target on a device, in bursts; else None.
 
-    `precision` and `threads` restrict to these. A bundle is named after its checkpoint and device, `<checkpoint>-<device>`.
-    Any number of steps is taken: `from_measurement` adds or removes steps of the same cost.
+    `precision` and `threads` restrict to these. Any number of steps is taken: `from_measurement` adds or removes steps
+    of the same cost.
     """
     folder = measured_dir(device_id)
     for path in sorted(folder.glob("*.json"), key=lambda p: (-p.stat().st_mtime_ns, p.name)):
@@ -55,7 +56,7 @@ def find_measured(
             m = read_measurement(path)
         except BadInput:  # of another version, or damaged: as good as none
             continue
-        same_model = m.bundle == f"{checkpoint}-{m.device}" and (m.width, m.resolution) == (width, resolution)
+        same_model = m.bundle == bundle_name(checkpoint, m.device) and (m.width, m.resolution) == (width, resolution)
         alike = m.key.backend == target and precision in (None, m.key.precision) and threads in (None, m.key.threads)
         if same_model and alike and m.mode == "burst" and m.samples():
             return m

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from snapgen_deploy.bundle import SUMS, Bundle, sha256_of
+from snapgen_deploy.bundle import SUMS, Bundle, bundle_name, sha256_of
 from snapgen_deploy.errors import MeasurementFailed
 from snapgen_deploy.export.base import Arrays, Role, Runner
 from snapgen_deploy.export.registry import target_of
@@ -61,7 +61,7 @@ def identity(bundle: Bundle) -> dict[str, Any]:
     """What a measurement says of the bundle itself: fields of `results.Measurement`."""
     height, width = bundle.manifest["resolution"]
     return {
-        "bundle": f"{bundle.manifest['name']}-{bundle.manifest['device']['id']}",  # wherever the folder lies
+        "bundle": bundle_name(bundle.manifest["name"], bundle.manifest["device"]["id"]),  # wherever the folder lies
         "bundle_sha256": sha256_of(bundle.path / SUMS),
         "device": bundle.manifest["device"]["id"],
         "width": bundle.manifest["width"],

@@ -115,6 +115,11 @@ class Bundle:
         return path.read_text(encoding="utf-8") if path.exists() else None
 
 
+def bundle_name(checkpoint: str, device: str) -> str:
+    """What a bundle is called, by the checkpoint's name and the device's id: its folder's name, and in measurements."""
+    return f"{checkpoint}-{device}"
+
+
 def open_bundle(path: Path) -> Bundle:
     """Read a bundle's manifest; BadInput in one line when it is none. Hashes are not checked here."""
     manifest = path / MANIFEST

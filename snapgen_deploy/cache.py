@@ -87,13 +87,15 @@ def source_sha256() -> str:
 @cache
 def tool_versions() -> tuple[tuple[str, str], ...]:
     """Installed versions of `TOOLS`, read without importing them."""
-    found = []
-    for name in TOOLS:
-        try:
-            found.append((name, metadata.version(name)))
-        except metadata.PackageNotFoundError:
-            found.append((name, "absent"))
-    return tuple(found)
+    return tuple((name, version_of(name)) for name in TOOLS)
+
+
+def version_of(package: str) -> str:
+    """Of an installed package, without importing it; `absent` where there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
 
 
 @dataclass

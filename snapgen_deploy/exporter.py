@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from snapgen_deploy import __version__
-from snapgen_deploy.bundle import Bundle, already_there, open_bundle, staging, write_manifest
+from snapgen_deploy.bundle import Bundle, already_there, bundle_name, open_bundle, staging, write_manifest
 from snapgen_deploy.bundle_sizes import preview_name, vectors_name
 from snapgen_deploy.cache import source_sha256, stamps, tool_versions
 from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint, validate
@@ -52,15 +52,10 @@ class Result:
     run: Mapping[str, Any]  # where components came from and what each stage took, as in the bundle's export_run.json
 
 
-def bundle_name(config_name: str, plan: ExportPlan) -> str:
-    """Directory name of a bundle."""
-    return f"{config_name}-{plan.device}"
-
-
 def run_export(request: Request, plan: ExportPlan, progress: Progress, counting: Counting = silent) -> Result:
     """Export, run what was saved, hold it against the reference, and publish the bundle only if every gate held."""
     checkpoint = open_checkpoint(request.checkpoint, request.key_map)
-    final = request.output_dir / bundle_name(checkpoint.config.name, plan)
+    final = request.output_dir / bundle_name(checkpoint.config.name, plan.device)
     if final.exists() and not request.overwrite:
         raise already_there(final)
     before = stamps(checkpoint.files)

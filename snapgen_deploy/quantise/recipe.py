@@ -88,7 +88,6 @@ def make_recipe(
     _refuse_changed(checkpoint, before, root, base)
     levels = levels_for(settings.bits)
     found, measured = _sensitivities(checkpoint, width, trajectories, executor, root / f"sensitivity-{base}", levels, report)
-    _refuse_changed(checkpoint, before, root, base)
     chosen = allocate([Candidate(s.name, s.weights, s.errors) for s in found.values()], settings.bits)
     palettes = {name: found[name].palettes[b] for name, b in chosen.bits.items()}
     student = quantise(load_student(checkpoint, width), palettes)
