@@ -109,8 +109,8 @@ class CoreML:
         with speaking_for(what), tempfile.TemporaryDirectory(dir=directory) as scratch:
             groups = coreml_palettes.equals(component) if precision == "mixed" else []
             made = _convert(component, precision, settings, what, Path(scratch) / path.name)
-            component.release()
-            gc.collect()  # torch's and coremltools' programs hold the weights, too, in reference cycles
+            component.release()  # fp32 programs have held them until here
+            gc.collect()  # as torch's and coremltools' programs do, in reference cycles
             if precision == "mixed" and component.palettes:
                 small = made.with_name(f"palettes{self.suffix}")
                 coreml_palettes.palettise(made, component.palettes, small)
@@ -272,7 +272,7 @@ def _convert(component: Component, precision: str, settings: Settings, what: str
     program = trace(component).run_decompositions({})
     gc.collect()  # the program as traced is larger, and held by reference cycles
     check_rank(program.graph.nodes, MAX_RANK, what)
-    with coreml_thrift.thrifty():
+    with coreml_thrift.thrifty(component.release):
         ct.convert(
             program,
             inputs=[ct.TensorType(name=p.name, shape=p.shape, dtype=np.dtype(p.dtype).type) for p in component.inputs],

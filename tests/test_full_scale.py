@@ -44,9 +44,8 @@ def exported(full: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 @pytest.mark.parametrize("key", TARGETS)
 def test_one_step_and_the_picture_agree_with_the_reference(exported, key):
     compared = [g for g in exported["gates"] if g["target"] == key and g["name"] in ("relative_error", "psnr")]
-    assert {(g["component"], g["name"]) for g in compared} == {
-        ("student", "relative_error"), ("decoder", "relative_error"), ("pipeline", "psnr"),
-    }  # fmt: skip
+    components = {(role, "relative_error") for role in ("text_encoder", "student", "decoder")}
+    assert {(g["component"], g["name"]) for g in compared} == components | {("pipeline", "psnr")}
     assert all(g["verdict"] == "passed" for g in compared), compared
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from snapgen_deploy.export import coreml_thrift
+from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.coreml import CoreML
-from tests.export.graph_cases import OPTIONS, contents, mixed
+from tests.export.graph_cases import OPTIONS, component, contents, mixed
 
 
 def operation(values: np.ndarray, dtype: str = "fp32", op_type: str = "const") -> Any:
@@ -55,28 +60,70 @@ def test_coremltools_gets_its_own_back() -> None:
     from coremltools.converters.mil.mil import Program
     from coremltools.converters.mil.mil.passes.defs.quantization import FP16ComputePrecision
 
-    search, validate = FP16ComputePrecision.__dict__["fp16_overflow"], Program.validate
+    before = dict(FP16ComputePrecision.__dict__), dict(Program.__dict__)
     with pytest.raises(KeyError), coreml_thrift.thrifty():
         assert FP16ComputePrecision.fp16_overflow is coreml_thrift.has_overflowing_constant
-        assert Program.validate is not validate
+        assert Program.validate is not before[1]["validate"]
         raise KeyError
-    assert FP16ComputePrecision.__dict__["fp16_overflow"] is search
-    assert Program.validate is validate
+    assert (dict(FP16ComputePrecision.__dict__), dict(Program.__dict__)) == before
 
 
-def test_the_package_is_the_same_and_a_program_that_is_not_sound_still_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from coremltools.converters.mil.mil import Builder
-    from coremltools.converters.mil.mil.passes.defs.cleanup.dead_code_elimination import dead_code_elimination
+class Shared(nn.Module):
+    """Weights as networks have them: of one layer, of two, a layer's that is a result as well, a number."""
 
-    target, (with_it, without) = CoreML(), (tmp_path / "with", tmp_path / "without")
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(2)
+        for name in ("one", "two", "shown"):
+            setattr(self, name, nn.Parameter(torch.randn(16, 16, generator=generator)))
+
+    def forward(self, latent: Tensor, bias: Tensor) -> Tensor:
+        x = functional.linear(latent, self.one).relu()
+        y = functional.linear(functional.linear(x, self.two) * 0.3, self.two)
+        return torch.cat([functional.linear(y, self.shown) + bias, self.shown[None]], 1)
+
+
+def shared() -> Component:
+    return component(Shared(), {"latent": (1, 16, 16), "bias": (1, 1, 16)}, ("velocity", (1, 32, 16)))
+
+
+@pytest.mark.parametrize("case", [mixed, shared])
+def test_the_package_is_the_same_with_every_weight_folded(case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, (with_it, without), folded = CoreML(), (tmp_path / "with", tmp_path / "without"), []
     with_it.mkdir(), without.mkdir()
-    made = target.export(mixed(), "", "fp16", with_it, OPTIONS)
+    monkeypatch.setattr(coreml_thrift, "WEIGHT", 1)
+    fold = coreml_thrift.fold
+    monkeypatch.setattr(coreml_thrift, "fold", lambda var: (fold(var), folded.append(var.val is None)))
+    made = target.export(case(), "", "fp16", with_it, OPTIONS)
+    assert sum(folded) > 2  # weights and biases did go this way
     with monkeypatch.context() as patch:
         patch.setattr(coreml_thrift, "thrifty", contextlib.nullcontext)
-        plain = target.export(mixed(), "", "fp16", without, OPTIONS)
+        plain = target.export(case(), "", "fp16", without, OPTIONS)
     assert contents(made.files, made.path) == contents(plain.files, plain.path)
+
+
+def test_a_weight_in_fp32_is_gone_once_it_is_cast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from coremltools.converters.mil.mil.passes.defs.quantization import FP16ComputePrecision
+
+    large = component(nn.Linear(300, 200), {"x": (1, 300)}, ("y", (1, 200)))
+    weight = large.module.weight  # type: ignore[union-attr]
+    seen: list[tuple[int, list[int]]] = []
+    apply = FP16ComputePrecision.apply
+
+    def watched(pass_: Any, program: Any) -> None:
+        apply(pass_, program)
+        held = [op.val.val for op in program.functions["main"].operations if op.op_type == "const"]
+        wide = [a.size for a in held if getattr(a, "dtype", None) == np.float32 and a.size > 1]
+        seen.append((weight.numel(), wide))
+
+    monkeypatch.setattr(FP16ComputePrecision, "apply", watched)
+    CoreML().export(dataclasses.replace(large, expendable=True), "", "fp16", tmp_path, OPTIONS)
+    assert seen == [(0, [200])]  # the bias is small enough to wait
+
+
+def test_a_program_that_is_not_sound_is_still_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from coremltools.converters.mil.mil import Builder
+    from coremltools.converters.mil.mil.passes.defs.cleanup.dead_code_elimination import dead_code_elimination
 
     def break_it(self: object, program: Any) -> None:
         operation = next(op for op in program.functions["main"].operations if op.op_type != "const")
@@ -85,7 +132,7 @@ def test_the_package_is_the_same_and_a_program_that_is_not_sound_still_refused(
     monkeypatch.setattr(Builder, "name_count", Builder.name_count.copy())  # what fails leaves counts, and other names follow
     monkeypatch.setattr(dead_code_elimination, "apply", break_it)
     with pytest.raises(RuntimeError, match="should be consumed by op"):
-        target.export(mixed(), "", "fp16", with_it, OPTIONS)
+        CoreML().export(mixed(), "", "fp16", tmp_path, OPTIONS)
 
 
 def test_scikit_learn_is_not_loaded_with_coremltools_and_can_be_afterwards() -> None:
