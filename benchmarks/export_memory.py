@@ -1,12 +1,10 @@
 """Peak memory of every process of an export, against the bytes of the weights in fp32 and of the largest activations.
 
     python -m benchmarks.export_memory [target ...]
-    python -m benchmarks.export_memory recipe        the process that makes the recipe of mixed precision, beside its prediction
 
-Written to benchmarks/results/export_memory.txt, or export_memory-recipe.txt. Networks: the embedded checkpoint at its widest,
-and an untrained one of about 100M parameters, exported by the command line in a temporary folder. One line a process, then a
-least-squares line `base + factor * bytes` per target over its conversions. `snapgen_deploy/export_memory.py` has figures above
-these.
+Written to benchmarks/results/export_memory.txt. Networks: the embedded checkpoint at its widest, and an untrained one of about
+100M parameters, exported by the command line in a temporary folder. One line a process, then a least-squares line
+`base + factor * bytes` per target over its conversions. `snapgen_deploy/export_memory.py` has figures above these.
 """
 
 from __future__ import annotations
@@ -24,18 +22,10 @@ import numpy as np
 
 from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.checkpoint.initial import write_initial
-from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.export.base import ROLES
 from snapgen_deploy.export_memory import weight_bytes
-from snapgen_deploy.host_memory import available_bytes
 from snapgen_deploy.models import PRESETS, ModelConfig
 from snapgen_deploy.plan_width import activation_bytes
-from snapgen_deploy.planning import make_plan
-from snapgen_deploy.progress import silent
-from snapgen_deploy.prompts import CALIBRATION, own_prompts
-from snapgen_deploy.quantise.memory import predicted_peak
-from snapgen_deploy.quantise.settings import mixed_settings
-from snapgen_deploy.quantise.stage import run_stage
 
 TARGETS = ("onnx:cpu", "coreml", "executorch:xnnpack")
 PROGRAM = str(Path(sys.executable).with_name("snapgen-deploy"))
@@ -103,28 +93,5 @@ def exported(key: str, checkpoint: Path | None, root: Path) -> dict[str, Any]:
     return run
 
 
-def recipes() -> None:
-    """Measure and write: few pictures and iterations, since neither changes the peak."""
-    results = Results("export_memory-recipe.txt")
-    profile = load_profile("iphone16pm")
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        write_initial(middle(), root / "middle")
-        prompts = own_prompts(open_checkpoint(None), CALIBRATION, ())
-        settings = mixed_settings(bits=4.3, iterations=2, pictures=16, prompts=prompts, reads_prompts=True, source=CALIBRATION)
-        for name, path, side in (("embedded", None, 128), ("middle", root / "middle", 256), ("middle", root / "middle", 512)):
-            config = open_checkpoint(path).config
-            sized = {"targets": ["coreml"], "resolution": (side, side)}
-            plan = replace(make_plan(config, profile, width="full", precision="mixed", **sized), mixed=settings)
-            free = available_bytes() or 0
-            _, peak = run_stage(path, None, plan, "here", 1, root / f"{name}-{side}", silent)
-            predicted, least = (predicted_peak(config.student, "full", plan.latent, free=n) / 1e6 for n in (free, 0))
-            said = f"predicted {predicted:8.1f} MB, {least:8.1f} MB where little is free"
-            results.add(f"recipe {name:9} {side:4} pixels  peak {peak / 1e6:8.1f} MB  {said}")
-
-
 if __name__ == "__main__":
-    if sys.argv[1:] == ["recipe"]:
-        recipes()
-    else:
-        main(tuple(sys.argv[1:]) or TARGETS)
+    main(tuple(sys.argv[1:]) or TARGETS)

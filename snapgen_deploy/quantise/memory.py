@@ -18,7 +18,7 @@ LESSON = 16  # calls of one iteration of the tuning
 MOMENTS = 1 << 30  # bytes of second moments that are held at once, where little is free
 KEPT = 2 << 30  # bytes of activations of all blocks that are kept for the gradients; beyond, blocks compute them again
 # Maps of (tokens, hidden) that a block keeps for its gradients, and copies of its attention scores: fitted, as BASE, to
-# `benchmarks.export_memory recipe`.
+# `benchmarks.recipe_memory`.
 MAPS, SCORES = 32, 2
 BASE = 480_000_000  # of the process without a network
 WORKER = 250_000_000  # of each process of an executor without its task (an estimate: what the imports take)

@@ -1,0 +1,50 @@
+"""Peak memory of the process that makes the recipe of mixed precision, beside its prediction.
+
+    python -m benchmarks.recipe_memory
+
+Written to benchmarks/results/recipe_memory.txt. Networks: the embedded checkpoint at its widest, and the untrained one of about
+100M parameters of `benchmarks.export_memory` at two picture sizes. Few pictures and iterations, since neither changes the peak.
+`snapgen_deploy/quantise/memory.py` has the prediction's constants.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.export_memory import Results, middle
+from snapgen_deploy.checkpoint import open_checkpoint
+from snapgen_deploy.checkpoint.initial import write_initial
+from snapgen_deploy.device_profiles import load_profile
+from snapgen_deploy.host_memory import available_bytes
+from snapgen_deploy.planning import make_plan
+from snapgen_deploy.progress import silent
+from snapgen_deploy.prompts import CALIBRATION, own_prompts
+from snapgen_deploy.quantise.memory import predicted_peak
+from snapgen_deploy.quantise.settings import mixed_settings
+from snapgen_deploy.quantise.stage import run_stage
+
+
+def main() -> None:
+    """Measure and write."""
+    results = Results("recipe_memory.txt")
+    profile = load_profile("iphone16pm")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_initial(middle(), root / "middle")
+        prompts = own_prompts(open_checkpoint(None), CALIBRATION, ())
+        settings = mixed_settings(bits=4.3, iterations=2, pictures=16, prompts=prompts, reads_prompts=True, source=CALIBRATION)
+        for name, path, side in (("embedded", None, 128), ("middle", root / "middle", 256), ("middle", root / "middle", 512)):
+            config = open_checkpoint(path).config
+            sized = {"targets": ["coreml"], "resolution": (side, side)}
+            plan = replace(make_plan(config, profile, width="full", precision="mixed", **sized), mixed=settings)
+            free = available_bytes() or 0
+            _, peak = run_stage(path, None, plan, "here", 1, root / f"{name}-{side}", silent)
+            predicted, least = (predicted_peak(config.student, "full", plan.latent, free=n) / 1e6 for n in (free, 0))
+            said = f"predicted {predicted:8.1f} MB, {least:8.1f} MB where little is free"
+            results.add(f"{name:9} {side:4} pixels  peak {peak / 1e6:8.1f} MB  {said}")
+
+
+if __name__ == "__main__":
+    main()
