@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import check_places, megabytes, out, print_json, progress, save_text
+from snapgen_deploy.cli.console import check_places, megabytes, new_table, out, print_json, progress, save_text
 from snapgen_deploy.cli.export import default_threads
 from snapgen_deploy.errors import BadInput
 
@@ -115,11 +115,9 @@ def _check_device(device: str, link: str) -> None:
 
 def print_measurement(result: Measurement, run: RunProfile) -> None:
     """A table of the figures, and what is to be known about them."""
-    from rich.table import Table
-
     key = result.key
     title = f"{result.bundle} · {key.backend} {key.precision} · {key.soc} · threads {key.threads} · ms"
-    table = Table(title=title, title_justify="left")
+    table = new_table(title=title)
     for column in ("", "n", "p50", "p90 ≤", "p99 ≤", "mean", "min … max", "outliers"):
         table.add_column(column, justify="left" if column == "" else "right")
     for name in result.names:

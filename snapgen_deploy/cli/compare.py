@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import check_places, err, out, print_json, progress, save_text
+from snapgen_deploy.cli.console import check_places, err, new_table, out, print_json, progress, save_text
 from snapgen_deploy.errors import BadInput
 
 if TYPE_CHECKING:
@@ -202,13 +202,11 @@ def _write_reports(record: dict[str, Any], junit: Path | None, summary: Path | N
 
 def print_comparison(found: Comparison) -> None:
     """Guards that changed, the self-check, a row per metric, and the verdict."""
-    from rich.table import Table
-
     _print_guards(found.guards)
     if found.self_check is not None:
         _print_self_check(found.self_check)
     if found.metrics:
-        table = Table(title=f"{found.key.backend}, {found.mode}, {found.rounds} rounds", title_justify="left")
+        table = new_table(title=f"{found.key.backend}, {found.mode}, {found.rounds} rounds")
         for column in ("metric", "base ms", "candidate ms", "change (interval)", "limit", "detectable", "verdict"):
             table.add_column(column, justify="left" if column in ("metric", "verdict") else "right")
         for m in found.metrics:

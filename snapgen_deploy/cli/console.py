@@ -10,7 +10,7 @@ import traceback as tracebacks
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from rich.console import Console
 from snapgen_deploy.errors import BadInput, SnapgenError
 from snapgen_deploy.files import write_text
 from snapgen_deploy.progress import Counting, Done, Progress, Tell, untold
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 UNFORESEEN = 70  # exit code of an error that the tool does not know (sysexits.h: EX_SOFTWARE): no gate, no regression
 UNTRAINED = "untrained weights: pictures are noise"
@@ -31,6 +34,14 @@ def out() -> Console:
 def err() -> Console:
     """Standard error, for progress and errors."""
     return Console(file=sys.stderr, highlight=False)
+
+
+def new_table(title: str | None = None, **settings: Any) -> Table:
+    """A table without frames: columns have the 80 characters of a plain terminal to share."""
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, **settings)
 
 
 def print_json(data: Any) -> None:

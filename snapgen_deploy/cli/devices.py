@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from snapgen_deploy.cli.console import out, print_json
+from snapgen_deploy.cli.console import new_table, out, print_json
 
 if TYPE_CHECKING:
     from snapgen_deploy.device_profiles import Figure, Profile
@@ -46,24 +45,25 @@ def _precisions(as_json: bool) -> None:
     if as_json:
         print_json({"precisions": {name: asdict(p) | {"targets": offered[name]} for name, p in PRECISIONS.items()}})
         return
-    table = Table()
-    for column in ("precision", "targets", "bits a weight", "mean PSNR", "SSIM", "what it is"):
+    table = new_table()
+    for column in ("precision", "bits a weight", "mean PSNR", "SSIM", "what it is, and which targets offer it"):
         table.add_column(column, justify="right" if column in ("bits a weight", "mean PSNR", "SSIM") else "left")
+    table.columns[0].no_wrap = True
     for name, p in PRECISIONS.items():
-        limits = (f"{p.limits.mean_psnr:g} dB", f"{p.limits.ssim:g}")
-        table.add_row(
-            name, ", ".join(offered[name]), f"{'up to ' if name == 'mixed' else ''}{8 * p.weight_bytes:.1f}", *limits, p.doc
-        )
+        bits = f"{'up to ' if name == 'mixed' else ''}{8 * p.weight_bytes:.1f}"
+        about = f"{p.doc}\n[dim]{', '.join(offered[name])}[/dim]"
+        table.add_row(name, bits, f"{p.limits.mean_psnr:g} dB", f"{p.limits.ssim:g}", about)
     out().print(table)
 
 
 def _list(profiles: list[Profile]) -> None:
-    table = Table()
-    for column in ("id", "device", "chip", "memory budget", "latency budget", "targets"):
-        table.add_column(column, no_wrap=column in ("id", "targets"))
+    table = new_table()
+    for column in ("id", "device and chip", "budgets", "targets"):
+        table.add_column(column, no_wrap=column != "device and chip")
     for p in profiles:
         targets = "\n".join(f"{t.key} {t.precision}" for t in p.targets)
-        table.add_row(p.id, escape(p.name), escape(p.soc), _short(p.memory_budget), _short(p.latency_budget), targets)
+        device = f"{escape(p.name)}\n[dim]{escape(p.soc)}[/dim]"
+        table.add_row(p.id, device, "\n".join(str(b) for b in (p.memory_budget, p.latency_budget) if b), targets)
     out().print(table)
 
 
@@ -86,16 +86,16 @@ def _show(p: Profile) -> None:
     console.print(f"source: {p.source}", style="dim", soft_wrap=True, markup=False)
     for note in p.notes:
         console.print(note, soft_wrap=True, markup=False)
-    targets = Table(title="targets, in order", title_justify="left")
+    targets = new_table(title="targets, in order")
     for column in ("target", "precision", "layout", "runs on", "options", "exported"):
-        targets.add_column(column)
-    rows = [(t, "by default") for t in p.targets] + [(o.target, f"with --target {o.target.key}") for o in p.offers]
+        targets.add_column(column, no_wrap=column in ("target", "exported"))
+    rows = [(t, "by default") for t in p.targets] + [(o.target, "with --target") for o in p.offers]
     for t, when in rows:
         targets.add_row(t.key, t.precision, t.layout, _from(t.system), _options(t.options), when)
     console.print(targets)
     for offer in p.offers:
         console.print(f"{offer.target.key}: {offer.source}", style="dim", soft_wrap=True, markup=False)
-    figures = Table(title="figures", title_justify="left")
+    figures = new_table(title="figures")
     for column in ("figure", "value", "status", "source"):
         figures.add_column(column, overflow="fold")
     budgets = {"memory budget": p.memory_budget, "latency budget": p.latency_budget}
@@ -120,7 +120,7 @@ def render_plan(plan: ExportPlan, console: Console) -> None:
     """The plan as a table, with the reasons below."""
     size = f"{plan.resolution[0]}x{plan.resolution[1]} pixels, latent {'x'.join(map(str, plan.latent))}"
     console.print(f"[bold]{escape(plan.device_name)}[/bold]: width [bold]{plan.width}[/bold], {size}")
-    table = Table()
+    table = new_table()
     for column in ("target", "precision", "layout", "local attention", "runs on", "options"):
         table.add_column(column, no_wrap=column == "target")
     for t in plan.targets:

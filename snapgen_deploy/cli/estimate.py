@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import err, out, print_json, progress
+from snapgen_deploy.cli.console import err, new_table, out, print_json, progress
 from snapgen_deploy.cli.export import default_threads, parse_resolution
 from snapgen_deploy.errors import BadInput, Refused
 
@@ -183,10 +183,7 @@ def _sweep_as_dict(found: Sweep) -> dict[str, Any]:
 
 def _print(estimates: Sequence[Estimate], varied: str = "") -> None:
     """A row an estimate, in ms; `varied` (size or steps) has a column of its own, what is the same in all rows has none."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = new_table()
     for column in ("width", *([varied] if varied else []), "ms", "from", "to", "text", "a step", "decoder", "beside", "basis"):
         table.add_column(column, justify="left" if column in ("width", "basis") else "right", no_wrap=True)
     for e in estimates:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import UNTRAINED, counting, megabytes, out, parse_bytes, print_json, progress
+from snapgen_deploy.cli.console import counting, out, parse_bytes, print_json, progress
+from snapgen_deploy.cli.result import print_result
 from snapgen_deploy.errors import BadInput
 
 if TYPE_CHECKING:
     from snapgen_deploy.checkpoint import Checkpoint
-    from snapgen_deploy.exporter import Result
     from snapgen_deploy.models import ModelConfig
     from snapgen_deploy.plan import ExportPlan
     from snapgen_deploy.quantise.trajectories import Sample
@@ -196,7 +196,7 @@ def export(
             | ({"sizes": manifest["sizes"]} if "sizes" in manifest else {})
         )
     else:
-        _print_result(result)
+        print_result(result)
         for note in notes:
             out().print(note, style="yellow", soft_wrap=True)
 
@@ -265,97 +265,3 @@ def fidelity_samples_of(checkpoint: Checkpoint, own: Sequence[Sample], count: in
         return (*own, *samples_of([s.prompt for s in own], max(0, count - len(own)), free))[:count]
     prompts = (checkpoint.config.prompts if checkpoint.tokenizer else ()) or (NO_PROMPT,)
     return own_samples(checkpoint, FIDELITY, prompts, count, 0)
-
-
-def print_gates(gates: Sequence[dict[str, Any]]) -> None:
-    """A table of gates with their values, limits and verdicts."""
-    from rich.table import Table
-
-    table = Table(title="gates", title_justify="left")
-    for column in ("target", "component", "gate", "value", "limit", "verdict"):
-        table.add_column(column, justify="right" if column in ("value", "limit") else "left", overflow="fold")
-    colours = {"passed": "green", "failed": "red", "not_run": "yellow"}
-    for g in gates:
-        value = "—" if g["value"] is None else f"{g['value']:.3g}"
-        verdict = f"[{colours[g['verdict']]}]{g['verdict']}[/]"
-        name = g["name"].replace("_", " ") + (" (dB)" if g["name"].endswith("psnr") else "")
-        table.add_row(g["target"], _component(g), name, value, f"{g['limit']:g}", verdict)
-    out().print(table)
-    for g in gates:
-        if g["name"] == "largest_value":
-            out().print(f"{g['target']} {_component(g)}, closest to the largest fp16 number:", style="dim")
-            for line in g["detail"].split("; "):
-                out().print(f"  {line}", style="dim", soft_wrap=True)
-        elif g["verdict"] != "passed":
-            line = f"{g['target']} {_component(g)} {g['name']}: {g['verdict']}: {g['detail']}"
-            out().print(line, soft_wrap=True, markup=False)  # a reason may name an extra in brackets
-
-
-def _component(gate: dict[str, Any]) -> str:
-    """The component of a gate, with the picture size in a bundle of several."""
-    return " ".join((gate["component"].replace("_", " "), gate.get("size", ""))).strip()
-
-
-def _print_sizes(manifest: Mapping[str, Any]) -> None:
-    """What the sizes share, and what that saves against a bundle for each, from the bytes of the files."""
-    from rich.table import Table
-
-    names = [s["name"] for s in manifest["sizes"]]
-    table = Table(title=f"{len(names)} picture sizes: {', '.join(names)}", title_justify="left")
-    for column in ("target", "component", "one bundle a size", "here", "saved", "weights used by several"):
-        table.add_column(column, justify="left" if column in ("target", "component") else "right")
-    for key in manifest["target_order"]:
-        target = manifest["targets"][key]
-        rows = {r: c["sharing"] for r, c in target["components"].items() if "sharing" in c} | {"all": target["sharing"]}
-        for role, s in rows.items():
-            shared = megabytes(s["shared_bytes"]) if "shared_bytes" in s else ""
-            table.add_row(key, role, *(megabytes(s[k]) for k in ("separate_bytes", "bytes", "bytes_saved")), shared)
-    out().print(table)
-
-
-def _print_run(result: Result) -> None:
-    """Where components came from, peak memory and time of every process; a cached one's are from its conversion."""
-    targets = result.run["targets"]
-    taken = sum(hit for t in targets.values() for hit in t["cached"].values())
-    if taken:
-        every = sum(len(t["cached"]) for t in targets.values())
-        out().print(f"{taken} of {every} components came from the cache; their gates ran again", style="cyan")
-    shared = {name: result.run[f"{name}_peak_bytes"] for name in ("reference", "recipe")}
-    said = ", ".join(f"{name} {megabytes(peak)}" for name, peak in shared.items() if peak)
-    out().print(f"peak memory: {said}; largest of all {megabytes(result.peak_bytes)}")
-    for key, t in targets.items():
-        parts = [
-            f"{role.replace('_', ' ')} {megabytes(peak)} in {t['export_seconds'][role]:.0f} s"
-            + (" (cached)" if t["cached"][role] else "")
-            for role, peak in t["export_peak_bytes"].items()
-        ]
-        out().print(f"  {key}: {', '.join(parts)}; check {megabytes(t['check_peak_bytes'])}", soft_wrap=True)
-
-
-def _print_result(result: Result) -> None:
-    from rich.table import Table
-
-    manifest = result.bundle.manifest
-    table = Table(title="components", title_justify="left")
-    numbers = ("size", "bits", "left", "operators")
-    for column in ("target", "component", "precision", *numbers, "placement"):
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
-    for key in result.bundle.targets:
-        for role, c in manifest["targets"][key]["components"].items():
-            placed = ", ".join(f"{n} {where}" for where, n in c["placement"].items()) or "—"
-            precision = manifest["targets"][key]["precision"]
-            bits = "—" if c["average_bits"] is None else f"{c['average_bits']:.2f}"
-            left, operators = str(len(c["skipped"])), str(sum(c["ops"].values()))
-            table.add_row(key, role, precision, megabytes(c["bytes"]), bits, left, operators, placed)
-    out().print(table)
-    out().print("bits: of a stored weight, on average; left: layers that a quantiser left as they were", style="dim")
-    if "sizes" in manifest:
-        _print_sizes(manifest)
-    print_gates(manifest["gates"])
-    ran = sum(g.verdict == "passed" for g in result.gates)
-    idle = sum(g.verdict == "not_run" for g in result.gates)
-    _print_run(result)
-    out().print(f"{ran} gates passed, {idle} not run")
-    if manifest["trained"] is not True:
-        out().print(UNTRAINED, style="yellow")
-    out().print(f"bundle: {result.bundle.path}   preview: {result.bundle.path / 'preview.png'}", soft_wrap=True)

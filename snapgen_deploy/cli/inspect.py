@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import UNTRAINED, megabytes, out, print_json, progress
+from snapgen_deploy.cli.console import UNTRAINED, megabytes, new_table, out, print_json, progress
 
 if TYPE_CHECKING:
     from snapgen_deploy.checkpoint import Checkpoint, TensorInfo
@@ -88,8 +88,6 @@ def _component(infos: Mapping[str, TensorInfo]) -> dict[str, Any]:
 
 
 def _print(data: dict[str, Any]) -> None:
-    from rich.table import Table
-
     console = out()
     trained = "trained" if data["trained"] else "[yellow]not trained[/yellow]"
     console.print(
@@ -98,13 +96,13 @@ def _print(data: dict[str, Any]) -> None:
     if not data["trained"]:
         console.print(UNTRAINED, style="yellow")
     console.print(f"sha256 {data['sha256']}", style="dim")
-    table = Table(title="components", title_justify="left")
+    table = new_table(title="components")
     for column in ("component", "tensors", "parameters", "bytes", "dtype"):
         table.add_column(column, justify="left" if column in ("component", "dtype") else "right")
     for name, c in data["components"].items():
         table.add_row(name, str(c["tensors"]), f"{c['parameters']:,}", megabytes(c["bytes"]), ", ".join(c["dtypes"]))
     console.print(table)
-    table = Table(title="widths of the student", title_justify="left")
+    table = new_table(title="widths of the student")
     for column in ("width", "ratio", "hidden", "heads", "KV heads", "parameters", "fp16", "fp32"):
         table.add_column(column, justify="left" if column == "width" else "right")
     for name, w in data["widths"].items():
@@ -113,7 +111,7 @@ def _print(data: dict[str, Any]) -> None:
             name, f"{w['ratio']:g}", str(w["hidden"]), str(w["heads"]), str(w["kv_heads"]), f"{w['parameters']:,}", *sizes
         )
     console.print(table)
-    table = Table(title="configuration", title_justify="left", show_header=False)
+    table = new_table(title="configuration", show_header=False)
     table.add_column(style="bold")
     table.add_column()
     table.add_column(overflow="fold")

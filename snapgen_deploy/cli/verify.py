@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from snapgen_deploy.cli.console import out, print_json, progress
-from snapgen_deploy.cli.export import default_threads, print_gates
+from snapgen_deploy.cli.export import default_threads
+from snapgen_deploy.cli.result import print_gates
 
 
 def verify(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from snapgen_deploy import exporter
-from snapgen_deploy.cli.export import print_gates
+from snapgen_deploy.cli.result import print_gates
 from snapgen_deploy.device_profiles import PRECISIONS, target_keys
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export import extras

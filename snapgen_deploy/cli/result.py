@@ -1,0 +1,114 @@
+"""What `export` made, and the gates it held, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from snapgen_deploy.cli.console import UNTRAINED, megabytes, new_table, out
+
+if TYPE_CHECKING:
+    from snapgen_deploy.exporter import Result
+
+
+def print_gates(gates: Sequence[dict[str, Any]]) -> None:
+    """A table of gates with their values, limits and verdicts."""
+    table = new_table(title="gates")
+    for column in ("target", "component", "gate", "value", "limit", "verdict"):
+        table.add_column(column, justify="right" if column in ("value", "limit") else "left", overflow="fold")
+    colours = {"passed": "green", "failed": "red", "not_run": "yellow"}
+    shown = None
+    for g in gates:
+        value = "—" if g["value"] is None else f"{g['value']:.3g}"
+        verdict = f"[{colours[g['verdict']]}]{g['verdict']}[/]"
+        name = g["name"].replace("_", " ") + (" (dB)" if g["name"].endswith("psnr") else "")
+        table.add_row("" if g["target"] == shown else g["target"], _component(g), name, value, f"{g['limit']:g}", verdict)
+        shown = g["target"]
+    out().print(table)
+    for g in gates:
+        if g["name"] == "largest_value":
+            line = f"{g['target']} {_component(g)}, closest to the largest fp16 number: {g['detail'].partition('; ')[0]}"
+            out().print(line, style="dim", markup=False)
+        elif g["verdict"] != "passed":
+            line = f"{g['target']} {_component(g)} {g['name']}: {g['verdict']}: {g['detail']}"
+            out().print(line, soft_wrap=True, markup=False)  # a reason may name an extra in brackets
+
+
+def _component(gate: dict[str, Any]) -> str:
+    """The component of a gate, with the picture size in a bundle of several."""
+    return " ".join((gate["component"].replace("_", " "), gate.get("size", ""))).strip()
+
+
+def _print_components(targets: Mapping[str, Any]) -> None:
+    """What every file of every target holds, and where its operators run."""
+    from snapgen_deploy.export.base import ROLES
+
+    table = new_table("components")
+    numbers = ("size", "bits", "left", "operators")
+    for column in ("target", "component", "precision", *numbers):
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    placed = []
+    for key, target in targets.items():
+        components = {role: target["components"][role] for role in ROLES if role in target["components"]}
+        for i, (role, c) in enumerate(components.items()):
+            name = role.replace("_", " ")
+            bits = "—" if c["average_bits"] is None else f"{c['average_bits']:.2f}"
+            left, operators = str(len(c["skipped"])), str(sum(c["ops"].values()))
+            named = (key, name, target["precision"]) if i == 0 else ("", name, "")
+            table.add_row(*named, megabytes(c["bytes"]), bits, left, operators)
+        runs = {r: ", ".join(f"{w} {n}" for w, n in c["placement"].items()) for r, c in components.items()}
+        placed += [f"{key} runs on: {'; '.join(f'{r} {w}' for r, w in runs.items() if w)}"] if any(runs.values()) else []
+    out().print(table)
+    out().print("bits: of a stored weight, on average; left: layers that a quantiser left as they were", style="dim")
+    for line in placed:
+        out().print(line.replace("_", " "), style="dim")
+
+
+def _print_sizes(manifest: Mapping[str, Any]) -> None:
+    """What the sizes share, and what that saves against a bundle for each, from the bytes of the files."""
+    names = [s["name"] for s in manifest["sizes"]]
+    table = new_table(title=f"{len(names)} picture sizes: {', '.join(names)}")
+    for column in ("target", "component", "one bundle a size", "here", "saved", "weights used by several"):
+        table.add_column(column, justify="left" if column in ("target", "component") else "right")
+    for key in manifest["target_order"]:
+        target = manifest["targets"][key]
+        rows = {r: c["sharing"] for r, c in target["components"].items() if "sharing" in c} | {"all": target["sharing"]}
+        for role, s in rows.items():
+            shared = megabytes(s["shared_bytes"]) if "shared_bytes" in s else ""
+            table.add_row(key, role, *(megabytes(s[k]) for k in ("separate_bytes", "bytes", "bytes_saved")), shared)
+    out().print(table)
+
+
+def _print_run(result: Result) -> None:
+    """Where components came from, peak memory and time of every process; a cached one's are from its conversion."""
+    targets = result.run["targets"]
+    taken = sum(hit for t in targets.values() for hit in t["cached"].values())
+    if taken:
+        every = sum(len(t["cached"]) for t in targets.values())
+        out().print(f"{taken} of {every} components came from the cache; their gates ran again", style="cyan")
+    shared = {name: result.run[f"{name}_peak_bytes"] for name in ("reference", "recipe")}
+    said = ", ".join(f"{name} {megabytes(peak)}" for name, peak in shared.items() if peak)
+    out().print(f"peak memory: {said}; largest of all {megabytes(result.peak_bytes)}")
+    for key, t in targets.items():
+        parts = [
+            f"{role.replace('_', ' ')} {megabytes(peak)} in {t['export_seconds'][role]:.0f} s"
+            + (" (cached)" if t["cached"][role] else "")
+            for role, peak in t["export_peak_bytes"].items()
+        ]
+        out().print(f"  {key}: {', '.join(parts)}; check {megabytes(t['check_peak_bytes'])}", soft_wrap=True)
+
+
+def print_result(result: Result) -> None:
+    """Components, gates, processes, and where the bundle is."""
+    manifest = result.bundle.manifest
+    _print_components({key: manifest["targets"][key] for key in result.bundle.targets})
+    if "sizes" in manifest:
+        _print_sizes(manifest)
+    print_gates(manifest["gates"])
+    ran = sum(g.verdict == "passed" for g in result.gates)
+    idle = sum(g.verdict == "not_run" for g in result.gates)
+    _print_run(result)
+    out().print(f"{ran} gates passed, {idle} not run")
+    if manifest["trained"] is not True:
+        out().print(UNTRAINED, style="yellow")
+    out().print(f"bundle: {result.bundle.path}   preview: {result.bundle.path / 'preview.png'}", soft_wrap=True)
