@@ -201,9 +201,12 @@ def table(record: dict[str, Any]) -> str:
         "| bits | average | | PSNR, dB | objects entirely right | minus fp32 | velocity error |",
         "|---|---|---|---|---|---|---|",
     ]
+    untuned = {r["bits"]: r.get("velocity_error") for r in record["rows"] if not r["tuned"]}
     for r in record["rows"]:
         p, d = r["psnr"], r["to_fp32"]
         state = "fp32" if r["bits"] == 32 else "tuned" if r["tuned"] else "untuned"
+        if r["tuned"] and r["velocity_error"] == untuned.get(r["bits"]):  # the recipe keeps what was there before
+            state = "tuned: no better, not used"
         fidelity = "" if r["bits"] == 32 else f"{p['median']:.1f} ({p['low']:.1f} to {p['high']:.1f})"
         lines.append(
             f"| {r['bits']:g} | {r['average']:.4g} | {state} | {fidelity} | {_share(r['objects'], r['objects_interval'])} | "

@@ -29,6 +29,7 @@ from snapgen_deploy.child import run_in_child
 from snapgen_deploy.components import ports_of, roles_of
 from snapgen_deploy.convert import export_in_child
 from snapgen_deploy.device_profiles import TARGETS, load_profile
+from snapgen_deploy.errors import SnapgenError
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.fewer_bits import CALIBRATION, record_calibration
@@ -58,16 +59,21 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="keep the rows that precisions.json has")
     options = parser.parse_args()
     path = RESULTS / "precisions.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if options.resume and path.is_file() else []
+    about = {"pictures": options.pictures, "threads": options.threads, "machine": platform.machine()}
+    rows: list[dict[str, Any]] = []
+    if options.resume and path.is_file():
+        earlier = json.loads(path.read_text())
+        rows = earlier.pop("rows")
+        if earlier != about:
+            parser.error(f"--resume: rows of one table are measured alike; got {about}, {path.name} has {earlier}")
     for width in options.widths:
         with tempfile.TemporaryDirectory() as scratch:
             for row in rows_of(width, options, Path(scratch), rows):
                 rows.append(row)
                 print(json.dumps(row), file=sys.stderr, flush=True)
-                about = {"pictures": options.pictures, "threads": options.threads, "machine": platform.machine()}
                 RESULTS.mkdir(exist_ok=True)
                 path.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
-                path.with_suffix(".md").write_text(table(rows, options.pictures))
+                path.with_suffix(".md").write_text(table(rows, about))
 
 
 def rows_of(width: str, options: argparse.Namespace, scratch: Path, done: Sequence[Mapping[str, Any]]) -> Any:
@@ -94,7 +100,7 @@ def rows_of(width: str, options: argparse.Namespace, scratch: Path, done: Sequen
             directory = scratch / f"{name}-{precision}"
             try:
                 parts = export(plan, scratch, directory, options.threads, calibration)
-            except RuntimeError as error:
+            except (RuntimeError, SnapgenError) as error:
                 print(f"{width} {name} {precision}: {error}", file=sys.stderr, flush=True)
                 continue
             student = parts["student"].artifact.path
@@ -103,7 +109,11 @@ def rows_of(width: str, options: argparse.Namespace, scratch: Path, done: Sequen
                 continue
             artifacts = {role: part.artifact for role, part in parts.items()}
             arguments = (artifacts, checkpoint.config, schedule_of(checkpoint.config), scratch / "fidelity", DETECTOR)
-            found, _ = run_in_child("fidelity", measure, plan.targets[0].key, *arguments, options.threads)
+            try:
+                found, _ = run_in_child("fidelity", measure, plan.targets[0].key, *arguments, options.threads)
+            except (RuntimeError, SnapgenError) as error:  # such as an overflow inside a network
+                print(f"{width} {name} {precision}: {error}", file=sys.stderr, flush=True)
+                continue
             row = describe(width, name, precision, parts, found)
             if name in CPU and exact is not None and precision != "fp32":
                 row["times_fp32"] = speed(plan, name, exact, student, options.threads)
@@ -158,13 +168,13 @@ def speed(plan: ExportPlan, name: str, exact: Path, path: Path, threads: int) ->
     return {"median": middle, "quartiles_from": low, "quartiles_to": high, "of_least_times": best}
 
 
-def table(rows: Sequence[Mapping[str, Any]], pictures: int) -> str:
+def table(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
     """The rows as Markdown."""
     lines = [
-        f"Embedded checkpoint, four steps, {pictures} held-out prompts, against the fp32 reference's pictures from the same"
-        f" noise. Calibration: {CALIBRATED} other prompts. Bits: mean of the student's weights, scales and palettes included."
-        " Score: objects entirely right, with a 95 % interval. Step: how many times as fast as the same target's fp32 (one"
-        " thread of a shared x86-64 core; median and quartiles of interleaved rounds).",
+        f"Embedded checkpoint, four steps, {about['pictures']} held-out prompts, against the fp32 reference's pictures from the"
+        f" same noise. Calibration: {CALIBRATED} other prompts. Bits: mean of the student's weights, scales and palettes"
+        " included. Score: objects entirely right, with a 95 % interval. Step: how many times as fast as the same target's fp32"
+        f" (threads: {about['threads']}, {about['machine']}; median and quartiles of interleaved rounds).",
         "",
         "| width | target | precision | size | bits | mean PSNR | least PSNR | SSIM | latent error | score | step |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -172,18 +182,29 @@ def table(rows: Sequence[Mapping[str, Any]], pictures: int) -> str:
     for r in rows:
         score = r["score"]
         low, high = (100 * v for v in score["interval"])
+        right = f"{100 * score['share']:.1f} % ({low:.1f} to {high:.1f})"
         step = r.get("times_fp32")
         timed = f"{step['median']:.2f} ({step['quartiles_from']:.2f} to {step['quartiles_to']:.2f})" if step else ""
         lines.append(
             f"| {r['width']} | {r['target']} | {r['precision']} | {sum(r['bytes'].values()) / 1e6:.2f} MB "
-            f"| {r['average_bits']['student']:.2f} | {r['mean_psnr']:.1f} dB | {r['psnr']:.1f} dB | {r['ssim']:.3f} "
-            f"| {max(r['latent_error']):.2g} | {100 * score['share']:.1f} % ({low:.1f} to {high:.1f}) | {timed} |"
+            f"| {r['average_bits']['student']:.2f} | {shown(r['mean_psnr'], '.1f')} dB | {shown(r['psnr'], '.1f')} dB "
+            f"| {shown(r['ssim'], '.3f')} | {shown(worst(r['latent_error']), '.2g')} | {right} | {timed} |"
         )
     if rows:
         bases = {r["width"]: r["score"]["reference"] for r in rows}
         said = ", ".join(f"{w} {100 * s:.1f} %" for w, s in bases.items())
         lines += ["", f"Score of the fp32 reference on the same prompts and noise: {said}."]
     return "\n".join(lines) + "\n"
+
+
+def shown(value: float | None, form: str) -> str:
+    """A figure; a dash for one that is not a number, which JSON keeps as null."""
+    return "—" if value is None else format(value, form)
+
+
+def worst(errors: Sequence[float | None]) -> float | None:
+    """The largest, or None where one is not a number."""
+    return None if None in errors else max(e for e in errors if e is not None)
 
 
 if __name__ == "__main__":

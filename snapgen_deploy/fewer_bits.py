@@ -95,4 +95,4 @@ def judge(
             f"{target.key} fidelity", measure, target.key, artifacts, checkpoint.config, schedule_of(checkpoint.config),
             scratch / FIDELITY, wanted.scorer, request.threads, tell=tell,
         )  # fmt: skip
-    return fidelity_gates(target.key, measured, target.limits), measured.as_dict(), peak
+    return fidelity_gates(target.key, measured, target.limits, wanted.unscored), measured.as_dict(), peak

@@ -23,6 +23,7 @@ from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint
 from snapgen_deploy.device_profiles import Limits
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact, Role, Runner
+from snapgen_deploy.export.quiet import first_line
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.gates import Gate, at_least, at_most, psnr, relative_error
 from snapgen_deploy.models import ModelConfig
@@ -39,7 +40,7 @@ COUNT = 100  # pictures, where nothing else is asked for
 PICTURES, SCORES = "pictures.npy", "scores.json"
 RESAMPLES = 2000  # of the bootstrap over prompts
 DETECTOR = "examples.shapes.score:right_and_counted"  # of the embedded checkpoint
-NO_SCORER = "image measures only: no scorer is known for this checkpoint; name one with --scorer"
+NO_SCORER = "no scorer is known for this checkpoint; name one with --scorer"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Fidelity:
 
     samples: tuple[Sample, ...]
     scorer: str | None  # `module:function`
+    unscored: str = NO_SCORER  # why there is no scorer, where there is none
     every: bool = False  # also targets at their own default precision, which differs from the reference by rounding only
 
     def judges(self, target: TargetPlan) -> bool:
@@ -57,12 +59,16 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Score:
-    """Share of a scorer's points, with 95 % intervals (percentile bootstrap over prompts, 2000 draws)."""
+    """Share of a scorer's points, with 95 % intervals (percentile bootstrap over prompts, 2000 draws).
+
+    Pictures of one prompt are drawn together, since their points are alike.
+    """
 
     share: float
     interval: tuple[float, float]
     reference: float  # of the fp32 reference's pictures
     difference: tuple[float, float]  # interval of share - reference, paired by prompt
+    prompts: int  # different ones
 
 
 @dataclass(frozen=True)
@@ -150,8 +156,8 @@ def measure(
     return Measured(len(decibels), float(np.min(decibels)), float(np.mean(decibels)), likeness, steps, score)
 
 
-def fidelity_gates(key: str, measured: Measured, limits: Limits) -> tuple[Gate, ...]:
-    """What a target is held to."""
+def fidelity_gates(key: str, measured: Measured, limits: Limits, unscored: str = NO_SCORER) -> tuple[Gate, ...]:
+    """What a target is held to; `unscored` tells why there are no points."""
     count = f"{measured.pictures} pictures"
     worst = float(np.max(measured.latent_error))
     steps = ", ".join(f"{e:.2g}" for e in measured.latent_error)
@@ -164,23 +170,38 @@ def fidelity_gates(key: str, measured: Measured, limits: Limits) -> tuple[Gate, 
         at_most(key, "pipeline", "fidelity_latent_error", worst, limits.latent_error, f"relative, after each step: {steps}"),
     ]
     name, least = "fidelity_score_change", 0.0 - limits.score_loss  # no -0
-    if (score := measured.score) is None:
-        return (*gates, Gate(key, "pipeline", name, None, least, "not_run", NO_SCORER))
+    if (score := measured.score) is None or score.reference <= limits.score_loss:
+        why = unscored if score is None else f"the reference itself has {100 * score.reference:.1f} % of the points"
+        return (*gates, Gate(key, "pipeline", name, None, least, "not_run", f"image measures only: {why}"))
     low, high = (100 * v for v in score.interval)
-    said = f"{100 * score.share:.1f} % ({low:.1f} to {high:.1f}), reference {100 * score.reference:.1f} %"
+    shares = f"{100 * score.share:.1f} % ({low:.1f} to {high:.1f}), reference {100 * score.reference:.1f} %"
+    said = f"{shares}, {score.prompts} different prompts"
     return (*gates, at_least(key, "pipeline", name, score.difference[1], least, f"upper end of the change's interval; {said}"))
 
 
-def scorer_of(checkpoint: Checkpoint, wanted: str | None) -> str | None:
-    """The scorer asked for, else the detector where this is the embedded checkpoint in a source tree that has it.
+def scorer_of(
+    checkpoint: Checkpoint, wanted: str | None, samples: Sequence[Sample], resolution: tuple[int, int]
+) -> tuple[str | None, str]:
+    """The scorer asked for, else the detector where it knows checkpoint, prompts and picture size; and why there is none.
 
-    BadInput where the one asked for cannot be imported.
+    The detector is that of the embedded checkpoint, in a source tree that has it. Each is tried on blank pictures, since a
+    reference may take hours to draw; BadInput where the one asked for cannot be imported or fails.
     """
+    blank = np.zeros((*resolution, 3), np.uint8)
     if wanted is not None:
-        load_scorer(wanted)
-        return wanted
-    there = (_source_tree() / "examples" / "shapes" / "score.py").is_file()
-    return DETECTOR if there and is_embedded(checkpoint) else None
+        points_of(wanted, samples[:1], [blank])
+        return wanted, ""
+    if not ((_source_tree() / "examples" / "shapes" / "score.py").is_file() and is_embedded(checkpoint)):
+        return None, NO_SCORER
+    if resolution != checkpoint.config.resolution:
+        height, width = checkpoint.config.resolution
+        return None, f"the checkpoint's detector knows pictures of {height}x{width} only; name a scorer with --scorer"
+    try:
+        points_of(DETECTOR, samples, [blank] * len(samples))
+    except BadInput as error:
+        why = error.__cause__ or error
+        return None, f"the checkpoint's detector does not read these prompts ({why}); name a scorer with --scorer"
+    return DETECTOR, ""
 
 
 def load_scorer(name: str) -> Scorer:
@@ -203,7 +224,11 @@ def load_scorer(name: str) -> Scorer:
 
 def points_of(scorer: str, samples: Sequence[Sample], pictures: Sequence[np.ndarray]) -> list[list[float]]:
     """What the scorer gives each picture: points and points possible; BadInput where it gives anything else."""
-    found = load_scorer(scorer)([s.prompt for s in samples], pictures)
+    score = load_scorer(scorer)
+    try:
+        found = list(score([s.prompt for s in samples], pictures))
+    except Exception as error:  # whatever a user's function raises
+        raise BadInput(f"--scorer {scorer}: {type(error).__name__}: {first_line(error)}") from error
     try:
         points = [[float(got), float(possible)] for got, possible in found]
     except (TypeError, ValueError) as error:
@@ -215,19 +240,23 @@ def points_of(scorer: str, samples: Sequence[Sample], pictures: Sequence[np.ndar
     return points
 
 
-def compare_points(got: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> Score:
-    """Shares of points and their intervals; rows are (points, points possible) per picture."""
-    ours, theirs = np.array(got, float), np.array(reference, float)
+def compare_points(prompts: Sequence[str], got: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> Score:
+    """Shares of points and their intervals; rows are (points, points possible) per picture, of a prompt each."""
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    ours, theirs = np.zeros((2, len(number), 2))
+    np.add.at(ours, [number[p] for p in prompts], np.array(got, float))
+    np.add.at(theirs, [number[p] for p in prompts], np.array(reference, float))
     draws = np.random.default_rng(0).integers(len(ours), size=(RESAMPLES, len(ours)))
     shares = ours[draws, 0].sum(1) / np.maximum(ours[draws, 1].sum(1), 1)
     changes = shares - theirs[draws, 0].sum(1) / np.maximum(theirs[draws, 1].sum(1), 1)
     share, base = (float(r[:, 0].sum() / max(r[:, 1].sum(), 1)) for r in (ours, theirs))
     ends = [tuple(float(q) for q in np.quantile(values, (0.025, 0.975))) for values in (shares, changes)]
-    return Score(share, (ends[0][0], ends[0][1]), base, (ends[1][0], ends[1][1]))
+    return Score(share, (ends[0][0], ends[0][1]), base, (ends[1][0], ends[1][1]), len(number))
 
 
 def _scored(reference: Trajectories, folder: Path, scorer: str, drawn: Sequence[np.ndarray]) -> Score:
-    return compare_points(points_of(scorer, reference.samples, drawn), json.loads((folder / SCORES).read_text()))
+    prompts, expected = [s.prompt for s in reference.samples], json.loads((folder / SCORES).read_text())
+    return compare_points(prompts, points_of(scorer, reference.samples, drawn), expected)
 
 
 def _text(reference: Trajectories, index: int, runners: Mapping[Role, Runner], pipeline: Pipeline) -> dict[str, np.ndarray]:

@@ -76,11 +76,16 @@ def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
 
 
 def psnr(got: np.ndarray, expected: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two pictures in -1 ... 1, both clamped: 10 log10(2^2 / MSE)."""
+    """Peak signal-to-noise ratio in dB of two pictures in -1 ... 1, both clamped: 10 log10(2^2 / MSE).
+
+    NaN, which passes no gate, where a value is not finite: clamped, an infinity would count as white.
+    """
+    if not (np.isfinite(got).all() and np.isfinite(expected).all()):
+        return math.nan
     mse = float(np.mean((np.clip(got, -1, 1).astype(np.float64) - np.clip(expected, -1, 1).astype(np.float64)) ** 2))
     if mse == 0:
         return PSNR_CAP
-    return min(10 * math.log10(4 / mse), PSNR_CAP) if mse > 0 else math.nan
+    return min(10 * math.log10(4 / mse), PSNR_CAP)
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,7 @@ def check_target(
             role,
             "relative_error",
             _component_error(role, runner, config, schedule, vectors),
-            _error_limit(precision, role, limits),
+            error_limit(precision, role, limits),
             "largest over prompts and steps",
         )
         for role, runner in runners.items()
@@ -162,7 +167,7 @@ def check_target(
     return Checked((*gates, *placed), tuple(pictures))
 
 
-def _error_limit(precision: str, role: Role, limits: Limits) -> float:
+def error_limit(precision: str, role: Role, limits: Limits) -> float:
     """Largest relative error of a component; in mixed precision the others than the student are fp16."""
     return PRECISIONS["fp16"].limits.error if precision == "mixed" and role != "student" else limits.error
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from snapgen_deploy.bundle import Bundle
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.base import Arrays
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.files import write_bytes
+from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.pipeline import Pipeline, tokenize
 
 
@@ -34,18 +37,42 @@ def _full_key(bundle: Bundle, wanted: str) -> str:
     return matches[0]
 
 
-def draw(bundle: Bundle, key: str, prompt: str, seed: int, threads: int) -> np.ndarray:
-    """A picture (H, W, 3) of unsigned bytes."""
+def draw(
+    bundle: Bundle, key: str, prompt: str, seed: int, threads: int, embeddings: Mapping[str, np.ndarray] | None = None
+) -> np.ndarray:
+    """A picture (H, W, 3) of unsigned bytes.
+
+    `embeddings` holds what the text encoders outside of the bundle made of the prompt: for each of the student's other text
+    streams NAME (1, L, D) and NAME_mask (1, L), float32, 1 where there is a token. BadInput where they are not all there.
+    """
     text = bundle.tokenizer()
     encoder = bundle.config.text_encoder
     if text is None or encoder is None:
         raise BadInput(f"{bundle.path.name} has no tokenizer or text encoder: a prompt cannot be drawn from it")
+    others = other_text(bundle.config, embeddings or {})
     tokens, mask = tokenize(text, prompt, encoder.length)
     target, _ = target_of(key)
     runners = {role: target.open(a.path, threads=threads, entry=a.entry) for role, a in bundle.artifacts(key).items()}
     if "decoder" not in runners:
         raise BadInput(f"{bundle.path.name} has no decoder: it cannot draw a picture")
-    return Pipeline(runners, bundle.schedule, bundle.latent).draw(tokens, mask, seed)
+    return Pipeline(runners, bundle.schedule, bundle.latent).draw(tokens, mask, seed, others)
+
+
+def other_text(config: ModelConfig, embeddings: Mapping[str, np.ndarray]) -> Arrays:
+    """The student's text inputs that the model's own text encoder does not make, in float32; BadInput where one is amiss."""
+    own = config.text_encoder.stream if config.text_encoder else None
+    shapes: dict[str, tuple[int, ...]] = {}
+    for s in config.student.text_streams:
+        if s.name != own:
+            shapes |= {s.name: (1, s.length, s.dim), f"{s.name}_mask": (1, s.length)}
+    expected = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
+    got = {name: tuple(array.shape) for name, array in embeddings.items()}
+    if got != shapes:
+        listed = ", ".join(f"{name} {shape}" for name, shape in got.items()) or "none"
+        raise BadInput(f"--embeddings: got {listed}; expected {expected}: text that no encoder of this bundle makes")
+    if not all(np.issubdtype(a.dtype, np.number) and np.isfinite(a).all() for a in embeddings.values()):
+        raise BadInput("--embeddings: expected finite numbers in every array")
+    return {name: np.asarray(array, np.float32) for name, array in embeddings.items()}
 
 
 def save_png(picture: np.ndarray, path: Path) -> None:

@@ -69,9 +69,9 @@ class Pipeline:
         """Latent (1, C, h, w) -> picture (1, 3, H, W) in -1 ... 1."""
         return self.runners["decoder"]({"latent": latent})["picture"]
 
-    def draw(self, tokens: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
-        """A picture (H, W, 3) of unsigned bytes."""
-        text = self.encode(tokens, mask)
+    def draw(self, tokens: np.ndarray, mask: np.ndarray, seed: int, others: Arrays) -> np.ndarray:
+        """A picture (H, W, 3) of unsigned bytes; `others` are the student's text inputs that the encoder does not make."""
+        text = self.encode(tokens, mask) | others
         return to_bytes(self.decode(self.denoise(noise_for(seed, self.latent), text)))
 
 

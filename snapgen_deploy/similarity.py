@@ -24,6 +24,8 @@ def ssim(got: np.ndarray, expected: np.ndarray) -> float:
     """
     if got.shape != expected.shape or min(got.shape[-2:]) <= 2 * BORDER:
         raise ValueError(f"got pictures {got.shape} and {expected.shape}, expected equal shapes of at least 11 x 11 pixels")
+    if not (np.isfinite(got).all() and np.isfinite(expected).all()):
+        return float("nan")
     x, y = ((np.clip(p[0].astype(np.float64), -1, 1) + 1) / 2 for p in (got, expected))
     c1, c2 = (K1 * RANGE) ** 2, (K2 * RANGE) ** 2
     mean_x, mean_y = _window(x), _window(y)

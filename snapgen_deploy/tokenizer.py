@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from snapgen_deploy.errors import BadInput
 
+LISTED = 200  # a vocabulary of more words is not listed in a message
 PAD, BOS, EOS, UNKNOWN = "[PAD]", "[BOS]", "[EOS]", "[UNK]"
 
 
@@ -21,6 +22,8 @@ class WordTokenizer:
             self._tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise BadInput(f"the tokenizer is not a tokenizer.json of the `tokenizers` library: {error}") from error
+        self._tokenizer.no_padding()  # a file may ask for both; `encode` pads itself, and cuts nothing off in silence
+        self._tokenizer.no_truncation()
         self._unknown = self._tokenizer.token_to_id(UNKNOWN)
         pad = self._tokenizer.token_to_id(PAD)
         self._pad = 0 if pad is None else pad
@@ -38,8 +41,8 @@ class WordTokenizer:
 
     @property
     def size(self) -> int:
-        """Number of words, special ones included."""
-        return int(self._tokenizer.get_vocab_size())
+        """The largest word number and one, special words included: the rows that an embedding needs."""
+        return 1 + int(max(self._tokenizer.get_vocab().values(), default=-1))
 
     def words(self) -> list[str]:
         """The vocabulary without its special tokens, in order of their numbers."""
@@ -56,10 +59,9 @@ class WordTokenizer:
         numbers = list(encoding.ids)
         unknown = [prompt[a:b] for n, (a, b) in zip(numbers, encoding.offsets, strict=True) if n == self._unknown]
         if unknown:
-            listed = ", ".join(dict.fromkeys(repr(w) for w in unknown))
-            raise BadInput(
-                f"the prompt has words that the checkpoint does not know: {listed}; it knows: {' '.join(self.words())}"
-            )
+            listed, known = ", ".join(dict.fromkeys(repr(w) for w in unknown)), self.words()
+            knows = " ".join(known) if len(known) <= LISTED else f"{len(known)} words, such as {' '.join(known[:10])}"
+            raise BadInput(f"the prompt has words that the checkpoint does not know: {listed}; it knows: {knows}")
         if len(numbers) > length:
             raise BadInput(f"the prompt has {len(numbers)} tokens, at most {length} fit; shorten it")
         padding = length - len(numbers)

@@ -10,10 +10,20 @@ import pytest
 from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.device_profiles import PRECISIONS, TARGETS
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.fidelity import DETECTOR, Measured, compare_points, fidelity_gates, load_scorer, points_of, scorer_of
+from snapgen_deploy.fidelity import (
+    DETECTOR,
+    NO_SCORER,
+    Measured,
+    compare_points,
+    fidelity_gates,
+    load_scorer,
+    points_of,
+    scorer_of,
+)
 from snapgen_deploy.prompts import CALIBRATION, FIDELITY, own_samples, read_samples
 from snapgen_deploy.quantise.trajectories import Sample
 
+DIFFERENT = [f"prompt {i}" for i in range(100)]
 EIGHT = PRECISIONS["int8-dynamic"].limits
 
 
@@ -50,10 +60,10 @@ def test_what_is_low_or_not_a_number_fails(name, value):
 def test_a_loss_of_points_beyond_the_interval_fails():
     reference = [[2, 2]] * 60 + [[1, 2]] * 40
     same, one_less = (
-        compare_points(reference, reference),
-        compare_points([[a - (i < 2), b] for i, (a, b) in enumerate(reference)], reference),
+        compare_points(DIFFERENT, reference, reference),
+        compare_points(DIFFERENT, [[a - (i < 2), b] for i, (a, b) in enumerate(reference)], reference),
     )
-    worse = compare_points([[1, 2]] * 100, reference)
+    worse = compare_points(DIFFERENT, [[1, 2]] * 100, reference)
     assert same.share == pytest.approx(0.8)
     assert same.difference == (0, 0)
     assert same.interval[0] < 0.8 < same.interval[1]
@@ -66,17 +76,58 @@ def test_points_are_kept_as_they_are_and_anything_else_is_one_line(tmp_path, mon
         "def few(prompts, pictures):\n    return [(1, 1)]\n"
         "def broken(prompts, pictures):\n    return [(float('nan'), 1) for _ in prompts]\n"
         "def plain(prompts, pictures):\n    return [0.5 for _ in prompts]\n"
+        "def raising(prompts, pictures):\n    raise KeyError('ring')\n"
     )
     monkeypatch.chdir(tmp_path)
     samples, pictures = [Sample("a", 0), Sample("b", 1)], [np.zeros((2, 2, 3), np.uint8)] * 2
     points = points_of("scorers_of_this_test:share", samples, pictures)
     assert points == [[0.31, 1.0]] * 2
-    lost = compare_points([[0.05, 1.0]] * 2, points)
+    lost = compare_points(["a", "b"], [[0.05, 1.0]] * 2, points)
     assert (lost.share, lost.reference) == (0.05, 0.31)
     assert lost.difference[1] < -0.2
-    for name in ("few", "broken", "plain"):
+    for name in ("few", "broken", "plain", "raising"):
         with pytest.raises(BadInput, match="--scorer"):
             points_of(f"scorers_of_this_test:{name}", samples, pictures)
+
+
+def test_pictures_of_one_prompt_are_one_draw_of_the_bootstrap():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):  # four prompts of differing difficulty, 25 pictures each
+        chances = rng.uniform(0.5, 1.0, 4)
+        points = [[float(rng.random() < p), 1.0] for p in chances for _ in range(25)]
+        score = compare_points([f"{i // 25}" for i in range(100)], points, points)
+        assert score.prompts == 4
+        covered += score.interval[0] <= 0.75 <= score.interval[1]
+    assert covered / 200 > 0.75  # 68 % where every picture is drawn by itself; few prompts bound what any bootstrap covers
+    alone = compare_points(["one"] * 4, [[1, 1], [0, 1], [1, 1], [1, 1]], [[1, 1]] * 4)
+    assert (alone.share, alone.interval, alone.difference) == (0.75, (0.75, 0.75), (-0.25, -0.25))
+
+
+@pytest.mark.parametrize(
+    ("resolution", "prompt", "message"),
+    [
+        ((256, 256), "a red ring on a gray background", "128x128"),
+        ((128, 128), "a red ring", "does not read these prompts"),
+    ],
+)
+def test_the_detector_says_what_it_does_not_know(resolution, prompt, message):
+    scorer, why = scorer_of(open_checkpoint(None), None, [Sample(prompt, 0)], resolution)
+    assert scorer is None
+    gate = fidelity_gates("t", measured(), EIGHT, why)[-1]
+    assert gate.verdict == "not_run"
+    assert message in gate.detail
+
+
+def test_a_scorer_is_tried_before_anything_is_drawn():
+    with pytest.raises(BadInput, match="--scorer .*ValueError: got 'a red ring'"):
+        scorer_of(open_checkpoint(None), DETECTOR, [Sample("a red ring", 0)], (128, 128))
+
+
+def test_where_the_reference_has_no_points_none_can_be_lost():
+    nothing = compare_points(DIFFERENT, [[0, 1]] * 100, [[1, 1]] + [[0, 1]] * 99)
+    gate = fidelity_gates("t", measured(score=nothing), EIGHT)[-1]
+    assert (gate.verdict, "the reference itself has 1.0 %" in gate.detail) == ("not_run", True)
 
 
 def test_scorers_by_name(tmp_path, monkeypatch):
@@ -94,12 +145,14 @@ def test_the_embedded_checkpoint_is_known_by_its_bytes(tmp_path):
     embedded = open_checkpoint(None)
     copy = tmp_path / "renamed.safetensors"
     copy.write_bytes(embedded.path.read_bytes())
-    assert scorer_of(embedded, None) == scorer_of(open_checkpoint(copy), None) == DETECTOR
+    samples = own_samples(embedded, FIDELITY, (), 3, 0)
+    for known in (embedded, open_checkpoint(copy)):
+        assert scorer_of(known, None, samples, (128, 128)) == (DETECTOR, "")
     changed = bytearray(copy.read_bytes())
     changed[-1] ^= 1
     copy.write_bytes(changed)
     other = open_checkpoint(copy)
-    assert scorer_of(other, None) is None
+    assert scorer_of(other, None, samples, (128, 128)) == (None, NO_SCORER)
     assert {s.prompt for s in own_samples(other, FIDELITY, ["a", "b"], 5, 0)} == {"a", "b"}
 
 

@@ -36,7 +36,11 @@ def test_psnr():
     assert psnr(x, x) == PSNR_CAP
     assert psnr(x + 0.02, x) == pytest.approx(10 * math.log10(4 / 0.0004), abs=0.01)
     assert psnr(np.full_like(x, 5.0), np.ones_like(x)) == PSNR_CAP  # both clamp to white
-    assert not psnr(x * np.nan, x) >= 0
+    white = np.ones_like(x)
+    for number in (math.nan, math.inf, -math.inf):  # an infinity is not white
+        broken = white.copy()
+        broken.flat[0] = number
+        assert not psnr(broken, white) >= 0
 
 
 def test_operators_outside_the_delegate_fail_for_student_and_decoder():

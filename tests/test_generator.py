@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.generator import save_png
+from snapgen_deploy.generator import other_text, save_png
+from snapgen_deploy.models import PRESETS
 
 PICTURE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 
@@ -21,3 +22,20 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     for place in (Path("/proc/out.png"), tmp_path / "nowhere" / "out.png"):
         with pytest.raises(BadInput, match="choose another place with --output"):
             save_png(PICTURE, place)
+
+
+def test_text_that_the_bundle_does_not_encode_is_asked_for_and_looked_at():
+    scale, embedded = PRESETS["snapgenpp"](), PRESETS["shapes"]()
+    stream = next(s for s in scale.student.text_streams if s.name != scale.text_encoder.stream)
+    good = {stream.name: np.zeros((1, stream.length, stream.dim)), f"{stream.name}_mask": np.ones((1, stream.length))}
+    assert {(n, a.dtype.name) for n, a in other_text(scale, good).items()} == {(n, "float32") for n in good}
+    assert other_text(embedded, {}) == {}
+    for config, given in (
+        (scale, {}),
+        (embedded, good),
+        (scale, good | {stream.name: np.zeros((1, 3, stream.dim))}),
+    ):
+        with pytest.raises(BadInput, match="--embeddings: got .*; expected"):
+            other_text(config, given)
+    with pytest.raises(BadInput, match="finite"):
+        other_text(scale, {n: a * np.nan for n, a in good.items()})

@@ -39,8 +39,9 @@ def test_ends_of_the_scale():
     assert ssim(x, x) == pytest.approx(1)
     assert ssim(-x, x) < 0
     assert ssim(np.full_like(x, 7.0), np.ones_like(x)) == pytest.approx(1)  # both clamp to white
-    broken = x.copy()
-    broken[0, 1, 8, 8] = math.nan
-    assert math.isnan(ssim(broken, x))
+    for number in (math.nan, math.inf):
+        broken = x.copy()
+        broken[0, 1, 8, 8] = number
+        assert math.isnan(ssim(broken, np.ones_like(x)))
     with pytest.raises(ValueError, match="equal shapes"):
         ssim(x[..., :15], x)

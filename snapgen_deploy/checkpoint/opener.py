@@ -93,16 +93,36 @@ def open_checkpoint(path: Path | None, key_map: Path | None = None) -> Checkpoin
     extra = [f for f in (index, config_file, key_map) if f is not None]
     document = about["snapgen_config"]
     where = f"{config_file or path}: snapgen_config"
+    config = config_from_json(document, where) if isinstance(document, str) else config_from_dict(document, where)
+    tokenizer = _text(about.get("tokenizer"))
+    _check_tokenizer(tokenizer, config, config_file or path)
     return Checkpoint(
         path=path,
-        config=config_from_json(document, where) if isinstance(document, str) else config_from_dict(document, where),
-        tokenizer=_text(about.get("tokenizer")),
+        config=config,
+        tokenizer=tokenizer,
         license=_text(about.get("license")),
         tensors={ours: source.tensors[theirs] for ours, theirs in sorted(foreign.items())},
         files=(*source.files, *extra),
         _source=source,
         _foreign=foreign,
     )
+
+
+def _check_tokenizer(text: str | None, config: ModelConfig, where: Path) -> None:
+    """BadInput where it is no tokenizer, or gives numbers that the text encoder has no embedding for."""
+    if text is None or config.text_encoder is None:
+        return
+    from snapgen_deploy.tokenizer import WordTokenizer
+
+    try:
+        size = WordTokenizer(text).size
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from None
+    if size > config.text_encoder.vocab:
+        raise BadInput(
+            f"{where}: the tokenizer numbers its words up to {size - 1}, the text encoder has {config.text_encoder.vocab} "
+            "embeddings (text_encoder.vocab); store the tokenizer that it was trained with"
+        )
 
 
 def _locate(path: Path) -> tuple[Source, Path | None]:

@@ -20,6 +20,12 @@ def generate(
     resolution: Annotated[
         str | None, typer.Option(help="One of the bundle's picture sizes, N or HEIGHTxWIDTH; its default one when left out.")
     ] = None,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            help="An .npz with text that no encoder of the bundle makes: NAME (1, L, D) and NAME_mask (1, L) a stream."
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")] = Path("out.png"),
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads; all when left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
@@ -27,6 +33,7 @@ def generate(
 ) -> None:
     """Draw a picture with a bundle's own files."""
     from snapgen_deploy.bundle import open_bundle
+    from snapgen_deploy.files import read_arrays
     from snapgen_deploy.generator import choose_target, draw, save_png
     from snapgen_deploy.sizes import size_name
 
@@ -34,8 +41,9 @@ def generate(
     key = choose_target(opened, target)
     if output.suffix.lower() != ".png" or not output.parent.is_dir():
         raise BadInput(f"output: got {output}, expected a .png file in a folder that exists")
+    given = read_arrays(embeddings, f"--embeddings {embeddings}") if embeddings else {}
     with progress(quiet=as_json)(f"drawing with {key}"):
-        picture = draw(opened, key, prompt, seed, threads or default_threads())
+        picture = draw(opened, key, prompt, seed, threads or default_threads(), given)
         save_png(picture, output)
     if as_json:
         print_json({"picture": str(output), "target": key, "prompt": prompt, "seed": seed, "size": list(picture.shape[:2])})

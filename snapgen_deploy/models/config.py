@@ -73,6 +73,10 @@ class DiTConfig:
             found.append(f"blocks must be >= 1 and radius >= 0, got {self.blocks} and {self.radius}")
         if not self.text_streams:
             found.append("at least one text stream is needed")
+        if self.time_features < 2 or self.time_features % 2:
+            found.append(f"time_features {self.time_features} must be a positive even number (pairs of sine and cosine)")
+        if self.absolute_positions and (wide := [n for n, ratio in self.widths.items() if ratio > 1]):
+            found.append(f"width {wide[0]}: ratios above 1 have no absolute positions, which are of the hidden size at 1.0")
         return found
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -85,9 +89,16 @@ class DiTConfig:
         if height % step or width % step or height < step or width < step:
             return [f"latent {height}x{width}: both sides must be positive multiples of {step} (2 x patch {self.patch})"]
         rows, cols = self.grid(height, width)
-        if "assa" in self.attention and rows * cols % self.blocks:
-            return [f"latent {height}x{width}: {rows}x{cols} tokens do not divide into {self.blocks} blocks"]
-        return []
+        found = []
+        for stage, kind in zip(("down", "middle", "up"), self.attention, strict=True):
+            if kind != "assa":
+                continue
+            h, w = (rows // 2, cols // 2) if stage == "middle" else (rows, cols)
+            if h % 2 or w % 2:
+                found.append(f"{h}x{w} tokens of stage {stage} do not divide into 2x2 for its compression")
+            elif h * w % self.blocks:
+                found.append(f"{h}x{w} tokens of stage {stage} do not divide into {self.blocks} blocks")
+        return [f"latent {height}x{width}: {'; '.join(found)}"] if found else []
 
 
 @dataclass(frozen=True)

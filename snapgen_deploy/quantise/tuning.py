@@ -27,9 +27,9 @@ from snapgen_deploy.models.config import STAGES
 from snapgen_deploy.quantise import memory
 from snapgen_deploy.quantise.network import tunable
 from snapgen_deploy.quantise.sensitivity import ask, parts_of, tokens_of
-from snapgen_deploy.quantise.trajectories import Trajectories
+from snapgen_deploy.quantise.trajectories import Sample, Trajectories
 
-HELD_OUT = 8  # every eighth picture
+HELD_OUT = 8  # every eighth prompt, or picture
 SAVE = 25  # iterations between two saved states
 STATE = "tuning.pt"
 Call = tuple[int, int]  # sample, step
@@ -60,6 +60,16 @@ class Tuned:
         return self.after < self.before
 
 
+def held_out(samples: Sequence[Sample]) -> frozenset[int]:
+    """Which pictures nothing is learned from: all of every eighth prompt, so that no words of theirs are learned either.
+
+    With fewer prompts than that, every eighth picture.
+    """
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(s.prompt for s in samples))}
+    of = [number[s.prompt] for s in samples] if len(number) >= HELD_OUT else range(len(samples))
+    return frozenset(i for i, n in enumerate(of) if n % HELD_OUT == HELD_OUT - 1)
+
+
 def tune(
     student: DiT,
     trajectories: Trajectories,
@@ -72,8 +82,9 @@ def tune(
     `note` hears every iteration's number and loss. The caller keys `folder` by what decides the result: the student, the
     trajectories, the settings. Raises GateFailed where a loss is not finite, BadInput where there are too few pictures.
     """
-    held = [c for c in _calls(trajectories) if c[0] % HELD_OUT == HELD_OUT - 1]
-    lessons = [c for c in _calls(trajectories) if c[0] % HELD_OUT != HELD_OUT - 1]
+    kept = held_out(trajectories.samples)
+    held = [c for c in _calls(trajectories) if c[0] in kept]
+    lessons = [c for c in _calls(trajectories) if c[0] not in kept]
     if not held:
         raise BadInput(f"tuning: got {len(trajectories.samples)} calibration pictures, expected at least {HELD_OUT}")
     student.requires_grad_(False)

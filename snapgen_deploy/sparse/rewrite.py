@@ -12,12 +12,10 @@ from torch import nn
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models import DiT, TextEncoder, TinyDecoder
-from snapgen_deploy.models.config import STAGES
 from snapgen_deploy.sparse.channels_forms import CHANNELS_FORMS
 from snapgen_deploy.sparse.channels_student import ChannelsStudent
 from snapgen_deploy.sparse.decoder import ImageDecoder, UpsampleForm
 from snapgen_deploy.sparse.forms import FORMS
-from snapgen_deploy.sparse.geometry import windows
 from snapgen_deploy.sparse.text_encoder import ChannelsTextEncoder, TokenTextEncoder
 from snapgen_deploy.sparse.token_layers import OPS, OpForm
 from snapgen_deploy.sparse.token_student import TokenStudent
@@ -54,7 +52,6 @@ def rewrite_student(
     if problems:
         raise BadInput("; ".join(problems))
     grid = dit.config.grid(*latent)
-    _check_stages(dit, grid)
     if layout == "token":
         return TokenStudent(dit, grid, FORMS[form], batch, ops, keep_weights).eval()
     return ChannelsStudent(dit, grid, CHANNELS_FORMS[form], keep_weights).eval()
@@ -93,17 +90,6 @@ def rewrite_text_encoder(
     if layout == "token":
         return TokenTextEncoder(encoder, batch, ops).eval()
     return ChannelsTextEncoder(encoder, CHANNELS_FORMS[form]).eval()
-
-
-def _check_stages(dit: DiT, grid: tuple[int, int]) -> None:
-    """BadInput where a stage with sparse attention has a token map that its blocks or 2x2 compression do not divide."""
-    for stage, kind in zip(STAGES, dit.config.attention, strict=True):
-        rows, cols = (side // 2 for side in grid) if stage == "middle" else grid
-        if kind != "assa":
-            continue
-        if rows % 2 or cols % 2:
-            raise BadInput(f"got {rows}x{cols} tokens in {stage}, expected even sides for its 2x2 compression")
-        windows(rows * cols, dit.config.blocks, dit.config.radius)
 
 
 def _known(what: str, got: str, choices: Mapping[str, object] | tuple[str, ...]) -> None:

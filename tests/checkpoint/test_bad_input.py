@@ -18,7 +18,8 @@ from snapgen_deploy.checkpoint import open_checkpoint, save_checkpoint, save_sha
 from snapgen_deploy.elastic import load_student
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.serialise import config_from_dict, config_to_dict
-from tests.checkpoint.cases import refused, tiny_config
+from snapgen_deploy.tokenizer import WordTokenizer
+from tests.checkpoint.cases import refused, tiny_config, tiny_model
 
 
 def split(path: Path) -> tuple[dict[str, Any], bytes]:
@@ -213,3 +214,20 @@ def test_no_configuration(tmp_path: Path, state: dict[str, Tensor]) -> None:
     refused(lambda: open_checkpoint(tmp_path / "a.pt"), "config.json")
     (tmp_path / "config.json").write_text('{"hidden_size": 3}')
     refused(lambda: open_checkpoint(tmp_path / "a.pt"), "hidden_size", "expected snapgen_config")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (
+            WordTokenizer.from_words([f"word{i}" for i in range(7)]).to_json(),
+            "words up to 10, the text encoder has 10",
+        ),
+        ("{}", "not a tokenizer.json"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit(tmp_path: Path, tokenizer: str, message: str) -> None:
+    _, state = tiny_model()
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(state, tiny_config(), path, tokenizer=tokenizer)
+    refused(lambda: open_checkpoint(path), "a.safetensors", message)

@@ -133,3 +133,22 @@ def test_training_one_width_leaves_the_other_widths_norms_alone():
     shared = grads["down.0.ffn.up.weight"]
     assert shared[:96, :24].abs().sum() > 0
     assert shared[96:].abs().sum() == 0
+
+
+def test_a_sparse_middle_has_a_grid_of_its_own():
+    config = replace(DiTConfig(blocks=9, widths={"full": 1.0}), attention=("full", "assa", "full"))
+    assert "3x3 tokens of stage middle" in config.grid_problems(12, 12)[0]  # compression would drop a row and a column
+    assert "8x8 tokens of stage middle" in config.grid_problems(32, 32)[0]  # 64 tokens in 9 blocks
+    assert config.grid_problems(24, 24) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"time_features": 255}, "time_features 255 must be"),
+        ({"widths": {"full": 1.0, "xl": 1.5}}, "width xl: ratios above 1"),
+    ],
+)
+def test_what_would_fail_inside_torch_is_said_before(changed, message):
+    (problem,) = replace(DiTConfig(), absolute_positions=True, **changed).problems()
+    assert message in problem

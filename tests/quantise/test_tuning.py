@@ -20,7 +20,7 @@ from snapgen_deploy.quantise.network import quantise, tunable
 from snapgen_deploy.quantise.palettes import fit
 from snapgen_deploy.quantise.sensitivity import Sensitivity, measure
 from snapgen_deploy.quantise.trajectories import Trajectories, record, samples_of
-from snapgen_deploy.quantise.tuning import SAVE, STATE, Tuning, error, lesson, rate, tune
+from snapgen_deploy.quantise.tuning import HELD_OUT, SAVE, STATE, Tuning, error, held_out, lesson, rate, tune
 from tests.quantise.quantise_cases import LATENT, PROMPTS, tiny_checkpoint
 
 SETTINGS = Tuning(iterations=2 * SAVE + 10, batch=4)
@@ -158,3 +158,16 @@ def test_on_a_larger_random_network_mixed_beats_uniform_and_tuned_beats_untuned(
     assert errors[4.3] < 0.8 * errors[4.0]
     assert tuned.before == errors[4.3]
     assert tuned.after < 0.9 * errors[4.3]
+
+
+@pytest.mark.parametrize("count", [8, 16, 20, 50, 256, 300])
+def test_no_words_of_what_is_held_out_are_learned(count: int) -> None:
+    samples = samples_of([f"prompt {i}" for i in range(count)], 256)
+    kept = held_out(samples)
+    apart = {samples[i].prompt for i in kept}
+    assert apart.isdisjoint(s.prompt for i, s in enumerate(samples) if i not in kept)
+    assert 0.05 < len(kept) / len(samples) < 0.2
+
+
+def test_few_prompts_are_held_out_by_picture() -> None:
+    assert held_out(samples_of(["a", "b"], 24)) == {HELD_OUT - 1, 2 * HELD_OUT - 1, 3 * HELD_OUT - 1}

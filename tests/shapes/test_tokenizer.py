@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tokenizers import Tokenizer
 
 from examples.shapes.stages import tokenizer
 from snapgen_deploy.errors import BadInput
@@ -38,3 +39,22 @@ def test_a_long_prompt_is_refused():
 def test_a_file_that_is_no_tokenizer():
     with pytest.raises(BadInput, match=r"tokenizer\.json"):
         WordTokenizer("{}")
+
+
+def test_what_a_file_says_of_padding_and_truncation_does_not_count():
+    plain = WordTokenizer.from_words(["a", "red", "ring"])
+    tokenizer = Tokenizer.from_str(plain.to_json())
+    tokenizer.enable_padding(length=10)
+    tokenizer.enable_truncation(4)
+    stored = WordTokenizer(tokenizer.to_str())
+    assert stored.encode("a red ring", 10) == plain.encode("a red ring", 10)
+    assert sum(stored.encode("a red ring", 10)[1]) == 5
+    with pytest.raises(BadInput, match="at most 4 fit"):
+        stored.encode("a red ring", 4)
+
+
+def test_a_large_vocabulary_is_not_listed():
+    with pytest.raises(BadInput) as caught:
+        WordTokenizer.from_words([f"word{i}" for i in range(30_000)]).encode("blue", 10)
+    assert "30000 words, such as word0 word1" in str(caught.value)
+    assert len(str(caught.value)) < 300
