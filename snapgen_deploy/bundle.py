@@ -1,20 +1,13 @@
-"""The bundle on disk: built beside its final place, hashed, fsynced, renamed once; opened only when its hashes hold."""
+"""The bundle on disk: its manifest, its files and their hashes. `staging` builds it."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from snapgen_deploy.bundle_sizes import at_size, vectors_name
 from snapgen_deploy.device_profiles import PRECISIONS, Limits
@@ -27,7 +20,6 @@ from snapgen_deploy.pipeline import Schedule
 from snapgen_deploy.sizes import size_name
 
 SCHEMA_VERSION = 1
-ABANDONED = 24 * 3600  # seconds after which what an interrupted run of another plan left is removed
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
 RUN = "export_run.json"  # how this export went; not hashed, since it changes from run to run
@@ -163,7 +155,7 @@ def check_hashes(bundle: Bundle) -> None:
     sums = bundle.path / SUMS
     if not sums.is_file():
         raise GateFailed(f"{bundle.path} has no {SUMS}; export the bundle again")
-    for line in sums.read_text(encoding="utf-8").splitlines():
+    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
         listed[name] = digest
     unlisted = (bundle.path / SUMS, bundle.path / RUN)
@@ -182,114 +174,3 @@ def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
     (root / MANIFEST).write_text(text + "\n", encoding="utf-8")
     lines = [f"{sha256_of(p)}  {p.relative_to(root).as_posix()}\n" for p in files_under(root) if p != root / RUN]
     (root / SUMS).write_text("".join(lines), encoding="utf-8")
-
-
-class Staging:
-    """A directory beside the bundle's final place; `publish` gives it its name, anything else removes it."""
-
-    def __init__(self, root: Path, final: Path, keep: bool) -> None:
-        self.root, self.final, self.keep = root, final, keep
-        self.published = False
-        self.scratch = root.with_name(f".scratch{root.name}")  # for files that are no part of the bundle
-
-    def publish(self, overwrite: bool) -> None:
-        """Flush every file to the disk and rename once; an older bundle is replaced only now."""
-        for path in files_under(self.root):
-            _fsync(path)
-        _fsync(self.root)
-        for path in (self.root, *self.root.rglob("*")):  # what temporary folders and some writers make is private
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        if self.final.exists():
-            if not overwrite:
-                raise already_there(self.final)
-            old = self.root.with_name(self.root.name + ".old")
-            self.final.rename(old)
-            self.root.rename(self.final)
-            shutil.rmtree(old)
-        else:
-            self.root.rename(self.final)
-        _fsync(self.final.parent)
-        self.published = True
-
-
-def already_there(path: Path) -> BadInput:
-    """The error for a bundle that would be overwritten."""
-    return BadInput(f"{path} is already there; pass --overwrite to replace it, or --output-dir for another place")
-
-
-@contextmanager
-def staging(final: Path, key: str, *, overwrite: bool, resume: bool) -> Iterator[Staging]:
-    """A place to build the bundle `final` in. With `resume`, one that an interrupted run with the same `key` left is
-    taken up again, and kept if this run fails too."""
-    if final.exists() and not overwrite:
-        raise already_there(final)
-    prefix = f".{final.name}.partial-"
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        found = _left_over(final.parent, prefix, key, resume)
-        if found is None:
-            root = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
-            _key_file(root).write_text(key)
-            lock = _locked(root)
-        else:
-            root, lock = found
-    except OSError as error:
-        raise BadInput(f"cannot write to {final.parent} ({error.strerror}); choose another place with --output-dir") from None
-    stage = Staging(root, final, keep=resume)
-    shutil.rmtree(stage.scratch, ignore_errors=True)  # of a run that was killed
-    try:
-        stage.scratch.mkdir()
-        yield stage
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise BadInput(
-                f"the disk of {final.parent} is full; free space or choose another place with --output-dir"
-            ) from None
-        raise
-    finally:
-        shutil.rmtree(stage.scratch, ignore_errors=True)
-        if not stage.published and not stage.keep:
-            shutil.rmtree(root, ignore_errors=True)
-        if stage.published or not stage.keep:
-            _key_file(root).unlink(missing_ok=True)
-        if lock is not None:
-            lock.close()
-
-
-def _key_file(root: Path) -> Path:
-    """Beside the staging directory, not in it: it is no part of the bundle."""
-    return root.with_name(root.name + ".key")
-
-
-def _locked(root: Path) -> IO[str] | None:
-    """The key file of a staging directory, locked until it is closed or its process ends; None where another has it."""
-    file = _key_file(root).open("r", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file
-
-
-def _left_over(parent: Path, prefix: str, key: str, resume: bool) -> tuple[Path, IO[str] | None] | None:
-    """The directory of an interrupted run with this key, where it is to be taken up; others that nobody will are removed."""
-    for root in sorted(parent.glob(f"{prefix}*")):
-        if not root.is_dir() or not _key_file(root).is_file() or (lock := _locked(root)) is None:
-            continue  # another run works there
-        same, old = lock.read() == key, time.time() - _key_file(root).stat().st_mtime > ABANDONED
-        if same and resume:
-            return root, lock
-        if old and not same:
-            shutil.rmtree(root, ignore_errors=True)
-            _key_file(root).unlink(missing_ok=True)
-        lock.close()
-    return None
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from snapgen_deploy.bundle import Staging, sha256_of
+from snapgen_deploy.bundle import sha256_of
 from snapgen_deploy.cache import ExportCache, export_key, refuse_changed
 from snapgen_deploy.calibration import is_calibrated
 from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint
@@ -28,6 +28,7 @@ from snapgen_deploy.progress import Progress
 from snapgen_deploy.quantise.recipe import RECIPE, load_recipe
 from snapgen_deploy.request import Request
 from snapgen_deploy.resume import Exported, read_record, write_record
+from snapgen_deploy.staging import Staging
 
 
 @dataclass

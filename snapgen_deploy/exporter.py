@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from snapgen_deploy import __version__
-from snapgen_deploy.bundle import Bundle, already_there, bundle_name, open_bundle, staging, write_manifest
+from snapgen_deploy.bundle import Bundle, bundle_name, open_bundle, write_manifest
 from snapgen_deploy.bundle_sizes import preview_name, vectors_name
 from snapgen_deploy.cache import source_sha256, stamps, tool_versions
 from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint, validate
@@ -40,6 +40,7 @@ from snapgen_deploy.reference import ReferenceVectors, make_vectors, schedule_of
 from snapgen_deploy.request import Request
 from snapgen_deploy.resume import Exported, forget, sweep
 from snapgen_deploy.run_record import write_run_record
+from snapgen_deploy.staging import check_place, staging
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,7 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress, counting:
     """Export, run what was saved, hold it against the reference, and publish the bundle only if every gate held."""
     checkpoint = open_checkpoint(request.checkpoint, request.key_map)
     final = request.output_dir / bundle_name(checkpoint.config.name, plan.device)
-    if final.exists() and not request.overwrite:
-        raise already_there(final)
+    check_place(final, request.overwrite)
     before = stamps(checkpoint.files)
     _check_memory(request, checkpoint, plan)
     with progress("checking the checkpoint"):

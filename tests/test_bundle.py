@@ -4,10 +4,11 @@ import os
 
 import pytest
 
-from snapgen_deploy.bundle import MANIFEST, RUN, SUMS, check_hashes, open_bundle, staging, write_manifest
+from snapgen_deploy.bundle import MANIFEST, RUN, SUMS, check_hashes, open_bundle, write_manifest
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Artifact, Description
 from snapgen_deploy.resume import Exported, read_record, sweep, write_record
+from snapgen_deploy.staging import ABANDONED, staging
 
 
 def build(final, text="hello", **options):
@@ -198,3 +199,73 @@ def test_a_directory_in_use_is_not_taken_up_and_what_nobody_will_is_removed(tmp_
         write_manifest(last.root, {"schema_version": 1})
         last.publish(overwrite=True)
     assert left(tmp_path) == ["b"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_is_no_bundle_is_never_overwritten(tmp_path, folder):
+    mine = tmp_path / "b"
+    if folder:
+        mine.mkdir()
+    (mine / "thesis.txt" if folder else mine).write_text("years")
+    with pytest.raises(BadInput, match="is no bundle .*--output-dir"):
+        build(mine, overwrite=True)
+    assert left(tmp_path) == ["b"]
+    assert (mine / "thesis.txt" if folder else mine).read_text() == "years"
+
+
+def test_a_run_that_ends_between_two_names_is_finished_by_the_next(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    build(tmp_path / "b", "old")
+    rename = type(tmp_path).rename
+
+    def once(path, target):
+        if path.name.endswith("key") or target.name == "b":
+            raise Killed
+        return rename(path, target)
+
+    stages = []
+    with pytest.raises(Killed), staging(tmp_path / "b", "key", overwrite=True, resume=True) as stage:
+        stages.append(stage)
+        (stage.root / "text").write_text("new")
+        write_manifest(stage.root, {"schema_version": 1, "targets": {}})
+        monkeypatch.setattr(type(tmp_path), "rename", once)
+        stage.publish(overwrite=True)
+    monkeypatch.undo()
+    assert not (tmp_path / "b").exists()
+    with pytest.raises(BadInput, match="already there"), staging(tmp_path / "b", "key", overwrite=False, resume=False):
+        pass
+    assert (tmp_path / "b" / "text").read_text() == "new"
+    check_hashes(open_bundle(tmp_path / "b"))
+    (old,) = (p for p in tmp_path.iterdir() if p.name.endswith(".old"))
+    os.utime(old, (0, 0))
+    build(tmp_path / "b", overwrite=True)
+    assert left(tmp_path) == ["b"]
+
+
+def test_what_a_killed_run_left_goes_after_a_day(tmp_path):
+    with staging(tmp_path / "b", "key", overwrite=False, resume=True) as stage:
+        (stage.root / "half").write_text("x")
+    stage.scratch.mkdir()
+    key = stage.root.with_name(f"{stage.root.name}.key")
+    build(tmp_path / "b")  # the same plan, not resumed
+    assert stage.root.is_dir()
+    os.utime(key, (key.stat().st_mtime - ABANDONED - 60,) * 2)
+    build(tmp_path / "b", overwrite=True)
+    assert left(tmp_path) == ["b"]
+
+
+def test_a_directory_is_locked_before_it_can_be_seen(tmp_path, monkeypatch):
+    from snapgen_deploy import staging as module
+
+    real, seen = module._locked, []
+
+    def watched(root):
+        lock = real(root)
+        seen.append((root.exists(), lock is not None))
+        return lock
+
+    monkeypatch.setattr(module, "_locked", watched)
+    with staging(tmp_path / "b", "key", overwrite=False, resume=True):
+        assert seen == [(False, True)]
