@@ -4,6 +4,7 @@
     python -m benchmarks.scale small:iphone16pm full:server     # some
     python -m benchmarks.scale full:server --unchecked          # conversions only: nothing is run, no gate is claimed
     python -m benchmarks.scale small:iphone16pm --unchecked --target coreml
+    python -m benchmarks.scale small:server --unchecked --precision int8-dynamic
 
 Writes an untrained snapgenpp checkpoint (6.2 GB) into a temporary folder, or takes `--checkpoint DIR`, and runs the command
 line as a user would, with a cache of its own: a conversion that an earlier row made is not made twice, and its figures are
@@ -21,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--unchecked", action="store_true", help="convert only: no reference picture, no gates, no bundle")
     parser.add_argument("--target", action="append", help="with --unchecked, repeatable: in place of the case's own targets")
+    parser.add_argument("--precision", help="with --unchecked: in place of the profile's; the row says so")
     options = parser.parse_args()
-    if options.target and not options.unchecked:
-        parser.error("--target belongs to --unchecked: rows with gates are of all targets")
+    if (options.target or options.precision) and not options.unchecked:
+        parser.error("--target and --precision belong to --unchecked: rows with gates are as by default")
     if unknown := set(options.cases) - set(CASES):
         parser.error(f"got {', '.join(sorted(unknown))}, expected cases out of {', '.join(CASES)}")
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +70,8 @@ def main() -> None:
             subprocess.run([PROGRAM, "init", "--preset", "snapgenpp", "-o", str(checkpoint)], check=True)
         for case in options.cases:
             if options.unchecked:
-                write(case + UNCHECKED, converted(case, checkpoint, Path(folder), options.threads, options.target))
+                name = case + UNCHECKED + (f", {options.precision}" if options.precision else "")
+                write(name, converted(case, checkpoint, Path(folder), options))
             else:
                 write(case, exported(case, checkpoint, Path(folder), options.threads))
     print((RESULTS / "scale.md").read_text())
@@ -101,15 +103,14 @@ def exported(case: str, checkpoint: Path, folder: Path, threads: int) -> dict[st
     }
 
 
-def converted(case: str, checkpoint: Path, folder: Path, threads: int, targets: Sequence[str] | None = None) -> dict[str, Any]:
+def converted(case: str, checkpoint: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The conversions of an export alone, each in its process; every file is deleted once it was read back."""
     width, _, device = case.partition(":")
     config, start = open_checkpoint(checkpoint).config, time.monotonic()
     own = [value for option, value in zip(CASES[case], CASES[case][1:], strict=False) if option == "--target"]
-    chosen = targets or own
     profile = load_profile(device).with_memory_budget(2**40)  # what the device holds is not the question here
-    plan = make_plan(config, profile, width=width, targets=chosen)
-    request, found = Request(checkpoint, None, folder, (), threads), []
+    plan = make_plan(config, profile, width=width, targets=options.target or own, precision=options.precision)
+    request, found = Request(checkpoint, None, folder, (), options.threads), []
     for target in plan.targets:
         for role in roles_of(config):
             place, began = folder / "converted", time.monotonic()
@@ -120,7 +121,7 @@ def converted(case: str, checkpoint: Path, folder: Path, threads: int, targets: 
             found.append(part(target.key, role, weight_bytes(config, width, role), seconds, peak, component))
             shutil.rmtree(place)
     seconds = time.monotonic() - start
-    return {"exit": "unchecked", "seconds": seconds, "threads": threads, "environment": environment(), "parts": found}
+    return {"exit": "unchecked", "seconds": seconds, "threads": options.threads, "environment": environment(), "parts": found}
 
 
 def parts(said: dict[str, Any], config: ModelConfig, width: str) -> list[dict[str, Any]]:
@@ -173,7 +174,7 @@ def table(record: dict[str, Any]) -> str:
         "| export | target | component | seconds | peak GB | times its fp32 weights | file GB | placement |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    rows = [name for case in CASES for name in (case, case + UNCHECKED) if name in record]
+    rows = [name for case in CASES for name in sorted(record) if name == case or name.startswith(case + UNCHECKED)]
     for case in rows:
         found = record[case]
         for p in found.get("parts", []):

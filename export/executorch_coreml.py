@@ -144,11 +144,13 @@ class ExecuTorchCoreML(ExecuTorch):
         ):
             folder = Path(scratch)
             models = {method_of(entries[size]): self._only_model(part.path, folder / size) for size, part in parts.items()}
-            join_packages({method: model.package for method, model in models.items()}, folder / PACKAGE)
-            shared = coreml_functions.shared_bytes(read_spec(folder / PACKAGE), folder / PACKAGE / DATA)
+            package = folder / "joined" / PACKAGE  # everything beside it is packed, too
+            package.parent.mkdir()
+            join_packages({method: model.package for method, model in models.items()}, package)
+            shared = coreml_functions.shared_bytes(read_spec(package), package / DATA)
             for model in models.values():
                 shutil.rmtree(model.package.parent)
-            whole = packed(folder / PACKAGE, {METHODS: {method: model.names() for method, model in models.items()}})
+            whole = packed(package, {METHODS: {method: model.names() for method, model in models.items()}})
             key = f"coreml_{hashlib.sha256(whole).hexdigest()}"
             named = {s: (p.path, {FORWARD: method_of(entries[s]), PORTS: ports_of(entries[s])}) for s, p in parts.items()}
 
@@ -193,8 +195,13 @@ class ExecuTorchCoreML(ExecuTorch):
             model = model_of(stored, Path(scratch))
             found = list(operations(read_spec(model.package).mlProgram.functions[model.function or SINGLE]))
         prefix = f"{index}." if index else ""  # names are a package's own
-        weights = {f"{prefix}{name}": weight for name, weight in coreml_weights.stored(found)}
-        return Delegate(Counter(op.type for op in found if op.type != "const"), weights, coreml_weights.skipped(found, weights))
+        weights = dict(coreml_weights.stored(found))
+        skipped = coreml_weights.skipped(found, weights)
+        return Delegate(
+            Counter(op.type for op in found if op.type != "const"),
+            {f"{prefix}{name}": weight for name, weight in weights.items()},
+            {f"{prefix}{name}": why for name, why in skipped.items()},
+        )
 
     def describe(self, path: Path, entry: str = "") -> Description:
         """As every ExecuTorch program, with the Neural Engine lint and the notes of the Core ML packages inside."""

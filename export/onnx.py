@@ -270,11 +270,14 @@ def _quantised(
 
     if precision == "fp32":
         return plain
+    component.release()  # where optimum's graph was asked for, it still has its weights
+    gc.collect()  # as torch's programs do, in reference cycles
     raw = onnx_quantise.quantise(plain, how, component, scratch / "raw-bits" / plain.name)
     by = "the recipe" if isinstance(how, onnx_quantise.Palettes) else f"onnxruntime {metadata.version('onnxruntime')}"
     origin = f"{QUANTISED} by {by}: {precision}"
     if raw == plain:
         origin += ", which takes no layer of this component"
+    gc.collect()  # what the quantiser held
     made = write(onnx_ir.load(raw), component, origin, scratch / "bits" / plain.name, settings)
     for beside in plain.parent.iterdir():  # what optimum says of its graph
         if beside.suffix == ".json":

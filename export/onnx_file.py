@@ -50,6 +50,62 @@ def read(path: Path) -> tuple[onnx.ModelProto, Places]:
     return model, places
 
 
+def load(path: Path) -> onnx.ModelProto:
+    """The model at `path` with all its weights, also those outside of it, held once.
+
+    Raises ValueError or protobuf's DecodeError where the file is no model.
+    """
+    from onnx.external_data_helper import load_external_data_for_model
+
+    model, places = read(path)
+    with path.open("rb") as file:
+        for tensor in model.graph.initializer:
+            if tensor.name in places:
+                offset, length = places[tensor.name]
+                file.seek(offset)
+                tensor.raw_data = file.read(length)
+    load_external_data_for_model(model, str(path.parent))
+    return model
+
+
+def save(model: onnx.ModelProto, path: Path, external: int) -> None:
+    """Save `model`, whose weights may be given up for it, with all of them inside; beside it from `external` bytes on."""
+    import onnx
+    import onnx_ir
+
+    data = f"{path.name}.data"
+    path.unlink(missing_ok=True)
+    path.with_name(data).unlink(missing_ok=True)
+    if held_bytes(model) >= external:
+        onnx.save(model, str(path), save_as_external_data=True, location=data)
+    else:
+        write(onnx_ir.serde.deserialize_model(model), path)
+
+
+def held_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of the initializers that a model holds; `ByteSize` would serialise it, and fails beyond 2 GiB."""
+    return sum(len(t.raw_data) for t in model.graph.initializer)
+
+
+def infer_shapes(model: onnx.ModelProto) -> None:
+    """In place: what onnx finds of the values' shapes and types, without a second copy of the weights."""
+    import onnx
+
+    bare = onnx.ModelProto()
+    bare.ir_version = model.ir_version
+    bare.opset_import.extend(model.opset_import)
+    bare.functions.extend(model.functions)
+    for name in ("node", "input", "output"):
+        getattr(bare.graph, name).extend(getattr(model.graph, name))
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) < LARGE:
+            bare.graph.initializer.append(tensor)
+        else:
+            bare.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(onnx.shape_inference.infer_shapes(bare).graph.value_info)
+
+
 def refer(model: onnx.ModelProto, places: Places, location: str) -> None:
     """Make the initializers in `places` refer to the file at `location`, a path relative to the model's own folder."""
     for tensor in model.graph.initializer:

@@ -281,6 +281,8 @@ def _stated(path: Path) -> tuple[Chip, str, dict[str, int]]:
     if missing := [key for key in (*CHIP_KEYS, PRECISION_KEY) if key not in stated]:
         raise BadInput(f"{path.name}: not a context that `export --target onnx:qnn` wrote: it does not state {missing[0]}")
     nodes = {key.removeprefix(NODES_KEY): int(value) for key, value in stated.items() if key.startswith(NODES_KEY)}
+    if not nodes:
+        raise BadInput(f"{path.name}: does not state where its nodes run; export it again with --target onnx:qnn")
     return Chip(stated["soc_model"], stated["htp_arch"]), stated[PRECISION_KEY], nodes
 
 

@@ -6,6 +6,7 @@ which run the file, tell. Convolutions stay fp32 but for `int8-static`: the CPU 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from snapgen_deploy.export import onnx_file
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.onnx_palettes import Owners, owners, palettise
 from snapgen_deploy.export.quiet import quiet
@@ -83,25 +85,24 @@ def quantise(source: Path, how: How, component: Component, made: Path) -> Path:
     calibration inputs give the same weights. Raises BadInput where calibration inputs are needed and there are none,
     RuntimeError where there are layers to quantise and none was, or a palette's weight is not in the graph.
     """
-    import onnx
-
     if isinstance(how, Exact):
         return source
     made.parent.mkdir(parents=True, exist_ok=True)
-    model = onnx.load(str(source))
+    model = onnx_file.load(source)
     _prepare(model)
     with quiet():  # they log a line for every node
         if isinstance(how, Palettes):
             palettise(model, component.palettes, how.known)
-            _save(model, made)
+            onnx_file.save(model, made, BIG)
             return made
         if isinstance(how, Half):
             from onnxruntime.quantization.onnx_model import ONNXModel
             from onnxruntime.transformers.float16 import convert_float_to_float16
 
-            model = convert_float_to_float16(model, keep_io_types=True)
+            onnx_file.infer_shapes(model)  # the converter would, with more copies of the weights
+            model = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
             ONNXModel(model).topological_sort()
-            _save(model, made)
+            onnx_file.save(model, made, BIG)
             return made
         layers = weighted(model, TAKEN[type(how)])
         if not layers:
@@ -110,16 +111,17 @@ def quantise(source: Path, how: How, component: Component, made: Path) -> Path:
             model = _in_blocks(model, how)
         else:
             plain = made.with_name(f"prepared-{made.name}")
-            _save(model, plain)
+            onnx_file.save(model, plain, 0)  # outside, so that shapes are inferred without a copy of the weights
             del model
             _eight_bits(plain, how, component, made)
+            gc.collect()  # the quantiser's copies of the weights are held by reference cycles
             plain.unlink()
-            plain.with_name(f"{plain.name}.data").unlink(missing_ok=True)
-            model = onnx.load(str(made))
+            plain.with_name(f"{plain.name}.data").unlink()
+            model = onnx_file.load(made)
     left = weighted(model, TAKEN[type(how)])
     if len(left) >= len(layers):
         raise RuntimeError(f"onnxruntime's quantiser took none of the {len(layers)} layers, first {layers[0]}")
-    _save(model, made)
+    onnx_file.save(model, made, BIG)
     return made
 
 
@@ -155,7 +157,7 @@ def _eight_bits(plain: Path, how: How, component: Component, made: Path) -> None
         "op_types_to_quantize": list(TAKEN[type(how)]),
         "per_channel": True,
         "weight_type": QuantType.QInt8,
-        "use_external_data_format": plain.stat().st_size > BIG or plain.with_name(f"{plain.name}.data").exists(),
+        "use_external_data_format": True,
     }
     options = {"MatMulConstBOnly": True}  # products of two activations, which attention is made of, stay exact
     if isinstance(how, Dynamic):
@@ -182,12 +184,3 @@ class _Reader:
 
     def __len__(self) -> int:
         raise TypeError("calibration inputs come one at a time")
-
-
-def _save(model: Any, path: Path) -> None:
-    import onnx
-
-    data = f"{path.name}.data"
-    path.unlink(missing_ok=True)
-    path.with_name(data).unlink(missing_ok=True)
-    onnx.save(model, str(path), save_as_external_data=model.ByteSize() > BIG, location=data)

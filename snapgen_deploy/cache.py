@@ -127,8 +127,8 @@ class ExportCache:
                 os.utime(entry / SEAL)
                 return replace(found, cached=True)
             reason = "it is not what was stored"
-        except OSError as error:
-            reason = error.strerror or str(error)
+        except (OSError, ValueError) as error:  # the latter of bytes that are no text
+            reason = getattr(error, "strerror", None) or str(error)
         for path in copies:
             path.unlink(missing_ok=True)
         self.notes.append(f"the cached {target} {role} was not used and is thrown away ({reason})")
@@ -210,5 +210,9 @@ def stamps(files: Sequence[Path]) -> list[tuple[int, int, int]]:
 
 def refuse_changed(checkpoint: Checkpoint, before: Sequence[tuple[int, int, int]]) -> None:
     """BadInput where the checkpoint's files are no longer what `stamps` found `before`: hashes of it would name other bytes."""
-    if stamps(checkpoint.files) != list(before):
+    try:
+        same = stamps(checkpoint.files) == list(before)
+    except OSError:  # removed, or its disk is gone
+        same = False
+    if not same:
         raise BadInput(f"checkpoint {checkpoint.path} was changed while it was exported; export again")

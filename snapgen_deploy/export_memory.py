@@ -45,8 +45,17 @@ CONVERTING: Mapping[str, Cost] = {
 # More for ExecuTorch where the local attention is a loop over blocks: sets of its partitioner that grow with the square of the
 # number of operators.
 EXECUTORCH_LOOP = 700_000_000
-# Core AI in fp32: the converter, the file's constants and their copies are each of the size of torch's weights.
-COREAI_FP32 = Cost(620_000_000, 3.2)
+# What differs by precision. Core AI in fp32: the converter, the file's constants and their copies are each of the size of
+# torch's weights. ONNX in fp16 holds both forms for a while; onnxruntime's 8-bit quantiser holds the graph, a copy of every
+# weight in fp32 and the quantised ones.
+AT_PRECISION: Mapping[tuple[str, str], Cost] = {
+    ("coreai", "fp32"): Cost(620_000_000, 3.2),
+    ("onnx:cpu", "fp16"): Cost(660_000_000, 1.8),
+    ("onnx:cpu", "int8-dynamic"): Cost(660_000_000, 3.3),
+    ("onnx:cpu", "int8-static"): Cost(660_000_000, 3.3),
+    ("onnx:cpu", "int4"): Cost(660_000_000, 1.8),
+    ("onnx:cpu", "mixed"): Cost(660_000_000, 1.8),
+}
 # Running what was saved, all components at once; and drawing the reference's pictures.
 CHECKING: Mapping[str, Cost] = {
     "onnx": Cost(380_000_000, 1.75, 4.0),
@@ -104,7 +113,7 @@ def predict(config: ModelConfig, plan: ExportPlan, executor: str = "here") -> tu
         peak = predicted_peak(config.student, plan.width, plan.latent, executor_of(executor))
         found.append(Prediction(peak, shared="recipe"))
     for target in plan.targets:
-        cost = COREAI_FP32 if (target.target, target.precision) == ("coreai", "fp32") else _of(CONVERTING, target)
+        cost = AT_PRECISION.get((target.key, target.precision)) or _of(CONVERTING, target)
         forms = {target.form, *(dict(s.forms).get(target.key) for s in plan.other_sizes)}
         loops = EXECUTORCH_LOOP if target.target == "executorch" and "loop" in forms else 0
         for role, size in sizes.items():

@@ -139,7 +139,8 @@ def check_target(
     target, variant = target_of(key)
     reason = target.unavailable(variant)
     placing = key == "onnx:qnn" or key.startswith("executorch")  # files of the others do not say where operators run
-    placed = placement_gates(key, {role: target.describe(a.path, a.entry) for role, a in artifacts.items() if placing})
+    descriptions = {role: target.describe(a.path, a.entry) for role, a in artifacts.items() if placing}
+    placed = placement_gates(key, descriptions, reason)
     if reason is not None:
         skipped = [Gate(key, role, "relative_error", None, limits.error, "not_run", reason) for role in artifacts]
         return Checked((*skipped, Gate(key, "pipeline", "psnr", None, limits.psnr, "not_run", reason), *placed), ())
@@ -240,9 +241,10 @@ def _headroom_gate(key: str, role: Role, runner: Runner) -> Gate | None:
     return at_most(key, role, "largest_value", headroom.largest, headroom.limit, "; ".join(headroom.tightest))
 
 
-def placement_gates(key: str, descriptions: Mapping[Role, Description]) -> list[Gate]:
-    """All nodes of onnx:qnn on the NPU, as its compiler placed them; of ExecuTorch one delegate, and nothing over tokens or
-    pixels outside it: operators that it left to slow portable kernels.
+def placement_gates(key: str, descriptions: Mapping[Role, Description], reason: str | None = None) -> list[Gate]:
+    """All nodes of onnx:qnn on the NPU, as its compiler placed them and its runtime took them: not run where there is a
+    `reason` that it could not be opened. Of ExecuTorch one delegate, and nothing over tokens or pixels outside it: operators
+    that it left to slow portable kernels.
 
     The delegate has no conversion of dtypes: a network that is fp16 inside has one at each of its ports, and with a single
     delegate there is no other place for them.
@@ -250,8 +252,12 @@ def placement_gates(key: str, descriptions: Mapping[Role, Description]) -> list[
     gates = []
     for role, description in descriptions.items():
         if key == "onnx:qnn":
+            name = "nodes_outside_npu"
+            if reason is not None:
+                gates.append(Gate(key, role, name, None, 0.0, "not_run", reason))
+                continue
             elsewhere = {unit: count for unit, count in description.placement.items() if unit != UNIT}
-            gates.append(at_most(key, role, "nodes_outside_npu", float(sum(elsewhere.values())), 0.0, ", ".join(elsewhere)))
+            gates.append(at_most(key, role, name, float(sum(elsewhere.values())), 0.0, ", ".join(elsewhere)))
         if role != "text_encoder" and key.startswith("executorch"):
             left = {name: count for name, count in description.portable_ops.items() if name != PORT_CONVERSION}
             gates.append(

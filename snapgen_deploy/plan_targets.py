@@ -70,7 +70,7 @@ def pick_targets(profile: Profile, wanted: Sequence[str], *, several: bool) -> t
         if why := _obstacle(chosen, several=several):
             raise BadInput(f"target {chosen.key} cannot be exported: {why}")
         found.append(chosen)
-    return found, []
+    return list({t.key: t for t in found}.values()), []  # a bare name and a full one may mean the same
 
 
 def plan_target(target: ProfileTarget, precision: str | None, form: str, profile: Profile) -> TargetPlan:

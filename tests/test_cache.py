@@ -1,6 +1,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +10,7 @@ from snapgen_deploy.bundle import files_under
 from snapgen_deploy.cache import ExportCache, default_root, export_key, source_sha256, stamps, tool_versions
 from snapgen_deploy.checkpoint import open_checkpoint, save_checkpoint
 from snapgen_deploy.device_profiles import load_profile
+from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact, Description
 from snapgen_deploy.planning import make_plan
 from snapgen_deploy.resume import Exported
@@ -53,13 +55,15 @@ def test_what_was_stored_comes_back_equal_and_marked(cache, tmp_path):
 
 
 @pytest.mark.parametrize("victim", ["student.json", "student.mlpackage/Data/weights", ".executorch-xnnpack-student.done"])
-@pytest.mark.parametrize("damage", ["change", "remove", "truncate"])
+@pytest.mark.parametrize("damage", ["change", "remove", "truncate", "no text"])
 def test_a_damaged_entry_is_thrown_away(cache, tmp_path, victim, damage):
     store(cache, "k", tmp_path / "first")
     path = cache.root / "k" / victim
     data = path.read_bytes()
     if damage == "remove":
         path.unlink()
+    elif damage == "no text":
+        path.write_bytes(b"\xff" + data[1:])
     else:
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if damage == "change" else data[:10])
     assert cache.take("k", TARGET, "student", tmp_path / "second") is None
@@ -152,3 +156,14 @@ def test_a_file_that_is_written_again_has_another_stamp(tmp_path):
     before = stamps([path])
     path.write_text("b")
     assert stamps([path]) != before
+
+
+def test_a_checkpoint_that_is_gone_was_changed(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"1")
+    checkpoint = SimpleNamespace(path=file, files=(file,))
+    before = module.stamps((file,))
+    module.refuse_changed(checkpoint, before)
+    file.unlink()
+    with pytest.raises(BadInput, match="was changed while it was exported"):
+        module.refuse_changed(checkpoint, before)

@@ -51,6 +51,13 @@ def test_operators_outside_the_delegate_fail_for_student_and_decoder():
     assert failed(gates)[0].detail == "aten::expand_copy"
 
 
+def test_where_an_npu_s_nodes_run_is_known_where_the_context_was_opened():
+    described = {"student": Description(1, {}, placement={"HTP": 5})}
+    assert [g.verdict for g in placement_gates("onnx:qnn", described)] == ["passed"]
+    (gate,) = placement_gates("onnx:qnn", described, "pip install it")
+    assert (gate.verdict, gate.value, gate.detail) == ("not_run", None, "pip install it")
+
+
 def test_values_inside_that_a_runtime_does_not_show_are_not_run_but_listed():
     def runner(arrays):
         return arrays

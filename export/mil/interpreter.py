@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -194,7 +195,8 @@ class Plan:
             if result.dtype != value.type.dtype.held:
                 result = result.to(value.type.dtype.held)
             if rounds:
-                result = self._precision.settle(result, operation.type, value.name, operation.place)
+                finite = partial(_all_finite, step, env)
+                result = self._precision.settle(result, operation.type, value.name, operation.place, finite)
             _check(operation, value, tuple(result.shape))
             env[slot] = result
             if self.watcher is not None:
@@ -205,6 +207,13 @@ class Plan:
             raise OpError(f"{operation.where}: made {len(results)} results, the program declares {len(step.outputs)}")
         for slot in step.frees:
             env[slot] = None
+
+
+def _all_finite(step: _Step, env: list[Any]) -> bool:
+    """Whether no number that a step was given is infinite or NaN."""
+    given = [*step.fixed.values(), *(env[slot] for _, slot in step.plain), *(_gather(late, env) for late in step.late)]
+    flat = (x for one in given for x in (one if isinstance(one, list | tuple) else (one,)))
+    return all(bool(torch.isfinite(torch.as_tensor(x)).all()) for x in flat if isinstance(x, Tensor | np.ndarray | float))
 
 
 class _Decoded:

@@ -8,6 +8,7 @@ not of one chip.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -28,7 +29,7 @@ class OpStat:
     place: int  # position in the function; -1 for a program input
     elements: int  # counted over runs
     largest: float  # largest finite magnitude before rounding
-    overflow: int  # elements that are finite in float32 and infinite in half precision
+    overflow: int  # elements that are infinite in half precision, where all that they were computed from was finite
     nan: int
     infinite: int  # elements that were infinite before rounding
     vanished: int  # elements that are nonzero in float32 and zero in half precision
@@ -95,8 +96,8 @@ class Precision(Protocol):
 
     mode: Mode
 
-    def settle(self, x: Tensor, op: str, output: str, place: int) -> Tensor:
-        """The result as it is stored."""
+    def settle(self, x: Tensor, op: str, output: str, place: int, finite: Callable[[], bool] = lambda: False) -> Tensor:
+        """The result as it is stored; `finite` tells whether all arguments of the operation are."""
         ...
 
     def report(self, runs: int) -> Report:
@@ -109,7 +110,7 @@ class Fp32:
 
     mode: Mode = "fp32"
 
-    def settle(self, x: Tensor, op: str, output: str, place: int) -> Tensor:
+    def settle(self, x: Tensor, op: str, output: str, place: int, finite: Callable[[], bool] = lambda: False) -> Tensor:
         """The result itself."""
         return x
 
@@ -126,10 +127,16 @@ class Device:
     def __init__(self) -> None:
         self._stats: dict[tuple[int, str], OpStat] = {}
 
-    def settle(self, x: Tensor, op: str, output: str, place: int) -> Tensor:
-        """`x` rounded to half precision, still held as float32."""
+    def settle(self, x: Tensor, op: str, output: str, place: int, finite: Callable[[], bool] = lambda: False) -> Tensor:
+        """`x` rounded to half precision, still held as float32.
+
+        An infinity out of an infinity, such as a mask's, is meant; out of finite arguments it is an overflow, also where
+        float32 does not hold it either (a division by what has vanished).
+        """
         rounded = x.half()
         stat = _observe(x, rounded, op, output, place)
+        if stat.infinite and finite():
+            stat = replace(stat, overflow=stat.overflow + stat.infinite)
         key = (place, output)
         self._stats[key] = self._stats[key].merged(stat) if key in self._stats else stat
         return rounded.float()

@@ -340,7 +340,7 @@ class Alive(Device):
         self.results: list[weakref.ref[torch.Tensor]] = []
         self.peak = 0
 
-    def settle(self, x: torch.Tensor, op: str, output: str, place: int) -> torch.Tensor:
+    def settle(self, x: torch.Tensor, op: str, output: str, place: int, finite: Any = None) -> torch.Tensor:
         rounded = x.half().float()
         self.results.append(weakref.ref(rounded))
         self.peak = max(self.peak, sum(r() is not None for r in self.results))
@@ -348,6 +348,23 @@ class Alive(Device):
 
     def report(self, runs: int) -> Report:
         return Report("device", runs, tuple[OpStat, ...]())
+
+
+@pytest.mark.parametrize("how", ["divided by what vanished", "masked", "of an infinite input"])
+def test_an_infinity_out_of_finite_numbers_is_an_overflow(tmp_path: Path, how: str) -> None:
+    def divided(x: Any) -> Any:
+        return mb.real_div(x=np.float16(1), y=mb.mul(x=x, y=np.float16(1e-4)), name="y")  # 1e-9 is zero in fp16
+
+    def masked(x: Any) -> Any:
+        return mb.softmax(x=mb.add(x=x, y=np.array([0, 0, -np.inf, 0], np.float16)), axis=0, name="y")
+
+    build = {"masked": masked}.get(how, divided)
+    path = save(program({"x": spec(4, dtype=types.fp16)}, build, 16), tmp_path / "p.mlpackage", 16)
+    runner = open_package(path, mode="device")
+    runner({"x": np.full(4, np.inf if "input" in how else 1e-5, np.float32)})
+    report = runner.report()
+    assert report.clean == (how != "divided by what vanished")
+    assert report.overflowed != report.clean
 
 
 def test_intermediates_are_let_go(tmp_path: Path) -> None:
