@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from snapgen_deploy import __version__
 from snapgen_deploy.cli.console import report_error, wants_traceback
 
 
@@ -30,12 +31,25 @@ app = typer.Typer(
     name="snapgen-deploy",
     cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="From a trained elastic diffusion transformer to a verified, app-ready model bundle.\n\n"
     "Exit codes: 0 done and all gates passed; 1 a gate failed or a regression was found; 2 bad usage or bad input; "
     "3 refused or inconclusive; 4 a measurement could not be made; 70 an error that none of these is.",
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"snapgen-deploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None: ...
 
 
 def _register() -> None:

@@ -17,9 +17,10 @@ MEASURED_CALLS = 8  # calls of the student that run together while layers are me
 LESSON = 16  # calls of one iteration of the tuning
 MOMENTS = 1 << 30  # bytes of second moments that are held at once, where little is free
 KEPT = 2 << 30  # bytes of activations of all blocks that are kept for the gradients; beyond, blocks compute them again
-# Maps of (tokens, hidden) that a block keeps for its gradients, and copies of its attention scores: fitted, as BASE, to
-# `benchmarks.recipe_memory`.
+# Maps of (tokens, hidden) that a block keeps for its gradients, and copies of its attention scores; maps of a pass that keeps
+# none: fitted, as BASE, to `benchmarks.recipe_memory`.
 MAPS, SCORES = 32, 2
+PASSING = 24
 BASE = 480_000_000  # of the process without a network
 WORKER = 250_000_000  # of each process of an executor without its task (an estimate: what the imports take)
 WEIGHTS = 1.05  # bytes for each byte of the student's weights in fp32
@@ -79,8 +80,9 @@ def predicted_peak(
     # beside the sums, one batch's own product in single and double precision
     outside = executor or Here()
     held = min(sum(moments), _held(student, outside, free))
-    measuring = held + max(3 * max(moments) // 2, EVALUATED * _largest(student)) + _elsewhere(student, outside)
     tokens = rows * columns
+    passing = 4 * PASSING * together(tokens, MEASURED_CALLS) * tokens * config.hidden_at(width)
+    measuring = held + passing + max(3 * max(moments) // 2, EVALUATED * _largest(student)) + _elsewhere(student, outside)
     calls = together(tokens, LESSON)
     kept = _kept_of_stages(config, width, tokens, calls)
     if recomputes(config, width, tokens, calls):  # every block's input, and all of one block

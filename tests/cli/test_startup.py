@@ -26,7 +26,7 @@ def loaded(*arguments):
     return set(done.stdout.rpartition("loaded:")[2].split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["devices"], ["devices", "iphone16pm"], ["export", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["devices"], ["devices", "iphone16pm"], ["export", "--help"]])
 def test_no_backend_is_imported(arguments):
     found = loaded(*arguments)
     assert "typer" in found
