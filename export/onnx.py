@@ -258,8 +258,9 @@ def _make(component: Component, settings: Settings, scratch: Path) -> Path:
     config = optimum_exporter.exporter_config(component)
     names = (list(config.inputs), list(config.outputs))
     example = tuple(config.generate_dummy_inputs(framework="pt").values())
+    reference = optimum_exporter.Recorded(config, component)  # now: a graph beside the activations would be too much
     write(_convert(component, names, example, settings.opset), component, "as exported", plain, settings)
-    return optimum_exporter.optimise(config, component, plain, settings)
+    return optimum_exporter.optimise(config, component, reference, plain, settings)
 
 
 def _quantised(
@@ -270,7 +271,6 @@ def _quantised(
 
     if precision == "fp32":
         return plain
-    component.release()  # where optimum's graph was asked for, it still has its weights
     gc.collect()  # as torch's programs do, in reference cycles
     raw = onnx_quantise.quantise(plain, how, component, scratch / "raw-bits" / plain.name)
     by = "the recipe" if isinstance(how, onnx_quantise.Palettes) else f"onnxruntime {metadata.version('onnxruntime')}"

@@ -19,9 +19,11 @@ optimum's ORTOptimizer and `validate_model_outputs`. What optimum does not do he
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import os
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -170,13 +172,13 @@ def exporter_config(component: Component) -> Any:
     return construct(SnapgenConfig(component))
 
 
-def optimise(config: Any, component: Component, plain: Path, settings: Settings) -> Path:
+def optimise(config: Any, component: Component, reference: Recorded, plain: Path, settings: Settings) -> Path:
     """Optimise the exported file `plain` with ORTOptimizer and return the path of the file to ship.
 
     The optimised graph is shipped where optimum's validator accepts it; otherwise the plain one is, and its metadata says
     why. Raises optimum's AtolError, ShapeError or OutputMatchError where the plain one does not match the module either.
     """
-    work, reference = plain.parent.parent, Recorded(config, component)
+    work = plain.parent.parent
     component.release()
     gc.collect()  # the exported program holds the weights, too, in reference cycles
     try:
@@ -217,11 +219,34 @@ def validate(config: Any, reference: Recorded, path: Path) -> None:
     outputs = reference.outputs
     largest = max(float(t.abs().max()) for t in ((outputs,) if isinstance(outputs, Tensor) else outputs))
     gc.collect()  # what optimising left in reference cycles would be resident together with the validator's session
-    validate_model_outputs(
-        config=config,
-        reference_model=reference,
-        onnx_model=path,
-        onnx_named_outputs=list(config.outputs),
-        atol=RELATIVE_LIMIT * largest,
-        use_subprocess=False,
-    )
+    with _thrifty_sessions():
+        validate_model_outputs(
+            config=config,
+            reference_model=reference,
+            onnx_model=path,
+            onnx_named_outputs=list(config.outputs),
+            atol=RELATIVE_LIMIT * largest,
+            use_subprocess=False,
+        )
+
+
+@contextlib.contextmanager
+def _thrifty_sessions() -> Iterator[None]:
+    """While this lasts, options of new sessions, which optimum does not ask for, are those for little memory.
+
+    Weights are used where they are mapped, without a packed copy, and results are freed at once: slower, and run once.
+    """
+    import onnxruntime
+
+    class Thrifty(onnxruntime.SessionOptions):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.enable_cpu_mem_arena = False
+            self.add_session_config_entry("session.disable_prepacking", "1")
+
+    plain = onnxruntime.SessionOptions
+    onnxruntime.SessionOptions = Thrifty
+    try:
+        yield
+    finally:
+        onnxruntime.SessionOptions = plain

@@ -122,11 +122,16 @@ def refuse_unlike(base: Bundle, candidate: Bundle, key: str) -> None:
     for bundle in (base, candidate):
         if key not in bundle.targets:
             raise Refused(f"not comparable: {bundle.path} holds no target '{key}', only {', '.join(bundle.targets)}")
+    refuse_unlike_pictures(base.manifest, candidate.manifest)
+
+
+def refuse_unlike_pictures(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> None:
+    """Refused (exit 3) where two manifests are not of the same kind of picture: their graphs differ for that reason alone."""
     for what in ("resolution", "width"):
-        ours, theirs = base.manifest[what], candidate.manifest[what]
-        if ours != theirs:
-            raise Refused(f"not comparable: base has {what} {ours}, candidate {theirs}; export both alike")
-    steps = [len(b.schedule.sigmas) - 1 for b in (base, candidate)]
+        if base.get(what) != candidate.get(what):
+            said = f"base has {what} {base.get(what)}, candidate {candidate.get(what)}"
+            raise Refused(f"not comparable: {said}; export both alike")
+    steps = [len(m.get("schedule", {}).get("sigmas", ())) - 1 for m in (base, candidate)]
     if steps[0] != steps[1]:
         raise Refused(f"not comparable: base draws in {steps[0]} steps, candidate in {steps[1]}")
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class SnapgenError(Exception):
@@ -25,6 +26,14 @@ class GateFailed(SnapgenError):
     """An exported file differs from the reference by more than its limit."""
 
     exit_code = 1
+
+
+class GatesFailed(GateFailed):
+    """An export whose files did not hold all gates; `gates` are the values of all of them, as in a manifest."""
+
+    def __init__(self, message: str, gates: list[dict[str, Any]]) -> None:
+        super().__init__(message)
+        self.gates = gates
 
 
 class Refused(SnapgenError):

@@ -20,7 +20,7 @@ from snapgen_deploy.child import run_in_child
 from snapgen_deploy.components import roles_of
 from snapgen_deploy.convert import Conversion, all_cached, convert, folder_of, is_arranged, kept
 from snapgen_deploy.elastic import load_student
-from snapgen_deploy.errors import BadInput, GateFailed
+from snapgen_deploy.errors import BadInput, GatesFailed
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export_memory import Prediction, predict, refuse_what_does_not_fit
 from snapgen_deploy.fewer_bits import calibration_key, draw_for_fidelity, judge
@@ -78,7 +78,8 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress, counting:
                 keep.sound = not failed(held[target.key].gates)
         gates = [g for one in held.values() for g in one.gates]
         if bad := failed(gates):
-            raise GateFailed(f"{len(bad)} of {len(gates)} gates failed, no bundle was written: {'; '.join(map(_said, bad))}")
+            said = f"{len(bad)} of {len(gates)} gates failed, no bundle was written: {'; '.join(map(_said, bad))}"
+            raise GatesFailed(said, [g.as_dict() for g in gates])
         with progress("writing the bundle"):
             _write_common(stage.root, checkpoint, vectors, held, request.recipe)
             write_manifest(stage.root, _manifest(stage.root, request, checkpoint, plan, vectors, held))

@@ -49,7 +49,12 @@ def build_manifest(
         "generator": f"snapgen-deploy {__version__}",
         "name": config.name,
         "trained": config.trained,
-        "device": {"id": plan.device, "name": plan.device_name, "memory_budget": plan.memory_budget},
+        "device": {
+            "id": plan.device,
+            "name": plan.device_name,
+            "memory_budget": plan.memory_budget,
+            "guards": list(plan.guards),
+        },
         "width": plan.width,
         "reasons": list(plan.reasons),
         "resolution": list(plan.resolution),

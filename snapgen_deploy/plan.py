@@ -61,6 +61,7 @@ class ExportPlan:
     latent: tuple[int, int, int]  # channels, height, width
     memory_bytes: int  # estimated peak of weights and activations on the device, over the targets
     memory_budget: int | None  # bytes; None where the profile has no figure
+    guards: tuple[str, ...]  # of `compare`, whose change fails on the device
     latency_ms: float | None  # of one picture; None where the profile has no basis for this model and size
     latency_budget_ms: float | None
     other_sizes: tuple[Size, ...] = ()  # beside `resolution`, which is the default one

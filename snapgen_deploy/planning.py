@@ -73,6 +73,7 @@ def make_plan(
         latent=sizes[0].latent,
         memory_bytes=pick.memory,
         memory_budget=profile.memory_budget_bytes,
+        guards=profile.guards,
         latency_ms=pick.latency_ms,
         latency_budget_ms=max_latency_ms or (profile.latency_budget.value if profile.latency_budget else None),
         offers=tuple(o.target.key for o in profile.offers if o.target.key not in {t.key for t in chosen}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from typing import Annotated, Any
 
 import typer
@@ -87,4 +89,10 @@ _register()
 
 def main() -> None:
     """Entry point of the `snapgen-deploy` command."""
+    with contextlib.suppress(ValueError):  # of a thread that is not the main one
+        signal.signal(signal.SIGTERM, _ended)  # a cancelled job cleans up as an interrupted one does
     app()
+
+
+def _ended(number: int, _: object) -> None:
+    raise SystemExit(128 + number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -121,14 +121,15 @@ def _head_to_head(
     looks: Sequence[int], cap: float, threads: int, shown: Any,
 ) -> Comparison:  # fmt: skip
     from snapgen_deploy.bundle import check_hashes, open_bundle
-    from snapgen_deploy.latency.compare import compare_bundles, guards_alone, read_side
+    from snapgen_deploy.latency.compare import compare_bundles, guards_alone, read_side, refuse_unlike_pictures
     from snapgen_deploy.latency.guards import guards_of
 
     candidate = open_bundle(candidate_path)
     check_hashes(candidate)
     manifest = read_side(base_path)
-    guards = guards_of(manifest, candidate.manifest, failing_guards(candidate.manifest["device"]["id"]))
+    guards = guards_of(manifest, candidate.manifest, failing_guards(candidate.manifest["device"]))
     if guards_only:
+        refuse_unlike_pictures(manifest, candidate.manifest)
         return guards_alone(base_path, candidate, guards)
     base = open_bundle(base_path)
     check_hashes(base)
@@ -136,11 +137,16 @@ def _head_to_head(
     return compare_bundles(base, candidate, key, thresholds, guards, shown, threads=threads, order=order, looks=looks, cap=cap)
 
 
-def failing_guards(device: str) -> tuple[str, ...]:
-    """The guards whose change fails on a device; none for a device whose profile is not among ours."""
+def failing_guards(device: Mapping[str, Any]) -> tuple[str, ...]:
+    """The guards whose change fails on a device: those of its profile as of the export.
+
+    A manifest that does not say is of an earlier version; the profile of ours with the device's name speaks for it.
+    """
     from snapgen_deploy.device_profiles import load_profile, profile_ids
 
-    return load_profile(device).guards if device in profile_ids() else ()
+    if "guards" in device:
+        return tuple(device["guards"])
+    return load_profile(device["id"]).guards if device["id"] in profile_ids() else ()
 
 
 def _target(path: Path, wanted: str | None) -> str:
@@ -166,14 +172,14 @@ def _against_stored(
     check_hashes(bundle)
     measured = measure_host(bundle, _target(path, target), RUN_PROFILES["rapid"], "burst", threads, shown)
     if update:
-        err().print(f"baseline stored: {store_baseline(directory, measured)}", soft_wrap=True)
+        err().print(f"baseline stored: {store_baseline(directory, measured)}", soft_wrap=True, markup=False)
         return None
     stored = find_baseline(directory, measured)
     if stored is None:
         line = f"no baseline {path_of(directory, measured)}; store one with --update-baseline"
         if missing == "fail":
             raise Refused(line)
-        err().print(f"warning: {line}", style="yellow", soft_wrap=True)
+        err().print(f"warning: {line}", style="yellow", soft_wrap=True, markup=False)
         return None
     metrics = judge_stored(stored, measured, thresholds)
     notes = ["stored numbers: what differs between two days is in the change as well; BASE CANDIDATE is the stricter way"]
@@ -213,7 +219,7 @@ def print_comparison(found: Comparison) -> None:
             table.add_row(*_metric_row(m))
         out().print(table)
     for note in found.notes:
-        out().print(note, soft_wrap=True)
+        out().print(note, soft_wrap=True, markup=False)
     out().print(f"verdict: [{COLOURS[found.verdict]}]{found.verdict}[/]")
 
 

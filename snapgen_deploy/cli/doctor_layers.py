@@ -69,14 +69,14 @@ def _as_data(limit: float, found: Found | str) -> Mapping[str, Any]:
 
 def _print(name: str, limit: float, found: Found | str) -> None:
     if isinstance(found, str):
-        out().print(f"{name}: not_run ({found})", soft_wrap=True, highlight=False)
+        out().print(f"{name}: not_run ({found})", soft_wrap=True, markup=False)
         return
     looked = f"{found.looked_at} of {found.layers} layers looked at, limit {limit:g}"
     if found.wrong is None:
-        out().print(f"{name}: no wrong layer; largest error {found.worst:.3g} ({looked})", soft_wrap=True, highlight=False)
+        out().print(f"{name}: no wrong layer; largest error {found.worst:.3g} ({looked})", soft_wrap=True, markup=False)
         return
     error = found.errors[found.wrong.output]
-    out().print(f"{name}: first wrong: {found.wrong}, error {error:.3g} ({looked})", soft_wrap=True, highlight=False)
+    out().print(f"{name}: first wrong: {found.wrong}, error {error:.3g} ({looked})", soft_wrap=True, markup=False)
     for source in found.wrong.inputs:
         if source in found.errors:
-            out().print(f"  its input {source}: error {found.errors[source]:.3g}", soft_wrap=True, highlight=False)
+            out().print(f"  its input {source}: error {found.errors[source]:.3g}", soft_wrap=True, markup=False)

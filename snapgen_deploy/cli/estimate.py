@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from snapgen_deploy.cli.console import err, new_table, out, print_json, progress
 from snapgen_deploy.cli.export import default_threads, parse_resolution
@@ -165,11 +166,14 @@ def _sweep(
         return
     size_text = f"{size[0]}x{size[1]}"
     for title, varied, rows in ((f"{steps} steps", "size", found.resolutions), (size_text, "steps", found.steps)):
-        out().print(f"[bold]{device.name}[/bold], {target}: one picture of {config.name}, {title}, in ms", soft_wrap=True)
+        out().print(
+            f"[bold]{escape(device.name)}[/bold], {target}: one picture of {escape(config.name)}, {title}, in ms",
+            soft_wrap=True,
+        )
         _print(rows, varied)
     _reasons(found.widths)
     if output is not None:
-        out().print(f"plot: {output}", soft_wrap=True)
+        out().print(f"plot: {output}", soft_wrap=True, markup=False)
 
 
 def _head(config: ModelConfig, device: Device, target: str) -> dict[str, Any]:
@@ -200,4 +204,4 @@ def _ms(value: float) -> str:
 def _reasons(estimates: Sequence[Estimate]) -> None:
     """What the estimates rest on, every line once."""
     for line in dict.fromkeys(line for e in estimates for line in e.lines):
-        out().print(f"  {line}", style="dim", soft_wrap=True)
+        out().print(f"  {line}", style="dim", soft_wrap=True, markup=False)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snapgen_deploy.cli.console import counting, out, parse_bytes, print_json, progress
-from snapgen_deploy.cli.result import print_result
-from snapgen_deploy.errors import BadInput
+from snapgen_deploy.cli.result import print_gates, print_result
+from snapgen_deploy.errors import BadInput, GatesFailed
 
 if TYPE_CHECKING:
     from snapgen_deploy.checkpoint import Checkpoint
@@ -181,7 +181,14 @@ def export(
         macs_of_sizes={s: foretell.of_plan(opened.config, plan.at(s), profile).macs for s in plan.sizes[1:]}
         | {plan.sizes[0]: foretold.macs},
     )
-    result = run_export(request, plan, progress(quiet=as_json), counting(quiet=as_json))
+    try:
+        result = run_export(request, plan, progress(quiet=as_json), counting(quiet=as_json))
+    except GatesFailed as error:
+        if as_json:
+            print_json({"bundle": None, "gates": error.gates})
+        else:
+            print_gates(error.gates)
+        raise
     notes = cache.notes if cache is not None else []
     if as_json:
         manifest = result.bundle.manifest
@@ -199,7 +206,7 @@ def export(
     else:
         print_result(result)
         for note in notes:
-            out().print(note, style="yellow", soft_wrap=True)
+            out().print(note, style="yellow", soft_wrap=True, markup=False)
 
 
 def _memory_as_dict(config: ModelConfig, plan: ExportPlan, executor: str) -> dict[str, Any]:

@@ -32,12 +32,14 @@ def generate(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
 ) -> None:
     """Draw a picture with a bundle's own files."""
-    from snapgen_deploy.bundle import open_bundle
+    from snapgen_deploy.bundle import check_hashes, open_bundle
     from snapgen_deploy.files import read_arrays
     from snapgen_deploy.generator import choose_target, draw, save_png
     from snapgen_deploy.sizes import size_name
 
-    opened = open_bundle(bundle).at(size_name(parse_resolution(resolution)) if resolution else None)
+    whole = open_bundle(bundle)
+    check_hashes(whole)  # a runtime may draw something else from a damaged file, or crash
+    opened = whole.at(size_name(parse_resolution(resolution)) if resolution else None)
     key = choose_target(opened, target)
     if output.suffix.lower() != ".png" or not output.parent.is_dir():
         raise BadInput(f"output: got {output}, expected a .png file in a folder that exists")
@@ -48,4 +50,4 @@ def generate(
     if as_json:
         print_json({"picture": str(output), "target": key, "prompt": prompt, "seed": seed, "size": list(picture.shape[:2])})
     else:
-        out().print(f"{output}: {picture.shape[1]}x{picture.shape[0]}, {key}, seed {seed}", soft_wrap=True)
+        out().print(f"{output}: {picture.shape[1]}x{picture.shape[0]}, {key}, seed {seed}", soft_wrap=True, markup=False)

@@ -43,5 +43,5 @@ def init(
         print_json(data | {"shards": [s.name for s in shards]})
         return
     many = f"{len(shards)} shard{'s' if len(shards) > 1 else ''}"
-    out().print(f"{output_dir}: {preset}, {dtype}, {megabytes(total)} in {many}, seed {seed}", soft_wrap=True)
+    out().print(f"{output_dir}: {preset}, {dtype}, {megabytes(total)} in {many}, seed {seed}", soft_wrap=True, markup=False)
     out().print(UNTRAINED, style="yellow")

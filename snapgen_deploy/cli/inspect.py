@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from snapgen_deploy.cli.console import UNTRAINED, megabytes, new_table, out, print_json, progress
 
@@ -35,7 +36,7 @@ def inspect(
         print_json(data)
     else:
         done = "names, shapes, dtypes and every value" if check else "names, shapes and dtypes; --check reads every value too"
-        out().print(f"[green]valid[/]: {done}")
+        out().print(f"[green]valid[/]: {escape(done)}")
 
 
 def summary(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -91,7 +92,9 @@ def _print(data: dict[str, Any]) -> None:
     console = out()
     trained = "trained" if data["trained"] else "[yellow]not trained[/yellow]"
     console.print(
-        f"[bold]{data['name']}[/bold] {data['path']}   {trained}, licence {data['license'] or 'not stated'}", soft_wrap=True
+        f"[bold]{escape(data['name'])}[/bold] {escape(data['path'] + ' ')}  {trained}, "
+        f"licence {escape(data['license'] or 'not stated')}",
+        soft_wrap=True,
     )
     if not data["trained"]:
         console.print(UNTRAINED, style="yellow")

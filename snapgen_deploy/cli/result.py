@@ -95,7 +95,7 @@ def _print_run(result: Result) -> None:
             + (" (cached)" if t["cached"][role] else "")
             for role, peak in t["export_peak_bytes"].items()
         ]
-        out().print(f"  {key}: {', '.join(parts)}; check {megabytes(t['check_peak_bytes'])}", soft_wrap=True)
+        out().print(f"  {key}: {', '.join(parts)}; check {megabytes(t['check_peak_bytes'])}", soft_wrap=True, markup=False)
 
 
 def print_result(result: Result) -> None:
@@ -111,4 +111,4 @@ def print_result(result: Result) -> None:
     out().print(f"{ran} gates passed, {idle} not run")
     if manifest["trained"] is not True:
         out().print(UNTRAINED, style="yellow")
-    out().print(f"bundle: {result.bundle.path}   preview: {result.bundle.path / 'preview.png'}", soft_wrap=True)
+    out().print(f"bundle: {result.bundle.path}   preview: {result.bundle.path / 'preview.png'}", soft_wrap=True, markup=False)

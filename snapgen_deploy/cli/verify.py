@@ -33,7 +33,7 @@ def verify(
     if as_json:
         print_json({"bundle": str(bundle), "hashes": "passed", "gates": data})
     else:
-        out().print(f"{bundle}: every file is what was exported", soft_wrap=True)
+        out().print(f"{bundle}: every file is what was exported", soft_wrap=True, markup=False)
         if gates:
             print_gates(data)
     if any(g.verdict == "failed" for g in gates):
