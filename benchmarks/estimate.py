@@ -9,6 +9,7 @@ its leave-one-out errors.
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 from collections.abc import Sequence
@@ -61,6 +62,7 @@ TEXTS = {"text 256 wide, 77 tokens": TextEncoderConfig(vocab=256, length=77, wid
 
 def main() -> None:
     """Export, time, fit, compare."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         listed = graphs("native")

@@ -9,6 +9,7 @@ Written to benchmarks/results/export_memory.txt. Networks: the embedded checkpoi
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -94,4 +95,6 @@ def exported(key: str, checkpoint: Path | None, root: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tuple(sys.argv[1:]) or TARGETS)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("targets", nargs="*", default=list(TARGETS), metavar="TARGET", help=f"by default {', '.join(TARGETS)}")
+    main(tuple(parser.parse_args().targets))

@@ -7,6 +7,7 @@ and one without, so that nothing outside the blocks is counted. Writes movement.
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 from collections import Counter
@@ -59,6 +60,7 @@ class Naive(nn.Module):
 
 def main() -> None:
     """Convert, count, write."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name in ("naive", *FORMS):
         base = operators(name, CONFIG)

@@ -9,6 +9,7 @@ Written to benchmarks/results/recipe_memory.txt. Networks: the embedded checkpoi
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from snapgen_deploy.quantise.stage import run_stage
 
 def main() -> None:
     """Measure and write."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     results = Results("recipe_memory.txt")
     profile = load_profile("iphone16pm")
     with tempfile.TemporaryDirectory() as folder:

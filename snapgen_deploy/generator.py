@@ -26,7 +26,7 @@ def choose_target(bundle: Bundle, wanted: str | None) -> str:
         if reason is None:
             return key
         reasons.append(f"{key}: {reason}")
-    raise BadInput(f"no target of {bundle.path.name} runs here ({'; '.join(reasons)})")
+    raise BadInput(f"no target of {bundle.path.name} runs here ({'; '.join(reasons) or 'it holds none'})")
 
 
 def _full_key(bundle: Bundle, wanted: str) -> str:

@@ -35,7 +35,8 @@ def named(text: str) -> tuple[str, str]:
         raise BadInput(f"unknown target '{name}': did you mean {' or '.join(near)}?")
     variants = variants_of(name)
     if variant and variant not in variants:
-        raise BadInput(f"target {name} has no variant '{variant}': expected one of {', '.join(variants) or 'none'}")
+        mend = f"expected one of {', '.join(variants)}" if variants else f"it has none; write {name}"
+        raise BadInput(f"target {name} has no variant '{variant}': {mend}")
     return name, variant
 
 
@@ -48,7 +49,7 @@ def _obstacle(target: ProfileTarget, *, several: bool) -> str | None:
 
 
 def pick_targets(profile: Profile, wanted: Sequence[str], *, several: bool) -> tuple[list[ProfileTarget], list[str]]:
-    """The profile's targets, or those asked for, and a line for each of the profile's that was left out.
+    """The profile's targets, or those asked for, and a line for each that was left out or that the profile does not offer.
 
     A bare name takes the profile's variant, else the target's first. BadInput where a target was asked for that is not
     known, whose extra is missing, or that cannot hold several picture sizes.
@@ -57,7 +58,7 @@ def pick_targets(profile: Profile, wanted: Sequence[str], *, several: bool) -> t
         obstacles = {t.key: why for t in profile.targets if (why := _obstacle(t, several=several))}
         lines = [f"{key} left out: {why}" for key, why in obstacles.items()]
         return [t for t in profile.targets if t.key not in obstacles], lines
-    found = []
+    found, lines = [], []
     for text in dict.fromkeys(wanted):
         name, variant = named(text)
         offered = (*profile.targets, *(o.target for o in profile.offers))
@@ -70,7 +71,9 @@ def pick_targets(profile: Profile, wanted: Sequence[str], *, several: bool) -> t
         if why := _obstacle(chosen, several=several):
             raise BadInput(f"target {chosen.key} cannot be exported: {why}")
         found.append(chosen)
-    return list({t.key: t for t in found}.values()), []  # a bare name and a full one may mean the same
+        if not ours:
+            lines.append(f"{chosen.key} is not among the targets of {profile.id}: whether it runs there is not known")
+    return list({t.key: t for t in found}.values()), lines  # a bare name and a full one may mean the same
 
 
 def plan_target(target: ProfileTarget, precision: str | None, form: str, profile: Profile) -> TargetPlan:

@@ -81,10 +81,7 @@ class Runner:
         unknown = sorted(set(inputs) - set(known))
         missing = [p.name for p in self.inputs if p.name not in inputs and p.default is None]
         if unknown or missing:
-            raise PackageError(
-                f"{self.package}: inputs {', '.join(map(repr, unknown + missing))} "
-                f"{'unknown' if unknown else 'missing'}; expected {', '.join(known)}"
-            )
+            raise PackageError(f"{self.package}: got inputs {', '.join(sorted(inputs)) or 'none'}; expected {', '.join(known)}")
         bound = {}
         for name, port in known.items():
             given = inputs.get(name)

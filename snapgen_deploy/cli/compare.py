@@ -75,6 +75,13 @@ def compare(
             raise BadInput(f"{name}: got '{got}', expected one of {', '.join(choices)}")
     thresholds = [parse_threshold(t) for t in fail_on or (() if warn_on else ("e2e_p50:5%",))]
     thresholds += [parse_threshold(t, warn=True) for t in warn_on or ()]
+    for option, belongs, wrong in (
+        ("--guards-only", "BASE CANDIDATE, not to --baseline", guards_only and baseline is not None),
+        ("--missing-baseline", "--baseline DIR", missing_baseline != "fail" and baseline is None),
+        ("--target", "the clock, which --guards-only leaves out", guards_only and target is not None),
+    ):
+        if wrong:
+            raise BadInput(f"{option} belongs to {belongs}; leave it out")
     check_places({"--junit": junit, "--output": output, "--summary": summary})
     looks = (*(n for n in LOOKS[:-1] if n < max_rounds), max_rounds)  # no more looks than each has its share of the error of
     shown = progress(quiet=as_json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import threading
 import time
 import traceback as tracebacks
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 UNFORESEEN = 70  # exit code of an error that the tool does not know (sysexits.h: EX_SOFTWARE): no gate, no regression
+EVERY, WORTH_A_LINE = 60.0, 10.0  # seconds between lines about one work in a log; of work that is worth one
 UNTRAINED = "untrained weights: pictures are noise"
 
 
@@ -73,17 +75,20 @@ def wants_traceback(ctx: typer.Context) -> bool:
 
 
 def progress(*, quiet: bool = False) -> Progress:
-    """Shows each piece of work with a spinner and a clock, and leaves a line with its time; nothing without a terminal.
+    """Shows each piece of work with a spinner and a clock, and leaves a line with its time; without a terminal see `_log`.
 
     The function that it gives is told how much is done, where the work consists of like pieces.
     """
     console = err()
-    shown = console.is_terminal and not quiet
 
     @contextmanager
     def work(what: str) -> Iterator[Done]:
-        if not shown:
+        if quiet:
             yield untold
+            return
+        if not console.is_terminal:
+            with _log(what) as told:
+                yield lambda done, total: told(f": {done} of {total}")
             return
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -97,15 +102,44 @@ def progress(*, quiet: bool = False) -> Progress:
     return work
 
 
+@contextmanager
+def _log(what: str) -> Iterator[Callable[[str], None]]:
+    """For logs, which some end a job for not getting: a line a minute, and one at the end of what took `WORTH_A_LINE`."""
+    console, start, over, state = err(), time.monotonic(), threading.Event(), [""]
+
+    def line() -> None:
+        console.print(f"{what}{state[0]}, {time.monotonic() - start:.0f} s", markup=False, soft_wrap=True)
+
+    def beat() -> None:
+        while not over.wait(EVERY):
+            line()
+
+    def told(text: str) -> None:
+        state[0] = text
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield told
+    finally:
+        over.set()
+        thread.join()
+        if time.monotonic() - start >= WORTH_A_LINE:
+            line()
+
+
 def counting(*, quiet: bool = False) -> Counting:
-    """Shows how many pieces of a work are done, a bar for each kind of work; nothing without a terminal."""
+    """Shows how many pieces of a work are done, a bar for each kind of work; without a terminal see `_log`."""
     console = err()
-    shown = console.is_terminal and not quiet
 
     @contextmanager
     def work() -> Iterator[Tell]:
-        if not shown:
+        if quiet:
             yield lambda what, done, total: None
+            return
+        if not console.is_terminal:
+            with _log("mixed precision") as told:
+                yield lambda what, done, total: told(f": {what}: {done} of {total}")
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 

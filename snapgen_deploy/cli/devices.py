@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from snapgen_deploy.cli.console import new_table, out, print_json
+from snapgen_deploy.errors import BadInput
 
 if TYPE_CHECKING:
     from snapgen_deploy.device_profiles import Figure, Profile
@@ -25,6 +26,8 @@ def devices(
     """List the known devices, or show one with the source of every figure."""
     from snapgen_deploy.device_profiles import load_profile, profile_ids
 
+    if precisions and device is not None:
+        raise BadInput(f"--precisions lists those of all targets; leave out {device} or --precisions")
     if precisions:
         _precisions(as_json)
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import out, print_json, progress
+from snapgen_deploy.cli.console import new_table, out, print_json, progress
 from snapgen_deploy.cli.doctor_layers import check_layers
 from snapgen_deploy.errors import BadInput
 
@@ -45,6 +45,8 @@ def doctor(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Reasons, sources, all examples; tracebacks.")] = False,
 ) -> None:
     """Say what keeps Core ML packages off the Neural Engine, why, and how to mend it; or which layer comes out wrong."""
+    if layers and memory_limit is not None:
+        raise BadInput("--memory-limit belongs to doctor without --layers; leave one of them out")
     if layers:
         check_layers(bundle_or_package, target, inputs, limit, as_json)
         return
@@ -85,6 +87,8 @@ def _packages(path: Path, scratch: Path) -> tuple[dict[str, Path], int | None]:
         return {path.name: path}, None
     if path.suffix == PROGRAM:
         return _inside(path, path.name, scratch), None
+    if path.suffix == ".onnx":
+        raise BadInput(f"{path} has nothing for the Neural Engine; look at its layers with --layers")
     bundle = open_bundle(path)
     packages: dict[str, Path] = {}
     for key in bundle.targets:
@@ -125,22 +129,21 @@ def _as_data(reports: dict[str, tuple[tuple[Finding, ...], Placement]]) -> dict[
 
 
 def _print(name: str, findings: tuple[Finding, ...], placement: Placement, verbose: bool) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     console = out()
     if findings:
-        table = Table(title=name, title_justify="left", title_style="bold", show_lines=True)
-        for column in ("severity", "rule", "count", "example", "mend"):
+        table = new_table(name, title_style="bold")
+        for column in ("severity", "rule", "count", "example"):
             table.add_column(column, justify="right" if column == "count" else "left", overflow="fold")
         for f in findings:
             shown = f.examples if verbose else f.examples[:1]
             example = Text("\n".join(str(e) for e in shown))
             severity, rule = Text(f.severity, style=_STYLES[f.severity]), Text(f.rule, no_wrap=True)
-            table.add_row(severity, rule, str(f.count), example, Text(f.mend))
+            table.add_row(severity, rule, str(f.count), example)
         console.print(table)
         for f in findings:
-            console.print(Text.assemble((f"{f.rule}: ", "bold"), f.message))
+            console.print(Text.assemble((f"{f.rule}: ", "bold"), f.message, ("; to mend it: ", "dim"), f.mend))
             if verbose:
                 console.print(Text("\n".join((f"  {f.reason}", *(f"  {source}" for source in f.sources))), style="dim"))
     else:

@@ -20,75 +20,142 @@ if TYPE_CHECKING:
     from snapgen_deploy.plan import ExportPlan
     from snapgen_deploy.quantise.trajectories import Sample
 
+FEWER, FIDELITY, HERE = "Fewer bits", "Still the same picture?", "This computer"  # panels of --help
+
 
 def export(
-    device: Annotated[str, typer.Option(help="Device id (see `devices`) or path of a profile .toml.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="Elastic checkpoint; the embedded one when left out.")] = None,
-    key_map: Annotated[Path | None, typer.Option(help="Renames the keys of a foreign checkpoint.")] = None,
-    target: Annotated[
-        list[str] | None, typer.Option(help="NAME or NAME:VARIANT, repeatable; the profile's when left out.")
+    device: Annotated[str, typer.Option(help="Device id (see `devices`) or path of a profile .toml.", metavar="ID")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Elastic checkpoint; the embedded one when left out.", metavar="PATH")
     ] = None,
-    width: Annotated[str | None, typer.Option(help="Sub-network; the widest that fits when left out.")] = None,
+    key_map: Annotated[Path | None, typer.Option(help="Renames the keys of a foreign checkpoint.", metavar="FILE")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="NAME or NAME:VARIANT, repeatable; the profile's when left out.", metavar="NAME")
+    ] = None,
+    width: Annotated[str | None, typer.Option(help="Sub-network; the widest that fits when left out.", metavar="NAME")] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Precision for all targets (see `devices --precisions`); the profile's when left out.")
+        str | None,
+        typer.Option(
+            help="Precision for all targets (see `devices --precisions`); the profile's when left out.", metavar="NAME"
+        ),
     ] = None,
     bits: Annotated[
         float | None,
-        typer.Option(help="Bits a weight on average with --precision mixed, 3 to 8 (onnx from 4); 4.3 when left out."),
+        typer.Option(
+            help="Bits a weight on average with --precision mixed, 3 to 8 (onnx from 4); 4.3 when left out.",
+            metavar="N",
+            rich_help_panel=FEWER,
+        ),
     ] = None,
     tune_iterations: Annotated[
-        int | None, typer.Option(help="Iterations of self-distillation with --precision mixed; 1000 when left out.")
+        int | None,
+        typer.Option(
+            help="Iterations of self-distillation with --precision mixed; 1000 when left out.",
+            metavar="N",
+            rich_help_panel=FEWER,
+        ),
     ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
             help="For calibrated and mixed precisions: text file, a prompt a line; or, not for mixed, .npz of arrays "
-            "'<component>.<input>'."
+            "'<component>.<input>'.",
+            metavar="FILE",
+            rich_help_panel=FEWER,
         ),
     ] = None,
     calibration_pictures: Annotated[
-        int | None, typer.Option(help="Pictures that --precision mixed draws to measure and tune on; 256 when left out.")
+        int | None,
+        typer.Option(
+            help="Pictures that --precision mixed draws to measure and tune on; 256 when left out.",
+            metavar="N",
+            rich_help_panel=FEWER,
+        ),
     ] = None,
     executor: Annotated[
-        str | None, typer.Option(help="Where --precision mixed measures layers: here, processes:N or dask://host:port.")
+        str | None,
+        typer.Option(
+            help="Where --precision mixed measures layers: here, processes:N or dask://host:port.",
+            metavar="WHERE",
+            rich_help_panel=FEWER,
+        ),
     ] = None,
     fidelity: Annotated[
-        bool, typer.Option("--fidelity", help="Hold exact precisions against the reference over many prompts, too.")
+        bool,
+        typer.Option(
+            "--fidelity", help="Hold exact precisions against the reference over many prompts, too.", rich_help_panel=FIDELITY
+        ),
     ] = False,
     fidelity_samples: Annotated[
-        int | None, typer.Option(min=1, help="Pictures of the fidelity gate; 100 when left out, 8 above 512x512.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Pictures of the fidelity gate; 100 when left out, 8 above 512x512.",
+            metavar="N",
+            rich_help_panel=FIDELITY,
+        ),
     ] = None,
     scorer: Annotated[
-        str | None, typer.Option(help="MODULE:FUNCTION that scores prompts and pictures in the fidelity gate.")
+        str | None,
+        typer.Option(
+            help="MODULE:FUNCTION that scores prompts and pictures in the fidelity gate.",
+            metavar="NAME",
+            rich_help_panel=FIDELITY,
+        ),
     ] = None,
     resolution: Annotated[
         list[str] | None,
         typer.Option(
             help="Picture size in pixels, N or HEIGHTxWIDTH, repeatable: one bundle for several sizes, whose graphs share the "
-            "weights; the first is the default one. The checkpoint's own size when left out."
+            "weights; the first is the default one. The checkpoint's own size when left out.",
+            metavar="SIZE",
         ),
     ] = None,
     memory_budget: Annotated[
-        str | None, typer.Option(help="What the model may take on the device, such as 5GB, in place of the profile's budget.")
+        str | None,
+        typer.Option(
+            help="What the model may take on the device, such as 5GB, in place of the profile's budget.", metavar="SIZE"
+        ),
     ] = None,
     max_latency: Annotated[
-        str | None, typer.Option(help="Widest width whose upper latency estimate fits: 1.5s or 1500ms.")
+        str | None, typer.Option(help="Widest width whose upper latency estimate fits: 1.5s or 1500ms.", metavar="TIME")
     ] = None,
     tune: Annotated[
         bool,
         typer.Option("--tune", help="Time the kernel forms of the local attention here, and take the quickest."),
     ] = False,
     prompts: Annotated[
-        Path | None, typer.Option(help="Text file, a prompt a line (a tab and a seed may follow), for gates and preview.")
+        Path | None,
+        typer.Option(
+            help="Text file, a prompt a line (a tab and a seed may follow), for gates and preview.",
+            metavar="FILE",
+            rich_help_panel=FIDELITY,
+        ),
     ] = None,
-    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the bundle is written.")] = Path("bundles"),
-    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads; all when left out.")] = None,
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", help="Where the bundle is written.", metavar="FOLDER")
+    ] = Path("bundles"),
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="CPU threads; all when left out.", metavar="N", rich_help_panel=HERE)
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is already there.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Take up an interrupted export of the same plan.")] = False,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Convert everything anew, and keep nothing.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a bundle that is already there.", rich_help_panel=HERE)
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take up an interrupted export of the same plan.", rich_help_panel=HERE)
+    ] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Convert everything anew, and keep nothing.", rich_help_panel=HERE)
+    ] = False,
     cache_limit: Annotated[
-        str, typer.Option(envvar="SNAPGEN_DEPLOY_CACHE_LIMIT", help="Size of the cache of converted components.")
+        str,
+        typer.Option(
+            envvar="SNAPGEN_DEPLOY_CACHE_LIMIT",
+            help="Size of the cache of converted components.",
+            metavar="SIZE",
+            rich_help_panel=HERE,
+        ),
     ] = "10GB",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
