@@ -20,7 +20,7 @@ KEPT = 2 << 30  # bytes of activations of all blocks that are kept for the gradi
 # Maps of (tokens, hidden) that a block keeps for its gradients, and copies of its attention scores; maps of a pass that keeps
 # none: fitted, as BASE, to `benchmarks.recipe_memory`.
 MAPS, SCORES = 32, 2
-PASSING = 24
+PASSING = 36
 BASE = 480_000_000  # of the process without a network
 WORKER = 250_000_000  # of each process of an executor without its task (an estimate: what the imports take)
 WEIGHTS = 1.05  # bytes for each byte of the student's weights in fp32
