@@ -172,3 +172,21 @@ def test_text_of_a_profile_is_no_markup(tmp_path, checkpoint):
         done = invoke(*arguments)
         assert done.exit_code == 0, done.output
         assert "Phone [beta] x[/y]" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("devices", "iphone16pm", "--precisions"), "leave out iphone16pm"),
+        (("doctor", "x", "--layers", "--memory-limit", "3"), "--memory-limit belongs to doctor without --layers"),
+        (("export", "--device", "server", "--target", "coreml:ane", "--dry-run"), "it has none; write coreml"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(arguments, part):
+    one_line(invoke(*arguments), part)
+
+
+def test_a_target_that_the_device_does_not_offer_is_told(checkpoint):
+    done = invoke("export", "--device", "server", "--target", "coreml", "--checkpoint", checkpoint, "--dry-run")
+    assert done.exit_code == 0
+    assert "coreml is not among the targets of server" in " ".join(done.stdout.split())

@@ -77,9 +77,18 @@ def test_verify_finds_a_changed_file(bundle, tmp_path):
     shutil.copytree(bundle, copy)
     model = copy / "onnx-cpu" / "student.onnx"
     model.write_bytes(model.read_bytes()[:-1] + b"x")
+    for command in (("verify", copy, "--hashes-only"), ("generate", copy, "--prompt", "red", "-o", tmp_path / "a.png")):
+        done = invoke(*command)
+        assert done.exit_code == 1
+        assert "changed onnx-cpu/student.onnx" in done.stderr
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_a_path_is_no_markup(bundle, tmp_path):
+    copy = tmp_path / "b[red]" / bundle.name
+    shutil.copytree(bundle, copy)
     done = invoke("verify", copy, "--hashes-only")
-    assert done.exit_code == 1
-    assert "changed onnx-cpu/student.onnx" in done.stderr
+    assert (done.exit_code, "b[red]" in done.stdout) == (0, True)
 
 
 def test_a_failed_gate_exits_1_and_leaves_nothing(checkpoint, tmp_path, monkeypatch):
@@ -91,7 +100,12 @@ def test_a_failed_gate_exits_1_and_leaves_nothing(checkpoint, tmp_path, monkeypa
     )
     assert done.exit_code == 1
     assert "gates failed, no bundle was written" in done.stderr
+    assert "relative error" in done.stdout
     assert list(tmp_path.iterdir()) == []
+    arguments = ("--device", "server", "--target", "onnx:cpu", "--width", "tiny", "--checkpoint", checkpoint, "-o", tmp_path)
+    said = json.loads(invoke("export", *arguments, "--json").stdout)
+    assert said["bundle"] is None
+    assert {g["verdict"] for g in said["gates"]} == {"passed", "failed"}
 
 
 def test_the_server_bundle_has_the_diffusers_layout_and_the_same_bytes_twice(checkpoint, tmp_path):

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from snapgen_deploy.bundle import SUMS, Bundle, open_bundle, write_manifest
+from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.latency.calibrate import Calibration, key_of, store
 from snapgen_deploy.latency.compare import CAP_SECONDS, compare_bundles, refuse_unlike
@@ -200,12 +201,24 @@ def test_a_change_that_the_profile_lets_pass_is_reported(bundle, changed):
     assert "changed onnx:cpu versions" in done.stdout
 
 
+@pytest.mark.parametrize(("guards", "code"), [(["placement"], 1), (["versions"], 0)])
+def test_the_guards_are_those_of_the_profile_at_the_export(bundle, changed, guards, code):
+    def mine(manifest):
+        lose_a_delegate(manifest)
+        manifest["device"].update(id="myphone", guards=guards)
+
+    assert json.loads((bundle / "manifest.json").read_text())["device"]["guards"] == list(load_profile("iphone16pm").guards)
+    assert invoke("compare", bundle, changed(mine), "--guards-only").exit_code == code
+
+
 def test_unlike_bundles_are_not_comparable(bundle, changed):
     copy = changed(lambda m: m.update(width="tiny"))
     with pytest.raises(Refused, match="base has width small, candidate tiny"):
         refuse_unlike(open_bundle(bundle), open_bundle(copy), "onnx:cpu")
-    done = invoke("compare", bundle, copy, "--target", "onnx:cpu")
-    assert done.exit_code == 3
+    for more in (("--target", "onnx:cpu"), ("--guards-only",)):
+        done = invoke("compare", bundle, copy, *more)
+        assert done.exit_code == 3
+        assert "base has width small, candidate tiny" in done.stderr
 
 
 def rounds_of(monkeypatch, change, spread, seconds):
@@ -260,6 +273,9 @@ def test_stored_baselines(bundle, tmp_path, monkeypatch):
         (("--inconclusive", "ignore"), "expected one of pass, warn, fail"),
         (("--baseline", "x"), "expected CANDIDATE alone"),
         (("--target", "onnx:cuda"), "holds the targets"),
+        (("--target", "onnx", "--guards-only"), "--target belongs to the clock"),
+        (("--missing-baseline", "warn"), "--missing-baseline belongs to --baseline DIR"),
+        (("--baseline", "x", "--guards-only"), "--guards-only belongs to BASE CANDIDATE"),
     ],
 )
 def test_bad_usage_of_compare(bundle, arguments, words):
