@@ -201,7 +201,7 @@ def test_a_change_that_the_profile_lets_pass_is_reported(bundle, changed):
     assert "changed onnx:cpu versions" in done.stdout
 
 
-@pytest.mark.parametrize(("guards", "code"), [(["placement"], 1), (["versions"], 0)])
+@pytest.mark.parametrize(("guards", "code"), [(["portable_ops"], 1), (["versions"], 0)])
 def test_the_guards_are_those_of_the_profile_at_the_export(bundle, changed, guards, code):
     def mine(manifest):
         lose_a_delegate(manifest)
