@@ -60,8 +60,7 @@ def fold(var: Any) -> None:
     (old,), block = cast.outputs, cast.enclosing_block
     if var in block.outputs or old in block.outputs or not old.can_be_folded_to_const():
         return
-    with block:
-        new = Builder.const(val=old.val, before_op=cast, name=old.name)
+    new = Builder.const(val=old.val, before_op=cast, name=old.name)  # in the block that the pass has entered
     if block.try_replace_uses_of_var_after_op(anchor_op=cast, old_var=old, new_var=new):
         block.remove_ops([cast, constant])
         for gone in (var, constant.val, old):  # the pass goes on holding operations that it has seen
