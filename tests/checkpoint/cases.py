@@ -21,6 +21,9 @@ from snapgen_deploy.models import (
     TextStream,
     TinyDecoder,
 )
+from snapgen_deploy.tokenizer import WordTokenizer
+
+TOKENIZER = WordTokenizer.from_words(["a", "red", "ring"]).to_json()
 
 
 def tiny_config() -> ModelConfig:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from snapgen_deploy.checkpoint import save_checkpoint
 from snapgen_deploy.models import ElasticDiT
-from tests.checkpoint.cases import tiny_config, tiny_model
+from tests.checkpoint.cases import TOKENIZER, tiny_config, tiny_model
 
 torch.set_num_threads(1)
 
@@ -26,5 +26,5 @@ def state(model: tuple[ElasticDiT, dict[str, Tensor]]) -> dict[str, Tensor]:
 @pytest.fixture
 def saved(tmp_path: Path, state: dict[str, Tensor]) -> Path:
     path = tmp_path / "tiny.safetensors"
-    save_checkpoint(state, tiny_config(), path, '{"version": "1.0"}', "Apache-2.0")
+    save_checkpoint(state, tiny_config(), path, TOKENIZER, "Apache-2.0")
     return path

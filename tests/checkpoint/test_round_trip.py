@@ -15,7 +15,7 @@ from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint, read_header, 
 from snapgen_deploy.elastic import load_decoder, load_student, load_text_encoder, widths_of
 from snapgen_deploy.models import PRESETS, ElasticDiT
 from snapgen_deploy.models.serialise import config_from_json, config_to_dict, config_to_json
-from tests.checkpoint.cases import refused, tiny_config
+from tests.checkpoint.cases import TOKENIZER, refused, tiny_config
 
 
 def same(checkpoint: Checkpoint, state: dict[str, Tensor]) -> bool:
@@ -24,7 +24,7 @@ def same(checkpoint: Checkpoint, state: dict[str, Tensor]) -> bool:
 
 def test_one_file(saved: Path, state: dict[str, Tensor]) -> None:
     checkpoint = open_checkpoint(saved)
-    assert (checkpoint.config, checkpoint.tokenizer, checkpoint.license) == (tiny_config(), '{"version": "1.0"}', "Apache-2.0")
+    assert (checkpoint.config, checkpoint.tokenizer, checkpoint.license) == (tiny_config(), TOKENIZER, "Apache-2.0")
     assert same(checkpoint, state)
     validate(checkpoint)
 
@@ -37,7 +37,7 @@ def test_the_library_reads_it(saved: Path, state: dict[str, Tensor]) -> None:
 
 def test_same_bytes_every_time(saved: Path, state: dict[str, Tensor], tmp_path: Path) -> None:
     again = tmp_path / "again.safetensors"
-    save_checkpoint(dict(reversed(state.items())), tiny_config(), again, '{"version": "1.0"}', "Apache-2.0")
+    save_checkpoint(dict(reversed(state.items())), tiny_config(), again, TOKENIZER, "Apache-2.0")
     assert again.read_bytes() == saved.read_bytes()
     assert open_checkpoint(again).sha256() == open_checkpoint(saved).sha256()
 

@@ -64,7 +64,7 @@ def test_a_warning_exits_0_and_an_error_exits_1(packages: Path) -> None:
     assert failed.exit_code == 1, failed.output
     assert "constant-range" in failed.output
     assert "holds -inf" in failed.output
-    assert max(len(line) for line in failed.output.splitlines() if "│" in line) <= 110
+    assert max(len(line) for line in failed.output.splitlines()) <= 110
 
 
 def test_verbose_gives_reasons_and_sources(packages: Path) -> None:

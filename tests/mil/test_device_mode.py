@@ -101,10 +101,9 @@ def test_nan_and_infinity(tmp_path: Path) -> None:
     run(runner, 0, 1, -1)
     report = runner.report()
     y = stat(report, "y")
-    assert (y.nan, y.infinite, y.overflow) == (1, 2, 0)
+    assert (y.nan, y.infinite, y.overflow) == (1, 2, 2), "a division by zero: everything that went in was finite"
     assert report.has_nan
     assert not report.clean
-    assert not report.overflowed, "already infinite in float32: half precision is not to blame"
 
 
 def test_underflow_share(tmp_path: Path) -> None:

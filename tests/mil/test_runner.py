@@ -72,8 +72,8 @@ def test_results_do_not_alias_inputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ({"x": np.zeros((2, 3), np.float32)}, ["'n'", "missing"]),
-        ({"x": np.zeros((2, 3)), "n": np.ones(1, int), "z": np.zeros(1)}, ["'z'", "unknown"]),
+        ({"x": np.zeros((2, 3), np.float32)}, ["got inputs x; expected x, n"]),
+        ({"x": np.zeros((2, 3)), "n": np.ones(1, int), "z": np.zeros(1)}, ["got inputs n, x, z; expected x, n"]),
         ({"x": np.zeros((2, 4), np.float32), "n": np.ones(1, int)}, ["'x'", "[2, 4]", "[2, 3]"]),
         ({"x": np.zeros((2, 3), np.float32), "n": np.array([1.5])}, ["'n'", "float64", "int32"]),
         ({"x": np.zeros((2, 3), np.float32), "n": np.array([2**40])}, ["'n'", "1099511627776"]),
