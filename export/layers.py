@@ -16,11 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from snapgen_deploy.export import qnn_graph
+from snapgen_deploy.export import onnx_file, qnn_graph
 from snapgen_deploy.export.base import Arrays
 from snapgen_deploy.export.quiet import quiet
 
-BIG = 2_000_000_000  # bytes of a file from which weights lie outside of it
 AT_ONCE = 24  # outputs of one round
 SMALL = 0.01  # of the root mean square of an operation's inputs: what is smaller is told from zero no better than that
 
@@ -141,7 +140,8 @@ class OnnxProbe:
         import onnx
 
         with quiet():
-            model = onnx.shape_inference.infer_shapes(onnx.load(str(self.graph)))
+            model = onnx_file.load(self.graph)
+            onnx_file.infer_shapes(model)
         self._model, self._plain = model, qnn_graph.in_floats(model)
         floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
         values = [*model.graph.value_info, *model.graph.output, *model.graph.input]
@@ -177,7 +177,9 @@ class OnnxProbe:
                 copy.graph.output.append(onnx.helper.make_tensor_value_info(inner, self._floating.get(inner, 1), None))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / self.graph.name
-            onnx.save(copy, str(path), save_as_external_data=copy.ByteSize() > BIG, location=f"{path.name}.data")
+            onnx.save(
+                copy, str(path), save_as_external_data=onnx_file.held_bytes(copy) > onnx_file.BIG, location=f"{path.name}.data"
+            )
             found = run(path, self.inputs)
         return {name: found[inner] for name, inner in names.items()}
 

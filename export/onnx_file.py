@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir
 
+BIG = 2_000_000_000  # bytes of a file from which weights lie outside of it: protobuf ends at 2 GiB
 LARGE = 1024  # bytes; weights below are left in the message
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9  # field numbers in ModelProto, GraphProto and TensorProto
 VARINT, FIXED64, MESSAGE, FIXED32 = 0, 1, 2, 5  # wire types
@@ -95,7 +96,7 @@ def infer_shapes(model: onnx.ModelProto) -> None:
     bare.ir_version = model.ir_version
     bare.opset_import.extend(model.opset_import)
     bare.functions.extend(model.functions)
-    for name in ("node", "input", "output"):
+    for name in ("node", "input", "output", "value_info"):
         getattr(bare.graph, name).extend(getattr(model.graph, name))
     for tensor in model.graph.initializer:
         if len(tensor.raw_data) < LARGE:

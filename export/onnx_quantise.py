@@ -21,7 +21,6 @@ from snapgen_deploy.export.onnx_palettes import Owners, owners, palettise
 from snapgen_deploy.export.quiet import quiet
 
 BLOCK = 32  # inputs that share a scale in MatMulNBits
-BIG = 2_000_000_000  # bytes of a file from which weights lie outside of it
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def quantise(source: Path, how: How, component: Component, made: Path) -> Path:
     with quiet():  # they log a line for every node
         if isinstance(how, Palettes):
             palettise(model, component.palettes, how.known)
-            onnx_file.save(model, made, BIG)
+            onnx_file.save(model, made, onnx_file.BIG)
             return made
         if isinstance(how, Half):
             from onnxruntime.quantization.onnx_model import ONNXModel
@@ -102,7 +101,7 @@ def quantise(source: Path, how: How, component: Component, made: Path) -> Path:
             onnx_file.infer_shapes(model)  # the converter would, with more copies of the weights
             model = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
             ONNXModel(model).topological_sort()
-            onnx_file.save(model, made, BIG)
+            onnx_file.save(model, made, onnx_file.BIG)
             return made
         layers = weighted(model, TAKEN[type(how)])
         if not layers:
@@ -121,7 +120,7 @@ def quantise(source: Path, how: How, component: Component, made: Path) -> Path:
     left = weighted(model, TAKEN[type(how)])
     if len(left) >= len(layers):
         raise RuntimeError(f"onnxruntime's quantiser took none of the {len(layers)} layers, first {layers[0]}")
-    onnx_file.save(model, made, BIG)
+    onnx_file.save(model, made, onnx_file.BIG)
     return made
 
 

@@ -183,11 +183,11 @@ def optimise(config: Any, component: Component, reference: Recorded, plain: Path
     gc.collect()  # the exported program holds the weights, too, in reference cycles
     try:
         chosen = _optimised(config, component, plain, settings)
-        validate(config, reference, without_weights(chosen))
+        validate(config, reference, chosen)
         return chosen
     except Exception as error:
         refused = first_line(error).replace(str(work), "")
-    validate(config, reference, without_weights(plain))
+    validate(config, reference, plain)
     origin = f"as exported; optimum's optimised graph was refused: {refused}"
     return write(onnx_ir.load(without_weights(plain)), component, origin, work / "kept" / plain.name, settings)
 
@@ -210,9 +210,8 @@ def _optimised(config: Any, component: Component, plain: Path, settings: Setting
 
 
 def validate(config: Any, reference: Recorded, path: Path) -> None:
-    """Run optimum's validator on a saved graph against what the component's module computed, with the config's inputs.
+    """Run optimum's validator on the saved file against what the component's module computed, with the config's inputs.
 
-    A graph that refers to its weights takes less memory, since a session maps them where it would copy those of one file.
     Each value may differ by `RELATIVE_LIMIT` of the largest reference value (plus numpy.allclose's 1e-5 of itself). Raises
     optimum's AtolError, ShapeError or OutputMatchError.
     """
@@ -223,7 +222,7 @@ def validate(config: Any, reference: Recorded, path: Path) -> None:
         validate_model_outputs(
             config=config,
             reference_model=reference,
-            onnx_model=path,
+            onnx_model=without_weights(path),  # a session maps weights that are referred to, and copies those of one file
             onnx_named_outputs=list(config.outputs),
             atol=RELATIVE_LIMIT * largest,
             use_subprocess=False,

@@ -16,10 +16,9 @@ from typing import IO
 
 from snapgen_deploy.bundle import MANIFEST
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.files import files_under
 
 ABANDONED = 24 * 3600  # seconds after which what a run left that was killed is removed, where no run takes it up
-ELSEWHERE = "choose another place with --output-dir"
+PLACE = "another place with --output-dir"
 
 
 class Staging:
@@ -32,9 +31,8 @@ class Staging:
 
     def publish(self, overwrite: bool) -> None:
         """Flush everything to the disk and rename once; an older bundle is replaced only now."""
-        for path in (self.root, *self.root.rglob("*")):  # what temporary folders and some writers make is private
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        for path in (*files_under(self.root), *(p for p in self.root.rglob("*") if p.is_dir()), self.root):
+        for path in (*self.root.rglob("*"), self.root):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # what temporary folders and some writers make is private
             _fsync(path)
         check_place(self.final, overwrite)
         old = _old(self.root)
@@ -51,7 +49,7 @@ def check_place(final: Path, overwrite: bool) -> None:
     if not final.exists():
         return
     if not overwrite:
-        raise BadInput(f"{final} is already there; pass --overwrite to replace it, or {ELSEWHERE.removeprefix('choose ')}")
+        raise BadInput(f"{final} is already there; pass --overwrite to replace it, or {PLACE}")
     if final.is_dir() and not any(final.iterdir()):
         return
     try:
@@ -59,7 +57,7 @@ def check_place(final: Path, overwrite: bool) -> None:
     except (OSError, ValueError):
         manifest = None
     if not isinstance(manifest, dict) or "schema_version" not in manifest:
-        raise BadInput(f"{final} is no bundle (no {MANIFEST} of ours), and --overwrite replaces nothing else; {ELSEWHERE}")
+        raise BadInput(f"{final} is no bundle (no {MANIFEST} of ours), and --overwrite replaces nothing else; choose {PLACE}")
 
 
 @contextmanager
@@ -73,7 +71,7 @@ def staging(final: Path, key: str, *, overwrite: bool, resume: bool) -> Iterator
         check_place(final, overwrite)
         root, lock = _left_over(final, prefix, key, resume) or _new(final.parent, prefix, key)
     except OSError as error:
-        raise BadInput(f"cannot write to {final.parent} ({error.strerror}); {ELSEWHERE}") from None
+        raise BadInput(f"cannot write to {final.parent} ({error.strerror}); choose {PLACE}") from None
     stage = Staging(root, final, keep=resume)
     shutil.rmtree(stage.scratch, ignore_errors=True)  # of a run that was killed
     try:
@@ -81,7 +79,7 @@ def staging(final: Path, key: str, *, overwrite: bool, resume: bool) -> Iterator
         yield stage
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise BadInput(f"the disk of {final.parent} is full; free space or {ELSEWHERE}") from None
+            raise BadInput(f"the disk of {final.parent} is full; free space or choose {PLACE}") from None
         raise
     finally:
         shutil.rmtree(stage.scratch, ignore_errors=True)

@@ -26,9 +26,9 @@ def devices(
     """List the known devices, or show one with the source of every figure."""
     from snapgen_deploy.device_profiles import load_profile, profile_ids
 
-    if precisions and device is not None:
-        raise BadInput(f"--precisions lists those of all targets; leave out {device} or --precisions")
     if precisions:
+        if device is not None:
+            raise BadInput(f"--precisions lists those of all targets; leave out {device} or --precisions")
         _precisions(as_json)
         return
     profiles = [load_profile(device)] if device else [load_profile(i) for i in profile_ids()]

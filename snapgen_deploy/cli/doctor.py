@@ -45,9 +45,9 @@ def doctor(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Reasons, sources, all examples; tracebacks.")] = False,
 ) -> None:
     """Say what keeps Core ML packages off the Neural Engine, why, and how to mend it; or which layer comes out wrong."""
-    if layers and memory_limit is not None:
-        raise BadInput("--memory-limit belongs to doctor without --layers; leave one of them out")
     if layers:
+        if memory_limit is not None:
+            raise BadInput("--memory-limit belongs to doctor without --layers; leave one of them out")
         check_layers(bundle_or_package, target, inputs, limit, as_json)
         return
     if target is not None or inputs is not None or limit is not None:

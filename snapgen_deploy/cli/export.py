@@ -167,7 +167,7 @@ def export(
     from snapgen_deploy.cli.devices import plan_as_dict, render_plan
     from snapgen_deploy.cli.mixed import EXECUTOR, with_mixed
     from snapgen_deploy.device_profiles import load_profile
-    from snapgen_deploy.fidelity import COUNT, NO_SCORER, Fidelity, scorer_of
+    from snapgen_deploy.fidelity import COUNT, Fidelity, scorer_of
     from snapgen_deploy.host_memory import available_bytes
     from snapgen_deploy.latency.estimate import plan_estimator
     from snapgen_deploy.planning import make_plan
@@ -206,9 +206,10 @@ def export(
     many = 4 if small else 1  # a full-scale reference picture takes minutes
     own = () if prompts is None else chosen
     judged = fidelity_samples_of(opened, own, fidelity_samples or (COUNT if small else 8))
-    needed = fidelity or scorer is not None or not all(t.exact for t in plan.targets)
-    scoring = scorer_of(opened, scorer, judged, plan.resolution) if needed else (None, NO_SCORER)
-    wanted = Fidelity(judged, *scoring, fidelity)
+    wanted = Fidelity(judged, None, every=fidelity)
+    if scorer is not None or any(wanted.judges(t) for t in plan.targets):
+        chosen_scorer, unscored = scorer_of(opened, scorer, judged, plan.resolution)
+        wanted = replace(wanted, scorer=chosen_scorer, unscored=unscored)
     calibrating = calibration_of(opened, plan, calibration)
     if tune:
         from snapgen_deploy.latency.tune import tune_plan

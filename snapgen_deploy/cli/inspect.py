@@ -36,7 +36,7 @@ def inspect(
         print_json(data)
     else:
         done = "names, shapes, dtypes and every value" if check else "names, shapes and dtypes; --check reads every value too"
-        out().print(f"[green]valid[/]: {escape(done)}")
+        out().print(f"[green]valid[/]: {done}")
 
 
 def summary(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _print(data: dict[str, Any]) -> None:
     console = out()
     trained = "trained" if data["trained"] else "[yellow]not trained[/yellow]"
     console.print(
-        f"[bold]{escape(data['name'])}[/bold] {escape(data['path'] + ' ')}  {trained}, "
+        f"[bold]{escape(data['name'])}[/bold] {escape(data['path'])}   {trained}, "
         f"licence {escape(data['license'] or 'not stated')}",
         soft_wrap=True,
     )

@@ -57,7 +57,8 @@ def _print_components(targets: Mapping[str, Any]) -> None:
             named = (key, name, target["precision"]) if i == 0 else ("", name, "")
             table.add_row(*named, megabytes(c["bytes"]), bits, left, operators)
         runs = {r: ", ".join(f"{w} {n}" for w, n in c["placement"].items()) for r, c in components.items()}
-        placed += [f"{key} runs on: {'; '.join(f'{r} {w}' for r, w in runs.items() if w)}"] if any(runs.values()) else []
+        if any(runs.values()):
+            placed.append(f"{key} runs on: {'; '.join(f'{r} {w}' for r, w in runs.items() if w)}")
     out().print(table)
     out().print("bits: of a stored weight, on average; left: layers that a quantiser left as they were", style="dim")
     for line in placed:

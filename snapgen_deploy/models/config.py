@@ -90,7 +90,7 @@ class DiTConfig:
             return [f"latent {height}x{width}: both sides must be positive multiples of {step} (2 x patch {self.patch})"]
         rows, cols = self.grid(height, width)
         found = []
-        for stage, kind in zip(("down", "middle", "up"), self.attention, strict=True):
+        for stage, kind in zip(STAGES, self.attention, strict=True):
             if kind != "assa":
                 continue
             h, w = (rows // 2, cols // 2) if stage == "middle" else (rows, cols)
