@@ -223,7 +223,7 @@ class Loaded:
         with speaking_for(f"{self.name} failed"):
             values = self.predict(dict(arrays))
         if (report := self._report()) is not None and not report.clean:
-            raise GateFailed(f"{self.name}: fp16 overflows or is not a number: {report.tightest(1)[0]}")
+            raise GateFailed(f"{self.name}: fp16 overflows or is not a number: {report.tightest(1)[0]}; try --precision fp32")
         return {p.name: np.asarray(values[p.name], dtype=p.dtype).reshape(p.shape) for p in self.outputs}
 
     def headroom(self) -> Headroom | None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from snapgen_deploy.export.base import Arrays, Component
+from snapgen_deploy.export.replaced import replaced
 
 LAYERS = ("conv", "conv_transpose", "linear", "matmul", "gather")  # MIL operations whose constants are weights
 LEAST_VALUES = 2048  # a weight of fewer values is left as it is: coremltools' own threshold
@@ -130,12 +131,8 @@ def _measured_by_us(package: Path, component: Component) -> Iterator[None]:
     """While this lasts, coremltools takes the ranges of activations from `ranges` instead of from Core ML."""
     from coremltools.optimize.coreml import _post_training_quantization as quantiser
 
-    original = quantiser._get_activation_calibration_stats
-    quantiser._get_activation_calibration_stats = lambda *_: ranges(package, component.calibrating())
-    try:
+    with replaced(quantiser, "_get_activation_calibration_stats", lambda *_: ranges(package, component.calibrating())):
         yield
-    finally:
-        quantiser._get_activation_calibration_stats = original
 
 
 def ranges(package: Path, samples: Iterator[Arrays]) -> dict[str, dict[str, float]]:

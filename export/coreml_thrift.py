@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from snapgen_deploy.export.replaced import replaced
+
 LARGEST_FP16 = 65504.0
 INFINITE = 1e38  # as in coremltools: from here on a value stands for infinity, which fp16 has
 BLOCK = 1 << 20  # elements
@@ -114,19 +116,5 @@ def thrifty(release: Callable[[], None] = lambda: None) -> Iterator[None]:
             (Half, "apply", alone),
             (Half, "transform_op", cast),
         ):
-            put_back.enter_context(_replaced(owner, name, ours))
+            put_back.enter_context(replaced(owner, name, ours))
         yield
-
-
-@contextlib.contextmanager
-def _replaced(owner: type, name: str, ours: Any) -> Iterator[None]:
-    """While this lasts, a class has another attribute; where it inherited that, it inherits it again afterwards."""
-    own = owner.__dict__.get(name)  # not by getattr, which would lose that a method is static
-    setattr(owner, name, ours)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)

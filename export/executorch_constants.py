@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snapgen_deploy.export.replaced import replaced
+
 
 def reread(constant: Tensor, data: bytes) -> None:
     """Let a tensor read its numbers from `data`, where they lie there as they are; else leave it alone."""
@@ -43,8 +45,5 @@ def held_once() -> Iterator[None]:
             reread(get_param_tensor(self.exported_program, tensor), store.buffers[place])
         return index
 
-    NodeVisitor.get_serialized_buffer_index = serialise
-    try:
+    with replaced(NodeVisitor, "get_serialized_buffer_index", serialise):
         yield
-    finally:
-        NodeVisitor.get_serialized_buffer_index = original

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from torch.fx import Node
+
+from snapgen_deploy.export.replaced import replaced
 
 
 class Downstreams:
@@ -40,12 +41,6 @@ def thrifty() -> Iterator[None]:
     from executorch.exir.backend.canonical_partitioners import group_partitioner
     from torch.fx.passes.infra import partitioner
 
-    modules: tuple[Any, ...] = (partitioner, group_partitioner)
-    originals = [module._DependencyViewer for module in modules]
-    for module in modules:
-        module._DependencyViewer = Downstreams
-    try:
+    name = "_DependencyViewer"
+    with replaced(partitioner, name, Downstreams), replaced(group_partitioner, name, Downstreams):
         yield
-    finally:
-        for module, original in zip(modules, originals, strict=True):
-            module._DependencyViewer = original

@@ -310,6 +310,7 @@ def write(model: onnx_ir.Model, component: Component, origin: str, path: Path, s
 
     path.parent.mkdir(exist_ok=True)
     _clean(model)
+    _free_names(model)
     _check_ports(model, component)
     for value, port in zip([*model.graph.inputs, *model.graph.outputs], [*component.inputs, *component.outputs], strict=True):
         value.doc_string = port.doc
@@ -363,6 +364,15 @@ def _clean(model: onnx_ir.Model) -> None:
     model.graph.initializers.update(ordered)
     for domain in set(model.opset_imports) - used:
         del model.opset_imports[domain]
+
+
+def _free_names(model: onnx_ir.Model) -> None:
+    """Ports have names that users give; values inside that came to the same ones get others."""
+    taken = {v.name for v in (*model.graph.inputs, *model.graph.outputs)}
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value.name in taken and not value.is_graph_output():
+                value.name = f"{value.name}_of_{node.name}"
 
 
 def _check_ports(model: onnx_ir.Model, component: Component) -> None:

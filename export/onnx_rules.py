@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from snapgen_deploy.export.replaced import replaced
+
 
 @contextmanager
 def rules_of_linear_time() -> Iterator[None]:
     """While this lasts, `torch.onnx.export(optimize=True)` takes only rules whose pattern has one output."""
     from onnxscript import rewriter
 
-    every = rewriter._DEFAULT_REWRITE_RULES
-    rewriter._DEFAULT_REWRITE_RULES = tuple(r for r in every if r._target_pattern.has_single_output_node)
-    try:
+    name = "_DEFAULT_REWRITE_RULES"
+    ours = tuple(r for r in getattr(rewriter, name) if r._target_pattern.has_single_output_node)
+    with replaced(rewriter, name, ours):
         yield
-    finally:
-        rewriter._DEFAULT_REWRITE_RULES = every

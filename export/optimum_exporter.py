@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from snapgen_deploy.export.base import ROLES, Component
 from snapgen_deploy.export.onnx import Settings, without_weights, write
 from snapgen_deploy.export.quiet import first_line, quiet
+from snapgen_deploy.export.replaced import replaced
 from snapgen_deploy.models import time_features
 
 with quiet():  # importing transformers probes optional packages and logs what it does not find
@@ -243,9 +244,5 @@ def _thrifty_sessions() -> Iterator[None]:
             self.enable_cpu_mem_arena = False
             self.add_session_config_entry("session.disable_prepacking", "1")
 
-    plain = onnxruntime.SessionOptions
-    onnxruntime.SessionOptions = Thrifty
-    try:
+    with replaced(onnxruntime, "SessionOptions", Thrifty):
         yield
-    finally:
-        onnxruntime.SessionOptions = plain

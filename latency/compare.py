@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,26 +17,14 @@ from snapgen_deploy.latency.duel import DuelRound, RoundOf, Sides, abba, interle
 from snapgen_deploy.latency.environment import host_key, stamp_of_now
 from snapgen_deploy.latency.guards import Guard, guard_verdict
 from snapgen_deploy.latency.results import DeviceKey
+from snapgen_deploy.latency.self_check import COUNTS, SelfCheck, gravest, paced, self_check
 from snapgen_deploy.latency.session import runs_here
-from snapgen_deploy.latency.stats import detectable, t_interval
-from snapgen_deploy.latency.verdict import CONFIDENCE, LOOKS, Judged, Threshold, judge, worst
+from snapgen_deploy.latency.verdict import LOOKS, Judged, Threshold, judge, worst
 from snapgen_deploy.progress import Progress
 
 SCHEMA_VERSION = 1
-SELF_CHECK_ROUNDS = (5, 15, 30)  # the next where one fails: an interrupted round weighs less among more
+GUARDS_ALONE = "guards"  # mode of a comparison that asked for no clock
 CAP_SECONDS = 170.0  # no more rounds are begun that would end later
-
-
-@dataclass(frozen=True)
-class SelfCheck:
-    """Base against itself, in the same way: what this machine can resolve just now. Changes are relative."""
-
-    rounds: int
-    low: float
-    high: float
-    detectable: float  # with the most rounds that will be run
-    passed: bool
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,7 +34,7 @@ class Comparison:
     base: Path
     candidate: Path
     key: DeviceKey
-    mode: str  # interleaved, abba, stored, or guards where no clock ran
+    mode: str  # interleaved, abba, stored, or GUARDS_ALONE
     rounds: int
     self_check: SelfCheck | None
     metrics: tuple[Judged, ...]
@@ -58,10 +45,10 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """`failed` for a guard that fails; else the worst of the metrics that may fail; a failed self-check is inconclusive."""
+        """`failed` for a guard that fails; else the worst of the metrics that may fail; where no clock ran, inconclusive."""
         if guard_verdict(self.guards) == "failed":
             return "failed"
-        if self.self_check is not None and not self.self_check.passed:
+        if not self.metrics and self.mode != GUARDS_ALONE:
             return "inconclusive"
         return worst([m.verdict for m in self.metrics if not m.warn])
 
@@ -114,7 +101,9 @@ def read_side(path: Path) -> Mapping[str, Any]:
 def guards_alone(base: Path, candidate: Bundle, guards: Sequence[Guard]) -> Comparison:
     """The outcome where no clock ran."""
     key = candidate.targets[0]
-    return Comparison(base, candidate.path, host_key(key, candidate.precision(key), 0), "guards", 0, None, (), tuple(guards))
+    return Comparison(
+        base, candidate.path, host_key(key, candidate.precision(key), 0), GUARDS_ALONE, 0, None, (), tuple(guards)
+    )
 
 
 def refuse_unlike(base: Bundle, candidate: Bundle, key: str) -> None:
@@ -160,56 +149,34 @@ def compare_bundles(
     mode = mode_for(key, order)
     one_round: RoundOf = interleaved if mode == "interleaved" else abba
     sides, start = Sides(base.path, candidate.path, key, threads), time.monotonic()
-    with progress(f"{key}: base against itself, {SELF_CHECK_ROUNDS[0]} rounds or more"):
-        check = self_check(Sides(base.path, base.path, key, threads), thresholds, one_round, looks, start + cap / 2)
+    host = host_key(key, candidate.precision(key), threads)
+    least = COUNTS[0] + looks[0]
+    with progress(f"{key}: base against itself, {COUNTS[0]} rounds or more"):
+        pace = paced(replace(sides, candidate=base.path), one_round, least, cap)
+        if least * pace.seconds > cap:
+            told = f"not measured: a round takes {pace.seconds:.0f} s, and {least} within {cap:g} s are the least"
+            told += f"; allow --max-seconds {math.ceil(1.2 * least * pace.seconds)}"
+            return Comparison(base.path, candidate.path, host, mode, 0, None, (), tuple(guards), (told,))
+        checks = self_check(pace, thresholds, one_round, looks, start + cap / 2)
+    sides, check = replace(sides, pairs=pace.sides.pairs), gravest(checks)
     metrics: tuple[Judged, ...] = ()
     done: list[DuelRound] = []
     notes: list[str] = []
-    for look in looks if check.passed else ():
+    for look in looks:
         spent = time.monotonic() - start
         if done and spent + (look - len(done)) * spent / (check.rounds + len(done)) > cap:
             notes.append(f"stopped after {len(done)} rounds and {spent:.0f} s: {look} would take more than {cap:g} s")
             break
         with progress(f"{key}: base against candidate, rounds {len(done) + 1} to {look}"):
             done += [one_round(sides, number) for number in range(len(done), look)]
-        metrics = tuple(_judge(t, done) for t in thresholds)
-        if "inconclusive" not in {m.verdict for m in metrics if not m.warn or not failing}:
+        metrics = tuple(checks[t].sober(_judge(t, done)) for t in thresholds)
+        if not check.passed or "inconclusive" not in {m.verdict for m in metrics if not m.warn or not failing}:
             break
-    host = host_key(key, candidate.precision(key), threads)
+    if not check.passed:
+        notes.append("base against itself failed: nothing but a regression larger than that doubt is told")
     return Comparison(base.path, candidate.path, host, mode, len(done), check, metrics, tuple(guards), tuple(notes))
 
 
 def _judge(threshold: Threshold, rounds: Sequence[DuelRound]) -> Judged:
     name = threshold.metric
     return judge(threshold, [r.base[name] for r in rounds], [r.candidate[name] for r in rounds])
-
-
-def self_check(
-    sides: Sides, thresholds: Sequence[Threshold], one_round: RoundOf, looks: Sequence[int], until: float
-) -> SelfCheck:
-    """Base against itself on the metric with the tightest limit, of those that may fail where there are such.
-
-    It fails where the machine prefers one of two equal sides by more than half the limit, or where even the most rounds could
-    not resolve the limit; a failure is looked at again with more rounds, since one in twenty comes by chance, as long as the
-    time `until` (`time.monotonic`) has not come.
-    """
-    tightest = min([t for t in thresholds if not t.warn] or thresholds, key=lambda t: t.limit)
-    ratios: list[float] = []
-    for count in SELF_CHECK_ROUNDS:
-        rounds = [one_round(sides, -1 - number) for number in range(len(ratios), count)]
-        ratios += [math.log(r.candidate[tightest.metric] / r.base[tightest.metric]) for r in rounds]
-        found = _checked(ratios, tightest.limit, max(looks))
-        if found.passed or time.monotonic() > until:
-            break
-    return found
-
-
-def _checked(ratios: Sequence[float], limit: float, most: int) -> SelfCheck:
-    interval, bound = t_interval(ratios), math.log1p(limit)
-    reach = detectable(statistics.stdev(ratios), most, CONFIDENCE)
-    reason = ""
-    if not interval.low <= 0 <= interval.high and not abs(interval.estimate) <= bound / 2:
-        reason = f"base differs from itself by {100 * math.expm1(interval.estimate):+.1f} %"
-    elif not reach <= bound:
-        reason = f"this machine resolves {100 * math.expm1(reach):.1f} % at best just now, not {100 * limit:g} %"
-    return SelfCheck(len(ratios), math.expm1(interval.low), math.expm1(interval.high), math.expm1(reach), not reason, reason)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from snapgen_deploy.latency.environment import RUNTIME_OF
-from snapgen_deploy.latency.results import QUERY, Measurement
+from snapgen_deploy.latency.results import QUERY, RUN_PROFILES, Measurement
 
 Exporter = Callable[[Measurement], str]
 
@@ -22,8 +22,15 @@ MEASURED_AT, REPOSITORY, BRANCH, COMMIT = "created", "repository", "branch", "co
 
 
 def native(measurement: Measurement) -> str:
-    """The measurement itself; `read_measurement` reads it back."""
-    return _json(measurement.as_dict())
+    """The measurement itself with what follows from it; `read_measurement` reads it back."""
+    return _json(as_record(measurement))
+
+
+def as_record(measurement: Measurement) -> dict[str, Any]:
+    """Plain data: the measurement, the summary of everything that was timed, and MLPerf's flags of its run profile."""
+    summary = {name: measurement.summary(name) for name in measurement.names}
+    validity = measurement.validity(RUN_PROFILES[measurement.profile])
+    return measurement.as_dict() | {"summary": summary, "validity": validity}
 
 
 def pytorch_v3(measurement: Measurement) -> str:

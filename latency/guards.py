@@ -7,7 +7,7 @@ widened, a copy came in.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,19 +22,21 @@ class Guard:
 
     name: str
     component: str  # "target", "target role" or "target role size"
-    base: str
-    candidate: str
+    base: Any  # plain data as in the manifest; None: that side does not have it
+    candidate: Any
     verdict: str  # same, changed (reported) or failed (the profile says that a change fails)
     detail: str = ""
 
 
-def guards_of(base: Mapping[str, Any], candidate: Mapping[str, Any], fail: Sequence[str] = ()) -> tuple[Guard, ...]:
+def guards_of(base: Mapping[str, Any], candidate: Mapping[str, Any], fail: Collection[str] = ()) -> tuple[Guard, ...]:
     """Hold two manifests against each other. A property that one side does not have is a change."""
+    lists = [(m.get("device") or {}).get("guards") for m in (base, candidate)]
+    pairs = [("device", "guards", lists[0], lists[1]), *_pairs(base["targets"], candidate["targets"])]
     found = []
-    for where, name, before, after in _pairs(base["targets"], candidate["targets"]):
+    for where, name, before, after in pairs:
         same = before == after
         verdict = "same" if same else "failed" if name in fail else "changed"
-        found.append(Guard(name, where, _text(before), _text(after), verdict, "" if same else _difference(before, after)))
+        found.append(Guard(name, where, before, after, verdict, "" if same else _difference(before, after)))
     return tuple(found)
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +140,12 @@ class Measurement:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; `from_dict` reads it back."""
+        """Plain data for JSON; `measurement_of` reads it back."""
         return {"schema_version": SCHEMA_VERSION, "kind": "latency", **asdict(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
-        """From `as_dict`; raises KeyError or TypeError where it is something else."""
+        """From `as_dict`, and what was added to it is left out; raises KeyError or TypeError where it is something else."""
         rounds = tuple(
             Round(
                 {name: tuple(values) for name, values in r["samples"].items()},
@@ -156,7 +156,7 @@ class Measurement:
             )
             for r in data["rounds"]
         )
-        plain = {k: v for k, v in data.items() if k not in ("schema_version", "kind")}
+        plain = {f.name: data[f.name] for f in fields(cls)}
         return cls(
             **plain
             | {
@@ -169,13 +169,17 @@ class Measurement:
         )
 
 
+def measurement_of(data: Any) -> Measurement:
+    """A measurement from plain data; raises ValueError, KeyError, TypeError, AttributeError or IndexError for anything else."""
+    if data.get("kind") != "latency" or data.get("schema_version") != SCHEMA_VERSION:
+        raise KeyError("kind")
+    return Measurement.from_dict(data)
+
+
 def read_measurement(path: Path) -> Measurement:
     """A measurement from its JSON file; BadInput in one line when it is none."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data.get("kind") != "latency" or data.get("schema_version") != SCHEMA_VERSION:
-            raise KeyError("kind")
-        return Measurement.from_dict(data)
+        return measurement_of(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); give a file that `bench --json` or `--save` wrote") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):

@@ -57,10 +57,13 @@ def detectable(spread: float, n: int, confidence: float = 0.95, power: float = 0
     return float(both) * spread / math.sqrt(n)
 
 
-def welch_interval(values: Sequence[float], others: Sequence[float], confidence: float = 0.95) -> Interval:
-    """mean(values) - mean(others) with Welch's interval, for two independent series of at least two values."""
-    found = distributions.ttest_ind(values, others, equal_var=False).confidence_interval(confidence)
-    return Interval(statistics.fmean(values) - statistics.fmean(others), float(found.low), float(found.high))
+def prediction_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean of how far one new value lies from each of at least two others, with Student's interval for that one value.
+
+    For n independent values of the same normal distribution as the new one: half of it is t * s * sqrt(1 + 1 / n).
+    """
+    mean, half = statistics.fmean(values), half_width(values, confidence) * math.sqrt(len(values) + 1)
+    return Interval(mean, mean - half, mean + half)
 
 
 def outliers(samples: Sequence[float]) -> int:

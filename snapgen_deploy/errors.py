@@ -15,6 +15,10 @@ class SnapgenError(Exception):
 
     exit_code = 2
 
+    def as_dict(self) -> dict[str, Any]:
+        """What a caller can use besides the message, as plain data."""
+        return {}
+
 
 class BadInput(SnapgenError):
     """A file, option or value that cannot be used as it is."""
@@ -34,6 +38,10 @@ class GatesFailed(GateFailed):
     def __init__(self, message: str, gates: list[dict[str, Any]]) -> None:
         super().__init__(message)
         self.gates = gates
+
+    def as_dict(self) -> dict[str, Any]:
+        """The gates; there is no bundle."""
+        return {"bundle": None, "gates": self.gates}
 
 
 class Refused(SnapgenError):

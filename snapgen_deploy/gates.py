@@ -66,6 +66,12 @@ def at_least(target: str, component: str, name: str, value: float, limit: float,
     return Gate(target, component, name, value, limit, "failed" if not value >= limit else "passed", detail)
 
 
+def limit_text(name: str, limit: float) -> str:
+    """A gate's limit with the side of it that is good: `≥ 40 dB`, `≤ 0.05`."""
+    sign = "≥" if name.endswith(("psnr", "ssim", "score_change")) else "≤"
+    return f"{sign} {limit:g}" + (" dB" if name.endswith("psnr") else "")
+
+
 def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
     """||got - expected|| / ||expected||, Euclidean over all elements, in double precision."""
     if got.shape != expected.shape:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from snapgen_deploy.device_profiles import PRECISIONS, Profile
-from snapgen_deploy.models.config import ModelConfig
+from snapgen_deploy.models.config import STAGES, ModelConfig
 from snapgen_deploy.plan import TargetPlan
 from snapgen_deploy.sizes import Size
 
@@ -156,12 +156,19 @@ def estimate_memory(
 def activation_bytes(config: ModelConfig, width: str, latent: tuple[int, int, int], size: tuple[int, int]) -> int:
     """Estimated bytes of the larger of the student's and the decoder's largest activations, 4 bytes an element.
 
-    Student: the residual stream, the FFN's inner map, and one head group's scores against the compressed keys; N tokens,
-    hidden width D: N * (2 D + 4 D) + g * N * N/4 elements. Decoder: three maps of its widest block at full resolution.
+    Student: the residual stream, the FFN's inner map, and the scores of all heads of the largest attention; N tokens, hidden
+    width D: N * (2 D + 4 D) + h * N * M elements, M keys: N/4 compressed ones with ASSA, N without, or the text's tokens.
+    Decoder: three maps of its widest block at full resolution.
     """
-    rows, cols = config.student.grid(latent[1], latent[2])
-    tokens, hidden = rows * cols, config.student.hidden_at(width)
-    student = tokens * hidden * (2 + max(config.student.ffn_ratios)) + config.student.kv_group * tokens * (tokens // 4)
+    student_config = config.student
+    rows, cols = student_config.grid(latent[1], latent[2])
+    tokens, hidden, heads = rows * cols, student_config.hidden_at(width), student_config.heads_at(width)
+    text = sum(s.length for s in student_config.text_streams)
+    scores = [student_config.cross_dim // student_config.head_dim * tokens * text]
+    for stage, kind in zip(STAGES, student_config.attention, strict=True):
+        queries = tokens // 4 if stage == "middle" else tokens
+        scores.append(heads * queries * (queries // 4 if kind == "assa" else queries))
+    student = tokens * hidden * (2 + max(student_config.ffn_ratios)) + max(scores)
     decoder = 3 * config.decoder.channels[-1] * config.decoder.expand * size[0] * size[1] if config.decoder else 0
     return 4 * max(student, decoder)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 from snapgen_deploy.checkpoint import Checkpoint, embedded_path
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.quantise.trajectories import Sample, samples_of
+from snapgen_deploy.tokenizer import WordTokenizer
 
 SEEDS = 2**63  # torch's generators take no larger one
 FIDELITY, CALIBRATION = "shapes_fidelity.txt", "shapes_calibration.txt"  # in `assets`, for the embedded checkpoint
@@ -35,6 +36,19 @@ def read_samples(path: Path, first_seed: int, what: str = "prompts") -> tuple[Sa
     if not found:
         raise BadInput(f"{what} file {path} is empty; give a prompt a line")
     return tuple(found)
+
+
+def check_prompts(checkpoint: Checkpoint, prompts: Iterable[str]) -> None:
+    """BadInput for the first prompt that the checkpoint's tokenizer cannot read; all pass where nothing reads prompts."""
+    encoder = checkpoint.config.text_encoder
+    if encoder is None or checkpoint.tokenizer is None:
+        return
+    tokenizer = WordTokenizer(checkpoint.tokenizer)
+    for prompt in dict.fromkeys(prompts):
+        try:
+            tokenizer.encode(prompt, encoder.length)
+        except BadInput as error:
+            raise BadInput(f"{prompt[:80]!r}: {error}") from None
 
 
 def is_embedded(checkpoint: Checkpoint) -> bool:

@@ -64,7 +64,10 @@ def latent_of(config: ModelConfig, size: tuple[int, int]) -> tuple[int, int, int
 def nearest_sizes(config: ModelConfig, size: tuple[int, int], count: int = 3) -> list[tuple[int, int]]:
     """Admissible picture sizes nearest to `size`."""
     unit = config.student.latent_factor * config.student.patch * 2
-    spans = [[unit * max(1, side // unit + d) for d in range(-4, 6)] for side in size]
-    factor = config.student.latent_factor
-    sound = {(h, w) for h in spans[0] for w in spans[1] if not config.student.grid_problems(h // factor, w // factor)}
+    factor, sound = config.student.latent_factor, set[tuple[int, int]]()
+    reach = 5
+    while not sound and reach < 4 * config.student.blocks + 10:  # one side of `blocks` units always fits
+        spans = [[unit * max(1, side // unit + d) for d in range(-reach, reach + 1)] for side in size]
+        sound = {(h, w) for h in spans[0] for w in spans[1] if not config.student.grid_problems(h // factor, w // factor)}
+        reach *= 2
     return sorted(sound, key=lambda s: (abs(s[0] - size[0]) + abs(s[1] - size[1]), s))[:count]

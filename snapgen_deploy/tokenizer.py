@@ -22,11 +22,11 @@ class WordTokenizer:
             self._tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise BadInput(f"the tokenizer is not a tokenizer.json of the `tokenizers` library: {error}") from error
+        padding, unknown = self._tokenizer.padding or {}, json.loads(text)["model"].get("unk_token")
         self._tokenizer.no_padding()  # a file may ask for both; `encode` pads itself, and cuts nothing off in silence
         self._tokenizer.no_truncation()
-        self._unknown = self._tokenizer.token_to_id(UNKNOWN)
-        pad = self._tokenizer.token_to_id(PAD)
-        self._pad = 0 if pad is None else pad
+        self._unknown = self._tokenizer.token_to_id(UNKNOWN if unknown is None else unknown)
+        self._pad = padding.get("pad_id", self._tokenizer.token_to_id(PAD) or 0)
 
     @classmethod
     def from_words(cls, words: Sequence[str]) -> WordTokenizer:
@@ -57,7 +57,9 @@ class WordTokenizer:
         """Word numbers padded to `length` and a mask with 1 = token; raises BadInput for unknown words or a long prompt."""
         encoding = self._tokenizer.encode(prompt)
         numbers = list(encoding.ids)
-        unknown = [prompt[a:b] for n, (a, b) in zip(numbers, encoding.offsets, strict=True) if n == self._unknown]
+        # where a tokenizer's unknown token is also its end token, as CLIP's is, the end stands for no text
+        spans = [span for n, span in zip(numbers, encoding.offsets, strict=True) if n == self._unknown and span[0] < span[1]]
+        unknown = [prompt[a:b] for a, b in spans]
         if unknown:
             listed, known = ", ".join(dict.fromkeys(repr(w) for w in unknown)), self.words()
             knows = " ".join(known) if len(known) <= LISTED else f"{len(known)} words, such as {' '.join(known[:10])}"

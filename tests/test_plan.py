@@ -12,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from rich.console import Console
 from typer.testing import CliRunner
@@ -20,10 +21,13 @@ from snapgen_deploy import plan_width
 from snapgen_deploy.cli.devices import devices, plan_as_dict, render_plan
 from snapgen_deploy.device_profiles import PRECISIONS, Figure, Profile, load_profile, profile_ids
 from snapgen_deploy.errors import BadInput, Refused
-from snapgen_deploy.models.config import PRESETS, ModelConfig
+from snapgen_deploy.models import DiT
+from snapgen_deploy.models.config import PRESETS, ModelConfig, StageKind
 from snapgen_deploy.plan import ExportPlan
-from snapgen_deploy.plan_width import WEIGHT_BYTES
+from snapgen_deploy.plan_width import WEIGHT_BYTES, activation_bytes
 from snapgen_deploy.planning import make_plan
+from snapgen_deploy.sizes import nearest_sizes
+from snapgen_deploy.sparse import rewrite_student
 
 CONFIGS: dict[str, Callable[[], ModelConfig]] = {name: cache(preset) for name, preset in PRESETS.items()}
 
@@ -50,6 +54,30 @@ def memory(preset: str, width: str, weight_bytes: int) -> int:
     factor = config.student.latent_factor
     latent = (config.student.latent_channels, config.resolution[0] // factor, config.resolution[1] // factor)
     return estimate(config, width, latent, config.resolution, weight_bytes)
+
+
+@pytest.mark.parametrize("attention", [("assa", "full", "assa"), ("assa", "full", "full"), ("full", "full", "full")])
+def test_activations_are_no_less_than_the_largest_tensor_of_the_graph(
+    attention: tuple[StageKind, StageKind, StageKind],
+) -> None:
+    student = replace(CONFIGS["shapes"]().student, attention=attention, depths=(1, 1, 1))
+    config, latent = replace(CONFIGS["shapes"](), student=student, decoder=None), (4, 48, 32)
+    with torch.device("meta"):
+        rewritten = rewrite_student(DiT(student, "small"), latent[1:], layout="token", form="loop")
+        (stream,) = student.text_streams
+        shapes = ((1, *latent), (1, student.time_features), (1, stream.length, stream.dim), (1, stream.length))
+        program = torch.export.export(rewritten, tuple(torch.empty(s) for s in shapes))
+    values = [n.meta["val"] for n in program.graph.nodes if n.op == "call_function"]
+    largest = max(v.numel() for v in values if isinstance(v, torch.Tensor))
+    assert largest <= activation_bytes(config, "small", latent, (384, 256)) / 4 <= 4 * largest
+
+
+def test_there_is_always_a_nearest_size() -> None:
+    base = CONFIGS["shapes"]()
+    config = replace(base, student=replace(base.student, blocks=97))
+    near = nearest_sizes(config, (64, 64))
+    assert len(near) == 3
+    assert not any(config.student.grid_problems(h // 8, w // 8) for h, w in near)
 
 
 def parameters(preset: str, width: str) -> int:

@@ -74,8 +74,10 @@ def package_inputs(path: Path) -> tuple[PackageInput, ...]:
     """Names, shapes and types of a package's inputs; works on any system."""
     import coremltools as ct
 
+    described = ct.utils.load_spec(str(path)).description
+    functions = {f.name: f.input for f in described.functions}  # of a package of several sizes; the first is the default one
     found = []
-    for feature in ct.utils.load_spec(str(path)).description.input:
+    for feature in functions.get(described.defaultFunctionName, described.input):
         array = feature.type.multiArrayType
         if array.dataType not in DTYPES:
             raise MeasurementFailed(f"{path.name}: input {feature.name} has type {array.dataType}, expected float32 or int32")
@@ -231,10 +233,13 @@ def placement_of(path: str, units: str) -> Placement:
     import coremltools as ct
     from coremltools.models.compute_plan import MLComputePlan
 
+    default = ct.utils.load_spec(path).description.defaultFunctionName
     plan = MLComputePlan.load_from_path(path=ct.models.utils.compile_model(path), compute_units=ct.ComputeUnit[units.upper()])
     order: list[str] = []
     weight: defaultdict[str, float] = defaultdict(float)
-    for function in plan.model_structure.program.functions.values():
+    functions = plan.model_structure.program.functions
+    timed = [functions[default]] if default in functions else functions.values()  # of a package of several sizes one is timed
+    for function in timed:
         for operation in _operations(function.block):
             usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
             cost = plan.get_estimated_cost_for_mlprogram_operation(operation)

@@ -157,8 +157,8 @@ class _Session:
             samples[QUERY] = composed(samples, calls, size)
         hot = _throttled(self.link.name, block)
         state = {"started_s": f"{start - begin:.1f}", "throttled": "yes" if hot else "no"} | _both(block)
-        valid = tolerant or not hot
-        return Round(samples, valid, "" if valid else hot, state=state), took
+        reason = "" if tolerant else hot or self.gates.shut(block.before) or ""
+        return Round(samples, not reason, reason, state=state), took
 
     def _pass_gates(self) -> None:
         """Wait until every gate is open; MeasurementFailed when that takes longer than PATIENCE."""

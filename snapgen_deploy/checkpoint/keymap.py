@@ -27,6 +27,7 @@ from pathlib import Path
 
 from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.models.serialise import unique
 
 RESERVED = ("prefix", "regex", "drop")  # no tensor of these names can have a rule of its own
 
@@ -81,7 +82,11 @@ def load_key_map(path: Path) -> KeyMap:
     """Read a key map; `.toml` is TOML, everything else JSON. Raises one BadInput that lists what is wrong."""
     try:
         text = path.read_text(encoding="utf-8")
-        data = tomllib.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
+        data = (
+            tomllib.loads(text)
+            if path.suffix.lower() == ".toml"
+            else json.loads(text.removeprefix("\ufeff"), object_pairs_hook=unique)
+        )
     except OSError as error:
         raise BadInput(f"key map {path}: cannot be read ({error.strerror}); give a JSON or TOML file") from None
     except (ValueError, RecursionError) as error:
@@ -115,8 +120,9 @@ def _compile(text: str, template: str, problems: list[str]) -> re.Pattern[str] |
     """The pattern, if it compiles and has the groups that the template names."""
     try:
         pattern = re.compile(text)
-        re.compile(f"{text}|").fullmatch("").expand(template)  # type: ignore[union-attr]  # the empty branch always matches
-    except (re.error, IndexError) as error:
+        end = "\n" if pattern.flags & re.VERBOSE else ""  # of a comment
+        re.compile(f"{text}{end}|").fullmatch("").expand(template)  # type: ignore[union-attr]  # the empty branch always matches
+    except (re.error, IndexError, OverflowError, RecursionError) as error:
         problems.append(f"regular expression {text!r} -> {template!r}: {error}")
         return None
     return pattern

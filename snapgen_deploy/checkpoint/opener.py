@@ -19,7 +19,7 @@ from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.checkpoint.sources import SafetensorsSource, Source, TorchSource
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.config import ModelConfig
-from snapgen_deploy.models.serialise import config_from_dict, config_from_json
+from snapgen_deploy.models.serialise import config_from_dict, config_from_json, unique
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -204,7 +204,7 @@ def _about(path: Path, source: Source) -> tuple[Mapping[str, Any], Path | None]:
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from snapgen_deploy import __version__
-from snapgen_deploy.cli.console import report_error, wants_traceback
+from snapgen_deploy.cli.console import report_error
 
 
 class _Group(typer.core.TyperGroup):
@@ -24,13 +24,14 @@ class _Group(typer.core.TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(128 + signal.SIGPIPE) from None
         except Exception as error:
-            code = report_error(error, traceback=wants_traceback(ctx))
+            code = report_error(error, traceback=ctx.meta["verbose"], as_json=ctx.meta["json"])
             if code is None:
                 raise
             raise typer.Exit(code) from None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta["verbose"] = any(a in ("-v", "--verbose") for a in args)
+        ctx.meta["json"] = "--json" in args
         return super().parse_args(ctx, args)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import check_places, megabytes, new_table, out, print_json, progress, save_text
+from snapgen_deploy.cli.console import check_places, megabytes, new_table, out, print_json, progress, save_text, tell
 from snapgen_deploy.cli.export import default_threads
 from snapgen_deploy.errors import BadInput
 
@@ -39,7 +39,17 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="CPU threads; when left out all of this host, 1 on a device.")
     ] = None,
-    save: Annotated[bool, typer.Option("--save", help="Keep the result: it replaces estimates for this device.")] = False,
+    save: Annotated[
+        bool, typer.Option("--save", help="Keep the result: it replaces estimates for the link's device, else for `host`.")
+    ] = False,
+    save_as: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep a result of this host as one of the device with this profile, which it is: a server, or your own.",
+            metavar="ID",
+            show_default=False,
+        ),
+    ] = None,
     form: Annotated[
         str, typer.Option("--format", help="native, pytorch-v3, openmetrics or github-action-benchmark.")
     ] = "native",
@@ -54,9 +64,10 @@ def bench(
     tested against fakes of the devices' tools; they were never run on hardware.
     """
     from snapgen_deploy.bundle import check_hashes, open_bundle
+    from snapgen_deploy.device_profiles import load_profile
     from snapgen_deploy.latency import foretell
     from snapgen_deploy.latency.environment import stamp_of_now
-    from snapgen_deploy.latency.exporters import FORMATS
+    from snapgen_deploy.latency.exporters import FORMATS, as_record
     from snapgen_deploy.latency.results import RUN_PROFILES
 
     if profile not in RUN_PROFILES:
@@ -66,6 +77,9 @@ def bench(
     check_places({"--output": output, "--plot": plot})
     if link_option and link is None:
         raise BadInput("--link-option belongs to --link; add it, or leave the option out")
+    if save_as is not None and (link is not None or save):
+        raise BadInput("--save-as keeps a result of this host: leave --link and --save out")
+    owner = None if save_as is None else load_profile(save_as).id
     opened = open_bundle(bundle)
     check_hashes(opened)
     if save and link is not None:
@@ -91,12 +105,13 @@ def bench(
         from snapgen_deploy.latency.plots import plot as draw_plots
 
         draw_plots(result, plot)
-    if save:
-        from snapgen_deploy.latency.estimate import save_measured
+    if save or owner is not None:
+        from snapgen_deploy.latency.estimate_measured import device_of, save_measured
 
-        save_measured(result)
+        owner = owner or device_of(result)
+        tell(f"saved: {save_measured(result, owner)}; estimates for {owner} rest on it")
     if as_json:
-        print_json(result.as_dict() | {"summary": {name: result.summary(name) for name in result.names}})
+        print_json(as_record(result))
     else:
         print_measurement(result, run)
 

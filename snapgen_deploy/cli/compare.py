@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import check_places, err, new_table, out, print_json, progress, save_text
+from snapgen_deploy.cli.console import check_places, err, new_table, out, print_json, progress, save_text, say, tell
 from snapgen_deploy.errors import BadInput
 
 if TYPE_CHECKING:
-    from snapgen_deploy.latency.compare import Comparison, SelfCheck
+    from snapgen_deploy.latency.compare import Comparison
     from snapgen_deploy.latency.guards import Guard
+    from snapgen_deploy.latency.self_check import SelfCheck
     from snapgen_deploy.latency.verdict import Judged
 
 INCONCLUSIVE = ("pass", "warn", "fail")
+MAX_ROUNDS, MAX_SECONDS = 30, 170.0
 COLOURS = {
     "ok": "green", "same": "green", "improved": "cyan", "changed": "yellow", "inconclusive": "yellow", "regressed": "red",
     "failed": "red",
@@ -39,14 +41,17 @@ def compare(
     warn_on: Annotated[list[str] | None, typer.Option(help="METRIC:PERCENT%, repeatable: reported, never fails.")] = None,
     inconclusive: Annotated[str, typer.Option(help="What an unclear answer does: pass, warn or fail (exit 3).")] = "fail",
     guards_only: Annotated[bool, typer.Option("--guards-only", help="Compare what the exports are made of; no clock.")] = False,
+    clock_only: Annotated[bool, typer.Option("--clock-only", help="Compare times; no guards.")] = False,
     baseline: Annotated[Path | None, typer.Option(help="Folder of stored measurements to compare CANDIDATE with.")] = None,
     missing_baseline: Annotated[str, typer.Option(help="Where no baseline is stored: fail (exit 3) or warn.")] = "fail",
     update_baseline: Annotated[bool, typer.Option("--update-baseline", help="Store this measurement as the baseline.")] = False,
     order: Annotated[
         str, typer.Option(help="interleaved (one process), abba (fresh processes) or auto, as the runtime allows.")
     ] = "auto",
-    max_rounds: Annotated[int, typer.Option(min=10, help="Most rounds when the answer is not clear.")] = 30,
-    max_seconds: Annotated[float, typer.Option(min=1, help="No more rounds are begun that would end later.")] = 170,
+    max_rounds: Annotated[int, typer.Option(min=10, help="Most rounds when the answer is not clear.")] = MAX_ROUNDS,
+    max_seconds: Annotated[
+        float, typer.Option(min=1, help="No rounds are begun that would end later; after one that shows how long they take.")
+    ] = MAX_SECONDS,
     threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads; one is steadiest.")] = 1,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML there.")] = None,
     summary: Annotated[
@@ -73,16 +78,22 @@ def compare(
     ):
         if got not in choices:
             raise BadInput(f"{name}: got '{got}', expected one of {', '.join(choices)}")
+    reports = {"--junit": junit, "--output": output}
     thresholds = [parse_threshold(t) for t in fail_on or (() if warn_on else ("e2e_p50:5%",))]
     thresholds += [parse_threshold(t, warn=True) for t in warn_on or ()]
     for option, belongs, wrong in (
         ("--guards-only", "BASE CANDIDATE, not to --baseline", guards_only and baseline is not None),
         ("--missing-baseline", "--baseline DIR", missing_baseline != "fail" and baseline is None),
         ("--target", "the clock, which --guards-only leaves out", guards_only and target is not None),
+        ("--clock-only", "BASE CANDIDATE with a clock", clock_only and (guards_only or baseline is not None)),
+        ("--order", "BASE CANDIDATE, not to --baseline", order != "auto" and baseline is not None),
+        ("--max-rounds", "BASE CANDIDATE, not to --baseline", max_rounds != MAX_ROUNDS and baseline is not None),
+        ("--max-seconds", "BASE CANDIDATE, not to --baseline", max_seconds != MAX_SECONDS and baseline is not None),
+        *((o, "a comparison, which --update-baseline does not make", update_baseline and v) for o, v in reports.items()),
     ):
         if wrong:
             raise BadInput(f"{option} belongs to {belongs}; leave it out")
-    check_places({"--junit": junit, "--output": output, "--summary": summary})
+    check_places({**reports, "--summary": summary})
     looks = (*(n for n in LOOKS[:-1] if n < max_rounds), max_rounds)  # no more looks than each has its share of the error of
     shown = progress(quiet=as_json)
     if baseline is not None:
@@ -90,12 +101,12 @@ def compare(
             raise BadInput(f"got {len(bundles)} bundles and --baseline, expected CANDIDATE alone")
         found = _against_stored(bundles[0], baseline, target, thresholds, missing_baseline, update_baseline, threads, shown)
         if found is None and as_json:
-            print_json({"baseline": str(baseline), "stored": update_baseline, "verdict": None})
+            print_json({"baseline": str(baseline), "stored": True, "verdict": None})
     else:
         if len(bundles) != 2 or update_baseline:
             raise BadInput(f"got {len(bundles)} bundles, expected BASE and CANDIDATE; or CANDIDATE with --baseline DIR")
         found = _head_to_head(
-            bundles[0], bundles[1], target, thresholds, guards_only, order, looks, max_seconds, threads, shown
+            bundles[0], bundles[1], target, thresholds, guards_only, clock_only, order, looks, max_seconds, threads, shown
         )
     if found is None:
         return
@@ -111,7 +122,8 @@ def compare(
         from snapgen_deploy.latency.reporters import annotations as lines
 
         (sys.stderr if as_json else sys.stdout).write(lines(record))
-    raise typer.Exit(exit_code(found.verdict, inconclusive))
+    tolerant = (not found.metrics and missing_baseline == "warn") or all(t.warn for t in thresholds)
+    raise typer.Exit(exit_code(found.verdict, "warn" if tolerant else inconclusive))
 
 
 def exit_code(verdict: str, inconclusive: str) -> int:
@@ -124,8 +136,8 @@ def exit_code(verdict: str, inconclusive: str) -> int:
 
 
 def _head_to_head(
-    base_path: Path, candidate_path: Path, target: str | None, thresholds: Any, guards_only: bool, order: str,
-    looks: Sequence[int], cap: float, threads: int, shown: Any,
+    base_path: Path, candidate_path: Path, target: str | None, thresholds: Any, guards_only: bool, clock_only: bool,
+    order: str, looks: Sequence[int], cap: float, threads: int, shown: Any,
 ) -> Comparison:  # fmt: skip
     from snapgen_deploy.bundle import check_hashes, open_bundle
     from snapgen_deploy.latency.compare import compare_bundles, guards_alone, read_side, refuse_unlike_pictures
@@ -134,10 +146,13 @@ def _head_to_head(
     candidate = open_bundle(candidate_path)
     check_hashes(candidate)
     manifest = read_side(base_path)
-    guards = guards_of(manifest, candidate.manifest, failing_guards(candidate.manifest["device"]))
+    named = {g for m in (manifest, candidate.manifest) for g in failing_guards(m.get("device", {}))}
+    guards = () if clock_only else guards_of(manifest, candidate.manifest, named)
     if guards_only:
         refuse_unlike_pictures(manifest, candidate.manifest)
         return guards_alone(base_path, candidate, guards)
+    if base_path.is_file():
+        raise BadInput(f"{base_path} has no files to time; give the bundle, or add --guards-only")
     base = open_bundle(base_path)
     check_hashes(base)
     key = _target(candidate_path, target)
@@ -153,7 +168,7 @@ def failing_guards(device: Mapping[str, Any]) -> tuple[str, ...]:
 
     if "guards" in device:
         return tuple(device["guards"])
-    return load_profile(device["id"]).guards if device["id"] in profile_ids() else ()
+    return load_profile(device["id"]).guards if device.get("id") in profile_ids() else ()
 
 
 def _target(path: Path, wanted: str | None) -> str:
@@ -170,7 +185,7 @@ def _against_stored(
 ) -> Comparison | None:
     from snapgen_deploy.bundle import check_hashes, open_bundle
     from snapgen_deploy.errors import Refused
-    from snapgen_deploy.latency.baseline import find_baseline, judge_stored, path_of, store_baseline
+    from snapgen_deploy.latency.baseline import FEWEST_RUNS, find_baseline, judge_stored, path_of, store_baseline
     from snapgen_deploy.latency.compare import Comparison
     from snapgen_deploy.latency.host import measure_host
     from snapgen_deploy.latency.results import RUN_PROFILES
@@ -179,21 +194,19 @@ def _against_stored(
     check_hashes(bundle)
     measured = measure_host(bundle, _target(path, target), RUN_PROFILES["rapid"], "burst", threads, shown)
     if update:
-        err().print(f"baseline stored: {store_baseline(directory, measured)}", soft_wrap=True, markup=False)
+        place, count = store_baseline(directory, measured)
+        tell(f"stored: {place}, run {count}" + (f"; {FEWEST_RUNS} are needed" if count < FEWEST_RUNS else ""))
         return None
-    stored = find_baseline(directory, measured)
-    if stored is None:
-        line = f"no baseline {path_of(directory, measured)}; store one with --update-baseline"
+    place, runs = path_of(directory, measured), find_baseline(directory, measured)
+    if len(runs) < FEWEST_RUNS:
+        line = f"{place} holds {len(runs)} runs, {FEWEST_RUNS} at least are needed; add one with --update-baseline"
         if missing == "fail":
             raise Refused(line)
-        err().print(f"warning: {line}", style="yellow", soft_wrap=True, markup=False)
-        return None
-    metrics = judge_stored(stored, measured, thresholds)
-    notes = ["stored numbers: what differs between two days is in the change as well; BASE CANDIDATE is the stricter way"]
-    if any(m.verdict == "improved" for m in metrics):
-        notes.append("improved: make it the new baseline with --update-baseline")
+        return Comparison(place, path, measured.key, "stored", 0, None, (), (), (line,))
+    metrics = judge_stored(runs, measured, thresholds)
+    notes = (f"against {len(runs)} stored runs, whose differences are in the interval; BASE CANDIDATE tells smaller changes",)
     rounds = sum(r.valid for r in measured.rounds)
-    return Comparison(Path(stored.bundle), path, measured.key, "stored", rounds, None, metrics, (), tuple(notes))
+    return Comparison(place, path, measured.key, "stored", rounds, None, metrics, (), notes)
 
 
 def _write_reports(record: dict[str, Any], junit: Path | None, summary: Path | None, output: Path | None) -> None:
@@ -226,7 +239,7 @@ def print_comparison(found: Comparison) -> None:
             table.add_row(*_metric_row(m))
         out().print(table)
     for note in found.notes:
-        out().print(note, soft_wrap=True, markup=False)
+        say(note)
     out().print(f"verdict: [{COLOURS[found.verdict]}]{found.verdict}[/]")
 
 
@@ -248,7 +261,7 @@ def _print_guards(guards: Sequence[Guard]) -> None:
     out().print(f"{len(guards)} deterministic guards, {len(changed)} changed")
     for g in changed:
         out().print(f"  [{COLOURS[g.verdict]}]{g.verdict}[/] {g.component} {g.name}: ", end="")
-        out().print(g.detail, markup=False, soft_wrap=True)
+        say(g.detail)
 
 
 def _print_self_check(check: SelfCheck) -> None:

@@ -38,6 +38,16 @@ def err() -> Console:
     return Console(file=sys.stderr, highlight=False)
 
 
+def say(text: str, style: str = "") -> None:
+    """A line of a result as it is: brackets are no markup, and only the terminal wraps it."""
+    out().print(text, style=style, soft_wrap=True, markup=False)
+
+
+def tell(text: str, style: str = "") -> None:
+    """`say` on standard error."""
+    err().print(text, style=style, soft_wrap=True, markup=False)
+
+
 def new_table(title: str | None = None, **settings: Any) -> Table:
     """A table without frames: columns have the 80 characters of a plain terminal to share."""
     from rich import box
@@ -51,27 +61,28 @@ def print_json(data: Any) -> None:
     sys.stdout.write(json.dumps(data, indent=1, sort_keys=True, allow_nan=False, default=str) + "\n")
 
 
-def report_error(error: Exception, *, traceback: bool) -> int | None:
-    """Print an error as one line and return its exit code; None for what click itself must handle."""
+def report_error(error: Exception, *, traceback: bool, as_json: bool = False) -> int | None:
+    """Print an error as one line (`as_json`: as an object on standard output, too) and return its exit code.
+
+    None for what click itself must handle.
+    """
     if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "format_message"):  # the latter: usage errors
         return None
     if traceback:
         tracebacks.print_exception(error, file=sys.stderr)
     if isinstance(error, SnapgenError):
-        err().print(f"error: {_one_line(error)}", style="red", markup=False, soft_wrap=True)
-        return error.exit_code
-    hint = "" if traceback else "; run again with -v for the traceback"
-    err().print(f"error: {type(error).__name__}: {_one_line(error)}{hint}", style="red", markup=False, soft_wrap=True)
-    return UNFORESEEN
+        message, hint, code, data = _one_line(error), "", error.exit_code, error.as_dict()
+    else:
+        message, code, data = f"{type(error).__name__}: {_one_line(error)}", UNFORESEEN, {}
+        hint = "" if traceback else "; run again with -v for the traceback"
+    tell(f"error: {message}{hint}", "red")
+    if as_json:
+        print_json({**data, "error": message, "exit_code": code})
+    return code
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def wants_traceback(ctx: typer.Context) -> bool:
-    """Whether -v was among the arguments."""
-    return bool(ctx.meta.get("verbose"))
 
 
 def progress(*, quiet: bool = False) -> Progress:
@@ -105,10 +116,10 @@ def progress(*, quiet: bool = False) -> Progress:
 @contextmanager
 def _log(what: str) -> Iterator[Callable[[str], None]]:
     """For logs, which some end a job for not getting: a line a minute, and one at the end of what took `WORTH_A_LINE`."""
-    console, start, over, state = err(), time.monotonic(), threading.Event(), [""]
+    start, over, state = time.monotonic(), threading.Event(), [""]
 
     def line() -> None:
-        console.print(f"{what}{state[0]}, {time.monotonic() - start:.0f} s", markup=False, soft_wrap=True)
+        tell(f"{what}{state[0]}, {time.monotonic() - start:.0f} s")
 
     def beat() -> None:
         while not over.wait(EVERY):
@@ -147,13 +158,13 @@ def counting(*, quiet: bool = False) -> Counting:
         with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times, console=console) as bar:
             tasks: dict[str, Any] = {}
 
-            def tell(what: str, done: int, total: int) -> None:
+            def count(what: str, done: int, total: int) -> None:
                 kind = what.partition(" (")[0]  # what stands in brackets changes as the work goes on
                 if kind not in tasks:
                     tasks[kind] = bar.add_task(what, total=total)
                 bar.update(tasks[kind], description=what, completed=done, total=total)
 
-            yield tell
+            yield count
 
     return work
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from snapgen_deploy.cli.console import new_table, out, print_json
+from snapgen_deploy.cli.console import new_table, out, print_json, say
 from snapgen_deploy.errors import BadInput
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ def _show(p: Profile) -> None:
     console = out()
     about = f"({p.id})   {p.kind}, {p.soc}, {p.os} {p.os_minimum} or newer"
     console.print(f"[bold]{escape(p.name)}[/bold] {escape(about)}")
-    console.print(f"source: {p.source}", style="dim", soft_wrap=True, markup=False)
+    say(f"source: {p.source}", "dim")
     for note in p.notes:
-        console.print(note, soft_wrap=True, markup=False)
+        say(note)
     targets = new_table(title="targets, in order")
     for column in ("target", "precision", "layout", "runs on", "options", "exported"):
         targets.add_column(column, no_wrap=column in ("target", "exported"))
@@ -97,7 +97,7 @@ def _show(p: Profile) -> None:
         targets.add_row(t.key, t.precision, t.layout, _from(t.system), _options(t.options), when)
     console.print(targets)
     for offer in p.offers:
-        console.print(f"{offer.target.key}: {offer.source}", style="dim", soft_wrap=True, markup=False)
+        say(f"{offer.target.key}: {offer.source}", "dim")
     figures = new_table(title="figures")
     for column in ("figure", "value", "status", "source"):
         figures.add_column(column, overflow="fold")

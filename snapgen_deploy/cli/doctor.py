@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import new_table, out, print_json, progress
+from snapgen_deploy.cli.console import new_table, out, print_json, progress, tell
 from snapgen_deploy.cli.doctor_layers import check_layers
-from snapgen_deploy.errors import BadInput
+from snapgen_deploy.errors import BadInput, GateFailed
 
 if TYPE_CHECKING:
     from snapgen_deploy.export.lint import Finding, Placement
@@ -45,13 +45,16 @@ def doctor(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Reasons, sources, all examples; tracebacks.")] = False,
 ) -> None:
     """Say what keeps Core ML packages off the Neural Engine, why, and how to mend it; or which layer comes out wrong."""
-    if layers:
-        if memory_limit is not None:
-            raise BadInput("--memory-limit belongs to doctor without --layers; leave one of them out")
-        check_layers(bundle_or_package, target, inputs, limit, as_json)
-        return
-    if target is not None or inputs is not None or limit is not None:
+    if layers and memory_limit is not None:
+        raise BadInput("--memory-limit belongs to doctor without --layers; leave one of them out")
+    if not layers and (target is not None or inputs is not None or limit is not None):
         raise BadInput("--target, --inputs and --limit belong to --layers; add it, or leave them out")
+    changes = _changes(bundle_or_package)
+    if changes:
+        tell(f"warning: {changes}; this is of the files as they are now", "yellow")
+    if layers:
+        check_layers(bundle_or_package, target, inputs, limit, as_json, changes)
+        return
     from snapgen_deploy.export.lint import lint_package, read_placement
 
     work = progress(quiet=as_json)
@@ -65,12 +68,25 @@ def doctor(
                 reports[name] = lint_package(path, memory_limit=limit), read_placement(path)
     failed = any(f.severity == "error" for findings, _ in reports.values() for f in findings)
     if as_json:
-        print_json({"path": str(bundle_or_package), "memory_limit": limit, "components": _as_data(reports)})
+        print_json({"path": str(bundle_or_package), "changes": changes, "memory_limit": limit, "components": _as_data(reports)})
     else:
         for name, (findings, placement) in reports.items():
             _print(name, findings, placement, verbose)
     if failed:
         raise typer.Exit(1)
+
+
+def _changes(path: Path) -> str:
+    """How a bundle differs from what was exported; nothing for one that does not, and for a file."""
+    from snapgen_deploy.bundle import MANIFEST, check_hashes, open_bundle
+
+    if not (path / MANIFEST).is_file():
+        return ""
+    try:
+        check_hashes(open_bundle(path))
+    except GateFailed as error:
+        return str(error)
+    return ""
 
 
 def _packages(path: Path, scratch: Path) -> tuple[dict[str, Path], int | None]:

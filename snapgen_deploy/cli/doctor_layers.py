@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from snapgen_deploy.cli.console import out, print_json, progress
+from snapgen_deploy.cli.console import print_json, progress, say
 from snapgen_deploy.errors import BadInput, MeasurementFailed
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FILE_LIMIT = 0.05
 
 
-def check_layers(path: Path, target: str | None, inputs: Path | None, limit: float | None, as_json: bool) -> None:
+def check_layers(path: Path, target: str | None, inputs: Path | None, limit: float | None, as_json: bool, changes: str) -> None:
     """Compare, print, and exit with 1 where a layer is wrong, with 4 where nothing could be compared."""
     from snapgen_deploy.layer_check import compare
 
@@ -32,13 +32,16 @@ def check_layers(path: Path, target: str | None, inputs: Path | None, limit: flo
             found = compare(work, held_to)
         rows.append((work.name, held_to, found))
     if as_json:
-        print_json({"path": str(path), "components": {name: _as_data(held_to, found) for name, held_to, found in rows}})
+        components = {name: _as_data(held_to, found) for name, held_to, found in rows}
+        print_json({"path": str(path), "changes": changes, "components": components})
     else:
         for row in rows:
             _print(*row)
     if any(not isinstance(found, str) and found.wrong is not None for _, _, found in rows):
         raise typer.Exit(1)
     if all(isinstance(found, str) for _, _, found in rows):
+        if as_json:  # the object has said why
+            raise typer.Exit(MeasurementFailed.exit_code)
         raise MeasurementFailed(f"{path}: no layer could be compared")
 
 
@@ -69,14 +72,14 @@ def _as_data(limit: float, found: Found | str) -> Mapping[str, Any]:
 
 def _print(name: str, limit: float, found: Found | str) -> None:
     if isinstance(found, str):
-        out().print(f"{name}: not_run ({found})", soft_wrap=True, markup=False)
+        say(f"{name}: not_run ({found})")
         return
     looked = f"{found.looked_at} of {found.layers} layers looked at, limit {limit:g}"
     if found.wrong is None:
-        out().print(f"{name}: no wrong layer; largest error {found.worst:.3g} ({looked})", soft_wrap=True, markup=False)
+        say(f"{name}: no wrong layer; largest error {found.worst:.3g} ({looked})")
         return
     error = found.errors[found.wrong.output]
-    out().print(f"{name}: first wrong: {found.wrong}, error {error:.3g} ({looked})", soft_wrap=True, markup=False)
+    say(f"{name}: first wrong: {found.wrong}, error {error:.3g} ({looked})")
     for source in found.wrong.inputs:
         if source in found.errors:
-            out().print(f"  its input {source}: error {found.errors[source]:.3g}", soft_wrap=True, markup=False)
+            say(f"  its input {source}: error {found.errors[source]:.3g}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from snapgen_deploy.cli.console import err, new_table, out, print_json, progress
+from snapgen_deploy.cli.console import check_places, new_table, out, print_json, progress, say, tell
 from snapgen_deploy.cli.export import default_threads, parse_resolution
 from snapgen_deploy.errors import BadInput, Refused
 
@@ -54,6 +54,9 @@ def estimate(
         raise BadInput(f"--calibrate measures this machine: expected --device {HOST}, got {device}")
     if output is not None and not sweep:
         raise BadInput("-o draws a sweep: add --sweep")
+    check_places({"--output": output})
+    if threads is not None and device != HOST:
+        raise BadInput(f"--threads are of this machine: expected --device {HOST}, got {device}")
     config = _config(checkpoint, preset)
     size = parse_resolution(resolution) if resolution else config.resolution
     if width is not None and width not in config.student.widths:
@@ -106,11 +109,10 @@ def _calibrate(target: str, threads: int, shown: Progress) -> None:
 
     found = calibrate.calibrate(target, threads, shown)
     path = calibrate.store(found)
-    err().print(
+    tell(
         f"calibrated {target}, threads: {threads}; {len(found.samples)} micro-benchmarks, "
         f"{100 * found.fit_error:.1f} % mean error on them; kept in {path}",
-        style="dim",
-        soft_wrap=True,
+        "dim",
     )
 
 
@@ -138,6 +140,7 @@ def _table(
         f"[bold]{device.name}[/bold], {target}: one picture of {config.name}, {size[0]}x{size[1]}, {steps} steps, in ms"
     )
     _print(known)
+    say("beside: what the app does around the networks, sampler and copies", "dim")
     _reasons(known)
 
 
@@ -173,7 +176,7 @@ def _sweep(
         _print(rows, varied)
     _reasons(found.widths)
     if output is not None:
-        out().print(f"plot: {output}", soft_wrap=True, markup=False)
+        say(f"plot: {output}")
 
 
 def _head(config: ModelConfig, device: Device, target: str) -> dict[str, Any]:
@@ -204,4 +207,4 @@ def _ms(value: float) -> str:
 def _reasons(estimates: Sequence[Estimate]) -> None:
     """What the estimates rest on, every line once."""
     for line in dict.fromkeys(line for e in estimates for line in e.lines):
-        out().print(f"  {line}", style="dim", soft_wrap=True, markup=False)
+        say(f"  {line}", "dim")

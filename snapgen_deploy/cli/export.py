@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import counting, out, parse_bytes, print_json, progress
+from snapgen_deploy.cli.console import counting, out, parse_bytes, print_json, progress, say
 from snapgen_deploy.cli.result import print_gates, print_result
 from snapgen_deploy.errors import BadInput, GatesFailed
 
@@ -171,6 +171,7 @@ def export(
     from snapgen_deploy.host_memory import available_bytes
     from snapgen_deploy.latency.estimate import plan_estimator
     from snapgen_deploy.planning import make_plan
+    from snapgen_deploy.prompts import check_prompts
 
     limit = parse_bytes(cache_limit, "--cache-limit")
     profile = load_profile(device)
@@ -211,6 +212,8 @@ def export(
         chosen_scorer, unscored = scorer_of(opened, scorer, judged, plan.resolution)
         wanted = replace(wanted, scorer=chosen_scorer, unscored=unscored)
     calibrating = calibration_of(opened, plan, calibration)
+    drawn = (*chosen, *judged, *calibrating.samples)
+    check_prompts(opened, (*(s.prompt for s in drawn), *(plan.mixed.prompts if plan.mixed else ())))
     if tune:
         from snapgen_deploy.latency.tune import tune_plan
 
@@ -252,9 +255,7 @@ def export(
     try:
         result = run_export(request, plan, progress(quiet=as_json), counting(quiet=as_json))
     except GatesFailed as error:
-        if as_json:
-            print_json({"bundle": None, "gates": error.gates})
-        else:
+        if not as_json:
             print_gates(error.gates)
         raise
     notes = cache.notes if cache is not None else []
@@ -274,7 +275,7 @@ def export(
     else:
         print_result(result)
         for note in notes:
-            out().print(note, style="yellow", soft_wrap=True, markup=False)
+            say(note, "yellow")
 
 
 def _memory_as_dict(config: ModelConfig, plan: ExportPlan, executor: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from snapgen_deploy.cli.console import out, print_json, progress
+from snapgen_deploy.cli.console import print_json, progress, say
 from snapgen_deploy.cli.export import default_threads, parse_resolution
 from snapgen_deploy.errors import BadInput
 
@@ -50,4 +50,4 @@ def generate(
     if as_json:
         print_json({"picture": str(output), "target": key, "prompt": prompt, "seed": seed, "size": list(picture.shape[:2])})
     else:
-        out().print(f"{output}: {picture.shape[1]}x{picture.shape[0]}, {key}, seed {seed}", soft_wrap=True, markup=False)
+        say(f"{output}: {picture.shape[1]}x{picture.shape[0]}, {key}, seed {seed}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from snapgen_deploy.cli.console import UNTRAINED, byte_progress, megabytes, out, parse_bytes, print_json
+from snapgen_deploy.cli.console import UNTRAINED, byte_progress, megabytes, out, parse_bytes, print_json, say
 from snapgen_deploy.errors import BadInput, nearest
 
 
@@ -43,5 +43,5 @@ def init(
         print_json(data | {"shards": [s.name for s in shards]})
         return
     many = f"{len(shards)} shard{'s' if len(shards) > 1 else ''}"
-    out().print(f"{output_dir}: {preset}, {dtype}, {megabytes(total)} in {many}, seed {seed}", soft_wrap=True, markup=False)
+    say(f"{output_dir}: {preset}, {dtype}, {megabytes(total)} in {many}, seed {seed}")
     out().print(UNTRAINED, style="yellow")

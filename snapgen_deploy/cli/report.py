@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from snapgen_deploy.cli.console import megabytes, out, print_json, progress, save_text
+from snapgen_deploy.cli.console import megabytes, print_json, progress, save_text, say
 
 
 def report(
@@ -33,8 +33,4 @@ def report(
         verdicts = {b.label: b.verdict for b in data.bundles}
         print_json({"report": str(output), "bytes": size, "verdict": data.verdict, "bundles": verdicts})
     else:
-        out().print(
-            f"{output}: {len(data.bundles)} bundle{'s' * (len(data.bundles) > 1)}, {megabytes(size)}",
-            soft_wrap=True,
-            markup=False,
-        )
+        say(f"{output}: {len(data.bundles)} bundle{'s' * (len(data.bundles) > 1)}, {megabytes(size)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from snapgen_deploy.cli.console import UNTRAINED, megabytes, new_table, out
+from snapgen_deploy.cli.console import UNTRAINED, megabytes, new_table, out, say
 
 if TYPE_CHECKING:
     from snapgen_deploy.exporter import Result
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 def print_gates(gates: Sequence[dict[str, Any]]) -> None:
     """A table of gates with their values, limits and verdicts."""
+    from snapgen_deploy.gates import limit_text
+
     table = new_table(title="gates")
     for column in ("target", "component", "gate", "value", "limit", "verdict"):
         table.add_column(column, justify="right" if column in ("value", "limit") else "left", overflow="fold")
@@ -21,8 +23,8 @@ def print_gates(gates: Sequence[dict[str, Any]]) -> None:
     for g in gates:
         value = "—" if g["value"] is None else f"{g['value']:.3g}"
         verdict = f"[{colours[g['verdict']]}]{g['verdict']}[/]"
-        name = g["name"].replace("_", " ") + (" (dB)" if g["name"].endswith("psnr") else "")
-        table.add_row("" if g["target"] == shown else g["target"], _component(g), name, value, f"{g['limit']:g}", verdict)
+        target, limit = "" if g["target"] == shown else g["target"], limit_text(g["name"], g["limit"])
+        table.add_row(target, _component(g), g["name"].replace("_", " "), value, limit, verdict)
         shown = g["target"]
     out().print(table)
     for g in gates:
@@ -31,7 +33,7 @@ def print_gates(gates: Sequence[dict[str, Any]]) -> None:
             out().print(line, style="dim", markup=False)
         elif g["verdict"] != "passed":
             line = f"{g['target']} {_component(g)} {g['name']}: {g['verdict']}: {g['detail']}"
-            out().print(line, soft_wrap=True, markup=False)  # a reason may name an extra in brackets
+            say(line)  # a reason may name an extra in brackets
 
 
 def _component(gate: dict[str, Any]) -> str:
@@ -96,7 +98,7 @@ def _print_run(result: Result) -> None:
             + (" (cached)" if t["cached"][role] else "")
             for role, peak in t["export_peak_bytes"].items()
         ]
-        out().print(f"  {key}: {', '.join(parts)}; check {megabytes(t['check_peak_bytes'])}", soft_wrap=True, markup=False)
+        say(f"  {key}: {', '.join(parts)}; check {megabytes(t['check_peak_bytes'])}")
 
 
 def print_result(result: Result) -> None:
@@ -112,4 +114,4 @@ def print_result(result: Result) -> None:
     out().print(f"{ran} gates passed, {idle} not run")
     if manifest["trained"] is not True:
         out().print(UNTRAINED, style="yellow")
-    out().print(f"bundle: {result.bundle.path}   preview: {result.bundle.path / 'preview.png'}", soft_wrap=True, markup=False)
+    say(f"bundle: {result.bundle.path}   preview: {result.bundle.path / 'preview.png'}")

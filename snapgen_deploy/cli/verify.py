@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from snapgen_deploy.cli.console import out, print_json, progress
+from snapgen_deploy.cli.console import print_json, progress, say
 from snapgen_deploy.cli.export import default_threads
 from snapgen_deploy.cli.result import print_gates
 
@@ -33,7 +33,7 @@ def verify(
     if as_json:
         print_json({"bundle": str(bundle), "hashes": "passed", "gates": data})
     else:
-        out().print(f"{bundle}: every file is what was exported", soft_wrap=True, markup=False)
+        say(f"{bundle}: every file is what was exported")
         if gates:
             print_gates(data)
     if any(g.verdict == "failed" for g in gates):

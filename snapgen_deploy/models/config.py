@@ -5,6 +5,7 @@ Figures without a source in the paper (arXiv 2601.08303) are our choice and say 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -61,10 +62,10 @@ class DiTConfig:
         found = []
         for name, ratio in self.widths.items():
             hidden = self.hidden * ratio
-            if hidden != round(hidden) or round(hidden) % (self.head_dim * self.kv_group):
-                found.append(
-                    f"width {name}: hidden {hidden:g} must be a multiple of head_dim*kv_group = {self.head_dim * self.kv_group}"
-                )
+            unit = self.head_dim * self.kv_group
+            if not math.isclose(hidden, round(hidden), rel_tol=1e-6) or round(hidden) % unit or hidden < 0.5:
+                said = f"hidden {self.hidden} x {ratio:g} = {hidden:g}"
+                found.append(f"width {name}: {said} must be a multiple of head_dim*kv_group = {unit}")
         if self.head_dim % 4:
             found.append(f"head_dim {self.head_dim} must be a multiple of 4 (two axes of rotary pairs)")
         if self.cross_dim % self.head_dim:

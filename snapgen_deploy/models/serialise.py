@@ -23,7 +23,12 @@ LARGEST_DEPTH = 512
 _DEPTHS = frozenset({"depths", "blocks", "layers"})  # fields whose values count modules
 _ZERO_ALLOWED = frozenset({"radius"})
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")  # of widths and streams: they become parts of tensor and file names
-_TAKEN = frozenset({"latent", "time_features", "velocity"})  # ports of the exported student
+_CHECKPOINT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of checkpoints: the bundle's folder is called by it
+# Ports of the exported networks, and arrays of test vectors that lie beside those of streams.
+_TAKEN = frozenset(
+    {"latent", "time_features", "velocity", "tokens", "mask", "picture", "latents", "velocities", "drawn", "noise"}
+)
+MOST_STEPS = 1000
 
 _MISSING = object()
 
@@ -41,10 +46,20 @@ def config_to_json(config: ModelConfig) -> str:
 def config_from_json(text: str, source: str = "snapgen_config") -> ModelConfig:
     """Read what `config_to_json` wrote; `source` names it in messages. Raises one BadInput listing all problems."""
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{source}: not JSON ({error}); expected the configuration as a JSON object") from None
     return config_from_dict(data, source)
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON document; ValueError for a name that stands there twice, of which the last would count in silence."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key[:80]!r} stands there twice")
+        found[key] = value
+    return found
 
 
 def config_from_dict(data: object, source: str = "snapgen_config") -> ModelConfig:
@@ -65,6 +80,11 @@ def semantic_problems(config: ModelConfig) -> list[str]:
     found = _size_problems(config, "")
     if found:
         return found  # the checks below divide by these sizes
+    if not _CHECKPOINT.fullmatch(config.name):
+        found.append(f"name: got {config.name[:80]!r}, expected letters, digits, '.', '_' and '-', from a letter or digit on")
+    if config.steps > MOST_STEPS:
+        found.append(f"steps: got {config.steps}, expected 1 to {MOST_STEPS}")
+    found += [f"prompts[{i}]: is blank" for i, prompt in enumerate(config.prompts) if not prompt.strip()]
     found += [f"student.{line}" for line in config.student.problems()]
     found += _name_problems(config.student)
     if config.decoder is not None:
@@ -104,7 +124,12 @@ def _name_problems(student: DiTConfig) -> list[str]:
             for n in names
             if not _NAME.fullmatch(n)
         ]
-    found += [f"student.text_streams: name {n!r} is taken" for n in streams if n in _TAKEN or hasattr(nn.ModuleDict, n)]
+    found += [f"student.text_streams: name {n!r} is taken" for n in streams if n in _TAKEN or hasattr(nn.ModuleDict(), n)]
+    found += [
+        f"student.text_streams: name {n!r} is that of another one's mask"
+        for n in streams
+        if n.removesuffix("_mask") in streams and n.endswith("_mask")
+    ]
     found += [
         f"student.text_streams: {n!r} stands there {streams.count(n)} times" for n in set(streams) if streams.count(n) > 1
     ]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from snapgen_deploy import __version__
+from snapgen_deploy.gates import limit_text
 from snapgen_deploy.latency.plots import in_order, label
 from snapgen_deploy.latency.reporters import milliseconds, percent
+from snapgen_deploy.latency.verdict import CONFIDENCE
 from snapgen_deploy.report.charts import WIDTH, distributions, histories, stack
 from snapgen_deploy.report.views import BundleView, GateView, MeasuredView, PromptRow, Report
 
@@ -28,7 +30,7 @@ def render(report: Report) -> str:
     environment.filters.update(
         bytes=bytes_text,
         in_order=in_order,
-        limit=limit_text,
+        limit=lambda gate: limit_text(gate.name, gate.limit),
         ms=milliseconds,
         percent=percent,
         role=label,
@@ -48,6 +50,7 @@ def render(report: Report) -> str:
         fastest=fastest(report),
         times=times(report),
         foretold=any(e.estimate is not None for e in report.estimates),
+        confidence=percent(CONFIDENCE),
         version=__version__,
     )
     return page.encode("utf-8", "replace").decode("utf-8")  # JSON can hold lone surrogates, a file cannot
@@ -112,12 +115,9 @@ def value_text(gate: GateView) -> str:
     """A gate's value with three digits; a dash where there is none."""
     if gate.value is None:
         return "—"
-    return f"{gate.value:.1f} dB" if gate.name == "psnr" else f"{gate.value:.3g}" if gate.value < 1e4 else f"{gate.value:,.0f}"
-
-
-def limit_text(gate: GateView) -> str:
-    """A gate's limit and on which side of it is good."""
-    return f"≥ {gate.limit:g} dB" if gate.name == "psnr" else f"≤ {gate.limit:g}"
+    if gate.name.endswith("psnr"):
+        return f"{gate.value:.1f} dB"
+    return f"{gate.value:.3g}" if gate.value < 1e4 else f"{gate.value:,.0f}"
 
 
 def bytes_text(count: float) -> str:

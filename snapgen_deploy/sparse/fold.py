@@ -48,9 +48,10 @@ def centred(source: nn.Linear, head_dim: int) -> tuple[Tensor, Tensor]:
 
 def position_constants(dit: DiT, grid: tuple[int, int]) -> Tensor:
     """Absolute positions (N, D) that are added to the patches; zeros for a network without them."""
-    config = dit.config
-    table = position_table(*grid, config.hidden, config.hidden_at(dit.width))
-    return table if config.absolute_positions else torch.zeros_like(table)
+    config, width = dit.config, dit.config.hidden_at(dit.width)
+    if not config.absolute_positions:
+        return torch.zeros(grid[0] * grid[1], width)
+    return position_table(*grid, config.hidden, width)
 
 
 def rope_constants(rows: int, cols: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from snapgen_deploy.checkpoint import open_checkpoint, save_checkpoint, save_sharded, validate
 from snapgen_deploy.elastic import load_student
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.models.serialise import config_from_dict, config_to_dict
+from snapgen_deploy.models.serialise import config_from_dict, config_from_json, config_to_dict
 from snapgen_deploy.tokenizer import WordTokenizer
 from tests.checkpoint.cases import refused, tiny_config, tiny_model
 
@@ -195,6 +195,16 @@ def test_configuration_problems_in_one_line() -> None:
         ("student", "widths", {"full": float("nan")}, "widths[full]"),
         ("student", "widths", {"a.b": 1.0}, "letters"),
         ("student", "text_streams", [{"name": "latent", "dim": 16, "length": 6}], "is taken"),
+        ("student", "text_streams", [{"name": "tokens", "dim": 16, "length": 6}], "is taken"),
+        ("student", "text_streams", [{"name": "latents", "dim": 16, "length": 6}], "is taken"),
+        ("student", "text_streams", [{"name": "training", "dim": 16, "length": 6}], "is taken"),
+        (
+            "student",
+            "text_streams",
+            [{"name": n, "dim": 16, "length": 6} for n in ("text", "text_mask")],
+            "'text_mask' is that of another one's mask",
+        ),
+        ("student", "widths", {"a": 0.3}, "hidden 64 x 0.3 = 19.2 must be a multiple"),
         ("decoder", "latent_channels", 8, "the student has 4"),
         ("decoder", "latent_std", [1.0, 0.0, 1.0, 1.0], "latent_std[1]"),
         ("decoder", "groups", 7, "does not divide"),
@@ -207,6 +217,29 @@ def test_inadmissible_configurations(section: str, key: str, value: object, expe
     data = config_to_dict(tiny_config())
     data[section][key] = value
     refused(lambda: config_from_dict(data), expected)
+
+
+@pytest.mark.parametrize("name", ["", "..", "../up", "a/b", "a\nb", ".hidden", "-o", "a" * 65])
+def test_a_name_that_is_no_folder_s(name: str) -> None:
+    refused(lambda: config_from_dict(config_to_dict(tiny_config()) | {"name": name}), "name: got", "letters, digits")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"), [("steps", 1_000_000, "expected 1 to 1000"), ("prompts", ["a", " "], "prompts[1]: is blank")]
+)
+def test_values_that_cannot_be_meant(key: str, value: object, expected: str) -> None:
+    refused(lambda: config_from_dict(config_to_dict(tiny_config()) | {key: value}), expected)
+
+
+def test_a_key_that_stands_there_twice() -> None:
+    text = json.dumps(config_to_dict(tiny_config()))
+    refused(lambda: config_from_json(text[:-1] + ', "steps": 9}'), "'steps' stands there twice")
+
+
+def test_a_ratio_that_a_float_cannot_hold_is_admitted() -> None:
+    data = config_to_dict(tiny_config())
+    data["student"] |= {"hidden": 1600, "head_dim": 64, "cross_dim": 64, "widths": {"a": 0.28, "b": 1.0}}
+    assert config_from_dict(data).student.hidden_at("a") == 448
 
 
 def test_no_configuration(tmp_path: Path, state: dict[str, Tensor]) -> None:

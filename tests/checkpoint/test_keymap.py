@@ -37,6 +37,14 @@ def test_renames(tmp_path: Path, state: dict[str, Tensor]) -> None:
     assert checkpoint.sha256() != open_checkpoint(path).sha256()  # the map decides what is in it, so it counts
 
 
+def test_a_pattern_with_a_comment_and_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "map.json"
+    path.write_text("\ufeff" + json.dumps({"regex": {r"(?x) net\.(\d+)  # a stage": r"block.\1"}}), encoding="utf-8")
+    assert load_key_map(path).apply(["net.3"]) == {"block.3": "net.3"}
+    path.write_text('{"a": "x", "a": "y"}')
+    refused(lambda: load_key_map(path), "'a' stands there twice")
+
+
 @pytest.mark.parametrize(
     ("rules", "expected"),
     [
@@ -45,6 +53,7 @@ def test_renames(tmp_path: Path, state: dict[str, Tensor]) -> None:
         ({"a": "b"}, "both become 'b'"),
         ({"regex": {"(": "x"}}, "regular expression '('"),
         ({"regex": {"a": "\\1"}}, "regular expression 'a'"),
+        ({"regex": {"a{99999999999999}": "x"}}, "regular expression 'a{"),
         ({"net": {"a": "b"}}, "quote names"),
         ({"drop": "a"}, "drop must be a list"),
         ([], "expected an object"),

@@ -155,6 +155,20 @@ def test_more_threads_than_any_runtime_takes(bundle):
     assert "less than or equal to 1" in " ".join(done.stderr.split())
 
 
+def test_a_prompt_that_nobody_can_read_ends_a_dry_run_too(checkpoint, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red ring\na blorp ring\n")
+    arguments = ("--checkpoint", checkpoint, "--device", "server", "--prompts", tmp_path / "prompts.txt", "--dry-run")
+    one_line(invoke("export", *arguments), "'a blorp ring'", "does not know: 'blorp'")
+
+
+def test_with_json_an_error_is_an_object_too(tmp_path):
+    done = invoke("verify", tmp_path / "none", "--json")
+    said = json.loads(done.stdout)
+    assert (done.exit_code, said["exit_code"]) == (2, 2)
+    assert "is no bundle" in said["error"]
+    assert said["error"] in " ".join(done.stderr.split())
+
+
 def test_an_error_that_nobody_foresaw_is_neither_a_gate_nor_a_regression(bundle, monkeypatch):
     def fails(*_):
         raise KeyError("a library's")

@@ -52,6 +52,7 @@ def test_bench_keeps_every_sample_and_writes_every_format(bundle, tmp_path):
     assert done.exit_code == 0, done.output
     assert "p90 ≤" in done.stdout
     found = read_measurement(native)
+    assert json.loads(native.read_text())["validity"]["min_queries_met"]
     summary = found.summary()
     assert summary["n"] >= 64
     assert summary["p50"] <= summary["p90_bound"] <= summary["maximum"]
@@ -180,7 +181,7 @@ def test_a_bundle_against_itself_is_no_regression(bundle, tmp_path):
     assert record["verdict"] in ("ok", "improved", "inconclusive")
     assert {g["verdict"] for g in record["guards"]} == {"same"}
     assert ElementTree.parse(junit).getroot().tag == "testsuites"
-    assert "72 deterministic guards unchanged" in summary.read_text()
+    assert "73 deterministic guards unchanged" in summary.read_text()
 
 
 def test_a_lost_delegate_fails_before_any_clock(bundle, changed):
@@ -202,13 +203,47 @@ def test_a_change_that_the_profile_lets_pass_is_reported(bundle, changed):
 
 
 @pytest.mark.parametrize(("guards", "code"), [(["portable_ops"], 1), (["versions"], 0)])
-def test_the_guards_are_those_of_the_profile_at_the_export(bundle, changed, guards, code):
+def test_the_guards_are_those_of_the_profile_at_the_export(bundle, changed, tmp_path, guards, code):
     def mine(manifest):
         lose_a_delegate(manifest)
         manifest["device"].update(id="myphone", guards=guards)
 
-    assert json.loads((bundle / "manifest.json").read_text())["device"]["guards"] == list(load_profile("iphone16pm").guards)
-    assert invoke("compare", bundle, changed(mine), "--guards-only").exit_code == code
+    own = json.loads((bundle / "manifest.json").read_text())
+    assert own["device"]["guards"] == list(load_profile("iphone16pm").guards)
+    own["device"]["guards"] = []
+    (tmp_path / "base.json").write_text(json.dumps(own))
+    assert invoke("compare", tmp_path / "base.json", changed(mine), "--guards-only").exit_code == code
+
+
+def test_a_change_that_drops_a_guard_is_told_and_still_held_to_it(bundle, changed):
+    def dropped(manifest):
+        lose_a_delegate(manifest)
+        manifest["device"]["guards"] = []
+
+    done = invoke("compare", bundle, changed(dropped), "--guards-only")
+    assert done.exit_code == 1
+    assert "changed device guards" in done.stdout
+
+
+def test_the_clock_alone_asks_no_guards_and_needs_files(bundle, changed, monkeypatch):
+    rounds_of(monkeypatch, change=0.0, spread=0.01, seconds=0.1)
+    copy = changed(lose_a_delegate)
+    done = invoke("compare", bundle, copy, "--clock-only", "--target", "onnx:cpu", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["guards"] == []
+    alone = invoke("compare", bundle / "manifest.json", copy)
+    assert alone.exit_code == 2
+    assert "has no files to time; give the bundle, or add --guards-only" in alone.stderr
+
+
+def test_what_only_warns_never_fails(bundle, changed, monkeypatch):
+    rounds_of(monkeypatch, change=0.0, spread=0.3, seconds=0.1)
+    limits = ("--target", "onnx:cpu", "--warn-on", "e2e_p50:1%", "--json")
+    done = invoke("compare", bundle, changed(lambda m: m.update(prompts=[])), *limits)
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    assert not record["self_check"]["passed"]
+    assert record["metrics"][0]["verdict"] == "inconclusive"
 
 
 def test_unlike_bundles_are_not_comparable(bundle, changed):
@@ -237,7 +272,7 @@ def rounds_of(monkeypatch, change, spread, seconds):
     return clock
 
 
-@pytest.mark.parametrize(("seconds", "rounds"), [(1.0, 30), (6.0, 20), (12.0, 10)])
+@pytest.mark.parametrize(("seconds", "rounds"), [(1.0, 30), (6.0, 20), (11.0, 10)])
 def test_an_undecided_comparison_stops_before_its_cap(bundle, changed, monkeypatch, seconds, rounds):
     clock = rounds_of(monkeypatch, change=0.045, spread=0.025, seconds=seconds)  # nearly the limit: not clear
     other = open_bundle(changed(lambda m: m.update(prompts=[])))
@@ -247,19 +282,84 @@ def test_an_undecided_comparison_stops_before_its_cap(bundle, changed, monkeypat
     assert ("stopped after" in " ".join(found.notes)) == (rounds < 30)
 
 
+def test_rounds_that_take_long_have_fewer_calls_and_too_long_ones_are_not_run(bundle, changed, monkeypatch):
+    asked = []
+
+    def one(sides, number):
+        asked.append((sides.base == sides.candidate, sides.pairs))
+        clock[0] += per_call[0] * (4 + 2 * sides.pairs)
+        return DuelRound({"e2e_p50": 10.0}, {"e2e_p50": 10.0 + number % 3 / 100}, (1.0, 1.0))
+
+    clock, per_call = rounds_of(monkeypatch, 0, 0, 0), [0.8]
+    monkeypatch.setattr("snapgen_deploy.latency.compare.interleaved", one)
+    sides = open_bundle(bundle), open_bundle(changed(lambda m: m.update(prompts=[])))
+    found = compare_bundles(*sides, "onnx:cpu", [parse_threshold("e2e_p50:5%")], (), quiet)
+    assert found.verdict == "ok"
+    assert asked == [(True, 10)] + [(True, 3)] * 4 + [(False, 3)] * 10
+    assert clock[0] <= CAP_SECONDS
+
+    clock[0], per_call[0], asked[:] = 0.0, 10.0, []
+    found = compare_bundles(*sides, "onnx:cpu", [parse_threshold("e2e_p50:5%")], (), quiet)
+    assert (found.verdict, found.metrics, len(asked)) == ("inconclusive", (), 2)
+    assert "a round takes 100 s, and 15 within 170 s are the least; allow --max-seconds 1800" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("noise", "change", "limits", "verdict"),
+    [
+        (0.2, 0.7, ["e2e_p50:5%"], "regressed"),  # twice as slow is told on the noisiest machine
+        (0.2, 0.0, ["e2e_p50:5%"], "inconclusive"),
+        (0.2, -0.7, ["e2e_p50:5%"], "inconclusive"),
+        (0.2, 0.0, ["e2e_p50:300%"], "ok"),
+    ],
+)
+def test_a_machine_too_noisy_for_its_limit_still_tells_a_large_regression(
+    bundle, changed, monkeypatch, noise, change, limits, verdict
+):
+    rounds_of(monkeypatch, change=change, spread=noise, seconds=0.1)
+    other = open_bundle(changed(lambda m: m.update(prompts=[])))
+    found = compare_bundles(open_bundle(bundle), other, "onnx:cpu", [parse_threshold(t) for t in limits], (), quiet)
+    assert found.verdict == verdict
+    assert found.self_check.passed == (limits != ["e2e_p50:5%"])
+    assert found.metrics
+
+
+@pytest.mark.parametrize(("change", "verdict"), [(0.0, "inconclusive"), (0.03, "inconclusive"), (0.1, "regressed")])
+def test_a_machine_that_prefers_one_side_tells_only_what_is_larger(bundle, changed, monkeypatch, change, verdict):
+    clock = rounds_of(monkeypatch, 0, 0, 0)
+
+    def one(sides, number):
+        slower = 0.08 + (change if sides.base != sides.candidate else 0.0)
+        clock[0] += 0.1
+        return DuelRound({"e2e_p50": 10.0}, {"e2e_p50": 10.0 * math.exp(slower + 0.01 * (-1) ** number)}, (1.0, 1.0))
+
+    monkeypatch.setattr("snapgen_deploy.latency.compare.interleaved", one)
+    other = open_bundle(changed(lambda m: m.update(prompts=[])))
+    found = compare_bundles(open_bundle(bundle), other, "onnx:cpu", [parse_threshold("e2e_p50:5%")], (), quiet)
+    assert (found.self_check.biased, found.verdict) == (True, verdict)
+
+
 def test_stored_baselines(bundle, tmp_path, monkeypatch):
     made = []
 
     def measure(opened, key, profile, mode, threads, progress):
         made.append(key)
-        return measurement(scale=1.0 if len(made) < 3 else 2.0)
+        return measurement(scale=1.0 + len(made) / 100 if len(made) < 6 else 2.0)
 
     monkeypatch.setattr("snapgen_deploy.latency.host.measure_host", measure)
     options = ("--baseline", tmp_path / "stored", "--target", "onnx:cpu", "--fail-on", "e2e_p50:20%")
     missing = invoke("compare", bundle, *options)
     assert missing.exit_code == 3
     assert "--update-baseline" in missing.stderr
-    assert invoke("compare", bundle, *options, "--update-baseline").exit_code == 0
+    assert "run 1; 3 are needed" in " ".join(invoke("compare", bundle, *options, "--update-baseline").stderr.split())
+    output = tmp_path / "few.json"
+    few = invoke("compare", bundle, *options, "--missing-baseline", "warn", "-o", output)
+    assert few.exit_code == 0, few.output
+    record = json.loads(output.read_text())
+    assert (record["verdict"], record["metrics"]) == ("inconclusive", [])
+    assert "holds 1 runs, 3 at least are needed" in record["notes"][0]
+    for _ in range(2):
+        assert invoke("compare", bundle, *options, "--update-baseline").exit_code == 0
     slower = invoke("compare", bundle, *options)
     assert slower.exit_code == 1, slower.output
     assert "regressed" in slower.stdout
@@ -276,6 +376,10 @@ def test_stored_baselines(bundle, tmp_path, monkeypatch):
         (("--target", "onnx", "--guards-only"), "--target belongs to the clock"),
         (("--missing-baseline", "warn"), "--missing-baseline belongs to --baseline DIR"),
         (("--baseline", "x", "--guards-only"), "--guards-only belongs to BASE CANDIDATE"),
+        (("--baseline", "x", "--order", "abba"), "--order belongs to BASE CANDIDATE"),
+        (("--baseline", "x", "--max-seconds", "9"), "--max-seconds belongs to BASE CANDIDATE"),
+        (("--baseline", "x", "--update-baseline", "-o", "x.json"), "--output belongs to a comparison"),
+        (("--clock-only", "--guards-only"), "--clock-only belongs to BASE CANDIDATE with a clock"),
     ],
 )
 def test_bad_usage_of_compare(bundle, arguments, words):

@@ -53,6 +53,13 @@ def test_a_saved_component_computes_what_its_module_does(make, tmp_path):
     assert error(component, artifact.path) <= LIMIT
 
 
+@pytest.mark.parametrize("name", ["embedding", "linear", "add"])
+def test_a_port_may_be_called_like_a_value_inside(name, tmp_path):
+    component = text_encoder()
+    named = dataclasses.replace(component, outputs=(dataclasses.replace(component.outputs[0], name=name),))
+    assert error(named, export(named, tmp_path).path) <= LIMIT
+
+
 def test_file_names_documents_and_types_its_ports(tmp_path):
     component = text_encoder()
     model = onnx.load(str(export(component, tmp_path).path))

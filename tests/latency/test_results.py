@@ -1,10 +1,11 @@
 import json
+import random
 from dataclasses import replace
 
 import pytest
 
 from snapgen_deploy.errors import BadInput, Refused
-from snapgen_deploy.latency.baseline import find_baseline, judge_stored, path_of, store_baseline
+from snapgen_deploy.latency.baseline import MOST_RUNS, find_baseline, judge_stored, path_of, read_baseline, store_baseline
 from snapgen_deploy.latency.results import RUN_PROFILES, DeviceKey, Loads, Measurement, Round, read_measurement
 from snapgen_deploy.latency.verdict import parse_threshold
 
@@ -60,11 +61,9 @@ def test_keys_tell_what_differs():
 
 def test_a_baseline_is_found_by_its_key_and_refused_across_keys(tmp_path):
     first = measurement()
-    assert find_baseline(tmp_path, first) is None
-    path = store_baseline(tmp_path, first)
-    assert path == path_of(tmp_path, first)
-    stored = find_baseline(tmp_path, first)
-    assert stored is not None
+    assert find_baseline(tmp_path, first) == ()
+    assert store_baseline(tmp_path, first) == (path_of(tmp_path, first), 1)
+    (stored,) = find_baseline(tmp_path, first)
     assert stored.summary()["p50"] == pytest.approx(first.summary()["p50"], rel=1e-3)
     other = measurement(key=DeviceKey("chip", "os 1", "onnx:cpu", "1.31", "fp32", 2, "performance"))
     with pytest.raises(Refused, match="threads: 1, not 2"):
@@ -72,23 +71,52 @@ def test_a_baseline_is_found_by_its_key_and_refused_across_keys(tmp_path):
 
 
 def test_storing_twice_gives_the_same_bytes(tmp_path):
-    first = store_baseline(tmp_path, measurement()).read_bytes()
-    assert store_baseline(tmp_path, measurement()).read_bytes() == first
+    first, second = (store_baseline(tmp_path / name, measurement())[0] for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
 
 
-@pytest.mark.parametrize(("scale", "verdict"), [(1.0, "inconclusive"), (1.5, "regressed"), (0.6, "improved")])
-def test_stored_numbers_are_judged_by_their_rounds(scale, verdict):
-    (found,) = judge_stored(measurement(), measurement(scale), [parse_threshold("e2e_p50:3%")])
-    assert found.verdict == verdict  # rounds that wander by 7 % cannot exclude 3 %
-    assert found.change == pytest.approx(scale - 1)
+def test_runs_are_added_the_newest_are_kept_and_those_of_another_picture_go(tmp_path):
+    for i in range(MOST_RUNS + 2):
+        path, count = store_baseline(tmp_path, measurement(1 + i / 100))
+    assert count == MOST_RUNS == len(read_baseline(path))
+    assert read_baseline(path)[-1].summary()["p50"] == pytest.approx(measurement(1.21).summary()["p50"], rel=1e-3)
+    assert store_baseline(tmp_path, replace(measurement(), steps=8)) == (path, 1)
+
+
+def test_a_file_that_is_no_baseline_is_one_line(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(measurement().as_dict()))  # of an earlier version
+    with pytest.raises(BadInput, match="no baseline of this version; remove it"):
+        read_baseline(path)
+
+
+@pytest.mark.parametrize(
+    ("scale", "limit", "verdict"), [(1.0, 3, "inconclusive"), (1.0, 30, "ok"), (1.5, 3, "regressed"), (0.6, 3, "improved")]
+)
+def test_a_run_is_judged_by_how_far_stored_runs_lie_apart(scale, limit, verdict):
+    runs = [measurement(s) for s in (0.98, 1.0, 1.02, 0.99, 1.01)]
+    (found,) = judge_stored(runs, measurement(scale), [parse_threshold(f"e2e_p50:{limit}%")])
+    assert found.verdict == verdict  # runs that wander by 1.6 % cannot exclude 3 %
+    assert found.change == pytest.approx(scale - 1, abs=0.001)
+    assert len(found.rounds) == 5
+
+
+def test_equal_runs_that_differ_as_processes_do_are_rarely_called_different():
+    draw, called = random.Random(1), []
+    for _ in range(200):
+        *runs, new = [measurement(draw.lognormvariate(0, 0.027)) for _ in range(6)]
+        called += [m.verdict for m in judge_stored(runs, new, [parse_threshold("e2e_p50:5%")])]
+    assert called.count("regressed") + called.count("improved") <= 8  # 1.7 % each way by construction
 
 
 def test_what_a_baseline_does_not_hold(tmp_path):
     with pytest.raises(BadInput, match="not in stored baselines"):
-        judge_stored(measurement(), measurement(), [parse_threshold("load_p50:3%")])
+        judge_stored([measurement()] * 3, measurement(), [parse_threshold("load_p50:3%")])
+    with pytest.raises(Refused, match="2 runs have it, 3 and the candidate's are needed"):
+        judge_stored([measurement()] * 2, measurement(), [parse_threshold("e2e_p50:3%")])
 
 
 @pytest.mark.parametrize("change", [{"resolution": (64, 64)}, {"steps": 8}, {"mode": "sustained"}])
 def test_a_baseline_of_another_kind_of_picture_is_refused(change):
     with pytest.raises(Refused, match=f"the baseline has {next(iter(change))}"):
-        judge_stored(measurement(), replace(measurement(), **change), [parse_threshold("e2e_p50:5%")])
+        judge_stored([measurement()] * 3, replace(measurement(), **change), [parse_threshold("e2e_p50:5%")])

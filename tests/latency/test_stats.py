@@ -5,7 +5,7 @@ import statistics
 import pytest
 from scipy.stats import binom
 
-from snapgen_deploy.latency.stats import QUERIES_NEEDED, detectable, early_stopping, outliers, t_interval, welch_interval
+from snapgen_deploy.latency.stats import QUERIES_NEEDED, detectable, early_stopping, outliers, prediction_interval, t_interval
 
 
 @pytest.mark.parametrize(("percentile", "needed"), QUERIES_NEEDED.items())
@@ -38,10 +38,13 @@ def test_the_detectable_effect_of_ten_rounds_is_about_one_standard_deviation():
     assert detectable(2.0, 10) == pytest.approx(2 * detectable(1.0, 10))
 
 
-def test_welch_of_two_series():
-    found = welch_interval([3.0, 3.1, 2.9, 3.0], [1.0, 1.2, 0.8, 1.0])
-    assert found.estimate == pytest.approx(2.0)
-    assert 1.7 < found.low < 2.0 < found.high < 2.3
+def test_one_more_value_lies_in_its_interval_as_often_as_it_says():
+    draw, inside = random.Random(0), 0
+    for _ in range(2000):
+        *values, new = [draw.gauss(7.0, 2.0) for _ in range(5)]
+        found = prediction_interval([new - v for v in values], 0.9)
+        inside += found.low <= 0 <= found.high
+    assert 0.88 < inside / 2000 < 0.92
 
 
 def test_outliers_are_counted_not_dropped():

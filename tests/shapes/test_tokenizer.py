@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from examples.shapes.stages import tokenizer
 from snapgen_deploy.errors import BadInput
@@ -51,6 +51,26 @@ def test_what_a_file_says_of_padding_and_truncation_does_not_count():
     assert sum(stored.encode("a red ring", 10)[1]) == 5
     with pytest.raises(BadInput, match="at most 4 fit"):
         stored.encode("a red ring", 4)
+
+
+def test_the_unknown_and_padding_words_are_the_file_s():
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "ring": 2, "<pad>": 3}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.enable_padding(pad_id=3, pad_token="<pad>")
+    stored = WordTokenizer(tokenizer.to_str())
+    assert stored.encode("a ring", 4) == ([1, 2, 3, 3], [1, 1, 0, 0])
+    with pytest.raises(BadInput, match="does not know: 'blue'"):
+        stored.encode("a blue ring", 4)
+
+
+def test_an_end_word_that_is_also_the_unknown_one_is_no_unknown_word():
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "<end>": 1}, unk_token="<end>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 1)])
+    stored = WordTokenizer(tokenizer.to_str())
+    assert stored.encode("a", 3) == ([0, 1, 0], [1, 1, 0])
+    with pytest.raises(BadInput, match="does not know: 'ring'"):
+        stored.encode("a ring", 3)
 
 
 def test_a_large_vocabulary_is_not_listed():

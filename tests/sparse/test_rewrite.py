@@ -55,6 +55,14 @@ def test_student_equals_reference(kit, layout, data):
     assert kit.relative(got, kit.velocity(dit, inputs)) <= BOUND
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_width_above_one_without_absolute_positions(kit, layout):
+    dit = kit.student(3, "wide", absolute_positions=False, widths={"full": 1.0, "wide": 1.5})
+    inputs = kit.inputs(dit.config, (8, 8), 1, 0)
+    got = rewrite_student(dit, (8, 8), layout=layout, form="loop", batch=1, ops="native" if layout == "token" else "spelled")
+    assert kit.relative(got(*inputs), kit.velocity(dit, inputs)) <= BOUND
+
+
 def test_weights_are_kept_where_they_are_palettes(kit):
     dit = kit.student(0)
     own = {p.data_ptr() for n, p in dit.named_parameters() if p.dim() > 1 and not n.endswith("table")}

@@ -12,6 +12,7 @@ import pytest
 
 MS = {"text_encoder": 2.0, "student": 8.0, "decoder": 3.0}
 FLOAT32, INT32, FLOAT16 = 65568, 131104, 65552
+SEVERAL = "several"  # in the name of a package of two picture sizes
 
 
 class ComputeUnit(enum.Enum):
@@ -68,7 +69,10 @@ def load_spec(path: str) -> SimpleNamespace:
         return SimpleNamespace(name=name, type=SimpleNamespace(multiArrayType=SimpleNamespace(shape=shape, dataType=kind)))
 
     ports = [port("x", (2, 3), FLOAT16 if "half" in path else FLOAT32), port("n", (4,), INT32)]
-    return SimpleNamespace(description=SimpleNamespace(input=ports))
+    if SEVERAL not in path:
+        return SimpleNamespace(description=SimpleNamespace(input=ports, functions=[], defaultFunctionName=""))
+    functions = [SimpleNamespace(name="size_4x4", input=[]), SimpleNamespace(name="size_8x8", input=ports)]
+    return SimpleNamespace(description=SimpleNamespace(input=[], functions=functions, defaultFunctionName="size_8x8"))
 
 
 class MLComputePlan:
@@ -77,14 +81,16 @@ class MLComputePlan:
     @classmethod
     def load_from_path(cls, path: str, compute_units: ComputeUnit) -> MLComputePlan:
         assert path.endswith(".mlmodelc")
-        return cls()
+        return cls(several=SEVERAL in path)
 
-    def __init__(self) -> None:
+    def __init__(self, several: bool) -> None:
         def op(name: str, *inner: Any) -> SimpleNamespace:
             return SimpleNamespace(operator_name=name, blocks=[SimpleNamespace(operations=list(inner))] if inner else [])
 
         block = SimpleNamespace(operations=[op("const"), op("ane"), op("cpu", op("ane")), op("ane")])
-        self.model_structure = SimpleNamespace(program=SimpleNamespace(functions={"main": SimpleNamespace(block=block)}))
+        functions = {"size_4x4": SimpleNamespace(block=block), "size_8x8": SimpleNamespace(block=block)}
+        functions = functions if several else {"main": SimpleNamespace(block=block)}
+        self.model_structure = SimpleNamespace(program=SimpleNamespace(functions=functions))
 
     def get_compute_device_usage_for_mlprogram_operation(self, operation: Any) -> Any:
         devices = {"ane": MLNeuralEngineComputeDevice(), "cpu": MLCPUComputeDevice()}

@@ -13,7 +13,7 @@ import pytest
 from snapgen_deploy.child import ChildDied
 from snapgen_deploy.errors import BadInput, MeasurementFailed
 from snapgen_deploy.latency.links.base import Job
-from snapgen_deploy.latency.links.coreml_mac import CoreMLMacLink, Options, package_inputs, parse_state
+from snapgen_deploy.latency.links.coreml_mac import CoreMLMacLink, Options, package_inputs, parse_state, placement_of
 from snapgen_deploy.latency.links.session import measure_on
 from snapgen_deploy.latency.links.shell import Completed
 from snapgen_deploy.latency.results import RunProfile
@@ -101,6 +101,12 @@ def test_failures_in_one_line(log: fake_coremltools.Benchmarks, job: Job, tmp_pa
         package_inputs(tmp_path / "half.mlpackage")
 
 
+def test_of_a_package_of_several_sizes_the_default_one_counts(log: fake_coremltools.Benchmarks) -> None:
+    one, several = "one.mlpackage", f"{fake_coremltools.SEVERAL}.mlpackage"
+    assert [p.name for p in package_inputs(Path(several))] == ["x", "n"]
+    assert placement_of(several, "all") == placement_of(one, "all")
+
+
 def test_states_of_pmset() -> None:
     hot = parse_state("CPU_Speed_Limit \t= 70\n", " 42%; discharging", " lowpowermode  1")
     assert (hot.thermal, hot.battery_percent, hot.low_power) == (1, 42.0, True)
@@ -123,6 +129,8 @@ def test_the_fake_has_the_shape_of_the_real_classes() -> None:
         )
     assert {"path", "compute_units"} <= set(inspect.signature(MLComputePlan.load_from_path).parameters)
     assert {u.name for u in fake_coremltools.ComputeUnit} == {u.name for u in ct.ComputeUnit}
+    fields = ct.proto.Model_pb2.ModelDescription.DESCRIPTOR.fields_by_name
+    assert {"input", "functions", "defaultFunctionName"} <= set(fields)
     assert "skip_model_load" in inspect.signature(ct.models.MLModel.__init__).parameters
     kinds = ct.proto.FeatureTypes_pb2.ArrayFeatureType.ArrayDataType
     assert (kinds.Value("FLOAT32"), kinds.Value("INT32"), kinds.Value("FLOAT16")) == (65568, 131104, 65552)

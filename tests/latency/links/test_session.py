@@ -31,6 +31,7 @@ class TinyLink:
 
     ms: float = 100.0
     states: Callable[[int], State] = lambda _: COOL
+    before: State = COOL
     after: State = COOL
     name: str = "tiny"
     never_run_on_hardware: bool = True
@@ -57,7 +58,7 @@ class TinyLink:
 
     def run(self, job: Job, warmups: int, queries: int) -> Block:
         self.now += self.ms * (warmups + queries) / 1000
-        return Block({"e2e": (self.ms,) * queries}, COOL, self.after)
+        return Block({"e2e": (self.ms,) * queries}, self.before, self.after)
 
     def memory(self, job: Job) -> int | None:
         return None
@@ -112,6 +113,15 @@ def test_what_throttled_means(job: Job, name: str, status: int, valid: bool) -> 
         with pytest.raises(MeasurementFailed, match="5 rounds in a row were not valid"):
             measure(link, job)
     assert link.restored == 1
+
+
+@pytest.mark.parametrize(("before", "reason"), [({"battery_celsius": 45.0}, "45 C"), ({"battery_percent": 20.0}, "20 %")])
+def test_a_round_that_began_outside_the_gates_does_not_count(job: Job, before: dict[str, float], reason: str) -> None:
+    link = TinyLink(before=replace(COOL, **before))
+    with pytest.raises(MeasurementFailed, match=f"5 rounds in a row were not valid .*{reason}"):
+        measure(link, job)
+    rounds, _, _ = measure(link, job, mode="sustained")
+    assert all(r.valid for r in rounds)
 
 
 def test_a_gate_opens_after_a_while(job: Job) -> None:

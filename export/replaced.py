@@ -1,0 +1,22 @@
+"""Another attribute for a while: how the exporters mend what a library does wrongly, slowly or in too much memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, ours: Any) -> Iterator[None]:
+    """While this lasts, a module or class has another attribute; where it inherited that, it inherits it again afterwards."""
+    inherited = name not in vars(owner)
+    own = None if inherited else vars(owner)[name]  # not by getattr, which would lose that a method is static
+    setattr(owner, name, ours)
+    try:
+        yield
+    finally:
+        if inherited:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
