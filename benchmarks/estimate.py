@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -21,7 +22,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.networks import component
-from snapgen_deploy.export.base import Component
+from snapgen_deploy.export.base import Component, Role
 from snapgen_deploy.latency.calibrate import Sample, fit, prepare, timed
 from snapgen_deploy.latency.calibrate_graphs import graphs
 from snapgen_deploy.latency.environment import canary, environment
@@ -95,17 +96,17 @@ def main() -> None:
 
 def components() -> dict[str, Component]:
     """The networks to estimate."""
-    students = {name: (ModelConfig(config, None, None), side, "student") for name, (config, side) in STUDENTS.items()}
-    decoders = {name: (ModelConfig(BASE, config, None), side, "decoder") for name, (config, side) in DECODERS.items()}
-    texts = {name: (ModelConfig(BASE, None, config), 32, "text_encoder") for name, config in TEXTS.items()}
-    chosen = {**students, **decoders, **texts}
+    chosen: dict[str, tuple[ModelConfig, int, Role]] = {}
+    chosen |= {name: (ModelConfig(config, None, None), side, "student") for name, (config, side) in STUDENTS.items()}
+    chosen |= {name: (ModelConfig(BASE, config, None), side, "decoder") for name, (config, side) in DECODERS.items()}
+    chosen |= {name: (ModelConfig(BASE, None, config), 32, "text_encoder") for name, config in TEXTS.items()}
     size = {name: (side * BASE.latent_factor,) * 2 for name, (_, side, _) in chosen.items()}
     return {name: component(config, "only", size[name], TARGET, role) for name, (config, _, role) in chosen.items()}
 
 
 def mean_error(rows: Sequence[dict[str, Any]]) -> float:
     """Mean absolute relative error."""
-    return sum(abs(r["error"]) for r in rows) / len(rows)
+    return statistics.fmean(abs(r["error"]) for r in rows)
 
 
 def iphone() -> dict[str, Any]:

@@ -61,7 +61,8 @@ def main(targets: tuple[str, ...] = TARGETS) -> None:
                 for role, peak in run["targets"][key]["export_peak_bytes"].items():
                     points.append((weight_bytes(config, "full", role), peak))
                     results.add(line(key, name, role, *points[-1]))
-            factor, base = np.polyfit(*np.array(points, dtype=float).T, 1)
+            weights, peaks = np.array(points, dtype=float).T
+            factor, base = np.polyfit(weights, peaks, 1)
             worst = max(peak - (base + factor * size) for size, peak in points)
             results.add(f"{key:20} base {base / 1e6:.0f} MB, factor {factor:.2f}, largest excess {worst / 1e6:.0f} MB")
 

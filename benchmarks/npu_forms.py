@@ -59,8 +59,8 @@ def rows_of(size: int) -> Iterator[dict[str, Any]]:
             start = time.monotonic()
             try:
                 made = target.export(part, variant, "fp16", Path(folder), chip)
-            except (SnapgenError, RuntimeError) as error:
-                yield about | {"refused": str(error)}
+            except (SnapgenError, RuntimeError) as refused:
+                yield about | {"refused": str(refused)}
                 continue
             seconds = round(time.monotonic() - start, 1)
             found = target.open(made.path, threads=1)({"x0": part.example[0].numpy()})["y"]

@@ -108,12 +108,15 @@ def sparse_layer(config: ModelConfig, width: str, size: tuple[int, int], whole: 
 
 
 def timed(entries: list[Entry], rounds: int) -> list[list[float]]:
-    """Milliseconds of every call, in rounds over all; a first call is not counted."""
-    for entry in entries:
-        entry.run()
+    """Milliseconds of every call, in rounds over all.
+
+    Each follows an untimed one, which outlasts the threads of the entry before: they spin for a while, and would take a
+    processor.
+    """
     times: list[list[float]] = [[] for _ in entries]
     for _ in range(rounds):
         for entry, found in zip(entries, times, strict=True):
+            entry.run()
             start = time.perf_counter_ns()
             entry.run()
             found.append((time.perf_counter_ns() - start) / 1e6)
@@ -122,7 +125,7 @@ def timed(entries: list[Entry], rounds: int) -> list[list[float]]:
 
 def rows(entries: list[Entry], times: list[list[float]]) -> list[dict[str, Any]]:
     """Medians, rates, and the rates as shares of the roof in the same runtime."""
-    found = []
+    found: list[dict[str, Any]] = []
     for entry, values in zip(entries, times, strict=True):
         ms = statistics.median(values)
         found.append({"runtime": entry.key, "name": entry.name, "macs": entry.macs, "ms": ms, "gflops": 2e-6 * entry.macs / ms})

@@ -39,8 +39,9 @@ def main() -> None:
         settings = mixed_settings(bits=4.3, iterations=2, pictures=16, prompts=prompts, reads_prompts=True, source=CALIBRATION)
         for name, path, side in (("embedded", None, 128), ("middle", root / "middle", 256), ("middle", root / "middle", 512)):
             config = open_checkpoint(path).config
-            sized = {"targets": ["coreml"], "resolution": (side, side)}
-            plan = replace(make_plan(config, profile, width="full", precision="mixed", **sized), mixed=settings)
+            size = (side, side)
+            plan = make_plan(config, profile, width="full", targets=["coreml"], precision="mixed", resolution=size)
+            plan = replace(plan, mixed=settings)
             free = available_bytes() or 0
             _, peak = run_stage(path, None, plan, "here", 1, root / f"{name}-{side}", silent)
             predicted, least = (predicted_peak(config.student, "full", plan.latent, free=n) / 1e6 for n in (free, 0))

@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 
 OPSET = 20  # the first with Gelu as one operator
 EXTERNAL_DATA_BYTES = 2_000_000_000
+# Each session has threads of its own, which after a run wait for the next one in a busy loop: three sessions that take turns,
+# as a picture's do, take the processors from each other.
+SESSION_CONFIG: Mapping[str, str] = {"session.force_spinning_stop": "1"}
 SMALL_TENSOR = 1024  # bytes; what is smaller stays in the model file when weights go outside
 IR_TYPES = {"FLOAT": "float32", "INT32": "int32"}
 ORT_TYPES = {"tensor(float)": "float32", "tensor(int32)": "int32"}
@@ -404,6 +407,8 @@ def _session(path: Path, threads: int, record: bool = False) -> Any:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3  # errors
+    for name, value in SESSION_CONFIG.items():
+        options.add_session_config_entry(name, value)
     if record:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:

@@ -45,7 +45,7 @@ class Options:
 
     def valid(self) -> Options:
         """Those inside the picture and with a gap between every two objects, as `prompts.realise` demands."""
-        inside = ((self.half + 1 <= self.x) & (self.x <= SIDE - self.half - 1)).all(1)
+        inside = np.all((self.half + 1 <= self.x) & (self.x <= SIDE - self.half - 1), axis=1)
         inside &= ((self.half + 1 <= self.y) & (self.y <= SIDE - self.half - 1)).all(1)
         for a, b in itertools.combinations(range(self.x.shape[1]), 2):
             apart = np.maximum(abs(self.x[:, a] - self.x[:, b]), abs(self.y[:, a] - self.y[:, b]))

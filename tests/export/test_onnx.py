@@ -284,6 +284,13 @@ def test_missing_data_file_is_an_error_not_zeros(tmp_path):
         TARGET.open(artifact.path, threads=1)
 
 
+def test_a_session_that_waits_leaves_the_processors_to_others(tmp_path):
+    from snapgen_deploy.export.onnx import _session
+
+    options = _session(export(double(), tmp_path).path, 2).get_session_options()
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
 def test_availability_and_versions():
     assert TARGET.unavailable("cpu") is None
     assert TARGET.unavailable("qnn") == "onnx has no variant 'qnn'; it has cpu"
