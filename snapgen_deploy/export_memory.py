@@ -9,7 +9,7 @@ from snapgen_deploy.errors import Refused
 from snapgen_deploy.export.base import ROLES, Role
 from snapgen_deploy.models import DiT, ModelConfig, TextEncoder, TinyDecoder
 from snapgen_deploy.plan import ExportPlan, TargetPlan
-from snapgen_deploy.plan_width import activation_bytes
+from snapgen_deploy.plan_width import activation_bytes, decoder_activations, student_activations
 from snapgen_deploy.quantise.executors import executor_of
 from snapgen_deploy.quantise.memory import predicted_peak
 
@@ -56,6 +56,8 @@ AT_PRECISION: Mapping[tuple[str, str], Cost] = {
     ("onnx:cpu", "int4"): Cost(660_000_000, 1.8),
     ("onnx:cpu", "mixed"): Cost(660_000_000, 1.8),
 }
+# More for each byte of a component's activations where optimum's validator runs it in the converting process.
+VALIDATING = 1.8
 # Running what was saved, all components at once; and drawing the reference's pictures.
 CHECKING: Mapping[str, Cost] = {
     "onnx": Cost(380_000_000, 1.75, 5.0),
@@ -108,6 +110,10 @@ def predict(config: ModelConfig, plan: ExportPlan, executor: str = "here") -> tu
     weights = sum(sizes.values())
     shapes = [(plan.latent, plan.resolution), *((s.latent, s.resolution) for s in plan.other_sizes)]
     activations = max(activation_bytes(config, plan.width, latent, size) for latent, size in shapes)
+    own = {
+        "student": max(student_activations(config, plan.width, latent) for latent, _ in shapes),
+        "decoder": max(decoder_activations(config, size) for _, size in shapes),
+    }
     found = [Prediction(REFERENCE.of(weights, activations))]
     if plan.mixed is not None:
         peak = predicted_peak(config.student, plan.width, plan.latent, executor_of(executor))
@@ -116,8 +122,9 @@ def predict(config: ModelConfig, plan: ExportPlan, executor: str = "here") -> tu
         cost = AT_PRECISION.get((target.key, target.precision)) or _of(CONVERTING, target)
         forms = {target.form, *(dict(s.forms).get(target.key) for s in plan.other_sizes)}
         loops = EXECUTORCH_LOOP if target.target == "executorch" and "loop" in forms else 0
+        validating = VALIDATING if dict(target.options).get("optimize") == "optimum" else 0.0
         for role, size in sizes.items():
-            more = loops if role == "student" else 0
+            more = round(validating * own.get(role, 0)) + (loops if role == "student" else 0)
             found += [Prediction(cost.of(size, 0) + more, target, role)] if size else []
         found.append(Prediction(_of(CHECKING, target).of(weights, activations), target))
     return tuple(found)

@@ -154,23 +154,31 @@ def estimate_memory(
 
 
 def activation_bytes(config: ModelConfig, width: str, latent: tuple[int, int, int], size: tuple[int, int]) -> int:
-    """Estimated bytes of the larger of the student's and the decoder's largest activations, 4 bytes an element.
+    """Estimated bytes of the larger of the student's and the decoder's largest activations, 4 bytes an element."""
+    return max(student_activations(config, width, latent), decoder_activations(config, size))
 
-    Student: the residual stream, the FFN's inner map, and the scores of all heads of the largest attention; N tokens, hidden
-    width D: N * (2 D + 4 D) + h * N * M elements, M keys: N/4 compressed ones with ASSA, N without, or the text's tokens.
-    Decoder: three maps of its widest block at full resolution.
+
+def student_activations(config: ModelConfig, width: str, latent: tuple[int, int, int]) -> int:
+    """Bytes of the residual stream, the FFN's inner map, and the scores of all heads of the largest attention.
+
+    N tokens, hidden width D: N * (2 D + 4 D) + h * N * M elements of 4 bytes; M keys: N/4 compressed ones with ASSA, N
+    without, or the text's tokens.
     """
-    student_config = config.student
-    rows, cols = student_config.grid(latent[1], latent[2])
-    tokens, hidden, heads = rows * cols, student_config.hidden_at(width), student_config.heads_at(width)
-    text = sum(s.length for s in student_config.text_streams)
-    scores = [student_config.cross_dim // student_config.head_dim * tokens * text]
-    for stage, kind in zip(STAGES, student_config.attention, strict=True):
+    student = config.student
+    rows, cols = student.grid(latent[1], latent[2])
+    tokens, hidden, heads = rows * cols, student.hidden_at(width), student.heads_at(width)
+    text = sum(s.length for s in student.text_streams)
+    scores = [student.cross_dim // student.head_dim * tokens * text]
+    for stage, kind in zip(STAGES, student.attention, strict=True):
         queries = tokens // 4 if stage == "middle" else tokens
         scores.append(heads * queries * (queries // 4 if kind == "assa" else queries))
-    student = tokens * hidden * (2 + max(student_config.ffn_ratios)) + max(scores)
-    decoder = 3 * config.decoder.channels[-1] * config.decoder.expand * size[0] * size[1] if config.decoder else 0
-    return 4 * max(student, decoder)
+    return 4 * (tokens * hidden * (2 + max(student.ffn_ratios)) + max(scores))
+
+
+def decoder_activations(config: ModelConfig, size: tuple[int, int]) -> int:
+    """Bytes of three maps of the decoder's widest block at full resolution, 4 bytes an element; 0 without a decoder."""
+    decoder = config.decoder
+    return 12 * decoder.channels[-1] * decoder.expand * size[0] * size[1] if decoder else 0
 
 
 def memory_hint(judged: Sequence[Judged]) -> str:

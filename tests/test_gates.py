@@ -4,8 +4,20 @@ import math
 import numpy as np
 import pytest
 
+from snapgen_deploy.device_profiles import PRECISIONS
 from snapgen_deploy.export.base import Description, Headroom
-from snapgen_deploy.gates import PSNR_CAP, _headroom_gate, at_least, at_most, failed, placement_gates, psnr, relative_error
+from snapgen_deploy.fidelity import Measured, fidelity_gates
+from snapgen_deploy.gates import (
+    PSNR_CAP,
+    _headroom_gate,
+    at_least,
+    at_most,
+    failed,
+    limit_text,
+    placement_gates,
+    psnr,
+    relative_error,
+)
 
 
 def test_not_a_number_fails_both_ways():
@@ -18,6 +30,26 @@ def test_not_a_number_fails_both_ways():
 def test_limits_are_inclusive(value, verdict):
     assert at_most("t", "c", "n", value, 1.0).verdict == verdict
     assert at_least("t", "c", "n", -value, -1.0).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "text"),
+    [
+        ("psnr", 40.0, "≥ 40 dB"), ("fidelity_mean_psnr", 30.0, "≥ 30 dB"), ("fidelity_ssim", 0.9, "≥ 0.9"),
+        ("fidelity_score_change", -3.0, "≥ -3"), ("relative_error", 0.02, "≤ 0.02"), ("fidelity_latent_error", 0.1, "≤ 0.1"),
+        ("delegates", 1.0, "≤ 1"),
+    ],
+)  # fmt: skip
+def test_a_limit_says_which_side_of_it_is_good(name, limit, text):
+    assert limit_text(name, limit) == text
+
+
+def test_every_fidelity_gate_is_held_to_the_side_that_its_limit_says():
+    measured = Measured(100, 20.0, 40.0, 0.95, (0.01, 0.02), None)
+    for gate in fidelity_gates("onnx:cpu", measured, PRECISIONS["fp16"].limits):
+        if gate.value is not None:
+            least = limit_text(gate.name, gate.limit).startswith("≥")
+            assert (gate.verdict == "passed") == (gate.value >= gate.limit if least else gate.value <= gate.limit)
 
 
 def test_relative_error():

@@ -14,6 +14,7 @@ from snapgen_deploy.latency.compare import CAP_SECONDS, compare_bundles, refuse_
 from snapgen_deploy.latency.cost_ops import KINDS
 from snapgen_deploy.latency.duel import DuelRound, Sides, abba, interleaved
 from snapgen_deploy.latency.environment import host_key
+from snapgen_deploy.latency.estimate_measured import find_measured
 from snapgen_deploy.latency.foretell import beside
 from snapgen_deploy.latency.links.base import Block, State
 from snapgen_deploy.latency.machine import Machine, Rate
@@ -389,9 +390,23 @@ def test_bad_usage_of_compare(bundle, arguments, words):
     assert "Traceback" not in done.stderr
 
 
+def test_a_result_of_this_host_is_kept_for_the_device_that_it_is(bundle, monkeypatch):
+    monkeypatch.setattr("snapgen_deploy.latency.host.measure_host", lambda *_: measurement())
+    done = invoke("bench", bundle, "--target", "onnx:cpu", "--save-as", "server")
+    assert done.exit_code == 0, done.output
+    assert "estimates for server rest on it" in " ".join(done.stderr.split())
+    assert find_measured("server", "onnx:cpu", "shapes", "full", (128, 128)) is not None
+    assert find_measured("host", "onnx:cpu", "shapes", "full", (128, 128)) is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(("--profile", "endless"), "rapid, quick, normal"), (("--format", "xml"), "no format 'xml'")],
+    [
+        (("--profile", "endless"), "rapid, quick, normal"),
+        (("--format", "xml"), "no format 'xml'"),
+        (("--save-as", "toaster"), "unknown device 'toaster'"),
+        (("--save-as", "server", "--link", "mac"), "leave --link and --save out"),
+    ],
 )
 def test_bad_usage_of_bench(bundle, arguments, words):
     done = invoke("bench", bundle, *arguments)

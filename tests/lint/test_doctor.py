@@ -8,6 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from snapgen_deploy.bundle import write_manifest
 from snapgen_deploy.cli.doctor import doctor
 from snapgen_deploy.errors import BadInput
 from tests.lint.lint_cases import CASES, clean
@@ -89,6 +90,18 @@ def test_a_bundle_is_examined_whole(bundle: Path) -> None:
         "student (coreml)": {},
         "text_encoder (coreml)": {"gather-scatter": 1},
     }
+
+
+def test_a_bundle_that_is_not_what_was_exported_is_examined_and_told(bundle: Path) -> None:
+    write_manifest(bundle, json.loads((bundle / "manifest.json").read_text()))
+    sound = run(bundle, "--json")
+    assert (json.loads(sound.stdout)["changes"], sound.stderr) == ("", "")
+    with (bundle / "coreml" / "student.mlpackage" / "Manifest.json").open("a") as file:
+        file.write("\n")
+    changed = run(bundle, "--json")
+    assert changed.exit_code == 0
+    assert "changed coreml/student.mlpackage/Manifest.json" in json.loads(changed.stdout)["changes"]
+    assert "of the files as they are now" in " ".join(changed.stderr.split())
 
 
 def test_core_ml_inside_an_executorch_program_is_examined(tmp_path: Path) -> None:
