@@ -42,9 +42,11 @@ def compare(
     inconclusive: Annotated[str, typer.Option(help="What an unclear answer does: pass, warn or fail (exit 3).")] = "fail",
     guards_only: Annotated[bool, typer.Option("--guards-only", help="Compare what the exports are made of; no clock.")] = False,
     clock_only: Annotated[bool, typer.Option("--clock-only", help="Compare times; no guards.")] = False,
-    baseline: Annotated[Path | None, typer.Option(help="Folder of stored measurements to compare CANDIDATE with.")] = None,
-    missing_baseline: Annotated[str, typer.Option(help="Where no baseline is stored: fail (exit 3) or warn.")] = "fail",
-    update_baseline: Annotated[bool, typer.Option("--update-baseline", help="Store this measurement as the baseline.")] = False,
+    baseline: Annotated[Path | None, typer.Option(help="Folder of stored runs to compare CANDIDATE with.")] = None,
+    missing_baseline: Annotated[
+        str, typer.Option(help="Where fewer than three runs are stored: fail (exit 3) or warn.")
+    ] = "fail",
+    update_baseline: Annotated[bool, typer.Option("--update-baseline", help="Add this run to the baseline.")] = False,
     order: Annotated[
         str, typer.Option(help="interleaved (one process), abba (fresh processes) or auto, as the runtime allows.")
     ] = "auto",
