@@ -230,7 +230,8 @@ def _write_reports(record: dict[str, Any], junit: Path | None, summary: Path | N
 
 def print_comparison(found: Comparison) -> None:
     """Guards that changed, the self-check, a row per metric, and the verdict."""
-    _print_guards(found.guards)
+    if found.guards:
+        _print_guards(found.guards)
     if found.self_check is not None:
         _print_self_check(found.self_check)
     if found.metrics:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from snapgen_deploy.cli.console import UNTRAINED, megabytes, new_table, out, say
 
@@ -17,7 +17,8 @@ def print_gates(gates: Sequence[dict[str, Any]]) -> None:
 
     table = new_table(title="gates")
     for column in ("target", "component", "gate", "value", "limit", "verdict"):
-        table.add_column(column, justify="right" if column in ("value", "limit") else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if column in ("value", "limit") else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column != "gate")
     colours = {"passed": "green", "failed": "red", "not_run": "yellow"}
     shown = None
     for g in gates:
