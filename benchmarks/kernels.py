@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.timing import in_turn
 from snapgen_deploy.export.base import Component, Port
 from snapgen_deploy.export.optimum_exporter import exporter_config
 from snapgen_deploy.export.quiet import quiet
@@ -108,10 +109,12 @@ def main() -> None:
             if not error <= CLOSE:
                 raise SystemExit(f"{runtime}, {form}: relative error {error:.1e} from the reference, expected {CLOSE:g}")
             print(f"{runtime}, {form}: ready in {time.monotonic() - start:.0f} s, error {error:.1e}", flush=True)
-        before, times, after = canary(), timed(runs, options.rounds), canary()
+        before, times, after = canary(), in_turn(list(runs.values()), options.rounds), canary()
     record = {
         "sizes": vars(options), "environment": environment(), "canary_ms": [before, after],
-        "ms": [{"runtime": r, "form": f, "median": statistics.median(t), "all": t} for (r, f), t in times.items()],
+        "ms": [
+            {"runtime": r, "form": f, "median": statistics.median(t), "all": t} for (r, f), t in zip(runs, times, strict=True)
+        ],
     }  # fmt: skip
     (RESULTS / "kernels.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     (RESULTS / "kernels.md").write_text(table(record))
@@ -247,22 +250,6 @@ def executorch_call(module: nn.Module, inputs: Inputs, folder: Path, threads: in
 def relative(got: np.ndarray, wanted: np.ndarray) -> float:
     """Largest error over the largest magnitude."""
     return float(np.abs(got - wanted).max() / np.abs(wanted).max())
-
-
-def timed(runs: dict[tuple[str, str], Run], rounds: int) -> dict[tuple[str, str], list[float]]:
-    """Milliseconds of every call, in rounds over all.
-
-    Each follows an untimed one, which outlasts the threads of the contestant before: they spin for a while, and would take a
-    processor.
-    """
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
-    for _ in range(rounds):
-        for key, run in runs.items():
-            run()
-            start = time.perf_counter_ns()
-            run()
-            times[key].append((time.perf_counter_ns() - start) / 1e6)
-    return times
 
 
 def gflop(sizes: dict[str, int], form: str) -> float:

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from benchmarks.networks import component
+from benchmarks.timing import in_turn
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.latency.calibrate_graphs import Graph, WithRope
@@ -62,7 +63,7 @@ def main() -> None:
     config = PRESETS["snapgenpp"]()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         entries = list(exported(config, options, Path(folder)))
-        times = timed(entries, options.rounds)
+        times = in_turn([e.run for e in entries], options.rounds)
         shares = {e.name: profile(e, options.threads, Path(folder)) for e in entries if e.key == "onnx:cpu" and e.name != ROOF}
     record = {
         "options": vars(options),
@@ -105,22 +106,6 @@ def sparse_layer(config: ModelConfig, width: str, size: tuple[int, int], whole: 
     rows, cols = c.grid(size[0] // c.latent_factor, size[1] // c.latent_factor)
     layer = WithRope(whole.module.get_submodule("down.0.attention"), rope_constants(rows, cols, c.head_dim, c.rope_theta))
     return Graph("ASSA layer", layer, ((1, rows * cols, c.hidden_at(width)),)).component()
-
-
-def timed(entries: list[Entry], rounds: int) -> list[list[float]]:
-    """Milliseconds of every call, in rounds over all.
-
-    Each follows an untimed one, which outlasts the threads of the entry before: they spin for a while, and would take a
-    processor.
-    """
-    times: list[list[float]] = [[] for _ in entries]
-    for _ in range(rounds):
-        for entry, found in zip(entries, times, strict=True):
-            entry.run()
-            start = time.perf_counter_ns()
-            entry.run()
-            found.append((time.perf_counter_ns() - start) / 1e6)
-    return times
 
 
 def rows(entries: list[Entry], times: list[list[float]]) -> list[dict[str, Any]]:

@@ -13,13 +13,13 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
 from snapgen_deploy.bundle import open_bundle
 from snapgen_deploy.child import run_in_child
 from snapgen_deploy.export import onnx
+from snapgen_deploy.export.replaced import replaced
 from snapgen_deploy.latency.environment import environment
 from snapgen_deploy.latency.session import open_session
 
@@ -56,7 +56,7 @@ def main() -> None:
 
 def draw(path: Path, config: Mapping[str, str], threads: int, pictures: int) -> dict[str, list[float]]:
     """In a child: milliseconds of every call of so many pictures, by what was called."""
-    with mock.patch.object(onnx, "SESSION_CONFIG", config):
+    with replaced(onnx, "SESSION_CONFIG", config):
         session = open_session(open_bundle(path), KEY, threads)
     times: dict[str, list[float]] = {}
     for picture in range(WARM_UPS + pictures):

@@ -16,7 +16,7 @@ from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.files import write_text
 from snapgen_deploy.latency.results import QUERY, Measurement, measurement_of
 from snapgen_deploy.latency.stats import detectable, prediction_interval
-from snapgen_deploy.latency.verdict import CONFIDENCE, Judged, Threshold, decide
+from snapgen_deploy.latency.verdict import CONFIDENCE, Judged, Threshold, judged
 
 SCHEMA_VERSION = 1
 STORED_STATISTICS = tuple(f"{name}_p50" for name in (QUERY, "text_encoder", "student", "decoder"))
@@ -87,23 +87,10 @@ def judge_stored(runs: Sequence[Measurement], candidate: Measurement, thresholds
         if len(before) < FEWEST_RUNS or now is None:
             raise Refused(f"{threshold.metric}: {len(before)} runs have it, {FEWEST_RUNS} and the candidate's are needed")
         ratios = [math.log(now) - b for b in before]
-        interval = prediction_interval(ratios, CONFIDENCE)
         spread = statistics.stdev(ratios) * math.sqrt(len(ratios) + 1)  # of one new value, not of a mean
-        found.append(
-            Judged(
-                name=threshold.metric,
-                base_ms=math.exp(statistics.fmean(before)),
-                candidate_ms=now,
-                change=math.expm1(interval.estimate),
-                low=math.expm1(interval.low),
-                high=math.expm1(interval.high),
-                detectable=math.expm1(detectable(spread, len(ratios), CONFIDENCE)),
-                limit=threshold.limit,
-                warn=threshold.warn,
-                verdict=decide(interval.estimate, interval.low, interval.high, math.log1p(threshold.limit)),
-                rounds=tuple(ratios),
-            )
-        )
+        reach = detectable(spread, len(ratios), CONFIDENCE)
+        base = math.exp(statistics.fmean(before))
+        found.append(judged(threshold, base, now, ratios, prediction_interval(ratios, CONFIDENCE), reach))
     return tuple(found)
 
 

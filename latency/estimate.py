@@ -16,12 +16,12 @@ from typing import Any
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.latency.cost_components import Costs, picture_costs, spelling_of
 from snapgen_deploy.latency.estimate_basis import Basis, Device, Host, Kind, NoBasis, basis_of
-from snapgen_deploy.latency.estimate_measured import find_measured, interval_ms, parts_ms, save_measured
+from snapgen_deploy.latency.estimate_measured import find_measured, interval_ms, parts_ms
 from snapgen_deploy.latency.machine import Machine, component_times
 from snapgen_deploy.latency.results import Measurement
 from snapgen_deploy.models import ModelConfig
 
-__all__ = ["Estimate", "Host", "NoBasis", "estimate_picture", "find_measured", "plan_estimator", "save_measured"]
+__all__ = ["Estimate", "Host", "NoBasis", "estimate_picture", "find_measured", "plan_estimator"]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.latency.stats import detectable, t_interval
+from snapgen_deploy.latency.stats import Interval, detectable, t_interval
 
 LOOKS = (10, 20, 30)  # rounds at which the answer is looked for
 CONFIDENCE = 1 - 0.05 / len(LOOKS)
@@ -71,18 +71,26 @@ def parse_threshold(text: str, *, warn: bool = False) -> Threshold:
 def judge(threshold: Threshold, base: Sequence[float], candidate: Sequence[float], confidence: float = CONFIDENCE) -> Judged:
     """The verdict on one metric from its value in every round (ms), base and candidate paired; two rounds at least."""
     ratios = [math.log(c / b) for b, c in zip(base, candidate, strict=True)]
-    interval, bound = t_interval(ratios, confidence), math.log1p(threshold.limit)
+    base_ms, candidate_ms = (math.exp(sum(map(math.log, side)) / len(side)) for side in (base, candidate))
+    reach = detectable(statistics.stdev(ratios), len(ratios), confidence)
+    return judged(threshold, base_ms, candidate_ms, ratios, t_interval(ratios, confidence), reach)
+
+
+def judged(
+    threshold: Threshold, base_ms: float, candidate_ms: float, ratios: Sequence[float], interval: Interval, reach: float
+) -> Judged:
+    """One metric from its log ratios, the interval that they give, and what could have been found (`detectable`, a log)."""
     return Judged(
         name=threshold.metric,
-        base_ms=math.exp(sum(map(math.log, base)) / len(base)),
-        candidate_ms=math.exp(sum(map(math.log, candidate)) / len(candidate)),
+        base_ms=base_ms,
+        candidate_ms=candidate_ms,
         change=math.expm1(interval.estimate),
         low=math.expm1(interval.low),
         high=math.expm1(interval.high),
-        detectable=math.expm1(detectable(statistics.stdev(ratios), len(ratios), confidence)),
+        detectable=math.expm1(reach),
         limit=threshold.limit,
         warn=threshold.warn,
-        verdict=decide(interval.estimate, interval.low, interval.high, bound),
+        verdict=decide(interval.estimate, interval.low, interval.high, math.log1p(threshold.limit)),
         rounds=tuple(ratios),
     )
 

@@ -22,7 +22,7 @@ class WordTokenizer:
             self._tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise BadInput(f"the tokenizer is not a tokenizer.json of the `tokenizers` library: {error}") from error
-        padding, unknown = self._tokenizer.padding or {}, json.loads(text)["model"].get("unk_token")
+        padding, unknown = self._tokenizer.padding or {}, getattr(self._tokenizer.model, "unk_token", None)
         self._tokenizer.no_padding()  # a file may ask for both; `encode` pads itself, and cuts nothing off in silence
         self._tokenizer.no_truncation()
         self._unknown = self._tokenizer.token_to_id(UNKNOWN if unknown is None else unknown)

@@ -15,6 +15,7 @@ from typing import Any
 
 from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.models.serialise import DuplicateName, unique
 
 # Bytes of one element, from the specification. Sub-byte dtypes are left out: no component of ours can hold them.
 DTYPE_BYTES: Mapping[str, int] = {
@@ -45,10 +46,6 @@ class Header:
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     start: int
-
-
-class _DuplicateName(ValueError):
-    """A JSON object that holds one key twice: readers would disagree on which is meant."""
 
 
 def read_header(path: Path) -> Header:
@@ -105,22 +102,13 @@ def _check_length(path: Path, prefix: bytes, size: int, length: int) -> None:
 
 def _decode(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
-    except _DuplicateName as error:
-        raise BadInput(f"{path}: the safetensors header is wrong: {error} stands there twice; write the file again") from None
+        document = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    except DuplicateName as error:
+        raise BadInput(f"{path}: the safetensors header is wrong: {error}; write the file again") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not a safetensors file: its header is not JSON ({error})") from None
     assert isinstance(document, dict)  # the text begins with '{'
     return document
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _DuplicateName(repr(key))
-        found[key] = value
-    return found
 
 
 def _metadata_problems(metadata: object) -> list[str]:

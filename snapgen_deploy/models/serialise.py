@@ -52,12 +52,16 @@ def config_from_json(text: str, source: str = "snapgen_config") -> ModelConfig:
     return config_from_dict(data, source)
 
 
+class DuplicateName(ValueError):
+    """A JSON object that holds one key twice: readers would disagree on which is meant."""
+
+
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a JSON document; ValueError for a name that stands there twice, of which the last would count in silence."""
+    """An object of a JSON document; DuplicateName for a key that stands there twice: the last would count in silence."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"{key[:80]!r} stands there twice")
+            raise DuplicateName(f"{key[:80]!r} stands there twice")
         found[key] = value
     return found
 
