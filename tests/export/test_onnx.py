@@ -291,6 +291,18 @@ def test_a_session_that_waits_leaves_the_processors_to_others(tmp_path):
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
+def test_onnxruntime_keeps_what_it_opens_to_itself(tmp_path):
+    path = export(double(), tmp_path).path
+    home = tmp_path / "home"
+    home.mkdir()
+    silent = {"CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "XDG_CACHE_HOME"}  # would keep it quiet, or elsewhere
+    environment = {k: v for k, v in os.environ.items() if k not in silent}
+    environment |= {"HOME": str(home), "TMPDIR": str(home), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    code = f"from pathlib import Path; from snapgen_deploy.export.onnx import Onnx; Onnx().open(Path({str(path)!r}), threads=1)"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert list(home.rglob("*onnxruntime*")) == []  # where its telemetry keeps a device's name and what it could not send yet
+
+
 def test_availability_and_versions():
     assert TARGET.unavailable("cpu") is None
     assert TARGET.unavailable("qnn") == "onnx has no variant 'qnn'; it has cpu"
