@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -162,7 +162,7 @@ def export(
 ) -> None:
     """Export a checkpoint for a device, run what was saved, and write the bundle if every gate held."""
     from snapgen_deploy import export_memory
-    from snapgen_deploy.calibration import calibration_of
+    from snapgen_deploy.calibration import calibration_of, is_calibrated
     from snapgen_deploy.checkpoint import open_checkpoint
     from snapgen_deploy.cli.devices import plan_as_dict, render_plan
     from snapgen_deploy.cli.mixed import EXECUTOR, with_mixed
@@ -208,9 +208,13 @@ def export(
     own = () if prompts is None else chosen
     judged = fidelity_samples_of(opened, own, fidelity_samples or (COUNT if small else 8))
     wanted = Fidelity(judged, None, every=fidelity)
-    if scorer is not None or any(wanted.judges(t) for t in plan.targets):
+    judging = any(wanted.judges(t) for t in plan.targets)
+    refuse_idle({"--scorer": scorer, "--fidelity-samples": fidelity_samples}, judging, "the fidelity gate", "add --fidelity")
+    if judging:
         chosen_scorer, unscored = scorer_of(opened, scorer, judged, plan.resolution)
         wanted = replace(wanted, scorer=chosen_scorer, unscored=unscored)
+    calibrated = plan.mixed is not None or any(is_calibrated(t) for t in plan.targets)
+    refuse_idle({"--calibration": calibration}, calibrated, "calibrated and mixed precisions", "choose one by --precision")
     calibrating = calibration_of(opened, plan, calibration)
     drawn = (*chosen, *judged, *calibrating.samples)
     check_prompts(opened, (*(s.prompt for s in drawn), *(plan.mixed.prompts if plan.mixed else ())))
@@ -301,6 +305,13 @@ def default_threads() -> int:
     import os
 
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def refuse_idle(options: Mapping[str, object], used: bool, user: str, mend: str) -> None:
+    """BadInput for the first option that was given (is not None) where nothing of the plan would use it."""
+    for option, value in options.items():
+        if value is not None and not used:
+            raise BadInput(f"{option} is for {user}, which no target of this plan has; {mend}, or leave it out")
 
 
 def parse_resolution(text: str) -> tuple[int, int]:

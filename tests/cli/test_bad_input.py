@@ -33,7 +33,10 @@ def one_line(done, *parts, code=2):
         (("--device", "iphone16pm", "--resolution", "1000000"), ("got '1000000'", "HEIGHTxWIDTH")),
         (("--device", "iphone16pm", "--prompts", "nowhere.txt"), ("nowhere.txt",)),
         (("--device", "iphone16pm", "--prompts", "nowhere.txt", "--dry-run"), ("nowhere.txt",)),
-        (("--device", "iphone16pm", "--scorer", "nowhere", "--dry-run"), ("--scorer nowhere", "MODULE:FUNCTION")),
+        (("--device", "iphone16pm", "--fidelity", "--scorer", "nowhere", "--dry-run"), ("--scorer nowhere", "MODULE:FUNCTION")),
+        (("--device", "iphone16pm", "--scorer", "a:b"), ("--scorer is for the fidelity gate", "--fidelity")),
+        (("--device", "iphone16pm", "--fidelity-samples", "3"), ("--fidelity-samples is for the fidelity gate",)),
+        (("--device", "iphone16pm", "--calibration", "a.txt"), ("--calibration is for calibrated and mixed", "--precision")),
         (("--device", "iphone16pm", "--memory-budget", "9" * 400 + "GB"), ("--memory-budget: got", "500MB")),
     ],
 )
