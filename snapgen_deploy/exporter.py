@@ -24,7 +24,7 @@ from snapgen_deploy.errors import BadInput, GatesFailed
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export_memory import Prediction, predict, refuse_what_does_not_fit
 from snapgen_deploy.fewer_bits import calibration_key, draw_for_fidelity, judge
-from snapgen_deploy.files import files_under
+from snapgen_deploy.files import files_under, temporary_files_in
 from snapgen_deploy.gates import Checked, Gate, check_sizes, failed
 from snapgen_deploy.host_memory import available_bytes
 from snapgen_deploy.join import PARTS, relocated, whole
@@ -63,7 +63,10 @@ def run_export(request: Request, plan: ExportPlan, progress: Progress, counting:
     with progress("checking the checkpoint"):
         validate(checkpoint)
     key = _plan_key(checkpoint, plan, calibration_key(request, plan))
-    with staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage:
+    with (
+        staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage,
+        temporary_files_in(stage.scratch),  # of this process and all that it starts
+    ):
         sweep(stage.root)
         _check_space(stage.root, checkpoint, plan)
         request, quantising = _with_recipe(request, checkpoint, plan, stage.scratch, counting)
@@ -195,10 +198,10 @@ def _is_done(prediction: Prediction, request: Request, checkpoint: Checkpoint, p
 def _check_space(root: Path, checkpoint: Checkpoint, plan: ExportPlan) -> None:
     """Refuse before work starts when the disk cannot hold the bundle: 4 bytes a parameter and target is an upper bound.
 
-    Several picture sizes lie there one by one before they are joined.
+    As much again for what a converter writes on its way; several picture sizes lie there one by one before they are joined.
     """
     elements = sum(math.prod(t.shape) for t in checkpoint.tensors.values())
-    needed = 4 * elements * (len(plan.targets) + len(plan.other_sizes) + bool(plan.other_sizes))
+    needed = 4 * elements * (len(plan.targets) + 1 + len(plan.other_sizes) + bool(plan.other_sizes))
     free = shutil.disk_usage(root).free + sum(p.stat().st_size for p in files_under(root))  # of a run that is taken up again
     if free < needed:
         raise BadInput(

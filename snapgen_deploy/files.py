@@ -6,6 +6,8 @@ import os
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,25 @@ def cache_root() -> Path:
 def files_under(root: Path) -> list[Path]:
     """All files below `root`, sorted by their path."""
     return sorted(p for p in root.rglob("*") if p.is_file())
+
+
+@contextmanager
+def temporary_files_in(folder: Path) -> Iterator[None]:
+    """Have libraries put their temporary files into `folder`, here and in processes that are started meanwhile.
+
+    coremltools writes all weights to such a file first, gigabytes of a large model, and the system's place for them often is
+    memory; what a killed process left there would stay.
+    """
+    variable, before = os.environ.get("TMPDIR"), tempfile.tempdir
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        if variable is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = variable
 
 
 def read_arrays(path: Path, what: str) -> dict[str, np.ndarray]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.files import read_arrays, write_bytes, write_text
+from snapgen_deploy.files import read_arrays, temporary_files_in, write_bytes, write_text
 
 
 def test_written_whole_with_its_folders_and_readable(tmp_path: Path) -> None:
@@ -42,6 +45,23 @@ def test_where_it_cannot_be_written(tmp_path: Path) -> None:
         with pytest.raises(BadInput, match="cannot write .*; choose another"):
             write_bytes(path, b"x", "choose another")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("variable", [None, "/somewhere"])
+def test_temporary_files_of_libraries_go_where_they_are_told(tmp_path: Path, monkeypatch, variable: str | None) -> None:
+    if variable is None:
+        monkeypatch.delenv("TMPDIR", raising=False)
+    else:
+        monkeypatch.setenv("TMPDIR", variable)
+    before = tempfile.tempdir
+    with pytest.raises(RuntimeError), temporary_files_in(tmp_path):
+        with tempfile.NamedTemporaryFile() as file:
+            assert Path(file.name).parent == tmp_path
+        child = "import tempfile; print(tempfile.gettempdir())"
+        told = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True).stdout
+        assert Path(told.strip()) == tmp_path
+        raise RuntimeError
+    assert (tempfile.tempdir, os.environ.get("TMPDIR")) == (before, variable)
 
 
 def test_arrays_and_what_is_none(tmp_path: Path) -> None:

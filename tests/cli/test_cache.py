@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from snapgen_deploy.bundle import SUMS, check_hashes, open_bundle
 from snapgen_deploy.cache import default_root
 from snapgen_deploy.device_profiles import PRECISIONS
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.onnx import Onnx
 from tests.cli.conftest import in_this_process, invoke
 
 
@@ -66,6 +69,23 @@ def test_the_second_export_is_cached_verified_and_equal(checkpoint, tmp_path, ra
     runs = [bundle.run() for bundle in bundles]
     assert [run["cached"] for run in runs] == [False, True]
     assert runs[1]["export_peak_bytes"] == runs[0]["export_peak_bytes"] == 7
+
+
+def test_what_converters_write_on_their_way_lies_beside_the_bundle(checkpoint, tmp_path, ran, monkeypatch):
+    real, places = Onnx.export, []
+
+    def seen(*arguments):
+        places.append(Path(tempfile.mkdtemp()))  # as a library would, that leaves it behind
+        return real(*arguments)
+
+    monkeypatch.setattr(Onnx, "export", seen)
+    before = tempfile.gettempdir()
+    done = export(checkpoint, tmp_path, "--no-cache")
+    assert done.exit_code == 0, done.output
+    assert len(places) == 3
+    assert {p.parent.parent for p in places} == {tmp_path}
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny-test-server"]  # and it went with the run
+    assert tempfile.gettempdir() == before
 
 
 def test_a_damaged_entry_is_exported_again(checkpoint, tmp_path, ran, filled):
