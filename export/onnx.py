@@ -21,8 +21,8 @@ import gc
 import os
 import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +30,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snapgen_deploy.errors import BadInput, SnapgenError
-from snapgen_deploy.export import onnx_file, onnx_palettes, onnx_quantise, onnx_weights
+from snapgen_deploy.export import onnx_file, onnx_headroom, onnx_palettes, onnx_quantise, onnx_weights
 from snapgen_deploy.export.base import (
     Arrays,
     Artifact,
     Component,
     Description,
+    Headroom,
     Joined,
     Layout,
     Runner,
@@ -54,6 +55,7 @@ EXTERNAL_DATA_BYTES = 2_000_000_000
 # Each session has threads of its own, which after a run wait for the next one in a busy loop: three sessions that take turns,
 # as a picture's do, take the processors from each other.
 SESSION_CONFIG: Mapping[str, str] = {"session.force_spinning_stop": "1"}
+REMEMBERED = 4  # calls whose inputs are kept: the steps of a picture
 SMALL_TENSOR = 1024  # bytes; what is smaller stays in the model file when weights go outside
 IR_TYPES = {"FLOAT": "float32", "INT32": "int32"}
 ORT_TYPES = {"tensor(float)": "float32", "tensor(int32)": "int32"}
@@ -174,17 +176,7 @@ class Onnx:
         _no_entry(path, entry)
         session = _session(path, threads)
         ports = {i.name: (ORT_TYPES.get(i.type, i.type), list(i.shape)) for i in session.get_inputs()}
-        outputs = [o.name for o in session.get_outputs()]
-
-        def run(inputs: Mapping[str, np.ndarray]) -> Arrays:
-            _check_inputs(path.name, ports, inputs)
-            try:
-                values = session.run(outputs, {name: inputs[name] for name in ports})
-            except Exception as error:
-                raise RuntimeError(f"{path.name}: onnxruntime failed: {first_line(error)}") from error
-            return dict(zip(outputs, values, strict=True))
-
-        return run
+        return Loaded(path, threads, session, ports, [o.name for o in session.get_outputs()])
 
     def unavailable(self, variant: str) -> str | None:
         """None where onnxruntime is installed and the variant is offered."""
@@ -233,6 +225,39 @@ class Onnx:
         """Versions of the packages that take part in an export."""
         names = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "optimum", "optimum-onnx")
         return {name: metadata.version(name) for name in names}
+
+
+@dataclasses.dataclass
+class Loaded:
+    """A file in a session of onnxruntime, and the inputs of its last calls."""
+
+    path: Path
+    threads: int
+    session: Any
+    ports: Mapping[str, tuple[str, list[int]]]
+    outputs: Sequence[str]
+    last: deque[dict[str, np.ndarray]] = dataclasses.field(default_factory=lambda: deque(maxlen=REMEMBERED))
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Named outputs; BadInput for other inputs than the file's."""
+        _check_inputs(self.path.name, self.ports, inputs)
+        given = {name: inputs[name] for name in self.ports}
+        self.last.append(given)
+        if self.session is None:
+            self.session = _session(self.path, self.threads)
+        try:
+            values = self.session.run(self.outputs, given)
+        except Exception as error:
+            raise RuntimeError(f"{self.path.name}: onnxruntime failed: {first_line(error)}") from error
+        return dict(zip(self.outputs, values, strict=True))
+
+    def headroom(self) -> Headroom | None:
+        """Of an fp16 file's last calls, run once more: here its operators compute in fp32. None for other files."""
+        self.session = None  # of two sessions each would have the weights; the next call opens it again
+        try:
+            return onnx_headroom.measure(self.path, self.last, self.threads)
+        except Exception as error:
+            raise RuntimeError(f"{self.path.name}: its largest values cannot be had: {first_line(error)}") from error
 
 
 def _no_entry(path: Path, entry: str) -> None:

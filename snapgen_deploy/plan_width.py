@@ -13,6 +13,7 @@ from snapgen_deploy.device_profiles import PRECISIONS, Profile
 from snapgen_deploy.models.config import STAGES, ModelConfig
 from snapgen_deploy.plan import TargetPlan
 from snapgen_deploy.sizes import Size
+from snapgen_deploy.sparse.geometry import windows
 
 WEIGHT_BYTES = {name: precision.weight_bytes for name, precision in PRECISIONS.items()}
 
@@ -161,8 +162,9 @@ def activation_bytes(config: ModelConfig, width: str, latent: tuple[int, int, in
 def student_activations(config: ModelConfig, width: str, latent: tuple[int, int, int]) -> int:
     """Bytes of the residual stream, the FFN's inner map, and the scores of all heads of the largest attention.
 
-    N tokens, hidden width D: N * (2 D + 4 D) + h * N * M elements of 4 bytes; M keys: N/4 compressed ones with ASSA, N
-    without, or the text's tokens.
+    N tokens, hidden width D: N * (2 D + r D) + h * Q * M elements of 4 bytes, r the FFN's ratio; of full attention Q and M are
+    N, of ASSA's global branch N and the N/4 compressed keys, of its local branch those of the largest window, of the text's
+    N and its tokens.
     """
     student = config.student
     rows, cols = student.grid(latent[1], latent[2])
@@ -171,14 +173,21 @@ def student_activations(config: ModelConfig, width: str, latent: tuple[int, int,
     scores = [student.cross_dim // student.head_dim * tokens * text]
     for stage, kind in zip(STAGES, student.attention, strict=True):
         queries = tokens // 4 if stage == "middle" else tokens
-        scores.append(heads * queries * (queries // 4 if kind == "assa" else queries))
+        if kind == "assa":
+            local = max(w.size * w.key_size for w in windows(queries, student.blocks, student.radius))
+            scores += [heads * queries * (queries // 4), heads * local]
+        else:
+            scores.append(heads * queries * queries)
     return 4 * (tokens * hidden * (2 + max(student.ffn_ratios)) + max(scores))
 
 
 def decoder_activations(config: ModelConfig, size: tuple[int, int]) -> int:
-    """Bytes of three maps of the decoder's widest block at full resolution, 4 bytes an element; 0 without a decoder."""
+    """Bytes of three maps of the decoder's largest block, widened, 4 bytes an element; 0 without a decoder."""
     decoder = config.decoder
-    return 12 * decoder.channels[-1] * decoder.expand * size[0] * size[1] if decoder else 0
+    if decoder is None:
+        return 0
+    pixels = (size[0] * size[1] >> 2 * i for i in range(len(decoder.channels)))  # from the last level, at full resolution
+    return 12 * decoder.expand * max(c * p for c, p in zip(reversed(decoder.channels), pixels, strict=True))
 
 
 def memory_hint(judged: Sequence[Judged]) -> str:

@@ -21,10 +21,10 @@ from snapgen_deploy import plan_width
 from snapgen_deploy.cli.devices import devices, plan_as_dict, render_plan
 from snapgen_deploy.device_profiles import PRECISIONS, Figure, Profile, load_profile, profile_ids
 from snapgen_deploy.errors import BadInput, Refused
-from snapgen_deploy.models import DiT
+from snapgen_deploy.models import DiT, TinyDecoder
 from snapgen_deploy.models.config import PRESETS, ModelConfig, StageKind
 from snapgen_deploy.plan import ExportPlan
-from snapgen_deploy.plan_width import WEIGHT_BYTES, activation_bytes
+from snapgen_deploy.plan_width import WEIGHT_BYTES, activation_bytes, decoder_activations
 from snapgen_deploy.planning import make_plan
 from snapgen_deploy.sizes import nearest_sizes
 from snapgen_deploy.sparse import rewrite_student
@@ -56,11 +56,22 @@ def memory(preset: str, width: str, weight_bytes: int) -> int:
     return estimate(config, width, latent, config.resolution, weight_bytes)
 
 
-@pytest.mark.parametrize("attention", [("assa", "full", "assa"), ("assa", "full", "full"), ("full", "full", "full")])
+@pytest.mark.parametrize(
+    ("attention", "blocks", "radius"),
+    [
+        (("assa", "full", "assa"), 4, 1),
+        (("assa", "full", "full"), 4, 1),
+        (("full", "full", "full"), 4, 1),
+        (("assa", "assa", "assa"), 2, 1),
+        (("assa", "assa", "assa"), 3, 1),
+        (("assa", "assa", "assa"), 4, 5),
+    ],
+)
 def test_activations_are_no_less_than_the_largest_tensor_of_the_graph(
-    attention: tuple[StageKind, StageKind, StageKind],
+    attention: tuple[StageKind, StageKind, StageKind], blocks: int, radius: int
 ) -> None:
-    student = replace(CONFIGS["shapes"]().student, attention=attention, depths=(1, 1, 1))
+    source = CONFIGS["shapes"]().student
+    student = replace(source, attention=attention, depths=(1, 1, 1), blocks=blocks, radius=radius)
     config, latent = replace(CONFIGS["shapes"](), student=student, decoder=None), (4, 48, 32)
     with torch.device("meta"):
         rewritten = rewrite_student(DiT(student, "small"), latent[1:], layout="token", form="loop")
@@ -70,6 +81,18 @@ def test_activations_are_no_less_than_the_largest_tensor_of_the_graph(
     values = [n.meta["val"] for n in program.graph.nodes if n.op == "call_function"]
     largest = max(v.numel() for v in values if isinstance(v, torch.Tensor))
     assert largest <= activation_bytes(config, "small", latent, (384, 256)) / 4 <= 4 * largest
+
+
+@pytest.mark.parametrize("channels", [(32, 16, 8, 4), (32, 32, 32, 4), (64, 8, 8, 4)])
+def test_activations_are_no_less_than_the_decoders_largest_map(channels: tuple[int, ...]) -> None:
+    base = CONFIGS["shapes"]()
+    assert base.decoder is not None
+    decoder = replace(base.decoder, channels=channels, blocks=(1,) * len(channels), groups=4)
+    with torch.device("meta"):
+        program = torch.export.export(TinyDecoder(decoder), (torch.empty(1, decoder.latent_channels, 6, 4),))
+    values = [n.meta["val"] for n in program.graph.nodes if n.op == "call_function"]
+    largest = max(v.numel() for v in values if isinstance(v, torch.Tensor))
+    assert 2 * largest <= decoder_activations(replace(base, decoder=decoder), (48, 32)) / 4 <= 4 * largest
 
 
 def test_there_is_always_a_nearest_size() -> None:

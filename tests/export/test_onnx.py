@@ -316,3 +316,33 @@ def test_module_is_left_as_it_was(tmp_path):
     export(component, tmp_path, {"optimize": "optimum"})
     assert hashlib.sha256(component.module.weight.detach().numpy().tobytes()).hexdigest() == before
     assert component.module(torch.ones(2, 4)).shape == (2, 4)
+
+
+class Squares(nn.Module):
+    """Overflows half precision on the way to a result that does not."""
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """(1, 8, 8) -> (1, 8, 8)."""
+        wide = latent * 1000
+        return latent / (wide * wide).mean().sqrt()
+
+
+@pytest.mark.parametrize(("precision", "data"), [("fp16", "0"), ("fp16", str(2**30)), ("fp32", "0")])
+def test_what_would_overflow_in_half_precision_is_told_though_this_computer_computes_in_single(tmp_path, precision, data):
+    ports = [(Port(name, (1, 8, 8), "float32", ""),) for name in ("latent", "picture")]
+    x = torch.randn(1, 8, 8).clamp(-2, 2)
+    x[0, 3, 3] = 3.0
+    part = Component("decoder", Squares(), *ports, (x,), "d")
+    runner = TARGET.open(TARGET.export(part, "cpu", precision, tmp_path, {"external_data_bytes": data}).path, threads=1)
+    calls = [{"latent": (x * scale).numpy()} for scale in (0.01, 1.0, 0.02)]
+    results = [runner(call)["picture"] for call in calls]
+    expected = Squares()(x).numpy()
+    assert np.linalg.norm(results[1] - expected) / np.linalg.norm(expected) < 1e-2
+    found = runner.headroom()
+    if precision == "fp32":
+        assert found is None
+        return
+    assert found.limit == 65504.0
+    assert found.largest == pytest.approx(9e6, rel=1e-2)
+    assert found.tightest[0].startswith("Mul")
+    np.testing.assert_array_equal(runner(calls[1])["picture"], results[1])  # and it can still run
