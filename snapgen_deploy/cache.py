@@ -23,7 +23,7 @@ from snapgen_deploy.bundle import sha256_of
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Role
-from snapgen_deploy.files import cache_root, files_under
+from snapgen_deploy.files import cache_root, files_under, is_disk_full
 from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.resume import Exported, read_record, record_path, write_record
 
@@ -128,6 +128,8 @@ class ExportCache:
                 return replace(found, cached=True)
             reason = "it is not what was stored"
         except (OSError, ValueError) as error:  # the latter of bytes that are no text
+            if is_disk_full(error):
+                raise  # says nothing of the entry
             reason = getattr(error, "strerror", None) or str(error)
         for path in copies:
             path.unlink(missing_ok=True)

@@ -82,7 +82,7 @@ def convert(work: Conversion, role: Role) -> Exported:
     """One component, from the cache or an interrupted run where it is there; several picture sizes are joined."""
     key, apart = work.target.key, work.stage.root / PARTS
     if not work.plan.other_sizes or role == "text_encoder":
-        if not work.stage.keep or not is_arranged(work.target):
+        if not is_arranged(work.target):
             return _convert_one(work, work.plan, role, work.stage.root)
         return _once_more(_convert_one(work, work.plan, role, apart), apart, work.stage.root)
     parts = {size: _convert_one(work, work.plan.at(size), role, apart / size, size) for size in work.plan.sizes}
@@ -141,8 +141,7 @@ def _convert_one(work: Conversion, plan: ExportPlan, role: Role, root: Path, siz
         exported, peak = run_in_child(f"{target.key} {role}", export_in_child, *arguments)
     keep.check_unchanged()
     exported = replace(exported, peak_bytes=max(peak, drawing), seconds=round(time.monotonic() - start, 1))
-    if work.stage.keep:
-        write_record(root, exported, recipe)
+    write_record(root, exported, recipe)  # for `--resume`, should this run be killed
     if keep.cache is not None:
         aside = keep.cache.prepare(directory, exported)
         if aside is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import zipfile
@@ -26,6 +27,16 @@ def cache_root() -> Path:
 def files_under(root: Path) -> list[Path]:
     """All files below `root`, sorted by their path."""
     return sorted(p for p in root.rglob("*") if p.is_file())
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error comes of a full disk; libraries and child processes keep of the system's error often the text alone."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if getattr(seen, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def read_samples(path: Path, first_seed: int, what: str = "prompts") -> tuple[Sa
     Raises BadInput, naming the file as `what`, where it cannot be read, is empty or has a seed that is no whole number.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # some editors begin with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{what} file {path} cannot be read ({error}); give a UTF-8 text file with a prompt a line") from None
     found: list[Sample] = []

@@ -10,6 +10,7 @@ import torch
 
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.elastic import load_decoder, load_student, load_text_encoder
+from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import ROLES, Arrays, Role, Runner
 from snapgen_deploy.models import DiT, ModelConfig, TextEncoderConfig, sigmas
 from snapgen_deploy.pipeline import Pipeline, Schedule, Trace, counted, noise_for, tokenize
@@ -104,6 +105,11 @@ def make_vectors(
         if config.decoder is not None:
             row["picture"] = pipeline.decode(row["latent"])
         for name, value in row.items():
+            if not np.isfinite(value).all():
+                raise BadInput(
+                    f"{checkpoint.path}: the reference itself gives values of {name} that are not finite, for {prompt[:80]!r} "
+                    f"with seed {seed}; give a checkpoint that draws"
+                )
             rows.setdefault(name, []).append(value)
     arrays = {name: np.concatenate(values) for name, values in sorted(rows.items())}
     return ReferenceVectors(tuple(prompts), seeds, arrays)

@@ -16,6 +16,7 @@ from typing import IO
 
 from snapgen_deploy.bundle import MANIFEST
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.files import is_disk_full
 
 ABANDONED = 24 * 3600  # seconds after which what a run left that was killed is removed, where no run takes it up
 PLACE = "another place with --output-dir"
@@ -46,12 +47,15 @@ class Staging:
 
 def check_place(final: Path, overwrite: bool) -> None:
     """BadInput where a bundle cannot go to `final`: one is there and is not to be overwritten, or it is something else."""
-    if not final.exists():
-        return
-    if not overwrite:
-        raise BadInput(f"{final} is already there; pass --overwrite to replace it, or {PLACE}")
-    if final.is_dir() and not any(final.iterdir()):
-        return
+    try:
+        if not final.exists():
+            return
+        if not overwrite:
+            raise BadInput(f"{final} is already there; pass --overwrite to replace it, or {PLACE}")
+        if final.is_dir() and not any(final.iterdir()):
+            return
+    except OSError as error:
+        raise BadInput(f"cannot write to {final.parent} ({error.strerror}); choose {PLACE}") from None
     try:
         manifest = json.loads((final / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -77,8 +81,8 @@ def staging(final: Path, key: str, *, overwrite: bool, resume: bool) -> Iterator
     try:
         stage.scratch.mkdir()
         yield stage
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if is_disk_full(error):
             raise BadInput(f"the disk of {final.parent} is full; free space or choose {PLACE}") from None
         raise
     finally:

@@ -23,10 +23,12 @@ class WordTokenizer:
         except Exception as error:  # the library raises bare Exception
             raise BadInput(f"the tokenizer is not a tokenizer.json of the `tokenizers` library: {error}") from error
         padding, unknown = self._tokenizer.padding or {}, getattr(self._tokenizer.model, "unk_token", None)
+        numbered = json.loads(text)["model"].get("unk_id")  # Unigram's
         self._tokenizer.no_padding()  # a file may ask for both; `encode` pads itself, and cuts nothing off in silence
         self._tokenizer.no_truncation()
-        self._unknown = self._tokenizer.token_to_id(UNKNOWN if unknown is None else unknown)
+        self._unknown = self._tokenizer.token_to_id(UNKNOWN if unknown is None else unknown) if numbered is None else numbered
         self._pad = padding.get("pad_id", self._tokenizer.token_to_id(PAD) or 0)
+        self._left = padding.get("direction") == "left"
 
     @classmethod
     def from_words(cls, words: Sequence[str]) -> WordTokenizer:
@@ -41,8 +43,8 @@ class WordTokenizer:
 
     @property
     def size(self) -> int:
-        """The largest word number and one, special words included: the rows that an embedding needs."""
-        return 1 + int(max(self._tokenizer.get_vocab().values(), default=-1))
+        """The largest number and one, of special words and padding, too: the rows that an embedding needs."""
+        return 1 + int(max([*self._tokenizer.get_vocab().values(), self._pad]))
 
     def words(self) -> list[str]:
         """The vocabulary without its special tokens, in order of their numbers."""
@@ -55,7 +57,10 @@ class WordTokenizer:
 
     def encode(self, prompt: str, length: int) -> tuple[list[int], list[int]]:
         """Word numbers padded to `length` and a mask with 1 = token; raises BadInput for unknown words or a long prompt."""
-        encoding = self._tokenizer.encode(prompt)
+        try:
+            encoding = self._tokenizer.encode(prompt)
+        except Exception as error:  # a bare one, where the unknown token is not in the vocabulary
+            raise BadInput(f"the tokenizer cannot read the prompt: {error}") from None
         numbers = list(encoding.ids)
         # where a tokenizer's unknown token is also its end token, as CLIP's is, the end stands for no text
         spans = [span for n, span in zip(numbers, encoding.offsets, strict=True) if n == self._unknown and span[0] < span[1]]
@@ -66,5 +71,6 @@ class WordTokenizer:
             raise BadInput(f"the prompt has words that the checkpoint does not know: {listed}; it knows: {knows}")
         if len(numbers) > length:
             raise BadInput(f"the prompt has {len(numbers)} tokens, at most {length} fit; shorten it")
-        padding = length - len(numbers)
-        return numbers + [self._pad] * padding, [1] * len(numbers) + [0] * padding
+        padding, ones = [self._pad] * (length - len(numbers)), [1] * len(numbers)
+        zeros = [0] * len(padding)
+        return (padding + numbers, zeros + ones) if self._left else (numbers + padding, ones + zeros)

@@ -8,7 +8,7 @@ from snapgen_deploy.bundle import MANIFEST, RUN, SUMS, check_hashes, open_bundle
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Artifact, Description
 from snapgen_deploy.resume import Exported, read_record, sweep, write_record
-from snapgen_deploy.staging import ABANDONED, staging
+from snapgen_deploy.staging import ABANDONED, check_place, staging
 
 
 def build(final, text="hello", **options):
@@ -269,3 +269,21 @@ def test_a_directory_is_locked_before_it_can_be_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_locked", watched)
     with staging(tmp_path / "b", "key", overwrite=False, resume=True):
         assert seen == [(False, True)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("student -> onnx:cpu: [Errno 28] No space left on device"),  # of a child process: its text alone
+        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_that_a_library_told_of(tmp_path, error):
+    with pytest.raises(BadInput, match="disk of .* is full"), staging(tmp_path / "b", "k", overwrite=False, resume=False):
+        raise error
+    assert left(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_looked_at(tmp_path):
+    with pytest.raises(BadInput, match="choose another place with --output-dir"):
+        check_place(tmp_path / ("x" * 300), overwrite=False)

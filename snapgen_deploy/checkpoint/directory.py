@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from snapgen_deploy.checkpoint.opener import INDEX, SINGLE
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.staging import ABANDONED
 
 
 @contextmanager
@@ -29,7 +31,9 @@ def new_directory(final: Path, needed: int, *, overwrite: bool) -> Iterator[Path
                 f"the disk of {final.parent} has {free / 1e9:.2f} GB free, the checkpoint takes {needed / 1e9:.2f} GB; "
                 "free space or choose another place with --output-dir"
             )
-        root = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
+        prefix = f".{final.name}.partial-"
+        _remove_abandoned(final.parent, prefix)
+        root = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
     except OSError as error:
         raise BadInput(f"cannot write to {final.parent} ({error.strerror}); choose another place with --output-dir") from None
     try:
@@ -45,6 +49,14 @@ def new_directory(final: Path, needed: int, *, overwrite: bool) -> Iterator[Path
             root.rename(final)
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    """What a run left that was killed, when nothing in it has changed for a day."""
+    for left in parent.glob(f"{prefix}*"):
+        newest = max(p.stat().st_mtime for p in (left, *left.rglob("*")))
+        if time.time() - newest > ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _check_place(final: Path, overwrite: bool) -> None:

@@ -81,12 +81,8 @@ class KeyMap:
 def load_key_map(path: Path) -> KeyMap:
     """Read a key map; `.toml` is TOML, everything else JSON. Raises one BadInput that lists what is wrong."""
     try:
-        text = path.read_text(encoding="utf-8")
-        data = (
-            tomllib.loads(text)
-            if path.suffix.lower() == ".toml"
-            else json.loads(text.removeprefix("\ufeff"), object_pairs_hook=unique)
-        )
+        text = path.read_text(encoding="utf-8-sig")
+        data = tomllib.loads(text) if path.suffix.lower() == ".toml" else json.loads(text, object_pairs_hook=unique)
     except OSError as error:
         raise BadInput(f"key map {path}: cannot be read ({error.strerror}); give a JSON or TOML file") from None
     except (ValueError, RecursionError) as error:

@@ -16,14 +16,13 @@ from torch import Tensor
 from snapgen_deploy.checkpoint.header import TensorInfo
 from snapgen_deploy.checkpoint.keymap import load_key_map
 from snapgen_deploy.checkpoint.listing import listed
-from snapgen_deploy.checkpoint.sources import SafetensorsSource, Source, TorchSource
+from snapgen_deploy.checkpoint.sources import KEYS, SafetensorsSource, Source, TorchSource
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.models.serialise import config_from_dict, config_from_json, unique
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-KEYS = ("snapgen_config", "tokenizer", "license")  # in the header's metadata, or in config.json
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def open_checkpoint(path: Path | None, key_map: Path | None = None) -> Checkpoin
     """Open a `.safetensors` file, a directory or index of shards, or a `.pt`/`.pth`; None opens the embedded checkpoint.
 
     The configuration, tokenizer and licence stand in the header's metadata, or in a `config.json` beside the file under
-    the same keys; the header wins. Raises BadInput with one line on whatever is wrong.
+    the same keys, each in one of both or the same in both. Raises BadInput with one line on whatever is wrong.
     """
     path = embedded_path() if path is None else Path(path)
     source, index = _locate(path)
@@ -186,20 +185,43 @@ def _sharded(index: Path) -> tuple[Source, Path | None]:
 
 
 def _about(path: Path, source: Source) -> tuple[Mapping[str, Any], Path | None]:
-    """Configuration, tokenizer and licence, and the config.json that they came from (None: from the header)."""
-    if "snapgen_config" in source.metadata:
-        return source.metadata, None
+    """Configuration, tokenizer and licence, and the config.json that some of them came from (None: all from the header).
+
+    Where the header has a configuration, a config.json with other keys than ours is somebody else's; and beside a file that
+    was named itself, one with another configuration is another checkpoint's.
+    """
+    held = {key: source.metadata[key] for key in KEYS if key in source.metadata}
     beside = (path if path.is_dir() else path.parent) / "config.json"
     if not beside.is_file():
+        if "snapgen_config" in held:
+            return held, None
         raise BadInput(
             f"checkpoint {path}: has no configuration: expected 'snapgen_config' in the header's metadata or in {beside}"
         )
     data = _json_object(beside)
-    unknown = sorted(set(data) - set(KEYS))
-    if unknown or "snapgen_config" not in data:
+    if "snapgen_config" in held and (
+        set(data) - set(KEYS) or (not path.is_dir() and _differs("snapgen_config", held, data) and path.suffix != ".json")
+    ):
+        return held, None
+    if set(data) - set(KEYS) or "snapgen_config" not in data | held:
         got = ", ".join(data) or "nothing"
         raise BadInput(f"{beside}: got the keys {got[:200]}, expected snapgen_config and perhaps {' and '.join(KEYS[1:])}")
-    return data, beside
+    for key in KEYS:
+        if _differs(key, held, data):
+            raise BadInput(f"{beside}: its {key} is not that of the tensors' header; keep one of them")
+    return data | held, beside if set(data) - set(held) else None
+
+
+def _differs(key: str, held: Mapping[str, str], data: Mapping[str, Any]) -> bool:
+    """Whether both say something, and not the same; one may have as text what the other has written out."""
+    return key in held and key in data and _parsed(held[key]) != _parsed(data[key])
+
+
+def _parsed(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
 
 
 def _json_object(path: Path) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from snapgen_deploy.checkpoint.header import TensorInfo, read_header
 from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.errors import BadInput
 
+KEYS = ("snapgen_config", "tokenizer", "license")  # what a checkpoint says of itself, in a header's metadata or config.json
+
 
 class Source(Protocol):
     """Named tensors on disk."""
@@ -51,7 +53,7 @@ class SafetensorsSource:
 
     @classmethod
     def of(cls, files: tuple[Path, ...]) -> SafetensorsSource:
-        """Check the headers of `files`; a name in two of them is an error, metadata is the first that has a key."""
+        """Check the headers of `files`; a name in two of them is an error, and so is a key of ours that says two things."""
         tensors: dict[str, TensorInfo] = {}
         owner: dict[str, Path] = {}
         metadata: dict[str, str] = {}
@@ -63,6 +65,9 @@ class SafetensorsSource:
                     twice.append(f"{name!r} is in {owner[name].name} and in {path.name}")
                 tensors[name] = info
                 owner.setdefault(name, path)
+            for key in KEYS:
+                if header.metadata.get(key, metadata.get(key)) != metadata.get(key, header.metadata.get(key)):
+                    raise BadInput(f"{path}: its {key} is not that of the shards before it; fetch shards of one checkpoint")
             metadata = header.metadata | metadata
         if twice:
             raise BadInput(f"{files[0].parent}: tensors duplicated across shards: {listed(twice)}; keep each in one shard")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 UNFORESEEN = 70  # exit code of an error that the tool does not know (sysexits.h: EX_SOFTWARE): no gate, no regression
 EVERY, WORTH_A_LINE = 60.0, 10.0  # seconds between lines about one work in a log; of work that is worth one
 UNTRAINED = "untrained weights: pictures are noise"
+NO_TOKENIZER = "no tokenizer: prompts cannot be read, gates and preview run on random tokens"
 
 
 def out() -> Console:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import counting, out, parse_bytes, print_json, progress, say
+from snapgen_deploy.cli.console import NO_TOKENIZER, counting, out, parse_bytes, print_json, progress, say
 from snapgen_deploy.cli.result import print_gates, print_result
 from snapgen_deploy.errors import BadInput, GatesFailed
 
@@ -127,7 +127,8 @@ def export(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="Text file, a prompt a line (a tab and a seed may follow), for gates and preview.",
+            help="Text file, a prompt a line (a tab and a seed may follow): the first 4 (1 above 512x512) for gates and "
+            "preview, all for the fidelity gate.",
             metavar="FILE",
             rich_help_panel=FIDELITY,
         ),
@@ -143,7 +144,12 @@ def export(
         bool, typer.Option("--overwrite", help="Replace a bundle that is already there.", rich_help_panel=HERE)
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Take up an interrupted export of the same plan.", rich_help_panel=HERE)
+        bool,
+        typer.Option(
+            "--resume",
+            help="Take up an export of the same plan that was killed; keep what is done if this one is interrupted.",
+            rich_help_panel=HERE,
+        ),
     ] = False,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Convert everything anew, and keep nothing.", rich_help_panel=HERE)
@@ -229,6 +235,10 @@ def export(
         worst = export_memory.largest(export_memory.predict(opened.config, plan, executor))
         here = export_memory.line(worst, available_bytes())  # shown with the reasons, but of this computer: not in the bundle
         render_plan(replace(plan, reasons=(*plan.reasons, here)), out())
+        if opened.config.text_encoder is not None and opened.tokenizer is None:
+            say(NO_TOKENIZER, "yellow")
+        if own[many:]:
+            say(f"gates and preview draw {many} of the {len(own)} prompts, the fidelity gate {len(judged)} pictures", "yellow")
     if dry_run:
         return
     from snapgen_deploy.cache import ExportCache, default_root

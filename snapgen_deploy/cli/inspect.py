@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from snapgen_deploy.cli.console import UNTRAINED, megabytes, new_table, out, print_json, progress
+from snapgen_deploy.cli.console import NO_TOKENIZER, UNTRAINED, megabytes, new_table, out, print_json, progress
 
 if TYPE_CHECKING:
     from snapgen_deploy.checkpoint import Checkpoint, TensorInfo
@@ -96,6 +96,8 @@ def _print(data: dict[str, Any]) -> None:
         f"licence {escape(data['license'] or 'not stated')}",
         soft_wrap=True,
     )
+    if data["config"]["text_encoder"] is not None and not data["tokenizer"]:
+        console.print(NO_TOKENIZER, style="yellow")
     if not data["trained"]:
         console.print(UNTRAINED, style="yellow")
     console.print(f"sha256 {data['sha256']}", style="dim")

@@ -115,4 +115,5 @@ def print_result(result: Result) -> None:
     out().print(f"{ran} gates passed, {idle} not run")
     if manifest["trained"] is not True:
         out().print(UNTRAINED, style="yellow")
-    say(f"bundle: {result.bundle.path}   preview: {result.bundle.path / 'preview.png'}")
+    preview = result.bundle.path / "preview.png"  # not of a checkpoint without a decoder
+    say(f"bundle: {result.bundle.path}" + (f"   preview: {preview}" if preview.is_file() else ""))

@@ -29,6 +29,7 @@ _TAKEN = frozenset(
     {"latent", "time_features", "velocity", "tokens", "mask", "picture", "latents", "velocities", "drawn", "noise"}
 )
 MOST_STEPS = 1000
+LEAST_SHIFT = 1e-3  # beyond it and its inverse, steps of the schedule fall together
 
 _MISSING = object()
 
@@ -88,6 +89,9 @@ def semantic_problems(config: ModelConfig) -> list[str]:
         found.append(f"name: got {config.name[:80]!r}, expected letters, digits, '.', '_' and '-', from a letter or digit on")
     if config.steps > MOST_STEPS:
         found.append(f"steps: got {config.steps}, expected 1 to {MOST_STEPS}")
+    if not LEAST_SHIFT <= config.shift <= 1 / LEAST_SHIFT:
+        found.append(f"shift: got {config.shift:g}, expected {LEAST_SHIFT:g} to {1 / LEAST_SHIFT:g}")
+    found += [f"prompts[{i}]: is no text (a lone surrogate)" for i, p in enumerate(config.prompts) if not _is_text(p)]
     found += [f"prompts[{i}]: is blank" for i, prompt in enumerate(config.prompts) if not prompt.strip()]
     found += [f"student.{line}" for line in config.student.problems()]
     found += _name_problems(config.student)
@@ -96,6 +100,14 @@ def semantic_problems(config: ModelConfig) -> list[str]:
     if config.text_encoder is not None:
         found += _text_problems(config.text_encoder, config.student)
     return found
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _size_problems(value: object, where: str) -> list[str]:

@@ -1,5 +1,7 @@
 import gc
 import hashlib
+import os
+import time
 import weakref
 from dataclasses import replace
 
@@ -148,3 +150,15 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(BadInput, match="GB free"), new_directory(tmp_path / "c", 10**18, overwrite=False):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_removed_after_a_day(tmp_path):
+    for name, hours in ((".c.partial-old", 30), (".c.partial-new", 1), (".d.partial-old", 30)):
+        left = tmp_path / name
+        left.mkdir()
+        (left / "shard").write_text("x")
+        for path in (left / "shard", left):
+            os.utime(path, (time.time() - hours * 3600,) * 2)
+    with new_directory(tmp_path / "c", 0, overwrite=False):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".c.partial-new", ".d.partial-old", "c"]

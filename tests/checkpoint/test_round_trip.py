@@ -154,3 +154,53 @@ def test_slices_read_only_their_bytes(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", READ_A_CORNER, str(path)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) < 64e6 < bytes_all / 8
+
+
+def test_what_a_checkpoint_says_of_itself_may_stand_in_two_places(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    folder, beside = tmp_path / "c", tmp_path / "c" / "config.json"
+    document = config_to_dict(tiny_config())
+    save_sharded(state, tiny_config(), folder, 60_000)
+    plain = open_checkpoint(folder)
+    beside.write_text(json.dumps({"snapgen_config": document, "tokenizer": json.loads(TOKENIZER), "license": "MIT"}))
+    opened = open_checkpoint(folder)
+    assert opened.tokenizer is not None
+    assert json.loads(opened.tokenizer) == json.loads(TOKENIZER)
+    assert (opened.config, opened.license) == (tiny_config(), "MIT")
+    assert opened.sha256() != plain.sha256()  # what is in config.json counts
+
+    save_checkpoint(state, tiny_config(), tmp_path / "model.safetensors", TOKENIZER, "MIT")
+    (tmp_path / "config.json").write_text(json.dumps({"snapgen_config": document}))
+    whole = open_checkpoint(tmp_path)
+    assert (whole.tokenizer, whole.license, whole.files) == (TOKENIZER, "MIT", (tmp_path / "model.safetensors",))
+    (tmp_path / "config.json").write_text(json.dumps({"license": "Apache-2.0"}))
+    refused(lambda: open_checkpoint(tmp_path), "config.json: its license is not that of the tensors' header")
+
+
+def test_a_config_json_of_another_checkpoint_is_not_taken(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    other = config_to_dict(dataclasses.replace(tiny_config(), steps=7))
+    save_checkpoint(state, tiny_config(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"snapgen_config": other, "tokenizer": TOKENIZER}))
+    assert open_checkpoint(tmp_path / "model.safetensors").tokenizer is None  # named itself: the folder may hold others
+    refused(lambda: open_checkpoint(tmp_path), "config.json: its snapgen_config is not that of the tensors' header")
+    (tmp_path / "config.json").write_text('{"architectures": ["T5"]}')
+    assert open_checkpoint(tmp_path).config == tiny_config()
+
+
+def test_shards_of_two_checkpoints(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    shards = save_sharded(state, tiny_config(), tmp_path, 60_000)
+    save_sharded(state, dataclasses.replace(tiny_config(), steps=8), tmp_path / "other", 60_000)
+    shards[1].write_bytes((tmp_path / "other" / shards[1].name).read_bytes())
+    refused(lambda: open_checkpoint(tmp_path), shards[1].name, "its snapgen_config is not that of the shards before it")
+
+
+@pytest.mark.parametrize(
+    ("changed", "part"),
+    [
+        ({"shift": 1e-20}, "shift: got 1e-20, expected 0.001 to 1000"),
+        ({"shift": 1e300}, "shift: got 1e+300"),
+        ({"prompts": ["a ring", "\ud800"]}, "prompts[1]: is no text"),
+    ],
+)
+def test_values_that_no_export_survives(changed: dict[str, object], part: str) -> None:
+    document = json.dumps(config_to_dict(tiny_config()) | changed)
+    refused(lambda: config_from_json(document), part)

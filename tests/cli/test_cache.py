@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import tempfile
@@ -86,6 +87,42 @@ def test_what_converters_write_on_their_way_lies_beside_the_bundle(checkpoint, t
     assert {p.parent.parent for p in places} == {tmp_path}
     assert [p.name for p in tmp_path.iterdir()] == ["tiny-test-server"]  # and it went with the run
     assert tempfile.gettempdir() == before
+
+
+@pytest.mark.parametrize("device", ["iphone16pm", "server"])  # a server's files are moved into a layout
+def test_resume_takes_up_a_run_that_was_killed_without_it(checkpoint, tmp_path, ran, monkeypatch, device):
+    out, aside = tmp_path / "out", tmp_path / "as it was killed"
+    plain = ("--target", "onnx", "--width", "tiny", "--checkpoint", checkpoint, "-o", out, "--threads", 1, "--no-cache")
+
+    def killed(*_, **__):
+        shutil.copytree(out, aside)
+        raise BadInput("ends here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exporter, "check_sizes", killed)
+        assert invoke("export", "--device", device, *plain).exit_code == 2
+    assert len(ran) == 1 + 3 + 1
+    ran.clear()
+    shutil.rmtree(out)
+    aside.rename(out)
+    done = invoke("export", "--device", device, *plain, "--resume")
+    assert done.exit_code == 0, done.output
+    assert ran == ["reference", "onnx:cpu check"]
+    assert [p.name for p in out.iterdir()] == [f"tiny-test-{device}"]
+    assert not list((out / f"tiny-test-{device}").glob(".*"))
+
+
+def test_a_full_disk_says_nothing_of_an_entry(checkpoint, tmp_path, ran, filled, monkeypatch):
+    def full(source, to):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = entries()
+    with monkeypatch.context() as patch:
+        patch.setattr("snapgen_deploy.cache.shutil.copyfile", full)
+        done = export(checkpoint, tmp_path)
+    assert done.exit_code == 2, done.output
+    assert "is full; free space" in " ".join(done.stderr.split())
+    assert entries() == before
 
 
 def test_a_damaged_entry_is_exported_again(checkpoint, tmp_path, ran, filled):

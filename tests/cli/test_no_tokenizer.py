@@ -11,7 +11,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models import ElasticDiT, TextEncoder, TinyDecoder
 from snapgen_deploy.planning import make_plan
 from snapgen_deploy.reference import make_vectors
-from tests.cli.conftest import tiny_config
+from tests.cli.conftest import invoke, tiny_config
 
 
 @pytest.fixture
@@ -39,3 +39,19 @@ def test_prompts_that_nothing_reads_are_refused(mute, tmp_path):
     assert [s.prompt for s in samples_from(mute, None)] == ["no prompt: seeded random text"]
     with pytest.raises(BadInput, match="no text encoder with a tokenizer"):
         samples_from(mute, tmp_path / "prompts.txt")
+
+
+def test_it_is_said_that_prompts_cannot_be_read(mute):
+    for command in (("inspect", mute.path), ("export", "--device", "server", "--checkpoint", mute.path, "--dry-run")):
+        done = invoke(*command)
+        assert done.exit_code == 0, done.output
+        assert "no tokenizer: prompts cannot be read" in " ".join(done.output.split())
+
+
+def test_a_reference_that_is_not_finite_is_told_before_any_conversion(mute, tmp_path):
+    state = {name: mute.read(name) for name in mute.tensors}
+    state["student.unpatch.weight"].fill_(1e38)
+    save_checkpoint(state, mute.config, tmp_path / "huge.safetensors")
+    huge = open_checkpoint(tmp_path / "huge.safetensors")
+    with pytest.raises(BadInput, match="the reference itself gives values of .* that are not finite"):
+        make_vectors(huge, make_plan(huge.config, load_profile("server"), width="tiny"), ("no prompt: seeded random text",))

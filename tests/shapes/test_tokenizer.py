@@ -78,3 +78,37 @@ def test_a_large_vocabulary_is_not_listed():
         WordTokenizer.from_words([f"word{i}" for i in range(30_000)]).encode("blue", 10)
     assert "30000 words, such as word0 word1" in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_padding_on_the_left():
+    tokenizer = Tokenizer.from_str(WordTokenizer.from_words(["a", "red", "ring"]).to_json())
+    tokenizer.enable_padding(direction="left", length=8)
+    numbers, mask = WordTokenizer(tokenizer.to_str()).encode("a red ring", 8)
+    theirs = tokenizer.encode("a red ring")
+    assert (numbers, mask) == (theirs.ids, theirs.attention_mask)
+    assert mask == [0, 0, 0, 1, 1, 1, 1, 1]
+
+
+def test_a_unigram_tokenizer_knows_its_unknown_word_by_number():
+    tokenizer = Tokenizer(models.Unigram([("<pad>", 0.0), ("<unk>", 0.0), ("a", -1.0), ("ring", -1.0)], unk_id=1))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    stored = WordTokenizer(tokenizer.to_str())
+    assert stored.encode("a ring", 3) == ([2, 3, 0], [1, 1, 0])
+    with pytest.raises(BadInput, match="does not know"):
+        stored.encode("a zebu", 8)
+
+
+def test_an_unknown_word_that_is_not_in_the_vocabulary():
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "ring": 1}, unk_token="<nope>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    stored = WordTokenizer(tokenizer.to_str())
+    assert stored.encode("a ring", 2) == ([0, 1], [1, 1])
+    with pytest.raises(BadInput, match="cannot read the prompt"):
+        stored.encode("a zebra", 2)
+
+
+def test_padding_counts_as_a_row_of_the_embedding():
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    assert WordTokenizer(tokenizer.to_str()).size == 1
+    tokenizer.enable_padding(pad_id=5000)
+    assert WordTokenizer(tokenizer.to_str()).size == 5001
