@@ -142,7 +142,7 @@ class OnnxProbe:
         with quiet():
             model = onnx_file.load(self.graph)
             onnx_file.infer_shapes(model)
-        self._model, self._plain = model, qnn_graph.in_floats(model)
+        self._model, self._plain = model, in_single(qnn_graph.in_floats(model))
         floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
         values = [*model.graph.value_info, *model.graph.output, *model.graph.input]
         self._floating = {v.name: v.type.tensor_type.elem_type for v in values if v.type.tensor_type.elem_type in floats}
@@ -159,22 +159,25 @@ class OnnxProbe:
         """These values in single precision."""
         given = {name: value for name, value in self.inputs.items() if name in names}
         wanted = [name for name in names if name not in given]
-        found = self._with_outputs(self._plain, {name: name for name in wanted}, _run_exactly)
+        found = self._with_outputs(self._plain, {name: name for name in wanted}, _run_exactly, single=True)
         return {**found, **given}
 
     def saved(self, names: Sequence[str]) -> Arrays:
         """These values as the file's own runtime computes them, behind the quantiser of each where there is one."""
         return self._with_outputs(self._model, {name: self._stored_as.get(name, name) for name in names}, self.run)
 
-    def _with_outputs(self, model: Any, names: Mapping[str, str], run: RunGraph) -> Arrays:
+    def _with_outputs(self, model: Any, names: Mapping[str, str], run: RunGraph, single: bool = False) -> Arrays:
         import onnx
+
+        single_type = onnx.TensorProto.FLOAT
 
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
         there = {o.name for o in copy.graph.output}
         for inner in dict.fromkeys(names.values()):
             if inner not in there:
-                copy.graph.output.append(onnx.helper.make_tensor_value_info(inner, self._floating.get(inner, 1), None))
+                kind = single_type if single else self._floating.get(inner, single_type)
+                copy.graph.output.append(onnx.helper.make_tensor_value_info(inner, kind, None))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / self.graph.name
             onnx.save(
@@ -182,6 +185,26 @@ class OnnxProbe:
             )
             found = run(path, self.inputs)
         return {name: found[inner] for name, inner in names.items()}
+
+
+def in_single(model: Any) -> Any:
+    """In place: what the graph stores or computes in half precision in single; its weights keep their rounded values."""
+    from onnx import TensorProto, numpy_helper
+
+    half, single, graph = TensorProto.FLOAT16, TensorProto.FLOAT, model.graph
+    for tensor in graph.initializer:
+        if tensor.data_type == half:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t") and attribute.t.data_type == half:
+                attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float32)))
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == half:
+                attribute.i = single
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        if value.type.tensor_type.elem_type == half:
+            value.type.tensor_type.elem_type = single
+    return model
 
 
 def _after_quantisers(model: Any) -> dict[str, str]:
@@ -205,7 +228,7 @@ def run_on_cpu(path: Path, inputs: Mapping[str, np.ndarray], *, exactly: bool = 
 
 
 def _run_exactly(path: Path, inputs: Mapping[str, np.ndarray]) -> Arrays:
-    return run_on_cpu(path, inputs, exactly=True)
+    return run_on_cpu(path, {n: x.astype(np.float32) if x.dtype == np.float16 else x for n, x in inputs.items()}, exactly=True)
 
 
 @dataclass
@@ -232,7 +255,7 @@ class CoreMLProbe:
         ]
 
     def exact(self, names: Sequence[str]) -> Arrays:
-        """These values in single precision."""
+        """These values in single precision, activations as they were before they were quantised."""
         return self._heard("fp32", names)
 
     def saved(self, names: Sequence[str]) -> Arrays:
@@ -242,7 +265,8 @@ class CoreMLProbe:
     def _heard(self, mode: Any, names: Sequence[str]) -> Arrays:
         from snapgen_deploy.export.mil.runner import open_package
 
-        runner = open_package(self.package, mode=mode, function=self.entry or None, threads=self.threads)
+        chosen = {"mode": mode, "function": self.entry or None, "threads": self.threads}
+        runner = open_package(self.package, **chosen, activations=mode == "device")
         wanted, found = set(names), Arrays()
 
         def hear(name: str, value: Any) -> None:

@@ -28,7 +28,7 @@ from snapgen_deploy.latency.cost_ops import FREE, PRODUCTS, RESHAPES, TRANSPOSES
 @dataclass(frozen=True)
 class OpCost:
     """One operation. `scores` is the part of its bytes that are attention scores (outputs of q k^T, inputs and outputs of
-    the softmax, inputs of the product with v), `tile` the bytes of one matrix of scores: the last two axes. `rows`: see
+    the softmax, inputs of the product with v), `tile` the bytes of one matrix of scores. `rows`: see
     `cost_ops.rows_of`. A view has zeros everywhere."""
 
     name: str  # of the aten operation
@@ -144,8 +144,9 @@ class _Recorder(TorchDispatchMode):
         counts = (macs_of(name, args, out), read, self._bytes([out]), rows_of(name, args, inputs, out), min(weights, read))
         op = OpCost(name, kind, *counts)
         if kind == "softmax":
-            op = self._scored(op, op.read + op.written, out)
-            self._mark_scores(inputs[0], out)
+            tile = self._tile(out, args[1])
+            op = replace(op, scores=op.read + op.written, tile=tile)
+            self._mark_scores(inputs[0], tile)
         elif kind == "product" and (made := self._made_by(args[-2], args[-1])) is not None and made.kind == "softmax":
             op = replace(op, scores=made.written, tile=made.tile)
         self.maker[id(out)] = len(self.found)
@@ -156,16 +157,20 @@ class _Recorder(TorchDispatchMode):
         makers = [self.found[self.maker[id(t)]] for t in tensors if id(t) in self.maker]
         return next((m for m in makers if m.kind == "softmax"), None)
 
-    def _scored(self, op: OpCost, scores: int, matrix: Tensor) -> OpCost:
-        return replace(op, scores=scores, tile=self._bytes([matrix]) // max(1, matrix.shape[:-2].numel()))
+    def _tile(self, scores: Tensor, keys: int) -> int:
+        """Bytes of one matrix of scores; `keys` is the axis of its keys, queries are the last other one."""
+        keys %= scores.dim()
+        queries = scores.dim() - (2 if keys == scores.dim() - 1 else 1)
+        return self._bytes([scores]) * scores.shape[keys] * scores.shape[queries] // max(1, scores.numel())
 
-    def _mark_scores(self, scores: Tensor, like: Tensor) -> None:
+    def _mark_scores(self, scores: Tensor, tile: int) -> None:
         """Mark the product that wrote the scores, and a mask's addition between it and the softmax."""
         index = self.maker.get(id(scores), -1)
         while index >= 0 and self.found[index].kind in ("view", "elementwise", "product"):
             op = self.found[index]
             if op.kind != "view":
-                self.found[index] = self._scored(op, op.written * (2 if op.kind == "elementwise" else 1), like)
+                scored = op.written * (2 if op.kind == "elementwise" else 1)
+                self.found[index] = replace(op, scores=scored, tile=tile)
             if op.kind == "product":
                 return
             index -= 1  # only reshapes stand between a product and the addition that follows it

@@ -77,7 +77,7 @@ def picture_costs(config: ModelConfig, width: str, resolution: tuple[int, int], 
 
 def student_costs(dit: DiT, latent: tuple[int, int], how: Spelling, form: str) -> Ops:
     """One step. Where the graph folds the query heads of a group into one matrix of scores, a `tile` is still one head's:
-    nothing forces a runtime to hold a group's at once."""
+    nothing forces a runtime to hold a group's at once. Heads of cross-attention have no groups."""
     config: DiTConfig = dit.config
     with torch.device("meta"), torch.no_grad():
         module = rewrite_student(dit, latent, layout=how.layout, form=form, ops=how.ops)
@@ -85,7 +85,11 @@ def student_costs(dit: DiT, latent: tuple[int, int], how: Spelling, form: str) -
         for s in config.text_streams:
             example += [torch.zeros(1, s.length, s.dim), torch.zeros(1, s.length)]
     found = trace_module(module, example, how.element)
-    return tuple(replace(o, tile=max(1, o.tile // config.kv_group)) if o.tile else o for o in found)
+    rows, cols = config.grid(*latent)
+    text = sum(s.length for s in config.text_streams)
+    cross = {tokens * text * how.element for tokens in (rows * cols, rows * cols // 4)}
+    folded = 1 if (how.layout, form) == ("channels", "per_head") else config.kv_group
+    return tuple(replace(o, tile=max(1, o.tile // folded)) if o.tile and o.tile not in cross else o for o in found)
 
 
 def decoder_costs(config: ModelConfig, latent: tuple[int, int], how: Spelling) -> Ops:

@@ -233,6 +233,8 @@ def points_of(scorer: str, samples: Sequence[Sample], pictures: Sequence[np.ndar
         points = [[float(got), float(possible)] for got, possible in found]
     except (TypeError, ValueError) as error:
         raise BadInput(f"--scorer {scorer}: expected (points, points possible) for every picture ({error})") from None
+    if len(points) == len(pictures) and any(possible < 0 for _, possible in points):
+        raise BadInput(f"--scorer {scorer}: got points possible below 0, expected 0 or more for every picture")
     if len(points) != len(pictures) or not np.isfinite(points).all():
         raise BadInput(
             f"--scorer {scorer}: got {len(points)} finite pairs at most for {len(pictures)} pictures, expected one each"
@@ -247,11 +249,18 @@ def compare_points(prompts: Sequence[str], got: Sequence[Sequence[float]], refer
     np.add.at(ours, [number[p] for p in prompts], np.array(got, float))
     np.add.at(theirs, [number[p] for p in prompts], np.array(reference, float))
     draws = np.random.default_rng(0).integers(len(ours), size=(RESAMPLES, len(ours)))
-    shares = ours[draws, 0].sum(1) / np.maximum(ours[draws, 1].sum(1), 1)
-    changes = shares - theirs[draws, 0].sum(1) / np.maximum(theirs[draws, 1].sum(1), 1)
-    share, base = (float(r[:, 0].sum() / max(r[:, 1].sum(), 1)) for r in (ours, theirs))
+    shares, bases = (_share(r[draws].sum(1)) for r in (ours, theirs))
+    changes = shares - bases
+    share, base = (float(_share(r.sum(0))) for r in (ours, theirs))
     ends = [tuple(float(q) for q in np.quantile(values, (0.025, 0.975))) for values in (shares, changes)]
     return Score(share, (ends[0][0], ends[0][1]), base, (ends[1][0], ends[1][1]), len(number))
+
+
+def _share(points: np.ndarray) -> np.ndarray:
+    """(..., 2) -> points of those that were possible; 0 where none were."""
+    possible = points[..., 1]
+    share: np.ndarray = points[..., 0] / np.where(possible > 0, possible, np.inf)
+    return share
 
 
 def _scored(reference: Trajectories, folder: Path, scorer: str, drawn: Sequence[np.ndarray]) -> Score:

@@ -75,6 +75,7 @@ def test_points_are_kept_as_they_are_and_anything_else_is_one_line(tmp_path, mon
         "def share(prompts, pictures):\n    return [(0.31, 1.0) for _ in prompts]\n"
         "def few(prompts, pictures):\n    return [(1, 1)]\n"
         "def broken(prompts, pictures):\n    return [(float('nan'), 1) for _ in prompts]\n"
+        "def below(prompts, pictures):\n    return [(1, -1) for _ in prompts]\n"
         "def plain(prompts, pictures):\n    return [0.5 for _ in prompts]\n"
         "def raising(prompts, pictures):\n    raise KeyError('ring')\n"
     )
@@ -85,9 +86,18 @@ def test_points_are_kept_as_they_are_and_anything_else_is_one_line(tmp_path, mon
     lost = compare_points(["a", "b"], [[0.05, 1.0]] * 2, points)
     assert (lost.share, lost.reference) == (0.05, 0.31)
     assert lost.difference[1] < -0.2
-    for name in ("few", "broken", "plain", "raising"):
+    for name in ("few", "broken", "below", "plain", "raising"):
         with pytest.raises(BadInput, match="--scorer"):
             points_of(f"scorers_of_this_test:{name}", samples, pictures)
+
+
+@pytest.mark.parametrize("unit", [1.0, 0.01, 1e-6])
+def test_a_share_of_points_is_that_in_any_unit(unit):
+    lost = compare_points(DIFFERENT[:8], [[0.0, unit]] * 8, [[unit, unit]] * 8)
+    assert (lost.share, lost.reference) == (0, 1)
+    assert lost.difference == (-1, -1)
+    nothing = compare_points(["a", "b"], [[0, 0], [1, 2]], [[0, 0], [2, 2]])  # of the first nothing was asked
+    assert (nothing.share, nothing.reference) == (0.5, 1)
 
 
 def test_pictures_of_one_prompt_are_one_draw_of_the_bootstrap():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -107,12 +107,26 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def open_package(path: Path, *, mode: Mode = "fp32", function: str | None = None, threads: int = 1) -> Runner:
+def unquantised(function: Function) -> Function:
+    """The same with pairs of `quantize` and `dequantize` of values made at run time as `identity`, under the second's name."""
+    sources = {o.outputs[0].name: o.inputs["input"] for o in function.operations if o.type == "quantize"}
+    operations = []
+    for o in function.operations:
+        source = o.inputs["input"][0] if o.type == "dequantize" else None
+        if isinstance(source, str) and source in sources:
+            o = replace(o, type="identity", inputs={"x": sources[source]})
+        operations.append(o)
+    return replace(function, operations=tuple(operations))
+
+
+def open_package(
+    path: Path, *, mode: Mode = "fp32", function: str | None = None, threads: int = 1, activations: bool = True
+) -> Runner:
     """A runner for `function` (None: the default one) of the .mlpackage at `path`.
 
     `mode` is "fp32" (is the graph right?) or "device" (fp16 storage, with statistics); `threads` is the number of CPU
-    threads. Raises PackageError for a package, mode or function that is not there, OpError for an operation that is not
-    supported, naming it, its output and its place.
+    threads; without `activations`, those that the package quantises stay as they are. Raises PackageError for a package, mode
+    or function that is not there, OpError for an operation that is not supported, naming it, its output and its place.
     """
     package = read_package(path)
     name = function or package.default
@@ -124,7 +138,8 @@ def open_package(path: Path, *, mode: Mode = "fp32", function: str | None = None
         precision = precision_for(mode)
     except KeyError as error:
         raise PackageError(f"mode {mode!r} is unknown; expected fp32 or device") from error
-    return Runner(path, package.functions[name], package.interfaces[name], precision, threads)
+    found = package.functions[name] if activations else unquantised(package.functions[name])
+    return Runner(path, found, package.interfaces[name], precision, threads)
 
 
 def functions(path: Path) -> tuple[str, ...]:

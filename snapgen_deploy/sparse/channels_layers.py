@@ -5,6 +5,8 @@ Meant for half precision on the Neural Engine. Tokens stay on the last axis from
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +24,7 @@ class ChannelsNorm(nn.Module):
 
     With c = x - mean(x) and m = max(max|c|, 1e-3): LN(x) = y / sqrt(mean(y^2) + eps/m^2), y = c / m. This is exact for any
     m > 0, and |y| <= 1; written plainly, c^2 overflows half precision from |c| = 256 on, and a constant input with an eps
-    that is flushed to zero gives NaN.
+    that is flushed to zero gives NaN: eps is below half precision's normal numbers, its root is not.
     """
 
     weight: Tensor | None
@@ -42,7 +44,8 @@ class ChannelsNorm(nn.Module):
         inverse = c.abs().amax(self.axis, keepdim=True).clamp(min=1e-3).reciprocal()  # size 1 along the axis
         y = c * inverse
         mean_square = (y * y).mean(self.axis, keepdim=True)
-        y = y * (mean_square + self.eps * inverse * inverse).rsqrt()
+        root = math.sqrt(self.eps) * inverse
+        y = y * (mean_square + root * root).rsqrt()
         if self.weight is not None:
             y = y * self.weight
         if self.bias is not None:

@@ -11,7 +11,7 @@ import pytest
 import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from snapgen_deploy.cli.doctor import doctor
@@ -117,6 +117,43 @@ def test_doctor_names_the_layer_of_a_core_ml_package_that_overflows(tmp_path: Pa
     (found,) = json.loads(done.stdout)["components"].values()
     assert found["verdict"] == "passed"
     assert 0 < max(found["errors"].values()) < 1e-3
+
+
+def test_doctor_names_the_place_where_activations_of_a_core_ml_package_saturate(tmp_path: Path) -> None:
+    with Function({"x": mb.TensorSpec(shape=(1, 64))}, opset_version=TARGETS[18]) as function:
+        twice = mb.mul(x=function.inputs["x"], y=np.float32(2), name="twice")
+        few = mb.quantize(input=twice, scale=np.float32(0.001), zero_point=np.int8(0), output_dtype="int8", name="few")
+        back = mb.dequantize(input=few, scale=np.float32(0.001), zero_point=np.int8(0), name="back")  # up to 0.127
+        function.set_outputs([mb.add(x=back, y=np.float32(1), name="y")])
+    program = Program()
+    program.add_function("main", function)
+    package = save(program, tmp_path / "saturating.mlpackage", 18)
+    for scale, code in ((1.0, 1), (0.05 / 300, 0)):
+        np.savez(tmp_path / "x.npz", x=X * np.float32(scale))
+        done = CliRunner().invoke(app, [str(package), "--layers", "--inputs", str(tmp_path / "x.npz")])
+        assert done.exit_code == code, done.output
+        assert ("first wrong: dequantize 'back'" in done.output) == bool(code)
+
+
+def test_single_precision_of_an_fp16_graph_is_single(tmp_path: Path) -> None:
+    half = TensorProto.FLOAT16
+    nodes = [
+        helper.make_node("Cast", ["x"], ["narrow"], to=half),
+        helper.make_node("Add", ["narrow", "much"], ["large"]),
+        helper.make_node("Sub", ["large", "much"], ["small"]),
+        helper.make_node("Cast", ["small"], ["y"], to=TensorProto.FLOAT),
+    ]
+    ports = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 64])] for name in ("x", "y")]
+    much = numpy_helper.from_array(np.array([900.0], np.float16), "much")
+    graph = helper.make_graph(nodes, "g", *ports, [much])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), str(tmp_path / "half.onnx"))
+    x = np.linspace(-1, 1, 64, dtype=np.float32)[None]
+    probe = OnnxProbe(tmp_path / "half.onnx", {"x": x}, run_on_cpu)
+    exact = probe.exact(["narrow", "small", "y"])
+    assert {v.dtype for v in exact.values()} == {np.dtype("float32")}
+    np.testing.assert_array_equal(exact["narrow"], x)
+    np.testing.assert_allclose(exact["y"], x, atol=1e-4)
+    assert probe.saved(["narrow"])["narrow"].dtype == np.float16
 
 
 def test_doctor_takes_an_onnx_file_and_says_what_it_cannot_look_into(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models import TextStream
@@ -16,6 +17,7 @@ from snapgen_deploy.sparse.token_layers import GELUS, OPS, TokenNorm
 
 LAYOUTS = ("token", "channels")
 BOUND = 1e-5
+SMALLEST = 2.0**-14  # normal number of half precision
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -137,6 +139,24 @@ def test_the_norm_of_the_channels_layout_survives_half_precision():
     assert float((got.double() - expected).abs().max()) <= 1e-2 * float(expected.abs().max())
     plain = x.half() - x.half().mean(1, keepdim=True)
     assert not torch.isfinite((plain * plain).mean(1)).all()
+
+
+class Flushing(TorchFunctionMode):
+    """Every number below the normal ones of half precision is zero, as hardware without them has it; constants, too."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        given = [0.0 if isinstance(a, float) and abs(a) < SMALLEST else a for a in args]
+        found = function(*given, **(kwargs or {}))
+        return torch.where(found.abs() < SMALLEST, 0.0, found) if isinstance(found, torch.Tensor) else found
+
+
+def test_the_norm_of_the_channels_layout_survives_hardware_without_subnormal_numbers():
+    x = torch.randn(1, 64, 1, 5).half()
+    x[..., 2] = 3.0  # constant: 0 / sqrt(0) where eps is lost
+    with Flushing():
+        got = ChannelsNorm(1, 1e-6)(x)
+    assert torch.isfinite(got).all()
+    assert torch.allclose(got.float(), F.layer_norm(x.float().transpose(1, 3), (64,), eps=1e-6).transpose(1, 3), atol=1e-2)
 
 
 @pytest.mark.parametrize("ops", GELUS)

@@ -117,6 +117,15 @@ def test_full_attention_writes_sixteen_times_the_scores_at_twice_the_side_and_sp
     assert own(full, 32) / own(full, 16) > 12
 
 
+@pytest.mark.parametrize("target", ["coreml", "onnx"])
+@pytest.mark.parametrize("form", ["loop", "batched", "per_head"])
+def test_a_tile_is_one_heads_scores_in_every_form(target, form):
+    """Grid 8 x 8: 64 queries of 16 compressed keys, of windows of 16 tokens, of text; 16 tokens in the middle."""
+    found = {o.tile for o in ops_of(BASE, 16, target, form) if o.tile}
+    size = spelling_of(target).element
+    assert found == {n * size for n in (64 * 16, 16 * 32, 16 * 48, 16 * 16, 64 * 10, 16 * 10)}
+
+
 def test_views_cost_nothing_and_swapped_operands_are_not_copied():
     class Two(nn.Module):
         def forward(self, a, b):
