@@ -51,12 +51,18 @@ def _watch(model: Any) -> dict[str, str]:
 
     with quiet():
         onnx_file.infer_shapes(model)
-    graph, there = model.graph, {o.name for o in model.graph.output}
-    half = {v.name for v in (*graph.value_info, *graph.output) if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    graph = model.graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    types |= {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output, *graph.input)}
     watched: dict[str, str] = {}
     added: list[onnx.NodeProto] = []
     for node in graph.node:
-        for value in () if node.op_type in MOVES else (v for v in node.output if v in half):
+        given = {types.get(name) for name in node.input}
+        for value in filter(None, node.output):
+            if not types.get(value) and TensorProto.FLOAT16 in given:  # onnxruntime's own operators are unknown to onnx
+                types[value] = TensorProto.FLOAT16
+            if types.get(value) != TensorProto.FLOAT16 or node.op_type in MOVES:
+                continue
             wide, size, out = f"{PREFIX}wide.{value}", f"{PREFIX}size.{value}", f"{PREFIX}{value}"
             added += [
                 helper.make_node("Cast", [value], [wide], to=TensorProto.FLOAT),
@@ -65,7 +71,6 @@ def _watch(model: Any) -> dict[str, str]:
             ]
             watched[out] = f"{node.op_type} {value}"
     graph.node.extend(added)
-    assert not there & set(watched)
     graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in watched)
     return watched
 

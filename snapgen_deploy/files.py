@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 def cache_root() -> Path:
     """`$XDG_CACHE_HOME/snapgen-deploy`, else `~/.cache/snapgen-deploy`."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
@@ -33,7 +36,7 @@ def is_disk_full(error: BaseException) -> bool:
     """Whether an error comes of a full disk; libraries and child processes keep of the system's error often the text alone."""
     seen: BaseException | None = error
     while seen is not None:
-        if getattr(seen, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(seen):
+        if getattr(seen, "errno", None) in FULL or any(os.strerror(number) in str(seen) for number in FULL):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

@@ -199,11 +199,12 @@ def _about(path: Path, source: Source) -> tuple[Mapping[str, Any], Path | None]:
             f"checkpoint {path}: has no configuration: expected 'snapgen_config' in the header's metadata or in {beside}"
         )
     data = _json_object(beside)
-    if "snapgen_config" in held and (
-        set(data) - set(KEYS) or (not path.is_dir() and _differs("snapgen_config", held, data) and path.suffix != ".json")
-    ):
-        return held, None
-    if set(data) - set(KEYS) or "snapgen_config" not in data | held:
+    strange = bool(set(data) - set(KEYS))
+    if "snapgen_config" in held:
+        named_itself = not path.is_dir() and path.suffix != ".json"
+        if strange or (named_itself and _differs("snapgen_config", held, data)):
+            return held, None
+    elif strange or "snapgen_config" not in data:
         got = ", ".join(data) or "nothing"
         raise BadInput(f"{beside}: got the keys {got[:200]}, expected snapgen_config and perhaps {' and '.join(KEYS[1:])}")
     for key in KEYS:

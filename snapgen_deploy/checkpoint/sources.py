@@ -66,7 +66,7 @@ class SafetensorsSource:
                 tensors[name] = info
                 owner.setdefault(name, path)
             for key in KEYS:
-                if header.metadata.get(key, metadata.get(key)) != metadata.get(key, header.metadata.get(key)):
+                if key in metadata and header.metadata.get(key, metadata[key]) != metadata[key]:
                     raise BadInput(f"{path}: its {key} is not that of the shards before it; fetch shards of one checkpoint")
             metadata = header.metadata | metadata
         if twice:

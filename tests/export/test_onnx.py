@@ -346,3 +346,24 @@ def test_what_would_overflow_in_half_precision_is_told_though_this_computer_comp
     assert found.largest == pytest.approx(9e6, rel=1e-2)
     assert found.tightest[0].startswith("Mul")
     np.testing.assert_array_equal(runner(calls[1])["picture"], results[1])  # and it can still run
+
+
+def test_values_of_onnxruntimes_own_operators_are_looked_at(tmp_path):
+    from onnx import TensorProto, helper
+
+    from snapgen_deploy.export.onnx_headroom import measure
+
+    nodes = [
+        helper.make_node("Cast", ["x"], ["narrow"], to=TensorProto.FLOAT16),
+        helper.make_node("FusedMatMul", ["narrow", "narrow"], ["scores"], domain="com.microsoft", transB=1, alpha=1000.0),
+        helper.make_node("Softmax", ["scores"], ["shares"]),
+        helper.make_node("Cast", ["shares"], ["y"], to=TensorProto.FLOAT),
+    ]
+    ports = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, 4])] for name in ("x", "y")]
+    imports = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(helper.make_graph(nodes, "g", *ports), opset_imports=imports, ir_version=10)
+    onnx.save(model, str(tmp_path / "scores.onnx"))
+    found = measure(tmp_path / "scores.onnx", [{"x": np.full((1, 4, 4), 10, np.float32)}], threads=1)
+    assert found is not None
+    assert found.largest > 65504
+    assert found.tightest[0].startswith("FusedMatMul scores")
