@@ -255,7 +255,7 @@ class Loaded:
         """Of an fp16 file's last calls, run once more: here its operators compute in fp32. None for other files."""
         self.session = None  # of two sessions each would have the weights; the next call opens it again
         try:
-            return onnx_headroom.measure(self.path, self.last, self.threads)
+            return onnx_headroom.measure(self.path, self.last, _options(self.threads))
         except Exception as error:
             raise RuntimeError(f"{self.path.name}: its largest values cannot be had: {first_line(error)}") from error
 
@@ -422,11 +422,9 @@ def _place(made: Path, directory: Path) -> tuple[Path, tuple[Path, ...]]:
     return directory / made.name, tuple(directory / f.name for f in files)
 
 
-def _session(path: Path, threads: int, record: bool = False) -> Any:
+def _options(threads: int) -> Any:
     import onnxruntime
 
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
@@ -434,6 +432,15 @@ def _session(path: Path, threads: int, record: bool = False) -> Any:
     options.log_severity_level = 3  # errors
     for name, value in SESSION_CONFIG.items():
         options.add_session_config_entry(name, value)
+    return options
+
+
+def _session(path: Path, threads: int, record: bool = False) -> Any:
+    import onnxruntime
+
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    options = _options(threads)
     if record:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:

@@ -25,17 +25,17 @@ TIGHTEST = 5  # operations that are named
 PREFIX = "largest_value_of."
 
 
-def measure(path: Path, calls: Iterable[Mapping[str, np.ndarray]], threads: int) -> Headroom | None:
+def measure(path: Path, calls: Iterable[Mapping[str, np.ndarray]], options: Any) -> Headroom | None:
     """The largest magnitude of an fp16 value over `calls`, each a set of inputs; None where the file has no such value.
 
-    An overflow is infinite, or what fp32 makes of it; a NaN is NaN.
+    An overflow is infinite, or what fp32 makes of it; a NaN is NaN. `options` are onnxruntime's of a session, and change.
     """
     model, places = onnx_file.read(path)
     onnx_file.refer(model, places, path.name)
     values = _watch(model)
     if not values:
         return None
-    session = _session(model, path.parent, threads)
+    session = _session(model, path.parent, options)
     names = list(values)
     found = np.array([session.run(names, dict(inputs)) for inputs in calls], np.float64)  # (calls, values)
     largest = found.max(0) if len(found) else np.full(len(names), np.nan)
@@ -75,13 +75,10 @@ def _watch(model: Any) -> dict[str, str]:
     return watched
 
 
-def _session(model: Any, folder: Path, threads: int) -> Any:
+def _session(model: Any, folder: Path, options: Any) -> Any:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
     # in the default order what is watched would be held until the end
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

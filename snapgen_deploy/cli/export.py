@@ -215,12 +215,13 @@ def export(
     judged = fidelity_samples_of(opened, own, fidelity_samples or (COUNT if small else 8))
     wanted = Fidelity(judged, None, every=fidelity)
     judging = any(wanted.judges(t) for t in plan.targets)
-    refuse_idle({"--scorer": scorer, "--fidelity-samples": fidelity_samples}, judging, "the fidelity gate", "add --fidelity")
-    if judging:
+    if not judging:
+        refuse_idle({"--scorer": scorer, "--fidelity-samples": fidelity_samples}, "the fidelity gate", "add --fidelity")
+    else:
         chosen_scorer, unscored = scorer_of(opened, scorer, judged, plan.resolution)
         wanted = replace(wanted, scorer=chosen_scorer, unscored=unscored)
-    calibrated = plan.mixed is not None or any(is_calibrated(t) for t in plan.targets)
-    refuse_idle({"--calibration": calibration}, calibrated, "calibrated and mixed precisions", "choose one by --precision")
+    if plan.mixed is None and not any(is_calibrated(t) for t in plan.targets):
+        refuse_idle({"--calibration": calibration}, "calibrated and mixed precisions", "choose one by --precision")
     calibrating = calibration_of(opened, plan, calibration)
     drawn = (*chosen, *judged, *calibrating.samples)
     check_prompts(opened, (*(s.prompt for s in drawn), *(plan.mixed.prompts if plan.mixed else ())))
@@ -238,7 +239,8 @@ def export(
         if opened.config.text_encoder is not None and opened.tokenizer is None:
             say(NO_TOKENIZER, "yellow")
         if own[many:]:
-            say(f"gates and preview draw {many} of the {len(own)} prompts, the fidelity gate {len(judged)} pictures", "yellow")
+            more = f", the fidelity gate {len(judged)} pictures" if judging else ""
+            say(f"gates and preview draw {many} of the {len(own)} prompts{more}", "yellow")
     if dry_run:
         return
     from snapgen_deploy.cache import ExportCache, default_root
@@ -317,10 +319,10 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def refuse_idle(options: Mapping[str, object], used: bool, user: str, mend: str) -> None:
-    """BadInput for the first option that was given (is not None) where nothing of the plan would use it."""
+def refuse_idle(options: Mapping[str, object], user: str, mend: str) -> None:
+    """BadInput for the first of options that nothing of the plan would use, where one was given (is not None)."""
     for option, value in options.items():
-        if value is not None and not used:
+        if value is not None:
             raise BadInput(f"{option} is for {user}, which no target of this plan has; {mend}, or leave it out")
 
 

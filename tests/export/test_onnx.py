@@ -350,6 +350,7 @@ def test_what_would_overflow_in_half_precision_is_told_though_this_computer_comp
 
 def test_values_of_onnxruntimes_own_operators_are_looked_at(tmp_path):
     from onnx import TensorProto, helper
+    from onnxruntime import SessionOptions
 
     from snapgen_deploy.export.onnx_headroom import measure
 
@@ -363,7 +364,7 @@ def test_values_of_onnxruntimes_own_operators_are_looked_at(tmp_path):
     imports = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(helper.make_graph(nodes, "g", *ports), opset_imports=imports, ir_version=10)
     onnx.save(model, str(tmp_path / "scores.onnx"))
-    found = measure(tmp_path / "scores.onnx", [{"x": np.full((1, 4, 4), 10, np.float32)}], threads=1)
+    found = measure(tmp_path / "scores.onnx", [{"x": np.full((1, 4, 4), 10, np.float32)}], SessionOptions())
     assert found is not None
     assert found.largest > 65504
     assert found.tightest[0].startswith("FusedMatMul scores")
