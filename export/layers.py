@@ -145,39 +145,36 @@ class OnnxProbe:
         self._model, self._plain = model, in_single(qnn_graph.in_floats(model))
         floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
         values = [*model.graph.value_info, *model.graph.output, *model.graph.input]
-        self._floating = {v.name: v.type.tensor_type.elem_type for v in values if v.type.tensor_type.elem_type in floats}
+        floating = {v.name for v in values if v.type.tensor_type.elem_type in floats}
         self._stored_as = _after_quantisers(model)
         plain = [n for n in self._plain.graph.node if n.op_type not in ("QuantizeLinear", qnn_graph.DEQUANTISE, "Identity")]
         known = {*(n.output[0] for n in plain), *self.inputs}
         self.layers = [
-            Layer(n.name, n.op_type, n.output[0], tuple(i for i in n.input if i in known and i in self._floating))
+            Layer(n.name, n.op_type, n.output[0], tuple(i for i in n.input if i in known and i in floating))
             for n in plain
-            if n.output[0] in self._floating
+            if n.output[0] in floating
         ]
 
     def exact(self, names: Sequence[str]) -> Arrays:
         """These values in single precision."""
         given = {name: value for name, value in self.inputs.items() if name in names}
         wanted = [name for name in names if name not in given]
-        found = self._with_outputs(self._plain, {name: name for name in wanted}, _run_exactly, single=True)
+        found = self._with_outputs(self._plain, {name: name for name in wanted}, _run_exactly)
         return {**found, **given}
 
     def saved(self, names: Sequence[str]) -> Arrays:
         """These values as the file's own runtime computes them, behind the quantiser of each where there is one."""
         return self._with_outputs(self._model, {name: self._stored_as.get(name, name) for name in names}, self.run)
 
-    def _with_outputs(self, model: Any, names: Mapping[str, str], run: RunGraph, single: bool = False) -> Arrays:
+    def _with_outputs(self, model: Any, names: Mapping[str, str], run: RunGraph) -> Arrays:
         import onnx
-
-        single_type = onnx.TensorProto.FLOAT
 
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
         there = {o.name for o in copy.graph.output}
         for inner in dict.fromkeys(names.values()):
             if inner not in there:
-                kind = single_type if single else self._floating.get(inner, single_type)
-                copy.graph.output.append(onnx.helper.make_tensor_value_info(inner, kind, None))
+                copy.graph.output.append(onnx.ValueInfoProto(name=inner))  # the runtime knows its type
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / self.graph.name
             onnx.save(
@@ -265,8 +262,8 @@ class CoreMLProbe:
     def _heard(self, mode: Any, names: Sequence[str]) -> Arrays:
         from snapgen_deploy.export.mil.runner import open_package
 
-        chosen = {"mode": mode, "function": self.entry or None, "threads": self.threads}
-        runner = open_package(self.package, **chosen, activations=mode == "device")
+        quantised = mode == "device"
+        runner = open_package(self.package, mode=mode, function=self.entry or None, threads=self.threads, activations=quantised)
         wanted, found = set(names), Arrays()
 
         def hear(name: str, value: Any) -> None:

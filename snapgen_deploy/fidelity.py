@@ -233,12 +233,12 @@ def points_of(scorer: str, samples: Sequence[Sample], pictures: Sequence[np.ndar
         points = [[float(got), float(possible)] for got, possible in found]
     except (TypeError, ValueError) as error:
         raise BadInput(f"--scorer {scorer}: expected (points, points possible) for every picture ({error})") from None
-    if len(points) == len(pictures) and any(possible < 0 for _, possible in points):
-        raise BadInput(f"--scorer {scorer}: got points possible below 0, expected 0 or more for every picture")
     if len(points) != len(pictures) or not np.isfinite(points).all():
         raise BadInput(
             f"--scorer {scorer}: got {len(points)} finite pairs at most for {len(pictures)} pictures, expected one each"
         )
+    if any(possible < 0 for _, possible in points):
+        raise BadInput(f"--scorer {scorer}: got points possible below 0, expected 0 or more for every picture")
     return points
 
 

@@ -153,18 +153,19 @@ def _left_over(final: Path, prefix: str, key: str, resume: bool) -> tuple[Path, 
             continue  # another run works there
         if resume and root.is_dir() and lock.read() == key:
             return root, lock
-        if _is_old(file):
+        if is_old(file):
             for path in (root, _scratch(root), _old(root)):
                 shutil.rmtree(path, ignore_errors=True)
             file.unlink(missing_ok=True)
         lock.close()
     for old in final.parent.glob(f"{prefix}*.old"):  # of a run that ended while it removed this one
-        if final.exists() and not _key_file(old.with_name(old.name.removesuffix(".old"))).exists() and _is_old(old):
+        if final.exists() and not _key_file(old.with_name(old.name.removesuffix(".old"))).exists() and is_old(old):
             shutil.rmtree(old, ignore_errors=True)
     return None
 
 
-def _is_old(path: Path) -> bool:
+def is_old(path: Path) -> bool:
+    """Whether nothing has changed a file or folder for so long that the run that made it was killed."""
     try:
         return time.time() - path.stat().st_mtime > ABANDONED
     except FileNotFoundError:

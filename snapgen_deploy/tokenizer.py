@@ -22,8 +22,10 @@ class WordTokenizer:
             self._tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise BadInput(f"the tokenizer is not a tokenizer.json of the `tokenizers` library: {error}") from error
-        padding, unknown = self._tokenizer.padding or {}, getattr(self._tokenizer.model, "unk_token", None)
-        numbered = json.loads(text)["model"].get("unk_id")  # Unigram's
+        model, padding = self._tokenizer.model, self._tokenizer.padding or {}
+        unknown = getattr(model, "unk_token", None)
+        # Unigram's has a number alone, which the library does not tell
+        numbered = json.loads(text)["model"].get("unk_id") if isinstance(model, models.Unigram) else None
         self._tokenizer.no_padding()  # a file may ask for both; `encode` pads itself, and cuts nothing off in silence
         self._tokenizer.no_truncation()
         self._unknown = self._tokenizer.token_to_id(UNKNOWN if unknown is None else unknown) if numbered is None else numbered

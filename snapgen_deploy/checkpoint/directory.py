@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from snapgen_deploy.checkpoint.opener import INDEX, SINGLE
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.staging import ABANDONED
+from snapgen_deploy.staging import is_old
 
 
 @contextmanager
@@ -54,8 +53,7 @@ def new_directory(final: Path, needed: int, *, overwrite: bool) -> Iterator[Path
 def _remove_abandoned(parent: Path, prefix: str) -> None:
     """What a run left that was killed, when nothing in it has changed for a day."""
     for left in parent.glob(f"{prefix}*"):
-        newest = max(p.stat().st_mtime for p in (left, *left.rglob("*")))
-        if time.time() - newest > ABANDONED:
+        if all(map(is_old, (left, *left.rglob("*")))):
             shutil.rmtree(left, ignore_errors=True)
 
 
