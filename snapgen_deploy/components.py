@@ -14,7 +14,7 @@ from snapgen_deploy.models import DiT, ModelConfig
 from snapgen_deploy.plan import ExportPlan, TargetPlan
 from snapgen_deploy.quantise.layers import layers_of
 from snapgen_deploy.quantise.recipe import Recipe
-from snapgen_deploy.sparse import OpForm, UpsampleForm, rewrite_decoder, rewrite_student, rewrite_text_encoder
+from snapgen_deploy.sparse import OpForm, UpsampleForm, norm_scales, rewrite_decoder, rewrite_student, rewrite_text_encoder
 
 
 def roles_of(config: ModelConfig) -> tuple[Role, ...]:
@@ -44,7 +44,8 @@ def build_component(
         if recipe is not None:
             palettes = palette_bits(student, module, recipe.bits)
     elif role == "decoder":
-        module = rewrite_decoder(load_decoder(checkpoint), latent, layout=layout, upsample=upsample)
+        decoder = load_decoder(checkpoint)
+        module = rewrite_decoder(decoder, latent, layout=layout, upsample=upsample, scales=norm_scales(decoder))
     else:
         # the student's form of attention matters to large maps; onnx:qnn has no Einsum, which the split form is made of
         form = "batched" if target.key == "onnx:qnn" else "per_head"

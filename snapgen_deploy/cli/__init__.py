@@ -42,7 +42,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From a trained elastic diffusion transformer to a verified, app-ready model bundle.\n\n"
     "Exit codes: 0 done and all gates passed; 1 a gate failed or a regression was found; 2 bad usage or bad input; "
-    "3 refused or inconclusive; 4 a measurement could not be made; 70 an error that none of these is; 130 interrupted; 143 terminated.",
+    "3 refused or inconclusive; 4 a measurement could not be made; 70 an error that none of these is; "
+    "130 interrupted; 143 terminated.",
 )
 
 

@@ -1,8 +1,12 @@
 """The ASSA rewrite: graphs with the same mathematics as `snapgen_deploy.models` in operations that phones run well."""
 
 from snapgen_deploy.sparse.decoder import UpsampleForm
+from snapgen_deploy.sparse.decoder_range import norm_scales
 from snapgen_deploy.sparse.forms import FORMS, Kernel
 from snapgen_deploy.sparse.rewrite import Layout, rewrite_decoder, rewrite_student, rewrite_text_encoder
 from snapgen_deploy.sparse.token_layers import OpForm
 
-__all__ = ["FORMS", "Kernel", "Layout", "OpForm", "UpsampleForm", "rewrite_decoder", "rewrite_student", "rewrite_text_encoder"]
+__all__ = [
+    "FORMS", "Kernel", "Layout", "OpForm", "UpsampleForm",
+    "norm_scales", "rewrite_decoder", "rewrite_student", "rewrite_text_encoder",
+]  # fmt: skip

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snapgen_deploy.models.decoder import Level, ResidualBlock, TinyDecoder
+from snapgen_deploy.sparse.decoder_range import Scales, scaled
 
 UpsampleForm = Literal["native", "transposed"]
 
@@ -16,44 +17,55 @@ UpsampleForm = Literal["native", "transposed"]
 class ImageGroupNorm(nn.Module):
     """GroupNorm of an image in means over space: of each channel, then of a group's channels by a grouped 1x1 convolution.
 
-    Only means are taken, of values that are centred first: sums over a megapixel map would overflow half precision.
+    Only means are taken, of values that are centred first: sums over a megapixel map would overflow half precision. The
+    variance is taken 16 times: an eps of 1e-5 is below half precision's normal numbers, and hardware that flushes those to
+    zero would make NaN of a group without any variance. Where the input comes multiplied by `scale` (C,), eps goes with its
+    square, and stays a normal number: by then the variance is many thousand times as large.
     """
 
     average: Tensor
-    weight: Tensor
+    average16: Tensor
+    eps16: Tensor
+    weight4: Tensor
     bias: Tensor
 
-    def __init__(self, source: nn.GroupNorm) -> None:
+    def __init__(self, source: nn.GroupNorm, scale: Tensor | None = None) -> None:
         super().__init__()
-        self.groups, self.eps = source.num_groups, source.eps
+        self.groups = source.num_groups
         members = source.num_channels // source.num_groups
+        square = torch.ones(1, 1, 1, 1) if scale is None else (scale * scale).view(1, -1, 1, 1)
         self.register_buffer("average", torch.full((source.num_channels, members, 1, 1), 1.0 / members))
-        self.register_buffer("weight", source.weight.detach().view(1, -1, 1, 1))
+        self.register_buffer("average16", self.average * 16.0)
+        self.register_buffer("eps16", (square * source.eps * 16.0).clamp(min=2.0**-14))
+        self.register_buffer("weight4", source.weight.detach().view(1, -1, 1, 1) * 4.0)
         self.register_buffer("bias", source.bias.detach().view(1, -1, 1, 1))
 
-    def group_mean(self, x: Tensor) -> Tensor:
+    def group_mean(self, x: Tensor, average: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 1, 1), the same for all channels of a group."""
-        return F.conv2d(x.mean((2, 3), keepdim=True), self.average, groups=self.groups)
+        return F.conv2d(x.mean((2, 3), keepdim=True), average, groups=self.groups)
 
     def ungrouped(self) -> None:
         """From now on take the means by a dense convolution, zero between groups, for runtimes that have no grouped one."""
         groups = torch.block_diag(*self.average.view(self.groups, -1, self.average.shape[1]))
         self.average, self.groups = groups[:, :, None, None].contiguous(), 1
+        self.average16 = self.average * 16.0
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        x = x - self.group_mean(x)  # (B, C, H, W)
-        scale = (self.group_mean(x * x) + self.eps).rsqrt() * self.weight  # (B, C, 1, 1)
+        x = x - self.group_mean(x, self.average)  # (B, C, H, W)
+        scale = (self.group_mean(x * x, self.average16) + self.eps16).rsqrt() * self.weight4  # (B, C, 1, 1)
         return x * scale + self.bias
 
 
 class ImageBlock(nn.Module):
-    """`models.decoder.ResidualBlock`."""
+    """`models.decoder.ResidualBlock`; with `scale` (C,) on what its norm takes."""
 
-    def __init__(self, source: ResidualBlock) -> None:
+    def __init__(self, source: ResidualBlock, scale: Tensor | None = None) -> None:
         super().__init__()
         self.depthwise1, self.expand, self.depthwise2 = source.depthwise1, source.expand, source.depthwise2
-        self.norm, self.project, self.shortcut = ImageGroupNorm(source.norm), source.project, source.shortcut
+        if scale is not None:
+            self.expand, self.depthwise2 = scaled(source.expand, source.depthwise2, scale)
+        self.norm, self.project, self.shortcut = ImageGroupNorm(source.norm, scale), source.project, source.shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H, W)."""
@@ -88,9 +100,9 @@ class NearestDoubling(nn.Module):
 class ImageLevel(nn.Module):
     """`models.decoder.Level`."""
 
-    def __init__(self, source: Level, upsample: UpsampleForm) -> None:
+    def __init__(self, source: Level, upsample: UpsampleForm, scales: Scales) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(ImageBlock(b) for b in source.blocks if isinstance(b, ResidualBlock))
+        self.blocks = nn.ModuleList(ImageBlock(b, scales.get(b.norm)) for b in source.blocks if isinstance(b, ResidualBlock))
         self.doubling = NearestDoubling(source.up.out_channels, upsample) if source.up is not None else None
         self.up = source.up
 
@@ -107,12 +119,12 @@ class ImageDecoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, source: TinyDecoder, upsample: UpsampleForm) -> None:
+    def __init__(self, source: TinyDecoder, upsample: UpsampleForm, scales: Scales) -> None:
         super().__init__()
         self.register_buffer("mean", source.mean)
         self.register_buffer("std", source.std)
         self.first, self.last = source.first, source.last
-        self.levels = nn.ModuleList(ImageLevel(level, upsample) for level in source.levels if isinstance(level, Level))
+        self.levels = nn.ModuleList(ImageLevel(level, upsample, scales) for level in source.levels if isinstance(level, Level))
 
     def forward(self, latent: Tensor) -> Tensor:
         """Normalised latent (B, C, h, w) -> picture (B, 3, f*h, f*w)."""

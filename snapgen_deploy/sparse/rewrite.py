@@ -15,6 +15,7 @@ from snapgen_deploy.models import DiT, TextEncoder, TinyDecoder
 from snapgen_deploy.sparse.channels_forms import CHANNELS_FORMS
 from snapgen_deploy.sparse.channels_student import ChannelsStudent
 from snapgen_deploy.sparse.decoder import ImageDecoder, UpsampleForm
+from snapgen_deploy.sparse.decoder_range import Scales
 from snapgen_deploy.sparse.forms import FORMS
 from snapgen_deploy.sparse.text_encoder import ChannelsTextEncoder, TokenTextEncoder
 from snapgen_deploy.sparse.token_layers import OPS, OpForm
@@ -58,20 +59,26 @@ def rewrite_student(
 
 
 def rewrite_decoder(
-    decoder: TinyDecoder, latent: tuple[int, int], *, layout: Layout, upsample: UpsampleForm | None = None
+    decoder: TinyDecoder,
+    latent: tuple[int, int],
+    *,
+    layout: Layout,
+    upsample: UpsampleForm | None = None,
+    scales: Scales | None = None,
 ) -> nn.Module:
     """The decoder for latents (B, C, *latent) -> picture (B, 3, f*h, f*w).
 
     Both layouts keep maps as (B, C, H, W); they differ in nearest upsampling, which XNNPACK does not take as such
-    (`upsample`: "native", the default of the channels layout, or "transposed"). Raises BadInput for an unknown layout or
-    upsampling, or a latent side below 1.
+    (`upsample`: "native", the default of the channels layout, or "transposed"). `scales` (of `norm_scales`) go into the
+    weights before the norms that they name, so that half precision can hold their squares. Raises BadInput for an unknown
+    layout or upsampling, or a latent side below 1.
     """
     _known("layout", layout, UPSAMPLING)
     chosen = UPSAMPLING[layout] if upsample is None else upsample
     _known("upsample", chosen, ("native", "transposed"))
     if min(latent) < 1:
         raise BadInput(f"got a latent of {latent[0]}x{latent[1]}, expected both sides to be 1 or more")
-    return ImageDecoder(decoder, chosen).eval()
+    return ImageDecoder(decoder, chosen, scales or {}).eval()
 
 
 def rewrite_text_encoder(
