@@ -91,7 +91,9 @@ def draw(runners: Mapping[Role, Runner], bundle: Bundle, prompts: Sequence[str])
     words, encoder = bundle.tokenizer(), bundle.config.text_encoder
     if words is None or encoder is None:
         raise SystemExit("the embedded checkpoint has a tokenizer and a text encoder; this one has not")
-    return [pipeline.draw(*tokenize(words, prompt, encoder.length), seed, {}) for seed, prompt in enumerate(prompts)]
+    return [
+        pipeline.draw(pipeline.encode(*tokenize(words, prompt, encoder.length)), seed) for seed, prompt in enumerate(prompts)
+    ]
 
 
 def signed(picture: np.ndarray) -> np.ndarray:

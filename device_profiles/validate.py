@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +28,9 @@ from snapgen_deploy.device_profiles.schema import (
     spec_of,
     variants_of,
 )
+
+LEAST, MOST = 1e-9, 1e18  # of any figure, in any of the units
+ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")  # a part of the bundle's folder name
 
 
 class Reader:
@@ -58,13 +62,13 @@ class Reader:
         return ""
 
     def number(self, key: str) -> float:
-        """A finite positive number."""
+        """A positive number of a size that a figure can have."""
         self.seen.add(key)
         value = self.table.get(key)
         if key not in self.table:
             self.wrong(key, "nothing", "a positive number")
-        elif isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
-            self.wrong(key, repr(value), "a positive number")
+        elif isinstance(value, bool) or not isinstance(value, (int, float)) or not LEAST <= value <= MOST:
+            self.wrong(key, repr(value)[:40], f"a positive number, {LEAST:g} to {MOST:g}")
         else:
             return float(value)
         return math.nan
@@ -124,8 +128,8 @@ def read_profile(table: Mapping[str, Any], targets: Mapping[str, TargetSpec] = T
     )
     for reader in (os, budget, top):
         reader.done()
-    if profile.id != profile.id.lower() or any(c in profile.id for c in "/\\ ."):
-        top.wrong("id", repr(profile.id), "lower case without spaces, dots or slashes")
+    if profile.id and not ID.fullmatch(profile.id):
+        top.wrong("id", repr(profile.id[:80]), "up to 64 lower-case letters, digits, - and _")
     for target in profile.targets:
         for name in spec_of(target.target, target.variant, targets).from_figures:
             if name not in profile.figures:

@@ -151,7 +151,7 @@ def _tokenizer(folder: Path, tokenizer_json: str, config: ModelConfig) -> None:
     if config.text_encoder is not None:
         settings["model_max_length"] = config.text_encoder.length
     if padding := json.loads(tokenizer_json).get("padding"):
-        settings["pad_token"] = padding["pad_token"]
+        settings |= {"pad_token": padding["pad_token"], "padding_side": padding["direction"].lower()}
     _json(folder / "tokenizer_config.json", settings)
     (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
 

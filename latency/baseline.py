@@ -36,7 +36,7 @@ def read_baseline(path: Path) -> tuple[Measurement, ...]:
         if (data.get("kind"), data.get("schema_version")) != ("baseline", SCHEMA_VERSION):
             raise KeyError("kind")
         return tuple(measurement_of(run) for run in data["runs"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise BadInput(f"{path} is no baseline of this version; remove it, and store runs with --update-baseline") from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -10,9 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from snapgen_deploy.bundle import SUMS, Bundle, open_bundle, refuse_misshapen, sha256_of
+from snapgen_deploy.bundle import SUMS, Bundle, open_bundle, sha256_of
+from snapgen_deploy.bundle_shape import refuse_misshapen
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.export.base import ROLES
+from snapgen_deploy.files import is_file, read_json
 from snapgen_deploy.latency.duel import DuelRound, RoundOf, Sides, abba, interleaved, mode_for
 from snapgen_deploy.latency.environment import host_key, stamp_of_now
 from snapgen_deploy.latency.guards import Guard, guard_verdict
@@ -81,16 +82,13 @@ def stamped(found: Comparison) -> Comparison:
 
 def _side(path: Path) -> dict[str, str]:
     sums = path / SUMS
-    return {"bundle": path.name, "sha256": sha256_of(sums) if sums.is_file() else ""}
+    return {"bundle": path.resolve().name, "sha256": sha256_of(sums) if sums.is_file() else ""}
 
 
 def read_side(path: Path) -> Mapping[str, Any]:
     """The manifest of a bundle, or of a manifest.json alone (a stored export for the guards)."""
-    if path.is_file():
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise BadInput(f"{path} is not readable JSON ({error}); give a bundle or its manifest.json") from None
+    if is_file(path):
+        data = read_json(path, "give a bundle or its manifest.json")
         if not isinstance(data, dict) or "targets" not in data:
             raise BadInput(f"{path} is no manifest; give a bundle or its manifest.json")
         refuse_misshapen(path, data)

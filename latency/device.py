@@ -69,7 +69,7 @@ def target_for(bundle: Bundle, link_name: str, wanted: str | None) -> str:
     fitting = [k for k, name in linked.items() if wanted in (None, k, name)]
     if takes and not fitting:
         asked = f", and {wanted} was asked for" if wanted else ""
-        raise BadInput(f"{link_name} runs {' and '.join(takes)}; {bundle.path.name} holds {', '.join(bundle.targets)}{asked}")
+        raise BadInput(f"{link_name} runs {' and '.join(takes)}; {bundle.name} holds {', '.join(bundle.targets)}{asked}")
     return fitting[0] if fitting else bundle.targets[0]  # an unknown link: opening it says so
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.files import read_json
 from snapgen_deploy.latency.stats import QUERIES_NEEDED, early_stopping, outliers
 
 SCHEMA_VERSION = 1
@@ -157,6 +158,9 @@ class Measurement:
             for r in data["rounds"]
         )
         plain = {f.name: data[f.name] for f in fields(cls)}
+        numbers = (*asdict(Loads(**data["loads"])).values(), data["peak_bytes"], data["steps"], data["key"]["threads"])
+        if not all(n is None or type(n) in (int, float) for n in numbers):
+            raise TypeError("expected numbers")
         return cls(
             **plain
             | {
@@ -179,8 +183,6 @@ def measurement_of(data: Any) -> Measurement:
 def read_measurement(path: Path) -> Measurement:
     """A measurement from its JSON file; BadInput in one line when it is none."""
     try:
-        return measurement_of(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}); give a file that `bench --json` or `--save` wrote") from None
+        return measurement_of(read_json(path, "give a file that `bench --json` or `--save` wrote"))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise BadInput(f"{path} is no latency measurement of this version; give a file that `bench` wrote") from None

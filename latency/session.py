@@ -89,7 +89,7 @@ def first_timed(bundle: Bundle) -> str:
             reasons.append(str(error))
         else:
             return key
-    raise MeasurementFailed(f"no target of {bundle.path.name} can be timed here: {'; '.join(reasons)}")
+    raise MeasurementFailed(f"no target of {bundle.name} can be timed here: {'; '.join(reasons)}")
 
 
 def open_session(bundle: Bundle, key: str, threads: int) -> Session:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from snapgen_deploy.bundle_shape import refuse_misshapen
 from snapgen_deploy.bundle_sizes import at_size, vectors_name
 from snapgen_deploy.device_profiles import PRECISIONS, Limits
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import ROLES, Artifact, Role
-from snapgen_deploy.files import files_under
+from snapgen_deploy.files import files_under, is_file, read_json
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.models.serialise import config_from_dict
 from snapgen_deploy.pipeline import Schedule
@@ -33,6 +34,11 @@ class Bundle:
     manifest: Mapping[str, Any]
 
     @property
+    def name(self) -> str:
+        """Its folder's name, also where the path is `.`."""
+        return self.path.resolve().name
+
+    @property
     def config(self) -> ModelConfig:
         """The configuration of the checkpoint that the bundle was made from."""
         return config_from_dict(self.manifest["config"])
@@ -50,6 +56,16 @@ class Bundle:
         return channels, height, width
 
     @property
+    def width(self) -> str:
+        """Name of the sub-network."""
+        return str(self.manifest["width"])
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width of the picture (of the default one where there are several)."""
+        return self.manifest["resolution"][0], self.manifest["resolution"][1]
+
+    @property
     def sizes(self) -> tuple[str, ...]:
         """Names of the picture sizes, `<height>x<width>`, the default one first."""
         return tuple(s["name"] for s in self.manifest.get("sizes", ())) or (size_name(self.manifest["resolution"]),)
@@ -57,7 +73,7 @@ class Bundle:
     def at(self, size: str | None) -> Bundle:
         """The bundle as if it held one of its sizes alone (None: the default one); BadInput that lists them for another."""
         if size is not None and size not in self.sizes:
-            raise BadInput(f"{self.path.name} does not draw {size}: its sizes are {', '.join(self.sizes)}")
+            raise BadInput(f"{self.name} does not draw {size}: its sizes are {', '.join(self.sizes)}")
         if "sizes" not in self.manifest:
             return self
         return Bundle(self.path, at_size(self.manifest, size or self.sizes[0]))
@@ -84,7 +100,7 @@ class Bundle:
     def artifacts(self, key: str) -> dict[Role, Artifact]:
         """The exported components of one target."""
         if key not in self.targets:
-            raise BadInput(f"{self.path.name} holds no target '{key}': it holds {', '.join(self.targets)}")
+            raise BadInput(f"{self.name} holds no target '{key}': it holds {', '.join(self.targets)}")
         components = self.manifest["targets"][key]["components"]
         return {
             role: Artifact(key, role, self.path / c["path"], tuple(self.path / f for f in c["files"]), c.get("entry", ""))
@@ -115,12 +131,9 @@ def bundle_name(checkpoint: str, device: str) -> str:
 def open_bundle(path: Path) -> Bundle:
     """Read a bundle's manifest; BadInput in one line when it is none. Hashes are not checked here."""
     manifest = path / MANIFEST
-    if not manifest.is_file():
+    if not is_file(manifest):
         raise BadInput(f"{path} is no bundle: it has no {MANIFEST}; make one with `snapgen-deploy export`")
-    try:
-        data = json.loads(manifest.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadInput(f"{manifest} is not readable JSON ({error}); export the bundle again") from None
+    data = read_json(manifest, "export the bundle again")
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise BadInput(
@@ -130,19 +143,6 @@ def open_bundle(path: Path) -> Bundle:
     return Bundle(path, data)
 
 
-def refuse_misshapen(path: Path, manifest: Mapping[str, Any]) -> None:
-    """BadInput where a manifest lacks what every reader of it asks for, or has it in another shape."""
-    targets = manifest.get("targets")
-    sound = isinstance(targets, dict) and all(
-        isinstance(t, dict)
-        and isinstance(t.get("components"), dict)
-        and all(isinstance(c, dict) for c in t["components"].values())
-        for t in targets.values()
-    )
-    if not sound or set(manifest.get("target_order", ())) != set(targets or ()):
-        raise BadInput(f"{path} does not name its targets and their components; export the bundle again")
-
-
 def sha256_of(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
@@ -150,27 +150,44 @@ def sha256_of(path: Path) -> str:
 
 
 def check_hashes(bundle: Bundle) -> None:
-    """Every file is listed, there, and unchanged; GateFailed with all that is not."""
+    """Every file is listed, there, and unchanged, and the manifest says the same; GateFailed with all that is not."""
     listed: dict[str, str] = {}
     sums = bundle.path / SUMS
-    if not sums.is_file():
+    if not is_file(sums):
         raise GateFailed(f"{bundle.path} has no {SUMS}; export the bundle again")
+    wrong = []
     for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
+        if name in listed:
+            wrong.append(f"listed twice {name}")
         listed[name] = digest
+    # a link to a folder is not followed, and what it shows would be checked by nobody
+    strange = (p for p in bundle.path.rglob("*") if not p.is_file() and (p.is_symlink() or not p.is_dir()))
+    wrong += [f"no plain file {p.relative_to(bundle.path).as_posix()}" for p in sorted(strange)]
     unlisted = (bundle.path / SUMS, bundle.path / RUN)
     there = {p.relative_to(bundle.path).as_posix(): p for p in files_under(bundle.path) if p not in unlisted}
-    wrong = [f"missing {n}" for n in sorted(set(listed) - set(there))]
+    wrong += [f"missing {n}" for n in sorted(set(listed) - set(there))]
     wrong += [f"not listed {n}" for n in sorted(set(there) - set(listed))]
     wrong += [f"changed {n}" for n in sorted(set(there) & set(listed)) if sha256_of(there[n]) != listed[n]]
+    said = _digests(bundle.manifest)
+    wrong += [f"in {MANIFEST} otherwise {n}" for n in sorted({*said, *listed} - {MANIFEST}) if said.get(n) != listed.get(n)]
     if wrong:
         shown = "; ".join(wrong[:10]) + (f"; and {len(wrong) - 10} more" if len(wrong) > 10 else "")
-        raise GateFailed(f"{bundle.path.name} is not what was exported: {shown}")
+        raise GateFailed(f"{bundle.name} is not what was exported: {shown}")
+
+
+def _digests(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What the manifest itself says of its files."""
+    components = [c for t in manifest["targets"].values() for c in t["components"].values()]
+    tables = [manifest["files"], *(c["files"] for c in components)]
+    return {name: data.get("sha256") if isinstance(data, dict) else None for table in tables for name, data in table.items()}
 
 
 def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
     """Write manifest.json and then SHA256SUMS over all files of the bundle but the record of the run."""
     text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
     (root / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    lines = [f"{sha256_of(p)}  {p.relative_to(root).as_posix()}\n" for p in files_under(root) if p != root / RUN]
+    lines = [
+        f"{sha256_of(p)}  {p.relative_to(root).as_posix()}\n" for p in files_under(root) if p not in (root / RUN, root / SUMS)
+    ]
     (root / SUMS).write_text("".join(lines), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 
@@ -86,7 +87,23 @@ def spelling(target: str, precision: str) -> tuple[OpForm, UpsampleForm | None]:
     return "half" if precision == "fp16" else "spelled", "native" if target == "executorch:vulkan" else None
 
 
-def ports_of(config: ModelConfig, plan: ExportPlan, role: Role) -> tuple[tuple[Port, ...], tuple[Port, ...], str]:
+class Drawing(Protocol):
+    """What ports depend on beside the configuration; a plan and a bundle have it."""
+
+    @property
+    def width(self) -> str:
+        """The sub-network's name."""
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Picture height and width."""
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+
+
+def ports_of(config: ModelConfig, plan: Drawing, role: Role) -> tuple[tuple[Port, ...], tuple[Port, ...], str]:
     """Inputs, outputs and a one-line description of a component."""
     latent_shape = (1, *plan.latent)
     latent = Port("latent", latent_shape, "float32", "latent, normalised per channel; standard normal noise at the first step")

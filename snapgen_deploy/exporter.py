@@ -41,6 +41,7 @@ from snapgen_deploy.request import Request
 from snapgen_deploy.resume import Exported, forget, sweep
 from snapgen_deploy.run_record import write_run_record
 from snapgen_deploy.staging import check_place, staging
+from snapgen_deploy.tokenizer import WordTokenizer
 
 
 @dataclass(frozen=True)
@@ -239,8 +240,16 @@ def _arrange(work: Conversion, parts: dict[Role, Exported]) -> dict[Role, Export
 
     root, checkpoint = folder_of(work.stage.root, work.target.key), work.checkpoint
     artifacts = {role: whole(part) for role, part in parts.items()}
-    moved = arrange(root, artifacts, checkpoint.config, checkpoint.tokenizer, width=work.plan.width)
+    moved = arrange(root, artifacts, checkpoint.config, _tokenizer_of(checkpoint), width=work.plan.width)
     return {role: relocated(part, moved[role], renamed) for role, part in parts.items()}
+
+
+def _tokenizer_of(checkpoint: Checkpoint) -> str | None:
+    """The tokenizer.json that an app is to use: it pads to the text encoder's length; None where prompts are not read."""
+    encoder = checkpoint.config.text_encoder
+    if not checkpoint.tokenizer or encoder is None:
+        return checkpoint.tokenizer or None
+    return WordTokenizer(checkpoint.tokenizer).padded_json(encoder.length)
 
 
 def _write_common(
@@ -259,8 +268,8 @@ def _write_common(
     shutil.rmtree(root / PARTS, ignore_errors=True)  # there where an interrupted run may be taken up again
     if recipe is not None:
         copy_into(root, recipe)
-    if checkpoint.tokenizer:
-        (root / "tokenizer.json").write_text(checkpoint.tokenizer, encoding="utf-8")
+    if text := _tokenizer_of(checkpoint):
+        (root / "tokenizer.json").write_text(text, encoding="utf-8")
     for number, (size, of) in enumerate(vectors.items()):
         other = size if number else None
         # one metadata key only: the library writes several in an order that changes from run to run

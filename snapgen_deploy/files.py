@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tempfile
 import zipfile
@@ -24,7 +25,34 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 def cache_root() -> Path:
     """`$XDG_CACHE_HOME/snapgen-deploy`, else `~/.cache/snapgen-deploy`."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "snapgen-deploy"  # the specification: relative is invalid
+    if not base.is_absolute():  # the specification: relative is invalid
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:
+            raise BadInput("this user has no home directory to keep a cache in; set HOME or XDG_CACHE_HOME") from None
+    return base / "snapgen-deploy"
+
+
+def is_file(path: Path) -> bool:
+    """`Path.is_file`; BadInput where the system does not tell: a folder that may not be read, a name that is too long."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror})") from None
+
+
+def read_json(path: Path, mend: str) -> Any:
+    """The document in a JSON file; BadInput that ends in `mend` where it cannot be read, or holds what JSON has not (NaN)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); {mend}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path} is not readable JSON ({error}); {mend}") from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def files_under(root: Path) -> list[Path]:

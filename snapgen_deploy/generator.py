@@ -20,42 +20,46 @@ from snapgen_deploy.pipeline import Pipeline, tokenize
 def choose_target(bundle: Bundle, wanted: str | None) -> str:
     """The target asked for, else the bundle's first that runs on this host; BadInput with the reasons when none does."""
     reasons = []
-    for key in bundle.targets if wanted is None else [_full_key(bundle, wanted)]:
+    for key in bundle.targets if wanted is None else [full_key(bundle, wanted)]:
         target, variant = target_of(key)
         reason = target.unavailable(variant)
         if reason is None:
             return key
         reasons.append(f"{key}: {reason}")
-    raise BadInput(f"no target of {bundle.path.name} runs here ({'; '.join(reasons) or 'it holds none'})")
+    raise BadInput(f"no target of {bundle.name} runs here ({'; '.join(reasons) or 'it holds none'})")
 
 
-def _full_key(bundle: Bundle, wanted: str) -> str:
+def full_key(bundle: Bundle, wanted: str) -> str:
     """`executorch` stands for `executorch:xnnpack` where the bundle holds just one variant of it."""
     matches = [k for k in bundle.targets if k == wanted or k.split(":")[0] == wanted]
     if len(matches) != 1:
-        raise BadInput(f"{bundle.path.name} holds the targets {', '.join(bundle.targets)}; got '{wanted}'")
+        raise BadInput(f"{bundle.name} holds the targets {', '.join(bundle.targets)}; got '{wanted}'")
     return matches[0]
 
 
 def draw(
-    bundle: Bundle, key: str, prompt: str, seed: int, threads: int, embeddings: Mapping[str, np.ndarray] | None = None
+    bundle: Bundle, key: str, prompt: str | None, seed: int, threads: int, embeddings: Mapping[str, np.ndarray] | None = None
 ) -> np.ndarray:
-    """A picture (H, W, 3) of unsigned bytes.
+    """A picture (H, W, 3) of unsigned bytes; `prompt` is None for a bundle without a text encoder.
 
     `embeddings` holds what the text encoders outside of the bundle made of the prompt: for each of the student's other text
     streams NAME (1, L, D) and NAME_mask (1, L), float32, 1 where there is a token. BadInput where they are not all there.
     """
-    text = bundle.tokenizer()
-    encoder = bundle.config.text_encoder
-    if text is None or encoder is None:
-        raise BadInput(f"{bundle.path.name} has no tokenizer or text encoder: a prompt cannot be drawn from it")
+    tokenizer, encoder = bundle.tokenizer(), bundle.config.text_encoder
+    if prompt is None and encoder is not None:
+        raise BadInput("--prompt is missing: the bundle's text encoder reads one")
+    if prompt is not None and encoder is None:
+        raise BadInput(f"{bundle.name} has no text encoder to read --prompt with; give its text by --embeddings alone")
+    if tokenizer is None and encoder is not None:
+        raise BadInput(f"{bundle.name} has no tokenizer: a prompt cannot be drawn from it")
     others = other_text(bundle.config, embeddings or {})
-    tokens, mask = tokenize(text, prompt, encoder.length)
+    inputs = None if encoder is None or not tokenizer or prompt is None else tokenize(tokenizer, prompt, encoder.length)
     target, _ = target_of(key)
     runners = {role: target.open(a.path, threads=threads, entry=a.entry) for role, a in bundle.artifacts(key).items()}
     if "decoder" not in runners:
-        raise BadInput(f"{bundle.path.name} has no decoder: it cannot draw a picture")
-    return Pipeline(runners, bundle.schedule, bundle.latent).draw(tokens, mask, seed, others)
+        raise BadInput(f"{bundle.name} has no decoder: it cannot draw a picture")
+    pipeline = Pipeline(runners, bundle.schedule, bundle.latent)
+    return pipeline.draw((pipeline.encode(*inputs) if inputs else {}) | others, seed)
 
 
 def other_text(config: ModelConfig, embeddings: Mapping[str, np.ndarray]) -> Arrays:

@@ -16,6 +16,7 @@ from snapgen_deploy.export.quiet import first_line
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.files import read_arrays
 from snapgen_deploy.gates import error_limit
+from snapgen_deploy.generator import full_key
 
 # Operators that hold their own quantisation: single precision with the same weights is not in such a file.
 CLOSED = ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits")
@@ -44,7 +45,7 @@ def of_bundle(path: Path, wanted: str | None) -> Iterator[Work]:
 
     bundle = open_bundle(path)
     values = port_values(bundle)
-    for key in (wanted,) if wanted is not None else bundle.targets:
+    for key in (full_key(bundle, wanted),) if wanted is not None else bundle.targets:
         for role, artifact in bundle.artifacts(key).items():
             limit = error_limit(bundle.precision(key), role, bundle.limits(key))
             yield Work(f"{role} ({key})", artifact.path, key, values[role], artifact.entry, limit)

@@ -68,6 +68,7 @@ def build_manifest(
             "sampler": schedule.sampler,
             "sigmas": list(schedule.sigmas),
             "shift": schedule.shift,
+            "note": "sigmas include the shift; no guidance: one call of the student per step",
             "time_features": {
                 "count": schedule.time_features,
                 "formula": TIME_FEATURES_FORMULA,
@@ -78,6 +79,7 @@ def build_manifest(
         "config": config_to_dict(config),
         "prompts": list(vectors.prompts),
         "seeds": list(vectors.seeds),
+        "noise": "torch.randn of the latent's shape, float32, torch.Generator().manual_seed(seed) on the CPU",
         "target_order": [t.key for t in plan.targets],
         "targets": targets,
         "estimates": list(estimates),

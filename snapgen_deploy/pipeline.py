@@ -69,9 +69,8 @@ class Pipeline:
         """Latent (1, C, h, w) -> picture (1, 3, H, W) in -1 ... 1."""
         return self.runners["decoder"]({"latent": latent})["picture"]
 
-    def draw(self, tokens: np.ndarray, mask: np.ndarray, seed: int, others: Arrays) -> np.ndarray:
-        """A picture (H, W, 3) of unsigned bytes; `others` are the student's text inputs that the encoder does not make."""
-        text = self.encode(tokens, mask) | others
+    def draw(self, text: Arrays, seed: int) -> np.ndarray:
+        """A picture (H, W, 3) of unsigned bytes; `text` has all of the student's text inputs."""
         return to_bytes(self.decode(self.denoise(noise_for(seed, self.latent), text)))
 
 

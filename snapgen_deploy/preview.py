@@ -28,7 +28,8 @@ def write_preview(path: Path, prompts: Sequence[str], columns: Mapping[str, Sequ
             sheet.paste(_fit(picture), (x, y))
     for r, prompt in enumerate(prompts):
         y = CAPTION + MARGIN + r * (CELL + CAPTION + MARGIN) + CELL + 2
-        draw.text((MARGIN, y), _clip(draw, prompt, font, width - 2 * MARGIN), fill="black", font=font)
+        shown = prompt.encode("ascii", "backslashreplace").decode()  # the font has no other letters
+        draw.text((MARGIN, y), _clip(draw, shown, font, width - 2 * MARGIN), fill="black", font=font)
     sheet.save(path, format="PNG", optimize=False)
 
 
@@ -41,6 +42,6 @@ def _fit(picture: np.ndarray) -> Image.Image:
 def _clip(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     if draw.textlength(text, font=font) <= width:
         return text
-    while text and draw.textlength(text + "…", font=font) > width:
+    while text and draw.textlength(text + "...", font=font) > width:
         text = text[:-1]
-    return text + "…"
+    return text + "..."

@@ -28,8 +28,8 @@ def read_samples(path: Path, first_seed: int, what: str = "prompts") -> tuple[Sa
     found: list[Sample] = []
     for number, line in enumerate(lines, 1):
         text, tab, seed = line.strip().partition("\t")
-        if tab and not (seed.strip().isdecimal() and int(seed) < SEEDS):
-            said = f"{what} file {path}, line {number}: got the seed '{seed.strip()}'"
+        if tab and not (seed.strip().isdecimal() and len(seed.strip()) <= 19 and int(seed) < SEEDS):
+            said = f"{what} file {path}, line {number}: got the seed '{seed.strip()[:40]}'"
             raise BadInput(f"{said}, expected a whole number below {SEEDS}")
         if text:
             found.append(Sample(text.strip(), int(seed) if tab else first_seed + len(found)))

@@ -63,7 +63,7 @@ def read_record(root: Path, target_key: str, role: Role, recipe: str = "") -> Ex
         artifact = Artifact(target_key, role, root / data["path"], tuple(files), compile_seconds=data["compile_seconds"])
         description = Description(**data["description"] | {"notes": tuple(data["description"]["notes"])})
         return Exported(artifact, description, data["versions"], data["peak_bytes"], data["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

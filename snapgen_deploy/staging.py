@@ -58,7 +58,7 @@ def check_place(final: Path, overwrite: bool) -> None:
         raise BadInput(f"cannot write to {final.parent} ({error.strerror}); choose {PLACE}") from None
     try:
         manifest = json.loads((final / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict) or "schema_version" not in manifest:
         raise BadInput(f"{final} is no bundle (no {MANIFEST} of ours), and --overwrite replaces nothing else; choose {PLACE}")

@@ -57,6 +57,17 @@ class WordTokenizer:
         """The tokenizer.json text, with sorted keys."""
         return json.dumps(json.loads(self._tokenizer.to_str()), sort_keys=True)
 
+    def padded_json(self, length: int) -> str:
+        """As `to_json`, for apps: the tokenizer that it describes pads as `encode` does, and cuts nothing off."""
+        tokenizer = Tokenizer.from_str(self._tokenizer.to_str())
+        tokenizer.enable_padding(
+            direction="left" if self._left else "right",
+            pad_id=self._pad,
+            pad_token=tokenizer.id_to_token(self._pad) or PAD,
+            length=length,
+        )
+        return json.dumps(json.loads(tokenizer.to_str()), sort_keys=True)
+
     def encode(self, prompt: str, length: int) -> tuple[list[int], list[int]]:
         """Word numbers padded to `length` and a mask with 1 = token; raises BadInput for unknown words or a long prompt."""
         try:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from snapgen_deploy.bundle import Bundle
+from snapgen_deploy.bundle_facts import refuse_contradictions, refuse_other_limits, refuse_unsound_gates
 from snapgen_deploy.child import run_in_child
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.gates import Gate, check_sizes
@@ -18,12 +19,16 @@ from snapgen_deploy.progress import Progress
 from snapgen_deploy.reference import ReferenceVectors
 
 FIDELITY = "fidelity_"  # how the names of its gates begin
+NEEDED = {"noise", "latent", "student.latents", "student.velocities"}  # arrays that test vectors of any checkpoint hold
 
 
 def rerun_gates(bundle: Bundle, threads: int, progress: Progress) -> tuple[Gate, ...]:
-    """All gates of all targets, each target in a fresh process."""
+    """All gates of all targets, each target in a fresh process; GateFailed where the manifest is not of these files."""
     views = {size: bundle.at(size) for size in bundle.sizes}
     vectors = {size: read_vectors(view) for size, view in views.items()}
+    refuse_unsound_gates(bundle)
+    for size, view in views.items():
+        refuse_contradictions(view, vectors[size])
     gates: list[Gate] = []
     for key in bundle.targets:
         artifacts = {size: view.artifacts(key) for size, view in views.items()}
@@ -40,6 +45,7 @@ def rerun_gates(bundle: Bundle, threads: int, progress: Progress) -> tuple[Gate,
             )
             checked, _ = run_in_child(f"{key} check", check_sizes, *arguments, tell=tell)
             gates += [gate for one in checked.values() for gate in one.gates]
+    refuse_other_limits(bundle, gates)
     left = (g for g in bundle.manifest["gates"] if g["name"].startswith(FIDELITY))
     return (*gates, *(replace(Gate(**g), value=None, verdict="not_run", detail=_left(g)) for g in left))
 
@@ -62,4 +68,6 @@ def read_vectors(bundle: Bundle) -> ReferenceVectors:
             arrays = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path} cannot be read ({error}); export the bundle again") from None
+    if not prompts or any(len(array) != len(prompts) for array in arrays.values()) or not set(arrays) >= NEEDED:
+        raise BadInput(f"{path} has not a row in every array for each of its {len(prompts)} prompts; export the bundle again")
     return ReferenceVectors(tuple(prompts), tuple(bundle.manifest["seeds"])[: len(prompts)], arrays)

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,9 @@ from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Artifact, Description
 from snapgen_deploy.resume import Exported, read_record, sweep, write_record
 from snapgen_deploy.staging import ABANDONED, check_place, staging
+from tests.manifests import component, files_of, least_manifest
+
+TARGETS = {"onnx:cpu": {"student": component("onnx/student.onnx")}}
 
 
 def build(final, text="hello", **options):
@@ -17,7 +21,7 @@ def build(final, text="hello", **options):
         (stage.root / "onnx").mkdir(exist_ok=True)
         (stage.root / "onnx" / "student.onnx").write_text(text)
         (stage.root / "onnx" / "student.onnx").chmod(0o600)
-        write_manifest(stage.root, {"schema_version": 1, "b": 1, "a": [1.5], "targets": {}})
+        write_manifest(stage.root, least_manifest(TARGETS, files=files_of(stage.root)))
         stage.publish(options["overwrite"])
     return final
 
@@ -82,7 +86,7 @@ def test_resume_takes_up_the_same_plan_only(tmp_path):
         raise RuntimeError
     with staging(tmp_path / "b", "key", overwrite=False, resume=True) as stage:
         assert (stage.root / "part").read_text() == "x"
-        write_manifest(stage.root, {"schema_version": 1, "targets": {}})
+        write_manifest(stage.root, least_manifest(TARGETS, files=files_of(stage.root)))
         stage.publish(overwrite=False)
     check_hashes(open_bundle(tmp_path / "b"))
 
@@ -229,7 +233,7 @@ def test_a_run_that_ends_between_two_names_is_finished_by_the_next(tmp_path, mon
     with pytest.raises(Killed), staging(tmp_path / "b", "key", overwrite=True, resume=True) as stage:
         stages.append(stage)
         (stage.root / "text").write_text("new")
-        write_manifest(stage.root, {"schema_version": 1, "targets": {}})
+        write_manifest(stage.root, least_manifest(TARGETS, files=files_of(stage.root)))
         monkeypatch.setattr(type(tmp_path), "rename", once)
         stage.publish(overwrite=True)
     monkeypatch.undo()
@@ -287,3 +291,49 @@ def test_a_full_disk_that_a_library_told_of(tmp_path, error):
 def test_a_place_that_cannot_be_looked_at(tmp_path):
     with pytest.raises(BadInput, match="choose another place with --output-dir"):
         check_place(tmp_path / ("x" * 300), overwrite=False)
+
+
+def test_what_is_no_file_of_the_bundle_is_told(tmp_path):
+    final = build(tmp_path / "b")
+    (tmp_path / "elsewhere").mkdir()
+    (final / "link").symlink_to(tmp_path / "elsewhere")
+    (final / "broken").symlink_to(tmp_path / "nothing")
+    os.mkfifo(final / "pipe")
+    with pytest.raises(GateFailed, match="no plain file broken; no plain file link; no plain file pipe"):
+        check_hashes(open_bundle(final))
+
+
+def test_a_file_that_is_listed_twice_is_told(tmp_path):
+    final = build(tmp_path / "b")
+    sums = (final / SUMS).read_text()
+    (final / SUMS).write_text(sums + sums.splitlines()[-1] + "\n")
+    with pytest.raises(GateFailed, match=r"listed twice onnx/student.onnx"):
+        check_hashes(open_bundle(final))
+
+
+def test_a_manifest_that_says_otherwise_than_the_sums_is_told(tmp_path):
+    final = build(tmp_path / "b")
+    manifest = json.loads((final / MANIFEST).read_text())
+    manifest["files"]["onnx/student.onnx"]["sha256"] = "0" * 64
+    write_manifest(final, manifest)
+    with pytest.raises(GateFailed, match=r"in manifest.json otherwise onnx/student.onnx"):
+        check_hashes(open_bundle(final))
+
+
+def test_a_bundle_has_a_name_where_it_is_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(build(tmp_path / "b"))
+    (tmp_path / "b" / "more").write_text("x")
+    with pytest.raises(GateFailed, match="^b is not what was exported: not listed more"):
+        check_hashes(open_bundle(Path()))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"bytes": NaN}', "{"])
+def test_a_manifest_that_is_no_json_is_told(tmp_path, text):
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(BadInput, match=r"manifest.json is not readable JSON .*; export the bundle again"):
+        open_bundle(tmp_path)
+
+
+def test_a_path_that_the_system_refuses_is_told(tmp_path):
+    with pytest.raises(BadInput, match=r"cannot be read \(File name too long\)"):
+        open_bundle(tmp_path / ("x" * 300))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from snapgen_deploy import __version__
-from snapgen_deploy.cli.console import report_error
+from snapgen_deploy.cli.console import drop_output, report_error
+from snapgen_deploy.errors import BadInput
 
 
 class _Group(typer.core.TyperGroup):
@@ -19,9 +22,10 @@ class _Group(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            _refuse_removed_folder()
             return super().invoke(ctx)
         except BrokenPipeError:  # of `| head`, which has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop_output()
             raise typer.Exit(128 + signal.SIGPIPE) from None
         except Exception as error:
             code = report_error(error, traceback=ctx.meta["verbose"], as_json=ctx.meta["json"])
@@ -43,7 +47,7 @@ app = typer.Typer(
     help="From a trained elastic diffusion transformer to a verified, app-ready model bundle.\n\n"
     "Exit codes: 0 done and all gates passed; 1 a gate failed or a regression was found; 2 bad usage or bad input; "
     "3 refused or inconclusive; 4 a measurement could not be made; 70 an error that none of these is; "
-    "130 interrupted; 143 terminated.",
+    "129 hung up; 130 interrupted; 143 terminated.",
 )
 
 
@@ -97,8 +101,29 @@ _register()
 def main() -> None:
     """Entry point of the `snapgen-deploy` command."""
     with contextlib.suppress(ValueError):  # of a thread that is not the main one
-        signal.signal(signal.SIGTERM, _ended)  # a cancelled job cleans up as an interrupted one does
+        for number in (signal.SIGTERM, signal.SIGHUP):  # a cancelled job cleans up as an interrupted one does
+            if signal.getsignal(number) is not signal.SIG_IGN:  # of `nohup`
+                signal.signal(number, _ended)
+    _mend_streams()
     app()
+
+
+def _refuse_removed_folder() -> None:
+    """Libraries fail in ways of their own where the working directory is gone."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise BadInput("the working directory was removed; change to one that exists") from None
+
+
+def _mend_streams() -> None:
+    """Streams that were closed go nowhere; those of a narrow encoding show `?` for what they have not."""
+    sys.stdout, sys.stderr = (s or open(os.devnull, "w", encoding="utf-8") for s in (sys.stdout, sys.stderr))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+    if not os.environ.get("COLUMNS", "80").isdecimal() or int(os.environ.get("COLUMNS", "80")) == 0:
+        del os.environ["COLUMNS"]  # some wrappers set 0: tables would have no width
 
 
 def _ended(number: int, _: object) -> None:

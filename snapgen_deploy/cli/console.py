@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import re
 import sys
 import threading
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 UNFORESEEN = 70  # exit code of an error that the tool does not know (sysexits.h: EX_SOFTWARE): no gate, no regression
+# Errors of the system that come of a place that the user chose, wherever they are met.
+PLACES = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
 EVERY, WORTH_A_LINE = 60.0, 10.0  # seconds between lines about one work in a log; of work that is worth one
 UNTRAINED = "untrained weights: pictures are noise"
 NO_TOKENIZER = "no tokenizer: prompts cannot be read, gates and preview run on random tokens"
@@ -59,7 +64,19 @@ def new_table(title: str | None = None, **settings: Any) -> Table:
 
 def print_json(data: Any) -> None:
     """One JSON object on standard output and nothing else."""
-    sys.stdout.write(json.dumps(data, indent=1, sort_keys=True, allow_nan=False, default=str) + "\n")
+    try:
+        sys.stdout.write(json.dumps(data, indent=1, sort_keys=True, allow_nan=False, default=str) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop_output()
+        raise BadInput(f"cannot write standard output ({error.strerror})") from None
+
+
+def drop_output() -> None:
+    """Standard output takes no more: from now on it goes nowhere, also what is still to be flushed when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report_error(error: Exception, *, traceback: bool, as_json: bool = False) -> int | None:
@@ -71,12 +88,15 @@ def report_error(error: Exception, *, traceback: bool, as_json: bool = False) ->
         return None
     if traceback:
         tracebacks.print_exception(error, file=sys.stderr)
+    if isinstance(error, OSError) and error.filename is not None and error.errno in PLACES:
+        error = BadInput(f"{os.fsdecode(error.filename)}: {error.strerror}")
     if isinstance(error, SnapgenError):
         message, hint, code, data = _one_line(error), "", error.exit_code, error.as_dict()
     else:
         message, code, data = f"{type(error).__name__}: {_one_line(error)}", UNFORESEEN, {}
         hint = "" if traceback else "; run again with -v for the traceback"
-    tell(f"error: {message}{hint}", "red")
+    with contextlib.suppress(OSError):  # standard error is full: the exit code and the object still tell
+        tell(f"error: {message}{hint}", "red")
     if as_json:
         print_json({**data, "error": message, "exit_code": code})
     return code
@@ -213,7 +233,13 @@ def check_places(places: Mapping[str, Path | None]) -> None:
     for option, path in places.items():
         if path is None:
             continue
-        if path.is_dir() or not path.parent.is_dir():
+        try:
+            sound = path.parent.is_dir() and not path.is_dir()
+        except OSError as error:
+            raise BadInput(
+                f"{option}: got {str(path)[:200]} ({error.strerror}), expected a file in a folder that exists"
+            ) from None
+        if not sound:
             raise BadInput(f"{option}: got {path}, expected a file in a folder that exists")
         if (other := seen.setdefault(path.resolve(), option)) != option and (path.is_file() or not path.exists()):
             raise BadInput(f"{option} and {other}: got {path} for both, expected two files")

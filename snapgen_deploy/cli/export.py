@@ -90,6 +90,7 @@ def export(
         int | None,
         typer.Option(
             min=1,
+            max=10_000,
             help="Pictures of the fidelity gate; 100 when left out, 8 above 512x512.",
             metavar="N",
             rich_help_panel=FIDELITY,

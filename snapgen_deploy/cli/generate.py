@@ -14,7 +14,9 @@ from snapgen_deploy.errors import BadInput
 
 def generate(
     bundle: Annotated[Path, typer.Argument(help="A bundle that `export` wrote.")],
-    prompt: Annotated[str, typer.Option(help="What to draw.")],
+    prompt: Annotated[
+        str | None, typer.Option(help="What to draw; left out where the bundle has no text encoder, see --embeddings.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Starting noise; the same picture on every target.")] = 0,
     target: Annotated[str | None, typer.Option(help="NAME or NAME:VARIANT; the first that runs here when left out.")] = None,
     resolution: Annotated[
@@ -50,4 +52,4 @@ def generate(
     if as_json:
         print_json({"picture": str(output), "target": key, "prompt": prompt, "seed": seed, "size": list(picture.shape[:2])})
     else:
-        say(f"{output}: {picture.shape[1]}x{picture.shape[0]}, {key}, seed {seed}")
+        say(f"{output}: {size_name(picture.shape)}, {key}, seed {seed}")

@@ -137,10 +137,10 @@ def executor_of(text: str) -> Executor:
     kind, _, rest = text.partition(":")
     if text == "here":
         return Here()
-    if kind == "processes" and rest.isdigit() and int(rest) > 0:
+    if kind == "processes" and rest.isdecimal() and len(rest) < 5 and int(rest) > 0:
         return Processes(int(rest))
     host, _, port = rest.removeprefix("//").rpartition(":")
-    if kind == "dask" and rest.startswith("//") and host and port.isdigit() and 0 < int(port) < 65536:
+    if kind == "dask" and rest.startswith("//") and host and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536:
         return Cluster(f"tcp://{host}:{port}")
     raise BadInput(f"--executor: got '{text}', expected {FORMS}")
 

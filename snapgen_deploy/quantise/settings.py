@@ -12,7 +12,8 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.quantise.allocation import levels_for
 
 FEWEST_PROMPTS = 16  # different ones: fewer would tune the student to their words
-FEWEST_PICTURES = 16
+FEWEST_PICTURES, MOST_PICTURES = 16, 100_000
+MOST_ITERATIONS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ def mixed_settings(
     if not math.isfinite(bits):
         raise BadInput(f"--bits: got {bits}, expected a number such as 4.3")
     levels_for(bits)
-    if iterations < 0:
-        raise BadInput(f"--tune-iterations: got {iterations}, expected 0 or more")
-    if pictures < FEWEST_PICTURES:
-        raise BadInput(f"--calibration-pictures: got {pictures}, expected {FEWEST_PICTURES} or more")
+    if not 0 <= iterations <= MOST_ITERATIONS:
+        raise BadInput(f"--tune-iterations: got {iterations}, expected 0 to {MOST_ITERATIONS}")
+    if not FEWEST_PICTURES <= pictures <= MOST_PICTURES:
+        raise BadInput(f"--calibration-pictures: got {pictures}, expected {FEWEST_PICTURES} to {MOST_PICTURES}")
     different = tuple(dict.fromkeys(prompts)) if reads_prompts else ()
     if reads_prompts and len(different) < FEWEST_PROMPTS:
         raise BadInput(

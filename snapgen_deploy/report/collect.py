@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from snapgen_deploy.bundle import SUMS, Bundle, check_hashes, open_bundle, sha25
 from snapgen_deploy.bundle_sizes import preview_name
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import ROLES
+from snapgen_deploy.files import read_json
 from snapgen_deploy.latency.reporters import guard_sentence, self_check_sentence
 from snapgen_deploy.latency.results import Measurement, read_measurement
 from snapgen_deploy.report.estimates import estimates_of
@@ -209,12 +209,7 @@ def _measured(paths: Sequence[Path], bundles: Sequence[BundleView]) -> tuple[Mea
 
 
 def _comparison(path: Path) -> ComparisonView:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}); give a file that `compare --json` wrote") from None
-    except ValueError:
-        raise BadInput(f"{path} is not readable JSON; give a file that `compare --json` wrote") from None
+    data = read_json(path, "give a file that `compare --json` wrote")
     if not isinstance(data, dict) or data.get("kind") != "comparison" or data.get("schema_version") != 1:
         raise BadInput(f"{path} is no comparison of this version; give a file that `compare --json` wrote")
     with _well_formed(path, "comparison"):

@@ -1,5 +1,6 @@
 """What logs get, and what ends a run from outside."""
 
+import errno
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import time
 import pytest
 
 from snapgen_deploy.cli import console
-from snapgen_deploy.cli.console import counting, progress
+from snapgen_deploy.cli.console import counting, progress, report_error
 
 
 def test_a_log_hears_of_long_work_and_not_of_short(capsys, monkeypatch):
@@ -32,7 +33,8 @@ def test_a_log_hears_of_long_work_and_not_of_short(capsys, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_a_cancelled_run_cleans_up():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_cancelled_run_cleans_up(number):
     code = (
         "import sys, time\n"
         "from snapgen_deploy import cli\n"
@@ -48,12 +50,51 @@ def test_a_cancelled_run_cleans_up():
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "waiting\n"
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         assert process.stdout.read() == "cleaned\n"
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + number
 
 
 def test_a_reader_that_has_read_enough_is_no_error():
     command = f"{sys.executable} -c 'from snapgen_deploy.cli import main; main()' devices --json | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+def in_bash(command, **settings):
+    """`tool` in the command stands for ours."""
+    tool = f"{sys.executable} -c 'from snapgen_deploy.cli import main; main()'"
+    return subprocess.run(
+        ["bash", "-c", command.replace("tool", tool)], capture_output=True, text=True, check=False, **settings
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("tool devices --json >&-", 0, ""),
+        ("tool devices --json >/dev/full", 2, "error: cannot write standard output (No space left on device)\n"),
+        ("tool verify none --json >&-", 2, "error: none is no bundle"),
+        ("tool inspect none 2>/dev/full", 2, ""),
+        ("cd $(mktemp -d); rmdir $PWD; tool devices", 2, "error: the working directory was removed"),
+    ],
+)
+def test_streams_that_take_nothing_end_without_a_traceback(command, code, said):
+    done = in_bash(command)
+    assert (done.returncode, done.stderr.startswith(said)) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_narrow_encodings_and_no_width_lose_no_table():
+    plain = in_bash("tool devices iphone16pm")
+    assert plain.returncode == 0
+    narrow = in_bash("PYTHONIOENCODING=ascii COLUMNS=0 tool devices iphone16pm")
+    assert (narrow.returncode, narrow.stderr) == (0, "")
+    assert len(narrow.stdout.splitlines()) == len(plain.stdout.splitlines())
+
+
+def test_a_place_that_the_system_refuses_is_bad_input(capsys):
+    error = PermissionError(errno.EACCES, "Permission denied", "/secret/model.onnx")
+    assert report_error(error, traceback=False) == 2
+    assert capsys.readouterr().err == "error: /secret/model.onnx: Permission denied\n"
+    assert report_error(OSError(errno.EIO, "Input/output error"), traceback=False) == 70

@@ -194,7 +194,7 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
         ('target = "onnx"', 'target = "tensorrt"', "targets[0].target: got 'tensorrt'"),
         ('precision = "fp32"', 'precision = "int3"', "targets[0].precision: got 'int3', expected one of fp32"),
         ('layout = "token"', 'layout = "sideways"', "targets[0].layout: got 'sideways', expected one of token, channels"),
-        ('id = "mine"', 'id = "My Phone"', "id: got 'My Phone', expected lower case"),
+        ('id = "mine"', 'id = "My Phone"', "id: got 'My Phone', expected up to 64 lower-case letters"),
     ],
 )  # fmt: skip
 def test_one_problem_says_path_got_and_expected(tmp_path: Path, old: str, new: str, said: str) -> None:

@@ -12,6 +12,7 @@ from snapgen_deploy.bundle import write_manifest
 from snapgen_deploy.cli.doctor import doctor
 from snapgen_deploy.errors import BadInput
 from tests.lint.lint_cases import CASES, clean
+from tests.manifests import component, files_of, least_manifest
 
 app = typer.Typer()
 app.command()(doctor)
@@ -38,14 +39,9 @@ def bundle(packages: Path, tmp_path: Path) -> Path:
     components = {}
     for role, name in roles.items():
         shutil.copytree(packages / name, root / "coreml" / f"{role}.mlpackage")
-        components[role] = {"path": f"coreml/{role}.mlpackage", "files": {}}
-    onnx = {"student": {"path": "onnx/student.onnx", "files": {}}}
-    manifest = {
-        "schema_version": 1,
-        "device": {"id": "phone", "memory_budget": 10_000_000},
-        "target_order": ["coreml", "onnx:cpu"],
-        "targets": {"coreml": {"components": components}, "onnx:cpu": {"components": onnx}},
-    }
+        components[role] = component(f"coreml/{role}.mlpackage")
+    targets = {"coreml": components, "onnx:cpu": {"student": component("onnx/student.onnx")}}
+    manifest = least_manifest(targets, device={"id": "phone", "name": "A phone", "memory_budget": 10_000_000})
     (root / "manifest.json").write_text(json.dumps(manifest))
     return root
 
@@ -93,7 +89,7 @@ def test_a_bundle_is_examined_whole(bundle: Path) -> None:
 
 
 def test_a_bundle_that_is_not_what_was_exported_is_examined_and_told(bundle: Path) -> None:
-    write_manifest(bundle, json.loads((bundle / "manifest.json").read_text()))
+    write_manifest(bundle, json.loads((bundle / "manifest.json").read_text()) | {"files": files_of(bundle)})
     sound = run(bundle, "--json")
     assert (json.loads(sound.stdout)["changes"], sound.stderr) == ("", "")
     with (bundle / "coreml" / "student.mlpackage" / "Manifest.json").open("a") as file:
@@ -114,13 +110,7 @@ def test_core_ml_inside_an_executorch_program_is_examined(tmp_path: Path) -> Non
     assert alone.exit_code == 0, alone.output
     found = json.loads(alone.stdout)["components"]
     assert list(found) == ["student.pte"]
-    component = {"student": {"path": "student.pte", "files": {}}}
-    manifest = {
-        "schema_version": 1,
-        "device": {"id": "phone"},
-        "target_order": ["executorch:coreml"],
-        "targets": {"executorch:coreml": {"components": component}},
-    }
+    manifest = least_manifest({"executorch:coreml": {"student": component("student.pte")}})
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     bundle = json.loads(run(tmp_path, "--json").stdout)["components"]
     assert bundle["student (executorch:coreml)"]["counts"] == found["student.pte"]["counts"]
@@ -144,7 +134,7 @@ def test_what_holds_no_package_is_refused(tmp_path: Path, bundle: Path) -> None:
         assert isinstance(error, BadInput)
         assert words in str(error)
     manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest |= {"target_order": ["onnx:cpu"], "targets": {"onnx:cpu": {"components": {}}}}
+    manifest |= {"target_order": ["onnx:cpu"], "targets": {"onnx:cpu": {"precision": "fp32", "components": {}}}}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     error = run(bundle).exception
     assert isinstance(error, BadInput)

@@ -15,6 +15,7 @@ from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.models.serialise import config_to_dict
 from snapgen_deploy.preview import write_preview
 from tests.cli.conftest import tiny_config
+from tests.manifests import files_of
 
 PROMPTS = ("a red ring left of a blue square", "a small cyan diamond above a large orange circle on a navy background")
 TARGETS = ("coreml", "executorch:xnnpack", "onnx:cpu")
@@ -107,7 +108,7 @@ def make_bundle(
         "schedule": {"sampler": "euler", "sigmas": [1.0, 0.9, 0.75, 0.5, 0.0], "shift": 3.0, "time_features": {"count": 16}},
         "checkpoint": {"sha256": "628e4443801abe0d" * 4, "license": "Apache-2.0"}, "config": config_to_dict(config()),
         "prompts": list(PROMPTS), "seeds": [0, 1], "target_order": list(TARGETS), "targets": targets, "gates": gates,
-        "files": {},
+        "files": files_of(root),
     }  # fmt: skip
     write_manifest(root, manifest | (changes or {}))
     return root
