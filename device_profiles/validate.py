@@ -128,8 +128,8 @@ def read_profile(table: Mapping[str, Any], targets: Mapping[str, TargetSpec] = T
     )
     for reader in (os, budget, top):
         reader.done()
-    if profile.id and not ID.fullmatch(profile.id):
-        top.wrong("id", repr(profile.id[:80]), "up to 64 lower-case letters, digits, - and _")
+    if profile.id and (profile.id == "host" or not ID.fullmatch(profile.id)):
+        top.wrong("id", repr(profile.id[:80]), "up to 64 lower-case letters, digits, - and _, other than host")
     for target in profile.targets:
         for name in spec_of(target.target, target.variant, targets).from_figures:
             if name not in profile.figures:

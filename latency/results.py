@@ -158,8 +158,10 @@ class Measurement:
             for r in data["rounds"]
         )
         plain = {f.name: data[f.name] for f in fields(cls)}
-        numbers = (*asdict(Loads(**data["loads"])).values(), data["peak_bytes"], data["steps"], data["key"]["threads"])
-        if not all(n is None or type(n) in (int, float) for n in numbers):
+        maybe = (*asdict(Loads(**data["loads"])).values(), data["peak_bytes"])
+        if not all(
+            type(n) in (int, float) for n in (*(n for n in maybe if n is not None), data["steps"], data["key"]["threads"])
+        ):
             raise TypeError("expected numbers")
         return cls(
             **plain

@@ -182,6 +182,9 @@ def test_prompts_with_seeds(tmp_path):
     path.write_text("a red ring\tseven\n")
     with pytest.raises(BadInput, match="line 1: got the seed 'seven'"):
         read_samples(path, 0)
+    path.write_text(f"a red ring\t{'9' * 5000}\n")  # more digits than Python reads
+    with pytest.raises(BadInput, match="line 1: got the seed '9{40}'"):
+        read_samples(path, 0)
 
 
 def test_every_precision_is_offered_and_has_limits():

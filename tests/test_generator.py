@@ -1,12 +1,15 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from snapgen_deploy.bundle import Bundle
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.generator import other_text, save_png
+from snapgen_deploy.generator import draw, other_text, save_png
 from snapgen_deploy.models import PRESETS
+from snapgen_deploy.models.serialise import config_to_dict
 
 PICTURE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 
@@ -39,3 +42,16 @@ def test_text_that_the_bundle_does_not_encode_is_asked_for_and_looked_at():
             other_text(config, given)
     with pytest.raises(BadInput, match="finite"):
         other_text(scale, {n: a * np.nan for n, a in good.items()})
+
+
+def bundle_of(config, tmp_path):
+    return Bundle(tmp_path, {"config": config_to_dict(config), "target_order": ["onnx:cpu"]})
+
+
+def test_a_prompt_is_given_where_there_is_a_text_encoder_and_only_there(tmp_path):
+    config = PRESETS["shapes"]()
+    with pytest.raises(BadInput, match="--prompt is missing"):
+        draw(bundle_of(config, tmp_path), "onnx:cpu", None, 0, 1)
+    without = bundle_of(replace(config, text_encoder=None, prompts=()), tmp_path)
+    with pytest.raises(BadInput, match="has no text encoder to read --prompt with; give its text by --embeddings alone"):
+        draw(without, "onnx:cpu", "a red ring", 0, 1)

@@ -140,3 +140,9 @@ def test_the_server_bundle_has_the_diffusers_layout_and_the_same_bytes_twice(che
         "onnx-cpu/text_encoder/model.onnx",
         "onnx-cpu/scheduler/scheduler_config.json",
     } <= names
+
+
+def test_layers_are_compared_by_the_short_name_of_a_target(bundle):
+    done = invoke("doctor", bundle, "--layers", "--target", "onnx", "--json")
+    assert done.exit_code == 0, done.output
+    assert set(json.loads(done.stdout)["components"]) == {f"{r} (onnx:cpu)" for r in ("text_encoder", "student", "decoder")}

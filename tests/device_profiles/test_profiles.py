@@ -195,6 +195,11 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
         ('precision = "fp32"', 'precision = "int3"', "targets[0].precision: got 'int3', expected one of fp32"),
         ('layout = "token"', 'layout = "sideways"', "targets[0].layout: got 'sideways', expected one of token, channels"),
         ('id = "mine"', 'id = "My Phone"', "id: got 'My Phone', expected up to 64 lower-case letters"),
+        ('id = "mine"', 'id = "my\\nphone"', r"id: got 'my\nphone', expected up to 64"),
+        ('id = "mine"', f'id = "{"m" * 65}"', "expected up to 64 lower-case letters"),
+        ('id = "mine"', 'id = "host"', "id: got 'host', expected"),
+        ("value = 2,", f"value = {'9' * 400},", "budget.memory.value: got 9999"),
+        ("value = 2,", "value = 1e300,", "budget.memory.value: got 1e+300, expected a positive number, 1e-09 to 1e+18"),
     ],
 )  # fmt: skip
 def test_one_problem_says_path_got_and_expected(tmp_path: Path, old: str, new: str, said: str) -> None:

@@ -49,6 +49,14 @@ def test_json_and_back():
 def test_a_file_that_is_no_measurement(tmp_path, text):
     path = tmp_path / "x.json"
     path.write_text(text)
+    with pytest.raises(BadInput, match="no latency measurement|is not readable JSON"):
+        read_measurement(path)
+
+
+@pytest.mark.parametrize("changes", [{"loads": {"cold": "x"}}, {"loads": {"warm": [[]]}}, {"peak_bytes": "1"}, {"steps": None}])
+def test_a_measurement_with_texts_for_numbers_is_none(tmp_path, changes):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(measurement().as_dict() | changes))
     with pytest.raises(BadInput, match="no latency measurement"):
         read_measurement(path)
 
