@@ -24,7 +24,6 @@ class ImageGroupNorm(nn.Module):
     """
 
     average: Tensor
-    average16: Tensor
     eps16: Tensor
     weight4: Tensor
     bias: Tensor
@@ -35,25 +34,23 @@ class ImageGroupNorm(nn.Module):
         members = source.num_channels // source.num_groups
         square = torch.ones(1, 1, 1, 1) if scale is None else (scale * scale).view(1, -1, 1, 1)
         self.register_buffer("average", torch.full((source.num_channels, members, 1, 1), 1.0 / members))
-        self.register_buffer("average16", self.average * 16.0)
         self.register_buffer("eps16", (square * source.eps * 16.0).clamp(min=2.0**-14))
         self.register_buffer("weight4", source.weight.detach().view(1, -1, 1, 1) * 4.0)
         self.register_buffer("bias", source.bias.detach().view(1, -1, 1, 1))
 
-    def group_mean(self, x: Tensor, average: Tensor) -> Tensor:
+    def group_mean(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 1, 1), the same for all channels of a group."""
-        return F.conv2d(x.mean((2, 3), keepdim=True), average, groups=self.groups)
+        return F.conv2d(x.mean((2, 3), keepdim=True), self.average, groups=self.groups)
 
     def ungrouped(self) -> None:
         """From now on take the means by a dense convolution, zero between groups, for runtimes that have no grouped one."""
         groups = torch.block_diag(*self.average.view(self.groups, -1, self.average.shape[1]))
         self.average, self.groups = groups[:, :, None, None].contiguous(), 1
-        self.average16 = self.average * 16.0
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        x = x - self.group_mean(x, self.average)  # (B, C, H, W)
-        scale = (self.group_mean(x * x, self.average16) + self.eps16).rsqrt() * self.weight4  # (B, C, 1, 1)
+        x = x - self.group_mean(x)  # (B, C, H, W)
+        scale = (self.group_mean(x * x) * 16.0 + self.eps16).rsqrt() * self.weight4  # (B, C, 1, 1)
         return x * scale + self.bias
 
 
