@@ -36,7 +36,8 @@ def test_a_log_hears_of_long_work_and_not_of_short(capsys, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_cancelled_run_cleans_up(number):
     code = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # under nohup it is ignored, and stays so
         "from snapgen_deploy import cli\n"
         "def wait():\n"
         "    try:\n"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snapgen_deploy.bundle import check_hashes, open_bundle
+from snapgen_deploy.bundle import check_hashes, open_bundle, sha256_of, write_manifest
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.verifier import read_vectors
 from tests.cli.conftest import in_this_process, invoke
@@ -129,13 +129,10 @@ def test_verify_runs_every_size_and_finds_damage_in_one(several, tmp_path):
     shutil.copytree(several, copy)
     data = copy / "onnx-cpu" / "student.onnx.data"
     data.write_bytes(bytes(data.stat().st_size))  # hashes apart, the gates of both sizes see that the shared weights are gone
-    with open_bundle(copy).path.joinpath("SHA256SUMS").open("r+", encoding="utf-8") as sums:
-        from snapgen_deploy.bundle import sha256_of
-
-        lines = [f"{sha256_of(copy / line.split('  ')[1].strip())}  {line.split('  ')[1]}" for line in sums]
-        sums.seek(0)
-        sums.writelines(lines)
-        sums.truncate()
+    manifest = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
+    files = manifest["targets"]["onnx:cpu"]["components"]["student"]["files"]
+    files["onnx-cpu/student.onnx.data"]["sha256"] = sha256_of(data)
+    write_manifest(copy, manifest)
     broken = invoke("verify", copy, "--json")
     assert broken.exit_code == 1
     bad = {(g["component"], g.get("size")) for g in json.loads(broken.stdout)["gates"] if g["verdict"] == "failed"}

@@ -49,7 +49,7 @@ def test_json_and_back():
 def test_a_file_that_is_no_measurement(tmp_path, text):
     path = tmp_path / "x.json"
     path.write_text(text)
-    with pytest.raises(BadInput, match="no latency measurement|is not readable JSON"):
+    with pytest.raises(BadInput, match=r"no latency measurement|is not readable JSON"):
         read_measurement(path)
 
 
