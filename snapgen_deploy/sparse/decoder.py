@@ -38,9 +38,9 @@ class ImageGroupNorm(nn.Module):
         self.register_buffer("weight4", source.weight.detach().view(1, -1, 1, 1) * 4.0)
         self.register_buffer("bias", source.bias.detach().view(1, -1, 1, 1))
 
-    def group_mean(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, 1, 1), the same for all channels of a group."""
-        return F.conv2d(x.mean((2, 3), keepdim=True), self.average, groups=self.groups)
+    def group_mean(self, means: Tensor) -> Tensor:
+        """Means of channels (B, C, 1, 1) -> the same for all channels of a group."""
+        return F.conv2d(means, self.average, groups=self.groups)
 
     def ungrouped(self) -> None:
         """From now on take the means by a dense convolution, zero between groups, for runtimes that have no grouped one."""
@@ -49,8 +49,10 @@ class ImageGroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        x = x - self.group_mean(x)  # (B, C, H, W)
-        scale = (self.group_mean(x * x) * 16.0 + self.eps16).rsqrt() * self.weight4  # (B, C, 1, 1)
+        x = x - self.group_mean(x.mean((2, 3), keepdim=True))  # (B, C, H, W)
+        # a product after the convolution would be folded into it by exporters, as a second table
+        square = (x * x).mean((2, 3), keepdim=True) * 16.0  # (B, C, 1, 1)
+        scale = (self.group_mean(square) + self.eps16).rsqrt() * self.weight4  # (B, C, 1, 1)
         return x * scale + self.bias
 
 
