@@ -68,11 +68,11 @@ def _of_schedule(bundle: Bundle) -> Iterator[str]:
 
 
 def _of_samples(bundle: Bundle, vectors: ReferenceVectors) -> Iterator[str]:
-    m, arrays, encoder, text = bundle.manifest, vectors.arrays, bundle.config.text_encoder, bundle.tokenizer()
-    prompts, seeds = m["prompts"], m["seeds"]
+    arrays, encoder, text = vectors.arrays, bundle.config.text_encoder, bundle.tokenizer()
+    prompts, seeds = bundle.manifest["prompts"], bundle.manifest["seeds"]
     if list(vectors.prompts) != prompts[: len(vectors.prompts)] or len(seeds) != len(prompts):
         yield "prompts or seeds are not those of the test vectors"
-    elif "vectors_of" not in m and len(vectors.prompts) != len(prompts):
+    elif "vectors_of" not in bundle.manifest and len(vectors.prompts) != len(prompts):
         yield f"the test vectors hold {len(vectors.prompts)} of {len(prompts)} prompts"
     for seed, noise in zip(seeds, arrays["noise"], strict=False):
         if not 0 <= seed < SEEDS or not _close(noise, noise_for(seed, bundle.latent)[0]):
@@ -80,8 +80,8 @@ def _of_samples(bundle: Bundle, vectors: ReferenceVectors) -> Iterator[str]:
     if text is None or encoder is None:
         return
     for i, prompt in enumerate(vectors.prompts):
-        made = tokenize(text, prompt, encoder.length)
-        if any(name not in arrays or not np.array_equal(arrays[name][i], m[0]) for name, m in zip(INPUTS, made, strict=True)):
+        made = dict(zip(INPUTS, tokenize(text, prompt, encoder.length), strict=True))
+        if any(name not in arrays or not np.array_equal(arrays[name][i], row) for name, (row,) in made.items()):
             yield f"tokenizer.json makes other tokens of {prompt[:40]!r}"
 
 

@@ -55,7 +55,7 @@ class WordTokenizer:
 
     def to_json(self) -> str:
         """The tokenizer.json text, with sorted keys."""
-        return json.dumps(json.loads(self._tokenizer.to_str()), sort_keys=True)
+        return _sorted(self._tokenizer)
 
     def padded_json(self, length: int) -> str:
         """As `to_json`, for apps: the tokenizer that it describes pads as `encode` does, and cuts nothing off."""
@@ -66,7 +66,7 @@ class WordTokenizer:
             pad_token=tokenizer.id_to_token(self._pad) or PAD,
             length=length,
         )
-        return json.dumps(json.loads(tokenizer.to_str()), sort_keys=True)
+        return _sorted(tokenizer)
 
     def encode(self, prompt: str, length: int) -> tuple[list[int], list[int]]:
         """Word numbers padded to `length` and a mask with 1 = token; raises BadInput for unknown words or a long prompt."""
@@ -87,3 +87,7 @@ class WordTokenizer:
         padding, ones = [self._pad] * (length - len(numbers)), [1] * len(numbers)
         zeros = [0] * len(padding)
         return (padding + numbers, zeros + ones) if self._left else (numbers + padding, ones + zeros)
+
+
+def _sorted(tokenizer: Tokenizer) -> str:
+    return json.dumps(json.loads(tokenizer.to_str()), sort_keys=True)

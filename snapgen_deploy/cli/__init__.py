@@ -122,7 +122,8 @@ def _mend_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
-    if not os.environ.get("COLUMNS", "80").isdecimal() or int(os.environ.get("COLUMNS", "80")) == 0:
+    columns = os.environ.get("COLUMNS", "80")
+    if not columns.isdecimal() or int(columns) == 0:
         del os.environ["COLUMNS"]  # some wrappers set 0: tables would have no width
 
 

@@ -28,10 +28,6 @@ def changed(bundle, tmp_path, change, *rewritten):
     return root
 
 
-def first_of(table):
-    return next(iter(table.values()))
-
-
 def swapped_words(root, manifest):
     text = (root / "tokenizer.json").read_text(encoding="utf-8")
     vocabulary = json.loads(text)

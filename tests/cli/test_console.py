@@ -62,12 +62,10 @@ def test_a_reader_that_has_read_enough_is_no_error():
     assert (done.stdout, done.stderr) == ("{\n", "")
 
 
-def in_bash(command, **settings):
+def in_bash(command):
     """`tool` in the command stands for ours."""
     tool = f"{sys.executable} -c 'from snapgen_deploy.cli import main; main()'"
-    return subprocess.run(
-        ["bash", "-c", command.replace("tool", tool)], capture_output=True, text=True, check=False, **settings
-    )
+    return subprocess.run(["bash", "-c", command.replace("tool", tool)], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
