@@ -27,15 +27,15 @@ from examples.shapes.sampling import draw, guided
 from examples.shapes.score import RESAMPLES, summarise
 from examples.shapes.stages import scenes
 from examples.shapes.stages import to_bytes as bytes_of
+from snapgen_deploy.check.gates import psnr
 from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint
+from snapgen_deploy.checkpoint.networks import load_decoder, load_student, load_text_encoder
 from snapgen_deploy.cli.mixed import PICTURES, with_mixed
 from snapgen_deploy.device_profiles import load_profile
-from snapgen_deploy.elastic import load_decoder, load_student, load_text_encoder
-from snapgen_deploy.gates import psnr
 from snapgen_deploy.latency.environment import environment
 from snapgen_deploy.models import DiT, initial_noise, sigmas
-from snapgen_deploy.plan import ExportPlan
-from snapgen_deploy.planning import make_plan
+from snapgen_deploy.plan.make import make_plan
+from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.quantise.executors import executor_of
 from snapgen_deploy.quantise.recipe import default_root, load_recipe, make_recipe
 

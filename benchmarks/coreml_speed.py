@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from snapgen_deploy.components import ports_of
 from snapgen_deploy.device_profiles import load_profile
+from snapgen_deploy.drawing.ports import ports_of
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.mil.runner import open_package
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.latency.environment import environment
 from snapgen_deploy.models import PRESETS, DiT
-from snapgen_deploy.planning import make_plan
+from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.sparse import rewrite_student
 
 RESULTS = Path(__file__).parent / "results"

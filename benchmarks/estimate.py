@@ -23,11 +23,11 @@ from matplotlib.figure import Figure
 
 from benchmarks.networks import component
 from snapgen_deploy.export.base import Component, Role
-from snapgen_deploy.latency.calibrate import Sample, fit, prepare, timed
-from snapgen_deploy.latency.calibrate_graphs import graphs
 from snapgen_deploy.latency.environment import canary, environment
-from snapgen_deploy.latency.estimate_fitted import fitted
-from snapgen_deploy.latency.machine import component_times
+from snapgen_deploy.latency.estimate.calibrate import Sample, fit, prepare, timed
+from snapgen_deploy.latency.estimate.calibrate_graphs import graphs
+from snapgen_deploy.latency.estimate.estimate_fitted import fitted
+from snapgen_deploy.latency.estimate.machine import component_times
 from snapgen_deploy.models import DecoderConfig, DiTConfig, ModelConfig, TextEncoderConfig, TextStream
 
 RESULTS = Path(__file__).parent / "results"

@@ -24,9 +24,9 @@ import numpy as np
 from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.checkpoint.initial import write_initial
 from snapgen_deploy.export.base import ROLES
-from snapgen_deploy.export_memory import weight_bytes
+from snapgen_deploy.job.memory import weight_bytes
 from snapgen_deploy.models import PRESETS, ModelConfig
-from snapgen_deploy.plan_width import activation_bytes
+from snapgen_deploy.plan.widths import activation_bytes
 
 TARGETS = ("onnx:cpu", "coreml", "executorch:xnnpack")
 PROGRAM = str(Path(sys.executable).with_name("snapgen-deploy"))

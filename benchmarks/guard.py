@@ -20,14 +20,14 @@ from typing import Any
 from scipy.stats import mannwhitneyu
 
 from benchmarks.heavier import heavier_bundle
-from snapgen_deploy.bundle import Bundle, open_bundle
-from snapgen_deploy.child import run_in_child
+from snapgen_deploy.bundle.reader import Bundle, open_bundle
 from snapgen_deploy.cli.console import progress
-from snapgen_deploy.latency.compare import compare_bundles
+from snapgen_deploy.latency.compare.compare import compare_bundles
+from snapgen_deploy.latency.compare.verdict import parse_threshold
 from snapgen_deploy.latency.environment import environment
+from snapgen_deploy.latency.measure.session import open_session
 from snapgen_deploy.latency.results import QUERY
-from snapgen_deploy.latency.session import open_session
-from snapgen_deploy.latency.verdict import parse_threshold
+from snapgen_deploy.system.child import run_in_child
 
 RESULTS = Path(__file__).parent / "results"
 TARGET, LIMIT, SLOWER, ITERATIONS = "onnx:cpu", "e2e_p50:3%", 0.05, 20

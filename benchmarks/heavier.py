@@ -13,8 +13,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from snapgen_deploy.bundle import Bundle, open_bundle, write_manifest
-from snapgen_deploy.latency.session import open_session
+from snapgen_deploy.bundle.reader import Bundle, open_bundle, write_manifest
+from snapgen_deploy.latency.measure.session import open_session
 
 PAIRS, LOADS = 25, 6  # calls of each side per load, and loads, to weigh a model against another
 

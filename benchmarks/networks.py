@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from snapgen_deploy.components import ports_of, spelling
 from snapgen_deploy.device_profiles import load_profile
+from snapgen_deploy.drawing.ports import ports_of
 from snapgen_deploy.export.base import Component, Role
+from snapgen_deploy.export.spelling import spelling
 from snapgen_deploy.models import DiT, ModelConfig, TextEncoder, TinyDecoder
-from snapgen_deploy.planning import make_plan
+from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.sparse import rewrite_decoder, rewrite_student, rewrite_text_encoder
 
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
+from snapgen_deploy.check.gates import relative_error
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.errors import SnapgenError
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.gates import relative_error
-from snapgen_deploy.latency.calibrate_graphs import Graph, WithRope
-from snapgen_deploy.latency.tune import untrained
+from snapgen_deploy.latency.estimate.calibrate_graphs import Graph, WithRope
+from snapgen_deploy.latency.estimate.tune import untrained
 from snapgen_deploy.models import PRESETS
 from snapgen_deploy.sparse import FORMS
 from snapgen_deploy.sparse.channels_forms import CHANNELS_FORMS

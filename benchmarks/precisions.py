@@ -22,24 +22,24 @@ from typing import Any
 
 import numpy as np
 
-from snapgen_deploy.calibration import COUNT as CALIBRATED
-from snapgen_deploy.calibration import calibration_of
+from snapgen_deploy.check.fidelity import COUNT, DETECTOR, Measured, draw_reference, measure
 from snapgen_deploy.checkpoint import open_checkpoint
-from snapgen_deploy.child import run_in_child
-from snapgen_deploy.components import ports_of, roles_of
-from snapgen_deploy.convert import export_in_child
 from snapgen_deploy.device_profiles import TARGETS, load_profile
+from snapgen_deploy.drawing.ports import ports_of, roles_of
+from snapgen_deploy.drawing.prompts import FIDELITY, own_samples
+from snapgen_deploy.drawing.reference import schedule_of
 from snapgen_deploy.errors import SnapgenError
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.fewer_bits import CALIBRATION, record_calibration
-from snapgen_deploy.fidelity import COUNT, DETECTOR, Measured, draw_reference, measure
-from snapgen_deploy.plan import ExportPlan
-from snapgen_deploy.planning import make_plan
-from snapgen_deploy.prompts import FIDELITY, own_samples
-from snapgen_deploy.reference import schedule_of
-from snapgen_deploy.request import Request
-from snapgen_deploy.resume import Exported
+from snapgen_deploy.job.calibration import COUNT as CALIBRATED
+from snapgen_deploy.job.calibration import calibration_of
+from snapgen_deploy.job.convert import export_in_child
+from snapgen_deploy.job.drawn import CALIBRATION, record_calibration
+from snapgen_deploy.job.records import Exported
+from snapgen_deploy.job.request import Request
+from snapgen_deploy.plan.make import make_plan
+from snapgen_deploy.plan.plan import ExportPlan
+from snapgen_deploy.system.child import run_in_child
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 30

@@ -26,9 +26,9 @@ from benchmarks.networks import component
 from benchmarks.timing import in_turn
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.latency.calibrate_graphs import Graph, WithRope
-from snapgen_deploy.latency.cost import total, trace
 from snapgen_deploy.latency.environment import environment
+from snapgen_deploy.latency.estimate.calibrate_graphs import Graph, WithRope
+from snapgen_deploy.latency.estimate.cost import total, trace
 from snapgen_deploy.models import PRESETS, ModelConfig
 from snapgen_deploy.sparse.fold import rope_constants
 

@@ -18,13 +18,13 @@ from benchmarks.export_memory import Results, middle
 from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.checkpoint.initial import write_initial
 from snapgen_deploy.device_profiles import load_profile
-from snapgen_deploy.host_memory import available_bytes
-from snapgen_deploy.planning import make_plan
-from snapgen_deploy.progress import silent
-from snapgen_deploy.prompts import CALIBRATION, own_prompts
+from snapgen_deploy.drawing.prompts import CALIBRATION, own_prompts
+from snapgen_deploy.plan.make import make_plan
+from snapgen_deploy.plan.mixed import mixed_settings
 from snapgen_deploy.quantise.memory import predicted_peak
-from snapgen_deploy.quantise.settings import mixed_settings
 from snapgen_deploy.quantise.stage import run_stage
+from snapgen_deploy.system.host_memory import available_bytes
+from snapgen_deploy.system.progress import silent
 
 
 def main() -> None:

@@ -25,19 +25,19 @@ import numpy as np
 
 from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.checkpoint.initial import write_initial
-from snapgen_deploy.child import run_in_child
 from snapgen_deploy.cli.console import megabytes
 from snapgen_deploy.cli.export import parse_resolution
-from snapgen_deploy.components import ports_of, roles_of
-from snapgen_deploy.convert import export_in_child
 from snapgen_deploy.device_profiles import load_profile
+from snapgen_deploy.drawing.ports import ports_of, roles_of
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.join import join_sizes
+from snapgen_deploy.job.convert import export_in_child
+from snapgen_deploy.job.records import Exported
+from snapgen_deploy.job.request import Request
+from snapgen_deploy.job.sizes import join_sizes
 from snapgen_deploy.models import PRESETS, ModelConfig
-from snapgen_deploy.plan import ExportPlan, target_at
-from snapgen_deploy.planning import make_plan
-from snapgen_deploy.request import Request
-from snapgen_deploy.resume import Exported
+from snapgen_deploy.plan.make import make_plan
+from snapgen_deploy.plan.plan import ExportPlan, target_at
+from snapgen_deploy.system.child import run_in_child
 
 RESULTS = Path(__file__).parent / "results"
 TARGETS = ("coreml", "executorch:xnnpack", "onnx:cpu")

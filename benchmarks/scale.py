@@ -26,16 +26,16 @@ from pathlib import Path
 from typing import Any
 
 from snapgen_deploy.checkpoint import open_checkpoint
-from snapgen_deploy.child import run_in_child
-from snapgen_deploy.components import roles_of
-from snapgen_deploy.convert import export_in_child
 from snapgen_deploy.device_profiles import load_profile
+from snapgen_deploy.drawing.ports import roles_of
 from snapgen_deploy.export.base import ROLES
-from snapgen_deploy.export_memory import weight_bytes
+from snapgen_deploy.job.convert import export_in_child
+from snapgen_deploy.job.memory import weight_bytes
+from snapgen_deploy.job.request import Request
 from snapgen_deploy.latency.environment import environment
 from snapgen_deploy.models import ModelConfig
-from snapgen_deploy.planning import make_plan
-from snapgen_deploy.request import Request
+from snapgen_deploy.plan.make import make_plan
+from snapgen_deploy.system.child import run_in_child
 
 RESULTS = Path(__file__).parent / "results"
 PROGRAM = str(Path(sys.executable).with_name("snapgen-deploy"))

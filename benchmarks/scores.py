@@ -18,14 +18,14 @@ import numpy as np
 
 from examples.shapes.score import score_pictures
 from examples.shapes.stages import scenes
-from snapgen_deploy.bundle import Bundle, open_bundle
+from snapgen_deploy.bundle.preview import write_preview
+from snapgen_deploy.bundle.reader import Bundle, open_bundle
+from snapgen_deploy.check.gates import psnr
 from snapgen_deploy.checkpoint import open_checkpoint
+from snapgen_deploy.drawing.pipeline import Pipeline, tokenize
+from snapgen_deploy.drawing.reference import reference_runners, schedule_of
 from snapgen_deploy.export.base import Role, Runner
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.gates import psnr
-from snapgen_deploy.pipeline import Pipeline, tokenize
-from snapgen_deploy.preview import write_preview
-from snapgen_deploy.reference import reference_runners, schedule_of
 
 RESULTS = Path(__file__).parent / "results"
 BUNDLES = Path("bundles/benchmark")

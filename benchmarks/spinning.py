@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from snapgen_deploy.bundle import open_bundle
-from snapgen_deploy.child import run_in_child
-from snapgen_deploy.export import onnx
-from snapgen_deploy.export.replaced import replaced
+from snapgen_deploy.bundle.reader import open_bundle
+from snapgen_deploy.export.onnx import target as onnx
+from snapgen_deploy.export.shared.replaced import replaced
 from snapgen_deploy.latency.environment import environment
-from snapgen_deploy.latency.session import open_session
+from snapgen_deploy.latency.measure.session import open_session
+from snapgen_deploy.system.child import run_in_child
 
 RESULTS = Path(__file__).parent / "results"
 KEY = "onnx:cpu"

@@ -9,13 +9,13 @@ from snapgen_deploy.export.base import Target
 
 # name, or name:variant where a variant has a class of its own -> module and class
 TARGETS: dict[str, tuple[str, str]] = {
-    "coreai": ("snapgen_deploy.export.coreai", "CoreAI"),
-    "coreml": ("snapgen_deploy.export.coreml", "CoreML"),
-    "executorch": ("snapgen_deploy.export.executorch", "ExecuTorch"),
-    "executorch:coreml": ("snapgen_deploy.export.executorch_coreml", "ExecuTorchCoreML"),
-    "executorch:vulkan": ("snapgen_deploy.export.executorch_vulkan", "ExecuTorchVulkan"),
-    "onnx": ("snapgen_deploy.export.onnx", "Onnx"),
-    "onnx:qnn": ("snapgen_deploy.export.onnx_qnn", "OnnxQnn"),
+    "coreai": ("snapgen_deploy.export.coreai.target", "CoreAI"),
+    "coreml": ("snapgen_deploy.export.coreml.target", "CoreML"),
+    "executorch": ("snapgen_deploy.export.executorch.target", "ExecuTorch"),
+    "executorch:coreml": ("snapgen_deploy.export.executorch.coreml", "ExecuTorchCoreML"),
+    "executorch:vulkan": ("snapgen_deploy.export.executorch.vulkan", "ExecuTorchVulkan"),
+    "onnx": ("snapgen_deploy.export.onnx.target", "Onnx"),
+    "onnx:qnn": ("snapgen_deploy.export.qnn.target", "OnnxQnn"),
 }
 
 

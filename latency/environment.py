@@ -12,7 +12,7 @@ from shutil import which
 
 import numpy as np
 
-from snapgen_deploy.cache import version_of
+from snapgen_deploy.job.cache import version_of
 from snapgen_deploy.latency.results import DeviceKey
 
 RUNTIME_OF = {"onnx": "onnxruntime", "executorch": "executorch", "coreml": "coremltools", "coreai": "coreai-core"}

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.files import read_json
 from snapgen_deploy.latency.stats import QUERIES_NEEDED, early_stopping, outliers
+from snapgen_deploy.system.files import read_json
 
 SCHEMA_VERSION = 1
 QUERY = "e2e"  # name of the whole picture among the timings; the others are roles: text_encoder, student (one step), decoder

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from snapgen_deploy.bundle import MANIFEST, SUMS, sha256_of
-from snapgen_deploy.files import files_under
+from snapgen_deploy.bundle.reader import MANIFEST, SUMS
+from snapgen_deploy.system.files import files_under, sha256_of
 
 
 def component(path: str) -> dict[str, Any]:

@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from snapgen_deploy.check.fidelity import points_of
 from snapgen_deploy.checkpoint.keymap import load_key_map
 from snapgen_deploy.device_profiles import load_profile
-from snapgen_deploy.fidelity import points_of
-from snapgen_deploy.prompts import read_samples
-from snapgen_deploy.quantise.trajectories import Sample
+from snapgen_deploy.drawing.prompts import Sample, read_samples
 
 TEXT = (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
 

@@ -13,8 +13,8 @@ import pytest
 
 from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.device_profiles import load_profile
-from snapgen_deploy.export_memory import predict
-from snapgen_deploy.planning import make_plan
+from snapgen_deploy.job.memory import predict
+from snapgen_deploy.plan.make import make_plan
 from tests.cli.conftest import invoke
 
 pytestmark = pytest.mark.slow

@@ -21,7 +21,7 @@ from examples.shapes.scenes import SIDE, SIZES
 from examples.shapes.score import score_pictures
 from examples.shapes.stages import scenes, to_bytes
 from snapgen_deploy.checkpoint import open_checkpoint
-from snapgen_deploy.elastic import load_decoder, load_student, load_text_encoder
+from snapgen_deploy.checkpoint.networks import load_decoder, load_student, load_text_encoder
 from snapgen_deploy.models import DecoderConfig, ElasticDiT, TextEncoder, initial_noise, sigmas
 
 matplotlib.use("Agg")

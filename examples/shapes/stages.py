@@ -16,7 +16,7 @@ from torch import Tensor
 
 from examples.shapes.prompts import PromptSpec, sample
 from examples.shapes.scenes import BACKGROUNDS, COLOURS, PLACES, RELATIONS, SHAPES, SIZES, Scene, render
-from snapgen_deploy.tokenizer import WordTokenizer
+from snapgen_deploy.models.tokenizer import WordTokenizer
 
 _GRAMMAR = ["a", "an", "and", ",", "at", "the", "on", "background"]
 WORDS = list(dict.fromkeys([*_GRAMMAR, *SIZES, *COLOURS, *SHAPES, *BACKGROUNDS, *" ".join([*PLACES, *RELATIONS]).split()]))

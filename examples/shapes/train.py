@@ -20,7 +20,7 @@ from examples.shapes.evaluate import curves, evaluate
 from examples.shapes.ship import SHIPPED, ship
 from examples.shapes.stages import Clock
 from snapgen_deploy.checkpoint import open_checkpoint
-from snapgen_deploy.elastic import load_decoder, load_text_encoder
+from snapgen_deploy.checkpoint.networks import load_decoder, load_text_encoder
 from snapgen_deploy.models import PRESETS, DecoderConfig, ElasticDiT, TextEncoder, TinyDecoder, sigmas
 
 MINUTES = {"autoencoder": 17.0, "text": 2.5, "latents": 0.0, "flow": 150.0, "distill": 60.0, "reward": 90.0, "score": 0.0}

@@ -16,7 +16,7 @@ from snapgen_deploy.export.lint.off_engine import (
     TOPK,
 )
 from snapgen_deploy.export.lint.rule import Found, Rule, Subject
-from snapgen_deploy.export.mil.program import Operation
+from snapgen_deploy.export.mil.saved.program import Operation
 
 LONG_ROW = 2048
 """Keys in one softmax beyond which fused attention gave wrong numbers and a split over queries was about 3 times faster.

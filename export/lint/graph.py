@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from snapgen_deploy.export.mil.program import Constant, Data, Function, Operation
-from snapgen_deploy.export.mil.types import ValueType
+from snapgen_deploy.export.mil.saved.program import Constant, Data, Function, Operation
+from snapgen_deploy.export.mil.saved.types import ValueType
 
 ALIGNMENT = 64
 """Bytes to which the Neural Engine pads the last axis of a tensor.

@@ -10,7 +10,7 @@ import numpy as np
 from snapgen_deploy.export.lint.findings import Example
 from snapgen_deploy.export.lint.graph import ALIGNMENT, LAYOUT, Graph, padded_bytes, row_bytes, sizes
 from snapgen_deploy.export.lint.rule import Found, Rule, Subject
-from snapgen_deploy.export.mil.program import Operation, Port
+from snapgen_deploy.export.mil.saved.program import Operation, Port
 
 MAX_RANK = 5
 MAX_AXIS = 16384

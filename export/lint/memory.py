@@ -5,7 +5,7 @@ from __future__ import annotations
 from snapgen_deploy.export.lint.findings import Example
 from snapgen_deploy.export.lint.graph import VIEWS, Graph, padded_bytes
 from snapgen_deploy.export.lint.rule import Found, Rule, Subject
-from snapgen_deploy.export.mil.program import Operation
+from snapgen_deploy.export.mil.saved.program import Operation
 
 ON_CHIP = (2_000_000, 5_000_000)
 """Bytes of activations that a phone's Neural Engine keeps on the chip: the community's lower and upper figure, no

@@ -7,7 +7,7 @@ import numpy as np
 from snapgen_deploy.export.lint.findings import Example
 from snapgen_deploy.export.lint.graph import LAYOUT, Graph
 from snapgen_deploy.export.lint.rule import Found, Rule, Subject
-from snapgen_deploy.export.mil.program import Operation
+from snapgen_deploy.export.mil.saved.program import Operation
 
 HALF_MAX = 65504.0
 """Largest finite number of IEEE 754 binary16."""

@@ -11,7 +11,7 @@ from snapgen_deploy.export.lint import engine, layout, memory, numbers
 from snapgen_deploy.export.lint.findings import SEVERITIES, Finding
 from snapgen_deploy.export.lint.graph import graph_of
 from snapgen_deploy.export.lint.rule import Rule, Subject
-from snapgen_deploy.export.mil.reader import model_file, read_package
+from snapgen_deploy.export.mil.saved.reader import model_file, read_package
 
 RULES: Mapping[str, Rule] = MappingProxyType(
     {rule.id: rule for rule in (*numbers.RULES, *layout.RULES, *engine.RULES, *memory.RULES)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from snapgen_deploy.export.lint.findings import EXAMPLES, Example, Finding, Severity
 from snapgen_deploy.export.lint.graph import Graph
-from snapgen_deploy.export.mil.program import Operation, Package, Value
+from snapgen_deploy.export.mil.saved.program import Operation, Package, Value
 
 
 @dataclass(frozen=True)

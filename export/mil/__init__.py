@@ -4,13 +4,13 @@
     outputs = runner({"latent": latent, ...})
     runner.report().tightest(5)
 
-`reader` turns a package into plain data, `ops` implements the operations, `interpreter` runs them, `precision` decides what
+`saved` turns a package into plain data, `ops` implements the operations, `interpreter` runs them, `precision` decides what
 is rounded and recorded, `ports` converts arrays and pictures, `runner` is the public face.
 """
 
-from snapgen_deploy.export.mil.errors import OpError, PackageError
 from snapgen_deploy.export.mil.precision import OpStat, Report
-from snapgen_deploy.export.mil.program import Port
 from snapgen_deploy.export.mil.runner import Runner, State, functions, open_package
+from snapgen_deploy.export.mil.saved.errors import OpError, PackageError
+from snapgen_deploy.export.mil.saved.program import Port
 
 __all__ = ["OpError", "OpStat", "PackageError", "Port", "Report", "Runner", "State", "functions", "open_package"]

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 import snapgen_deploy.export.mil.ops  # noqa: F401  (fills the table)
-from snapgen_deploy.export.mil.errors import OpError
+from snapgen_deploy.export.mil.ops.registry import OPS, Form, Op
 from snapgen_deploy.export.mil.precision import Precision
-from snapgen_deploy.export.mil.program import Constant, Data, Function, Operation, Value
-from snapgen_deploy.export.mil.registry import OPS, Form, Op
-from snapgen_deploy.export.mil.types import to_held
+from snapgen_deploy.export.mil.saved.errors import OpError
+from snapgen_deploy.export.mil.saved.program import Constant, Data, Function, Operation, Value
+from snapgen_deploy.export.mil.saved.types import to_held
 
 _FAILURES = (RuntimeError, ValueError, IndexError, TypeError, KeyError, NotImplementedError, ArithmeticError)
 

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from snapgen_deploy.export.mil.errors import PackageError
-from snapgen_deploy.export.mil.program import Port, Value
-from snapgen_deploy.export.mil.types import DTYPES, dtype_named, from_held, to_held
+from snapgen_deploy.export.mil.saved.errors import PackageError
+from snapgen_deploy.export.mil.saved.program import Port, Value
+from snapgen_deploy.export.mil.saved.types import DTYPES, dtype_named, from_held, to_held
 
 Feature = np.ndarray | Image.Image
 _MODES = {"RGB": "RGB", "BGR": "RGB", "GRAYSCALE": "L", "GRAYSCALE_FLOAT16": "F"}

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snapgen_deploy.export.mil.errors import PackageError
 from snapgen_deploy.export.mil.interpreter import Plan
 from snapgen_deploy.export.mil.ports import Feature, give, take
 from snapgen_deploy.export.mil.precision import Mode, Precision, Report, precision_for
-from snapgen_deploy.export.mil.program import Function, Interface, Port
-from snapgen_deploy.export.mil.reader import read_package
+from snapgen_deploy.export.mil.saved.errors import PackageError
+from snapgen_deploy.export.mil.saved.program import Function, Interface, Port
+from snapgen_deploy.export.mil.saved.reader import read_package
 
 
 @dataclass

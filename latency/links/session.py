@@ -16,7 +16,7 @@ from snapgen_deploy.export.base import ROLES, Role
 from snapgen_deploy.latency.links.base import Block, Job, Link, State
 from snapgen_deploy.latency.links.shell import restoring
 from snapgen_deploy.latency.results import QUERY, Loads, Round, RunProfile
-from snapgen_deploy.progress import Progress, quiet
+from snapgen_deploy.system.progress import Progress, quiet
 
 WARM_UPS = 3  # pictures, in the process that is timed
 FIRST_ROUND = 4  # pictures; later rounds are as long as ROUND_SECONDS

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from snapgen_deploy.checkpoint.opener import INDEX, SINGLE
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.staging import is_old
+from snapgen_deploy.system.files import is_old
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def _check_tokenizer(text: str | None, config: ModelConfig, where: Path) -> None
     """BadInput where it is no tokenizer, or gives numbers that the text encoder has no embedding for."""
     if text is None or config.text_encoder is None:
         return
-    from snapgen_deploy.tokenizer import WordTokenizer
+    from snapgen_deploy.models.tokenizer import WordTokenizer
 
     try:
         size = WordTokenizer(text).size

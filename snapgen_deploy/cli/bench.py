@@ -63,11 +63,11 @@ def bench(
     One query is one picture: text encoder, every step of the student, decoder. The links adb, iphone and mac are complete and
     tested against fakes of the devices' tools; they were never run on hardware.
     """
-    from snapgen_deploy.bundle import check_hashes, open_bundle
+    from snapgen_deploy.bundle.reader import check_hashes, open_bundle
     from snapgen_deploy.device_profiles import load_profile
-    from snapgen_deploy.latency import foretell
     from snapgen_deploy.latency.environment import stamp_of_now
-    from snapgen_deploy.latency.exporters import FORMATS, as_record
+    from snapgen_deploy.latency.estimate import foretell
+    from snapgen_deploy.latency.formats.exporters import FORMATS, as_record
     from snapgen_deploy.latency.results import RUN_PROFILES
 
     if profile not in RUN_PROFILES:
@@ -87,14 +87,14 @@ def bench(
     run, mode = RUN_PROFILES[profile], "sustained" if sustained else "burst"
     shown = progress(quiet=as_json)
     if link is None:
-        from snapgen_deploy.generator import choose_target
-        from snapgen_deploy.latency.host import measure_host
-        from snapgen_deploy.latency.session import first_timed
+        from snapgen_deploy.bundle.draw import choose_target
+        from snapgen_deploy.latency.measure.host import measure_host
+        from snapgen_deploy.latency.measure.session import first_timed
 
         key = first_timed(opened) if target is None else choose_target(opened, target)
         result = measure_host(opened, key, run, mode, threads or default_threads(), shown)
     else:
-        from snapgen_deploy.latency.device import measure_device
+        from snapgen_deploy.latency.measure.device import measure_device
 
         result = measure_device(opened, target, link, tuple(link_option or ()), run, mode, threads or 1, shown)
     known = foretell.beside(opened, result, on_host=link is None)
@@ -102,11 +102,11 @@ def bench(
     if output is not None:
         save_text(output, FORMATS[form](result))
     if plot is not None:
-        from snapgen_deploy.latency.plots import plot as draw_plots
+        from snapgen_deploy.latency.estimate.plots import plot as draw_plots
 
         draw_plots(result, plot)
     if save or owner is not None:
-        from snapgen_deploy.latency.estimate_measured import device_of, save_measured
+        from snapgen_deploy.latency.estimate.estimate_measured import device_of, save_measured
 
         owner = owner or device_of(result)
         tell(f"saved: {save_measured(result, owner)}; estimates for {owner} rest on it")
@@ -154,7 +154,7 @@ def _bound(summary: dict[str, Any], name: str) -> str:
 
 
 def _facts(result: Measurement, run: RunProfile) -> list[str]:
-    from snapgen_deploy.latency.host import sustained_figures
+    from snapgen_deploy.latency.measure.host import sustained_figures
 
     invalid = [r for r in result.rounds if not r.valid]
     loads = {"first ever": result.loads.first_ever, "cold": result.loads.cold, "warm": result.loads.warm}

@@ -14,10 +14,10 @@ from snapgen_deploy.cli.console import check_places, err, new_table, out, print_
 from snapgen_deploy.errors import BadInput
 
 if TYPE_CHECKING:
-    from snapgen_deploy.latency.compare import Comparison
-    from snapgen_deploy.latency.guards import Guard
-    from snapgen_deploy.latency.self_check import SelfCheck
-    from snapgen_deploy.latency.verdict import Judged
+    from snapgen_deploy.latency.compare.compare import Comparison
+    from snapgen_deploy.latency.compare.guards import Guard
+    from snapgen_deploy.latency.compare.self_check import SelfCheck
+    from snapgen_deploy.latency.compare.verdict import Judged
 
 INCONCLUSIVE = ("pass", "warn", "fail")
 MAX_ROUNDS, MAX_SECONDS = 30, 170.0
@@ -71,7 +71,7 @@ def compare(
 
     0: ok or improved. 1: regressed, or a guard changed that the device profile names. 3: inconclusive, or not comparable.
     """
-    from snapgen_deploy.latency.verdict import LOOKS, parse_threshold
+    from snapgen_deploy.latency.compare.verdict import LOOKS, parse_threshold
 
     for name, got, choices in (
         ("--inconclusive", inconclusive, INCONCLUSIVE),
@@ -112,7 +112,7 @@ def compare(
         )
     if found is None:
         return
-    from snapgen_deploy.latency.compare import stamped
+    from snapgen_deploy.latency.compare.compare import stamped
 
     record = stamped(found).as_dict()
     _write_reports(record, junit, summary, output)
@@ -121,7 +121,7 @@ def compare(
     else:
         print_comparison(found)
     if annotations:
-        from snapgen_deploy.latency.reporters import annotations as lines
+        from snapgen_deploy.latency.formats.reporters import annotations as lines
 
         (sys.stderr if as_json else sys.stdout).write(lines(record))
     tolerant = (not found.metrics and missing_baseline == "warn") or all(t.warn for t in thresholds)
@@ -141,9 +141,9 @@ def _head_to_head(
     base_path: Path, candidate_path: Path, target: str | None, thresholds: Any, guards_only: bool, clock_only: bool,
     order: str, looks: Sequence[int], cap: float, threads: int, shown: Any,
 ) -> Comparison:  # fmt: skip
-    from snapgen_deploy.bundle import check_hashes, open_bundle
-    from snapgen_deploy.latency.compare import compare_bundles, guards_alone, read_side, refuse_unlike_pictures
-    from snapgen_deploy.latency.guards import guards_of
+    from snapgen_deploy.bundle.reader import check_hashes, open_bundle
+    from snapgen_deploy.latency.compare.compare import compare_bundles, guards_alone, read_side, refuse_unlike_pictures
+    from snapgen_deploy.latency.compare.guards import guards_of
 
     candidate = open_bundle(candidate_path)
     check_hashes(candidate)
@@ -174,9 +174,9 @@ def failing_guards(device: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _target(path: Path, wanted: str | None) -> str:
-    from snapgen_deploy.bundle import open_bundle
-    from snapgen_deploy.generator import choose_target
-    from snapgen_deploy.latency.session import first_timed
+    from snapgen_deploy.bundle.draw import choose_target
+    from snapgen_deploy.bundle.reader import open_bundle
+    from snapgen_deploy.latency.measure.session import first_timed
 
     bundle = open_bundle(path)
     return choose_target(bundle, wanted) if wanted else first_timed(bundle)
@@ -185,11 +185,11 @@ def _target(path: Path, wanted: str | None) -> str:
 def _against_stored(
     path: Path, directory: Path, target: str | None, thresholds: Any, missing: str, update: bool, threads: int, shown: Any
 ) -> Comparison | None:
-    from snapgen_deploy.bundle import check_hashes, open_bundle
+    from snapgen_deploy.bundle.reader import check_hashes, open_bundle
     from snapgen_deploy.errors import Refused
-    from snapgen_deploy.latency.baseline import FEWEST_RUNS, find_baseline, judge_stored, path_of, store_baseline
-    from snapgen_deploy.latency.compare import Comparison
-    from snapgen_deploy.latency.host import measure_host
+    from snapgen_deploy.latency.compare.baseline import FEWEST_RUNS, find_baseline, judge_stored, path_of, store_baseline
+    from snapgen_deploy.latency.compare.compare import Comparison
+    from snapgen_deploy.latency.measure.host import measure_host
     from snapgen_deploy.latency.results import RUN_PROFILES
 
     bundle = open_bundle(path)
@@ -214,7 +214,7 @@ def _against_stored(
 def _write_reports(record: dict[str, Any], junit: Path | None, summary: Path | None, output: Path | None) -> None:
     import json
 
-    from snapgen_deploy.latency.reporters import junit_xml, step_summary
+    from snapgen_deploy.latency.formats.reporters import junit_xml, step_summary
 
     if junit is not None:
         save_text(junit, junit_xml(record), "--junit")

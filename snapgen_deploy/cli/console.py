@@ -20,8 +20,8 @@ import typer
 from rich.console import Console
 
 from snapgen_deploy.errors import BadInput, SnapgenError
-from snapgen_deploy.files import write_text
-from snapgen_deploy.progress import Counting, Done, Progress, Tell, untold
+from snapgen_deploy.system.files import write_text
+from snapgen_deploy.system.progress import Counting, Done, Progress, Tell, untold
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -14,7 +14,7 @@ from snapgen_deploy.errors import BadInput
 
 if TYPE_CHECKING:
     from snapgen_deploy.device_profiles import Figure, Profile
-    from snapgen_deploy.plan import ExportPlan
+    from snapgen_deploy.plan.plan import ExportPlan
 
 
 def devices(

@@ -78,7 +78,7 @@ def doctor(
 
 def _changes(path: Path) -> str:
     """How a bundle differs from what was exported; nothing for one that does not, and for a file."""
-    from snapgen_deploy.bundle import MANIFEST, check_hashes, open_bundle
+    from snapgen_deploy.bundle.reader import MANIFEST, check_hashes, open_bundle
 
     if not (path / MANIFEST).is_file():
         return ""
@@ -94,7 +94,7 @@ def _packages(path: Path, scratch: Path) -> tuple[dict[str, Path], int | None]:
 
     Packages inside ExecuTorch programs are taken out into `scratch`.
     """
-    from snapgen_deploy.bundle import open_bundle
+    from snapgen_deploy.bundle.reader import open_bundle
     from snapgen_deploy.export.lint import is_package
 
     if not path.exists():
@@ -121,7 +121,7 @@ def _packages(path: Path, scratch: Path) -> tuple[dict[str, Path], int | None]:
 
 def _inside(program: Path, name: str, scratch: Path) -> dict[str, Path]:
     """Core ML packages of an ExecuTorch program; of several, each by its number. BadInput where there is none."""
-    from snapgen_deploy.export.executorch_coreml import ExecuTorchCoreML
+    from snapgen_deploy.export.executorch.coreml import ExecuTorchCoreML
 
     folder = scratch / str(len(list(scratch.iterdir())))
     folder.mkdir()

@@ -12,15 +12,15 @@ from snapgen_deploy.cli.console import print_json, progress, say
 from snapgen_deploy.errors import BadInput, MeasurementFailed
 
 if TYPE_CHECKING:
-    from snapgen_deploy.export.layers import Found
-    from snapgen_deploy.layer_check import Work
+    from snapgen_deploy.check.layer_check import Work
+    from snapgen_deploy.check.layers import Found
 
 FILE_LIMIT = 0.05
 
 
 def check_layers(path: Path, target: str | None, inputs: Path | None, limit: float | None, as_json: bool, changes: str) -> None:
     """Compare, print, and exit with 1 where a layer is wrong, with 4 where nothing could be compared."""
-    from snapgen_deploy.layer_check import compare
+    from snapgen_deploy.check.layer_check import compare
 
     if inputs is not None and (path / "manifest.json").is_file():
         raise BadInput("--inputs is for a file; a bundle brings its own test vectors")
@@ -46,7 +46,7 @@ def check_layers(path: Path, target: str | None, inputs: Path | None, limit: flo
 
 
 def _work(path: Path, target: str | None, inputs: Path | None) -> Iterator[Work]:
-    from snapgen_deploy.layer_check import of_bundle, of_file
+    from snapgen_deploy.check.layer_check import of_bundle, of_file
 
     if not path.exists():
         raise BadInput(f"{path} does not exist; give a bundle directory, an .onnx file or a .mlpackage")

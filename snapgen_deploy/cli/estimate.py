@@ -15,11 +15,11 @@ from snapgen_deploy.errors import BadInput, Refused
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from snapgen_deploy.latency.estimate import Estimate
-    from snapgen_deploy.latency.estimate_basis import Device
-    from snapgen_deploy.latency.sweep import Sweep
+    from snapgen_deploy.latency.estimate.estimate import Estimate
+    from snapgen_deploy.latency.estimate.estimate_basis import Device
+    from snapgen_deploy.latency.estimate.sweep import Sweep
     from snapgen_deploy.models import ModelConfig
-    from snapgen_deploy.progress import Progress
+    from snapgen_deploy.system.progress import Progress
 
 
 def estimate(
@@ -46,7 +46,7 @@ def estimate(
     measured: saved by `bench --save`. calibrated: this host, by micro-benchmarks. fitted: to published times. derived: from the
     profile's published figures. Exit code 3 where there is no basis. Phones' estimates were never checked on hardware here.
     """
-    from snapgen_deploy.latency.estimate_basis import HOST, Host
+    from snapgen_deploy.latency.estimate.estimate_basis import HOST, Host
 
     if checkpoint is not None and preset is not None:
         raise BadInput("got --checkpoint and --preset, expected one of them")
@@ -93,8 +93,8 @@ def _profile(device: str) -> Device:
 def _target(device: Device, wanted: str | None) -> str:
     """The key of the target: as on the command line, with the first variant where none is given; else the first known one."""
     from snapgen_deploy.device_profiles import variants_of
-    from snapgen_deploy.latency.estimate_basis import Host, NoBasis, basis_of
-    from snapgen_deploy.plan_targets import named
+    from snapgen_deploy.latency.estimate.estimate_basis import Host, NoBasis, basis_of
+    from snapgen_deploy.plan.targets import named
 
     if wanted is None:
         keys = ["onnx:cpu"] if isinstance(device, Host) else [t.key for t in device.targets]
@@ -105,7 +105,7 @@ def _target(device: Device, wanted: str | None) -> str:
 
 
 def _calibrate(target: str, threads: int, shown: Progress) -> None:
-    from snapgen_deploy.latency import calibrate
+    from snapgen_deploy.latency.estimate import calibrate
 
     found = calibrate.calibrate(target, threads, shown)
     path = calibrate.store(found)
@@ -126,7 +126,7 @@ def _table(
     as_json: bool,
     shown: Progress,
 ) -> None:
-    from snapgen_deploy.latency.estimate import Estimate, estimate_picture
+    from snapgen_deploy.latency.estimate.estimate import Estimate, estimate_picture
 
     with shown(f"estimating {', '.join(widths)}"):
         found = [estimate_picture(config, w, size, device, target, steps=steps) for w in widths]
@@ -155,8 +155,8 @@ def _sweep(
     as_json: bool,
     shown: Progress,
 ) -> None:
-    from snapgen_deploy.latency.estimate import NoBasis, estimate_picture
-    from snapgen_deploy.latency.sweep import plot, sweep
+    from snapgen_deploy.latency.estimate.estimate import NoBasis, estimate_picture
+    from snapgen_deploy.latency.estimate.sweep import plot, sweep
 
     found = sweep(config, device, target, widths, size, steps, shown)
     if not found.widths:

@@ -16,9 +16,9 @@ from snapgen_deploy.errors import BadInput, GatesFailed
 
 if TYPE_CHECKING:
     from snapgen_deploy.checkpoint import Checkpoint
+    from snapgen_deploy.drawing.prompts import Sample
     from snapgen_deploy.models import ModelConfig
-    from snapgen_deploy.plan import ExportPlan
-    from snapgen_deploy.quantise.trajectories import Sample
+    from snapgen_deploy.plan.plan import ExportPlan
 
 FEWER, FIDELITY, HERE = "Fewer bits", "Still the same picture?", "This computer"  # panels of --help
 
@@ -168,17 +168,17 @@ def export(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
 ) -> None:
     """Export a checkpoint for a device, run what was saved, and write the bundle if every gate held."""
-    from snapgen_deploy import export_memory
-    from snapgen_deploy.calibration import calibration_of, is_calibrated
+    from snapgen_deploy.check.fidelity import COUNT, Fidelity, scorer_of
     from snapgen_deploy.checkpoint import open_checkpoint
     from snapgen_deploy.cli.devices import plan_as_dict, render_plan
     from snapgen_deploy.cli.mixed import EXECUTOR, with_mixed
     from snapgen_deploy.device_profiles import load_profile
-    from snapgen_deploy.fidelity import COUNT, Fidelity, scorer_of
-    from snapgen_deploy.host_memory import available_bytes
-    from snapgen_deploy.latency.estimate import plan_estimator
-    from snapgen_deploy.planning import make_plan
-    from snapgen_deploy.prompts import check_prompts
+    from snapgen_deploy.drawing.prompts import check_prompts
+    from snapgen_deploy.job import memory as export_memory
+    from snapgen_deploy.job.calibration import calibration_of, is_calibrated
+    from snapgen_deploy.latency.estimate.estimate import plan_estimator
+    from snapgen_deploy.plan.make import make_plan
+    from snapgen_deploy.system.host_memory import available_bytes
 
     limit = parse_bytes(cache_limit, "--cache-limit")
     profile = load_profile(device)
@@ -227,7 +227,7 @@ def export(
     drawn = (*chosen, *judged, *calibrating.samples)
     check_prompts(opened, (*(s.prompt for s in drawn), *(plan.mixed.prompts if plan.mixed else ())))
     if tune:
-        from snapgen_deploy.latency.tune import tune_plan
+        from snapgen_deploy.latency.estimate.tune import tune_plan
 
         plan = tune_plan(opened.config, plan, threads or default_threads(), progress(quiet=as_json))
     if dry_run and as_json:
@@ -244,10 +244,10 @@ def export(
             say(f"gates and preview draw {many} of the {len(own)} prompts{more}", "yellow")
     if dry_run:
         return
-    from snapgen_deploy.cache import ExportCache, default_root
-    from snapgen_deploy.exporter import run_export
-    from snapgen_deploy.latency import foretell
-    from snapgen_deploy.request import Request
+    from snapgen_deploy.job.cache import ExportCache, default_root
+    from snapgen_deploy.job.request import Request
+    from snapgen_deploy.job.run import run_export
+    from snapgen_deploy.latency.estimate import foretell
 
     cache = None if no_cache else ExportCache(default_root(), limit)
     foretold = foretell.of_plan(opened.config, plan, profile)
@@ -297,8 +297,8 @@ def export(
 
 def _memory_as_dict(config: ModelConfig, plan: ExportPlan, executor: str) -> dict[str, Any]:
     """Predicted peaks of all processes, and what this computer has, in bytes."""
-    from snapgen_deploy.export_memory import largest, predict
-    from snapgen_deploy.host_memory import available_bytes
+    from snapgen_deploy.job.memory import largest, predict
+    from snapgen_deploy.system.host_memory import available_bytes
 
     predictions = predict(config, plan, executor)
     targets: dict[str, dict[str, int]] = {}
@@ -345,8 +345,8 @@ def parse_duration(text: str) -> float:
 
 def samples_from(checkpoint: Checkpoint, path: Path | None) -> tuple[Sample, ...]:
     """The file's prompts, else the checkpoint's; a label for random text where nothing reads prompts."""
-    from snapgen_deploy.prompts import read_samples
-    from snapgen_deploy.quantise.trajectories import NO_PROMPT, samples_of
+    from snapgen_deploy.drawing.prompts import read_samples, samples_of
+    from snapgen_deploy.quantise.trajectories import NO_PROMPT
 
     if path is not None and not checkpoint.reads_prompts:
         raise BadInput("--prompts: this checkpoint has no text encoder with a tokenizer that could read them; leave it out")
@@ -358,8 +358,8 @@ def samples_from(checkpoint: Checkpoint, path: Path | None) -> tuple[Sample, ...
 
 def fidelity_samples_of(checkpoint: Checkpoint, own: Sequence[Sample], count: int) -> tuple[Sample, ...]:
     """`count` pictures of the fidelity gate: the user's prompts, gone round with new seeds where they are fewer, else ours."""
-    from snapgen_deploy.prompts import FIDELITY, own_samples
-    from snapgen_deploy.quantise.trajectories import NO_PROMPT, samples_of
+    from snapgen_deploy.drawing.prompts import FIDELITY, own_samples, samples_of
+    from snapgen_deploy.quantise.trajectories import NO_PROMPT
 
     if own:
         free = 1 + max(s.seed for s in own)

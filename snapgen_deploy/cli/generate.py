@@ -34,10 +34,10 @@ def generate(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
 ) -> None:
     """Draw a picture with a bundle's own files."""
-    from snapgen_deploy.bundle import check_hashes, open_bundle
-    from snapgen_deploy.files import read_arrays
-    from snapgen_deploy.generator import choose_target, draw, save_png
-    from snapgen_deploy.sizes import size_name
+    from snapgen_deploy.bundle.draw import choose_target, draw, save_png
+    from snapgen_deploy.bundle.reader import check_hashes, open_bundle
+    from snapgen_deploy.plan.sizes import size_name
+    from snapgen_deploy.system.files import read_arrays
 
     whole = open_bundle(bundle)
     check_hashes(whole)  # a runtime may draw something else from a damaged file, or crash

@@ -8,10 +8,9 @@ from pathlib import Path
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.device_profiles import PRECISIONS
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.plan import ExportPlan, TargetPlan
-from snapgen_deploy.quantise.allocation import levels_for
+from snapgen_deploy.plan.mixed import levels_for, mixed_settings
+from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.quantise.executors import executor_of
-from snapgen_deploy.quantise.settings import mixed_settings
 
 BITS, ITERATIONS, PICTURES, EXECUTOR = 4.3, 1000, 256, "here"
 
@@ -75,7 +74,7 @@ def _held_to(target: TargetPlan, bits: float) -> TargetPlan:
 
 def _prompts(checkpoint: Checkpoint, path: Path | None) -> tuple[tuple[str, ...], str]:
     """Calibration prompts and where they are from."""
-    from snapgen_deploy.prompts import CALIBRATION, is_embedded, own_prompts, read_samples
+    from snapgen_deploy.drawing.prompts import CALIBRATION, is_embedded, own_prompts, read_samples
 
     if path is not None:
         return tuple(s.prompt for s in read_samples(path, 0, "calibration")), str(path)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from snapgen_deploy.cli.console import UNTRAINED, megabytes, new_table, out, say
 
 if TYPE_CHECKING:
-    from snapgen_deploy.exporter import Result
+    from snapgen_deploy.job.run import Result
 
 
 def print_gates(gates: Sequence[dict[str, Any]]) -> None:
     """A table of gates with their values, limits and verdicts."""
-    from snapgen_deploy.gates import limit_text
+    from snapgen_deploy.check.gates import limit_text
 
     table = new_table(title="gates")
     for column in ("target", "component", "gate", "value", "limit", "verdict"):

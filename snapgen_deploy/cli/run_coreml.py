@@ -10,7 +10,7 @@ import typer
 
 from snapgen_deploy.cli.console import check_places, print_json
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.files import read_arrays, write_bytes, write_text
+from snapgen_deploy.system.files import read_arrays, write_bytes, write_text
 
 if TYPE_CHECKING:
     import numpy as np

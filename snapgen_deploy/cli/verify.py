@@ -23,8 +23,8 @@ def verify(
 
     The fidelity gates, which need the checkpoint, are listed as not_run with what came of them at export.
     """
-    from snapgen_deploy.bundle import check_hashes, open_bundle
-    from snapgen_deploy.verifier import rerun_gates
+    from snapgen_deploy.bundle.reader import check_hashes, open_bundle
+    from snapgen_deploy.check.verify import rerun_gates
 
     opened = open_bundle(bundle)
     check_hashes(opened)

@@ -15,8 +15,8 @@ from fractions import Fraction
 import numpy as np
 
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.plan.mixed import levels_for
 
-LEVELS = ((3, 4), (4, 8))  # bits of a layer; a fraction of bits is made of two neighbours, most layers at the lower one
 LARGEST_TABLE = 1 << 27  # bytes of the dynamic programme's decisions
 
 
@@ -37,14 +37,6 @@ class Allocation:
     average: float
     error: float
     bound: float
-
-
-def levels_for(bits: float) -> tuple[int, int]:
-    """The two numbers of bits that an average is made of; BadInput for an average out of range."""
-    low, high = LEVELS[0][0], LEVELS[-1][1]
-    if not low <= bits <= high:  # also catches not-a-number
-        raise BadInput(f"--bits: got {bits:g}, expected {low} to {high}, such as 4.3")
-    return next(pair for pair in reversed(LEVELS) if bits >= pair[0])
 
 
 def allocate(layers: Sequence[Candidate], bits: float) -> Allocation:

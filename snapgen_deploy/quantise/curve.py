@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from snapgen_deploy.files import write_text
 from snapgen_deploy.quantise.tuning import Tuned
+from snapgen_deploy.system.files import write_text
 
 
 def write_curve(data: Path, picture: Path, tuned: Tuned) -> None:

@@ -15,8 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
-from snapgen_deploy.child import end_with_owner, note_children
 from snapgen_deploy.errors import BadInput, SnapgenError
+from snapgen_deploy.system.child import end_with_owner, note_children
 
 T = TypeVar("T")
 R = TypeVar("R")

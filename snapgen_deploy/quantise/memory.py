@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import torch
 
-from snapgen_deploy.host_memory import available_bytes
 from snapgen_deploy.models import DiT, DiTConfig
 from snapgen_deploy.quantise.executors import Executor, Here
 from snapgen_deploy.quantise.layers import Layer, layers_of, matrix_of
+from snapgen_deploy.system.host_memory import available_bytes
 
 TOKENS = 2048  # image tokens that run together at most: activations of a full-scale student take gigabytes a call
 MEASURED_CALLS = 8  # calls of the student that run together while layers are measured

@@ -19,22 +19,23 @@ from typing import Any
 
 from torch import Tensor
 
-from snapgen_deploy.bundle import sha256_of
-from snapgen_deploy.cache import discard_oldest, refuse_changed, stamps
 from snapgen_deploy.checkpoint import Checkpoint
-from snapgen_deploy.elastic import load_student
+from snapgen_deploy.checkpoint.networks import load_student
+from snapgen_deploy.checkpoint.unchanged import refuse_changed
+from snapgen_deploy.drawing.prompts import samples_of
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.files import cache_root, files_under, write_text
 from snapgen_deploy.models import DiT
-from snapgen_deploy.quantise.allocation import Allocation, Candidate, allocate, levels_for
+from snapgen_deploy.plan.mixed import MixedSettings, levels_for
+from snapgen_deploy.quantise.allocation import Allocation, Candidate, allocate
 from snapgen_deploy.quantise.curve import write_curve
 from snapgen_deploy.quantise.executors import Executor
 from snapgen_deploy.quantise.memory import moments_at_once
 from snapgen_deploy.quantise.network import load_tuned, quantise
 from snapgen_deploy.quantise.sensitivity import Sensitivity, measure, measured_pictures, sensitivity_from
-from snapgen_deploy.quantise.settings import MixedSettings
-from snapgen_deploy.quantise.trajectories import NO_PROMPT, Trajectories, record, samples_of
+from snapgen_deploy.quantise.trajectories import NO_PROMPT, Trajectories, record
 from snapgen_deploy.quantise.tuning import Tuned, Tuning, tune
+from snapgen_deploy.system.files import cache_root, discard_oldest, files_under, sha256_of, stamps, write_text
+from snapgen_deploy.system.source import source_sha256
 
 Report = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
 RECIPE, TUNED, CURVE, PICTURE = "recipe.json", "tuned.safetensors", "tuning.json", "tuning.png"
@@ -269,7 +270,5 @@ def _hash(*parts: object) -> str:
 @cache
 def _sources() -> str:
     """Hash of the code and the tools that compute a recipe."""
-    root = Path(__file__).parents[1]
-    files = [f for folder in ("quantise", "models", "checkpoint") for f in sorted((root / folder).glob("*.py"))]
-    files += [root / f"{name}.py" for name in ("pipeline", "reference", "elastic", "tokenizer")]
-    return _hash([f"{f.name} {sha256_of(f)}" for f in files], metadata.version("torch"), metadata.version("numpy"))
+    code = source_sha256("quantise", "models", "checkpoint", "drawing", "plan")
+    return _hash(code, metadata.version("torch"), metadata.version("numpy"))

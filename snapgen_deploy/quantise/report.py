@@ -10,7 +10,7 @@ from typing import Any
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact, HoldsPalettes
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.plan import ExportPlan
+from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.quantise.recipe import CURVE, PICTURE, RECIPE, Recipe, load_recipe
 
 FOLDER = "mixed"  # of the bundle

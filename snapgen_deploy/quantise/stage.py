@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from snapgen_deploy.checkpoint import open_checkpoint
-from snapgen_deploy.child import run_in_child
-from snapgen_deploy.plan import ExportPlan
-from snapgen_deploy.progress import Counting, Tell
+from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.quantise.executors import executor_of
 from snapgen_deploy.quantise.recipe import keep_within, make_recipe
+from snapgen_deploy.system.child import run_in_child
+from snapgen_deploy.system.progress import Counting, Tell
 
 
 def run_stage(

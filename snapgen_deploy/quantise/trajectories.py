@@ -18,32 +18,17 @@ from pathlib import Path
 import numpy as np
 
 from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.drawing.pipeline import Pipeline, Schedule, Trace, noise_for
+from snapgen_deploy.drawing.prompts import Sample
+from snapgen_deploy.drawing.reference import prompt_tokens, random_text, reference_runners, schedule_of
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role
 from snapgen_deploy.models import ModelConfig
-from snapgen_deploy.pipeline import Pipeline, Schedule, Trace, noise_for
-from snapgen_deploy.reference import prompt_tokens, random_text, reference_runners, schedule_of
 
 INDEX = "trajectories.json"  # written last: a folder without it is not complete
 
 
 NO_PROMPT = "no prompt: seeded random text"  # label of a picture where nothing reads prompts
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One picture to draw: the seed decides the noise, and the text where nothing reads prompts."""
-
-    prompt: str
-    seed: int
-
-
-def samples_of(prompts: Sequence[str], count: int, first_seed: int = 1_000_000) -> tuple[Sample, ...]:
-    """`count` samples that go round the prompts, each with a seed of its own.
-
-    Seeds begin far from those of the gates (0, 1, ...), so that nothing is checked on the noise it was tuned on.
-    """
-    return tuple(Sample(prompts[i % len(prompts)], first_seed + i) for i in range(count))
 
 
 @dataclass(frozen=True)

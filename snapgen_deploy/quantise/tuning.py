@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from snapgen_deploy.drawing.prompts import Sample
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.models import DiT
 from snapgen_deploy.models.config import STAGES
 from snapgen_deploy.quantise import memory
 from snapgen_deploy.quantise.network import tunable
 from snapgen_deploy.quantise.sensitivity import ask, parts_of, tokens_of
-from snapgen_deploy.quantise.trajectories import Sample, Trajectories
+from snapgen_deploy.quantise.trajectories import Trajectories
 
 HELD_OUT = 8  # every eighth prompt, or picture
 SAVE = 25  # iterations between two saved states

@@ -10,12 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from snapgen_deploy.bundle import SUMS, Bundle, check_hashes, open_bundle, sha256_of
-from snapgen_deploy.bundle_sizes import preview_name
+from snapgen_deploy.bundle.reader import SUMS, Bundle, check_hashes, open_bundle
+from snapgen_deploy.bundle.sizes import preview_name
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import ROLES
-from snapgen_deploy.files import read_json
-from snapgen_deploy.latency.reporters import guard_sentence, self_check_sentence
+from snapgen_deploy.latency.formats.reporters import guard_sentence, self_check_sentence
 from snapgen_deploy.latency.results import Measurement, read_measurement
 from snapgen_deploy.report.estimates import estimates_of
 from snapgen_deploy.report.pictures import preview_rows
@@ -29,6 +28,7 @@ from snapgen_deploy.report.views import (
     Report,
     TargetView,
 )
+from snapgen_deploy.system.files import read_json, sha256_of
 
 VERDICTS = ("passed", "failed", "not_run")
 

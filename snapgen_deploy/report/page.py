@@ -5,10 +5,10 @@ from __future__ import annotations
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from snapgen_deploy import __version__
-from snapgen_deploy.gates import limit_text
-from snapgen_deploy.latency.plots import in_order, label
-from snapgen_deploy.latency.reporters import milliseconds, percent
-from snapgen_deploy.latency.verdict import CONFIDENCE
+from snapgen_deploy.check.gates import limit_text
+from snapgen_deploy.latency.compare.verdict import CONFIDENCE
+from snapgen_deploy.latency.estimate.plots import in_order, label
+from snapgen_deploy.latency.formats.reporters import milliseconds, percent
 from snapgen_deploy.report.charts import WIDTH, distributions, histories, stack
 from snapgen_deploy.report.views import BundleView, GateView, MeasuredView, PromptRow, Report
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from snapgen_deploy.bundle.preview import CAPTION, CELL, MARGIN
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.preview import CAPTION, CELL, MARGIN
 from snapgen_deploy.report.views import Picture, PromptRow
 
 

@@ -21,7 +21,7 @@ from snapgen_deploy.models import (
     TextStream,
     TinyDecoder,
 )
-from snapgen_deploy.tokenizer import WordTokenizer
+from snapgen_deploy.models.tokenizer import WordTokenizer
 
 TOKENIZER = WordTokenizer.from_words(["a", "red", "ring"]).to_json()
 

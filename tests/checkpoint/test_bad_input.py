@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from snapgen_deploy.checkpoint import open_checkpoint, save_checkpoint, save_sharded, validate
-from snapgen_deploy.elastic import load_student
+from snapgen_deploy.checkpoint.networks import load_student
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.serialise import config_from_dict, config_from_json, config_to_dict
-from snapgen_deploy.tokenizer import WordTokenizer
+from snapgen_deploy.models.tokenizer import WordTokenizer
 from tests.checkpoint.cases import refused, tiny_config, tiny_model
 
 

@@ -11,10 +11,10 @@ import torch
 from snapgen_deploy.checkpoint import initial, open_checkpoint, validate
 from snapgen_deploy.checkpoint.directory import new_directory
 from snapgen_deploy.checkpoint.initial import initial_bytes, initial_tensor, write_initial
-from snapgen_deploy.child import run_in_child
-from snapgen_deploy.elastic import load_decoder, load_student, load_text_encoder
+from snapgen_deploy.checkpoint.networks import load_decoder, load_student, load_text_encoder
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models import PRESETS, TextEncoderConfig, TextStream
+from snapgen_deploy.system.child import run_in_child
 from tests.checkpoint.cases import tiny_config
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from snapgen_deploy import convert, exporter
 from snapgen_deploy.checkpoint import checkpoint_state, save_checkpoint
 from snapgen_deploy.cli import app
+from snapgen_deploy.job import convert
+from snapgen_deploy.job import run as exporter
 from snapgen_deploy.models import (
     DecoderConfig,
     DiTConfig,
@@ -23,7 +24,7 @@ from snapgen_deploy.models import (
     TextStream,
     TinyDecoder,
 )
-from snapgen_deploy.tokenizer import WordTokenizer
+from snapgen_deploy.models.tokenizer import WordTokenizer
 
 WORDS = ["a", "red", "blue", "ring", "on", "gray"]
 

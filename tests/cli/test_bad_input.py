@@ -104,7 +104,7 @@ def test_a_full_disk_is_found_before_work_starts(tmp_path, checkpoint, monkeypat
     from types import SimpleNamespace
 
     monkeypatch.setattr("snapgen_deploy.cli.devices.render_plan", lambda plan, console: None)
-    monkeypatch.setattr("snapgen_deploy.exporter.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr("snapgen_deploy.job.run.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     one_line(invoke("export", "--device", "server", "--checkpoint", checkpoint, "-o", tmp_path), "free space")
     assert list(tmp_path.iterdir()) == []
 
@@ -183,7 +183,7 @@ def test_an_error_that_nobody_foresaw_is_neither_a_gate_nor_a_regression(bundle,
     def fails(*_):
         raise KeyError("a library's")
 
-    monkeypatch.setattr("snapgen_deploy.bundle.check_hashes", fails)
+    monkeypatch.setattr("snapgen_deploy.bundle.reader.check_hashes", fails)
     one_line(invoke("compare", bundle, bundle, "--guards-only"), "KeyError", "-v for the traceback", code=70)
 
 

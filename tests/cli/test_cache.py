@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from snapgen_deploy import exporter, plan
-from snapgen_deploy.bundle import SUMS, check_hashes, open_bundle
-from snapgen_deploy.cache import default_root
+from snapgen_deploy.bundle.reader import SUMS, check_hashes, open_bundle
 from snapgen_deploy.device_profiles import PRECISIONS
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export.onnx import Onnx
+from snapgen_deploy.export.onnx.target import Onnx
+from snapgen_deploy.job import run as exporter
+from snapgen_deploy.job.cache import default_root
+from snapgen_deploy.plan import plan
 from tests.cli.conftest import in_this_process, invoke
 
 
@@ -118,7 +119,7 @@ def test_a_full_disk_says_nothing_of_an_entry(checkpoint, tmp_path, ran, filled,
 
     before = entries()
     with monkeypatch.context() as patch:
-        patch.setattr("snapgen_deploy.cache.shutil.copyfile", full)
+        patch.setattr("snapgen_deploy.job.cache.shutil.copyfile", full)
         done = export(checkpoint, tmp_path)
     assert done.exit_code == 2, done.output
     assert "is full; free space" in " ".join(done.stderr.split())

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from snapgen_deploy import plan
-from snapgen_deploy.bundle import check_hashes, open_bundle
+from snapgen_deploy.bundle.reader import check_hashes, open_bundle
+from snapgen_deploy.check.gates import psnr
 from snapgen_deploy.device_profiles import PRECISIONS
-from snapgen_deploy.gates import psnr
+from snapgen_deploy.plan import plan
 from tests.cli.conftest import in_this_process, invoke
 
 TARGETS = ("coreml", "executorch:xnnpack", "onnx:cpu")

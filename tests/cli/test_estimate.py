@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from snapgen_deploy.latency.calibrate import Calibration, key_of, store
-from snapgen_deploy.latency.cost_ops import KINDS
-from snapgen_deploy.latency.machine import Machine, Rate
+from snapgen_deploy.latency.estimate.calibrate import Calibration, key_of, store
+from snapgen_deploy.latency.estimate.cost_ops import KINDS
+from snapgen_deploy.latency.estimate.machine import Machine, Rate
 from tests.cli.conftest import invoke
 
 

@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from snapgen_deploy import exporter
-from snapgen_deploy.bundle import open_bundle
+from snapgen_deploy.bundle.reader import open_bundle
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.errors import Refused
 from snapgen_deploy.export.registry import TARGETS
-from snapgen_deploy.export_memory import CHECKING, CONVERTING, largest, predict, refuse_what_does_not_fit, weight_bytes
+from snapgen_deploy.job import run as exporter
+from snapgen_deploy.job.memory import CHECKING, CONVERTING, largest, predict, refuse_what_does_not_fit, weight_bytes
 from snapgen_deploy.models import PRESETS
-from snapgen_deploy.planning import make_plan
+from snapgen_deploy.plan.make import make_plan
 from tests.cli.conftest import invoke, tiny_config
 
 

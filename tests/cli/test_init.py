@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from snapgen_deploy import models
-from snapgen_deploy.bundle import open_bundle
+from snapgen_deploy.bundle.reader import open_bundle
 from snapgen_deploy.models import TextEncoderConfig, TextStream
 from tests.cli.conftest import invoke, tiny_config
 

@@ -6,21 +6,21 @@ from xml.etree import ElementTree
 
 import pytest
 
-from snapgen_deploy.bundle import SUMS, Bundle, open_bundle, write_manifest
+from snapgen_deploy.bundle.reader import SUMS, Bundle, open_bundle, write_manifest
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.errors import BadInput, Refused
-from snapgen_deploy.latency.calibrate import Calibration, key_of, store
-from snapgen_deploy.latency.compare import CAP_SECONDS, compare_bundles, refuse_unlike
-from snapgen_deploy.latency.cost_ops import KINDS
-from snapgen_deploy.latency.duel import DuelRound, Sides, abba, interleaved
+from snapgen_deploy.latency.compare.compare import CAP_SECONDS, compare_bundles, refuse_unlike
+from snapgen_deploy.latency.compare.duel import DuelRound, Sides, abba, interleaved
+from snapgen_deploy.latency.compare.verdict import parse_threshold
 from snapgen_deploy.latency.environment import host_key
-from snapgen_deploy.latency.estimate_measured import find_measured
-from snapgen_deploy.latency.foretell import beside
+from snapgen_deploy.latency.estimate.calibrate import Calibration, key_of, store
+from snapgen_deploy.latency.estimate.cost_ops import KINDS
+from snapgen_deploy.latency.estimate.estimate_measured import find_measured
+from snapgen_deploy.latency.estimate.foretell import beside
+from snapgen_deploy.latency.estimate.machine import Machine, Rate
 from snapgen_deploy.latency.links.base import Block, State
-from snapgen_deploy.latency.machine import Machine, Rate
+from snapgen_deploy.latency.measure.session import open_session
 from snapgen_deploy.latency.results import DeviceKey, Loads, read_measurement
-from snapgen_deploy.latency.session import open_session
-from snapgen_deploy.latency.verdict import parse_threshold
 from tests.cli.conftest import invoke
 from tests.latency.estimate.conftest import quiet
 from tests.latency.test_results import measurement
@@ -268,8 +268,8 @@ def rounds_of(monkeypatch, change, spread, seconds):
             {"e2e_p50": 10.0}, {"e2e_p50": 10.0 * math.exp(slower + (spread if number % 2 else -spread))}, (1.0, 1.0)
         )
 
-    monkeypatch.setattr("snapgen_deploy.latency.compare.interleaved", one)
-    monkeypatch.setattr("snapgen_deploy.latency.compare.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("snapgen_deploy.latency.compare.compare.interleaved", one)
+    monkeypatch.setattr("snapgen_deploy.latency.compare.compare.time.monotonic", lambda: clock[0])
     return clock
 
 
@@ -292,7 +292,7 @@ def test_rounds_that_take_long_have_fewer_calls_and_too_long_ones_are_not_run(bu
         return DuelRound({"e2e_p50": 10.0}, {"e2e_p50": 10.0 + number % 3 / 100}, (1.0, 1.0))
 
     clock, per_call = rounds_of(monkeypatch, 0, 0, 0), [0.8]
-    monkeypatch.setattr("snapgen_deploy.latency.compare.interleaved", one)
+    monkeypatch.setattr("snapgen_deploy.latency.compare.compare.interleaved", one)
     sides = open_bundle(bundle), open_bundle(changed(lambda m: m.update(prompts=[])))
     found = compare_bundles(*sides, "onnx:cpu", [parse_threshold("e2e_p50:5%")], (), quiet)
     assert found.verdict == "ok"
@@ -334,7 +334,7 @@ def test_a_machine_that_prefers_one_side_tells_only_what_is_larger(bundle, chang
         clock[0] += 0.1
         return DuelRound({"e2e_p50": 10.0}, {"e2e_p50": 10.0 * math.exp(slower + 0.01 * (-1) ** number)}, (1.0, 1.0))
 
-    monkeypatch.setattr("snapgen_deploy.latency.compare.interleaved", one)
+    monkeypatch.setattr("snapgen_deploy.latency.compare.compare.interleaved", one)
     other = open_bundle(changed(lambda m: m.update(prompts=[])))
     found = compare_bundles(open_bundle(bundle), other, "onnx:cpu", [parse_threshold("e2e_p50:5%")], (), quiet)
     assert (found.self_check.biased, found.verdict) == (True, verdict)
@@ -347,7 +347,7 @@ def test_stored_baselines(bundle, tmp_path, monkeypatch):
         made.append(key)
         return measurement(scale=1.0 + len(made) / 100 if len(made) < 6 else 2.0)
 
-    monkeypatch.setattr("snapgen_deploy.latency.host.measure_host", measure)
+    monkeypatch.setattr("snapgen_deploy.latency.measure.host.measure_host", measure)
     options = ("--baseline", tmp_path / "stored", "--target", "onnx:cpu", "--fail-on", "e2e_p50:20%")
     missing = invoke("compare", bundle, *options)
     assert missing.exit_code == 3
@@ -391,7 +391,7 @@ def test_bad_usage_of_compare(bundle, arguments, words):
 
 
 def test_a_result_of_this_host_is_kept_for_the_device_that_it_is(bundle, monkeypatch):
-    monkeypatch.setattr("snapgen_deploy.latency.host.measure_host", lambda *_: measurement())
+    monkeypatch.setattr("snapgen_deploy.latency.measure.host.measure_host", lambda *_: measurement())
     done = invoke("bench", bundle, "--target", "onnx:cpu", "--save-as", "server")
     assert done.exit_code == 0, done.output
     assert "estimates for server rest on it" in " ".join(done.stderr.split())

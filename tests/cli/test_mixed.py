@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from snapgen_deploy import exporter, verifier
-from snapgen_deploy.bundle import open_bundle
+from snapgen_deploy.bundle.reader import open_bundle
+from snapgen_deploy.check import verify as verifier
 from snapgen_deploy.checkpoint import checkpoint_state, open_checkpoint, save_checkpoint
+from snapgen_deploy.checkpoint.networks import load_student
 from snapgen_deploy.device_profiles import load_profile
-from snapgen_deploy.elastic import load_student
-from snapgen_deploy.export.coreml_palettes import table_of
+from snapgen_deploy.export.coreml.palettes import table_of
 from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.job import run as exporter
 from snapgen_deploy.models import ElasticDiT
-from snapgen_deploy.planning import make_plan
+from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.quantise import executors, stage
 from snapgen_deploy.quantise.layers import layers_of
 from snapgen_deploy.quantise.memory import predicted_peak

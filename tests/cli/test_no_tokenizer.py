@@ -7,10 +7,10 @@ import torch
 from snapgen_deploy.checkpoint import checkpoint_state, open_checkpoint, save_checkpoint
 from snapgen_deploy.cli.export import samples_from
 from snapgen_deploy.device_profiles import load_profile
+from snapgen_deploy.drawing.reference import make_vectors
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models import ElasticDiT, TextEncoder, TinyDecoder
-from snapgen_deploy.planning import make_plan
-from snapgen_deploy.reference import make_vectors
+from snapgen_deploy.plan.make import make_plan
 from tests.cli.conftest import invoke, tiny_config
 
 

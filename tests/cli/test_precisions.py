@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snapgen_deploy import exporter, fewer_bits, verifier
-from snapgen_deploy.bundle import open_bundle
+from snapgen_deploy.bundle.reader import open_bundle
+from snapgen_deploy.check import verify as verifier
+from snapgen_deploy.job import drawn as fewer_bits
+from snapgen_deploy.job import run as exporter
 from tests.cli.conftest import in_this_process, invoke
 from tests.cli.test_bad_input import SERVER, one_line
 
@@ -118,12 +120,12 @@ def test_below_the_profiles_limits_nothing_is_written(checkpoint, inputs, tmp_pa
 
 
 def test_arrays_of_the_users_own_calibrate(checkpoint, tmp_path):
-    from snapgen_deploy.calibration import calibration_of
     from snapgen_deploy.checkpoint import open_checkpoint
-    from snapgen_deploy.components import ports_of, roles_of
     from snapgen_deploy.device_profiles import load_profile
+    from snapgen_deploy.drawing.ports import ports_of, roles_of
     from snapgen_deploy.errors import BadInput
-    from snapgen_deploy.planning import make_plan
+    from snapgen_deploy.job.calibration import calibration_of
+    from snapgen_deploy.plan.make import make_plan
 
     opened = open_checkpoint(checkpoint)
     plan = make_plan(opened.config, load_profile("server"), width="tiny", targets=["onnx"], precision="int8-static")

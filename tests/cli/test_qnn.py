@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snapgen_deploy.bundle import open_bundle
-from snapgen_deploy.export.onnx_qnn import OnnxQnn
-from snapgen_deploy.latency.device import port_values
+from snapgen_deploy.bundle.reader import open_bundle
+from snapgen_deploy.bundle.vectors import port_values
+from snapgen_deploy.export.qnn.target import OnnxQnn
 from tests.cli.conftest import invoke
 
 MISSING = OnnxQnn().unavailable("qnn")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snapgen_deploy.bundle import check_hashes, open_bundle, sha256_of, write_manifest
+from snapgen_deploy.bundle.reader import check_hashes, open_bundle, write_manifest
+from snapgen_deploy.bundle.vectors import read_vectors
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.verifier import read_vectors
+from snapgen_deploy.system.files import sha256_of
 from tests.cli.conftest import in_this_process, invoke
 
 SIZES = ("64x64", "64x96")
@@ -150,8 +151,9 @@ def test_a_report_shows_every_size(several, tmp_path):
 @pytest.mark.slow
 def test_resume_takes_every_size_up(checkpoint, tmp_path, monkeypatch):
     """A run that fails after its conversions is taken up again: nothing is converted twice, no part is left in the bundle."""
-    from snapgen_deploy import convert, exporter
     from snapgen_deploy.errors import BadInput
+    from snapgen_deploy.job import convert
+    from snapgen_deploy.job import run as exporter
 
     converted: list[str] = []
     real = convert.export_in_child

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from snapgen_deploy.export.base import Arrays, Component, Port
-from snapgen_deploy.export.coreml import CoreML
-from snapgen_deploy.export.executorch import ExecuTorch
-from snapgen_deploy.export.executorch_coreml import ExecuTorchCoreML
-from snapgen_deploy.export.executorch_vulkan import ExecuTorchVulkan
+from snapgen_deploy.export.coreml.target import CoreML
+from snapgen_deploy.export.executorch.coreml import ExecuTorchCoreML
+from snapgen_deploy.export.executorch.target import ExecuTorch
+from snapgen_deploy.export.executorch.vulkan import ExecuTorchVulkan
 
 OPTIONS = {"author": "the tests", "license": "Apache-2.0", "version": "3"}
 

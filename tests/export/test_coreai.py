@@ -22,11 +22,11 @@ from torch import nn
 pytest.importorskip("coreai", reason="the extra is not installed: pip install 'snapgen-deploy[coreai]'")
 pytest.importorskip("coreai_torch", reason="the extra is not installed: pip install 'snapgen-deploy[coreai]'")
 
-from snapgen_deploy.child import ChildDied
 from snapgen_deploy.errors import BadInput, Refused
-from snapgen_deploy.export import coreai_compress
 from snapgen_deploy.export.base import Artifact, Description, Runner
-from snapgen_deploy.export.coreai import CoreAI
+from snapgen_deploy.export.coreai import compress as coreai_compress
+from snapgen_deploy.export.coreai.target import CoreAI
+from snapgen_deploy.system.child import ChildDied
 from tests.export import test_sizes as sizes
 from tests.export.graph_cases import OPTIONS, arrays, component, contents, mixed, reference, running_sum, shuffle
 from tests.export.quantise_cases import wide
@@ -133,7 +133,7 @@ def test_what_apples_tools_read_of_the_metadata(made):
 
 def test_another_process_writes_the_same_bytes(made, tmp_path: Path):
     code = (
-        "import sys, torch\nfrom pathlib import Path\nfrom snapgen_deploy.export.coreai import CoreAI\n"
+        "import sys, torch\nfrom pathlib import Path\nfrom snapgen_deploy.export.coreai.target import CoreAI\n"
         "from tests.export.quantise_cases import wide\nfrom tests.export.graph_cases import OPTIONS\n"
         "torch.set_num_threads(1)\nCoreAI().export(wide(), '', 'palette4-grouped', Path(sys.argv[1]), OPTIONS)\n"
     )

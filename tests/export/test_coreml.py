@@ -12,8 +12,8 @@ from torch import nn
 
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.export.base import Artifact, Component, Port
-from snapgen_deploy.export.coreml import CoreML
-from snapgen_deploy.export.executorch_coreml import ExecuTorchCoreML
+from snapgen_deploy.export.coreml.target import CoreML
+from snapgen_deploy.export.executorch.coreml import ExecuTorchCoreML
 from tests.export.graph_cases import OPTIONS, arrays, component, contents, mixed, reference, running_sum, shuffle
 
 pytest.importorskip("coremltools")

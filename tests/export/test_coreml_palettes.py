@@ -10,9 +10,9 @@ from torch import nn
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Component, Port
-from snapgen_deploy.export.coreml import CoreML
-from snapgen_deploy.export.coreml_palettes import constant_name, palette_name
-from snapgen_deploy.export.onnx import Onnx
+from snapgen_deploy.export.coreml.palettes import constant_name, palette_name
+from snapgen_deploy.export.coreml.target import CoreML
+from snapgen_deploy.export.onnx.target import Onnx
 
 
 def layer(palettes: dict[str, int]) -> Component:

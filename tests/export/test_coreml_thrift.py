@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snapgen_deploy.export import coreml_thrift
 from snapgen_deploy.export.base import Component
-from snapgen_deploy.export.coreml import CoreML
+from snapgen_deploy.export.coreml.target import CoreML
+from snapgen_deploy.export.shared import coremltools as coreml_thrift
 from tests.export.graph_cases import OPTIONS, component, contents, mixed
 
 
@@ -138,7 +138,7 @@ def test_a_program_that_is_not_sound_is_still_refused(tmp_path: Path, monkeypatc
 def test_scikit_learn_is_not_loaded_with_coremltools_and_can_be_afterwards() -> None:
     code = (
         "import sys\n"
-        "from snapgen_deploy.export.coreml_thrift import load\n"
+        "from snapgen_deploy.export.shared.coremltools import load\n"
         "assert load().converters and 'sklearn' not in sys.modules\n"
         "from sklearn.cluster import KMeans\n"
     )

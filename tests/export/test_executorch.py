@@ -11,7 +11,7 @@ from torch import nn
 
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.export.base import Artifact, Runner
-from snapgen_deploy.export.executorch import ExecuTorch
+from snapgen_deploy.export.executorch.target import ExecuTorch
 from tests.export.graph_cases import OPTIONS, arrays, component, contents, mixed, reference, running_sum, shuffle
 
 pytest.importorskip("executorch")

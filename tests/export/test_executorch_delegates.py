@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from snapgen_deploy.check.gates import placement_gates
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Artifact
-from snapgen_deploy.export.executorch_coreml import ExecuTorchCoreML
-from snapgen_deploy.export.executorch_coreml_folder import pack, unpack
-from snapgen_deploy.export.executorch_vulkan import ExecuTorchVulkan
-from snapgen_deploy.gates import placement_gates
+from snapgen_deploy.export.executorch.coreml import ExecuTorchCoreML
+from snapgen_deploy.export.executorch.coreml_folder import pack, unpack
+from snapgen_deploy.export.executorch.vulkan import ExecuTorchVulkan
 from tests.export.graph_cases import OPTIONS, arrays, component, mixed, reference
 
 pytest.importorskip("executorch")

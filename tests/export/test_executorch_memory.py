@@ -9,8 +9,8 @@ import torch
 from executorch.exir.backend.canonical_partitioners import group_partitioner
 from torch.fx.passes.infra import partitioner
 
-from snapgen_deploy.export.executorch_constants import held_once, reread
-from snapgen_deploy.export.executorch_partition import Downstreams, thrifty
+from snapgen_deploy.export.executorch.constants import held_once, reread
+from snapgen_deploy.export.executorch.partition import Downstreams, thrifty
 
 
 def random_graph(seed: int, size: int) -> torch.fx.GraphModule:

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from snapgen_deploy import exporter
+from snapgen_deploy.check.gates import Gate, check_target
 from snapgen_deploy.cli.result import print_gates
 from snapgen_deploy.device_profiles import PRECISIONS, target_keys
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export import extras
 from snapgen_deploy.export.base import Artifact
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.gates import Gate, check_target
+from snapgen_deploy.export.shared import extras
+from snapgen_deploy.job import run as exporter
 from tests.cli.conftest import invoke, tiny_config
 from tests.cli.test_bad_input import one_line
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
+from snapgen_deploy.check.layer_check import Work, compare
+from snapgen_deploy.check.layers import Layer, OnnxProbe, first_wrong, run_on_cpu
 from snapgen_deploy.cli.doctor import doctor
 from snapgen_deploy.errors import MeasurementFailed
 from snapgen_deploy.export.base import Arrays
-from snapgen_deploy.export.layers import Layer, OnnxProbe, first_wrong, run_on_cpu
-from snapgen_deploy.layer_check import Work, compare
 from tests.cli.conftest import invoke
 from tests.mil.mil_harness import TARGETS, Function, Program, mb, save, types
 

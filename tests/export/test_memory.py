@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from snapgen_deploy.child import peak_bytes, run_in_child
 from snapgen_deploy.export.base import Component, Port
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.host_memory import hand_back_what_is_freed
+from snapgen_deploy.system.child import peak_bytes, run_in_child
+from snapgen_deploy.system.host_memory import hand_back_what_is_freed
 
 LAYERS, NARROW, WIDE = 8, 64, 2048
 WEIGHTS = 4 * LAYERS * WIDE * WIDE  # bytes

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact, Component, Port
-from snapgen_deploy.export.onnx import Onnx
+from snapgen_deploy.export.onnx.target import Onnx
 from tests.export.onnx_cases import Double, decoder, double, rewritten, student, text_encoder
 
 onnx = pytest.importorskip("onnx")
@@ -75,7 +75,7 @@ def test_file_names_documents_and_types_its_ports(tmp_path):
 def test_rules_that_are_left_out_find_nothing(make, tmp_path, monkeypatch):
     from onnxscript import rewriter
 
-    from snapgen_deploy.export import onnx as ours
+    from snapgen_deploy.export.onnx import target as ours
 
     every = rewriter._DEFAULT_REWRITE_RULES
     with ours.rules_of_linear_time():
@@ -184,7 +184,7 @@ def test_optimum_optimises_the_student_and_says_so(tmp_path):
 
 
 def test_a_wrong_optimised_graph_is_refused_and_the_plain_one_kept(tmp_path, monkeypatch):
-    from snapgen_deploy.export import optimum_exporter
+    from snapgen_deploy.export.onnx import optimum_exporter
 
     real = optimum_exporter._optimised
 
@@ -207,7 +207,7 @@ def test_a_wrong_optimised_graph_is_refused_and_the_plain_one_kept(tmp_path, mon
 def test_optimum_refuses_a_graph_that_is_not_the_module(tmp_path, monkeypatch):
     """Neither graph matches: the export fails instead of warning."""
     component = double()
-    monkeypatch.setattr("snapgen_deploy.export.optimum_exporter.Named.forward", lambda self, latent: latent * float("nan"))
+    monkeypatch.setattr("snapgen_deploy.export.onnx.optimum_exporter.Named.forward", lambda self, latent: latent * float("nan"))
     with pytest.raises(RuntimeError, match="decoder -> onnx:cpu: The maximum absolute difference"):
         export(component, tmp_path, {"optimize": "optimum"})
     assert list(tmp_path.iterdir()) == []
@@ -285,7 +285,7 @@ def test_missing_data_file_is_an_error_not_zeros(tmp_path):
 
 
 def test_a_session_that_waits_leaves_the_processors_to_others(tmp_path):
-    from snapgen_deploy.export.onnx import _session
+    from snapgen_deploy.export.onnx.target import _session
 
     options = _session(export(double(), tmp_path).path, 2).get_session_options()
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
@@ -298,7 +298,8 @@ def test_onnxruntime_keeps_what_it_opens_to_itself(tmp_path):
     silent = {"CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "XDG_CACHE_HOME"}  # would keep it quiet, or elsewhere
     environment = {k: v for k, v in os.environ.items() if k not in silent}
     environment |= {"HOME": str(home), "TMPDIR": str(home), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    code = f"from pathlib import Path; from snapgen_deploy.export.onnx import Onnx; Onnx().open(Path({str(path)!r}), threads=1)"
+    code = "from pathlib import Path; from snapgen_deploy.export.onnx.target import Onnx; "
+    code += f"Onnx().open(Path({str(path)!r}), threads=1)"
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert list(home.rglob("*onnxruntime*")) == []  # where its telemetry keeps a device's name and what it could not send yet
 
@@ -352,7 +353,7 @@ def test_values_of_onnxruntimes_own_operators_are_looked_at(tmp_path):
     from onnx import TensorProto, helper
     from onnxruntime import SessionOptions
 
-    from snapgen_deploy.export.onnx_headroom import measure
+    from snapgen_deploy.export.onnx.headroom import measure
 
     nodes = [
         helper.make_node("Cast", ["x"], ["narrow"], to=TensorProto.FLOAT16),

@@ -10,7 +10,7 @@ import onnx_ir
 import pytest
 from google.protobuf.message import DecodeError
 
-from snapgen_deploy.export import onnx_file
+from snapgen_deploy.export.onnx import file as onnx_file
 
 LARGE = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
 SMALL = np.arange(64, dtype=np.float32)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from snapgen_deploy.export.base import Component, Port
-from snapgen_deploy.export.onnx import Onnx
+from snapgen_deploy.export.onnx.target import Onnx
 from snapgen_deploy.quantise.palettes import fit, snap
 
 TARGET = Onnx()

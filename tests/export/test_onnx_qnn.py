@@ -12,16 +12,17 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from snapgen_deploy.child import ChildDied
+from snapgen_deploy.check.gates import relative_error
+from snapgen_deploy.check.layers import OnnxProbe, first_wrong, run_on_cpu
 from snapgen_deploy.device_profiles import TARGETS, load_profile
 from snapgen_deploy.errors import BadInput, GateFailed
-from snapgen_deploy.export import qnn_graph, qnn_session
 from snapgen_deploy.export.base import Arrays, Artifact, Component
-from snapgen_deploy.export.layers import OnnxProbe, first_wrong, run_on_cpu
-from snapgen_deploy.export.onnx_qnn import OnnxQnn, chip_of, graph_of, serve
-from snapgen_deploy.gates import relative_error
+from snapgen_deploy.export.qnn import graph as qnn_graph
+from snapgen_deploy.export.qnn import session as qnn_session
+from snapgen_deploy.export.qnn.target import OnnxQnn, chip_of, graph_of, serve
 from snapgen_deploy.models.config import shapes
-from snapgen_deploy.planning import make_plan
+from snapgen_deploy.plan.make import make_plan
+from snapgen_deploy.system.child import ChildDied
 from tests.export.graph_cases import arrays, component, reference
 from tests.export.quantise_cases import uncalibrated, wide
 
@@ -144,7 +145,7 @@ def test_bad_requests_are_one_line(tmp_path: Path) -> None:
 
 def test_without_the_extra_the_plan_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "onnx:qnn needs an extra: pip install 'snapgen-deploy[qnn]'"
-    monkeypatch.setattr("snapgen_deploy.plan_targets.missing_extra", lambda key: reason if key == "onnx:qnn" else None)
+    monkeypatch.setattr("snapgen_deploy.plan.targets.missing_extra", lambda key: reason if key == "onnx:qnn" else None)
     profile, config = load_profile("android-mid"), shapes()
     plan = make_plan(config, profile)
     assert [t.key for t in plan.targets] == ["executorch:xnnpack", "onnx:cpu"]
@@ -159,7 +160,7 @@ def test_without_the_extra_the_plan_says_so(monkeypatch: pytest.MonkeyPatch) -> 
 def test_with_the_extra_a_snapdragon_comes_first_and_the_portable_choice_stays(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("snapgen_deploy.plan_targets.missing_extra", lambda key: None)
+    monkeypatch.setattr("snapgen_deploy.plan.targets.missing_extra", lambda key: None)
     profile = load_profile(device)
     plan = make_plan(shapes(), profile)
     first = plan.targets[0]

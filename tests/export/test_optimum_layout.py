@@ -9,8 +9,8 @@ import torch
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact, Role
-from snapgen_deploy.export.onnx import Onnx
-from snapgen_deploy.export.optimum_layout import arrange, load, scheduler_config, unshifted
+from snapgen_deploy.export.onnx.optimum_layout import arrange, load, scheduler_config, unshifted
+from snapgen_deploy.export.onnx.target import Onnx
 from tests.export.onnx_cases import CONFIG, decoder, student, text_encoder
 
 pytest.importorskip("optimum.onnxruntime")

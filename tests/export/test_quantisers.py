@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export import coreml_compress, onnx_quantise
 from snapgen_deploy.export.base import Artifact, Component, Description, Port
+from snapgen_deploy.export.coreml import compress as coreml_compress
+from snapgen_deploy.export.onnx import quantise as onnx_quantise
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.sparse.token_layers import TokenNorm
 from tests.export.graph_cases import arrays, contents, reference

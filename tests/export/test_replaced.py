@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from snapgen_deploy.export.replaced import replaced
+from snapgen_deploy.export.shared.replaced import replaced
 
 
 class Parent:

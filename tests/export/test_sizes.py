@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact, Component, Joined, Port, Target
-from snapgen_deploy.export.coreml import CoreML
-from snapgen_deploy.export.executorch import ExecuTorch
-from snapgen_deploy.export.executorch_coreml import ExecuTorchCoreML
+from snapgen_deploy.export.coreml.target import CoreML
+from snapgen_deploy.export.executorch.coreml import ExecuTorchCoreML
+from snapgen_deploy.export.executorch.target import ExecuTorch
 from snapgen_deploy.export.lint import lint_package
-from snapgen_deploy.export.mil.errors import PackageError
-from snapgen_deploy.export.onnx import Onnx
+from snapgen_deploy.export.mil.saved.errors import PackageError
+from snapgen_deploy.export.onnx.target import Onnx
 
 SIZES = {"8x8": (8, 8), "8x12": (8, 12), "4x8": (4, 8)}
 TARGETS: dict[str, Target] = {
@@ -223,8 +223,8 @@ def test_coreml_is_what_coremltools_makes_of_the_same_packages(parts, joined, tm
 
 
 def test_a_weight_file_is_written_as_coremltools_writes_it(parts, tmp_path):
-    from snapgen_deploy.export import coreml_functions
-    from snapgen_deploy.export.coreml import DATA, read_spec
+    from snapgen_deploy.export.coreml import functions as coreml_functions
+    from snapgen_deploy.export.coreml.target import DATA, read_spec
 
     part = parts("coreml")["8x8"].path
     coreml_functions.join({"size_8x8": (read_spec(part), part / DATA)}, tmp_path / "weight.bin")
@@ -272,9 +272,9 @@ def test_onnx_takes_parts_whose_weights_lie_outside(parts, tmp_path):
 def test_the_server_layout_keeps_optimums_names_for_the_first_size(parts, tmp_path):
     pytest.importorskip("optimum.onnxruntime")
     from snapgen_deploy.export.base import Description
-    from snapgen_deploy.export.optimum_layout import arrange, load, renamed
-    from snapgen_deploy.join import relocated, whole
-    from snapgen_deploy.resume import Exported
+    from snapgen_deploy.export.onnx.optimum_layout import arrange, load, renamed
+    from snapgen_deploy.job.records import Exported
+    from snapgen_deploy.job.sizes import relocated, whole
     from tests.export.onnx_cases import CONFIG
 
     found = Onnx().join(parts("onnx"), tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from snapgen_deploy.latency.exporters import FORMATS, github_action_benchmark, native, openmetrics, pytorch_v3
+from snapgen_deploy.latency.formats.exporters import FORMATS, github_action_benchmark, native, openmetrics, pytorch_v3
 from snapgen_deploy.latency.results import Loads, Round, read_measurement
 from tests.report.report_cases import make_measurement
 

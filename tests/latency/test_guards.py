@@ -1,6 +1,6 @@
 import copy
 
-from snapgen_deploy.latency.guards import guard_verdict, guards_of
+from snapgen_deploy.latency.compare.guards import guard_verdict, guards_of
 
 MANIFEST = {
     "targets": {

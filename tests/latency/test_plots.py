@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.latency.plots import minute_medians, plot, timeline
+from snapgen_deploy.latency.estimate.plots import minute_medians, plot, timeline
 from snapgen_deploy.latency.results import Round
 from tests.report.report_cases import make_measurement
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from snapgen_deploy.latency.reporters import REPORTERS, annotations, as_json, junit_xml, step_summary
+from snapgen_deploy.latency.formats.reporters import REPORTERS, annotations, as_json, junit_xml, step_summary
 from tests.report.report_cases import guard, make_comparison, metric
 
 EVIL = "a|b\n## x\r\n<script>&\"'`*_[l](u)% :,\x00\x1b\ud800"

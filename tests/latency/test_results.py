@@ -5,9 +5,16 @@ from dataclasses import replace
 import pytest
 
 from snapgen_deploy.errors import BadInput, Refused
-from snapgen_deploy.latency.baseline import MOST_RUNS, find_baseline, judge_stored, path_of, read_baseline, store_baseline
+from snapgen_deploy.latency.compare.baseline import (
+    MOST_RUNS,
+    find_baseline,
+    judge_stored,
+    path_of,
+    read_baseline,
+    store_baseline,
+)
+from snapgen_deploy.latency.compare.verdict import parse_threshold
 from snapgen_deploy.latency.results import RUN_PROFILES, DeviceKey, Loads, Measurement, Round, read_measurement
-from snapgen_deploy.latency.verdict import parse_threshold
 
 KEY = DeviceKey("chip", "os 1", "onnx:cpu", "1.31", "fp32", 1, "performance")
 

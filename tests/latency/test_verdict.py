@@ -4,7 +4,7 @@ import random
 import pytest
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.latency.verdict import LOOKS, decide, judge, parse_threshold, worst
+from snapgen_deploy.latency.compare.verdict import LOOKS, decide, judge, parse_threshold, worst
 
 NAN = math.nan
 

@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from snapgen_deploy.bundle import write_manifest
+from snapgen_deploy.bundle.reader import write_manifest
 from snapgen_deploy.cli.doctor import doctor
 from snapgen_deploy.errors import BadInput
 from tests.lint.lint_cases import CASES, clean
@@ -101,8 +101,8 @@ def test_a_bundle_that_is_not_what_was_exported_is_examined_and_told(bundle: Pat
 
 
 def test_core_ml_inside_an_executorch_program_is_examined(tmp_path: Path) -> None:
-    from snapgen_deploy.export.executorch import ExecuTorch
-    from snapgen_deploy.export.executorch_coreml import ExecuTorchCoreML
+    from snapgen_deploy.export.executorch.coreml import ExecuTorchCoreML
+    from snapgen_deploy.export.executorch.target import ExecuTorch
     from tests.export.graph_cases import mixed
 
     made = ExecuTorchCoreML().export(mixed(), "coreml", "fp16", tmp_path, {})

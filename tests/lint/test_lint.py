@@ -12,7 +12,7 @@ from snapgen_deploy.export.lint import RULES, SEVERITIES, Finding, counts, lint_
 from snapgen_deploy.export.lint.findings import EXAMPLES
 from snapgen_deploy.export.lint.graph import graph_of
 from snapgen_deploy.export.lint.memory import live_bytes
-from snapgen_deploy.export.mil.reader import read_package
+from snapgen_deploy.export.mil.saved.reader import read_package
 from tests.lint.lint_cases import CASES, HALF, IMAGE, clean, edit, mb, save, weight
 
 # What each broken package shows first, and how many offenders it has.

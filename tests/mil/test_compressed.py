@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from snapgen_deploy.export.mil import open_package
-from snapgen_deploy.export.mil.blob import unpack_bits
+from snapgen_deploy.export.mil.saved.blob import unpack_bits
 from tests.mil.mil_harness import TARGETS, Case, Function, Program, ct, mb, one_program, relative, save, types
 
 RNG = np.random.default_rng(5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from snapgen_deploy.export.mil import open_package
-from snapgen_deploy.export.mil.registry import OPS
+from snapgen_deploy.export.mil.ops.registry import OPS
 from tests.mil.mil_cases_elementwise import ELEMENTWISE
 from tests.mil.mil_cases_layers import LAYERS
 from tests.mil.mil_cases_tensor import TENSOR

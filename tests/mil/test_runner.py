@@ -17,7 +17,7 @@ from PIL import Image
 from snapgen_deploy.export.mil import OpError, PackageError, functions, open_package
 from snapgen_deploy.export.mil.interpreter import Plan
 from snapgen_deploy.export.mil.precision import Device, OpStat, Report
-from snapgen_deploy.export.mil.reader import model_file, read_package
+from snapgen_deploy.export.mil.saved.reader import model_file, read_package
 from tests.mil.mil_harness import TARGETS, Function, Program, ct, mb, save, types
 
 RNG = np.random.default_rng(2)

@@ -18,7 +18,7 @@ from snapgen_deploy.models import (
     TextStream,
     TinyDecoder,
 )
-from snapgen_deploy.tokenizer import WordTokenizer
+from snapgen_deploy.models.tokenizer import WordTokenizer
 
 WORDS = ["a", "red", "blue", "ring", "on", "gray"]
 LATENT = (4, 8, 8)

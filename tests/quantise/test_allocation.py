@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.plan.mixed import levels_for
 from snapgen_deploy.quantise import allocation
-from snapgen_deploy.quantise.allocation import Candidate, allocate, levels_for
+from snapgen_deploy.quantise.allocation import Candidate, allocate
 
 
 def brute(layers: list[Candidate], bits: float) -> float:

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from snapgen_deploy.checkpoint import Checkpoint
-from snapgen_deploy.elastic import load_student
+from snapgen_deploy.checkpoint.networks import load_student
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.plan.mixed import MixedSettings, mixed_settings
 from snapgen_deploy.quantise.executors import Here
 from snapgen_deploy.quantise.layers import layers_of
 from snapgen_deploy.quantise.network import tunable
 from snapgen_deploy.quantise.recipe import CURVE, PICTURE, RECIPE, TUNED, keep_within, load_recipe, make_recipe
-from snapgen_deploy.quantise.settings import MixedSettings, mixed_settings
 from tests.quantise.quantise_cases import LATENT, PROMPTS, tiny_checkpoint
 
 SETTINGS = MixedSettings(4.3, 6, 16, PROMPTS)

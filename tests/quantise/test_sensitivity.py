@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snapgen_deploy.elastic import load_student
+from snapgen_deploy.checkpoint.networks import load_student
+from snapgen_deploy.drawing.prompts import samples_of
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models import DiT
 from snapgen_deploy.quantise.executors import Cluster, Executor, Here, Processes
 from snapgen_deploy.quantise.layers import columns_of, layers_of, matrix_of
 from snapgen_deploy.quantise.network import quantise
 from snapgen_deploy.quantise.sensitivity import Sensitivity, measure, sensitivity_from
-from snapgen_deploy.quantise.trajectories import Trajectories, record, samples_of
+from snapgen_deploy.quantise.trajectories import Trajectories, record
 from tests.quantise.quantise_cases import LATENT, PROMPTS, tiny_checkpoint
 
 Case = tuple[DiT, Trajectories]

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from snapgen_deploy.elastic import load_student
+from snapgen_deploy.checkpoint.networks import load_student
+from snapgen_deploy.drawing.pipeline import noise_for
+from snapgen_deploy.drawing.prompts import samples_of
+from snapgen_deploy.drawing.reference import reference_runners
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.pipeline import noise_for
-from snapgen_deploy.quantise.trajectories import INDEX, load, record, samples_of
-from snapgen_deploy.reference import reference_runners
+from snapgen_deploy.quantise.trajectories import INDEX, load, record
 from tests.quantise.quantise_cases import LATENT, PROMPTS, tiny_checkpoint
 
 
@@ -81,6 +82,6 @@ def test_bad_input_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     student = load_student(checkpoint, "full")
     with torch.no_grad():
         student.patch.weight[0, 0] = float("nan")
-    monkeypatch.setattr("snapgen_deploy.reference.load_student", lambda *_: student)
+    monkeypatch.setattr("snapgen_deploy.drawing.reference.load_student", lambda *_: student)
     with pytest.raises(BadInput, match="not finite"):
         record(checkpoint, "full", LATENT, samples_of(PROMPTS, 1), tmp_path / "t")

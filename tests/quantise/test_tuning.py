@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from snapgen_deploy.child import ChildDied, run_in_child
-from snapgen_deploy.elastic import load_student
+from snapgen_deploy.checkpoint.networks import load_student
+from snapgen_deploy.drawing.prompts import samples_of
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.models import DiT
 from snapgen_deploy.quantise import memory, tuning
@@ -19,8 +19,9 @@ from snapgen_deploy.quantise.layers import layers_of
 from snapgen_deploy.quantise.network import quantise, tunable
 from snapgen_deploy.quantise.palettes import fit
 from snapgen_deploy.quantise.sensitivity import Sensitivity, measure
-from snapgen_deploy.quantise.trajectories import Trajectories, record, samples_of
+from snapgen_deploy.quantise.trajectories import Trajectories, record
 from snapgen_deploy.quantise.tuning import HELD_OUT, SAVE, STATE, Tuning, error, held_out, lesson, rate, tune
+from snapgen_deploy.system.child import ChildDied, run_in_child
 from tests.quantise.quantise_cases import LATENT, PROMPTS, tiny_checkpoint
 
 SETTINGS = Tuning(iterations=2 * SAVE + 10, batch=4)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from snapgen_deploy.bundle import write_manifest
+from snapgen_deploy.bundle.preview import write_preview
+from snapgen_deploy.bundle.reader import write_manifest
 from snapgen_deploy.latency.results import DeviceKey, Loads, Measurement, Round
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.models.serialise import config_to_dict
-from snapgen_deploy.preview import write_preview
 from tests.cli.conftest import tiny_config
 from tests.manifests import files_of
 

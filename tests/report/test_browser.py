@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from snapgen_deploy.bundle import sha256_of
 from snapgen_deploy.report import collect, render
+from snapgen_deploy.system.files import sha256_of
 from tests.report.browser import NAMES, Browser, find_browser
 from tests.report.report_cases import guard, make_bundle, make_comparison, make_measurement, metric
 

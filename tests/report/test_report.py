@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from snapgen_deploy.bundle import sha256_of
 from snapgen_deploy.report import collect, render
+from snapgen_deploy.system.files import sha256_of
 from tests.report.report_cases import PROMPTS, gate, guard, make_bundle, make_comparison, make_measurement, metric
 
 EVIL = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\" ' & \ud800"

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from examples.shapes.stages import tokenizer
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.tokenizer import WordTokenizer
+from snapgen_deploy.models.tokenizer import WordTokenizer
 
 
 def test_numbers_mask_and_padding():

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from snapgen_deploy.export.mil.registry import Implementation, elementwise, op
-from snapgen_deploy.export.mil.types import DTYPES, DType, dtype_named
+from snapgen_deploy.export.mil.ops.registry import Implementation, elementwise, op
+from snapgen_deploy.export.mil.saved.types import DTYPES, DType, dtype_named
 
 elementwise(
     {

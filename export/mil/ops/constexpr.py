@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
-from snapgen_deploy.export.mil.blob import unpack_bits
-from snapgen_deploy.export.mil.registry import op
+from snapgen_deploy.export.mil.ops.registry import op
+from snapgen_deploy.export.mil.saved.blob import unpack_bits
 
 
 def _real(x: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from snapgen_deploy.export.mil.registry import op
+from snapgen_deploy.export.mil.ops.registry import op
 
 _POSITIVE_FROM = 7  # iOS 17
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from snapgen_deploy.export.mil.registry import op
+from snapgen_deploy.export.mil.ops.registry import op
 
 Grid = Callable[[Tensor, float, int], Tensor]
 """Points in [0, size - 1] for `count` results: (0 ... count - 1, size, count) -> points, before clamping."""

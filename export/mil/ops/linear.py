@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from snapgen_deploy.export.mil.registry import op
+from snapgen_deploy.export.mil.ops.registry import op
 
 
 @op("linear")

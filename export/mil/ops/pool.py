@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snapgen_deploy.export.mil.ops.convolution import Pads, flat_pads, resolve_pads
-from snapgen_deploy.export.mil.registry import op
+from snapgen_deploy.export.mil.ops.registry import op
 
 _MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}

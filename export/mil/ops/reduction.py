@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from snapgen_deploy.export.mil.registry import Implementation, op
+from snapgen_deploy.export.mil.ops.registry import Implementation, op
 
 Reduce = Callable[[Tensor, tuple[int, ...], bool], Tensor]
 

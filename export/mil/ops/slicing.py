@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from snapgen_deploy.export.mil.registry import op
+from snapgen_deploy.export.mil.ops.registry import op
 
 
 def _ranges(

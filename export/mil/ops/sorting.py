@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from snapgen_deploy.export.mil.registry import op
-from snapgen_deploy.export.mil.types import ValueType
+from snapgen_deploy.export.mil.ops.registry import op
+from snapgen_deploy.export.mil.saved.types import ValueType
 
 
 @op("argsort")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from snapgen_deploy.export.mil.registry import op
+from snapgen_deploy.export.mil.ops.registry import op
 
 
 @op("read_state", moves=True)

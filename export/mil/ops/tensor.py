@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from snapgen_deploy.export.mil.registry import op
-from snapgen_deploy.export.mil.types import ValueType
+from snapgen_deploy.export.mil.ops.registry import op
+from snapgen_deploy.export.mil.saved.types import ValueType
 
 
 @op("pad", moves=True)

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from snapgen_deploy.errors import BadInput, MeasurementFailed
-from snapgen_deploy.latency import calibrate
-from snapgen_deploy.latency.calibrate import Calibration, Sample, fit, key_of, load, path_of, store, timed
-from snapgen_deploy.latency.calibrate import calibrate as measure
-from snapgen_deploy.latency.calibrate_graphs import Graph, graphs
-from snapgen_deploy.latency.cost import OpCost, trace
-from snapgen_deploy.latency.cost_ops import KINDS
-from snapgen_deploy.latency.machine import Machine, Rate, component_times, excess
+from snapgen_deploy.latency.estimate import calibrate
+from snapgen_deploy.latency.estimate.calibrate import Calibration, Sample, fit, key_of, load, path_of, store, timed
+from snapgen_deploy.latency.estimate.calibrate import calibrate as measure
+from snapgen_deploy.latency.estimate.calibrate_graphs import Graph, graphs
+from snapgen_deploy.latency.estimate.cost import OpCost, trace
+from snapgen_deploy.latency.estimate.cost_ops import KINDS
+from snapgen_deploy.latency.estimate.machine import Machine, Rate, component_times, excess
 from tests.latency.estimate.conftest import quiet
 
 
@@ -76,7 +76,7 @@ def test_timing_goes_round_all_calls_and_tells_what_each_takes(monkeypatch):
 
         return run
 
-    monkeypatch.setattr("snapgen_deploy.latency.calibrate.time.process_time_ns", lambda: now[0])
+    monkeypatch.setattr("snapgen_deploy.latency.estimate.calibrate.time.process_time_ns", lambda: now[0])
     assert timed([work("a", 1), work("b", 10)], threads=1, rounds=3) == [1e-3, 10e-3]
     assert "".join(order[4:]) == "aaaaabb" * 3  # a round: each once unheeded, then as often as fills 4 ms, at least once
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from snapgen_deploy.latency.cost import total, trace_module
-from snapgen_deploy.latency.cost_components import SPELLINGS, picture_costs, spelling_of, student_costs
-from snapgen_deploy.latency.cost_ops import UnknownOperation
+from snapgen_deploy.latency.estimate.cost import total, trace_module
+from snapgen_deploy.latency.estimate.cost_components import SPELLINGS, picture_costs, spelling_of, student_costs
+from snapgen_deploy.latency.estimate.cost_ops import UnknownOperation
 from snapgen_deploy.models import DecoderConfig, DiT, DiTConfig, ModelConfig, TextEncoderConfig, TextStream
 from snapgen_deploy.models.config import shapes, snapgenpp
 

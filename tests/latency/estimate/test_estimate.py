@@ -6,16 +6,16 @@ import pytest
 
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.latency.calibrate import Calibration, key_of, store
-from snapgen_deploy.latency.cost_ops import KINDS
 from snapgen_deploy.latency.environment import host_key
-from snapgen_deploy.latency.estimate import Estimate, Host, NoBasis, estimate_picture, plan_estimator
-from snapgen_deploy.latency.estimate_basis import CPU_SLOWER, basis_of
-from snapgen_deploy.latency.estimate_fitted import PEAK_BANDWIDTH, PEAK_MACS, fitted
-from snapgen_deploy.latency.estimate_measured import find_measured, measured_dir, save_measured
-from snapgen_deploy.latency.machine import Machine, Rate
-from snapgen_deploy.latency.published import ON_CHIP, POINTS, load_of, trace_point
-from snapgen_deploy.latency.sweep import plot, sweep
+from snapgen_deploy.latency.estimate.calibrate import Calibration, key_of, store
+from snapgen_deploy.latency.estimate.cost_ops import KINDS
+from snapgen_deploy.latency.estimate.estimate import Estimate, Host, NoBasis, estimate_picture, plan_estimator
+from snapgen_deploy.latency.estimate.estimate_basis import CPU_SLOWER, basis_of
+from snapgen_deploy.latency.estimate.estimate_fitted import PEAK_BANDWIDTH, PEAK_MACS, fitted
+from snapgen_deploy.latency.estimate.estimate_measured import find_measured, measured_dir, save_measured
+from snapgen_deploy.latency.estimate.machine import Machine, Rate
+from snapgen_deploy.latency.estimate.published import ON_CHIP, POINTS, load_of, trace_point
+from snapgen_deploy.latency.estimate.sweep import plot, sweep
 from snapgen_deploy.models.config import shapes, snapgenpp
 from tests.latency.estimate.conftest import quiet
 from tests.latency.test_results import measurement

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from snapgen_deploy.child import ChildDied
 from snapgen_deploy.errors import BadInput, MeasurementFailed
 from snapgen_deploy.latency.links.base import Job
 from snapgen_deploy.latency.links.coreml_mac import CoreMLMacLink, Options, package_inputs, parse_state, placement_of
 from snapgen_deploy.latency.links.session import measure_on
 from snapgen_deploy.latency.links.shell import Completed
 from snapgen_deploy.latency.results import RunProfile
+from snapgen_deploy.system.child import ChildDied
 from tests.latency.links import fake_coremltools
 from tests.latency.links.jobs import make_job
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from snapgen_deploy.bundle import Bundle
+from snapgen_deploy.bundle.reader import Bundle
 from snapgen_deploy.errors import BadInput, MeasurementFailed
-from snapgen_deploy.latency.device import target_for
-from snapgen_deploy.latency.session import runs_here
+from snapgen_deploy.latency.measure.device import target_for
+from snapgen_deploy.latency.measure.session import runs_here
 
 
 def bundle(*targets: str) -> Bundle:

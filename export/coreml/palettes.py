@@ -1,0 +1,90 @@
+"""Palettes in a Core ML package: weights that take few values, stored as indices of a few bits and one table each.
+
+Lossless: the weights come in as palette entries, and the table holds the very values that are found. The file holds 1, 2, 3, 4,
+6 or 8 bits a weight, the fewest that the number of different values needs. coremltools' own mode for this, `unique`, counts
+values by sorting float16, which NumPy 2.4.6 gets wrong for large arrays on processors with AVX-512 (measured: 304 for 256
+values), and then stores more bits than needed, or nothing; hence a table of our own (mode `custom`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from snapgen_deploy.export.base import Component, Weight
+from snapgen_deploy.export.shared.palettes import digest, weights_of
+
+STORED_BITS = (1, 2, 3, 4, 6, 8)  # of an index in an iOS 18 program
+KEPT_APART = "common::fuse_conv_scale"  # multiplies a factor into weights: rounded to fp16 again, they are other values
+
+
+def pipeline() -> Any:
+    """coremltools' default passes without those that change a layer's weights."""
+    import coremltools as ct
+
+    passes = ct.PassPipeline.DEFAULT
+    passes.remove_passes({KEPT_APART})
+    return passes
+
+
+def palettise(package: Path, palettes: Mapping[str, int], to: Path) -> None:
+    """Write `package` to `to` with the named weights as palettes, where they are; `check` tells whether all were.
+
+    `palettes` maps names of the network's parameters to the bits that their indices may take.
+    """
+    import coremltools as ct
+    import coremltools.optimize.coreml as cto
+
+    names = [constant_name(name) for name in palettes]
+    each = cto.OpPalettizerConfig(mode="custom", lut_function=table_of, weight_threshold=0)
+    config = cto.OptimizationConfig(op_name_configs=dict.fromkeys(names, each))
+    model = ct.models.MLModel(str(package), skip_model_load=True)
+    cto.palettize_weights(model, config).save(str(to))
+
+
+def equals(component: Component) -> list[list[str]]:
+    """Names of the component's palettes in groups of equal weights, of which coremltools keeps one constant."""
+    weights = weights_of(component)
+    found: dict[bytes, list[str]] = {}
+    for name in component.palettes:  # one that the network lacks is a group of its own, which `check` will miss
+        found.setdefault(digest(weights[name]) if name in weights else name.encode(), []).append(name)
+    return list(found.values())
+
+
+def check(palettes: Mapping[str, int], groups: Sequence[Sequence[str]], weights: Mapping[str, Weight]) -> None:
+    """RuntimeError where `weights`, as read back, lack one of the palettes, or hold it in more bits, or another one.
+
+    Of a group of equal weights (see `equals`) it is enough that one is there.
+    """
+    stored = {name: w.index_bits for name, w in weights.items() if w.index_bits}
+    held = [{n: stored[c] for n in group if (c := palette_name(constant_name(n))) in stored} for group in groups]
+    wrong = [group[0] for group, there in zip(groups, held, strict=True) if not there]
+    wrong += [name for there in held for name, bits in there.items() if bits > palettes[name]]
+    if wrong or len(stored) != sum(map(len, held)):
+        shown = ", ".join(map(constant_name, wrong[:3])) or "surplus ones"
+        raise RuntimeError(f"{len(stored)} palettes were stored for {len(groups)} different weights; wrong: {shown}")
+
+
+def table_of(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different values of a weight, padded with zeros to a number that Core ML stores, and each weight's index."""
+    exact = weight.astype(np.float32).reshape(-1)
+    values = np.unique(exact)
+    size = next((2**bits for bits in STORED_BITS if 2**bits >= len(values)), None)
+    if size is None:
+        raise RuntimeError(f"a weight takes {len(values)} values; a palette holds {2 ** STORED_BITS[-1]}")
+    table = np.zeros(size, weight.dtype)
+    table[: len(values)] = values
+    return table, np.searchsorted(values, exact).astype(np.uint8)
+
+
+def constant_name(parameter: str) -> str:
+    """What a parameter of the network is called in the MIL program: torch.export's name, in half precision."""
+    return f"p_{parameter.replace('.', '_')}_to_fp16"
+
+
+def palette_name(constant: str) -> str:
+    """What coremltools calls the palette operation that takes a constant's place."""
+    return f"{constant}_palettized"

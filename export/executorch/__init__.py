@@ -1,0 +1,1 @@
+"""ExecuTorch: `.pte` programs for the XNNPACK, Core ML and Vulkan delegates."""

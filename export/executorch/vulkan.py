@@ -1,0 +1,105 @@
+"""ExecuTorch with Vulkan's delegate: `.pte` programs for the GPU of an Android phone.
+
+ExecuTorch's partitioner takes the networks of the token layout whole (executorch 1.4.1). Weights lie in the program's named
+data under the SHA-256 of their bytes, so that methods for several picture sizes share them, as XNNPACK's do.
+
+`fp16` has the delegate hold every tensor in half precision, and the file every weight (`force_fp16`); inputs and outputs stay
+fp32 and are converted where they enter and leave the GPU.
+
+The wheels of executorch for Linux have no Vulkan runtime (their backends are named by `unavailable`); a build with
+`EXECUTORCH_BUILD_VULKAN=ON` runs these files on any Vulkan driver, a software one included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable
+from importlib import metadata, resources
+from typing import TYPE_CHECKING, Any
+
+from snapgen_deploy.export.base import Component, Weight
+from snapgen_deploy.export.executorch.program import Stored
+from snapgen_deploy.export.executorch.target import ExecuTorch, Settings
+from snapgen_deploy.export.executorch.weights import BITS, Delegate, decompiled
+from snapgen_deploy.export.shared.graph import trace
+from snapgen_deploy.sparse.decoder import ImageGroupNorm
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHT, GROUPS = 1, 6  # arguments of a convolution
+TENSOR = "VkTensor"  # in the delegate's schema
+
+
+class ExecuTorchVulkan(ExecuTorch):
+    """`.pte` files for ExecuTorch with Vulkan's delegate."""
+
+    variants: tuple[str, ...] = ("vulkan",)
+    precisions: tuple[str, ...] = ("fp16", "fp32")
+    backend: str = "VulkanBackend"
+
+    def _traced(self, component: Component, precision: str) -> torch.export.ExportedProgram:
+        """The graph, without grouped convolutions, and with every constant in memory of its own.
+
+        The delegate takes grouped convolutions and computes them wrong, but for depthwise ones (executorch 1.4.1). Its
+        serialiser writes the whole memory that a constant lies in, and of a slice of another one too much.
+        """
+        for module in component.module.modules():
+            if isinstance(module, ImageGroupNorm):
+                module.ungrouped()
+        program = trace(component)
+        _refuse_grouped(program.graph.nodes)
+        for tensor in (*program.state_dict.values(), *program.constants.values()):
+            if tensor.untyped_storage().nbytes() != tensor.nbytes:
+                tensor.data = tensor.detach().clone()
+        return program
+
+    def _partitioner(self, precision: str, settings: Settings) -> Any:
+        level = logging.root.level
+        from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+
+        logging.root.setLevel(level)  # importing it makes every library of the process talk
+        # 2048 texels a side, which GPUs have in common; larger tensors become buffers.
+        return VulkanPartitioner({"force_fp16": precision == "fp16", "small_texture_limits": True})
+
+    def _lowering(self, component: Component) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def _contents(self, stored: Stored, index: int) -> Delegate:
+        from executorch.backends.vulkan import serialization
+        from executorch.backends.vulkan.serialization.vulkan_graph_serialize import extract_vk_flatbuffer
+
+        schema = resources.files(serialization).joinpath("schema.fbs").read_bytes()
+        graph = decompiled(schema, extract_vk_flatbuffer(stored.payload()))
+        weights = {}
+        for value in (v["value"] for v in graph["values"] if v["value_type"] == TENSOR):
+            if (number := value["constant_id"]) >= 0:
+                kind, shape = value["datatype"].lower(), tuple(value["dims"])
+                values = math.prod(shape)
+                name = graph["constants"][number].get("named_key") or f"vulkan.{index}.{number}"
+                weights[name] = Weight(kind, values, values * BITS.get(kind, 32), shape)
+        return Delegate(Counter(call["name"] for call in graph["chain"]), weights, {})
+
+    def unavailable(self, variant: str) -> str | None:
+        """None where the runtime is installed with the delegate, which no wheel for Linux has."""
+        reason = super().unavailable(variant)
+        return f"{reason}; one built with EXECUTORCH_BUILD_VULKAN=ON runs it" if reason and variant in self.variants else reason
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that take part in an export."""
+        return {name: metadata.version(name) for name in ("torch", "executorch")}
+
+
+def _refuse_grouped(nodes: Iterable[torch.fx.Node]) -> None:
+    """RuntimeError for a convolution in groups of more than one channel."""
+    for node in nodes:
+        if "conv" in str(node.target) and len(node.args) > GROUPS:
+            members = node.args[WEIGHT].meta["val"].shape[1]  # type: ignore[union-attr]
+            if int(node.args[GROUPS]) > 1 and members > 1:  # type: ignore[arg-type]
+                raise RuntimeError(
+                    f"'{node.name}' convolves {node.args[GROUPS]} groups of {members} channels, which Vulkan's delegate "
+                    "computes wrong; expected a dense or a depthwise convolution"
+                )

@@ -1,0 +1,1 @@
+"""A saved Core ML package as plain data: programs, values, weight files, ports."""

@@ -1,0 +1,1 @@
+"""ONNX: files for onnxruntime, and the diffusers layout through optimum."""

@@ -1,0 +1,84 @@
+"""The largest value inside an fp16 graph, wherever it is computed: onnxruntime's CPU provider computes such graphs in fp32.
+
+It has few fp16 operators and converts around the others, so that nothing overflows here that would on a phone's GPU or NPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from snapgen_deploy.export.base import Headroom
+from snapgen_deploy.export.onnx import file as onnx_file
+from snapgen_deploy.export.shared.quiet import quiet
+
+# These give values that went into them.
+MOVES = frozenset(
+    ["Concat", "Constant", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile"]
+    + ["Transpose", "Unsqueeze"]
+)
+LARGEST = float(np.finfo(np.float16).max)
+TIGHTEST = 5  # operations that are named
+PREFIX = "largest_value_of."
+
+
+def measure(path: Path, calls: Iterable[Mapping[str, np.ndarray]], options: Any) -> Headroom | None:
+    """The largest magnitude of an fp16 value over `calls`, each a set of inputs; None where the file has no such value.
+
+    An overflow is infinite, or what fp32 makes of it; a NaN is NaN. `options` are onnxruntime's of a session, and change.
+    """
+    model, places = onnx_file.read(path)
+    onnx_file.refer(model, places, path.name)
+    values = _watch(model)
+    if not values:
+        return None
+    session = _session(model, path.parent, options)
+    names = list(values)
+    found = np.array([session.run(names, dict(inputs)) for inputs in calls], np.float64)  # (calls, values)
+    largest = found.max(0) if len(found) else np.full(len(names), np.nan)
+    order = np.argsort(-np.nan_to_num(largest, nan=np.inf), kind="stable")[:TIGHTEST]
+    lines = tuple(f"{values[names[i]]}: largest {largest[i]:g} ({100 * largest[i] / LARGEST:.2f}% of 65504)" for i in order)
+    return Headroom(float(largest[order[0]]), LARGEST, lines)
+
+
+def _watch(model: Any) -> dict[str, str]:
+    """In place: an output for every fp16 value that is computed, its largest magnitude -> the operator that computes it."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    with quiet():
+        onnx_file.infer_shapes(model)
+    graph = model.graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    types |= {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output, *graph.input)}
+    watched: dict[str, str] = {}
+    added: list[onnx.NodeProto] = []
+    for node in graph.node:
+        given = {types.get(name) for name in node.input}
+        for value in filter(None, node.output):
+            if not types.get(value) and TensorProto.FLOAT16 in given:  # onnxruntime's own operators are unknown to onnx
+                types[value] = TensorProto.FLOAT16
+            if types.get(value) != TensorProto.FLOAT16 or node.op_type in MOVES:
+                continue
+            wide, size, out = f"{PREFIX}wide.{value}", f"{PREFIX}size.{value}", f"{PREFIX}{value}"
+            added += [
+                helper.make_node("Cast", [value], [wide], to=TensorProto.FLOAT),
+                helper.make_node("Abs", [wide], [size]),
+                helper.make_node("ReduceMax", [size], [out], keepdims=0),
+            ]
+            watched[out] = f"{node.op_type} {value}"
+    graph.node.extend(added)
+    graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in watched)
+    return watched
+
+
+def _session(model: Any, folder: Path, options: Any) -> Any:
+    import onnxruntime
+
+    # in the default order what is watched would be held until the end
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

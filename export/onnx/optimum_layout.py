@@ -1,0 +1,196 @@
+"""The server bundle's folders: ONNX components as diffusers and optimum lay out a pipeline.
+
+    model_index.json                        which library and class loads each part; noise levels of the sampler
+    transformer/model.onnx  config.json     the student        (model.onnx_data holds weights beyond 2 GB)
+    transformer/model-<height>x<width>.onnx   the student for another picture size; model.onnx_data then holds what both use
+    vae_decoder/model.onnx  config.json     the decoder; the latent that it takes is normalised, so its scale is 1 and shift 0
+    text_encoder/model.onnx config.json     the text encoder
+    scheduler/scheduler_config.json         FlowMatchEulerDiscreteScheduler of diffusers
+    tokenizer/tokenizer.json                with tokenizer_config.json for transformers
+
+File and folder names are those of optimum's diffusion export. Each component folder loads on its own with
+`ORTModelForCustomTasks`, see `load`. No pipeline class of diffusers fits the student (it takes features of sigma, not a
+timestep), so model_index.json names `SnapgenPipeline`, which is the app's own loop over the three components: the levels in
+`snapgen.sigmas`, and per level x <- x + (next - sigma) * velocity. With diffusers' scheduler the same levels come from
+`set_timesteps(sigmas=snapgen.unshifted_sigmas)`; `set_timesteps(4)` alone spaces them differently.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.base import ROLES, Artifact, Role
+from snapgen_deploy.models import ModelConfig, sigmas
+
+FOLDERS: dict[Role, str] = {"text_encoder": "text_encoder", "student": "transformer", "decoder": "vae_decoder"}
+MODEL = "model.onnx"
+DATA = "model.onnx_data"  # optimum looks for this name beside a model
+SETTINGS = "ort_config.json"  # what ORTOptimizer was told
+LOADER = ["optimum.onnxruntime", "ORTModelForCustomTasks"]
+
+
+def arrange(
+    directory: Path,
+    artifacts: Mapping[Role, Artifact],
+    config: ModelConfig,
+    tokenizer_json: str | None,
+    *,
+    width: str | None = None,
+) -> dict[Role, Artifact]:
+    """Move exported ONNX artifacts into the folders below `directory`, write the configurations, return the new artifacts.
+
+    `width` is the student's; without it config.json holds the whole network's hyperparameters only. The artifacts must lie
+    on the file system of `directory`; a component that an interrupted run left there is replaced. The same arguments give
+    the same bytes. Raises BadInput, before anything moves, for an artifact that is not ONNX.
+    """
+    for artifact in artifacts.values():
+        if artifact.target.split(":")[0] != "onnx" or artifact.path.suffix != ".onnx":
+            raise BadInput(f"{artifact.path.name}: got an artifact of {artifact.target}; the server layout takes onnx")
+    configs = _configs(config, width)
+    moved: dict[Role, Artifact] = {}
+    for role in ROLES:
+        if role in artifacts:
+            folder = directory / FOLDERS[role]
+            files = _move(artifacts[role], folder)
+            settings = _json(folder / "config.json", configs[role])
+            moved[role] = Artifact(artifacts[role].target, role, folder / MODEL, (*files, settings))
+    _json(directory / "scheduler" / "scheduler_config.json", scheduler_config(config.shift))
+    if tokenizer_json is not None:
+        _tokenizer(directory / "tokenizer", tokenizer_json, config)
+    _json(directory / "model_index.json", _index(config, moved, tokenizer_json is not None))
+    return moved
+
+
+def load(directory: Path, role: Role) -> Any:
+    """The component's ORTModelForCustomTasks; called with named tensors or arrays it returns named outputs.
+
+    The configuration is read as a plain PretrainedConfig: transformers' AutoConfig does not know the model types.
+    """
+    from snapgen_deploy.export.shared.quiet import quiet
+
+    with quiet():
+        from optimum.onnxruntime import ORTModelForCustomTasks
+        from transformers import PretrainedConfig
+
+        folder = directory / FOLDERS[role]
+        if not (folder / MODEL).is_file():
+            raise BadInput(f"{folder / MODEL}: no such file; the layout has no {role}")
+        return ORTModelForCustomTasks.from_pretrained(folder, config=PretrainedConfig.from_pretrained(folder))
+
+
+def scheduler_config(shift: float) -> dict[str, Any]:
+    """Configuration of diffusers' FlowMatchEulerDiscreteScheduler with a fixed time shift."""
+    return {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "base_image_seq_len": 256,
+        "base_shift": 0.5,
+        "invert_sigmas": False,
+        "max_image_seq_len": 4096,
+        "max_shift": 1.15,
+        "num_train_timesteps": 1000,
+        "shift": shift,
+        "shift_terminal": None,
+        "stochastic_sampling": False,
+        "time_shift_type": "exponential",
+        "use_beta_sigmas": False,
+        "use_dynamic_shifting": False,
+        "use_exponential_sigmas": False,
+        "use_karras_sigmas": False,
+    }
+
+
+def unshifted(level: float, shift: float) -> float:
+    """Inverse of the time shift s -> shift*s / (1 + (shift - 1)*s)."""
+    return level / (shift - (shift - 1) * level)
+
+
+def _configs(config: ModelConfig, width: str | None) -> dict[Role, dict[str, Any]]:
+    """config.json per component: its own hyperparameters, and the names that transformers and diffusers use for them."""
+    student = config.student
+    found: dict[Role, dict[str, Any]] = {"student": dataclasses.asdict(student)}
+    if width is not None:
+        found["student"] |= {
+            "width": width,
+            "hidden_size": student.hidden_at(width),
+            "num_attention_heads": student.heads_at(width),
+            "num_key_value_heads": student.kv_heads_at(width),
+        }
+    if config.decoder is not None:
+        scaling = {"scaling_factor": 1.0, "shift_factor": 0.0}
+        found["decoder"] = {**dataclasses.asdict(config.decoder), **scaling}
+    if (text := config.text_encoder) is not None:
+        sizes = {"hidden_size": text.width, "num_attention_heads": text.heads, "num_hidden_layers": text.layers}
+        found["text_encoder"] = {**dataclasses.asdict(text), **sizes, "vocab_size": text.vocab}
+    return {role: {**values, "model_type": f"snapgen-{role}"} for role, values in found.items()}
+
+
+def _index(config: ModelConfig, moved: Mapping[Role, Artifact], tokenizer: bool) -> dict[str, Any]:
+    levels = sigmas(config.steps, config.shift)
+    index: dict[str, Any] = {
+        "_class_name": "SnapgenPipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "snapgen": {
+            "name": config.name,
+            "sigmas": list(levels),
+            "unshifted_sigmas": [unshifted(level, config.shift) for level in levels[:-1]],
+        },
+    }
+    if tokenizer:
+        index["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
+    return {**index, **{FOLDERS[role]: LOADER for role in moved}}
+
+
+def _tokenizer(folder: Path, tokenizer_json: str, config: ModelConfig) -> None:
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if config.text_encoder is not None:
+        settings["model_max_length"] = config.text_encoder.length
+    if padding := json.loads(tokenizer_json).get("padding"):
+        settings |= {"pad_token": padding["pad_token"], "padding_side": padding["direction"].lower()}
+    _json(folder / "tokenizer_config.json", settings)
+    (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+
+
+def _move(artifact: Artifact, folder: Path) -> tuple[Path, ...]:
+    """Move an artifact's files into `folder` under optimum's names; return where they are now."""
+    if artifact.path.with_name(f"{artifact.path.name}.data") in artifact.files:
+        for model in (file for file in artifact.files if file.suffix == artifact.path.suffix):
+            _relocate(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (MODEL, DATA, SETTINGS):
+        (folder / name).unlink(missing_ok=True)
+    moved = [folder / renamed(artifact, file) for file in artifact.files]
+    for source, target in zip(artifact.files, moved, strict=True):
+        os.replace(source, target)
+    return tuple(moved)
+
+
+def renamed(artifact: Artifact, file: Path) -> Path:
+    """The name in its folder of a file of an artifact that `arrange` moved."""
+    names = {artifact.path: MODEL, artifact.path.with_name(f"{artifact.path.name}.data"): DATA}
+    if file.name.startswith(f"{artifact.role}-"):  # another picture size
+        return Path(f"model{file.name.removeprefix(artifact.role)}")
+    return Path(names.get(file, file.name.removeprefix(f"{artifact.role}.")))
+
+
+def _relocate(path: Path) -> None:
+    """Point the weights of the model at `path` to the name that its data file is about to get."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = DATA
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _json(path: Path, value: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,99 @@
+"""ONNX models of one component at several picture sizes over one data file: each weight stored once.
+
+An initializer whose bytes are those of another model's goes to the shared file, and both models refer to the same offset; what
+one model alone holds (rotary tables, absolute positions) stays inside its `.onnx`. Tensors go from file to file one at a time.
+External data: https://onnx.ai/onnx/repo-docs/ExternalData.html
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snapgen_deploy.export.onnx import file as onnx_file
+
+ALIGNMENT = 64  # bytes, of tensors in the shared file
+CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Held:
+    """Where the data of an initializer lies."""
+
+    file: Path
+    offset: int
+    length: int
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes in pieces."""
+        with self.file.open("rb") as file:
+            file.seek(self.offset)
+            for start in range(0, self.length, CHUNK):
+                yield file.read(min(CHUNK, self.length - start))
+
+    def digest(self) -> bytes:
+        """SHA-256 of its bytes."""
+        found = hashlib.sha256()
+        for chunk in self.chunks():
+            found.update(chunk)
+        return found.digest()
+
+
+def join(sources: Mapping[Path, Path], data: Path) -> None:
+    """Write each model of `sources` (where it is -> where it goes) with its shared weights in `data`, beside the new ones.
+
+    Raises RuntimeError where onnx's checker refuses a model; there is no `data` where the models share nothing.
+    """
+    import onnx
+
+    models, held, digests = {}, {}, {}
+    for source in sources:
+        models[source], places = onnx_file.read(source)
+        held[source] = _held(models[source], places, source)
+        digests[source] = {name: place.digest() for name, place in held[source].items()}
+    users = Counter(digest for found in digests.values() for digest in set(found.values()))
+    offsets: dict[bytes, int] = {}
+    with data.open("wb") as file:
+        for source, target in sources.items():
+            for tensor in models[source].graph.initializer:
+                place = held[source].get(tensor.name)
+                if place is None:
+                    continue
+                tensor.ClearField("external_data")
+                tensor.ClearField("data_location")
+                digest = digests[source][tensor.name]
+                if users[digest] == 1:
+                    tensor.raw_data = b"".join(place.chunks())
+                    continue
+                if digest not in offsets:
+                    file.write(bytes(-file.tell() % ALIGNMENT))
+                    offsets[digest] = file.tell()
+                    file.writelines(place.chunks())
+                onnx_file.refer_one(tensor, data.name, offsets[digest], place.length)
+            target.write_bytes(models.pop(source).SerializeToString(deterministic=True))
+    if not offsets:
+        data.unlink()
+    for target in sources.values():
+        onnx.checker.check_model(str(target), full_check=True)
+
+
+def _held(model: Any, places: onnx_file.Places, path: Path) -> dict[str, Held]:
+    """Initializers whose data are not in the message: in the file itself, or beside it."""
+    found = {name: Held(path, offset, length) for name, (offset, length) in places.items()}
+    for tensor in model.graph.initializer:
+        entry = {e.key: e.value for e in tensor.external_data}
+        if entry:
+            found[tensor.name] = Held(path.parent / entry["location"], int(entry.get("offset", 0)), int(entry["length"]))
+    return found
+
+
+def shared_bytes(models: Mapping[Path, Any]) -> int:
+    """Bytes of external data that more than one of these saved models (path -> message) refers to, each counted once."""
+    users: Counter[Held] = Counter()
+    for path, model in models.items():
+        users.update(set(_held(model, {}, path).values()))
+    return sum(place.length for place, count in users.items() if count > 1)

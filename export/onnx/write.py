@@ -1,0 +1,160 @@
+"""An exported program written as an ONNX file whose bytes depend on the network alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.base import (
+    Component,
+)
+from snapgen_deploy.export.onnx import file as onnx_file
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+
+OPSET = 20  # the first with Gelu as one operator
+
+
+EXTERNAL_DATA_BYTES = 2_000_000_000
+
+
+SMALL_TENSOR = 1024  # bytes; what is smaller stays in the model file when weights go outside
+
+
+IR_TYPES = {"FLOAT": "float32", "INT32": "int32"}
+
+
+GRAPH_KEY = "snapgen_graph"  # metadata of the file: how its graph came about
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Options of one export, checked."""
+
+    optimize: str = "none"
+    opset: int = OPSET
+    external_data_bytes: int = EXTERNAL_DATA_BYTES
+    folders: str = "flat"
+    license: str = ""
+    author: str = ""
+
+    @staticmethod
+    def parse(options: Mapping[str, str]) -> Settings:
+        """From the plan's text options; raises BadInput for an unknown name or an inadmissible value."""
+        known = [f.name for f in dataclasses.fields(Settings)]
+        if unknown := sorted(set(options) - set(known)):
+            raise BadInput(f"onnx: unknown option {unknown[0]!r}; known are {', '.join(known)}")
+        optimize = options.get("optimize", "none")
+        if optimize not in ("none", "optimum"):
+            raise BadInput(f"onnx: option optimize={optimize!r}; expected none or optimum")
+        folders = options.get("folders", "flat")
+        if folders not in ("flat", "diffusers"):
+            raise BadInput(f"onnx: option folders={folders!r}; expected flat or diffusers")
+        return Settings(
+            optimize,
+            _whole(options, "opset", OPSET, OPSET),
+            _whole(options, "external_data_bytes", EXTERNAL_DATA_BYTES, 0),
+            folders,
+            options.get("license", ""),
+            options.get("author", ""),
+        )
+
+
+def _whole(options: Mapping[str, str], name: str, default: int, least: int) -> int:
+    text = options.get(name, str(default))
+    if not text.isdecimal() or int(text) < least:
+        raise BadInput(f"onnx: option {name}={text!r}; expected a whole number, at least {least}")
+    return int(text)
+
+
+def write(model: onnx_ir.Model, component: Component, origin: str, path: Path, settings: Settings) -> Path:
+    """Clean `model`, save it at `path` with its weights inside or beside, check the file, and return `path`.
+
+    The model loses its weights: onnxscript's rewriting rules, which live on, keep the graphs that they saw last.
+    `origin` says how the graph came about; it is kept in the file. Raises RuntimeError where names, shapes or types of
+    inputs and outputs are not the component's, and onnx's ValidationError where the file is not valid.
+    """
+    import onnx
+    import onnx_ir
+
+    path.parent.mkdir(exist_ok=True)
+    _clean(model)
+    _free_names(model)
+    _check_ports(model, component)
+    for value, port in zip([*model.graph.inputs, *model.graph.outputs], [*component.inputs, *component.outputs], strict=True):
+        value.doc_string = port.doc
+    model.doc_string = component.doc
+    stated = {GRAPH_KEY: origin, "author": settings.author, "license": settings.license}
+    model.metadata_props.update({key: text for key, text in stated.items() if text})
+    tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    if sum(t.nbytes for t in tensors) > settings.external_data_bytes:
+        onnx_ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=SMALL_TENSOR)
+    else:
+        onnx_file.write(model, path)
+    for value in model.graph.initializers.values():
+        value.const_value = None
+    onnx.checker.check_model(str(without_weights(path)), full_check=True)
+    return path
+
+
+def without_weights(path: Path) -> Path:
+    """A model in the folder above that reads its large weights out of the file at `path` and what lies beside that.
+
+    For libraries that would hold the weights of one file several times.
+    """
+    model, places = onnx_file.read(path)
+    for entry in (e for w in model.graph.initializer for e in w.external_data if e.key == "location"):
+        entry.value = f"{path.parent.name}/{entry.value}"
+    onnx_file.refer(model, places, f"{path.parent.name}/{path.name}")
+    light = path.parent.parent / path.name
+    light.write_bytes(model.SerializeToString())
+    return light
+
+
+def _clean(model: onnx_ir.Model) -> None:
+    """Drop what names this machine or changes from run to run: stack traces, source paths, doc strings; unused opsets."""
+    used = {""}
+    model.metadata_props.clear()
+    for graph in (model.graph, *(f.graph for f in model.functions.values())):
+        graph.doc_string = None
+        graph.metadata_props.clear()
+        for node in graph.all_nodes():
+            used.add(node.domain)
+            node.doc_string = None
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.doc_string = None
+                value.metadata_props.clear()
+    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+        value.doc_string = None
+        value.metadata_props.clear()
+    ordered = sorted(model.graph.initializers.items())
+    model.graph.initializers.clear()
+    model.graph.initializers.update(ordered)
+    for domain in set(model.opset_imports) - used:
+        del model.opset_imports[domain]
+
+
+def _free_names(model: onnx_ir.Model) -> None:
+    """Ports have names that users give; values inside that came to the same ones get others."""
+    taken = {v.name for v in (*model.graph.inputs, *model.graph.outputs)}
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value.name in taken and not value.is_graph_output():
+                value.name = f"{value.name}_of_{node.name}"
+
+
+def _check_ports(model: onnx_ir.Model, component: Component) -> None:
+    for kind, values, ports in (
+        ("inputs", model.graph.inputs, component.inputs),
+        ("outputs", model.graph.outputs, component.outputs),
+    ):
+        got = [(v.name, tuple(v.shape or ()), IR_TYPES.get(str(v.dtype), str(v.dtype))) for v in values]
+        expected = [(p.name, p.shape, p.dtype) for p in ports]
+        if got != expected:
+            raise RuntimeError(f"{kind} of the exported graph are {got}, expected {expected}")

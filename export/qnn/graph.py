@@ -1,0 +1,109 @@
+"""ONNX graphs as Qualcomm's NPU takes them: operations that come out right, 8-bit weights and 16-bit activations.
+
+Measured with onnxruntime-qnn 2.7.0 (QNN 2.51), on its emulation:
+
+- `Reciprocal` of 16-bit activations whose range ends at h < 1 comes out as h times its value (of 0.23 ... 0.45: 0.45 times);
+  `Div` is right to 5e-4, so every product with a reciprocal becomes a quotient.
+- `Einsum` is not taken; the batched and looped kernel forms have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from snapgen_deploy.export.base import Component
+from snapgen_deploy.export.shared.quiet import quiet
+
+DEQUANTISE = "DequantizeLinear"
+
+
+def divide(model: Any) -> None:
+    """In place: `a * (1 / x)` becomes `a / x`, and a reciprocal that is used otherwise `1 / x`."""
+    import onnx
+
+    graph = model.graph
+    inverses = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Reciprocal"}
+    for node in graph.node:
+        if node.op_type == "Mul" and (at := [i for i, name in enumerate(node.input) if name in inverses]):
+            place = at[-1]
+            other, inverse = node.input[1 - place], inverses[node.input[place]]
+            node.op_type = "Div"
+            node.input[:] = [other, inverse]
+    used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+    kept = [n for n in graph.node if n.op_type != "Reciprocal" or n.output[0] in used]
+    left = [n for n in kept if n.op_type == "Reciprocal"]
+    if left:
+        one = onnx.numpy_helper.from_array(np.ones(1, np.float32), "one_of_quotients")
+        graph.initializer.append(one)
+    for node in left:
+        node.op_type = "Div"
+        node.input[:] = [one.name, node.input[0]]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def quantise(plain: Path, component: Component, made: Path) -> None:
+    """Write `plain` with 8-bit weights and 16-bit activations (`QuantizeLinear` and `DequantizeLinear` around every node).
+
+    Ranges are the least and the largest values over the component's calibration inputs. Raises BadInput where there are none.
+    """
+    from onnxruntime.quantization import QuantType, quantize
+    from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
+
+    with quiet():  # its own preparation (`qnn_preprocess_model`) has nothing to do here, and fails on a file with metadata
+        kinds = {"activation_type": QuantType.QUInt16, "weight_type": QuantType.QUInt8}
+        quantize(str(plain), str(made), get_qnn_qdq_config(str(plain), _Reader(component), **kinds))
+
+
+class _Reader:
+    """A component's calibration inputs as onnxruntime asks for them."""
+
+    def __init__(self, component: Component) -> None:
+        self._component = component
+        self._inputs: Iterator[dict[str, np.ndarray]] = component.calibrating()
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next inputs, None at the end."""
+        return next(self._inputs, None)
+
+    def rewind(self) -> None:
+        """Begin again."""
+        self._inputs = self._component.calibrating()
+
+
+def in_floats(model: Any) -> Any:
+    """A copy whose activations are not quantised: pairs of `QuantizeLinear` and `DequantizeLinear` are gone, weights stay."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    sources = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "QuantizeLinear"}
+    through = {n.output[0]: sources[n.input[0]] for n in graph.node if n.op_type == DEQUANTISE and n.input[0] in sources}
+    outputs = {o.name for o in graph.output}
+    kept = []
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear" and node.output[0] in sources:
+            continue
+        if node.op_type == DEQUANTISE and node.output[0] in through:
+            if node.output[0] in outputs:  # the graph promises this name
+                kept.append(onnx.helper.make_node("Identity", [through[node.output[0]]], [node.output[0]], node.name))
+            continue
+        node.input[:] = [_origin(name, through) for name in node.input]
+        kept.append(node)
+    for node in kept:
+        if node.op_type == "Identity":
+            node.input[:] = [_origin(name, through) for name in node.input]
+    del graph.node[:]
+    graph.node.extend(kept)
+    return copy
+
+
+def _origin(name: str, through: dict[str, str]) -> str:
+    while name in through:
+        name = through[name]
+    return name

@@ -1,0 +1,1 @@
+"""Two bundles, interleaved in one process per round, and the verdict on their difference."""

@@ -1,0 +1,113 @@
+"""Stored baselines: the runs of one model, device profile and device key, committed beside the code.
+
+A stored number is the second-best guard: what differs between two days is in it too, 2.7 % from process to process on a shared
+machine that is otherwise the same. So the run is the unit, not its rounds. `compare BASE CANDIDATE` tells smaller changes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from snapgen_deploy.errors import BadInput, Refused
+from snapgen_deploy.latency.compare.verdict import CONFIDENCE, Judged, Threshold, judged
+from snapgen_deploy.latency.results import QUERY, Measurement, measurement_of
+from snapgen_deploy.latency.stats import detectable, prediction_interval
+from snapgen_deploy.system.files import write_text
+
+SCHEMA_VERSION = 1
+STORED_STATISTICS = tuple(f"{name}_p50" for name in (QUERY, "text_encoder", "student", "decoder"))
+FEWEST_RUNS, MOST_RUNS = 3, 20  # that are compared with; that are kept, the newest
+DIGITS = 4  # significant digits in a stored file: keeps changes small in a review
+
+
+def path_of(directory: Path, measurement: Measurement) -> Path:
+    """Where the baseline of a measurement lies: `<dir>/<bundle>-<width>/<key id>.json`."""
+    return directory / f"{measurement.bundle}-{measurement.width}" / f"{measurement.key.id}.json"
+
+
+def read_baseline(path: Path) -> tuple[Measurement, ...]:
+    """The runs of a baseline, the oldest first; BadInput in one line where it is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if (data.get("kind"), data.get("schema_version")) != ("baseline", SCHEMA_VERSION):
+            raise KeyError("kind")
+        return tuple(measurement_of(run) for run in data["runs"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        raise BadInput(f"{path} is no baseline of this version; remove it, and store runs with --update-baseline") from None
+
+
+def find_baseline(directory: Path, measurement: Measurement) -> tuple[Measurement, ...]:
+    """The runs with the same key, none where nothing is stored. Refused (exit 3) where there are only runs of other keys."""
+    path = path_of(directory, measurement)
+    if path.is_file():
+        return read_baseline(path)
+    others = [runs[-1] for p in sorted(path.parent.glob("*.json")) if (runs := read_baseline(p))]
+    if not others:
+        return ()
+    nearest = min(others, key=lambda m: len(m.key.differences(measurement.key)))
+    said = "; ".join(nearest.key.differences(measurement.key))
+    raise Refused(
+        f"not comparable: {path.parent} has no baseline of this device key, the nearest differs ({said}); measure there, "
+        "or store runs of this machine with --update-baseline"
+    )
+
+
+def store_baseline(directory: Path, measurement: Measurement) -> tuple[Path, int]:
+    """Add a run to the baseline of its key and say how many there are; rounded, sorted, whole or not at all.
+
+    Runs of another picture than this one's make room for it.
+    """
+    path = path_of(directory, measurement)
+    before = read_baseline(path) if path.is_file() else ()
+    runs = [*(m for m in before if not _unlike(m, measurement)), measurement][-MOST_RUNS:]
+    data = {"schema_version": SCHEMA_VERSION, "kind": "baseline", "runs": [_rounded(m.as_dict()) for m in runs]}
+    text = json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    write_text(path, text, "choose another place with --baseline", parents=True)
+    return path, len(runs)
+
+
+def judge_stored(runs: Sequence[Measurement], candidate: Measurement, thresholds: Sequence[Threshold]) -> tuple[Judged, ...]:
+    """Verdicts from the medians of whole runs: is the candidate's outside what another run of the baseline would give?
+
+    BadInput for a metric that is not stored. Refused where the two did not draw the same kind of picture in the same way.
+    """
+    if said := _unlike(runs[-1], candidate):
+        raise Refused(f"not comparable: {said}; measure alike, or store new runs with --update-baseline")
+    found = []
+    for threshold in thresholds:
+        if threshold.metric not in STORED_STATISTICS:
+            raise BadInput(f"{threshold.metric} is not in stored baselines: expected one of {', '.join(STORED_STATISTICS)}")
+        name = threshold.metric.removesuffix("_p50")
+        before = [math.log(v) for m in runs if (v := m.summary(name).get("p50")) is not None]
+        now = candidate.summary(name).get("p50")
+        if len(before) < FEWEST_RUNS or now is None:
+            raise Refused(f"{threshold.metric}: {len(before)} runs have it, {FEWEST_RUNS} and the candidate's are needed")
+        ratios = [math.log(now) - b for b in before]
+        spread = statistics.stdev(ratios) * math.sqrt(len(ratios) + 1)  # of one new value, not of a mean
+        reach = detectable(spread, len(ratios), CONFIDENCE)
+        base = math.exp(statistics.fmean(before))
+        found.append(judged(threshold, base, now, ratios, prediction_interval(ratios, CONFIDENCE), reach))
+    return tuple(found)
+
+
+def _unlike(baseline: Measurement, candidate: Measurement) -> str:
+    """In what the pictures of two measurements differ, or nothing."""
+    for name in ("resolution", "steps", "mode", "e2e_is"):
+        ours, theirs = getattr(baseline, name), getattr(candidate, name)
+        if ours != theirs:
+            return f"the baseline has {name} {ours}, the candidate {theirs}"
+    return ""
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, dict):
+        return {name: _rounded(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(v) for v in value]
+    return value

@@ -1,0 +1,180 @@
+"""Comparing two bundles: deterministic guards before any clock, an A/A self-check, then rounds until the answer is clear."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from snapgen_deploy.bundle.reader import SUMS, Bundle, open_bundle
+from snapgen_deploy.bundle.schema import refuse_misshapen
+from snapgen_deploy.errors import BadInput, Refused
+from snapgen_deploy.export.base import ROLES
+from snapgen_deploy.latency.compare.duel import DuelRound, RoundOf, Sides, abba, interleaved, mode_for
+from snapgen_deploy.latency.compare.guards import Guard, guard_verdict
+from snapgen_deploy.latency.compare.self_check import COUNTS, SelfCheck, gravest, paced, self_check
+from snapgen_deploy.latency.compare.verdict import LOOKS, Judged, Threshold, judge, worst
+from snapgen_deploy.latency.environment import host_key, stamp_of_now
+from snapgen_deploy.latency.measure.session import runs_here
+from snapgen_deploy.latency.results import DeviceKey
+from snapgen_deploy.system.files import is_file, read_json, sha256_of
+from snapgen_deploy.system.progress import Progress
+
+SCHEMA_VERSION = 1
+GUARDS_ALONE = "guards"  # mode of a comparison that asked for no clock
+CAP_SECONDS = 170.0  # no more rounds are begun that would end later
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The whole outcome."""
+
+    base: Path
+    candidate: Path
+    key: DeviceKey
+    mode: str  # interleaved, abba, stored, or GUARDS_ALONE
+    rounds: int
+    self_check: SelfCheck | None
+    metrics: tuple[Judged, ...]
+    guards: tuple[Guard, ...]
+    notes: tuple[str, ...] = ()
+    created: str | None = None  # ISO 8601, UTC
+    commit: str | None = None  # of the working directory, where it is a git checkout
+
+    @property
+    def verdict(self) -> str:
+        """`failed` for a guard that fails; else the worst of the metrics that may fail; where no clock ran, inconclusive."""
+        if guard_verdict(self.guards) == "failed":
+            return "failed"
+        if not self.metrics and self.mode != GUARDS_ALONE:
+            return "inconclusive"
+        return worst([m.verdict for m in self.metrics if not m.warn])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, the reporters and the report."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "comparison",
+            "base": _side(self.base),
+            "candidate": _side(self.candidate),
+            "target": self.key.backend,
+            "key": asdict(self.key),
+            "mode": self.mode,
+            "rounds": self.rounds,
+            "self_check": None if self.self_check is None else asdict(self.self_check),
+            "metrics": [m.as_dict() for m in self.metrics],
+            "guards": [asdict(g) for g in self.guards],
+            "verdict": self.verdict,
+            "notes": list(self.notes),
+            "created": self.created,
+            "commit": self.commit,
+        }
+
+
+def stamped(found: Comparison) -> Comparison:
+    """The comparison with the time and the commit at which it was made: the report's history is ordered by them."""
+    stamp = stamp_of_now()
+    return replace(found, created=stamp["created"], commit=stamp.get("commit"))
+
+
+def _side(path: Path) -> dict[str, str]:
+    sums = path / SUMS
+    return {"bundle": path.resolve().name, "sha256": sha256_of(sums) if sums.is_file() else ""}
+
+
+def read_side(path: Path) -> Mapping[str, Any]:
+    """The manifest of a bundle, or of a manifest.json alone (a stored export for the guards)."""
+    if is_file(path):
+        data = read_json(path, "give a bundle or its manifest.json")
+        if not isinstance(data, dict) or "targets" not in data:
+            raise BadInput(f"{path} is no manifest; give a bundle or its manifest.json")
+        refuse_misshapen(path, data)
+        return data
+    return open_bundle(path).manifest
+
+
+def guards_alone(base: Path, candidate: Bundle, guards: Sequence[Guard]) -> Comparison:
+    """The outcome where no clock ran."""
+    key = candidate.targets[0]
+    return Comparison(
+        base, candidate.path, host_key(key, candidate.precision(key), 0), GUARDS_ALONE, 0, None, (), tuple(guards)
+    )
+
+
+def refuse_unlike(base: Bundle, candidate: Bundle, key: str) -> None:
+    """Refused (exit 3) where the two do not draw the same kind of picture on the same target."""
+    for bundle in (base, candidate):
+        if key not in bundle.targets:
+            raise Refused(f"not comparable: {bundle.path} holds no target '{key}', only {', '.join(bundle.targets)}")
+    refuse_unlike_pictures(base.manifest, candidate.manifest)
+
+
+def refuse_unlike_pictures(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> None:
+    """Refused (exit 3) where two manifests are not of the same kind of picture: their graphs differ for that reason alone."""
+    for what in ("resolution", "width"):
+        if base.get(what) != candidate.get(what):
+            said = f"base has {what} {base.get(what)}, candidate {candidate.get(what)}"
+            raise Refused(f"not comparable: {said}; export both alike")
+    steps = [len(m.get("schedule", {}).get("sigmas", ())) - 1 for m in (base, candidate)]
+    if steps[0] != steps[1]:
+        raise Refused(f"not comparable: base draws in {steps[0]} steps, candidate in {steps[1]}")
+
+
+def compare_bundles(
+    base: Bundle,
+    candidate: Bundle,
+    key: str,
+    thresholds: Sequence[Threshold],
+    guards: Sequence[Guard],
+    progress: Progress,
+    *,
+    threads: int = 1,
+    order: str = "auto",
+    looks: Sequence[int] = LOOKS,
+    cap: float = CAP_SECONDS,
+) -> Comparison:
+    """Run the clock. MeasurementFailed where the target does not run here, Refused where the two are not comparable."""
+    refuse_unlike(base, candidate, key)
+    runs_here(key)
+    for threshold in thresholds:
+        timed, parts = threshold.metric.rpartition("_")[0], candidate.artifacts(key)
+        if timed in ROLES and timed not in parts:
+            raise BadInput(f"{threshold.metric}: {candidate.path.name} has no {timed}, only {', '.join(parts)}")
+    failing = any(not t.warn for t in thresholds)  # what only warns asks for no more rounds then
+    mode = mode_for(key, order)
+    one_round: RoundOf = interleaved if mode == "interleaved" else abba
+    sides, start = Sides(base.path, candidate.path, key, threads), time.monotonic()
+    host = host_key(key, candidate.precision(key), threads)
+    least = COUNTS[0] + looks[0]
+    with progress(f"{key}: base against itself, {COUNTS[0]} rounds or more"):
+        pace = paced(replace(sides, candidate=base.path), one_round, least, cap)
+        if least * pace.seconds > cap:
+            told = f"not measured: a round takes {pace.seconds:.0f} s, and {least} within {cap:g} s are the least"
+            told += f"; allow --max-seconds {math.ceil(1.2 * least * pace.seconds)}"
+            return Comparison(base.path, candidate.path, host, mode, 0, None, (), tuple(guards), (told,))
+        checks = self_check(pace, thresholds, one_round, looks, start + cap / 2)
+    sides, check = replace(sides, pairs=pace.sides.pairs), gravest(checks)
+    metrics: tuple[Judged, ...] = ()
+    done: list[DuelRound] = []
+    notes: list[str] = []
+    for look in looks:
+        spent = time.monotonic() - start
+        if done and spent + (look - len(done)) * spent / (check.rounds + len(done)) > cap:
+            notes.append(f"stopped after {len(done)} rounds and {spent:.0f} s: {look} would take more than {cap:g} s")
+            break
+        with progress(f"{key}: base against candidate, rounds {len(done) + 1} to {look}"):
+            done += [one_round(sides, number) for number in range(len(done), look)]
+        metrics = tuple(checks[t].sober(_judge(t, done)) for t in thresholds)
+        if not check.passed or "inconclusive" not in {m.verdict for m in metrics if not m.warn or not failing}:
+            break
+    if not check.passed:
+        notes.append("base against itself failed: nothing but a regression larger than that doubt is told")
+    return Comparison(base.path, candidate.path, host, mode, len(done), check, metrics, tuple(guards), tuple(notes))
+
+
+def _judge(threshold: Threshold, rounds: Sequence[DuelRound]) -> Judged:
+    name = threshold.metric
+    return judge(threshold, [r.base[name] for r in rounds], [r.candidate[name] for r in rounds])

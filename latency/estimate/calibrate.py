@@ -1,0 +1,195 @@
+"""Calibration of this host: micro-benchmarks through a target's own runtime, and the machine that explains them best.
+
+Every graph is exported and loaded as a bundle's components are. Rounds run over all graphs in turn, so that a slow minute of
+the machine falls on all alike; a graph's time is the median over rounds. With one thread the clock is the processor time of
+this process: what another process takes of the same processor is not in it. With more it is the wall clock.
+
+The fit: weighted non-negative least squares of relative errors, (sum of coefficient * feature) / measured = 1, with
+the features of `machine.Rate` per kind of operation, one call, and the excess over the cache (Lawson & Hanson 1974;
+scipy.optimize.nnls). The cache size is the power of two that fits best.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from snapgen_deploy.errors import BadInput, MeasurementFailed
+from snapgen_deploy.export.base import Component
+from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.latency.environment import host_key
+from snapgen_deploy.latency.estimate.calibrate_graphs import graphs
+from snapgen_deploy.latency.estimate.cost import OpCost, trace
+from snapgen_deploy.latency.estimate.cost_components import spelling_of
+from snapgen_deploy.latency.estimate.cost_ops import KINDS
+from snapgen_deploy.latency.estimate.machine import FEATURES, Machine, Rate, counts, excess
+from snapgen_deploy.latency.measure.session import NUMBERS_ONLY
+from snapgen_deploy.latency.results import DeviceKey
+from snapgen_deploy.system.files import cache_root, write_text
+from snapgen_deploy.system.progress import Progress
+
+ROUNDS = 9
+BURST_SECONDS = 0.004  # a graph runs for about this long in every round
+ON_CHIP = tuple(2.0**n for n in range(17, 25))  # bytes of cache to choose from, 128 KiB to 16 MiB
+SCHEMA_VERSION = 1
+COLUMNS = ("call", "spill", *(f"{kind}.{feature}" for kind in KINDS for feature in FEATURES))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A timed list of operations, for the fit."""
+
+    name: str
+    ops: tuple[OpCost, ...]
+    seconds: float
+    weight: float = 1.0  # of its squared error
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A machine with what it was fitted to."""
+
+    key: DeviceKey
+    machine: Machine
+    fit_error: float  # mean absolute relative error over the micro-benchmarks themselves
+    samples: Mapping[str, float]  # name -> ms
+
+
+def calibrate(target: str, threads: int, progress: Progress) -> Calibration:
+    """Measure and fit; MeasurementFailed (exit 4) where the target does not run here or its times here mean nothing."""
+    if reason := unavailable(target):
+        raise MeasurementFailed(f"{target}: {reason}")
+    key = key_of(target, threads)
+    with tempfile.TemporaryDirectory() as folder:
+        with progress(f"{target}: exporting micro-benchmarks"):
+            listed = graphs(spelling_of(target).ops)
+            ready = [prepare(g.name, g.component(), target, threads, Path(folder)) for g in listed]
+        with progress(f"{target}: timing {len(ready)} micro-benchmarks, {ROUNDS} rounds"):
+            seconds = timed([r.call for r in ready], threads)
+    samples = [Sample(g.name, r.ops, s, g.weight) for g, r, s in zip(listed, ready, seconds, strict=True)]
+    machine, error = fit(samples)
+    return Calibration(key, machine, error, {s.name: 1000 * s.seconds for s in samples})
+
+
+def unavailable(target: str) -> str | None:
+    """Why a target cannot be calibrated here; None where it can."""
+    if target in NUMBERS_ONLY:
+        return NUMBERS_ONLY[target][0]
+    found, variant = target_of(target)
+    return found.unavailable(variant)
+
+
+def key_of(target: str, threads: int) -> DeviceKey:
+    """The key under which the calibration of a target on this host is stored."""
+    return host_key(target, target_of(target)[0].precisions[0], threads)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An exported and loaded network, to be timed."""
+
+    name: str
+    ops: tuple[OpCost, ...]
+    call: Callable[[], object]
+
+
+def prepare(name: str, component: Component, target: str, threads: int, folder: Path) -> Ready:
+    """Export a component into a folder of its own, load it, and count its operations."""
+    found, variant = target_of(target)
+    place = folder / name.replace(" ", "-").replace(",", "")
+    place.mkdir()
+    artifact = found.export(component, variant, found.precisions[0], place, {})
+    run = found.open(artifact.path, threads=threads)
+    feed = {p.name: e.numpy() for p, e in zip(component.inputs, component.example, strict=True)}
+    return Ready(name, trace(component, spelling_of(target).element), lambda: run(feed))
+
+
+def timed(calls: Sequence[Callable[[], object]], threads: int, rounds: int = ROUNDS) -> list[float]:
+    """Seconds of each call: the median over rounds that go through all of them in turn."""
+    clock = time.process_time_ns if threads == 1 else time.perf_counter_ns
+    counts = []
+    for call in calls:
+        call()
+        start = clock()
+        call()
+        counts.append(max(1, round(BURST_SECONDS * 1e9 / max(1, clock() - start))))
+    found: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, count, times in zip(calls, counts, found, strict=True):
+            call()  # what the graph before left in the caches is not this one's fault
+            start = clock()
+            for _ in range(count):
+                call()
+            times.append((clock() - start) / count / 1e9)
+    return [statistics.median(times) for times in found]
+
+
+def features(ops: Sequence[OpCost], on_chip: float) -> np.ndarray:
+    """The row of the design matrix for one call of a component; columns as in `COLUMNS`."""
+    row = dict.fromkeys(COLUMNS, 0.0) | {"call": 1.0, "spill": excess(ops, on_chip, overlap=False)}
+    for o in ops:
+        for feature, value in zip(FEATURES, counts(o), strict=True):
+            row[f"{o.kind}.{feature}"] += value
+    return np.array([row[c] for c in COLUMNS])
+
+
+def fit(samples: Sequence[Sample]) -> tuple[Machine, float]:
+    """The machine with the smallest weighted sum of squared relative errors, all coefficients >= 0, and its mean error."""
+    fitted = [_fit_with(samples, on_chip) for on_chip in ON_CHIP]
+    weights = np.array([s.weight for s in samples])
+    machine, residual = min(fitted, key=lambda f: float((weights * np.square(f[1])).sum()))
+    return machine, float(np.abs(residual).mean())
+
+
+def _fit_with(samples: Sequence[Sample], on_chip: float) -> tuple[Machine, np.ndarray]:
+    """The best machine with so much cache, and the relative errors it leaves."""
+    from scipy.optimize import nnls
+
+    matrix = np.stack([features(s.ops, on_chip) / s.seconds for s in samples])
+    scale = np.maximum(np.abs(matrix).max(0), 1e-300)  # columns differ by ten orders of magnitude
+    root = np.sqrt([s.weight for s in samples])
+    solution = nnls(root[:, None] * matrix / scale, root)[0] / scale
+    found = dict(zip(COLUMNS, solution.tolist(), strict=True))
+    rates: dict[str, Rate] = {kind: Rate(*(found[f"{kind}.{f}"] for f in FEATURES)) for kind in KINDS}
+    return Machine(rates, call=found["call"], on_chip=on_chip, spill=found["spill"]), matrix @ solution - 1
+
+
+def path_of(key: DeviceKey) -> Path:
+    """Where the calibration of a key is stored."""
+    return cache_root() / "calibration" / f"{key.id}.json"
+
+
+def store(calibration: Calibration) -> Path:
+    """Write a calibration, whole or not at all."""
+    path = path_of(calibration.key)
+    data = {"schema_version": SCHEMA_VERSION, **asdict(calibration), "machine": calibration.machine.as_dict()}
+    write_json(path, data)
+    return path
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write a JSON file of the cache, whole or not at all; BadInput where it cannot be written."""
+    text = json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    write_text(path, text, "point XDG_CACHE_HOME to another place", parents=True)
+
+
+def load(key: DeviceKey) -> Calibration | None:
+    """The stored calibration of a key; None where there is none; BadInput where the file is damaged."""
+    path = path_of(key)
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema_version"] != SCHEMA_VERSION:
+            return None  # an older version's: as good as none
+        machine = Machine.from_dict(data["machine"])
+        return Calibration(DeviceKey(**data["key"]), machine, data["fit_error"], data["samples"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path} is damaged ({type(error).__name__}); run `estimate --device host --calibrate` again") from None

@@ -1,0 +1,117 @@
+"""How long a picture will take on a device, with an interval, and what that rests on.
+
+    picture = text encoder + steps * one step of the student + decoder + what a picture takes beside them
+
+In order of trust: `measured` (a saved measurement of this model on this device), `calibrated` (this host, by
+micro-benchmarks), `fitted` (to published times), `derived` (from a profile's published figures). Where there is none of these
+there is no estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.latency.estimate.cost_components import Costs, picture_costs, spelling_of
+from snapgen_deploy.latency.estimate.estimate_basis import Basis, Device, Host, Kind, NoBasis, basis_of
+from snapgen_deploy.latency.estimate.estimate_measured import find_measured, interval_ms, parts_ms
+from snapgen_deploy.latency.estimate.machine import Machine, component_times
+from snapgen_deploy.latency.results import Measurement
+from snapgen_deploy.models import ModelConfig
+
+__all__ = ["Estimate", "Host", "NoBasis", "estimate_picture", "find_measured", "plan_estimator"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The time of a picture in ms."""
+
+    ms: float
+    low: float
+    high: float
+    basis: Kind
+    parts: Mapping[str, float]  # ms: text_encoder, student_step, decoder, beside
+    width: str
+    resolution: tuple[int, int]
+    steps: int
+    target: str
+    lines: tuple[str, ...]  # what it rests on
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @property
+    def line(self) -> str:
+        """For a list of reasons: `1750 ms a picture (fitted, 1300 to 2300)`."""
+        return f"{self.ms:.4g} ms a picture ({self.basis}, {self.low:.4g} to {self.high:.4g})"
+
+
+def estimate_picture(
+    config: ModelConfig,
+    width: str,
+    resolution: tuple[int, int],
+    device: Device,
+    target: str,
+    *,
+    steps: int | None = None,
+    precision: str | None = None,
+) -> Estimate | NoBasis:
+    """The estimate for one width and picture size, of `steps` steps (the model's own when left out).
+
+    Only measurements at `precision` count, at any when left out; other kinds of basis know no precision.
+
+    BadInput for a width or size that the model does not have, a number of steps below 1, or an unknown target.
+    """
+    count = config.steps if steps is None else steps
+    if count < 1:
+        raise BadInput(f"got {count} steps, expected 1 or more")
+    spelling_of(target)  # an unknown target is bad input, not a missing basis
+    threads = device.threads if isinstance(device, Host) else None
+    known = find_measured(device.id, target, config.name, width, resolution, precision=precision, threads=threads)
+    if known is not None:
+        return from_measurement(known, count)
+    basis = basis_of(device, target)
+    if isinstance(basis, NoBasis):
+        return basis
+    return from_costs(picture_costs(config, width, resolution, target), basis, width, resolution, count, target)
+
+
+def from_measurement(measurement: Measurement, steps: int) -> Estimate:
+    """A saved measurement in place of an estimate; steps that were not drawn cost as much as those that were."""
+    m, (middle, low, high) = measurement, interval_ms(measurement)
+    parts = parts_ms(m)
+    more = (steps - m.steps) * parts["student_step"]
+    how = f"{m.key.backend} {m.key.precision}, {m.key.runtime_version}"
+    said = f"measured: {len(m.samples())} pictures of {m.bundle}, {m.key.soc}, {how}"
+    lines = (said,) if steps == m.steps else (said, f"measured with {m.steps} steps; the others are counted at the same cost")
+    figures = (middle + more, low + more, high + more)
+    return Estimate(*figures, "measured", parts, m.width, m.resolution, steps, m.key.backend, lines)
+
+
+def from_costs(costs: Costs, basis: Basis, width: str, resolution: tuple[int, int], steps: int, target: str) -> Estimate:
+    """The machines of a basis applied to the operations of a picture."""
+    middle, low, high = (picture_parts(costs, m) for m in (basis.machine, basis.fast, basis.slow))
+    ms, least, most = (sum(p.values()) + (steps - 1) * p["student_step"] for p in (middle, low, high))
+    return Estimate(ms, least, most, basis.kind, middle, width, resolution, steps, target, basis.lines)
+
+
+def picture_parts(costs: Costs, machine: Machine) -> dict[str, float]:
+    """Times of the components in ms, each once."""
+    ops = {"text_encoder": costs.text_encoder, "student_step": costs.student, "decoder": costs.decoder}
+    parts = {name: 1e3 * component_times(machine, listed).seconds for name, listed in ops.items()}
+    return parts | {"beside": 1e3 * machine.picture}
+
+
+def plan_estimator(
+    config: ModelConfig, device: Device, resolution: tuple[int, int] | None = None
+) -> Callable[[str, str, str], Estimate | None]:
+    """What a plan asks for every width, target key and precision; None where there is no basis."""
+
+    def of(width: str, target: str, precision: str) -> Estimate | None:
+        found = estimate_picture(config, width, resolution or config.resolution, device, target, precision=precision)
+        return found if isinstance(found, Estimate) else None
+
+    return of

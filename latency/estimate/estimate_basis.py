@@ -1,0 +1,131 @@
+"""What an estimate rests on: a calibrated, fitted or derived machine, with a quick and a slow variant for the interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from snapgen_deploy.device_profiles import Profile
+from snapgen_deploy.latency.estimate import calibrate
+from snapgen_deploy.latency.estimate.cost_ops import KINDS
+from snapgen_deploy.latency.estimate.estimate_fitted import PEAK_BANDWIDTH, fitted
+from snapgen_deploy.latency.estimate.machine import Machine, Rate
+
+Kind = Literal["measured", "calibrated", "fitted", "derived"]
+
+HOST = "host"  # the device id of this machine
+FITTED_DEVICE, FITTED_OPS = "iphone16pm", 35.0  # TOPS, the unit in which Apple publishes all its Neural Engines
+# The mean error that the host's calibration is held to on networks it has not seen (benchmarks/estimate.py). Of normal errors
+# with this mean 90 % lie within 1.645 * sqrt(pi/2) = 2.06 times it.
+HOST_ERROR = 0.15
+SPREAD_OF_MEAN_ERROR = 2.06
+# fp32 multiply-accumulates of one big Arm core in a cycle: two 128-bit FMLA pipes (Arm software optimization guides of
+# Cortex-A76, A78 and A715).
+ARM_MACS_PER_CYCLE = 8
+# Our choices: another Apple chip's compiler and caches are not known, and of a phone's CPU neither the rate that it keeps up
+# when it is warm nor how far its small cores help.
+SCALED_SPREAD, CPU_SLOWER = 1.5, 3.0
+
+
+@dataclass(frozen=True)
+class Host:
+    """This machine, with so many threads."""
+
+    threads: int = 1
+    id: str = HOST
+    name: str = "this host"
+
+
+Device = Profile | Host
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The machine, and the machines at both ends of the interval."""
+
+    kind: Kind
+    machine: Machine
+    fast: Machine
+    slow: Machine
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NoBasis:
+    """Why there is no estimate."""
+
+    reason: str
+
+
+def basis_of(device: Device, target: str) -> Basis | NoBasis:
+    """The basis for a target (`name` or `name:variant`) on a device, or why there is none; nothing is invented."""
+    if isinstance(device, Host):
+        return _calibrated(device, target)
+    if target == "coreml":
+        return _apple(device)
+    if device.os == "Android" and target in ("onnx:cpu", "executorch:xnnpack"):
+        return _arm_cpu(device)
+    return NoBasis(f"no basis for {target} on {device.name}: nothing is published about it there, and nothing was measured")
+
+
+def _calibrated(host: Host, target: str) -> Basis | NoBasis:
+    if reason := calibrate.unavailable(target):
+        return NoBasis(f"{target}: {reason}")
+    found = calibrate.load(calibrate.key_of(target, host.threads))
+    if found is None:
+        threads = f"{host.threads} thread{'s' if host.threads > 1 else ''}"
+        return NoBasis(
+            f"this host is not calibrated for {target} with {threads}: run `snapgen-deploy estimate --device host "
+            f"--target {target} --threads {host.threads} --calibrate` once"
+        )
+    factor = 1 + SPREAD_OF_MEAN_ERROR * HOST_ERROR
+    lines = (
+        f"calibrated on this host by {len(found.samples)} micro-benchmarks through {target.partition(':')[0]} "
+        f"{found.key.runtime_version}, {100 * found.fit_error:.0f} % mean error on these",
+        f"90 % interval: a mean error of {100 * HOST_ERROR:.0f} % on other networks",
+    )
+    return Basis("calibrated", found.machine, found.machine.scaled(1 / factor), found.machine.scaled(factor), lines)
+
+
+def _apple(device: Profile) -> Basis | NoBasis:
+    fit = fitted()
+    if device.id == FITTED_DEVICE:
+        errors = ", ".join(f"{p.name} {100 * p.error:+.0f} %" for p in fit.points)
+        a = fit.accelerator
+        lines = (
+            f"fitted to {len(fit.points)} published times (arXiv 2601.08303): {a.macs / 1e12:.2g} TMAC/s, "
+            f"{a.stream / 1e9:.3g} GB/s between operations, {a.spill / 1e9:.2g} GB/s for scores beyond the chip",
+            f"left out in turn: {errors}; 90 % interval from these, a factor of {fit.factor:.2f} each way",
+        )
+        return Basis("fitted", fit.machine, fit.machine.scaled(1 / fit.factor), fit.machine.scaled(fit.factor), lines)
+    ops, bandwidth = device.figures.get("npu_ops"), device.figures.get("bandwidth")
+    missing = [name for name, figure in (("NPU operations", ops), ("memory bandwidth", bandwidth)) if figure is None]
+    if ops is None or bandwidth is None:
+        return NoBasis(f"no basis for coreml on {device.name}: its profile has no published {' and no '.join(missing)}")
+    quicker, wider = ops.value / FITTED_OPS, bandwidth.value * 1e9 / PEAK_BANDWIDTH
+    known, factor = fit.machine, fit.factor * SCALED_SPREAD
+    rates = {k: Rate(mac=r.mac / quicker, read=r.read / quicker) for k, r in known.rates.items()}
+    machine = replace(known, rates=rates, spill=known.spill / wider)
+    line = (
+        f"derived from the iPhone 16 Pro Max's fit: arithmetic and on-chip streams by {ops} / {FITTED_OPS:g} TOPS, spilled "
+        f"scores by {bandwidth} / {PEAK_BANDWIDTH / 1e9:g} GB/s; a factor of {factor:.2f} each way, our choice"
+    )
+    return Basis("derived", machine, machine.scaled(1 / factor), machine.scaled(factor), (line,))
+
+
+def _arm_cpu(device: Profile) -> Basis | NoBasis:
+    """Quick end: every MAC at the cores' peak, no memory traffic. Middle: the same, and every byte from main memory at the
+    published bandwidth. Slow end: `CPU_SLOWER` times the middle."""
+    clock, bandwidth, cores = (device.figures.get(n) for n in ("cpu_clock", "bandwidth", "cpu_cores"))
+    if clock is None or bandwidth is None:
+        missing = "CPU clock" if clock is None else "memory bandwidth"
+        return NoBasis(f"no basis for the CPU of {device.name}: its profile has no published {missing}")
+    count = cores.value if cores is not None else 1
+    mac, byte = 1 / (clock.value * 1e9 * ARM_MACS_PER_CYCLE * count), 1 / (bandwidth.value * 1e9)
+    used = [k for k in KINDS if k != "view"]
+    machine = Machine({k: Rate(mac=mac, read=byte, written=byte) for k in used})
+    line = (
+        f"derived from published figures: {count:g} core{'s' if count > 1 else ''} at {clock} x {ARM_MACS_PER_CYCLE} fp32 "
+        f"MACs a cycle, {bandwidth}; from arithmetic alone at peak to {CPU_SLOWER:g} times the sum with all traffic, our choice"
+    )
+    return Basis("derived", machine, Machine({k: Rate(mac=mac) for k in used}), machine.scaled(CPU_SLOWER), (line,))

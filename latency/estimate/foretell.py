@@ -1,0 +1,58 @@
+"""What is known of a bundle's speed before it runs: for its manifest, and beside a measurement in a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from snapgen_deploy.bundle.reader import Bundle
+from snapgen_deploy.device_profiles import Profile
+from snapgen_deploy.export.base import ROLES, Role
+from snapgen_deploy.latency.estimate.cost import total
+from snapgen_deploy.latency.estimate.cost_components import Costs, picture_costs
+from snapgen_deploy.latency.estimate.estimate import from_costs
+from snapgen_deploy.latency.estimate.estimate_basis import Device, Host, NoBasis, basis_of
+from snapgen_deploy.latency.results import Measurement
+from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.plan.plan import ExportPlan
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """`macs`: target -> role -> multiply-accumulates of one call. `estimates`: one entry for every target with a basis."""
+
+    macs: Mapping[str, Mapping[Role, int]]
+    estimates: tuple[Mapping[str, Any], ...]  # target, ms, low_ms, high_ms, basis
+
+
+def of_plan(config: ModelConfig, plan: ExportPlan, profile: Profile) -> Foretold:
+    """The figures of a plan, from the graphs alone: the same for the same plan, whatever has been measured meanwhile."""
+    costs = {t.key: picture_costs(config, plan.width, plan.resolution, t.key) for t in plan.targets}
+    macs: dict[str, Mapping[Role, int]] = {
+        key: {role: total(ops).macs for role in ROLES if (ops := getattr(found, role))} for key, found in costs.items()
+    }
+    listed = [_entry(config, plan.width, plan.resolution, found, profile, key) for key, found in costs.items()]
+    return Foretold(macs, tuple(e for e in listed if e is not None))
+
+
+def beside(bundle: Bundle, measurement: Measurement, *, on_host: bool) -> dict[str, str]:
+    """Keys for a measurement's environment: this host's estimate where it is calibrated, else the manifest's for the device."""
+    m = measurement
+    if on_host:
+        costs = picture_costs(bundle.config, m.width, m.resolution, m.key.backend)
+        found = _entry(bundle.config, m.width, m.resolution, costs, Host(m.key.threads), m.key.backend)
+    else:
+        found = next((e for e in bundle.manifest.get("estimates", ()) if e["target"] == m.key.backend), None)
+    names = ("ms", "low_ms", "high_ms", "basis")
+    return {f"estimate_{name}": str(found[name]) for name in names} if found else {}
+
+
+def _entry(
+    config: ModelConfig, width: str, resolution: tuple[int, int], costs: Costs, device: Device, target: str
+) -> dict[str, Any] | None:
+    basis = basis_of(device, target)
+    if isinstance(basis, NoBasis):
+        return None
+    e = from_costs(costs, basis, width, resolution, config.steps, target)
+    return {"target": target, "ms": e.ms, "low_ms": e.low, "high_ms": e.high, "basis": e.basis}

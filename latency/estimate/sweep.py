@@ -1,0 +1,118 @@
+"""Estimates over widths, picture sizes and numbers of steps, as rows and as one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.latency.estimate.estimate import Estimate, estimate_picture
+from snapgen_deploy.latency.estimate.estimate_basis import Device
+from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.plan.sizes import latent_of
+from snapgen_deploy.system.progress import Progress
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK = ("#1f5fbf", "#c0392b", "#2e7d32", "#8e44ad", "#b7791f")
+MARKS = "osD^v"  # so that lines are told apart without colour
+SHARES = (0.5, 0.75, 1.0)  # of the picture's side
+STEPS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Estimates, in groups that the picture draws; every group holds the point that was asked for."""
+
+    widths: tuple[Estimate, ...]
+    resolutions: tuple[Estimate, ...]
+    steps: tuple[Estimate, ...]
+
+
+def sweep(
+    config: ModelConfig,
+    device: Device,
+    target: str,
+    widths: Sequence[str],
+    resolution: tuple[int, int],
+    steps: int,
+    progress: Progress,
+) -> Sweep:
+    """All estimates there are; a size without a basis (a measurement holds for one size only) is left out."""
+    grown: list[Estimate] = []
+    for size in sizes(config, resolution):
+        with progress(f"estimating {size[0]}x{size[1]}"):
+            found = [estimate_picture(config, w, size, device, target, steps=steps) for w in widths]
+        grown += [e for e in found if isinstance(e, Estimate)]
+    asked = tuple(e for e in grown if e.resolution == resolution)
+    return Sweep(asked, tuple(grown), tuple(with_steps(e, n) for e in asked for n in sorted({*STEPS, steps})))
+
+
+def sizes(config: ModelConfig, resolution: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """Smaller pictures of about the same shape that the model admits, and the one asked for; BadInput where it does not fit."""
+    latent_of(config, resolution)
+    unit = config.student.latent_factor * config.student.patch * 2
+    found = {resolution}
+    for share in SHARES:
+        size = (unit * round(resolution[0] * share / unit), unit * round(resolution[1] * share / unit))
+        if not config.student.grid_problems(size[0] // config.student.latent_factor, size[1] // config.student.latent_factor):
+            found.add(size)
+    return tuple(sorted(found))
+
+
+def with_steps(estimate: Estimate, steps: int) -> Estimate:
+    """The same estimate for another number of steps: the interval's ends keep their ratio to the estimate."""
+    ms = estimate.ms + (steps - estimate.steps) * estimate.parts["student_step"]
+    share = ms / estimate.ms
+    return replace(estimate, ms=ms, low=estimate.low * share, high=estimate.high * share, steps=steps)
+
+
+def plot(found: Sweep, device: Device, path: Path) -> None:
+    """Three panels: latency against width, picture size and steps, with intervals. The same sweep gives the same bytes."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    if path.suffix.lower() != ".png":
+        raise BadInput(f"plot: got {path.name}, expected a name that ends with .png")
+    with matplotlib.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(11, 3.6), layout="constrained")
+        axes = figure.subplots(1, 3)
+        _bars(axes[0], found.widths)
+        _lines(axes[1], found.resolutions, "picture, megapixels", lambda e: e.resolution[0] * e.resolution[1] / 1e6)
+        _lines(axes[2], found.steps, "steps", lambda e: float(e.steps))
+        first = found.widths[0]
+        size = f"{first.resolution[0]}x{first.resolution[1]}"
+        title = f"{device.name}, {first.target}: one picture ({first.basis}); {size}, {first.steps} steps where not swept"
+        figure.suptitle(title, parse_math=False)
+        try:
+            figure.savefig(path, dpi=150, metadata={"Software": None})
+        except OSError as error:
+            raise BadInput(f"plot: {path} cannot be written ({error.strerror}); choose another place") from None
+
+
+def _bars(axes: Axes, estimates: Sequence[Estimate]) -> None:
+    values, ends = [e.ms for e in estimates], [[e.ms - e.low for e in estimates], [e.high - e.ms for e in estimates]]
+    colours = [INK[i % len(INK)] for i in range(len(estimates))]
+    axes.bar([e.width for e in estimates], values, yerr=ends, color=colours, alpha=0.75, capsize=4, width=0.6)
+    axes.set_xlabel("width")
+    axes.set_ylabel("ms")
+    _bare(axes)
+
+
+def _lines(axes: Axes, estimates: Sequence[Estimate], label: str, place: Callable[[Estimate], float]) -> None:
+    for i, width in enumerate(dict.fromkeys(e.width for e in estimates)):
+        ours = sorted((e for e in estimates if e.width == width), key=place)
+        x, colour = [place(e) for e in ours], INK[i % len(INK)]
+        axes.plot(x, [e.ms for e in ours], MARKS[i % len(MARKS)] + "-", color=colour, markersize=4, label=width)
+        axes.fill_between(x, [e.low for e in ours], [e.high for e in ours], color=colour, alpha=0.15, linewidth=0)
+    axes.set_xlabel(label)
+    axes.legend(fontsize=8, frameon=False)
+    _bare(axes)
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)

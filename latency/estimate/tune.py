@@ -1,0 +1,95 @@
+"""Choosing the kernel form of the local attention by measuring all of them on a runtime of this host."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from snapgen_deploy.latency.estimate.calibrate import prepare, timed, unavailable
+from snapgen_deploy.latency.estimate.calibrate_graphs import Graph, WithRope
+from snapgen_deploy.latency.estimate.cost_components import spelling_of
+from snapgen_deploy.models import DiTConfig, ModelConfig
+from snapgen_deploy.models.attention import AdaptiveSparseSelfAttention
+from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
+from snapgen_deploy.sparse.fold import rope_constants
+from snapgen_deploy.sparse.forms import FORMS
+from snapgen_deploy.sparse.token_layers import TokenSparseAttention
+from snapgen_deploy.system.progress import Progress
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Times in ms of one sparse self-attention layer per form, the quickest first."""
+
+    ms: Mapping[str, float]
+
+    @property
+    def form(self) -> str:
+        """The quickest."""
+        return next(iter(self.ms))
+
+    @property
+    def margin(self) -> float:
+        """How much longer the next one takes, relative."""
+        best, following = list(self.ms.values())[:2]
+        return following / best - 1
+
+
+def tune_plan(config: ModelConfig, plan: ExportPlan, threads: int, progress: Progress) -> ExportPlan:
+    """The plan with the quickest form for every target that runs here in the token layout; others keep the stored choice.
+    The reasons say which, and by how much. A model without sparse attention keeps its plan. Every picture size is timed."""
+    if "assa" not in config.student.attention:
+        return plan
+    if plan.other_sizes:
+        tuned = {name: tune_plan(config, plan.at(name), threads, progress) for name in plan.sizes}
+        first, common = tuned[plan.sizes[0]], len(plan.reasons)
+        lines = [f"{name}: {line}" for name, found in tuned.items() for line in found.reasons[common:]]
+        others = (replace(s, forms=tuple((t.key, t.form) for t in tuned[s.name].targets)) for s in plan.other_sizes)
+        return replace(first, reasons=(*plan.reasons, *lines), other_sizes=tuple(others))
+    targets, reasons = [], list(plan.reasons)
+    for target in plan.targets:
+        reason = unavailable(target.key) or ("" if target.layout == "token" else "its layout is timed nowhere here")
+        if reason:
+            targets.append(target)
+            reasons.append(f"{target.key}: not tuned ({reason}); stored form {target.form}")
+            continue
+        with progress(f"{target.key}: timing {', '.join(FORMS)}"):
+            found = tune(config, plan, target, threads)
+        targets.append(replace(target, form=found.form, form_ms=tuple(found.ms.items())))
+        times = ", ".join(f"{name} {ms:.3g} ms" for name, ms in found.ms.items())
+        said = f"{100 * found.margin:.0f} % ahead ({times} a layer, threads: {threads})"
+        reasons.append(f"{target.key}: form {found.form}, {said}")
+    return replace(plan, targets=tuple(targets), reasons=tuple(reasons))
+
+
+def tune(config: ModelConfig, plan: ExportPlan, target: TargetPlan, threads: int) -> Tuned:
+    """Export the first stage's sparse self-attention in every form, at the plan's width and size, and time them in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        calls = {}
+        for name, graph in layers(config, plan, target.key).items():
+            calls[name] = prepare(name, graph.component(), target.key, threads, Path(folder)).call
+        seconds = timed(list(calls.values()), threads)
+    by_time = sorted(zip(calls, seconds, strict=True), key=lambda pair: pair[1])
+    return Tuned({name: 1e3 * value for name, value in by_time})
+
+
+def layers(config: ModelConfig, plan: ExportPlan, key: str) -> dict[str, Graph]:
+    """The layer in every form, with random weights."""
+    c, width, ops = config.student, plan.width, spelling_of(key).ops
+    grid = c.grid(plan.latent[1], plan.latent[2])
+    layer = untrained(c, width)
+    rope, shape = rope_constants(*grid, c.head_dim, c.rope_theta), (1, grid[0] * grid[1], c.hidden_at(width))
+    modules = {name: WithRope(TokenSparseAttention(layer, 1, ops, grid, form), rope) for name, form in FORMS.items()}
+    return {name: Graph(name, module, (shape,)) for name, module in modules.items()}
+
+
+def untrained(config: DiTConfig, width: str) -> AdaptiveSparseSelfAttention:
+    """The sparse self-attention of a student's first stage, with seeded weights."""
+    torch.manual_seed(0)
+    heads, kv_heads = config.heads_at(width), config.kv_heads_at(width)
+    layer = AdaptiveSparseSelfAttention(config.hidden_at(width), heads, kv_heads, config.head_dim, config.blocks, config.radius)
+    return layer.requires_grad_(False)

@@ -1,0 +1,1 @@
+"""Measurements in other tools' formats, and what CI prints."""

@@ -1,0 +1,268 @@
+"""A comparison for continuous integration: GitHub step summary and annotations, JUnit XML, JSON.
+
+Every reporter is a pure function of the comparison record (plain data, kind "comparison"), and escapes what it prints: names
+and details come from bundles that others may have made.
+"""
+
+import html
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from snapgen_deploy.latency.compare.verdict import CONFIDENCE
+
+Record = Mapping[str, Any]
+Reporter = Callable[[Record], str]
+
+SUMMARY_LIMIT = (1 << 20) - 1024  # bytes; GitHub refuses a step summary over 1 MiB as a whole, other steps' text included
+ANNOTATIONS = 10  # of one type that GitHub shows per step
+SIGNS = {"regressed": "❌", "failed": "❌", "inconclusive": "❔", "changed": "⚠️", "ok": "✅", "same": "✅", "improved": "✅"}
+
+
+def as_json(record: Record) -> str:
+    """The record itself."""
+    return json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+# --- GitHub step summary
+
+
+def step_summary(record: Record, limit: int = SUMMARY_LIMIT) -> str:
+    """Markdown for $GITHUB_STEP_SUMMARY: verdict, metrics, guards, notes; at most `limit` bytes, and says what it left out."""
+    verdict = record["verdict"]
+    lines = [
+        f"### {SIGNS.get(verdict, '')} Latency: {_markdown(verdict)}",
+        "",
+        f"{_markdown(record['base']['bundle'])} → {_markdown(record['candidate']['bundle'])}, "
+        f"{_markdown(record['target'])} on {_markdown(record['key'].get('soc', 'unknown'))}, "
+        f"{record['rounds']} rounds, {_markdown(record['mode'])}",
+        "",
+    ]
+    lines += _metric_rows(record["metrics"]) + _guard_rows(record["guards"])
+    if record.get("self_check") is not None:
+        lines.append(f"- {_markdown(self_check_sentence(record['self_check']))}")
+    lines += [f"- {_markdown(note)}" for note in record["notes"]]
+    return _within(lines, limit)
+
+
+def _metric_rows(metrics: Sequence[Record]) -> list[str]:
+    if not metrics:
+        return ["No times were compared.", ""]
+    rows = [
+        f"| metric | base | candidate | change ({100 * CONFIDENCE:.1f} % CI) | verdict | detectable | limit |",
+        "| :--- | ---: | ---: | ---: | :--- | ---: | ---: |",
+    ]
+    for m in metrics:
+        limit = "—" if m["limit"] is None else f"{percent(m['limit'])}{' (warns)' if m['warn'] else ''}"
+        rows.append(
+            f"| {_markdown(m['name'])} | {milliseconds(m['base_ms'])} | {milliseconds(m['candidate_ms'])} | {change_text(m)} "
+            f"| {SIGNS.get(m['verdict'], '')} {_markdown(m['verdict'])} | {percent(m['detectable'])} | {limit} |"
+        )
+    return [*rows, ""]
+
+
+def _guard_rows(guards: Sequence[Record]) -> list[str]:
+    """Those that changed, worst first, as a table; those that did not, counted."""
+    moved = sorted((g for g in guards if g["verdict"] != "same"), key=lambda g: g["verdict"] != "failed")
+    rows = []
+    if moved:
+        rows = ["| guard | component | verdict | difference |", "| :--- | :--- | :--- | :--- |"]
+    for g in moved:
+        cells = (g["name"], g["component"], f"{SIGNS.get(g['verdict'], '')} {g['verdict']}", guard_sentence(g))
+        rows.append("| " + " | ".join(_markdown(c) for c in cells) + " |")
+    same = len(guards) - len(moved)
+    return [*rows, *([""] if moved else []), *([f"- {same} deterministic guards unchanged"] if same else [])]
+
+
+def _within(lines: Sequence[str], limit: int) -> str:
+    """As many whole lines as fit, and a last one that counts the rest."""
+    text = "\n".join(lines) + "\n"
+    if len(text.encode()) <= limit:
+        return text
+    kept: list[str] = []
+    room = limit - 200  # for the line that says so
+    for line in lines:
+        room -= len(line.encode()) + 1
+        if room < 0:
+            break
+        kept.append(line)
+    return "\n".join([*kept, "", f"*{len(lines) - len(kept)} lines are left out: a step summary holds {limit} bytes.*"]) + "\n"
+
+
+def _markdown(value: Any) -> str:
+    """Text that Markdown and HTML leave alone, on one line."""
+    text = _writable(" ".join(str(value).split()))
+    return re.sub(r"([\\`*_\[\]|#~!@])", r"\\\1", html.escape(text, quote=False))
+
+
+# --- GitHub annotations
+
+
+def annotations(record: Record) -> str:
+    """Workflow commands: an error for what fails, a warning for what warns or cannot be told, a notice for what changed.
+
+    At most ten of a type, as GitHub shows no more: the tenth counts the rest.
+    """
+    found: dict[str, list[tuple[str, str]]] = {"error": [], "warning": [], "notice": []}
+    for m in record["metrics"]:
+        kind = {"regressed": "warning" if m["warn"] else "error", "inconclusive": "warning", "improved": "notice"}
+        if m["verdict"] in kind:
+            found[kind[m["verdict"]]].append((f"{m['name']} {m['verdict']}", metric_sentence(m)))
+    for g in record["guards"]:
+        if g["verdict"] != "same":
+            kind_of = "error" if g["verdict"] == "failed" else "notice"
+            found[kind_of].append((f"{g['component']} {g['name']} {g['verdict']}", guard_sentence(g)))
+    check = record.get("self_check")
+    if check is not None and not check["passed"]:
+        found["warning"].append(("A/A self-check failed", self_check_sentence(check)))
+    return "".join(_command(kind, *entry) for kind, entries in found.items() for entry in _capped(entries))
+
+
+def _capped(entries: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    if len(entries) <= ANNOTATIONS:
+        return list(entries)
+    rest = entries[ANNOTATIONS - 1 :]
+    return [*entries[: ANNOTATIONS - 1], (f"{len(rest)} more", "; ".join(title for title, _ in rest)[:1000])]
+
+
+def _command(kind: str, title: str, message: str) -> str:
+    """One workflow command; %, line ends, and in properties : and , are what the runner wants escaped."""
+    message, title = _writable(message), _writable(title)
+    data = clipped(message, 4000).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    name = title.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A").replace(":", "%3A").replace(",", "%2C")
+    return f"::{kind} title={name}::{data}\n"
+
+
+# --- JUnit XML
+
+
+def junit_xml(record: Record) -> str:
+    """One test case per metric and per guard: failure when it fails the build, skipped when inconclusive."""
+    device = str(record["key"].get("soc", "unknown"))
+    cases = [_metric_case(m, device) for m in record["metrics"]] + [_guard_case(g) for g in record["guards"]]
+    if record.get("self_check") is not None:
+        cases.insert(0, _self_check_case(record["self_check"]))
+    count = {kind: sum(c.find(kind) is not None for c in cases) for kind in ("failure", "skipped")}
+    totals = {
+        "tests": str(len(cases)),
+        "failures": str(count["failure"]),
+        "skipped": str(count["skipped"]),
+        "errors": "0",
+        "time": f"{sum(float(c.attrib['time']) for c in cases):.6f}",
+    }
+    suites = ET.Element("testsuites", {"name": "snapgen-deploy compare", **totals})
+    suite = ET.SubElement(suites, "testsuite", {"name": _xml(f"latency {record['target']}"), **totals})
+    if record.get("created"):
+        suite.set("timestamp", _xml(record["created"]))
+    properties = ET.SubElement(suite, "properties")
+    for name, value in _properties(record).items():
+        ET.SubElement(properties, "property", {"name": name, "value": _xml(value)})
+    suite.extend(cases)
+    ET.indent(suites, " ")
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suites, encoding="unicode") + "\n"
+
+
+def _metric_case(metric: Record, device: str) -> ET.Element:
+    seconds = (metric["candidate_ms"] or 0) / 1000
+    case = ET.Element(
+        "testcase", {"classname": _xml(f"latency.{device}"), "name": _xml(metric["name"]), "time": f"{seconds:.6f}"}
+    )
+    said, verdict = _xml(metric_sentence(metric)), metric["verdict"]
+    if verdict == "inconclusive":
+        ET.SubElement(case, "skipped", {"message": said})
+    elif verdict in ("regressed", "failed") and not metric["warn"]:
+        ET.SubElement(case, "failure", {"message": said, "type": verdict})
+    else:
+        ET.SubElement(case, "system-out").text = said
+    return case
+
+
+def _self_check_case(check: Record) -> ET.Element:
+    case = ET.Element("testcase", {"classname": "latency", "name": "A/A self-check", "time": "0.000000"})
+    if not check["passed"]:
+        ET.SubElement(case, "skipped", {"message": _xml(self_check_sentence(check))})
+    return case
+
+
+def _guard_case(guard: Record) -> ET.Element:
+    name = f"{guard['name']} {guard['component']}".strip()
+    case = ET.Element("testcase", {"classname": "guards", "name": _xml(name), "time": "0.000000"})
+    said = _xml(guard_sentence(guard))
+    if guard["verdict"] == "failed":
+        ET.SubElement(case, "failure", {"message": said, "type": "failed"})
+    elif guard["verdict"] == "changed":
+        ET.SubElement(case, "system-out").text = said
+    return case
+
+
+def _properties(record: Record) -> dict[str, Any]:
+    named = {f"{side}.{part}": record[side][part] for side in ("base", "candidate") for part in ("bundle", "sha256")}
+    named |= {"mode": record["mode"], "rounds": record["rounds"], "verdict": record["verdict"], "commit": record.get("commit")}
+    return {k: v for k, v in {**named, **{f"key.{k}": v for k, v in record["key"].items()}}.items() if v is not None}
+
+
+def _xml(value: Any) -> str:
+    """Text without the characters that XML 1.0 has no way to write."""
+    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", str(value))
+
+
+# --- shared wording
+
+
+def _writable(text: str) -> str:
+    """JSON can hold lone surrogates, UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def percent(value: float | None, signed: bool = False) -> str:
+    """`5.0 %`, or a dash where there is none."""
+    if value is None:
+        return "—"
+    return f"{100 * value:+.1f} %" if signed else f"{100 * value:.1f} %"
+
+
+def milliseconds(value: float | None) -> str:
+    """A time with four significant digits."""
+    return "—" if value is None else f"{value:.4g} ms"
+
+
+def change_text(metric: Record) -> str:
+    """`+7.1 % [+5.2, +9.0]`, in percent."""
+    if metric["change"] is None:
+        return "—"
+    if metric["low"] is None or metric["high"] is None:
+        return percent(metric["change"], signed=True)
+    return f"{percent(metric['change'], signed=True)} [{100 * metric['low']:+.1f}, {100 * metric['high']:+.1f}]"
+
+
+def metric_sentence(metric: Record) -> str:
+    """One line: change, interval, limit, what could have been found."""
+    limit = "" if metric["limit"] is None else f", limit {percent(metric['limit'])}"
+    times = f"{milliseconds(metric['base_ms'])} -> {milliseconds(metric['candidate_ms'])}"
+    return f"{change_text(metric)}{limit}, detectable {percent(metric['detectable'])}, {times}"
+
+
+def guard_sentence(guard: Record) -> str:
+    """What changed: the detail, or both values where there is none."""
+    return str(guard["detail"]) or clipped(f"{guard['base']} -> {guard['candidate']}", 400)
+
+
+def self_check_sentence(check: Record) -> str:
+    """Whether base against itself came out even, and what this machine can resolve."""
+    said = "passed" if check["passed"] else f"failed: {check.get('reason') or 'this machine is too noisy for the limits'}"
+    return f"A/A self-check over {check['rounds']} rounds {said}; detectable {percent(check['detectable'])}"
+
+
+def clipped(text: str, length: int) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+REPORTERS: dict[str, Reporter] = {
+    "json": as_json,
+    "github-summary": step_summary,
+    "github-annotations": annotations,
+    "junit": junit_xml,
+}

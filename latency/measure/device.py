@@ -1,0 +1,106 @@
+"""Measuring a bundle on a device at the end of a link: what is pushed there, and the record that comes back."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from snapgen_deploy.bundle.reader import Bundle
+from snapgen_deploy.bundle.vectors import port_values
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.base import Role
+from snapgen_deploy.latency.links.base import Job
+from snapgen_deploy.latency.measure.session import identity
+from snapgen_deploy.latency.results import Measurement, RunProfile
+from snapgen_deploy.system.progress import Progress
+
+NEVER_LINKED = ("onnx:qnn",)  # the links' runners bring no NPU provider
+# Names stand for all variants; ExecuTorch's Core ML delegate is for Apple's systems, whose links run packages only.
+LINK_TARGETS = {
+    "adb": ("executorch:xnnpack", "executorch:vulkan", "onnx"),
+    "iphone": ("coreml",),
+    "mac": ("coreml",),
+}
+
+
+def measure_device(
+    bundle: Bundle,
+    wanted: str | None,
+    link_name: str,
+    options: Sequence[str],
+    profile: RunProfile,
+    mode: str,
+    threads: int,
+    progress: Progress,
+) -> Measurement:
+    """Measure one target over a link; MeasurementFailed (exit 4) where the device does not deliver."""
+    from snapgen_deploy.latency.links.registry import NEVER_RUN, open_link
+    from snapgen_deploy.latency.links.session import measure_on
+
+    key = target_for(bundle, link_name, wanted)
+    link = open_link(link_name, parse_link_options(options))
+    with tempfile.TemporaryDirectory() as folder:
+        job = make_job(bundle, key, threads, Path(folder))
+        device_key = link.key(job)
+        rounds, loads, peak = measure_on(link, job, profile, mode, progress=progress)
+        environment = dict(link.environment())  # a Mac tells its placement only once the files are there
+    return Measurement(
+        **identity(bundle),
+        key=device_key,
+        profile=profile.name,
+        mode=mode,
+        e2e_is=link.e2e_is,
+        rounds=rounds,
+        loads=loads,
+        peak_bytes=peak,
+        environment=environment,
+        notes=(NEVER_RUN,) if link.never_run_on_hardware else (),
+    )
+
+
+def target_for(bundle: Bundle, link_name: str, wanted: str | None) -> str:
+    """The target asked for, else the bundle's first that the link's device runs."""
+    takes = LINK_TARGETS.get(link_name.partition(":")[0], ())
+    named = {k: k.partition(":")[0] for k in bundle.targets}
+    linked = {k: name for k, name in named.items() if {k, name} & set(takes) and k not in NEVER_LINKED}
+    fitting = [k for k, name in linked.items() if wanted in (None, k, name)]
+    if takes and not fitting:
+        asked = f", and {wanted} was asked for" if wanted else ""
+        raise BadInput(f"{link_name} runs {' and '.join(takes)}; {bundle.name} holds {', '.join(bundle.targets)}{asked}")
+    return fitting[0] if fitting else bundle.targets[0]  # an unknown link: opening it says so
+
+
+def parse_link_options(options: Sequence[str]) -> dict[str, str]:
+    """`NAME=VALUE` texts as a table; BadInput for anything else."""
+    pairs = [o.partition("=") for o in options]
+    if bad := [o for o, (name, sign, _) in zip(options, pairs, strict=True) if not name or not sign]:
+        raise BadInput(f"--link-option: got '{bad[0]}', expected NAME=VALUE such as runner=path/to/executor_runner")
+    return {name: value for name, _, value in pairs}
+
+
+def make_job(bundle: Bundle, key: str, threads: int, folder: Path) -> Job:
+    """The files of a target, and its first test vector as one file of raw little-endian bytes per port, in the ports' order."""
+    artifacts = bundle.artifacts(key)
+    components = bundle.manifest["targets"][key]["components"]
+    values = port_values(bundle)
+    inputs: dict[Role, tuple[Path, ...]] = {}
+    for role in artifacts:
+        paths = []
+        for number, port in enumerate(components[role]["inputs"]):
+            value = np.ascontiguousarray(values[role][port["name"]], dtype=port["dtype"])
+            paths.append(folder / f"{role}-{number}-{port['name']}.bin")
+            paths[-1].write_bytes(value.tobytes())
+        inputs[role] = tuple(paths)
+    steps = len(bundle.schedule.sigmas) - 1
+    return Job(
+        target=key,
+        precision=bundle.precision(key),
+        threads=threads,
+        components={role: a.path for role, a in artifacts.items()},
+        files={role: a.files for role, a in artifacts.items()},
+        inputs=inputs,
+        calls={role: steps if role == "student" else 1 for role in artifacts},
+    )

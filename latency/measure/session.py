@@ -1,0 +1,123 @@
+"""A bundle's target, loaded on this host and ready to draw the same picture again and again under a clock."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from snapgen_deploy.bundle.reader import SUMS, Bundle, bundle_name
+from snapgen_deploy.bundle.vectors import read_vectors
+from snapgen_deploy.drawing.pipeline import Pipeline, noise_for
+from snapgen_deploy.errors import MeasurementFailed
+from snapgen_deploy.export.base import Arrays, Role, Runner
+from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.latency.results import QUERY
+from snapgen_deploy.system.files import sha256_of
+
+BINDINGS = {"onnx": "onnxruntime", "executorch": "executorch.runtime", "coreml": "coremltools"}
+OTHERWISE = "measure another target of the bundle (--target)"
+# Targets whose files this host runs for their numbers, not for their speed: what runs them, and what to do instead.
+NUMBERS_ONLY: Mapping[str, tuple[str, str]] = {
+    "coreml": (
+        "this host runs Core ML packages for their numbers, not for their speed",
+        "measure on a Mac (--link mac), on a phone (--link iphone), or another target of the bundle (--target)",
+    ),
+    "executorch:coreml": ("this host runs the Core ML packages inside for their numbers, not for their speed", OTHERWISE),
+    "coreai": ("Apple's runtime runs assets here for their numbers, not for their speed, and no link takes them", OTHERWISE),
+    "onnx:qnn": (
+        "this host runs Qualcomm's emulation of the NPU for its numbers, and its time says nothing of a phone's",
+        OTHERWISE,
+    ),
+}
+Times = dict[str, list[float]]  # name -> ms, one per call
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loaded target: `query` draws one picture and says how long it and each call in it took."""
+
+    pipeline: Pipeline
+    text: Callable[[], Arrays]  # the student's text inputs; runs the text encoder where there is one
+    noise: np.ndarray
+    clock: Times
+    load_ms: float
+
+    def query(self) -> Times:
+        """One picture: text encoder, every step of the student, decoder; `e2e` and the roles, in ms."""
+        self.clock.clear()
+        start = time.perf_counter_ns()
+        latent = self.pipeline.denoise(self.noise, self.text())
+        if "decoder" in self.pipeline.runners:
+            self.pipeline.decode(latent)
+        total = (time.perf_counter_ns() - start) / 1e6
+        return {QUERY: [total], **{name: list(values) for name, values in self.clock.items()}}
+
+
+def identity(bundle: Bundle) -> dict[str, Any]:
+    """What a measurement says of the bundle itself: fields of `results.Measurement`."""
+    height, width = bundle.manifest["resolution"]
+    return {
+        "bundle": bundle_name(bundle.manifest["name"], bundle.manifest["device"]["id"]),  # wherever the folder lies
+        "bundle_sha256": sha256_of(bundle.path / SUMS),
+        "device": bundle.manifest["device"]["id"],
+        "width": bundle.manifest["width"],
+        "resolution": (height, width),
+        "steps": len(bundle.schedule.sigmas) - 1,
+    }
+
+
+def runs_here(key: str) -> None:
+    """MeasurementFailed where the time on this host would say nothing about the target, or the runtime is not there."""
+    if key in NUMBERS_ONLY:
+        raise MeasurementFailed(f"{key}: {'; '.join(NUMBERS_ONLY[key])}")
+    target, variant = target_of(key)
+    if reason := target.unavailable(variant):
+        raise MeasurementFailed(f"{key}: {reason}")
+
+
+def first_timed(bundle: Bundle) -> str:
+    """The bundle's first target whose time on this host means something; MeasurementFailed with the reasons where none."""
+    reasons = []
+    for key in bundle.targets:
+        try:
+            runs_here(key)
+        except MeasurementFailed as error:
+            reasons.append(str(error))
+        else:
+            return key
+    raise MeasurementFailed(f"no target of {bundle.name} can be timed here: {'; '.join(reasons)}")
+
+
+def open_session(bundle: Bundle, key: str, threads: int) -> Session:
+    """Load every component of a target; `load_ms` is the time that took. Inputs are the bundle's first test vector."""
+    target, _ = target_of(key)
+    artifacts = bundle.artifacts(key)
+    vectors = read_vectors(bundle)
+    clock: Times = {}
+    importlib.import_module(BINDINGS[target.name])  # an app has no Python to import: no part of the load
+    start = time.perf_counter_ns()
+    opened = {role: target.open(a.path, threads=threads, entry=a.entry) for role, a in artifacts.items()}
+    load_ms = (time.perf_counter_ns() - start) / 1e6
+    pipeline = Pipeline({role: _timed(role, run, clock) for role, run in opened.items()}, bundle.schedule, bundle.latent)
+
+    def text() -> Arrays:
+        if "text_encoder" in opened:
+            return pipeline.encode(vectors.arrays["tokens"][:1], vectors.arrays["mask"][:1])
+        return vectors.text(0, bundle.config)
+
+    return Session(pipeline, text, noise_for(0, bundle.latent), clock, load_ms)
+
+
+def _timed(role: Role, run: Runner, clock: Times) -> Runner:
+    def timed(inputs: Mapping[str, np.ndarray]) -> Arrays:
+        start = time.perf_counter_ns()
+        out = run(inputs)
+        clock.setdefault(role, []).append((time.perf_counter_ns() - start) / 1e6)
+        return out
+
+    return timed

@@ -1,0 +1,1 @@
+"""Bundles on disk: reading, schema, picture sizes, test vectors, preview, and drawing from one."""

@@ -1,0 +1,88 @@
+"""Draws with a bundle's own files on a runtime of this host."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from snapgen_deploy.bundle.reader import Bundle
+from snapgen_deploy.drawing.pipeline import Pipeline, tokenize
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.base import Arrays
+from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.system.files import write_bytes
+
+
+def choose_target(bundle: Bundle, wanted: str | None) -> str:
+    """The target asked for, else the bundle's first that runs on this host; BadInput with the reasons when none does."""
+    reasons = []
+    for key in bundle.targets if wanted is None else [full_key(bundle, wanted)]:
+        target, variant = target_of(key)
+        reason = target.unavailable(variant)
+        if reason is None:
+            return key
+        reasons.append(f"{key}: {reason}")
+    raise BadInput(f"no target of {bundle.name} runs here ({'; '.join(reasons) or 'it holds none'})")
+
+
+def full_key(bundle: Bundle, wanted: str) -> str:
+    """`executorch` stands for `executorch:xnnpack` where the bundle holds just one variant of it."""
+    matches = [k for k in bundle.targets if k == wanted or k.split(":")[0] == wanted]
+    if len(matches) != 1:
+        raise BadInput(f"{bundle.name} holds the targets {', '.join(bundle.targets)}; got '{wanted}'")
+    return matches[0]
+
+
+def draw(
+    bundle: Bundle, key: str, prompt: str | None, seed: int, threads: int, embeddings: Mapping[str, np.ndarray] | None = None
+) -> np.ndarray:
+    """A picture (H, W, 3) of unsigned bytes; `prompt` is None for a bundle without a text encoder.
+
+    `embeddings` holds what the text encoders outside of the bundle made of the prompt: for each of the student's other text
+    streams NAME (1, L, D) and NAME_mask (1, L), float32, 1 where there is a token. BadInput where they are not all there.
+    """
+    tokenizer, encoder = bundle.tokenizer(), bundle.config.text_encoder
+    if prompt is None and encoder is not None:
+        raise BadInput("--prompt is missing: the bundle's text encoder reads one")
+    if prompt is not None and encoder is None:
+        raise BadInput(f"{bundle.name} has no text encoder to read --prompt with; give its text by --embeddings alone")
+    if tokenizer is None and encoder is not None:
+        raise BadInput(f"{bundle.name} has no tokenizer: a prompt cannot be drawn from it")
+    others = other_text(bundle.config, embeddings or {})
+    inputs = None if encoder is None or not tokenizer or prompt is None else tokenize(tokenizer, prompt, encoder.length)
+    target, _ = target_of(key)
+    runners = {role: target.open(a.path, threads=threads, entry=a.entry) for role, a in bundle.artifacts(key).items()}
+    if "decoder" not in runners:
+        raise BadInput(f"{bundle.name} has no decoder: it cannot draw a picture")
+    pipeline = Pipeline(runners, bundle.schedule, bundle.latent)
+    return pipeline.draw((pipeline.encode(*inputs) if inputs else {}) | others, seed)
+
+
+def other_text(config: ModelConfig, embeddings: Mapping[str, np.ndarray]) -> Arrays:
+    """The student's text inputs that the model's own text encoder does not make, in float32; BadInput where one is amiss."""
+    own = config.text_encoder.stream if config.text_encoder else None
+    shapes: dict[str, tuple[int, ...]] = {}
+    for s in config.student.text_streams:
+        if s.name != own:
+            shapes |= {s.name: (1, s.length, s.dim), f"{s.name}_mask": (1, s.length)}
+    expected = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
+    got = {name: tuple(array.shape) for name, array in embeddings.items()}
+    if got != shapes:
+        listed = ", ".join(f"{name} {shape}" for name, shape in got.items()) or "none"
+        raise BadInput(f"--embeddings: got {listed}; expected {expected}: text that no encoder of this bundle makes")
+    if not all(np.issubdtype(a.dtype, np.number) and np.isfinite(a).all() for a in embeddings.values()):
+        raise BadInput("--embeddings: expected finite numbers in every array")
+    return {name: np.asarray(array, np.float32) for name, array in embeddings.items()}
+
+
+def save_png(picture: np.ndarray, path: Path) -> None:
+    """Write the whole file or nothing."""
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, format="PNG")
+    write_bytes(path, data.getvalue(), "choose another place with --output")

@@ -1,0 +1,112 @@
+"""What a bundle says of itself, held against its own test vectors: apps feed and show what stands in the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from snapgen_deploy.bundle.reader import Bundle
+from snapgen_deploy.check.gates import Gate
+from snapgen_deploy.drawing.pipeline import noise_for, tokenize
+from snapgen_deploy.drawing.ports import ports_of, roles_of
+from snapgen_deploy.drawing.prompts import SEEDS
+from snapgen_deploy.drawing.reference import ReferenceVectors, schedule_of
+from snapgen_deploy.errors import GateFailed
+from snapgen_deploy.plan.sizes import latent_of
+
+CLOSE = 1e-5  # of time features, levels and noise
+INPUTS = ("tokens", "mask")  # of the text encoder
+
+
+def refuse_contradictions(bundle: Bundle, vectors: ReferenceVectors) -> None:
+    """GateFailed that lists what the manifest of a bundle (as `Bundle.at` shows one picture size) has wrong of itself."""
+    _refuse(bundle, list(_contradictions(bundle, vectors)))
+
+
+def refuse_unsound_gates(bundle: Bundle) -> None:
+    """GateFailed where the manifest has no gate of a target, or one that failed: an export publishes neither."""
+    recorded = bundle.manifest["gates"]
+    wrong = [f"{key} has no gate" for key in bundle.targets if key not in {g.get("target") for g in recorded}]
+    wrong += [f"{g.get('target')} {g.get('name')} failed" for g in recorded if g.get("verdict") not in ("passed", "not_run")]
+    _refuse(bundle, wrong)
+
+
+def refuse_other_limits(bundle: Bundle, gates: Sequence[Gate]) -> None:
+    """GateFailed where gates that ran again were held to other limits than the manifest has of the export's."""
+    recorded = bundle.manifest["gates"]
+    then = {(g.get("target"), g.get("component"), g.get("name"), g.get("size", "")): g.get("limit") for g in recorded}
+    pairs = [(g, then.get((g.target, g.component, g.name, g.size), g.limit)) for g in gates]
+    _refuse(
+        bundle, [f"{g.target} {g.where} {g.name} was held to {was}, now to {g.limit:g}" for g, was in pairs if was != g.limit]
+    )
+
+
+def _refuse(bundle: Bundle, wrong: Sequence[str]) -> None:
+    if wrong:
+        raise GateFailed(f"{bundle.name} contradicts itself: {'; '.join(wrong[:10])}")
+
+
+def _contradictions(bundle: Bundle, vectors: ReferenceVectors) -> Iterator[str]:
+    resolution = bundle.resolution
+    if bundle.latent != latent_of(bundle.config, resolution):
+        yield f"latent.shape {list(bundle.latent)} is not that of a picture of {list(resolution)}"
+    yield from _of_schedule(bundle)
+    yield from _of_samples(bundle, vectors)
+    for key in bundle.targets:
+        yield from _of_target(bundle, key)
+
+
+def _of_schedule(bundle: Bundle) -> Iterator[str]:
+    schedule, values = schedule_of(bundle.config), bundle.manifest["schedule"]["time_features"].get("values")
+    if not _close(bundle.schedule.sigmas, schedule.sigmas):
+        yield "schedule.sigmas are not those of the checkpoint's steps and shift"
+    elif not _close(values, [schedule.features(i)[0] for i in range(len(schedule.sigmas) - 1)]):
+        yield "schedule.time_features.values are not those of the levels"
+
+
+def _of_samples(bundle: Bundle, vectors: ReferenceVectors) -> Iterator[str]:
+    arrays, encoder, text = vectors.arrays, bundle.config.text_encoder, bundle.tokenizer()
+    prompts, seeds = bundle.manifest["prompts"], bundle.manifest["seeds"]
+    if list(vectors.prompts) != prompts[: len(vectors.prompts)] or len(seeds) != len(prompts):
+        yield "prompts or seeds are not those of the test vectors"
+    elif "vectors_of" not in bundle.manifest and len(vectors.prompts) != len(prompts):
+        yield f"the test vectors hold {len(vectors.prompts)} of {len(prompts)} prompts"
+    for seed, noise in zip(seeds, arrays["noise"], strict=False):
+        if not 0 <= seed < SEEDS or not _close(noise, noise_for(seed, bundle.latent)[0]):
+            yield f"the noise of seed {seed} is another one"
+    if text is None or encoder is None:
+        return
+    for i, prompt in enumerate(vectors.prompts):
+        made = dict(zip(INPUTS, tokenize(text, prompt, encoder.length), strict=True))
+        if any(name not in arrays or not np.array_equal(arrays[name][i], row) for name, (row,) in made.items()):
+            yield f"tokenizer.json makes other tokens of {prompt[:40]!r}"
+
+
+def _of_target(bundle: Bundle, key: str) -> Iterator[str]:
+    components, roles = bundle.manifest["targets"][key]["components"], roles_of(bundle.config)
+    if set(components) != set(roles):
+        yield f"{key} has {', '.join(sorted(components)) or 'nothing'}, expected {', '.join(roles)}"
+        return
+    for role in roles:
+        inputs, outputs, _ = ports_of(bundle.config, bundle, role)
+        for name, ports in (("inputs", inputs), ("outputs", outputs)):
+            if _shapes(components[role].get(name)) != _shapes([asdict(p) for p in ports]):
+                yield f"{key} {role} {name} are not those of the checkpoint's configuration"
+
+
+def _shapes(ports: Any) -> list[tuple[Any, ...]] | None:
+    if not isinstance(ports, list) or not all(isinstance(p, dict) and isinstance(p.get("shape"), list | tuple) for p in ports):
+        return None
+    return [(p.get("name"), tuple(p["shape"]), p.get("dtype")) for p in ports]
+
+
+def _close(got: Any, expected: Any) -> bool:
+    """Nearly equal: logarithms and cosines of another processor may end in another digit."""
+    try:
+        values = np.asarray(got, np.float64)
+    except (TypeError, ValueError):
+        return False
+    return values.shape == np.shape(expected) and np.allclose(values, expected, atol=CLOSE)

@@ -1,0 +1,292 @@
+"""The fidelity gate: do exported files of a precision still draw the pictures of the fp32 reference, over many prompts?
+
+The reference draws every sample once (`draw_reference`, kept on the disk); each target's files then draw the same prompts from
+the same noise (`measure`). What is compared is a final picture's PSNR and SSIM, the latent after every step, and, where there
+is a scorer, its points. A scorer is a function of prompts and pictures (H, W, 3) of unsigned bytes that returns per picture
+(points, points possible), named `module:function`; the detector of the embedded checkpoint is one. It is no part of the
+installed package, so it is found in the source tree that the package runs from, or named with `--scorer`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from snapgen_deploy.check.gates import Gate, at_least, at_most, psnr, relative_error
+from snapgen_deploy.check.similarity import ssim
+from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint
+from snapgen_deploy.device_profiles import Limits
+from snapgen_deploy.drawing.pipeline import Pipeline, Schedule, Trace, noise_for, to_bytes
+from snapgen_deploy.drawing.prompts import Sample, is_embedded
+from snapgen_deploy.drawing.reference import reference_runners
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.base import Artifact, Role, Runner
+from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.export.shared.quiet import first_line
+from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.plan.plan import TargetPlan
+from snapgen_deploy.quantise.trajectories import Trajectories, load, record
+from snapgen_deploy.system.progress import Done, untold
+from snapgen_deploy.system.source import package_root
+
+Scorer = Callable[[Sequence[str], Sequence[np.ndarray]], Sequence[tuple[float, float]]]
+COUNT = 100  # pictures, where nothing else is asked for
+PICTURES, SCORES = "pictures.npy", "scores.json"
+RESAMPLES = 2000  # of the bootstrap over prompts
+DETECTOR = "examples.shapes.score:right_and_counted"  # of the embedded checkpoint
+NO_SCORER = "no scorer is known for this checkpoint; name one with --scorer"
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What the gate is to draw, and for whom."""
+
+    samples: tuple[Sample, ...]
+    scorer: str | None  # `module:function`
+    unscored: str = NO_SCORER  # why there is no scorer, where there is none
+    every: bool = False  # also targets at their own default precision, which differs from the reference by rounding only
+
+    def judges(self, target: TargetPlan) -> bool:
+        """Whether the target's files are held against the reference over all samples."""
+        return self.every or not target.exact
+
+
+@dataclass(frozen=True)
+class Score:
+    """Share of a scorer's points, with 95 % intervals (percentile bootstrap over prompts, 2000 draws).
+
+    Pictures of one prompt are drawn together, since their points are alike.
+    """
+
+    share: float
+    interval: tuple[float, float]
+    reference: float  # of the fp32 reference's pictures
+    difference: tuple[float, float]  # interval of share - reference, paired by prompt
+    prompts: int  # different ones
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One target's pictures against the reference's."""
+
+    pictures: int
+    psnr: float  # least, dB
+    mean_psnr: float
+    ssim: float | None  # mean; None without a decoder: there are no pictures
+    latent_error: tuple[float, ...]  # relative error of the latent after each step, mean over pictures
+    score: Score | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest: values to three significant digits, so that a rerun writes the same."""
+        data: dict[str, Any] = _rounded(asdict(self))
+        return data
+
+
+def draw_reference(
+    checkpoint: Path | None,
+    key_map: Path | None,
+    width: str,
+    latent: tuple[int, int, int],
+    samples: Sequence[Sample],
+    folder: Path,
+    scorer: str | None,
+    threads: int,
+    tell: Done = untold,
+) -> None:
+    """In a child process: draw the samples with the fp32 reference; leave trajectories, pictures and scores in `folder`."""
+    import torch
+
+    torch.set_num_threads(threads)
+    opened = open_checkpoint(checkpoint, key_map)
+    trajectories = record(opened, width, latent, samples, folder, lambda done: tell(done, len(samples)))
+    if opened.config.decoder is None:
+        return
+    decode = reference_runners(opened, width, {"decoder"})["decoder"]
+    drawn = (decode({"latent": row[None].copy()})["picture"][0] for row in trajectories.arrays["drawn"])
+    file = None
+    for number, picture in enumerate(drawn):
+        if file is None:
+            file = np.lib.format.open_memmap(folder / PICTURES, "w+", np.float32, (len(samples), *picture.shape))
+        file[number] = picture
+    if scorer is not None and file is not None:
+        (folder / SCORES).write_text(json.dumps(points_of(scorer, samples, [to_bytes(p[None]) for p in file])))
+
+
+def measure(
+    key: str,
+    artifacts: Mapping[Role, Artifact],
+    config: ModelConfig,
+    schedule: Schedule,
+    folder: Path,
+    scorer: str | None,
+    threads: int,
+    tell: Done = untold,
+) -> Measured:
+    """In a child process: draw what `draw_reference` left in `folder` with a target's saved files, and compare."""
+    target, _ = target_of(key)
+    runners = {role: target.open(a.path, threads=threads) for role, a in artifacts.items()}
+    reference = load(folder, config)
+    pictures = np.load(folder / PICTURES, mmap_mode="r") if (folder / PICTURES).is_file() else None
+    shape = reference.arrays["latents"].shape[2:]
+    pipeline = Pipeline(runners, schedule, (shape[0], shape[1], shape[2]))
+    decibels, similar, errors, drawn = [], [], [], []
+    for i, sample in enumerate(reference.samples):
+        trace = Trace()
+        latent = pipeline.denoise(noise_for(sample.seed, pipeline.latent), _text(reference, i, runners, pipeline), trace)
+        expected = [*reference.arrays["latents"][i][1:], reference.arrays["drawn"][i]]
+        errors.append([relative_error(got[0], want) for got, want in zip([*trace.latents[1:], latent], expected, strict=True)])
+        tell(i + 1, len(reference.samples))
+        if pictures is None or "decoder" not in runners:
+            decibels.append(psnr(latent / 4, reference.arrays["drawn"][i][None] / 4))  # standard normal: 4 covers them
+            continue
+        picture, expected_picture = pipeline.decode(latent), np.asarray(pictures[i][None])
+        decibels.append(psnr(picture, expected_picture))
+        similar.append(ssim(picture, expected_picture))
+        if scorer is not None:
+            drawn.append(to_bytes(np.nan_to_num(picture)))
+    steps = tuple(float(e) for e in np.mean(np.array(errors), axis=0))
+    score = _scored(reference, folder, scorer, drawn) if drawn and scorer is not None else None
+    likeness = float(np.mean(similar)) if similar else None
+    return Measured(len(decibels), float(np.min(decibels)), float(np.mean(decibels)), likeness, steps, score)
+
+
+def fidelity_gates(key: str, measured: Measured, limits: Limits, unscored: str = NO_SCORER) -> tuple[Gate, ...]:
+    """What a target is held to; `unscored` tells why there are no points."""
+    count = f"{measured.pictures} pictures"
+    worst = float(np.max(measured.latent_error))
+    steps = ", ".join(f"{e:.2g}" for e in measured.latent_error)
+    gates = [
+        at_least(key, "pipeline", "fidelity_psnr", measured.psnr, limits.least_psnr, f"dB, least of {count}"),
+        at_least(key, "pipeline", "fidelity_mean_psnr", measured.mean_psnr, limits.mean_psnr, f"dB, mean of {count}"),
+        at_least(key, "pipeline", "fidelity_ssim", measured.ssim, limits.ssim, f"mean of {count}")
+        if measured.ssim is not None
+        else Gate(key, "pipeline", "fidelity_ssim", None, limits.ssim, "not_run", "no decoder, no pictures"),
+        at_most(key, "pipeline", "fidelity_latent_error", worst, limits.latent_error, f"relative, after each step: {steps}"),
+    ]
+    name, least = "fidelity_score_change", 0.0 - limits.score_loss  # no -0
+    if (score := measured.score) is None or score.reference <= limits.score_loss:
+        why = unscored if score is None else f"the reference itself has {100 * score.reference:.1f} % of the points"
+        return (*gates, Gate(key, "pipeline", name, None, least, "not_run", f"image measures only: {why}"))
+    low, high = (100 * v for v in score.interval)
+    shares = f"{100 * score.share:.1f} % ({low:.1f} to {high:.1f}), reference {100 * score.reference:.1f} %"
+    said = f"{shares}, {score.prompts} different prompts"
+    return (*gates, at_least(key, "pipeline", name, score.difference[1], least, f"upper end of the change's interval; {said}"))
+
+
+def scorer_of(
+    checkpoint: Checkpoint, wanted: str | None, samples: Sequence[Sample], resolution: tuple[int, int]
+) -> tuple[str | None, str]:
+    """The scorer asked for, else the detector where it knows checkpoint, prompts and picture size; and why there is none.
+
+    The detector is that of the embedded checkpoint, in a source tree that has it. Each is tried on blank pictures, since a
+    reference may take hours to draw; BadInput where the one asked for cannot be imported or fails.
+    """
+    blank = np.zeros((*resolution, 3), np.uint8)
+    if wanted is not None:
+        points_of(wanted, samples[:1], [blank])
+        return wanted, ""
+    if not ((_source_tree() / "examples" / "shapes" / "score.py").is_file() and is_embedded(checkpoint)):
+        return None, NO_SCORER
+    if resolution != checkpoint.config.resolution:
+        height, width = checkpoint.config.resolution
+        return None, f"the checkpoint's detector knows pictures of {height}x{width} only; name a scorer with --scorer"
+    try:
+        points_of(DETECTOR, samples, [blank] * len(samples))
+    except BadInput as error:
+        why = error.__cause__ or error
+        return None, f"the checkpoint's detector does not read these prompts ({why}); name a scorer with --scorer"
+    return DETECTOR, ""
+
+
+def load_scorer(name: str) -> Scorer:
+    """The function `module:function`, also from the working directory and the source tree; BadInput where there is none."""
+    module, colon, function = name.partition(":")
+    added = [p for p in (str(Path.cwd()), str(_source_tree())) if p not in sys.path]
+    sys.path.extend(added)
+    try:
+        found = getattr(importlib.import_module(module), function) if colon else None
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadInput(f"--scorer {name}: cannot be imported ({error}); expected MODULE:FUNCTION") from None
+    finally:
+        for path in added:
+            sys.path.remove(path)
+    if not callable(found):
+        raise BadInput(f"--scorer {name}: expected MODULE:FUNCTION, a function of prompts and pictures")
+    scorer: Scorer = found
+    return scorer
+
+
+def points_of(scorer: str, samples: Sequence[Sample], pictures: Sequence[np.ndarray]) -> list[list[float]]:
+    """What the scorer gives each picture: points and points possible; BadInput where it gives anything else."""
+    score = load_scorer(scorer)
+    try:
+        found = list(score([s.prompt for s in samples], pictures))
+    except Exception as error:  # whatever a user's function raises
+        raise BadInput(f"--scorer {scorer}: {type(error).__name__}: {first_line(error)}") from error
+    try:
+        points = [[float(got), float(possible)] for got, possible in found]
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"--scorer {scorer}: expected (points, points possible) for every picture ({error})") from None
+    if len(points) != len(pictures) or not np.isfinite(points).all():
+        raise BadInput(
+            f"--scorer {scorer}: got {len(points)} finite pairs at most for {len(pictures)} pictures, expected one each"
+        )
+    if any(possible < 0 for _, possible in points):
+        raise BadInput(f"--scorer {scorer}: got points possible below 0, expected 0 or more for every picture")
+    return points
+
+
+def compare_points(prompts: Sequence[str], got: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> Score:
+    """Shares of points and their intervals; rows are (points, points possible) per picture, of a prompt each."""
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    ours, theirs = np.zeros((2, len(number), 2))
+    np.add.at(ours, [number[p] for p in prompts], np.array(got, float))
+    np.add.at(theirs, [number[p] for p in prompts], np.array(reference, float))
+    draws = np.random.default_rng(0).integers(len(ours), size=(RESAMPLES, len(ours)))
+    shares, bases = (_share(r[draws].sum(1)) for r in (ours, theirs))
+    changes = shares - bases
+    share, base = (float(_share(r.sum(0))) for r in (ours, theirs))
+    ends = [tuple(float(q) for q in np.quantile(values, (0.025, 0.975))) for values in (shares, changes)]
+    return Score(share, (ends[0][0], ends[0][1]), base, (ends[1][0], ends[1][1]), len(number))
+
+
+def _share(points: np.ndarray) -> np.ndarray:
+    """(..., 2) -> points of those that were possible; 0 where none were."""
+    possible = points[..., 1]
+    share: np.ndarray = points[..., 0] / np.where(possible > 0, possible, np.inf)
+    return share
+
+
+def _scored(reference: Trajectories, folder: Path, scorer: str, drawn: Sequence[np.ndarray]) -> Score:
+    prompts, expected = [s.prompt for s in reference.samples], json.loads((folder / SCORES).read_text())
+    return compare_points(prompts, points_of(scorer, reference.samples, drawn), expected)
+
+
+def _text(reference: Trajectories, index: int, runners: Mapping[Role, Runner], pipeline: Pipeline) -> dict[str, np.ndarray]:
+    """The student's text inputs of a sample, encoded by the files' own text encoder where there is one."""
+    a, row = reference.arrays, slice(index, index + 1)
+    text = {n: np.array(a[n][row]) for s in reference.streams for n in (s, f"{s}_mask")}
+    if "text_encoder" in runners:
+        text.update(pipeline.encode(np.array(a["tokens"][row]), np.array(a["mask"][row])))
+    return text
+
+
+def _source_tree() -> Path:
+    return package_root().parent
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(v) for v in value]
+    if isinstance(value, float):
+        return float(f"{value:.3g}") if np.isfinite(value) else None
+    return value

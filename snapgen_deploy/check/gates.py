@@ -1,0 +1,280 @@
+"""Gates: an exported file is good when running it, from disk, in a fresh process, agrees with the reference.
+
+A gate that could not run says `not_run` and why; it never counts as passed. Comparisons read `if not value <= limit`, so
+that not-a-number fails.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from snapgen_deploy.device_profiles import PRECISIONS, Limits
+from snapgen_deploy.drawing.pipeline import Pipeline, Schedule, counted, to_bytes
+from snapgen_deploy.drawing.reference import ReferenceVectors
+from snapgen_deploy.export.base import Artifact, Description, Headroom, Role, Runner
+from snapgen_deploy.export.qnn.session import UNIT
+from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.system.progress import Done, untold
+
+Verdict = Literal["passed", "failed", "not_run"]
+
+PORT_CONVERSION = "dim_order_ops::_to_dim_order_copy.out"
+PSNR_CAP = 200.0  # dB; stands for "equal", JSON has no infinity
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One check of one target: `value` against `limit`."""
+
+    target: str
+    component: str  # a role, or "pipeline" for the whole picture
+    name: str
+    value: float | None
+    limit: float
+    verdict: Verdict
+    detail: str = ""  # unit or reason
+    size: str = ""  # picture size in a bundle of several
+
+    @property
+    def where(self) -> str:
+        """Component, and picture size in a bundle of several."""
+        return f"{self.component} {self.size}".strip()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest; values to three significant digits, so that a rerun writes the same. No size where there is one."""
+        data = asdict(self)
+        if not self.size:
+            del data["size"]
+        if self.value is not None:
+            data["value"] = float(f"{self.value:.3g}") if math.isfinite(self.value) else None
+        return data
+
+
+def at_most(target: str, component: str, name: str, value: float, limit: float, detail: str = "") -> Gate:
+    """Passed when value <= limit; NaN fails."""
+    return Gate(target, component, name, value, limit, "failed" if not value <= limit else "passed", detail)
+
+
+def at_least(target: str, component: str, name: str, value: float, limit: float, detail: str = "") -> Gate:
+    """Passed when value >= limit; NaN fails."""
+    return Gate(target, component, name, value, limit, "failed" if not value >= limit else "passed", detail)
+
+
+def limit_text(name: str, limit: float) -> str:
+    """A gate's limit with the side of it that is good: `≥ 40 dB`, `≤ 0.05`."""
+    sign = "≥" if name.endswith(("psnr", "ssim", "score_change")) else "≤"
+    return f"{sign} {limit:g}" + (" dB" if name.endswith("psnr") else "")
+
+
+def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
+    """||got - expected|| / ||expected||, Euclidean over all elements, in double precision."""
+    if got.shape != expected.shape:
+        return math.nan
+    difference = np.linalg.norm((got.astype(np.float64) - expected.astype(np.float64)).ravel())
+    scale = float(np.linalg.norm(expected.astype(np.float64).ravel()))
+    return float(difference) / max(scale, 1e-12)
+
+
+def psnr(got: np.ndarray, expected: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of two pictures in -1 ... 1, both clamped: 10 log10(2^2 / MSE).
+
+    NaN, which passes no gate, where a value is not finite: clamped, an infinity would count as white.
+    """
+    if not (np.isfinite(got).all() and np.isfinite(expected).all()):
+        return math.nan
+    mse = float(np.mean((np.clip(got, -1, 1).astype(np.float64) - np.clip(expected, -1, 1).astype(np.float64)) ** 2))
+    if mse == 0:
+        return PSNR_CAP
+    return min(10 * math.log10(4 / mse), PSNR_CAP)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Gates of one target, and the pictures (H, W, 3) that its files drew, one per prompt."""
+
+    gates: tuple[Gate, ...]
+    pictures: tuple[np.ndarray, ...]
+
+
+def check_sizes(
+    key: str,
+    precision: str,
+    limits: Limits,
+    artifacts: Mapping[str, Mapping[Role, Artifact]],
+    config: ModelConfig,
+    schedule: Schedule,
+    vectors: Mapping[str, ReferenceVectors],
+    threads: int,
+    tell: Done = untold,
+) -> dict[str, Checked]:
+    """`check_target` for every picture size, one after the other; artifacts and vectors by size, the default one first.
+
+    With several sizes, gates carry theirs; the text encoder, which all share, is checked by itself once. `tell` hears how
+    many of a size's calls of the student are done.
+    """
+    found: dict[str, Checked] = {}
+    for size, parts in artifacts.items():
+        checked = check_target(key, precision, limits, parts, config, schedule, vectors[size], threads, tell)
+        if len(artifacts) > 1:
+            kept = [g for g in checked.gates if not found or g.component != "text_encoder"]
+            checked = replace(
+                checked, gates=tuple(replace(g, size="" if g.component == "text_encoder" else size) for g in kept)
+            )
+        found[size] = checked
+    return found
+
+
+def check_target(
+    key: str,
+    precision: str,
+    limits: Limits,
+    artifacts: Mapping[Role, Artifact],
+    config: ModelConfig,
+    schedule: Schedule,
+    vectors: ReferenceVectors,
+    threads: int,
+    tell: Done = untold,
+) -> Checked:
+    """Every gate of one target: its saved files run against the test vectors, and where their operators are placed."""
+    target, variant = target_of(key)
+    reason = target.unavailable(variant)
+    placing = key == "onnx:qnn" or key.startswith("executorch")  # files of the others do not say where operators run
+    descriptions = {role: target.describe(a.path, a.entry) for role, a in artifacts.items() if placing}
+    placed = placement_gates(key, descriptions, reason)
+    if reason is not None:
+        skipped = [Gate(key, role, "relative_error", None, limits.error, "not_run", reason) for role in artifacts]
+        return Checked((*skipped, Gate(key, "pipeline", "psnr", None, limits.psnr, "not_run", reason), *placed), ())
+    runners = {role: target.open(a.path, threads=threads, entry=a.entry) for role, a in artifacts.items()}
+    opened = dict(runners)
+    calls = len(vectors.prompts) * (len(schedule.sigmas) - 1)  # of every comparison
+    runners["student"] = counted(runners["student"], calls * (3 if precision == "mixed" else 2), tell)
+    gates = [
+        at_most(
+            key,
+            role,
+            "relative_error",
+            _component_error(role, runner, config, schedule, vectors),
+            error_limit(precision, role, limits),
+            "largest over prompts and steps",
+        )
+        for role, runner in runners.items()
+    ]
+    if precision == "mixed":
+        gates.append(_tuned_gate(key, runners["student"], config, schedule, vectors))
+    pictures, worst = _draw(runners, config, schedule, vectors)
+    gates.append(at_least(key, "pipeline", "psnr", worst, limits.psnr, f"dB, least of {len(vectors.prompts)} pictures"))
+    if precision != "fp32":
+        gates += [gate for role, runner in opened.items() if (gate := _headroom_gate(key, role, runner)) is not None]
+    return Checked((*gates, *placed), tuple(pictures))
+
+
+def error_limit(precision: str, role: Role, limits: Limits) -> float:
+    """Largest relative error of a component; in mixed precision the others than the student are fp16."""
+    return PRECISIONS["fp16"].limits.error if precision == "mixed" and role != "student" else limits.error
+
+
+def _tuned_gate(key: str, runner: Runner, config: ModelConfig, schedule: Schedule, vectors: ReferenceVectors) -> Gate:
+    """The file computes what was tuned, to fp16's rounding: its palettes are the tuned network's weights."""
+    tuned = {**vectors.arrays, "student.velocities": vectors.arrays["tuned.velocities"]}
+    error = _component_error("student", runner, config, schedule, replace(vectors, arrays=tuned))
+    return at_most(key, "student", "error_to_tuned", error, PRECISIONS["fp16"].limits.error, "largest over prompts and steps")
+
+
+def _component_error(role: Role, runner: Runner, config: ModelConfig, schedule: Schedule, vectors: ReferenceVectors) -> float:
+    """Largest relative error over all test vectors of a component, each fed with the reference's inputs."""
+    a = vectors.arrays
+    errors: list[float] = []
+    for i in range(len(vectors.prompts)):
+        row = slice(i, i + 1)
+        if role == "text_encoder" and config.text_encoder is not None:
+            stream = config.text_encoder.stream
+            out = runner({"tokens": a["tokens"][row], "mask": a["mask"][row]})[stream]
+            errors.append(relative_error(out, a[f"student.{stream}"][row]))
+        elif role == "decoder":
+            errors.append(relative_error(runner({"latent": a["latent"][row]})["picture"], a["picture"][row]))
+        elif role == "student":
+            for step in range(len(schedule.sigmas) - 1):
+                x = {
+                    "latent": a["student.latents"][i, step][None],
+                    "time_features": schedule.features(step),
+                    **vectors.text(i, config),
+                }
+                errors.append(relative_error(runner(x)["velocity"], a["student.velocities"][i, step][None]))
+    # max() skips NaN depending on its place; numpy's does not.
+    return float(np.max(errors)) if errors else math.nan
+
+
+def _draw(
+    runners: Mapping[Role, Runner], config: ModelConfig, schedule: Schedule, vectors: ReferenceVectors
+) -> tuple[list[np.ndarray], float]:
+    """Every prompt drawn by the saved files alone; the least PSNR against the reference (of latents without a decoder)."""
+    a = vectors.arrays
+    shape = a["noise"].shape[1:]
+    pipeline = Pipeline(runners, schedule, (shape[0], shape[1], shape[2]))
+    pictures, values = [], []
+    for i in range(len(vectors.prompts)):
+        row = slice(i, i + 1)
+        text = vectors.text(i, config)
+        if "text_encoder" in runners:
+            text.update(pipeline.encode(a["tokens"][row], a["mask"][row]))
+        latent = pipeline.denoise(a["noise"][row], text)
+        if "decoder" not in runners:
+            values.append(psnr(latent / 4, a["latent"][row] / 4))  # latents are standard normal: 4 covers them
+            continue
+        picture = pipeline.decode(latent)
+        values.append(psnr(picture, a["picture"][row]))
+        pictures.append(to_bytes(np.nan_to_num(picture)))
+    return pictures, float(np.min(values))
+
+
+def _headroom_gate(key: str, role: Role, runner: Runner) -> Gate | None:
+    """The largest value inside a low-precision network over all runs so far, where its runtime keeps a record.
+
+    Not run where another runner of the target would keep one: Core ML itself shows no value inside.
+    """
+    if reason := getattr(runner, "unrecorded", ""):
+        return Gate(key, role, "largest_value", None, float(np.finfo(np.float16).max), "not_run", reason)
+    measure = getattr(runner, "headroom", None)
+    headroom: Headroom | None = measure() if measure is not None else None
+    if headroom is None:
+        return None
+    return at_most(key, role, "largest_value", headroom.largest, headroom.limit, "; ".join(headroom.tightest))
+
+
+def placement_gates(key: str, descriptions: Mapping[Role, Description], reason: str | None = None) -> list[Gate]:
+    """All nodes of onnx:qnn on the NPU, as its compiler placed them and its runtime took them: not run where there is a
+    `reason` that it could not be opened. Of ExecuTorch one delegate, and nothing over tokens or pixels outside it: operators
+    that it left to slow portable kernels.
+
+    The delegate has no conversion of dtypes: a network that is fp16 inside has one at each of its ports, and with a single
+    delegate there is no other place for them.
+    """
+    gates = []
+    for role, description in descriptions.items():
+        if key == "onnx:qnn":
+            name = "nodes_outside_npu"
+            if reason is not None:
+                gates.append(Gate(key, role, name, None, 0.0, "not_run", reason))
+                continue
+            elsewhere = {unit: count for unit, count in description.placement.items() if unit != UNIT}
+            gates.append(at_most(key, role, name, float(sum(elsewhere.values())), 0.0, ", ".join(elsewhere)))
+        if role != "text_encoder" and key.startswith("executorch"):
+            left = {name: count for name, count in description.portable_ops.items() if name != PORT_CONVERSION}
+            gates.append(
+                at_most(key, role, "operators_outside_delegate", float(sum(left.values())), 0.0, ", ".join(sorted(left)))
+            )
+            if PORT_CONVERSION in description.portable_ops:
+                parts = sum(count for where, count in description.placement.items() if where != "portable")
+                gates.append(at_most(key, role, "delegates", float(parts), 1.0, "conversions of dtypes at the ports only"))
+    return gates
+
+
+def failed(gates: Sequence[Gate]) -> list[Gate]:
+    """The gates that did not hold."""
+    return [g for g in gates if g.verdict == "failed"]

@@ -1,0 +1,53 @@
+"""Runs a finished bundle's gates again, from its own files and test vectors.
+
+The checkpoint is not needed; hence the fidelity gate, which compares with many pictures of the fp32 reference, is `not_run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from snapgen_deploy.bundle.reader import Bundle
+from snapgen_deploy.bundle.vectors import read_vectors
+from snapgen_deploy.check.facts import refuse_contradictions, refuse_other_limits, refuse_unsound_gates
+from snapgen_deploy.check.gates import Gate, check_sizes
+from snapgen_deploy.system.child import run_in_child
+from snapgen_deploy.system.progress import Progress
+
+FIDELITY = "fidelity_"  # how the names of its gates begin
+
+
+def rerun_gates(bundle: Bundle, threads: int, progress: Progress) -> tuple[Gate, ...]:
+    """All gates of all targets, each target in a fresh process; GateFailed where the manifest is not of these files."""
+    views = {size: bundle.at(size) for size in bundle.sizes}
+    vectors = {size: read_vectors(view) for size, view in views.items()}
+    refuse_unsound_gates(bundle)
+    for size, view in views.items():
+        refuse_contradictions(view, vectors[size])
+    gates: list[Gate] = []
+    for key in bundle.targets:
+        artifacts = {size: view.artifacts(key) for size, view in views.items()}
+        with progress(f"{key}: running the bundle's files") as tell:
+            arguments = (
+                key,
+                bundle.precision(key),
+                bundle.limits(key),
+                artifacts,
+                bundle.config,
+                bundle.schedule,
+                vectors,
+                threads,
+            )
+            checked, _ = run_in_child(f"{key} check", check_sizes, *arguments, tell=tell)
+            gates += [gate for one in checked.values() for gate in one.gates]
+    refuse_other_limits(bundle, gates)
+    left = (g for g in bundle.manifest["gates"] if g["name"].startswith(FIDELITY))
+    return (*gates, *(replace(Gate(**g), value=None, verdict="not_run", detail=_left(g)) for g in left))
+
+
+def _left(gate: Mapping[str, Any]) -> str:
+    """Why a gate of the export is not run again, and what came of it then."""
+    then = gate["verdict"] if gate["value"] is None else f"{gate['verdict']} with {gate['value']:g}"
+    return f"it compares with pictures of the checkpoint, which a bundle has not; the export: {then}"

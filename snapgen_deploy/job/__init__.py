@@ -1,0 +1,1 @@
+"""The export job: from a plan to a published bundle."""

@@ -1,0 +1,176 @@
+"""Exports that were already made: the converted files of a component, kept under a key of everything that decides them.
+
+An entry is stored only after its gates held, and taken only when every file still has the hash that was recorded; gates run
+again on what was taken. A cache that cannot be written or read never stops an export: it says so and the work is done anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.export.base import Role
+from snapgen_deploy.job.records import Exported, read_record, record_path, write_record
+from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
+from snapgen_deploy.system.files import cache_root, discard_oldest, files_under, is_disk_full, sha256_of
+from snapgen_deploy.system.source import source_sha256
+
+DEFAULT_LIMIT = 10 * 10**9  # bytes
+# Whatever may change a converted file. A package that is not installed counts too.
+TOOLS = (
+    "torch", "torchao", "executorch", "coremltools", "onnx", "onnxruntime", "onnxscript", "optimum", "optimum-onnx",
+    "coreai-torch", "coreai-core", "coreai-opt",
+    "transformers", "numpy", "safetensors", "protobuf", "flatbuffers", "scikit-learn", "onnx-ir",
+    "onnxruntime-qnn",
+)  # fmt: skip
+SEAL = "record.sha256"  # of the record, so that a change of its figures is found too
+ABANDONED = 24 * 3600  # seconds after which the temporary folder of another process is taken for left over
+
+
+def default_root() -> Path:
+    """`$XDG_CACHE_HOME/snapgen-deploy/exports`, or the same below ~/.cache."""
+    return cache_root() / "exports"
+
+
+def export_key(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, role: Role, calibration: str = "") -> str:
+    """Hash of everything that decides the files of one component.
+
+    These are the bytes of the checkpoint (configuration and key map included), the width where the component has one, the
+    picture size, the target with its variant, precision, layout, form and options, this package's source, the tools'
+    versions, Python's and the processor's kind, and `calibration`: the hash of what a quantiser or recipe looks at. Device,
+    prompts and threads decide no byte of a converted file.
+    """
+    options = [(name, value) for name, value in target.options if name != "folders"]  # the layout comes afterwards
+    parts = [
+        source_sha256(),
+        tool_versions(),
+        platform.python_version(),
+        platform.system(),
+        platform.machine(),
+        checkpoint.sha256(),
+        role,
+        plan.width if role == "student" or calibration else None,  # calibration is drawn by the student of that width
+        plan.resolution,
+        plan.latent,
+        asdict(target) | {"options": options, "form_ms": (), "own_limits": ()},  # times and limits decide nothing
+        calibration,
+        plan.mixed.as_key() if plan.mixed is not None and target.precision == "mixed" and role == "student" else None,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def tool_versions() -> tuple[tuple[str, str], ...]:
+    """Installed versions of `TOOLS`, read without importing them."""
+    return tuple((name, version_of(name)) for name in TOOLS)
+
+
+def version_of(package: str) -> str:
+    """Of an installed package, without importing it; `absent` where there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+@dataclass
+class ExportCache:
+    """Entries below `root`, at most `limit` bytes of them together; the least recently used go first."""
+
+    root: Path
+    limit: int = DEFAULT_LIMIT
+    notes: list[str] = field(default_factory=list)  # what went wrong, a line each; for the user at the end
+
+    def has(self, key: str) -> bool:
+        """Whether there is an entry; whether it is sound shows when it is taken."""
+        return (self.root / key / SEAL).is_file()
+
+    def take(self, key: str, target: str, role: Role, directory: Path) -> Exported | None:
+        """Copy an entry's files into `directory` and check the copies; None, and the entry is gone, where one is damaged."""
+        entry, copies = self.root / key, list[Path]()
+        try:
+            record = record_path(entry, target, role)
+            sound = sha256_of(record) == (entry / SEAL).read_text()
+            for path in files_under(entry) if sound else ():
+                if path.name != SEAL:
+                    copies.append(directory / path.relative_to(entry))
+                    copies[-1].parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, copies[-1])
+            found = read_record(directory, target, role) if sound else None
+            record_path(directory, target, role).unlink(missing_ok=True)
+            if found is not None:
+                os.utime(entry / SEAL)
+                return replace(found, cached=True)
+            reason = "it is not what was stored"
+        except (OSError, ValueError) as error:  # the latter of bytes that are no text
+            if is_disk_full(error):
+                raise  # says nothing of the entry
+            reason = getattr(error, "strerror", None) or str(error)
+        for path in copies:
+            path.unlink(missing_ok=True)
+        self.notes.append(f"the cached {target} {role} was not used and is thrown away ({reason})")
+        self.discard(key)
+        return None
+
+    def discard(self, key: str) -> None:
+        """Remove an entry."""
+        shutil.rmtree(self.root / key, ignore_errors=True)
+
+    def prepare(self, directory: Path, exported: Exported) -> Path | None:
+        """Copy a fresh component's files aside, before anything moves them; None where it is too large or there is no room."""
+        if sum(p.stat().st_size for p in exported.artifact.files) > self.limit:
+            return None
+        aside: Path | None = None
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            aside = Path(tempfile.mkdtemp(prefix=".new-", dir=self.root))
+            moved = {path: aside / path.relative_to(directory) for path in exported.artifact.files}
+            for path, copy in moved.items():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+            place = aside / exported.artifact.path.relative_to(directory)
+            artifact = replace(exported.artifact, path=place, files=tuple(moved.values()))
+            write_record(aside, replace(exported, artifact=artifact))
+            (aside / SEAL).write_text(sha256_of(record_path(aside, artifact.target, artifact.role)))
+        except OSError as error:
+            if aside is not None:
+                shutil.rmtree(aside, ignore_errors=True)
+            self.notes.append(f"not cached: {self.root} cannot be written ({error.strerror})")
+            return None
+        return aside
+
+    def commit(self, key: str, aside: Path) -> None:
+        """Give what was prepared its name in one step, and make room for it."""
+        try:
+            self.discard(key)
+            aside.rename(self.root / key)
+        except OSError as error:  # another process was quicker, with the same content
+            self.notes.append(f"not cached: {self.root / key} cannot be written ({error.strerror})")
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.evict()
+
+    def evict(self) -> None:
+        """Remove the least recently used entries beyond the limit, and what crashed processes left."""
+        entries: list[tuple[float, int, Path]] = []
+        try:
+            for path in self.root.iterdir():
+                if path.name.startswith("."):
+                    if time.time() - path.stat().st_mtime > ABANDONED:
+                        shutil.rmtree(path, ignore_errors=True)
+                elif (path / SEAL).is_file():
+                    size = sum(p.stat().st_size for p in files_under(path))
+                    entries.append(((path / SEAL).stat().st_mtime, size, path))
+        except OSError:  # another process removes entries at the same time: it keeps the limit, too
+            return
+        discard_oldest(entries, self.limit)

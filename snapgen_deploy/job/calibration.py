@@ -1,0 +1,93 @@
+"""What calibrated quantisers look at: prompts drawn by the reference, or arrays of the user's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.drawing.ports import ports_of, roles_of
+from snapgen_deploy.drawing.prompts import CALIBRATION, Sample, own_samples, read_samples
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.base import Arrays, Port, Role
+from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
+from snapgen_deploy.quantise.trajectories import NO_PROMPT, load
+from snapgen_deploy.system.files import read_arrays, sha256_of
+
+COUNT = 16  # pictures drawn where the user gives no file; each gives the student as many inputs as there are steps
+FIRST_SEED = 1_000_000  # far from the seeds of the gates
+ARRAYS = ".npz"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Pictures to draw with the reference, or a file of arrays `<role>.<port>` with a row for every call."""
+
+    samples: tuple[Sample, ...]
+    arrays: Path | None = None
+
+    def sha256(self) -> str:
+        """Hash of all that decides what quantisers see, for the cache."""
+        if self.arrays is not None:
+            return sha256_of(self.arrays)
+        return hashlib.sha256(json.dumps([asdict(s) for s in self.samples]).encode()).hexdigest()
+
+    def inputs(self, checkpoint: Checkpoint, folder: Path, role: Role) -> Iterator[Arrays]:
+        """Inputs of a component by the names of its ports; `folder` holds the drawn samples where there are such."""
+        if self.arrays is None:
+            yield from load(folder, checkpoint.config).inputs(role)
+            return
+        with np.load(self.arrays) as file:
+            found = {n.partition(".")[2]: file[n] for n in file.files if n.startswith(f"{role}.")}
+        for row in range(len(next(iter(found.values())))):
+            yield {name: values[row : row + 1] for name, values in found.items()}
+
+
+def is_calibrated(target: TargetPlan) -> bool:
+    """Whether the target's quantiser at this precision looks at inputs."""
+    return target.precision in target.spec.calibrated
+
+
+def calibration_of(checkpoint: Checkpoint, plan: ExportPlan, path: Path | None) -> Calibration:
+    """The user's file, else the checkpoint's own prompts.
+
+    A file that ends in .npz holds arrays; any other is text, a prompt a line. BadInput in one line where it is missing,
+    empty, or not of the components' ports.
+    """
+    if path is None:
+        prompts = checkpoint.config.prompts or (NO_PROMPT,)
+        return Calibration(own_samples(checkpoint, CALIBRATION, prompts, COUNT, FIRST_SEED))
+    if path.suffix != ARRAYS:
+        if not checkpoint.reads_prompts:
+            raise BadInput(f"--calibration: this checkpoint reads no prompts; give a {ARRAYS} of arrays '<component>.<input>'")
+        return Calibration(read_samples(path, FIRST_SEED, "calibration"))
+    _check(read_arrays(path, f"calibration file {path}"), checkpoint, plan, path)
+    return Calibration((), path)
+
+
+def _check(arrays: Mapping[str, Any], checkpoint: Checkpoint, plan: ExportPlan, path: Path) -> None:
+    """BadInput unless every component has all of its ports, each (N, ...) of the port's shape and dtype with one N."""
+    expected: dict[str, Port] = {}
+    for role in roles_of(checkpoint.config):
+        expected |= {f"{role}.{p.name}": p for p in ports_of(checkpoint.config, plan, role)[0]}
+    if set(arrays) != set(expected):
+        raise BadInput(f"calibration file {path}: got arrays {sorted(arrays)}, expected {sorted(expected)}")
+    rows: dict[str, int] = {}
+    for name, port in expected.items():
+        array = arrays[name]
+        if array.ndim != len(port.shape) or array.shape[1:] != port.shape[1:] or str(array.dtype) != port.dtype:
+            got, wanted = f"{array.dtype} {list(array.shape)}", f"{port.dtype} [N, {', '.join(map(str, port.shape[1:]))}]"
+            raise BadInput(f"calibration file {path}: array {name!r} is {got}, expected {wanted}")
+        part = name.partition(".")[0]
+        if len(array) == 0 or rows.setdefault(part, len(array)) != len(array):
+            raise BadInput(
+                f"calibration file {path}: array {name!r} has {len(array)} rows, expected {rows.get(part, 0) or 'some'}"
+            )
+        if port.dtype == "float32" and not np.isfinite(array).all():
+            raise BadInput(f"calibration file {path}: array {name!r} has values that are not finite")

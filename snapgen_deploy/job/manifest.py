@@ -1,0 +1,136 @@
+"""manifest.json: what a bundle holds, read back from its files, with nothing that changes from run to run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from snapgen_deploy import __version__
+from snapgen_deploy.bundle.reader import MANIFEST, SCHEMA_VERSION, SUMS
+from snapgen_deploy.check.gates import Gate
+from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.drawing.ports import ports_of
+from snapgen_deploy.drawing.reference import ReferenceVectors, schedule_of
+from snapgen_deploy.export.base import Artifact, Description, Role
+from snapgen_deploy.models.serialise import config_to_dict
+from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
+from snapgen_deploy.system.files import files_under, sha256_of
+
+TIME_FEATURES_FORMULA = "concat(cos(a), sin(a)), a[i] = 1000 * sigma * exp(-ln(10000) * i / (count/2)), i = 0 ... count/2 - 1"
+
+Described = Mapping[str, Mapping[Role, tuple[Artifact, Description]]]
+
+
+def build_manifest(
+    root: Path,
+    checkpoint: Checkpoint,
+    plan: ExportPlan,
+    vectors: ReferenceVectors,
+    described: Described,
+    versions: Mapping[str, dict[str, str]],
+    gates: Sequence[Gate],
+    macs: Mapping[str, Mapping[Role, int]],
+    estimates: Sequence[Mapping[str, Any]],
+    fidelity: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The manifest of the bundle that lies under `root`, as plain JSON data."""
+    config, schedule = checkpoint.config, schedule_of(checkpoint.config)
+    decoder = config.decoder
+    targets = {
+        t.key: _target(root, checkpoint, plan, t, described[t.key], versions[t.key], macs.get(t.key, {})) for t in plan.targets
+    }
+    owned = {name for t in targets.values() for c in t["components"].values() for name in c["files"]}
+    common = {p.relative_to(root).as_posix(): p for p in files_under(root)}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "generator": f"snapgen-deploy {__version__}",
+        "name": config.name,
+        "trained": config.trained,
+        "device": {
+            "id": plan.device,
+            "name": plan.device_name,
+            "memory_budget": plan.memory_budget,
+            "guards": list(plan.guards),
+        },
+        "width": plan.width,
+        "reasons": list(plan.reasons),
+        "resolution": list(plan.resolution),
+        "latent": {
+            "shape": list(plan.latent),
+            "mean": list(decoder.latent_mean) if decoder else [],
+            "std": list(decoder.latent_std) if decoder else [],
+            "note": "the decoder takes the normalised latent and undoes mean and std itself",
+        },
+        "schedule": {
+            "sampler": schedule.sampler,
+            "sigmas": list(schedule.sigmas),
+            "shift": schedule.shift,
+            "note": "sigmas include the shift; no guidance: one call of the student per step",
+            "time_features": {
+                "count": schedule.time_features,
+                "formula": TIME_FEATURES_FORMULA,
+                "values": [schedule.features(i)[0].astype(float).tolist() for i in range(len(schedule.sigmas) - 1)],
+            },
+        },
+        "checkpoint": {"sha256": checkpoint.sha256(), "license": checkpoint.license},
+        "config": config_to_dict(config),
+        "prompts": list(vectors.prompts),
+        "seeds": list(vectors.seeds),
+        "noise": "torch.randn of the latent's shape, float32, torch.Generator().manual_seed(seed) on the CPU",
+        "target_order": [t.key for t in plan.targets],
+        "targets": targets,
+        "estimates": list(estimates),
+        "fidelity": dict(fidelity),
+        "gates": [g.as_dict() for g in gates],
+        "files": {
+            name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            for name, path in common.items()
+            if name not in owned and name not in (MANIFEST, SUMS)
+        },
+    }
+
+
+def _target(
+    root: Path,
+    checkpoint: Checkpoint,
+    plan: ExportPlan,
+    target: TargetPlan,
+    parts: Mapping[Role, tuple[Artifact, Description]],
+    versions: dict[str, str],
+    macs: Mapping[Role, int],
+) -> dict[str, Any]:
+    components = {}
+    for role, (artifact, description) in parts.items():
+        inputs, outputs, doc = ports_of(checkpoint.config, plan, role)
+        files = {p.relative_to(root).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in artifact.files}
+        components[role] = {
+            "path": artifact.path.relative_to(root).as_posix(),
+            "files": files,
+            "bytes": sum(path.stat().st_size for path in artifact.files),
+            "doc": doc,
+            "inputs": [asdict(p) for p in inputs],
+            "outputs": [asdict(p) for p in outputs],
+            "ops": description.ops,
+            "macs": macs.get(role),
+            "placement": description.placement,
+            "portable_ops": description.portable_ops,
+            "lint": description.lint,
+            "weights": description.weights,
+            "weight_dtypes": dict(Counter(description.weights.values())),
+            "average_bits": description.average_bits,  # of a weight, scales and palettes included
+            "skipped": description.skipped,
+            "notes": list(description.notes),
+        }
+    return {
+        "precision": target.precision,
+        "limits": asdict(target.limits),
+        "layout": target.layout,
+        "attention_form": target.form,
+        "attention_form_ms": dict(target.form_ms),  # of a layer per form, where it was tuned
+        "options": dict(target.options),
+        "components": components,
+        "versions": versions,
+    }

@@ -1,0 +1,95 @@
+"""The part of a manifest that only a bundle of several picture sizes has.
+
+    "sizes": [{name, resolution, latent, test_vectors, preview, prompts}, ...]     the default one first
+    "targets"/<key>/"sharing": {separate_bytes, bytes, bytes_saved}                against a bundle for every size
+    "targets"/<key>/"components"/<role>/"sizes"/<name>: what `components` says of one size: path, entry, files, ports, ops, ...
+    "targets"/<key>/"components"/<role>/"sharing": {separate_bytes, bytes, shared_bytes, bytes_saved}
+
+Everything beside it describes the default size, so that a reader that knows one size draws that one; the schema version is
+therefore the same. `entry` is the function of a Core ML package or the method of an ExecuTorch program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from snapgen_deploy.bundle.sizes import preview_name, vectors_name
+from snapgen_deploy.drawing.ports import ports_of
+from snapgen_deploy.drawing.reference import ReferenceVectors
+from snapgen_deploy.export.base import Role
+from snapgen_deploy.job.records import Exported
+from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.plan.plan import ExportPlan, target_at
+
+Macs = Mapping[str, Mapping[Role, int]]  # target key -> role -> multiply-accumulates of one call
+DESCRIBED = ("ops", "placement", "portable_ops", "lint")
+
+
+def add_sizes(
+    manifest: dict[str, Any],
+    root: Path,
+    config: ModelConfig,
+    plan: ExportPlan,
+    exported: Mapping[str, Mapping[Role, Exported]],
+    vectors: Mapping[str, ReferenceVectors],
+    macs: Mapping[str, Macs],
+) -> None:
+    """Add the sizes of the plan to the manifest of the bundle below `root`; `vectors` and `macs` by size."""
+    manifest["sizes"] = []
+    for size in plan.sizes:
+        one, other = plan.at(size), None if size == plan.sizes[0] else size
+        manifest["sizes"].append(
+            {
+                "name": size,
+                "resolution": list(one.resolution),
+                "latent": list(one.latent),
+                "test_vectors": vectors_name(other),
+                "preview": preview_name(other) if (root / preview_name(other)).is_file() else None,
+                "prompts": len(vectors[size].prompts),
+            }
+        )
+    for key, parts in exported.items():
+        target = manifest["targets"][key]
+        for role, part in parts.items():
+            if part.joined is None:
+                continue
+            data = target["components"][role]
+            data["sizes"] = {s: _size(root, config, plan.at(s), key, role, part.at(s), macs.get(s, {})) for s in plan.sizes}
+            beside = data["bytes"] - part.joined.bytes  # what a folder layout added would lie in every bundle
+            separate = part.joined.separate_bytes + len(plan.sizes) * beside
+            data["sharing"] = {
+                "separate_bytes": separate,
+                "bytes": data["bytes"],
+                "shared_bytes": part.joined.shared_bytes,
+                "bytes_saved": separate - data["bytes"],
+            }
+        target["sharing"] = _sharing(target["components"], len(plan.sizes))
+
+
+def _size(
+    root: Path, config: ModelConfig, plan: ExportPlan, key: str, role: Role, part: Exported, macs: Macs
+) -> dict[str, Any]:
+    """One component at one size."""
+    inputs, outputs, _ = ports_of(config, plan, role)
+    about = asdict(part.description)
+    return {
+        "path": part.artifact.path.relative_to(root).as_posix(),
+        "entry": part.artifact.entry,
+        "files": [p.relative_to(root).as_posix() for p in part.artifact.files],
+        "inputs": [asdict(p) for p in inputs],
+        "outputs": [asdict(p) for p in outputs],
+        "attention_form": target_at(plan, key).form,
+        "macs": macs.get(key, {}).get(role),
+        "notes": list(part.description.notes),
+        **{name: about[name] for name in DESCRIBED},
+    }
+
+
+def _sharing(components: Mapping[str, Any], count: int) -> dict[str, int]:
+    """Bytes of one target's components here, and in `count` bundles of one size each, which repeat the text encoder."""
+    separate = sum(c["sharing"]["separate_bytes"] if "sharing" in c else count * c["bytes"] for c in components.values())
+    here = sum(c["bytes"] for c in components.values())
+    return {"separate_bytes": separate, "bytes": here, "bytes_saved": separate - here}

@@ -1,0 +1,170 @@
+"""Builds a bundle beside its final place: written, hashed, fsynced, and renamed once; another run can take it up."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from snapgen_deploy.bundle.reader import MANIFEST
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.system.files import is_disk_full, is_old
+
+PLACE = "another place with --output-dir"
+
+
+class Staging:
+    """A directory beside the bundle's final place; `publish` gives it its name, anything else removes it."""
+
+    def __init__(self, root: Path, final: Path, keep: bool) -> None:
+        self.root, self.final, self.keep = root, final, keep
+        self.published = False
+        self.scratch = _scratch(root)  # for files that are no part of the bundle
+
+    def publish(self, overwrite: bool) -> None:
+        """Flush everything to the disk and rename once; an older bundle is replaced only now."""
+        for path in (*self.root.rglob("*"), self.root):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # what temporary folders and some writers make is private
+            _fsync(path)
+        check_place(self.final, overwrite)
+        old = _old(self.root)
+        if self.final.exists():
+            self.final.rename(old)
+        self.root.rename(self.final)  # `_finish` does so where a run ends before this
+        _fsync(self.final.parent)
+        self.published = True
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_place(final: Path, overwrite: bool) -> None:
+    """BadInput where a bundle cannot go to `final`: one is there and is not to be overwritten, or it is something else."""
+    try:
+        if not final.exists():
+            return
+        if not overwrite:
+            raise BadInput(f"{final} is already there; pass --overwrite to replace it, or {PLACE}")
+        if final.is_dir() and not any(final.iterdir()):
+            return
+    except OSError as error:
+        raise BadInput(f"cannot write to {final.parent} ({error.strerror}); choose {PLACE}") from None
+    try:
+        manifest = json.loads((final / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        manifest = None
+    if not isinstance(manifest, dict) or "schema_version" not in manifest:
+        raise BadInput(f"{final} is no bundle (no {MANIFEST} of ours), and --overwrite replaces nothing else; choose {PLACE}")
+
+
+@contextmanager
+def staging(final: Path, key: str, *, overwrite: bool, resume: bool) -> Iterator[Staging]:
+    """A place to build the bundle `final` in. With `resume`, one that an interrupted run with the same `key` left is
+    taken up again, and kept if this run fails too."""
+    prefix = f".{final.name}.partial-"
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _finish(final, prefix)
+        check_place(final, overwrite)
+        root, lock = _left_over(final, prefix, key, resume) or _new(final.parent, prefix, key)
+    except OSError as error:
+        raise BadInput(f"cannot write to {final.parent} ({error.strerror}); choose {PLACE}") from None
+    stage = Staging(root, final, keep=resume)
+    shutil.rmtree(stage.scratch, ignore_errors=True)  # of a run that was killed
+    try:
+        stage.scratch.mkdir()
+        yield stage
+    except Exception as error:
+        if is_disk_full(error):
+            raise BadInput(f"the disk of {final.parent} is full; free space or choose {PLACE}") from None
+        raise
+    finally:
+        shutil.rmtree(stage.scratch, ignore_errors=True)
+        if not stage.published and not stage.keep:
+            shutil.rmtree(root, ignore_errors=True)
+        if stage.published or not stage.keep:
+            _key_file(root).unlink(missing_ok=True)
+        lock.close()
+
+
+def _key_file(root: Path) -> Path:
+    """Beside the staging directory, not in it: it is no part of the bundle. Locked by the run that works there."""
+    return root.with_name(root.name + ".key")
+
+
+def _scratch(root: Path) -> Path:
+    return root.with_name(f".scratch{root.name}")
+
+
+def _old(root: Path) -> Path:
+    """Where the bundle lies that `root` is about to replace."""
+    return root.with_name(root.name + ".old")
+
+
+def _new(parent: Path, prefix: str, key: str) -> tuple[Path, IO[str]]:
+    """A fresh directory, locked before anybody can see it."""
+    with tempfile.NamedTemporaryFile("w", prefix=prefix, suffix=".key", dir=parent, delete=False, encoding="utf-8") as file:
+        file.write(key)
+    root = Path(file.name.removesuffix(".key"))
+    lock = _locked(root)
+    root.mkdir(mode=0o700)
+    if lock is None:
+        raise OSError(errno.EBUSY, "another process locked a new file")
+    return root, lock
+
+
+def _locked(root: Path) -> IO[str] | None:
+    """The key file of a staging directory, locked until it is closed or its process ends; None where another has it."""
+    try:
+        file = _key_file(root).open("r", encoding="utf-8", errors="replace")
+    except FileNotFoundError:  # just published
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def _finish(final: Path, prefix: str) -> None:
+    """Give a bundle its name whose run ended after the older one had lost it: every gate of the new one held."""
+    for old in final.parent.glob(f"{prefix}*.old"):
+        root = old.with_name(old.name.removesuffix(".old"))
+        if final.exists() or (lock := _locked(root)) is None:
+            continue
+        (root if root.is_dir() else old).rename(final)
+        _key_file(root).unlink(missing_ok=True)
+        lock.close()
+
+
+def _left_over(final: Path, prefix: str, key: str, resume: bool) -> tuple[Path, IO[str]] | None:
+    """The directory of an interrupted run with this key, where it is to be taken up; what nobody will is removed."""
+    for file in sorted(final.parent.glob(f"{prefix}*.key")):
+        root = file.with_name(file.name.removesuffix(".key"))
+        if (lock := _locked(root)) is None:
+            continue  # another run works there
+        if resume and root.is_dir() and lock.read() == key:
+            return root, lock
+        if is_old(file):
+            for path in (root, _scratch(root), _old(root)):
+                shutil.rmtree(path, ignore_errors=True)
+            file.unlink(missing_ok=True)
+        lock.close()
+    for old in final.parent.glob(f"{prefix}*.old"):  # of a run that ended while it removed this one
+        if final.exists() and not _key_file(old.with_name(old.name.removesuffix(".old"))).exists() and is_old(old):
+            shutil.rmtree(old, ignore_errors=True)
+    return None
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""The plan of an export: width, targets, precisions, kernel forms, picture sizes."""

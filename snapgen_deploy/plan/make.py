@@ -1,0 +1,81 @@
+"""Makes the export plan of a checkpoint and a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from snapgen_deploy.device_profiles import Profile
+from snapgen_deploy.errors import BadInput, Refused, nearest
+from snapgen_deploy.models.config import ModelConfig
+from snapgen_deploy.plan.plan import ExportPlan
+from snapgen_deploy.plan.sizes import check_systems, sizes_of
+from snapgen_deploy.plan.targets import local_form, pick_targets, plan_target
+from snapgen_deploy.plan.widths import Estimator, LatencyLimits, judge, memory_hint
+
+
+def make_plan(
+    config: ModelConfig,
+    profile: Profile,
+    *,
+    width: str | None = None,
+    targets: Sequence[str] = (),
+    precision: str | None = None,
+    resolution: tuple[int, int] | None = None,
+    other_resolutions: Sequence[tuple[int, int]] = (),
+    estimator: Estimator | None = None,
+    max_latency_ms: float | None = None,
+) -> ExportPlan:
+    """Pick the widest sub-network that fits the device's memory and, where there is a basis, its latency.
+
+    The profile's latency budget is held against a published time where there is one, else against the estimate;
+    `max_latency_ms` in its place against the estimate's upper end. A width, targets, a precision or a resolution that the
+    user names win over the profile's; Refused (exit 3) when the named width does not fit the memory or `max_latency_ms`, or
+    no width fits. BadInput for names that are not known and inadmissible sizes. Of several sizes the most demanding decides on
+    memory, and the first, the default one, on latency.
+    """
+    sizes = sizes_of(config, (resolution or config.resolution, *other_resolutions))
+    size, form = sizes[0].resolution, local_form(config, sizes[0].latent)
+    picked, left_out = pick_targets(profile, targets, several=len(sizes) > 1)
+    chosen = [plan_target(t, precision, form, profile) for t in picked]
+    check_systems(sizes, {t.key: dict(t.options).get("deployment", "") for t in chosen})
+    calibrated = [t for t in chosen if t.precision in (*t.spec.calibrated, "mixed")]
+    if len(sizes) > 1 and calibrated:
+        one = calibrated[0]  # its ranges are found on trajectories of one picture size
+        raise BadInput(
+            f"{one.key}: {one.precision} is calibrated at one picture size; give one --resolution, or another precision"
+        )
+    widths = sorted(config.student.widths, key=lambda w: -config.student.widths[w])
+    if width is not None and width not in widths:
+        raise BadInput(f"the checkpoint has no width '{width}': it has {', '.join(widths)}{nearest(width, widths)}")
+    limits = LatencyLimits(estimator, max_latency_ms)
+    judged = [judge(config, profile, w, chosen, sizes, limits) for w in widths]
+    if width is None:
+        fitting = [j for j in judged if not j.obstacles]
+        if not fitting:
+            raise Refused(
+                f"no width of {config.name} fits {profile.name}: {'; '.join(j.line for j in judged)}{memory_hint(judged)}"
+            )
+        pick, asked = fitting[0], []
+    else:
+        pick = next(j for j in judged if j.width == width)
+        asked = [f"width {width} was asked for"]
+        if "memory" in pick.obstacles or (max_latency_ms is not None and pick.obstacles):
+            mend = "choose a narrower width, a smaller --resolution or another device"
+            raise Refused(f"{pick.line} on {profile.name}; {mend}{memory_hint([pick])}")
+    return ExportPlan(
+        device=profile.id,
+        device_name=profile.name,
+        width=pick.width,
+        reasons=(*asked, *(j.line for j in judged), *left_out),
+        targets=tuple(chosen),
+        resolution=size,
+        latent=sizes[0].latent,
+        memory_bytes=pick.memory,
+        memory_budget=profile.memory_budget_bytes,
+        guards=profile.guards,
+        latency_ms=pick.latency_ms,
+        latency_budget_ms=max_latency_ms or (profile.latency_budget.value if profile.latency_budget else None),
+        offers=tuple(o.target.key for o in profile.offers if o.target.key not in {t.key for t in chosen}),
+        other_sizes=tuple(replace(s, forms=tuple((t.key, local_form(config, s.latent)) for t in chosen)) for s in sizes[1:]),
+    )

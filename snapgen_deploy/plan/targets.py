@@ -1,0 +1,93 @@
+"""Which targets a plan exports, and how: the profile's, or those that were asked for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from snapgen_deploy.device_profiles import TARGETS, Profile, ProfileTarget, spec_of, target_keys, variants_of
+from snapgen_deploy.errors import BadInput, nearest
+from snapgen_deploy.export.shared.extras import missing_extra
+from snapgen_deploy.models.config import ModelConfig
+from snapgen_deploy.plan.plan import TargetPlan
+
+# The stored choice of kernel form of the local attention (`export --tune` measures instead). For 4096 tokens, 16 heads,
+# B = 16, r = 1, fp32, on two x86-64 threads, the loop over blocks took 58 ms against 74 (batched) and 64 (per head) in
+# onnxruntime 1.31, and 139 against 164 and 141 in ExecuTorch 1.4.1 with XNNPACK. On small maps all forms run in a few ms, and
+# the batched one has the fewest operators to lower and load.
+# On the Neural Engine the loop over blocks is what SnapGen++ describes (arXiv 2601.08303).
+LARGE_MAP_FORM, SMALL_MAP_FORM = "loop", "batched"
+SMALL_MAP_TOKENS = 1024
+
+
+def local_form(config: ModelConfig, latent: tuple[int, int, int]) -> str:
+    """The stored choice of kernel form for a latent (channels, height, width)."""
+    rows, cols = config.student.grid(latent[1], latent[2])
+    return SMALL_MAP_FORM if rows * cols <= SMALL_MAP_TOKENS else LARGE_MAP_FORM
+
+
+def named(text: str) -> tuple[str, str]:
+    """Name and variant of a target as it is written on the command line; variant "" for a bare name. BadInput where unknown."""
+    name, _, variant = text.partition(":")
+    if name not in TARGETS:
+        names = list(dict.fromkeys(key.partition(":")[0] for key in TARGETS))
+        near = difflib.get_close_matches(name, names, n=1) or names
+        raise BadInput(f"unknown target '{name}': did you mean {' or '.join(near)}?")
+    variants = variants_of(name)
+    if variant and variant not in variants:
+        mend = f"expected one of {', '.join(variants)}" if variants else f"it has none; write {name}"
+        raise BadInput(f"target {name} has no variant '{variant}': {mend}")
+    return name, variant
+
+
+def _obstacle(target: ProfileTarget, *, several: bool) -> str | None:
+    """Why a target cannot be exported here, or not at several picture sizes; None where it can."""
+    spec = spec_of(target.target, target.variant)
+    if reason := missing_extra(target.key):
+        return reason
+    return f"it holds one picture size ({spec.one_size})" if several and spec.one_size else None
+
+
+def pick_targets(profile: Profile, wanted: Sequence[str], *, several: bool) -> tuple[list[ProfileTarget], list[str]]:
+    """The profile's targets, or those asked for, and a line for each that was left out or that the profile does not offer.
+
+    A bare name takes the profile's variant, else the target's first. BadInput where a target was asked for that is not
+    known, whose extra is missing, or that cannot hold several picture sizes.
+    """
+    if not wanted:
+        obstacles = {t.key: why for t in profile.targets if (why := _obstacle(t, several=several))}
+        lines = [f"{key} left out: {why}" for key, why in obstacles.items()]
+        return [t for t in profile.targets if t.key not in obstacles], lines
+    found, lines = [], []
+    for text in dict.fromkeys(wanted):
+        name, variant = named(text)
+        offered = (*profile.targets, *(o.target for o in profile.offers))
+        ours = [t for t in offered if t.key == text or (not variant and t.target == name)]
+        ours.sort(key=lambda t: bool(t.variant) and t.key in TARGETS)  # a variant with a row of its own by its full name only
+        variant = variant or next(iter(variants_of(name)), "")
+        spec = spec_of(name, variant)
+        default = ProfileTarget(name, variant, spec.precisions[0], spec.layout)
+        chosen = ours[0] if ours else default
+        if why := _obstacle(chosen, several=several):
+            raise BadInput(f"target {chosen.key} cannot be exported: {why}")
+        found.append(chosen)
+        if not ours:
+            lines.append(f"{chosen.key} is not among the targets of {profile.id}: whether it runs there is not known")
+    return list({t.key: t for t in found}.values()), lines  # a bare name and a full one may mean the same
+
+
+def plan_target(target: ProfileTarget, precision: str | None, form: str, profile: Profile) -> TargetPlan:
+    """How a target is exported: at the precision asked for, else the profile's. BadInput where it does not offer that."""
+    spec = spec_of(target.target, target.variant)
+    if precision is not None and precision not in spec.precisions:
+        near = nearest(precision, spec.precisions)
+        have = [key for key in target_keys() if precision in spec_of(*key.partition(":")[::2]).precisions]
+        near = f"; choose --target {' or '.join(have)}, which {'has' if len(have) == 1 else 'have'} it" if have else near
+        raise BadInput(f"target {target.key} has no precision '{precision}': it offers {', '.join(spec.precisions)}{near}")
+    chosen = precision or target.precision
+    own = target.limits if chosen == target.precision else ()
+    if absent := [name for name in spec.from_figures if name not in profile.figures]:
+        raise BadInput(f"target {target.key} needs the figure {absent[0]}, which the profile {profile.id} does not have")
+    figures = tuple((name, f"{profile.figures[name].value:g}") for name in spec.from_figures)
+    options = (*target.options, *figures)
+    return TargetPlan(target.target, target.variant, chosen, target.layout, form, options, own_limits=own)

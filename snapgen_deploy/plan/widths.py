@@ -1,0 +1,196 @@
+"""Which widths fit a device: every one is held against its memory and, where there is a basis, its latency.
+
+Memory figures are estimates: bytes of the weights at the target's precision, and the largest activations of one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from snapgen_deploy.device_profiles import PRECISIONS, Profile
+from snapgen_deploy.models.config import STAGES, ModelConfig
+from snapgen_deploy.plan.plan import TargetPlan
+from snapgen_deploy.plan.sizes import Size
+from snapgen_deploy.sparse.geometry import windows
+
+WEIGHT_BYTES = {name: precision.weight_bytes for name, precision in PRECISIONS.items()}
+
+
+class LatencyEstimate(Protocol):
+    """What an estimator says of one width; times in ms of one picture."""
+
+    @property
+    def ms(self) -> float:
+        """The estimate."""
+        ...
+
+    @property
+    def high(self) -> float:
+        """Its upper end."""
+        ...
+
+    @property
+    def line(self) -> str:
+        """It, its interval and its basis, for people."""
+        ...
+
+
+Estimator = Callable[[str, str, str], LatencyEstimate | None]  # width, target key, precision; None where there is no basis
+
+
+@dataclass(frozen=True)
+class LatencyLimits:
+    """What estimates times, and the user's own limit of a picture, in ms."""
+
+    estimator: Estimator | None
+    max_latency_ms: float | None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One width: bytes on the device, ms of a picture, and what stands in its way."""
+
+    width: str
+    memory: int
+    latency_ms: float | None
+    obstacles: tuple[str, ...]
+    line: str
+
+
+def judge(
+    config: ModelConfig,
+    profile: Profile,
+    width: str,
+    targets: Sequence[TargetPlan],
+    sizes: Sequence[Size],
+    limits: LatencyLimits,
+) -> Judged:
+    """One width against the budgets, with its figures in a line."""
+    weight_bytes = max(map(_weight_bytes, targets))
+    largest = max(sizes, key=lambda s: s.resolution[0] * s.resolution[1])  # all activations grow with the area
+    memory = estimate_memory(config, width, largest.latent, largest.resolution, weight_bytes)
+    obstacles: list[str] = []
+    said = [f"memory {memory / 1e9:.3g} GB (estimate)"]
+    if len(sizes) > 1:
+        said[0] += f" at {largest.name}"
+    budget = profile.memory_budget_bytes
+    if budget is not None:
+        said[0] += f" of {budget / 1e9:g} GB"
+        if not memory <= budget:
+            obstacles.append("memory")
+    latency, words, obstacle = _latency(config, profile, width, targets, sizes[0].resolution, limits)
+    said.append(words)
+    if obstacle:
+        obstacles.append(obstacle)
+    verdict = f"does not fit ({', '.join(obstacles)})" if obstacles else "fits"
+    return Judged(width, memory, latency, tuple(obstacles), f"{width} {verdict}: {', '.join(said)}")
+
+
+def _weight_bytes(target: TargetPlan) -> float:
+    """Of one weight in memory: onnxruntime makes fp32 weights of the palettes of `mixed` when it loads them."""
+    return WEIGHT_BYTES["fp32" if (target.key, target.precision) == ("onnx:cpu", "mixed") else target.precision]
+
+
+def _latency(
+    config: ModelConfig,
+    profile: Profile,
+    width: str,
+    targets: Sequence[TargetPlan],
+    size: tuple[int, int],
+    limits: LatencyLimits,
+) -> tuple[float | None, str, str]:
+    """Time of a picture in ms where there is a basis, what to say of it, and what stands in the way, if anything."""
+    budget = profile.latency_budget
+    if limits.max_latency_ms is not None:
+        estimate = _estimate(width, targets, limits)
+        if estimate is None:
+            return None, "no basis for an estimate of its latency", "latency not known"
+        fits = estimate.high <= limits.max_latency_ms
+        return estimate.ms, estimate.line, "" if fits else f"upper estimate over {limits.max_latency_ms:g} ms"
+    basis = profile.latency
+    if (
+        basis is not None
+        and basis.preset == config.name
+        and basis.resolution == size
+        and any(t.key == basis.target for t in targets)
+    ):
+        published = basis.picture_ms(width, config.steps)
+        if published is None:
+            return None, "no published latency at this width", "latency not known"
+        over = budget is not None and not published <= budget.value
+        said = f"{published:.0f} ms a picture (published steps and decoder)"
+        return published, said, f"latency over {budget}" if over else ""
+    estimate = _estimate(width, targets, limits)
+    if estimate is None:
+        return None, "no latency figure for this model and size on this device", ""
+    over = budget is not None and not estimate.ms <= budget.value
+    return estimate.ms, estimate.line, f"latency over {budget}" if over else ""
+
+
+def _estimate(width: str, targets: Sequence[TargetPlan], limits: LatencyLimits) -> LatencyEstimate | None:
+    """Of the first target that there is a basis for."""
+    if limits.estimator is None:
+        return None
+    return next((found for t in targets if (found := limits.estimator(width, t.key, t.precision)) is not None), None)
+
+
+def estimate_memory(
+    config: ModelConfig, width: str, latent: tuple[int, int, int], size: tuple[int, int], weight_bytes: float
+) -> int:
+    """Estimated peak bytes: all weights, and the largest activations."""
+    import torch
+
+    from snapgen_deploy.models import DiT, TextEncoder, TinyDecoder
+
+    with torch.device("meta"):
+        parts = [DiT(config.student, width)]
+        parameters = sum(p.numel() for p in parts[0].parameters())
+        if config.decoder is not None:
+            parameters += sum(p.numel() for p in TinyDecoder(config.decoder).parameters())
+        if config.text_encoder is not None:
+            parameters += sum(p.numel() for p in TextEncoder(config.text_encoder).parameters())
+    return round(parameters * weight_bytes) + activation_bytes(config, width, latent, size)
+
+
+def activation_bytes(config: ModelConfig, width: str, latent: tuple[int, int, int], size: tuple[int, int]) -> int:
+    """Estimated bytes of the larger of the student's and the decoder's largest activations, 4 bytes an element."""
+    return max(student_activations(config, width, latent), decoder_activations(config, size))
+
+
+def student_activations(config: ModelConfig, width: str, latent: tuple[int, int, int]) -> int:
+    """Bytes of the residual stream, the FFN's inner map, and the scores of all heads of the largest attention.
+
+    N tokens, hidden width D: N * (2 D + r D) + h * Q * M elements of 4 bytes, r the FFN's ratio; of full attention Q and M are
+    N, of ASSA's global branch N and the N/4 compressed keys, of its local branch those of the largest window, of the text's
+    N and its tokens.
+    """
+    student = config.student
+    rows, cols = student.grid(latent[1], latent[2])
+    tokens, hidden, heads = rows * cols, student.hidden_at(width), student.heads_at(width)
+    text = sum(s.length for s in student.text_streams)
+    scores = [student.cross_dim // student.head_dim * tokens * text]
+    for stage, kind in zip(STAGES, student.attention, strict=True):
+        queries = tokens // 4 if stage == "middle" else tokens
+        if kind == "assa":
+            local = max(w.size * w.key_size for w in windows(queries, student.blocks, student.radius))
+            scores += [heads * queries * (queries // 4), heads * local]
+        else:
+            scores.append(heads * queries * queries)
+    return 4 * (tokens * hidden * (2 + max(student.ffn_ratios)) + max(scores))
+
+
+def decoder_activations(config: ModelConfig, size: tuple[int, int]) -> int:
+    """Bytes of three maps of the decoder's largest block, widened, 4 bytes an element; 0 without a decoder."""
+    decoder = config.decoder
+    if decoder is None:
+        return 0
+    pixels = (size[0] * size[1] >> 2 * i for i in range(len(decoder.channels)))  # from the last level, at full resolution
+    return 12 * decoder.expand * max(c * p for c, p in zip(reversed(decoder.channels), pixels, strict=True))
+
+
+def memory_hint(judged: Sequence[Judged]) -> str:
+    """What to say where memory stands in the way."""
+    short = any("memory" in j.obstacles for j in judged)
+    return "; where the app may take more memory, say how much with --memory-budget" if short else ""

@@ -1,0 +1,1 @@
+"""The machine below: files, child processes, host memory, progress."""

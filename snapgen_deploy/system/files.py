@@ -1,0 +1,172 @@
+"""Files: where the tool's cache lies, named arrays that users give, and results that are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snapgen_deploy.errors import BadInput
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def cache_root() -> Path:
+    """`$XDG_CACHE_HOME/snapgen-deploy`, else `~/.cache/snapgen-deploy`."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # the specification: relative is invalid
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:
+            raise BadInput("this user has no home directory to keep a cache in; set HOME or XDG_CACHE_HOME") from None
+    return base / "snapgen-deploy"
+
+
+def is_file(path: Path) -> bool:
+    """`Path.is_file`; BadInput where the system does not tell: a folder that may not be read, a name that is too long."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror})") from None
+
+
+def read_json(path: Path, mend: str) -> Any:
+    """The document in a JSON file; BadInput that ends in `mend` where it cannot be read, or holds what JSON has not (NaN)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); {mend}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path} is not readable JSON ({error}); {mend}") from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def files_under(root: Path) -> list[Path]:
+    """All files below `root`, sorted by their path."""
+    return sorted(p for p in root.rglob("*") if p.is_file())
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error comes of a full disk; libraries and child processes keep of the system's error often the text alone."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if getattr(seen, "errno", None) in FULL or any(os.strerror(number) in str(seen) for number in FULL):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+@contextmanager
+def temporary_files_in(folder: Path) -> Iterator[None]:
+    """Have libraries put their temporary files into `folder`, here and in processes that are started meanwhile.
+
+    coremltools writes all weights to such a file first, gigabytes of a large model, and the system's place for them often is
+    memory; what a killed process left there would stay.
+    """
+    variable, before = os.environ.get("TMPDIR"), tempfile.tempdir
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        if variable is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = variable
+
+
+def read_arrays(path: Path, what: str) -> dict[str, np.ndarray]:
+    """The named arrays of an .npz file; BadInput that begins with `what` where it is missing, damaged or something else."""
+    import numpy as np
+
+    try:
+        data: Any = np.load(path, allow_pickle=False)
+        if isinstance(data, np.ndarray):
+            raise BadInput(f"{what}: holds one array; expected named arrays (numpy.savez)")
+        with data:
+            return {name: data[name] for name in data.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise BadInput(f"{what} cannot be read ({error}); give an .npz that numpy.savez wrote") from None
+
+
+def write_text(path: Path, text: str, mend: str, *, parents: bool = False) -> None:
+    """`write_bytes` of a text in UTF-8."""
+    write_bytes(path, text.encode(), mend, parents=parents)
+
+
+def write_bytes(path: Path, data: bytes, mend: str, *, parents: bool = False) -> None:
+    """Write the whole file or nothing, with its folders where `parents`; BadInput that ends in `mend` where it cannot be.
+
+    A link's target is replaced, not the link; a device or a pipe, such as /dev/null, is written to.
+    """
+    part: Path | None = None
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
+        path = path.resolve()
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        part = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        part.chmod(0o644)  # mkstemp makes it private
+        part.replace(path)
+    except OSError as error:
+        if part is not None:
+            part.unlink(missing_ok=True)
+        raise BadInput(f"cannot write {path} ({error.strerror}); {mend}") from None
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def discard_oldest(entries: Sequence[tuple[float, int, Path]], limit: int) -> None:
+    """Remove files and folders (time of last use, bytes, path), the longest unused first, until `limit` bytes are left."""
+    total = sum(size for _, size, _ in entries)
+    for _, size, path in sorted(entries):
+        if total <= limit:
+            return
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        total -= size
+
+
+def stamps(files: Sequence[Path]) -> list[tuple[int, int, int]]:
+    """Size, time and number of each file: what changes when somebody writes to it."""
+    found = [path.stat() for path in files]
+    return [(s.st_size, s.st_mtime_ns, s.st_ino) for s in found]
+
+
+ABANDONED = 24 * 3600  # seconds after which what a run left that was killed is removed, where no run takes it up
+
+
+def is_old(path: Path) -> bool:
+    """Whether nothing has changed a file or folder for so long that the run that made it was killed."""
+    try:
+        return time.time() - path.stat().st_mtime > ABANDONED
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,102 @@
+"""The rooms of the package, and the direction in which they may import each other (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterator, Mapping, Set
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from snapgen_deploy.system.source import package_root
+
+# From the ground up. A room imports rooms of the rows above its own, and itself.
+ROWS = (
+    ("", "assets", "errors"),
+    ("system", "models", "device_profiles"),
+    ("checkpoint", "sparse"),
+    ("export",),
+    ("plan",),
+    ("drawing",),
+    ("bundle", "quantise"),
+    ("check",),
+    ("job",),
+    ("latency",),
+    ("report",),
+    ("cli",),
+)
+ROW = {room: number for number, row in enumerate(ROWS) for room in row}
+Graph = Mapping[str, set[str]]
+
+
+def python_files(root: Path) -> Iterator[Path]:
+    for folder, _, names in os.walk(root, followlinks=True):  # export, latency and device_profiles are links here
+        yield from (Path(folder, name) for name in names if name.endswith(".py"))
+
+
+def dotted(path: Path) -> str:
+    """`export/base.py` -> `export.base`, `export/__init__.py` -> `export`, the package itself -> ``."""
+    return ".".join(path.relative_to(package_root()).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+
+
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+@pytest.fixture(scope="module")
+def imports() -> Graph:
+    """Module -> modules of the package that it imports, wherever in the file the statement stands."""
+    files = {dotted(path): path for path in python_files(package_root())}
+    found: dict[str, set[str]] = {}
+    for module, path in files.items():
+        names = set[str]()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
+                names |= {_imported(node.module or "", alias.name, files.keys()) for alias in node.names}
+            elif isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+        own = {_own(name) for name in names if name.partition(".")[0] == "snapgen_deploy"}
+        found[module] = own & files.keys() - {module}
+    return found
+
+
+def _own(name: str) -> str:
+    return name.removeprefix("snapgen_deploy").removeprefix(".")
+
+
+def _imported(module: str, name: str, known: Set[str]) -> str:
+    """The module that `from module import name` reads: `module.name` where that is one."""
+    return f"{module}.{name}" if _own(f"{module}.{name}") in known else module
+
+
+def test_rooms_import_downwards_only(imports: Graph) -> None:
+    assert {room_of(m) for m in imports} == set(ROW), "name the new room in ROWS, and in docs/architecture.md"
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in imports.items()
+        for other in others
+        if room_of(module) != room_of(other) and ROW[room_of(other)] >= ROW[room_of(module)]
+    ]
+    assert wrong == []
+
+
+def test_no_folders_and_no_modules_in_a_circle(imports: Graph) -> None:
+    folders: dict[str, set[str]] = {}
+    homes = {dotted(path): dotted(path.parent / "__init__.py") for path in python_files(package_root())}
+    for module, others in imports.items():
+        folders.setdefault(homes[module], set()).update(homes[other] for other in others)
+    for folder, others in folders.items():
+        others.discard(folder)
+    TopologicalSorter(folders).prepare()  # raises CycleError
+    # A package's __init__ gathers what its modules offer; those import each other, never the gathering.
+    inside = {m: {o for o in others if not m.startswith(f"{o}.")} for m, others in imports.items()}
+    TopologicalSorter(inside).prepare()
+
+
+def test_the_rules_can_fail() -> None:
+    with pytest.raises(ValueError, match="cycle"):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+    assert ROW["cli"] > ROW["job"] > ROW["export"] > ROW["errors"]
