@@ -14,8 +14,8 @@ from snapgen_deploy.job import cache as module
 from snapgen_deploy.job.cache import ExportCache, default_root, export_key, tool_versions
 from snapgen_deploy.job.records import Exported
 from snapgen_deploy.plan.make import make_plan
-from snapgen_deploy.system.files import stamps
-from snapgen_deploy.system.source import source_sha256
+from snapgen_deploy.system.files import ABANDONED, stamps
+from snapgen_deploy.system.source import package_root, source_sha256
 from tests.checkpoint.cases import tiny_config, tiny_model
 
 TARGET = "executorch:xnnpack"
@@ -87,7 +87,7 @@ def test_the_least_recently_used_goes_first(tmp_path):
 
 def test_what_a_crashed_process_left_is_removed_and_what_a_living_one_writes_is_not(cache, tmp_path):
     store(cache, "k", tmp_path / "first")
-    for name, age in ((".new-old", 2 * module.ABANDONED), (".new-young", 0)):
+    for name, age in ((".new-old", 2 * ABANDONED), (".new-young", 0)):
         (cache.root / name).mkdir()
         stamp = (cache.root / name).stat().st_mtime - age
         os.utime(cache.root / name, (stamp, stamp))
@@ -146,8 +146,7 @@ def test_the_key_knows_all_that_decides_the_files(tmp_path, monkeypatch):
 
 def test_source_and_tools_are_really_read():
     assert dict(tool_versions())["torch"].startswith("2.")
-    root = Path(module.__file__).parent
-    assert (root / "export" / "onnx.py").is_file()
+    assert (package_root() / "export" / "onnx" / "target.py").is_file()
     assert len(source_sha256()) == 64
 
 
@@ -164,8 +163,8 @@ def test_a_checkpoint_that_is_gone_was_changed(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"1")
     checkpoint = SimpleNamespace(path=file, files=(file,))
-    before = module.stamps((file,))
-    module.refuse_changed(checkpoint, before)
+    before = stamps((file,))
+    refuse_changed(checkpoint, before)
     file.unlink()
     with pytest.raises(BadInput, match="was changed while it was exported"):
-        module.refuse_changed(checkpoint, before)
+        refuse_changed(checkpoint, before)
