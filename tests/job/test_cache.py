@@ -7,6 +7,7 @@ import pytest
 
 from snapgen_deploy.bundle.reader import files_under
 from snapgen_deploy.checkpoint import open_checkpoint, save_checkpoint
+from snapgen_deploy.checkpoint.unchanged import refuse_changed
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact, Description
