@@ -15,7 +15,8 @@ from snapgen_deploy.system.source import package_root
 # From the ground up. A room imports rooms of the rows above its own, and itself.
 ROWS = (
     ("", "assets", "errors"),
-    ("system", "models", "device_profiles"),
+    ("system",),
+    ("models", "device_profiles"),
     ("checkpoint", "sparse"),
     ("export",),
     ("plan",),

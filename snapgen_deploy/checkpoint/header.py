@@ -6,7 +6,6 @@ each name to dtype, shape and data_offsets, and `__metadata__` to strings. Tenso
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.models.serialise import DuplicateName, unique
+from snapgen_deploy.system.documents import DuplicateName, parse_json
 
 # Bytes of one element, from the specification. Sub-byte dtypes are left out: no component of ours can hold them.
 DTYPE_BYTES: Mapping[str, int] = {
@@ -102,10 +101,10 @@ def _check_length(path: Path, prefix: bytes, size: int, length: int) -> None:
 
 def _decode(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+        document = parse_json(text.decode("utf-8"))
     except DuplicateName as error:
         raise BadInput(f"{path}: the safetensors header is wrong: {error}; write the file again") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadInput(f"{path}: not a safetensors file: its header is not JSON ({error})") from None
     assert isinstance(document, dict)  # the text begins with '{'
     return document

@@ -18,16 +18,14 @@ so are two names that come to the same.
 
 from __future__ import annotations
 
-import json
 import re
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.models.serialise import unique
+from snapgen_deploy.system.documents import parse_json, parse_toml
 
 RESERVED = ("prefix", "regex", "drop")  # no tensor of these names can have a rule of its own
 
@@ -82,10 +80,10 @@ def load_key_map(path: Path) -> KeyMap:
     """Read a key map; `.toml` is TOML, everything else JSON. Raises one BadInput that lists what is wrong."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        data = tomllib.loads(text) if path.suffix.lower() == ".toml" else json.loads(text, object_pairs_hook=unique)
+        data = parse_toml(text) if path.suffix.lower() == ".toml" else parse_json(text)
     except OSError as error:
         raise BadInput(f"key map {path}: cannot be read ({error.strerror}); give a JSON or TOML file") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadInput(f"key map {path}: neither JSON nor TOML ({error}); TOML needs the suffix .toml") from None
     if not isinstance(data, dict):
         raise BadInput(f"key map {path}: got a {type(data).__name__}, expected an object")

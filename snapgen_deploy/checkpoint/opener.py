@@ -19,7 +19,8 @@ from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.checkpoint.sources import KEYS, SafetensorsSource, Source, TorchSource
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.config import ModelConfig
-from snapgen_deploy.models.serialise import config_from_dict, config_from_json, unique
+from snapgen_deploy.models.serialise import config_from_dict, config_from_json
+from snapgen_deploy.system.documents import parse_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -220,17 +221,17 @@ def _differs(key: str, held: Mapping[str, str], data: Mapping[str, Any]) -> bool
 
 def _parsed(value: Any) -> Any:
     try:
-        return json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):
+        return parse_json(value) if isinstance(value, str) else value
+    except ValueError:
         return value
 
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        data = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadInput(f"{path}: not JSON ({error})") from None
     if not isinstance(data, dict):
         raise BadInput(f"{path}: got a {type(data).__name__}, expected a JSON object")

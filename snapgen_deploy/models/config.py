@@ -6,44 +6,100 @@ Figures without a source in the paper (arXiv 2601.08303) are our choice and say 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, GetCoreSchemaHandler, StrictBool
+from pydantic_core import CoreSchema
+
+from snapgen_deploy.system.typed import Number, Text
 
 StageKind = Literal["assa", "full"]
 STAGES: tuple[str, str, str] = ("down", "middle", "up")
 
+# Bounds on what a document may ask for, so that a hostile one cannot make us build millions of modules. Both are far
+# above any published model of this family (28 blocks, 262144 words).
+LARGEST_SIZE = 1 << 20
+LARGEST_DEPTH = 512
+MOST_STEPS = 1000
+MOST_LEVELS = LARGEST_SIZE.bit_length()  # of a decoder: each doubles the picture
+LEAST_SHIFT = 1e-3  # beyond it and its inverse, steps of the schedule fall together
+
+
+def _name(pattern: str, expected: str) -> AfterValidator:
+    """Holds a text against a regular expression."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(expected)
+        return value
+
+    return AfterValidator(check)
+
+
+Size = Annotated[int, Field(strict=True, ge=1, le=LARGEST_SIZE)]
+Depth = Annotated[int, Field(strict=True, ge=1, le=LARGEST_DEPTH)]  # counts modules
+Positive = Annotated[Number, Field(gt=0)]
+# Names of widths and streams become parts of tensor and file names; the bundle's folder is called by the checkpoint's.
+Name = Annotated[str, _name(r"[A-Za-z][A-Za-z0-9_]{0,63}", "letters, digits and '_', from a letter on")]
+FolderName = Annotated[
+    str, _name(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "letters, digits, '.', '_' and '-', from a letter or digit on")
+]
+
+
+class Document:
+    """A part of the configuration: its document has every field, whatever the field's default, and nothing else."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """The schema of the dataclass, without the defaults: they are for code, a document that relies on them is cut."""
+        schema = handler(source)
+        inner: Any = handler.resolve_ref_schema(schema)
+        for each in inner["schema"]["fields"]:
+            if each["schema"]["type"] == "default":
+                each["schema"] = each["schema"]["schema"]
+        return schema
+
 
 @dataclass(frozen=True)
-class TextStream:
+class TextStream(Document):
     """One text encoder whose tokens the student attends to; streams are concatenated along tokens."""
 
-    name: str
-    dim: int
-    length: int
+    name: Name
+    dim: Size
+    length: Size
 
 
 @dataclass(frozen=True)
-class DiTConfig:
+class DiTConfig(Document):
     """Hyperparameters of the elastic three-stage diffusion transformer."""
 
-    latent_channels: int = 16
-    latent_factor: int = 8
-    patch: int = 2
-    hidden: int = 2048  # at width 1.0; not published, fits the published parameter counts
-    head_dim: int = 64  # not published
-    kv_group: int = 2  # query heads per key/value head; gives the published 8 KV heads at 0.5x
-    depths: tuple[int, int, int] = (8, 10, 10)  # blocks in Down, Middle, Up
+    latent_channels: Size = 16
+    latent_factor: Size = 8
+    patch: Size = 2
+    hidden: Size = 2048  # at width 1.0; not published, fits the published parameter counts
+    head_dim: Size = 64  # not published
+    kv_group: Size = 2  # query heads per key/value head; gives the published 8 KV heads at 0.5x
+    depths: tuple[Depth, Depth, Depth] = (8, 10, 10)  # blocks in Down, Middle, Up
     attention: tuple[StageKind, StageKind, StageKind] = ("assa", "full", "assa")
-    ffn_ratios: tuple[int, int, int] = (4, 3, 4)
-    blocks: int = 16  # B: blocks of the token sequence in the local branch
-    radius: int = 1  # r: block b attends to blocks b-r ... b+r
-    text_streams: tuple[TextStream, ...] = (TextStream("text", 512, 77), TextStream("llm", 2560, 128))
-    text_width: int = 768  # common width that every stream is projected to
-    cross_dim: int = 1024  # inner width of cross-attention, the same at every network width
-    time_features: int = 256  # sinusoidal features of sigma, PixArt-alpha
-    rope_theta: float = 10000.0
-    absolute_positions: bool = True  # PixArt-alpha's fixed sine-cosine table; RoPE alone cannot tell the top from the bottom
-    widths: dict[str, float] = field(default_factory=lambda: {"tiny": 0.375, "small": 0.5, "full": 1.0})
+    ffn_ratios: tuple[Size, Size, Size] = (4, 3, 4)
+    blocks: Size = 16  # B: blocks of the token sequence in the local branch
+    radius: Annotated[int, Field(strict=True, ge=0, le=LARGEST_SIZE)] = 1  # r: block b attends to blocks b-r ... b+r
+    text_streams: Annotated[tuple[TextStream, ...], Field(min_length=1)] = (
+        TextStream("text", 512, 77),
+        TextStream("llm", 2560, 128),
+    )
+    text_width: Size = 768  # common width that every stream is projected to
+    cross_dim: Size = 1024  # inner width of cross-attention, the same at every network width
+    time_features: Size = 256  # sinusoidal features of sigma, PixArt-alpha
+    rope_theta: Positive = 10000.0
+    absolute_positions: StrictBool = True  # PixArt-alpha's fixed sine-cosine table; RoPE alone cannot tell top from bottom
+    widths: Annotated[dict[Name, Annotated[Positive, Field(le=LARGEST_SIZE)]], Field(min_length=1)] = field(
+        default_factory=lambda: {"tiny": 0.375, "small": 0.5, "full": 1.0}
+    )
 
     def hidden_at(self, width: str) -> int:
         """Hidden width of the sub-network `width`."""
@@ -70,10 +126,6 @@ class DiTConfig:
             found.append(f"head_dim {self.head_dim} must be a multiple of 4 (two axes of rotary pairs)")
         if self.cross_dim % self.head_dim:
             found.append(f"cross_dim {self.cross_dim} must be a multiple of head_dim {self.head_dim}")
-        if self.blocks < 1 or self.radius < 0:
-            found.append(f"blocks must be >= 1 and radius >= 0, got {self.blocks} and {self.radius}")
-        if not self.text_streams:
-            found.append("at least one text stream is needed")
         if self.time_features < 2 or self.time_features % 2:
             found.append(f"time_features {self.time_features} must be a positive even number (pairs of sine and cosine)")
         if self.absolute_positions and (wide := [n for n, ratio in self.widths.items() if ratio > 1]):
@@ -103,16 +155,17 @@ class DiTConfig:
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(Document):
     """SnapGen's tiny decoder (arXiv 2412.09619): no attention, separable residual blocks."""
 
-    latent_channels: int = 16
-    channels: tuple[int, ...] = (256, 128, 64, 32)  # per level, from the latent up; not published
-    blocks: tuple[int, ...] = (4, 3, 3, 2)
-    expand: int = 2
-    groups: int = 8
-    latent_mean: tuple[float, ...] = ()  # per channel; () means zeros
-    latent_std: tuple[float, ...] = ()  # per channel; () means ones
+    latent_channels: Size = 16
+    # Per level, from the latent up; not published.
+    channels: Annotated[tuple[Size, ...], Field(min_length=1, max_length=MOST_LEVELS)] = (256, 128, 64, 32)
+    blocks: tuple[Annotated[int, Field(strict=True, ge=0, le=LARGEST_DEPTH)], ...] = (4, 3, 3, 2)
+    expand: Size = 2
+    groups: Size = 8
+    latent_mean: tuple[Number, ...] = ()  # per channel; () means zeros
+    latent_std: tuple[Positive, ...] = ()  # per channel; () means ones
 
     @property
     def factor(self) -> int:
@@ -121,30 +174,30 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
-class TextEncoderConfig:
+class TextEncoderConfig(Document):
     """A small bidirectional transformer over word or subword tokens."""
 
-    vocab: int = 49408  # CLIP's byte-pair vocabulary
-    length: int = 77
-    width: int = 512
-    layers: int = 6
-    heads: int = 8
+    vocab: Size = 49408  # CLIP's byte-pair vocabulary
+    length: Size = 77
+    width: Size = 512
+    layers: Depth = 6
+    heads: Size = 8
     stream: str = "text"  # which of the student's text streams it feeds
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Document):
     """All components of a checkpoint; a component that the checkpoint lacks is None."""
 
     student: DiTConfig
     decoder: DecoderConfig | None
     text_encoder: TextEncoderConfig | None
-    name: str = "unnamed"
-    trained: bool = True
-    shift: float = 3.0  # time shift of the flow-matching schedule, published
-    steps: int = 4
-    resolution: tuple[int, int] = (1024, 1024)  # default picture height, width in pixels
-    prompts: tuple[str, ...] = ()  # shown and checked by every export
+    name: FolderName = "unnamed"
+    trained: StrictBool = True
+    shift: Annotated[Number, Field(ge=LEAST_SHIFT, le=1 / LEAST_SHIFT)] = 3.0  # of the flow-matching schedule, published
+    steps: Annotated[int, Field(strict=True, ge=1, le=MOST_STEPS)] = 4
+    resolution: tuple[Size, Size] = (1024, 1024)  # default picture height, width in pixels
+    prompts: tuple[Text, ...] = ()  # shown and checked by every export
 
 
 def snapgenpp() -> ModelConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.system.documents import parse_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,15 +47,11 @@ def is_file(path: Path) -> bool:
 def read_json(path: Path, mend: str) -> Any:
     """The document in a JSON file; BadInput that ends in `mend` where it cannot be read, or holds what JSON has not (NaN)."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        return parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); {mend}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadInput(f"{path} is not readable JSON ({error}); {mend}") from None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def files_under(root: Path) -> list[Path]:

@@ -183,8 +183,9 @@ def test_configuration_problems_in_one_line() -> None:
     del data["student"]["patch"]
     data["steps"] = True
     data["student"]["attention"] = ["assa", "sparse", "assa"]
-    refused(lambda: config_from_dict(data), "unknown key student.hiden", "missing key student.patch", "steps: got true",
-            "student.attention[1]")  # fmt: skip
+    refused(lambda: config_from_dict(data), "student.hiden: got an unknown key, expected 'hidden'?",
+            "student.patch: got nothing, expected an integer", "steps: got true",
+            "student.attention[1]: got 'sparse', expected one of assa, full")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_configuration_problems_in_one_line() -> None:
     [
         ("student", "kv_group", 0, "kv_group: got 0"),
         ("student", "depths", [1, 10**9, 1], "depths[1]"),
-        ("student", "widths", {"full": float("nan")}, "widths[full]"),
+        ("student", "widths", {"full": float("nan")}, "widths.full: got nan, expected a finite number"),
         ("student", "widths", {"a.b": 1.0}, "letters"),
         ("student", "text_streams", [{"name": "latent", "dim": 16, "length": 6}], "is taken"),
         ("student", "text_streams", [{"name": "tokens", "dim": 16, "length": 6}], "is taken"),
@@ -225,7 +226,11 @@ def test_a_name_that_is_no_folder_s(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "expected"), [("steps", 1_000_000, "expected 1 to 1000"), ("prompts", ["a", " "], "prompts[1]: is blank")]
+    ("key", "value", "expected"),
+    [
+        ("steps", 1_000_000, "expected an integer, 1 to 1000"),
+        ("prompts", ["a", " "], "prompts[1]: got ' ', expected a non-empty string"),
+    ],
 )
 def test_values_that_cannot_be_meant(key: str, value: object, expected: str) -> None:
     refused(lambda: config_from_dict(config_to_dict(tiny_config()) | {key: value}), expected)
@@ -234,6 +239,42 @@ def test_values_that_cannot_be_meant(key: str, value: object, expected: str) -> 
 def test_a_key_that_stands_there_twice() -> None:
     text = json.dumps(config_to_dict(tiny_config()))
     refused(lambda: config_from_json(text[:-1] + ', "steps": 9}'), "'steps' stands there twice")
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ('"steps": ' + "9" * 5000, "not JSON (it holds a number of thousands of digits)"),
+        ('"steps": 1' + "0" * 400, "steps: got 1000"),
+        ('"shift": 1' + "0" * 400, "shift: got 1000"),
+        ('"shift": 1e999', "shift: got inf"),
+        ('"shift": NaN', "not JSON (NaN is not valid JSON)"),
+        ('"prompts": ' + "[" * 3000 + "]" * 3000, "not JSON (it is nested too deeply)"),
+        ('"prompts": ' + "[" * 300 + "]" * 300, "prompts[0]: got [[[["),
+        ('"student": []', "student: got [], expected a table"),
+        (f'"{"k" * 5000}": 1', "got an unknown key"),
+        (", ".join(f'"{i}": 1' for i in range(1000)), "; and 9"),
+        ('"name": "' + "n" * 20_000 + '"', "name: got 'nnn"),
+    ],
+)
+def test_hostile_values_are_told_in_a_short_line(changed: str, expected: str) -> None:
+    data = config_to_dict(tiny_config())
+    data.pop(changed.split('"')[1], None)
+    message = refused(lambda: config_from_json(f"{json.dumps(data)[:-1]}, {changed}}}"), expected)
+    assert len(message) <= 300
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "expected"),
+    [
+        ("student", "widths", {"full": 1e308}, "widths.full: got 1e+308, expected a finite number above 0, at most 1048576"),
+        ("decoder", "channels", [8] * 20_000, "expected a list of 1 to 21"),
+        ("student", "text_streams", [], "text_streams: got [], expected a list of 1 or more"),
+        ("student", "widths", {}, "widths: got {}, expected a table that is not empty"),
+    ],
+)
+def test_sizes_that_arithmetic_would_not_survive(section: str, key: str, value: object, expected: str) -> None:
+    test_inadmissible_configurations(section, key, value, expected)
 
 
 def test_a_ratio_that_a_float_cannot_hold_is_admitted() -> None:

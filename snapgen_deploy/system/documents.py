@@ -1,0 +1,85 @@
+"""Documents that others wrote: JSON and TOML are read strictly, and what is wrong with one is told in one short line."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+import tomllib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from snapgen_deploy.errors import BadInput
+
+LONGEST_LINE = 300  # characters of a message, where the file's own path leaves room for what is wrong in it
+LONGEST_VALUE, LONGEST_NAME = 60, 120
+
+
+class DuplicateName(ValueError):
+    """An object or a table that holds one key twice: readers would disagree on which is meant."""
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON document; DuplicateName for a key that stands there twice: the last would count in silence."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise DuplicateName(f"{key[:80]!r} stands there twice")
+        found[key] = value
+    return found
+
+
+def parse_json(text: str | bytes) -> Any:
+    """A JSON document. Raises ValueError (DuplicateName for a key that stands there twice) with a short reason."""
+    return _parsed(lambda: json.loads(text, object_pairs_hook=unique, parse_constant=_no_constant))
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """A TOML document. Raises ValueError with a short reason."""
+    return dict(_parsed(lambda: tomllib.loads(text)))
+
+
+def _parsed(parse: Callable[[], Any]) -> Any:
+    try:
+        return parse()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except ValueError as error:
+        if "int_max_str_digits" in str(error):
+            raise ValueError("it holds a number of thousands of digits") from None
+        raise
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not valid JSON")
+
+
+def in_one_line(head: str, problems: Sequence[str], tail: str = "") -> str:
+    """`head: problem; problem` and `tail`: all problems where they fit, else the first ones and how many more there are."""
+    room = max(LONGEST_LINE - len(head) - len(tail) - len(": ; and 999 more"), LONGEST_LINE // 2)
+    texts = [cut(" ".join(p.split()), room) for p in problems]  # a hostile key may hold line breaks
+    told = max(n for n in range(1, len(texts) + 1) if n == 1 or len("; ".join(texts[:n])) <= room)
+    more = f"; and {len(texts) - told} more" if told < len(texts) else ""
+    return f"{head}: {'; '.join(texts[:told])}{more}{tail}"
+
+
+def refuse(head: str, problems: Sequence[str], tail: str = "") -> None:
+    """BadInput in one line where there are problems."""
+    if problems:
+        raise BadInput(in_one_line(head, problems, tail))
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: short, whatever it is."""
+    if value is None or isinstance(value, bool):
+        return "nothing" if value is None else str(value).lower()
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = LONGEST_VALUE
+    try:
+        return cut(short.repr(value), LONGEST_VALUE)
+    except ValueError:  # Python writes no integers of more than 4300 digits
+        return "a number of thousands of digits"
+
+
+def cut(text: str, length: int) -> str:
+    """The text, or its beginning."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."

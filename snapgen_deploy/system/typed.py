@@ -1,0 +1,123 @@
+"""Decoded documents held against a type, by pydantic.
+
+Every problem of a document becomes `path: got X, expected Y`. What is expected stands in the type's own schema: its
+`description`, or its kind and bounds. A validator of one's own raises ValueError with what it expects, such as
+`ValueError("one of fp16, fp32")`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
+
+from snapgen_deploy.system.documents import LONGEST_NAME, cut, shown
+
+T = TypeVar("T")
+Text = Annotated[str, Field(pattern=r"\S", description="a non-empty string")]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=1, le=(1 << 31) - 1)]
+Table = dict[str, Any]
+
+
+class Closed(BaseModel):
+    """A table that has no other keys than its fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Marks a text that is one of a few: `Annotated[str, OneOf(KINDS)]`."""
+
+    names: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.literal_schema(list(self.names))
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def read_as(kind: type[T], data: object, context: Any = None) -> tuple[T | None, list[str]]:
+    """`data` as `kind` and no problems, or None and every problem, one text each; `context` is for validators of `kind`."""
+    key: Any = kind
+    adapter: TypeAdapter[T] = _adapter(key)
+    try:
+        return adapter.validate_python(data, context=context), []
+    except ValidationError as error:
+        schema = adapter.json_schema()
+        return None, [_line(found, schema) for found in error.errors(include_url=False)]
+
+
+def _line(error: ErrorDetails, schema: Table) -> str:
+    """One problem, from what pydantic says of it."""
+    kind, at = error["type"], tuple(part for part in error["loc"] if part != "[key]")
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        names = sorted(_node(schema, at[:-1]).get("properties", ()))
+        near = difflib.get_close_matches(str(at[-1]), names, 1)
+        return f"{_path(at)}: got an unknown key, expected {repr(near[0]) + '?' if near else 'only ' + ', '.join(names)}"
+    if kind == "value_error":
+        expected = str(error["ctx"]["error"])
+    elif kind == "string_unicode":
+        expected = "text without lone surrogates"
+    else:
+        expected = _words(_node(schema, at))
+    if error["loc"][-1:] == ("[key]",):
+        at = at[:-1]
+    return f"{_path(at)}: got {'nothing' if kind == 'missing' else shown(error['input'])}, expected {expected}"
+
+
+def _path(at: Sequence[int | str]) -> str:
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in at).removeprefix(".")
+    return cut(text, LONGEST_NAME) or "document"
+
+
+def _node(schema: Table, at: Sequence[int | str]) -> Table:
+    """The part of a JSON schema that describes what lies `at` a place of the document."""
+    node = _resolved(schema, schema)
+    for part in at:
+        if isinstance(part, int):
+            items = node.get("prefixItems", ())
+            inner = items[part] if part < len(items) else node.get("items", {})
+        else:
+            inner = node.get("properties", {}).get(part) or node.get("additionalProperties", {})
+        node = _resolved(inner if isinstance(inner, dict) else {}, schema)
+    return node
+
+
+def _resolved(node: Table, schema: Table) -> Table:
+    """Through references, and of what may be left out what it is otherwise."""
+    if "anyOf" in node:
+        return _resolved(node["anyOf"][0], schema)
+    return _resolved(schema["$defs"][node["$ref"].rpartition("/")[2]], schema) if "$ref" in node else node
+
+
+def _words(node: Table) -> str:
+    kind = node.get("type")
+    if kind == "object":
+        return "a table" if not node.get("minProperties") else "a table that is not empty"
+    if "description" in node:
+        return str(node["description"])
+    if "enum" in node or "const" in node:
+        return f"one of {', '.join(node.get('enum', [node.get('const')]))}"
+    if kind == "array":
+        least, most = node.get("minItems", 0), node.get("maxItems")
+        sizes = str(least) if least == most else f"{least} or more" if most is None else f"{least} to {most}"
+        return f"a list of {sizes}" if least or most else "a list"
+    words = {"string": "a string", "integer": "an integer", "number": "a finite number", "boolean": "true or false"}
+    low, high = (_number(node[name]) if name in node else "" for name in ("minimum", "maximum"))
+    above = f" above {node['exclusiveMinimum']:g}" if "exclusiveMinimum" in node else ""
+    limits = f", {low} to {high}" if low and high else f", at most {high}" if high else ""
+    return f"{words.get(str(kind), 'another value')}{above}{limits}"
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
