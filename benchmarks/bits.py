@@ -30,7 +30,6 @@ from examples.shapes.stages import to_bytes as bytes_of
 from snapgen_deploy.check.gates import psnr
 from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint
 from snapgen_deploy.checkpoint.networks import load_decoder, load_student, load_text_encoder
-from snapgen_deploy.cli.mixed import PICTURES, with_mixed
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.latency.environment import environment
 from snapgen_deploy.models import DiT, initial_noise, sigmas
@@ -38,6 +37,7 @@ from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.quantise.executors import executor_of
 from snapgen_deploy.quantise.recipe import default_root, load_recipe, make_recipe
+from snapgen_deploy.quantise.settings import PICTURES, with_mixed
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

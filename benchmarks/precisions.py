@@ -17,13 +17,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from snapgen_deploy.check.fidelity import COUNT, DETECTOR, Measured, draw_reference, measure
-from snapgen_deploy.checkpoint import open_checkpoint
+from snapgen_deploy.check.fidelity import COUNT, DETECTOR, Measured, draw_reference, measure_fidelity
+from snapgen_deploy.check.gates import SavedTarget
+from snapgen_deploy.checkpoint import CheckpointPlace, open_checkpoint
 from snapgen_deploy.device_profiles import TARGETS, load_profile
 from snapgen_deploy.drawing.ports import ports_of, roles_of
 from snapgen_deploy.drawing.prompts import FIDELITY, own_samples
@@ -33,12 +35,12 @@ from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.job.calibration import COUNT as CALIBRATED
 from snapgen_deploy.job.calibration import calibration_of
-from snapgen_deploy.job.convert import export_in_child
-from snapgen_deploy.job.drawn import CALIBRATION, record_calibration
+from snapgen_deploy.job.convert import ComponentTask, export_in_child
+from snapgen_deploy.job.drawn import CALIBRATION_FOLDER, record_calibration
 from snapgen_deploy.job.records import Exported
-from snapgen_deploy.job.request import Request
 from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.plan.plan import ExportPlan
+from snapgen_deploy.quantise.trajectories import Recording
 from snapgen_deploy.system.child import run_in_child
 
 RESULTS = Path(__file__).parent / "results"
@@ -82,10 +84,11 @@ def rows_of(width: str, options: argparse.Namespace, scratch: Path, done: Sequen
     checkpoint, profile = open_checkpoint(None), load_profile("iphone16pm")
     first = make_plan(checkpoint.config, profile, width=width)
     samples = own_samples(checkpoint, FIDELITY, (), options.pictures, 0)
-    shared = (None, None, width, first.latent)
     calibration = calibration_of(checkpoint, first, None)
-    run_in_child("reference", draw_reference, *shared, samples, scratch / "fidelity", DETECTOR, options.threads)
-    run_in_child("calibration", record_calibration, *shared, calibration.samples, scratch / CALIBRATION, options.threads)
+    judged = Recording(CheckpointPlace(None), width, first.latent, samples, scratch / "fidelity", options.threads)
+    run_in_child("reference", draw_reference, judged, DETECTOR)
+    seen = replace(judged, samples=calibration.samples, folder=scratch / CALIBRATION_FOLDER)
+    run_in_child("calibration", record_calibration, seen)
     for name in options.targets:
         offered = [p for p in TARGETS[name].precisions if p != "mixed"]
         wanted = [p for p in offered if options.precisions is None or p in options.precisions]
@@ -108,9 +111,12 @@ def rows_of(width: str, options: argparse.Namespace, scratch: Path, done: Sequen
             if (width, name, precision) in known:
                 continue
             artifacts = {role: part.artifact for role, part in parts.items()}
-            arguments = (artifacts, checkpoint.config, schedule_of(checkpoint.config), scratch / "fidelity", DETECTOR)
+            made, config = plan.targets[0], checkpoint.config
+            saved = SavedTarget(
+                made.key, precision, made.limits, artifacts, config, schedule=schedule_of(config), threads=options.threads
+            )
             try:
-                found, _ = run_in_child("fidelity", measure, plan.targets[0].key, *arguments, options.threads)
+                found, _ = run_in_child("fidelity", measure_fidelity, saved, scratch / "fidelity", DETECTOR)
             except (RuntimeError, SnapgenError) as error:  # such as an overflow inside a network
                 print(f"{width} {name} {precision}: {error}", file=sys.stderr, flush=True)
                 continue
@@ -124,12 +130,14 @@ def rows_of(width: str, options: argparse.Namespace, scratch: Path, done: Sequen
 
 def export(plan: ExportPlan, scratch: Path, directory: Path, threads: int, calibration: Any) -> dict[Role, Exported]:
     """Every component of the plan's one target, each in a process of its own, as `export` makes them."""
-    request = Request(None, None, directory, (), threads, calibration=calibration)
     directory.mkdir(parents=True, exist_ok=True)
     parts: dict[Role, Exported] = {}
     for role in roles_of(open_checkpoint(None).config):
-        arguments = (request, plan, plan.targets[0], role, directory, scratch)
-        parts[role], _ = run_in_child(f"{role} {plan.targets[0].precision}", export_in_child, *arguments)
+        task = ComponentTask(
+            CheckpointPlace(None), plan, plan.targets[0], role, directory,
+            drawn=scratch / CALIBRATION_FOLDER, threads=threads, calibration=calibration,
+        )  # fmt: skip
+        parts[role], _ = run_in_child(f"{role} {plan.targets[0].precision}", export_in_child, task)
     return parts
 
 

@@ -15,14 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.export_memory import Results, middle
-from snapgen_deploy.checkpoint import open_checkpoint
+from snapgen_deploy.checkpoint import CheckpointPlace, open_checkpoint
 from snapgen_deploy.checkpoint.initial import write_initial
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.drawing.prompts import CALIBRATION, own_prompts
 from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.plan.mixed import mixed_settings
 from snapgen_deploy.quantise.memory import predicted_peak
-from snapgen_deploy.quantise.stage import run_stage
+from snapgen_deploy.quantise.stage import RecipeTask, run_stage
 from snapgen_deploy.system.host_memory import available_bytes
 from snapgen_deploy.system.progress import silent
 
@@ -43,7 +43,8 @@ def main() -> None:
             plan = make_plan(config, profile, width="full", targets=["coreml"], precision="mixed", resolution=size)
             plan = replace(plan, mixed=settings)
             free = available_bytes() or 0
-            _, peak = run_stage(path, None, plan, "here", 1, root / f"{name}-{side}", silent)
+            task = RecipeTask(CheckpointPlace(path), plan, "here", threads=1, root=root / f"{name}-{side}")
+            _, peak = run_stage(task, silent)
             predicted, least = (predicted_peak(config.student, "full", plan.latent, free=n) / 1e6 for n in (free, 0))
             said = f"predicted {predicted:8.1f} MB, {least:8.1f} MB where little is free"
             results.add(f"{name:9} {side:4} pixels  peak {peak / 1e6:8.1f} MB  {said}")

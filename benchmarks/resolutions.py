@@ -23,16 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from snapgen_deploy.checkpoint import open_checkpoint
+from snapgen_deploy.checkpoint import CheckpointPlace, open_checkpoint
 from snapgen_deploy.checkpoint.initial import write_initial
 from snapgen_deploy.cli.console import megabytes
-from snapgen_deploy.cli.export import parse_resolution
+from snapgen_deploy.cli.parsing import parse_resolution
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.drawing.ports import ports_of, roles_of
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.job.convert import export_in_child
+from snapgen_deploy.job.convert import ComponentTask, export_in_child
 from snapgen_deploy.job.records import Exported
-from snapgen_deploy.job.request import Request
 from snapgen_deploy.job.sizes import join_sizes
 from snapgen_deploy.models import PRESETS, ModelConfig
 from snapgen_deploy.plan.make import make_plan
@@ -61,7 +60,7 @@ def main() -> None:
             config, load_profile("server"), width=options.width, targets=options.targets,
             resolution=sizes[0], other_resolutions=sizes[1:],
         )  # fmt: skip
-        request = Request(checkpoint, None, Path(folder), (), 1)
+        place = CheckpointPlace(checkpoint)
         about = {
             "network": options.preset or "embedded", "width": options.width, "depths": list(config.student.depths),
             "sizes": list(plan.sizes),
@@ -69,7 +68,7 @@ def main() -> None:
         for target in plan.targets:
             for role in roles_of(config):
                 if role != "text_encoder":
-                    row = measure(request, plan, config, target.key, role, Path(folder))
+                    row = measure(place, plan, config, target.key, role, Path(folder))
                     print(json.dumps(row), flush=True)
                     keep(about, row, f"resolutions-{options.preset}" if options.preset else "resolutions")
 
@@ -95,14 +94,17 @@ def untrained(preset: str, depths: str | None, folder: Path) -> Path:
     return folder / preset
 
 
-def measure(request: Request, plan: ExportPlan, config: ModelConfig, key: str, role: Any, folder: Path) -> dict[str, Any]:
+def measure(
+    checkpoint: CheckpointPlace, plan: ExportPlan, config: ModelConfig, key: str, role: Any, folder: Path
+) -> dict[str, Any]:
     """One component of one target: converted for every size, joined, and held against what it came from."""
     parts: dict[str, Exported] = {}
     for size in plan.sizes:
         one = plan.at(size)
         target = target_at(one, key)
         place = folder / "parts" / size / key.replace(":", "-")
-        parts[size], peak = run_in_child(f"{key} {role} {size}", export_in_child, request, one, target, role, place, place)
+        task = ComponentTask(checkpoint, one, target, role, place, drawn=place, threads=1)
+        parts[size], peak = run_in_child(f"{key} {role} {size}", export_in_child, task)
         parts[size] = replace(parts[size], peak_bytes=peak)
     joined, peak = run_in_child(f"{key} {role}", join_sizes, key, parts, folder / "joined" / key.replace(":", "-"))
     assert joined.joined is not None

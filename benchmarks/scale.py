@@ -25,13 +25,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from snapgen_deploy.checkpoint import open_checkpoint
+from snapgen_deploy.checkpoint import CheckpointPlace, open_checkpoint
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.drawing.ports import roles_of
 from snapgen_deploy.export.base import ROLES
-from snapgen_deploy.job.convert import export_in_child
+from snapgen_deploy.job.convert import ComponentTask, export_in_child
 from snapgen_deploy.job.memory import weight_bytes
-from snapgen_deploy.job.request import Request
 from snapgen_deploy.latency.environment import environment
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.plan.make import make_plan
@@ -110,11 +109,12 @@ def converted(case: str, checkpoint: Path, folder: Path, options: argparse.Names
     own = [value for option, value in zip(CASES[case], CASES[case][1:], strict=False) if option == "--target"]
     profile = load_profile(device).with_memory_budget(2**40)  # what the device holds is not the question here
     plan = make_plan(config, profile, width=width, targets=options.target or own, precision=options.precision)
-    request, found = Request(checkpoint, None, folder, (), options.threads), []
+    found: list[dict[str, Any]] = []
     for target in plan.targets:
         for role in roles_of(config):
             place, began = folder / "converted", time.monotonic()
-            done, peak = run_in_child(f"{target.key} {role}", export_in_child, request, plan, target, role, place, place)
+            task = ComponentTask(CheckpointPlace(checkpoint), plan, target, role, place, drawn=place, threads=options.threads)
+            done, peak = run_in_child(f"{target.key} {role}", export_in_child, task)
             seconds, about = time.monotonic() - began, done.description
             print(f"{case}, {target.key} {role}: {seconds:.0f} s, peak {peak / 1e9:.2f} GB", flush=True)
             component = {"bytes": about.bytes, "placement": about.placement, "ops": about.ops}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from snapgen_deploy.bundle.reader import Bundle
 from snapgen_deploy.device_profiles import Profile
 from snapgen_deploy.export.base import ROLES, Role
+from snapgen_deploy.job.foretold import Foretold
 from snapgen_deploy.latency.estimate.cost import total
 from snapgen_deploy.latency.estimate.cost_components import Costs, picture_costs
 from snapgen_deploy.latency.estimate.estimate import from_costs
@@ -16,14 +16,6 @@ from snapgen_deploy.latency.estimate.estimate_basis import Device, Host, NoBasis
 from snapgen_deploy.latency.results import Measurement
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.plan.plan import ExportPlan
-
-
-@dataclass(frozen=True)
-class Foretold:
-    """`macs`: target -> role -> multiply-accumulates of one call. `estimates`: one entry for every target with a basis."""
-
-    macs: Mapping[str, Mapping[Role, int]]
-    estimates: tuple[Mapping[str, Any], ...]  # target, ms, low_ms, high_ms, basis
 
 
 def of_plan(config: ModelConfig, plan: ExportPlan, profile: Profile) -> Foretold:

@@ -1,10 +1,10 @@
 """The fidelity gate: do exported files of a precision still draw the pictures of the fp32 reference, over many prompts?
 
 The reference draws every sample once (`draw_reference`, kept on the disk); each target's files then draw the same prompts from
-the same noise (`measure`). What is compared is a final picture's PSNR and SSIM, the latent after every step, and, where there
-is a scorer, its points. A scorer is a function of prompts and pictures (H, W, 3) of unsigned bytes that returns per picture
-(points, points possible), named `module:function`; the detector of the embedded checkpoint is one. It is no part of the
-installed package, so it is found in the source tree that the package runs from, or named with `--scorer`.
+the same noise (`measure_fidelity`). What is compared is a final picture's PSNR and SSIM, the latent after every step, and,
+where there is a scorer, its points. A scorer is a function of prompts and pictures (H, W, 3) of unsigned bytes that returns
+per picture (points, points possible), named `module:function`; the detector of the embedded checkpoint is one. It is no part
+of the installed package, so it is found in the source tree that the package runs from, or named with `--scorer`.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from snapgen_deploy.check.gates import Gate, at_least, at_most, psnr, relative_error
+from snapgen_deploy.check.gates import Gate, SavedTarget, at_least, at_most, psnr, relative_error
 from snapgen_deploy.check.similarity import ssim
-from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint
+from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.device_profiles import Limits
-from snapgen_deploy.drawing.pipeline import Pipeline, Schedule, Trace, noise_for, to_bytes
+from snapgen_deploy.drawing.pipeline import Pipeline, Trace, noise_for, to_bytes
 from snapgen_deploy.drawing.prompts import Sample, is_embedded
 from snapgen_deploy.drawing.reference import reference_runners
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export.base import Artifact, Role, Runner
+from snapgen_deploy.export.base import Role, Runner
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.export.shared.quiet import first_line
-from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.plan.plan import TargetPlan
-from snapgen_deploy.quantise.trajectories import Trajectories, load, record
+from snapgen_deploy.quantise.trajectories import Recording, Trajectories, load
 from snapgen_deploy.system.progress import Done, untold
 from snapgen_deploy.system.source import package_root
 
@@ -89,26 +88,13 @@ class Measured:
         return data
 
 
-def draw_reference(
-    checkpoint: Path | None,
-    key_map: Path | None,
-    width: str,
-    latent: tuple[int, int, int],
-    samples: Sequence[Sample],
-    folder: Path,
-    scorer: str | None,
-    threads: int,
-    tell: Done = untold,
-) -> None:
-    """In a child process: draw the samples with the fp32 reference; leave trajectories, pictures and scores in `folder`."""
-    import torch
-
-    torch.set_num_threads(threads)
-    opened = open_checkpoint(checkpoint, key_map)
-    trajectories = record(opened, width, latent, samples, folder, lambda done: tell(done, len(samples)))
+def draw_reference(recording: Recording, scorer: str | None, tell: Done = untold) -> None:
+    """In a child process: draw the samples with the fp32 reference; leave trajectories, pictures and scores in the folder."""
+    samples, folder, opened = recording.samples, recording.folder, recording.checkpoint.open()
+    trajectories = recording.run(opened, tell)
     if opened.config.decoder is None:
         return
-    decode = reference_runners(opened, width, {"decoder"})["decoder"]
+    decode = reference_runners(opened, recording.width, {"decoder"})["decoder"]
     drawn = (decode({"latent": row[None].copy()})["picture"][0] for row in trajectories.arrays["drawn"])
     file = None
     for number, picture in enumerate(drawn):
@@ -119,23 +105,14 @@ def draw_reference(
         (folder / SCORES).write_text(json.dumps(points_of(scorer, samples, [to_bytes(p[None]) for p in file])))
 
 
-def measure(
-    key: str,
-    artifacts: Mapping[Role, Artifact],
-    config: ModelConfig,
-    schedule: Schedule,
-    folder: Path,
-    scorer: str | None,
-    threads: int,
-    tell: Done = untold,
-) -> Measured:
+def measure_fidelity(saved: SavedTarget, folder: Path, scorer: str | None, tell: Done = untold) -> Measured:
     """In a child process: draw what `draw_reference` left in `folder` with a target's saved files, and compare."""
-    target, _ = target_of(key)
-    runners = {role: target.open(a.path, threads=threads) for role, a in artifacts.items()}
-    reference = load(folder, config)
+    target, _ = target_of(saved.key)
+    runners = {role: target.open(a.path, threads=saved.threads) for role, a in saved.artifacts.items()}
+    reference = load(folder, saved.config)
     pictures = np.load(folder / PICTURES, mmap_mode="r") if (folder / PICTURES).is_file() else None
     shape = reference.arrays["latents"].shape[2:]
-    pipeline = Pipeline(runners, schedule, (shape[0], shape[1], shape[2]))
+    pipeline = Pipeline(runners, saved.schedule, (shape[0], shape[1], shape[2]))
     decibels, similar, errors, drawn = [], [], [], []
     for i, sample in enumerate(reference.samples):
         trace = Trace()

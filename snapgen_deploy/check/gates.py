@@ -102,26 +102,31 @@ class Checked:
     pictures: tuple[np.ndarray, ...]
 
 
+@dataclass(frozen=True)
+class SavedTarget:
+    """The saved files of one target at one picture size, for a process that runs them."""
+
+    key: str
+    precision: str
+    limits: Limits
+    artifacts: Mapping[Role, Artifact]
+    config: ModelConfig
+    schedule: Schedule
+    threads: int
+
+
 def check_sizes(
-    key: str,
-    precision: str,
-    limits: Limits,
-    artifacts: Mapping[str, Mapping[Role, Artifact]],
-    config: ModelConfig,
-    schedule: Schedule,
-    vectors: Mapping[str, ReferenceVectors],
-    threads: int,
-    tell: Done = untold,
+    saved: Mapping[str, SavedTarget], vectors: Mapping[str, ReferenceVectors], tell: Done = untold
 ) -> dict[str, Checked]:
-    """`check_target` for every picture size, one after the other; artifacts and vectors by size, the default one first.
+    """`check_target` for every picture size, one after the other; files and vectors by size, the default one first.
 
     With several sizes, gates carry theirs; the text encoder, which all share, is checked by itself once. `tell` hears how
     many of a size's calls of the student are done.
     """
     found: dict[str, Checked] = {}
-    for size, parts in artifacts.items():
-        checked = check_target(key, precision, limits, parts, config, schedule, vectors[size], threads, tell)
-        if len(artifacts) > 1:
+    for size, files in saved.items():
+        checked = check_target(files, vectors[size], tell)
+        if len(saved) > 1:
             kept = [g for g in checked.gates if not found or g.component != "text_encoder"]
             checked = replace(
                 checked, gates=tuple(replace(g, size="" if g.component == "text_encoder" else size) for g in kept)
@@ -130,18 +135,10 @@ def check_sizes(
     return found
 
 
-def check_target(
-    key: str,
-    precision: str,
-    limits: Limits,
-    artifacts: Mapping[Role, Artifact],
-    config: ModelConfig,
-    schedule: Schedule,
-    vectors: ReferenceVectors,
-    threads: int,
-    tell: Done = untold,
-) -> Checked:
+def check_target(saved: SavedTarget, vectors: ReferenceVectors, tell: Done = untold) -> Checked:
     """Every gate of one target: its saved files run against the test vectors, and where their operators are placed."""
+    key, precision, limits, artifacts = saved.key, saved.precision, saved.limits, saved.artifacts
+    config, schedule = saved.config, saved.schedule
     target, variant = target_of(key)
     reason = target.unavailable(variant)
     placing = key == "onnx:qnn" or key.startswith("executorch")  # files of the others do not say where operators run
@@ -150,7 +147,7 @@ def check_target(
     if reason is not None:
         skipped = [Gate(key, role, "relative_error", None, limits.error, "not_run", reason) for role in artifacts]
         return Checked((*skipped, Gate(key, "pipeline", "psnr", None, limits.psnr, "not_run", reason), *placed), ())
-    runners = {role: target.open(a.path, threads=threads, entry=a.entry) for role, a in artifacts.items()}
+    runners = {role: target.open(a.path, threads=saved.threads, entry=a.entry) for role, a in artifacts.items()}
     opened = dict(runners)
     calls = len(vectors.prompts) * (len(schedule.sigmas) - 1)  # of every comparison
     runners["student"] = counted(runners["student"], calls * (3 if precision == "mixed" else 2), tell)

@@ -12,7 +12,7 @@ from typing import Any
 from snapgen_deploy.bundle.reader import Bundle
 from snapgen_deploy.bundle.vectors import read_vectors
 from snapgen_deploy.check.facts import refuse_contradictions, refuse_other_limits, refuse_unsound_gates
-from snapgen_deploy.check.gates import Gate, check_sizes
+from snapgen_deploy.check.gates import Gate, SavedTarget, check_sizes
 from snapgen_deploy.system.child import run_in_child
 from snapgen_deploy.system.progress import Progress
 
@@ -28,19 +28,20 @@ def rerun_gates(bundle: Bundle, threads: int, progress: Progress) -> tuple[Gate,
         refuse_contradictions(view, vectors[size])
     gates: list[Gate] = []
     for key in bundle.targets:
-        artifacts = {size: view.artifacts(key) for size, view in views.items()}
-        with progress(f"{key}: running the bundle's files") as tell:
-            arguments = (
-                key,
-                bundle.precision(key),
-                bundle.limits(key),
-                artifacts,
-                bundle.config,
-                bundle.schedule,
-                vectors,
-                threads,
+        saved = {
+            size: SavedTarget(
+                key=key,
+                precision=bundle.precision(key),
+                limits=bundle.limits(key),
+                artifacts=view.artifacts(key),
+                config=bundle.config,
+                schedule=bundle.schedule,
+                threads=threads,
             )
-            checked, _ = run_in_child(f"{key} check", check_sizes, *arguments, tell=tell)
+            for size, view in views.items()
+        }
+        with progress(f"{key}: running the bundle's files") as tell:
+            checked, _ = run_in_child(f"{key} check", check_sizes, saved, vectors, tell=tell)
             gates += [gate for one in checked.values() for gate in one.gates]
     refuse_other_limits(bundle, gates)
     left = (g for g in bundle.manifest["gates"] if g["name"].startswith(FIDELITY))

@@ -79,6 +79,18 @@ def embedded_path() -> Path:
     return Path(assets.__path__[0]) / "shapes.safetensors"
 
 
+@dataclass(frozen=True)
+class CheckpointPlace:
+    """Where a checkpoint is read from. It is handed to processes, which open it themselves."""
+
+    path: Path | None  # None: the embedded one
+    key_map: Path | None = None
+
+    def open(self) -> Checkpoint:
+        """As `open_checkpoint` does."""
+        return open_checkpoint(self.path, self.key_map)
+
+
 def open_checkpoint(path: Path | None, key_map: Path | None = None) -> Checkpoint:
     """Open a `.safetensors` file, a directory or index of shards, or a `.pt`/`.pth`; None opens the embedded checkpoint.
 

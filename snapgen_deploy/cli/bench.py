@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snapgen_deploy.cli.console import check_places, megabytes, new_table, out, print_json, progress, save_text, tell
-from snapgen_deploy.cli.export import default_threads
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.system.processors import default_threads
 
 if TYPE_CHECKING:
     from snapgen_deploy.latency.results import Measurement, RunProfile

@@ -9,8 +9,9 @@ import typer
 from rich.markup import escape
 
 from snapgen_deploy.cli.console import check_places, new_table, out, print_json, progress, say, tell
-from snapgen_deploy.cli.export import default_threads, parse_resolution
+from snapgen_deploy.cli.parsing import parse_resolution
 from snapgen_deploy.errors import BadInput, Refused
+from snapgen_deploy.system.processors import default_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

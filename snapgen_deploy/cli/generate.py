@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from snapgen_deploy.cli.console import print_json, progress, say
-from snapgen_deploy.cli.export import default_threads, parse_resolution
+from snapgen_deploy.cli.parsing import parse_resolution
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.system.processors import default_threads
 
 
 def generate(

@@ -102,6 +102,19 @@ def _print_run(result: Result) -> None:
         say(f"  {key}: {', '.join(parts)}; check {megabytes(t['check_peak_bytes'])}")
 
 
+def result_as_dict(result: Result) -> dict[str, Any]:
+    """For `--json`."""
+    manifest = result.bundle.manifest
+    data = {
+        "bundle": str(result.bundle.path),
+        "peak_bytes": result.peak_bytes,
+        "run": result.run,
+        "gates": manifest["gates"],
+        "targets": manifest["targets"],
+    }
+    return data | ({"sizes": manifest["sizes"]} if "sizes" in manifest else {})
+
+
 def print_result(result: Result) -> None:
     """Components, gates, processes, and where the bundle is."""
     manifest = result.bundle.manifest

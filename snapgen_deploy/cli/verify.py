@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from snapgen_deploy.cli.console import print_json, progress, say
-from snapgen_deploy.cli.export import default_threads
 from snapgen_deploy.cli.result import print_gates
+from snapgen_deploy.system.processors import default_threads
 
 
 def verify(

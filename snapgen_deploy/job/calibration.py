@@ -54,6 +54,15 @@ def is_calibrated(target: TargetPlan) -> bool:
     return target.precision in target.spec.calibrated
 
 
+def calibration_key(calibration: Calibration | None, plan: ExportPlan) -> str:
+    """Hash of what quantisers look at; nothing where no precision of the plan is calibrated."""
+    if not any(is_calibrated(t) for t in plan.targets):
+        return ""
+    if calibration is None:
+        raise BadInput("a precision of this plan is calibrated: give prompts with --calibration")
+    return calibration.sha256()
+
+
 def calibration_of(checkpoint: Checkpoint, plan: ExportPlan, path: Path | None) -> Calibration:
     """The user's file, else the checkpoint's own prompts.
 

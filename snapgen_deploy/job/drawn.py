@@ -1,99 +1,110 @@
-"""What an export of fewer bits needs besides the conversion: inputs to calibrate with, and the fidelity gate."""
+"""What the fp32 reference draws for an export, in processes of their own: test vectors, and pictures to calibrate and judge."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from snapgen_deploy.check.fidelity import Fidelity, draw_reference, fidelity_gates, measure
-from snapgen_deploy.check.gates import Gate
-from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint
+from snapgen_deploy.check.fidelity import draw_reference
+from snapgen_deploy.checkpoint import CheckpointPlace
+from snapgen_deploy.checkpoint.networks import load_student
 from snapgen_deploy.drawing.prompts import Sample
-from snapgen_deploy.drawing.reference import schedule_of
+from snapgen_deploy.drawing.reference import ReferenceVectors, make_vectors, schedule_of, with_tuned
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export.base import Artifact, Role
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.job.calibration import is_calibrated
+from snapgen_deploy.job.state import Job, MixedRecipe, Reference
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
-from snapgen_deploy.quantise.trajectories import record
+from snapgen_deploy.quantise.recipe import load_recipe
+from snapgen_deploy.quantise.trajectories import Recording
 from snapgen_deploy.system.child import run_in_child
-from snapgen_deploy.system.progress import Done, Progress, untold
+from snapgen_deploy.system.progress import Done, untold
 
-if TYPE_CHECKING:
-    from snapgen_deploy.job.request import Request
-
-CALIBRATION, FIDELITY = "calibration", "fidelity"  # folders of what the reference draws beforehand
+CALIBRATION_FOLDER, FIDELITY_FOLDER = "calibration", "fidelity"  # in the job's scratch folder
 
 
-def calibration_key(request: Request, plan: ExportPlan) -> str:
-    """Hash of what quantisers look at; nothing where no precision of the plan is calibrated."""
-    if not any(is_calibrated(t) for t in plan.targets):
-        return ""
-    if request.calibration is None:
-        raise BadInput("a precision of this plan is calibrated: give prompts with --calibration")
-    return request.calibration.sha256()
+@dataclass(frozen=True)
+class VectorsTask:
+    """Test vectors that are to be drawn, for a process of its own."""
+
+    checkpoint: CheckpointPlace
+    plan: ExportPlan
+    samples: tuple[Sample, ...]
+    recipe: Path | None  # folder of the recipe of mixed precision
+    threads: int
 
 
-def draw_calibration(request: Request, plan: ExportPlan, target: TargetPlan, scratch: Path, progress: Progress) -> int:
-    """Draw with the reference, once for all targets, what the target's quantiser looks at; the process's peak in bytes.
+def reference_vectors(job: Job, recipe: MixedRecipe) -> Reference:
+    """The test vectors of all picture sizes."""
+    request, plan = job.request, job.plan
+    task = VectorsTask(request.checkpoint, plan, request.samples, recipe.folder, request.threads)
+    with job.progress(f"drawing {len(request.samples) + len(plan.other_sizes)} reference pictures") as tell:
+        vectors, peak = run_in_child("reference", draw_vectors, task, tell=tell)
+    return Reference(vectors, peak)
+
+
+def draw_calibration(job: Job, plan: ExportPlan, target: TargetPlan) -> int:
+    """Draw, once for all targets, what the target's quantiser looks at; the process's peak in bytes.
 
     0, and nothing is drawn, where the target is not calibrated, the user gave arrays, or it was drawn before.
     """
-    calibration, folder = request.calibration, scratch / CALIBRATION
+    calibration, folder = job.request.calibration, job.stage.scratch / CALIBRATION_FOLDER
     if calibration is None or calibration.arrays is not None or not is_calibrated(target) or folder.is_dir():
         return 0
-    with progress(f"drawing {len(calibration.samples)} calibration pictures") as tell:
-        arguments = (request.checkpoint, request.key_map, plan.width, plan.latent, calibration.samples, folder, request.threads)
-        _, peak = run_in_child("calibration", record_calibration, *arguments, tell=tell)
+    recording = Recording(
+        job.request.checkpoint, plan.width, plan.latent, calibration.samples, folder=folder, threads=job.request.threads
+    )
+    with job.progress(f"drawing {len(calibration.samples)} calibration pictures") as tell:
+        _, peak = run_in_child("calibration", record_calibration, recording, tell=tell)
     return peak
 
 
-def draw_for_fidelity(request: Request, plan: ExportPlan, scratch: Path, progress: Progress) -> int:
-    """Draw with the reference what the fidelity gate compares with; the process's peak in bytes, 0 where nobody asks."""
-    fidelity = request.fidelity
-    if fidelity is None or not any(fidelity.judges(t) for t in plan.targets):
+def draw_for_fidelity(job: Job) -> int:
+    """Draw what the fidelity gate compares with; the process's peak in bytes.
+
+    0, and nothing is drawn, where the gate judges no target, or none that runs on this computer.
+    """
+    fidelity, plan = job.request.fidelity, job.plan
+    if fidelity is None or not any(fidelity.judges(t) and _runs_here(t) for t in plan.targets):
         return 0
-    with progress(f"drawing {len(fidelity.samples)} reference pictures for the fidelity gate") as tell:
-        shared = (request.checkpoint, request.key_map, plan.width, plan.latent)
-        arguments = (fidelity.samples, scratch / FIDELITY, fidelity.scorer, request.threads)
-        _, peak = run_in_child("fidelity reference", draw_reference, *shared, *arguments, tell=tell)
+    recording = Recording(
+        job.request.checkpoint,
+        plan.width,
+        plan.latent,
+        fidelity.samples,
+        folder=job.stage.scratch / FIDELITY_FOLDER,
+        threads=job.request.threads,
+    )
+    with job.progress(f"drawing {len(fidelity.samples)} reference pictures for the fidelity gate") as tell:
+        _, peak = run_in_child("fidelity reference", draw_reference, recording, fidelity.scorer, tell=tell)
     return peak
 
 
-def record_calibration(
-    path: Path | None,
-    key_map: Path | None,
-    width: str,
-    latent: tuple[int, int, int],
-    samples: tuple[Sample, ...],
-    folder: Path,
-    threads: int,
-    tell: Done = untold,
-) -> None:
-    """In a child process: what every component sees when the reference draws the samples."""
+def _runs_here(target: TargetPlan) -> bool:
+    found, variant = target_of(target.key)
+    return found.unavailable(variant) is None
+
+
+def draw_vectors(task: VectorsTask, tell: Done = untold) -> dict[str, ReferenceVectors]:
+    """In a child process: the test vectors by picture size; every prompt at the default size, the first one at the others."""
     import torch
 
-    torch.set_num_threads(threads)
-    record(open_checkpoint(path, key_map), width, latent, samples, folder, lambda done: tell(done, len(samples)))
+    torch.set_num_threads(task.threads)
+    checkpoint, plan = task.checkpoint.open(), task.plan
+    samples = {size: task.samples if size == plan.sizes[0] else task.samples[:1] for size in plan.sizes}
+    found = {
+        size: make_vectors(checkpoint, plan.at(size), [s.prompt for s in of], [s.seed for s in of], tell)
+        for size, of in samples.items()
+    }
+    if task.recipe is None:
+        return found
+    recipe = load_recipe(task.recipe)
+    if recipe is None:
+        raise BadInput(f"the recipe in {task.recipe} was removed or changed while it was used; export again")
+    tuned, schedule = recipe.apply(load_student(checkpoint, plan.width)), schedule_of(checkpoint.config)
+    return {size: with_tuned(vectors, tuned, schedule) for size, vectors in found.items()}
 
 
-def judge(
-    request: Request,
-    wanted: Fidelity,
-    checkpoint: Checkpoint,
-    target: TargetPlan,
-    artifacts: Mapping[Role, Artifact],
-    scratch: Path,
-    progress: Progress,
-) -> tuple[tuple[Gate, ...], dict[str, Any], int]:
-    """The gates of one target's saved files over all samples, what was measured, and the process's peak in bytes."""
-    found, variant = target_of(target.key)
-    if (reason := found.unavailable(variant)) is not None:
-        return (Gate(target.key, "pipeline", "fidelity_psnr", None, target.limits.least_psnr, "not_run", reason),), {}, 0
-    with progress(f"{target.key}: drawing {len(wanted.samples)} pictures at {target.precision}") as tell:
-        measured, peak = run_in_child(
-            f"{target.key} fidelity", measure, target.key, artifacts, checkpoint.config, schedule_of(checkpoint.config),
-            scratch / FIDELITY, wanted.scorer, request.threads, tell=tell,
-        )  # fmt: skip
-    return fidelity_gates(target.key, measured, target.limits, wanted.unscored), measured.as_dict(), peak
+def record_calibration(recording: Recording, tell: Done = untold) -> None:
+    """In a child process: what every component sees when the reference draws the samples."""
+    recording.run(recording.checkpoint.open(), tell)

@@ -3,45 +3,46 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from snapgen_deploy import __version__
 from snapgen_deploy.bundle.reader import MANIFEST, SCHEMA_VERSION, SUMS
-from snapgen_deploy.check.gates import Gate
-from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.drawing.ports import ports_of
-from snapgen_deploy.drawing.reference import ReferenceVectors, schedule_of
-from snapgen_deploy.export.base import Artifact, Description, Role
+from snapgen_deploy.drawing.reference import schedule_of
+from snapgen_deploy.export.base import Role
+from snapgen_deploy.job.manifest_sizes import add_sizes
+from snapgen_deploy.job.records import Exported
+from snapgen_deploy.job.sizes import whole
+from snapgen_deploy.job.state import Job, Made
 from snapgen_deploy.models.serialise import config_to_dict
-from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
+from snapgen_deploy.plan.plan import TargetPlan
+from snapgen_deploy.quantise.report import add_to_manifest
 from snapgen_deploy.system.files import files_under, sha256_of
 
 TIME_FEATURES_FORMULA = "concat(cos(a), sin(a)), a[i] = 1000 * sigma * exp(-ln(10000) * i / (count/2)), i = 0 ... count/2 - 1"
 
-Described = Mapping[str, Mapping[Role, tuple[Artifact, Description]]]
+
+def manifest_of(job: Job, made: Made) -> dict[str, Any]:
+    """The manifest of the job's bundle, whose files lie in its directory, as plain JSON data."""
+    manifest = _of_default_size(job, made)
+    if job.plan.other_sizes:
+        add_sizes(manifest, job, made)
+    if made.recipe.folder is not None:
+        students = {key: parts["student"].artifact for key, parts in made.parts.items()}
+        add_to_manifest(manifest, job.plan, students, made.recipe.folder)
+    return manifest
 
 
-def build_manifest(
-    root: Path,
-    checkpoint: Checkpoint,
-    plan: ExportPlan,
-    vectors: ReferenceVectors,
-    described: Described,
-    versions: Mapping[str, dict[str, str]],
-    gates: Sequence[Gate],
-    macs: Mapping[str, Mapping[Role, int]],
-    estimates: Sequence[Mapping[str, Any]],
-    fidelity: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
-    """The manifest of the bundle that lies under `root`, as plain JSON data."""
+def _of_default_size(job: Job, made: Made) -> dict[str, Any]:
+    """What every bundle says; of several picture sizes that of the default one."""
+    root, checkpoint, plan = job.stage.root, job.checkpoint, job.plan
     config, schedule = checkpoint.config, schedule_of(checkpoint.config)
+    vectors, foretold = made.reference.vectors[plan.sizes[0]], job.foretold[plan.sizes[0]]
     decoder = config.decoder
-    targets = {
-        t.key: _target(root, checkpoint, plan, t, described[t.key], versions[t.key], macs.get(t.key, {})) for t in plan.targets
-    }
+    targets = {t.key: _target(job, t, made.parts[t.key]) for t in plan.targets}
+    fidelity = {key: target.judgement.record for key, target in made.targets.items()}
     owned = {name for t in targets.values() for c in t["components"].values() for name in c["files"]}
     common = {p.relative_to(root).as_posix(): p for p in files_under(root)}
     return {
@@ -82,9 +83,9 @@ def build_manifest(
         "noise": "torch.randn of the latent's shape, float32, torch.Generator().manual_seed(seed) on the CPU",
         "target_order": [t.key for t in plan.targets],
         "targets": targets,
-        "estimates": list(estimates),
-        "fidelity": dict(fidelity),
-        "gates": [g.as_dict() for g in gates],
+        "estimates": list(foretold.estimates),
+        "fidelity": {key: record for key, record in fidelity.items() if record is not None},
+        "gates": [g.as_dict() for g in made.gates],
         "files": {
             name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
             for name, path in common.items()
@@ -93,18 +94,12 @@ def build_manifest(
     }
 
 
-def _target(
-    root: Path,
-    checkpoint: Checkpoint,
-    plan: ExportPlan,
-    target: TargetPlan,
-    parts: Mapping[Role, tuple[Artifact, Description]],
-    versions: dict[str, str],
-    macs: Mapping[Role, int],
-) -> dict[str, Any]:
-    components = {}
-    for role, (artifact, description) in parts.items():
-        inputs, outputs, doc = ports_of(checkpoint.config, plan, role)
+def _target(job: Job, target: TargetPlan, parts: Mapping[Role, Exported]) -> dict[str, Any]:
+    root, components = job.stage.root, {}
+    macs = job.foretold[job.plan.sizes[0]].macs.get(target.key, {})
+    for role, part in parts.items():
+        artifact, description = whole(part), part.description
+        inputs, outputs, doc = ports_of(job.checkpoint.config, job.plan, role)
         files = {p.relative_to(root).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in artifact.files}
         components[role] = {
             "path": artifact.path.relative_to(root).as_posix(),
@@ -132,5 +127,5 @@ def _target(
         "attention_form_ms": dict(target.form_ms),  # of a layer per form, where it was tuned
         "options": dict(target.options),
         "components": components,
-        "versions": versions,
+        "versions": {name: version for part in parts.values() for name, version in part.versions.items()},
     }

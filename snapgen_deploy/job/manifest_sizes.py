@@ -13,31 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from snapgen_deploy.bundle.sizes import preview_name, vectors_name
 from snapgen_deploy.drawing.ports import ports_of
-from snapgen_deploy.drawing.reference import ReferenceVectors
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.job.records import Exported
-from snapgen_deploy.models import ModelConfig
-from snapgen_deploy.plan.plan import ExportPlan, target_at
+from snapgen_deploy.job.state import Job, Made
+from snapgen_deploy.plan.plan import target_at
 
-Macs = Mapping[str, Mapping[Role, int]]  # target key -> role -> multiply-accumulates of one call
 DESCRIBED = ("ops", "placement", "portable_ops", "lint")
 
 
-def add_sizes(
-    manifest: dict[str, Any],
-    root: Path,
-    config: ModelConfig,
-    plan: ExportPlan,
-    exported: Mapping[str, Mapping[Role, Exported]],
-    vectors: Mapping[str, ReferenceVectors],
-    macs: Mapping[str, Macs],
-) -> None:
-    """Add the sizes of the plan to the manifest of the bundle below `root`; `vectors` and `macs` by size."""
+def add_sizes(manifest: dict[str, Any], job: Job, made: Made) -> None:
+    """Add the sizes of the plan to the manifest of the job's bundle."""
+    root, plan = job.stage.root, job.plan
     manifest["sizes"] = []
     for size in plan.sizes:
         one, other = plan.at(size), None if size == plan.sizes[0] else size
@@ -48,16 +38,16 @@ def add_sizes(
                 "latent": list(one.latent),
                 "test_vectors": vectors_name(other),
                 "preview": preview_name(other) if (root / preview_name(other)).is_file() else None,
-                "prompts": len(vectors[size].prompts),
+                "prompts": len(made.reference.vectors[size].prompts),
             }
         )
-    for key, parts in exported.items():
+    for key, parts in made.parts.items():
         target = manifest["targets"][key]
         for role, part in parts.items():
             if part.joined is None:
                 continue
             data = target["components"][role]
-            data["sizes"] = {s: _size(root, config, plan.at(s), key, role, part.at(s), macs.get(s, {})) for s in plan.sizes}
+            data["sizes"] = {s: _size(job, s, key, role, part.at(s)) for s in plan.sizes}
             beside = data["bytes"] - part.joined.bytes  # what a folder layout added would lie in every bundle
             separate = part.joined.separate_bytes + len(plan.sizes) * beside
             data["sharing"] = {
@@ -69,11 +59,10 @@ def add_sizes(
         target["sharing"] = _sharing(target["components"], len(plan.sizes))
 
 
-def _size(
-    root: Path, config: ModelConfig, plan: ExportPlan, key: str, role: Role, part: Exported, macs: Macs
-) -> dict[str, Any]:
+def _size(job: Job, size: str, key: str, role: Role, part: Exported) -> dict[str, Any]:
     """One component at one size."""
-    inputs, outputs, _ = ports_of(config, plan, role)
+    root, plan = job.stage.root, job.plan.at(size)
+    inputs, outputs, _ = ports_of(job.checkpoint.config, plan, role)
     about = asdict(part.description)
     return {
         "path": part.artifact.path.relative_to(root).as_posix(),
@@ -82,7 +71,7 @@ def _size(
         "inputs": [asdict(p) for p in inputs],
         "outputs": [asdict(p) for p in outputs],
         "attention_form": target_at(plan, key).form,
-        "macs": macs.get(key, {}).get(role),
+        "macs": job.foretold[size].macs.get(key, {}).get(role),
         "notes": list(part.description.notes),
         **{name: about[name] for name in DESCRIBED},
     }

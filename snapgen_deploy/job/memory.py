@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from snapgen_deploy.errors import Refused
 from snapgen_deploy.export.base import ROLES, Role
@@ -147,6 +148,20 @@ def line(prediction: Prediction, available: int | None) -> str:
     verdict = "" if fits else ", does not fit"
     needed = f"about {prediction.bytes / 1e9:.2f} GB of memory (predicted; {prediction.what})"
     return f"exporting here takes {needed}, available {free}{verdict}"
+
+
+def as_dict(predictions: Sequence[Prediction], available: int | None) -> dict[str, Any]:
+    """Predicted peaks of all processes, and what this computer has available, in bytes."""
+    targets: dict[str, dict[str, int]] = {}
+    for p in predictions:
+        if p.target is not None:
+            targets.setdefault(p.target.key, {})[p.role or "check"] = p.bytes
+    return {
+        "predicted_peak_bytes": largest(predictions).bytes,
+        "available_bytes": available,
+        **{p.what: p.bytes for p in predictions if p.target is None},
+        "targets": targets,
+    }
 
 
 def refuse_what_does_not_fit(predictions: Sequence[Prediction], available: int | None) -> None:

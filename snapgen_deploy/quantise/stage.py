@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from snapgen_deploy.checkpoint import open_checkpoint
+from snapgen_deploy.checkpoint import CheckpointPlace
 from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.quantise.executors import executor_of
 from snapgen_deploy.quantise.recipe import keep_within, make_recipe
@@ -12,35 +13,35 @@ from snapgen_deploy.system.child import run_in_child
 from snapgen_deploy.system.progress import Counting, Tell
 
 
-def run_stage(
-    checkpoint: Path | None,
-    key_map: Path | None,
-    plan: ExportPlan,
-    executor: str,
-    threads: int,
-    root: Path,
-    counting: Counting,
-    limit: int | None = None,
-) -> tuple[Path, int]:
-    """The folder of the plan's recipe below `root`, and the peak resident bytes of the process that made it.
+@dataclass(frozen=True)
+class RecipeTask:
+    """A recipe that is to be made, for a process of its own."""
 
-    `executor` as `executors.executor_of` takes it, `threads` of torch in the child's own passes and the tuning. What lies
-    longest unused below `root` is removed beyond `limit` bytes.
+    checkpoint: CheckpointPlace
+    plan: ExportPlan
+    executor: str  # as `executors.executor_of` takes it
+    threads: int  # of torch in the process's own passes and the tuning
+    root: Path  # where recipes are kept
+
+
+def run_stage(task: RecipeTask, counting: Counting, limit: int | None = None) -> tuple[Path, int]:
+    """The folder of the plan's recipe below `task.root`, and the peak resident bytes of the process that made it.
+
+    What lies longest unused below the root is removed beyond `limit` bytes.
     """
     with counting() as tell:
-        made, peak = run_in_child("mixed precision", _make, checkpoint, key_map, plan, executor, threads, root, tell=tell)
+        made, peak = run_in_child("mixed precision", _make, task, tell=tell)
     if limit is not None:
-        keep_within(root, limit, made)
+        keep_within(task.root, limit, made)
     return made, peak
 
 
-def _make(
-    checkpoint: Path | None, key_map: Path | None, plan: ExportPlan, executor: str, threads: int, root: Path, tell: Tell
-) -> Path:
+def _make(task: RecipeTask, tell: Tell) -> Path:
     """In the child process."""
     import torch
 
+    plan = task.plan
     assert plan.mixed is not None
-    torch.set_num_threads(threads)
-    opened = open_checkpoint(checkpoint, key_map)
-    return make_recipe(opened, plan.width, plan.latent, plan.mixed, executor_of(executor), root, tell)
+    torch.set_num_threads(task.threads)
+    opened = task.checkpoint.open()
+    return make_recipe(opened, plan.width, plan.latent, plan.mixed, executor_of(task.executor), task.root, tell)

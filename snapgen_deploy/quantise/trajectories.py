@@ -17,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.checkpoint import Checkpoint, CheckpointPlace
 from snapgen_deploy.drawing.pipeline import Pipeline, Schedule, Trace, noise_for
 from snapgen_deploy.drawing.prompts import Sample
 from snapgen_deploy.drawing.reference import prompt_tokens, random_text, reference_runners, schedule_of
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role
 from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.system.progress import Done, untold
 
 INDEX = "trajectories.json"  # written last: a folder without it is not complete
 
@@ -71,6 +72,26 @@ class Trajectories:
                 yield {"latent": _row(self.arrays["drawn"], sample)}
             elif "tokens" in self.arrays:
                 yield {"tokens": _row(self.arrays["tokens"], sample), "mask": _row(self.arrays["mask"], sample)}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What the reference is to draw and keep, for a process of its own."""
+
+    checkpoint: CheckpointPlace
+    width: str
+    latent: tuple[int, int, int]  # channels, height, width
+    samples: tuple[Sample, ...]
+    folder: Path
+    threads: int
+
+    def run(self, opened: Checkpoint, tell: Done = untold) -> Trajectories:
+        """`record` with the threads asked for."""
+        import torch
+
+        torch.set_num_threads(self.threads)
+        count = len(self.samples)
+        return record(opened, self.width, self.latent, self.samples, self.folder, lambda done: tell(done, count))
 
 
 def record(

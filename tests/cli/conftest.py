@@ -12,8 +12,7 @@ from typer.testing import CliRunner, Result
 
 from snapgen_deploy.checkpoint import checkpoint_state, save_checkpoint
 from snapgen_deploy.cli import app
-from snapgen_deploy.job import convert
-from snapgen_deploy.job import run as exporter
+from snapgen_deploy.job import checked, convert, drawn
 from snapgen_deploy.models import (
     DecoderConfig,
     DiTConfig,
@@ -62,7 +61,7 @@ def invoke(*arguments: object) -> Result:
 
 
 def in_this_process(
-    patch: pytest.MonkeyPatch, names: list[str] | None = None, modules: Sequence[Any] = (exporter, convert)
+    patch: pytest.MonkeyPatch, names: list[str] | None = None, modules: Sequence[Any] = (drawn, convert, checked)
 ) -> None:
     """Have the work of child processes that `modules` start done here; `names` takes what they would have started."""
 

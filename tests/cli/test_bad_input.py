@@ -104,7 +104,7 @@ def test_a_full_disk_is_found_before_work_starts(tmp_path, checkpoint, monkeypat
     from types import SimpleNamespace
 
     monkeypatch.setattr("snapgen_deploy.cli.devices.render_plan", lambda plan, console: None)
-    monkeypatch.setattr("snapgen_deploy.job.run.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr("snapgen_deploy.job.begin.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     one_line(invoke("export", "--device", "server", "--checkpoint", checkpoint, "-o", tmp_path), "free space")
     assert list(tmp_path.iterdir()) == []
 

@@ -15,7 +15,7 @@ from snapgen_deploy.bundle.reader import SUMS, check_hashes, open_bundle
 from snapgen_deploy.device_profiles import PRECISIONS
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.onnx.target import Onnx
-from snapgen_deploy.job import run as exporter
+from snapgen_deploy.job import checked
 from snapgen_deploy.job.cache import default_root
 from snapgen_deploy.plan import plan
 from tests.cli.conftest import in_this_process, invoke
@@ -100,7 +100,7 @@ def test_resume_takes_up_a_run_that_was_killed_without_it(checkpoint, tmp_path, 
         raise BadInput("ends here")
 
     with monkeypatch.context() as patch:
-        patch.setattr(exporter, "check_sizes", killed)
+        patch.setattr(checked, "check_sizes", killed)
         assert invoke("export", "--device", device, *plain).exit_code == 2
     assert len(ran) == 1 + 3 + 1
     ran.clear()
@@ -164,13 +164,13 @@ def test_what_fails_its_gates_later_is_dropped(checkpoint, tmp_path, ran, strict
 def test_a_checkpoint_that_changes_under_the_export_is_refused(checkpoint, tmp_path, ran, monkeypatch):
     copy = tmp_path / "c.safetensors"
     copy.write_bytes(checkpoint.read_bytes())
-    check = exporter.check_sizes
+    check = checked.check_sizes
 
     def touched(*arguments, **more):
         copy.write_bytes(checkpoint.read_bytes())
         return check(*arguments, **more)
 
-    monkeypatch.setattr(exporter, "check_sizes", touched)
+    monkeypatch.setattr(checked, "check_sizes", touched)
     done = export(copy, tmp_path / "a")
     assert done.exit_code == 2
     assert "was changed while it was exported" in done.stderr
@@ -184,7 +184,7 @@ def test_an_interrupted_run_goes_on_although_a_layout_had_moved_its_files(checkp
 
     options = ("--resume", "--no-cache")
     with monkeypatch.context() as patch:
-        patch.setattr(exporter, "check_sizes", broken)
+        patch.setattr(checked, "check_sizes", broken)
         assert export(checkpoint, tmp_path, *options).exit_code == 2
     ran.clear()
     done = export(checkpoint, tmp_path, *options)

@@ -10,7 +10,7 @@ from snapgen_deploy.bundle.reader import open_bundle
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.errors import Refused
 from snapgen_deploy.export.registry import TARGETS
-from snapgen_deploy.job import run as exporter
+from snapgen_deploy.job import begin
 from snapgen_deploy.job.memory import CHECKING, CONVERTING, largest, predict, refuse_what_does_not_fit, weight_bytes
 from snapgen_deploy.models import PRESETS
 from snapgen_deploy.plan.make import make_plan
@@ -65,7 +65,7 @@ def test_refused_only_beyond_what_there_is():
 
 
 def test_too_little_memory_is_refused_before_work_starts(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporter, "available_bytes", lambda: 64 * 2**20)
+    monkeypatch.setattr(begin, "available_bytes", lambda: 64 * 2**20)
     done = invoke(*arguments(checkpoint, tmp_path, "--json"))
     assert done.exit_code == 3
     assert len(done.stderr.strip().splitlines()) == 1
@@ -97,6 +97,6 @@ def test_the_measured_peaks_are_recorded_and_near_the_prediction_and_what_is_cac
     assert run["export_peak_bytes"] == max(target["export_peak_bytes"].values())
     for role, peak in target["export_peak_bytes"].items():
         assert 0.5 * peak < predicted["targets"]["onnx:cpu"][role] < 2 * peak
-    monkeypatch.setattr(exporter, "available_bytes", lambda: 600 * 10**6)
+    monkeypatch.setattr(begin, "available_bytes", lambda: 600 * 10**6)
     again = invoke(*arguments(checkpoint, tmp_path / "b"))
     assert again.exit_code == 0, again.output

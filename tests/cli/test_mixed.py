@@ -18,7 +18,7 @@ from snapgen_deploy.checkpoint.networks import load_student
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.export.coreml.palettes import table_of
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.job import run as exporter
+from snapgen_deploy.job import checked, drawn
 from snapgen_deploy.models import ElasticDiT
 from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.quantise import executors, stage
@@ -51,7 +51,7 @@ def student_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_bundle_says_what_its_file_holds_and_computes_what_was_tuned(
     key: str, student_only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_this_process(monkeypatch, modules=(exporter, verifier))  # the recipe has a child of its own all the same
+    in_this_process(monkeypatch, modules=(drawn, checked, verifier))  # the recipe has a child of its own all the same
     options = (*OPTIONS[:3], key, *OPTIONS[4:])
     arguments = ("export", *options, *QUICK, "--checkpoint", student_only, "--bits", 4.3)
     done = invoke(*arguments, "-o", tmp_path)

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from snapgen_deploy.checkpoint import checkpoint_state, open_checkpoint, save_checkpoint
-from snapgen_deploy.cli.export import samples_from
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.drawing.reference import make_vectors
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.job.pictures import prompts_of
 from snapgen_deploy.models import ElasticDiT, TextEncoder, TinyDecoder
 from snapgen_deploy.plan.make import make_plan
 from tests.cli.conftest import invoke, tiny_config
@@ -36,9 +36,9 @@ def test_test_vectors_come_from_random_tokens(mute):
 
 
 def test_prompts_that_nothing_reads_are_refused(mute, tmp_path):
-    assert [s.prompt for s in samples_from(mute, None)] == ["no prompt: seeded random text"]
+    assert [s.prompt for s in prompts_of(mute, None)] == ["no prompt: seeded random text"]
     with pytest.raises(BadInput, match="no text encoder with a tokenizer"):
-        samples_from(mute, tmp_path / "prompts.txt")
+        prompts_of(mute, tmp_path / "prompts.txt")
 
 
 def test_it_is_said_that_prompts_cannot_be_read(mute):

@@ -10,8 +10,7 @@ import pytest
 
 from snapgen_deploy.bundle.reader import open_bundle
 from snapgen_deploy.check import verify as verifier
-from snapgen_deploy.job import drawn as fewer_bits
-from snapgen_deploy.job import run as exporter
+from snapgen_deploy.job import checked, drawn
 from tests.cli.conftest import in_this_process, invoke
 from tests.cli.test_bad_input import SERVER, one_line
 
@@ -48,7 +47,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Child processes would each import the libraries anew."""
-    in_this_process(monkeypatch, modules=(exporter, fewer_bits, verifier))
+    in_this_process(monkeypatch, modules=(drawn, checked, verifier))
 
 
 @pytest.mark.parametrize(

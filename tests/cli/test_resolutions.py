@@ -152,15 +152,14 @@ def test_a_report_shows_every_size(several, tmp_path):
 def test_resume_takes_every_size_up(checkpoint, tmp_path, monkeypatch):
     """A run that fails after its conversions is taken up again: nothing is converted twice, no part is left in the bundle."""
     from snapgen_deploy.errors import BadInput
-    from snapgen_deploy.job import convert
-    from snapgen_deploy.job import run as exporter
+    from snapgen_deploy.job import checked, convert
 
     converted: list[str] = []
     real = convert.export_in_child
 
-    def counted(request, plan, target, role, directory, scratch):
-        converted.append(f"{role} {plan.sizes}")
-        return real(request, plan, target, role, directory, scratch)
+    def counted(task):
+        converted.append(f"{task.role} {task.plan.sizes}")
+        return real(task)
 
     monkeypatch.setattr(convert, "export_in_child", counted)
     in_this_process(monkeypatch)
@@ -174,7 +173,7 @@ def test_resume_takes_every_size_up(checkpoint, tmp_path, monkeypatch):
         raise BadInput("interrupted")
 
     with monkeypatch.context() as patch:
-        patch.setattr(exporter, "check_sizes", broken)
+        patch.setattr(checked, "check_sizes", broken)
         assert invoke(*arguments).exit_code == 2
     first = len(converted)
     assert first == 5, "student and decoder at both sizes, the text encoder once"

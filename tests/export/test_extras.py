@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from snapgen_deploy.check.gates import Gate, check_target
+from snapgen_deploy.check.gates import Gate, SavedTarget, check_target
 from snapgen_deploy.cli.result import print_gates
 from snapgen_deploy.device_profiles import PRECISIONS, target_keys
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.export.shared import extras
-from snapgen_deploy.job import run as exporter
+from snapgen_deploy.job import begin
 from tests.cli.conftest import invoke, tiny_config
 from tests.cli.test_bad_input import one_line
 
@@ -30,7 +30,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without")
 def test_export_names_the_extra_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(exporter, "validate", lambda _: pytest.fail("work has begun"))
+    monkeypatch.setattr(begin, "validate", lambda _: pytest.fail("work has begun"))
     monkeypatch.setattr("snapgen_deploy.cli.devices.render_plan", lambda plan, console: None)
     done = invoke("export", "--device", "iphone16pm", "--target", "coreai", "--output-dir", tmp_path)
     one_line(done, "coreai", "pip install 'snapgen-deploy[coreai]'")
@@ -51,7 +51,8 @@ def test_a_gate_that_cannot_run_says_why(capsys: pytest.CaptureFixture[str]):
     config = tiny_config()
     artifacts = {"student": Artifact("coreai", "student", Path("nowhere.aimodel"), ())}
     unused: Any = None
-    checked = check_target("coreai", "fp16", PRECISIONS["fp16"].limits, artifacts, config, unused, unused, 1)
+    saved = SavedTarget("coreai", "fp16", PRECISIONS["fp16"].limits, artifacts, config, schedule=unused, threads=1)
+    checked = check_target(saved, unused)
     assert {g.verdict for g in checked.gates} == {"not_run"}
     print_gates([g.as_dict() for g in checked.gates])
     assert "coreai student relative_error: not_run: coreai needs an extra" in capsys.readouterr().out

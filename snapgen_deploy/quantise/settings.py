@@ -1,4 +1,4 @@
-"""The options of `export --precision mixed`, checked and put into the plan."""
+"""The settings of `export --precision mixed`, checked and put into the plan."""
 
 from __future__ import annotations
 

@@ -1,0 +1,96 @@
+"""The beginning of an export: everything that can be refused is, before work starts; then a place to build the bundle in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from snapgen_deploy import __version__
+from snapgen_deploy.bundle.reader import bundle_name
+from snapgen_deploy.checkpoint import Checkpoint, validate
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.job.cache import tool_versions
+from snapgen_deploy.job.calibration import calibration_key
+from snapgen_deploy.job.convert import all_cached
+from snapgen_deploy.job.foretold import Foretell
+from snapgen_deploy.job.ingredients import Ingredients
+from snapgen_deploy.job.memory import Prediction, predict, refuse_what_does_not_fit
+from snapgen_deploy.job.mixed import known_recipe
+from snapgen_deploy.job.records import sweep
+from snapgen_deploy.job.request import Request
+from snapgen_deploy.job.staging import check_place, staging
+from snapgen_deploy.job.state import Job, MixedRecipe
+from snapgen_deploy.plan.plan import ExportPlan
+from snapgen_deploy.system.files import files_under, stamps, temporary_files_in
+from snapgen_deploy.system.host_memory import available_bytes
+from snapgen_deploy.system.progress import Counting, Progress
+from snapgen_deploy.system.source import source_sha256
+
+
+@contextmanager
+def begun(request: Request, plan: ExportPlan, *, foretell: Foretell, progress: Progress, counting: Counting) -> Iterator[Job]:
+    """A job whose checkpoint is sound, which fits this computer, and whose bundle is built in a directory of its own."""
+    checkpoint = request.checkpoint.open()
+    final = request.output_dir / bundle_name(checkpoint.config.name, plan.device)
+    check_place(final, request.overwrite)
+    before = stamps(checkpoint.files)
+    _check_memory(request, checkpoint, plan)
+    with progress("checking the checkpoint"):
+        validate(checkpoint)
+    foretold = {size: foretell(checkpoint.config, plan.at(size)) for size in plan.sizes}
+    key = _plan_key(checkpoint, plan, calibration_key(request.calibration, plan))
+    with (
+        staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage,
+        temporary_files_in(stage.scratch),  # of this process and all that it starts
+    ):
+        sweep(stage.root)
+        _check_space(stage.root, checkpoint, plan)
+        yield Job(request, plan, checkpoint, before, foretold, stage=stage, progress=progress, counting=counting)
+
+
+def _plan_key(checkpoint: Checkpoint, plan: ExportPlan, calibration: str) -> str:
+    """Content key of an export: the same key means the same bytes. What `--tune` timed decides none."""
+    data = asdict(plan) | {"reasons": (), "targets": [asdict(t) | {"form_ms": ()} for t in plan.targets]}
+    parts = [__version__, source_sha256(), tool_versions(), checkpoint.sha256(), data, calibration]
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_memory(request: Request, checkpoint: Checkpoint, plan: ExportPlan) -> None:
+    """Refuse before work starts when this computer cannot hold the largest process that is still to run."""
+    wanted, available = predict(checkpoint.config, plan, request.executor), available_bytes()
+    if available is not None and any(p.bytes > available for p in wanted):
+        recipe = known_recipe(request, checkpoint, plan)
+        wanted = tuple(p for p in wanted if not _is_done(p, request, checkpoint, plan, recipe))
+    refuse_what_does_not_fit(wanted, available)
+
+
+def _is_done(prediction: Prediction, request: Request, checkpoint: Checkpoint, plan: ExportPlan, recipe: MixedRecipe) -> bool:
+    """Whether the process will not run, since what it would make is there."""
+    if prediction.target is None:
+        return prediction.shared == "recipe" and recipe.folder is not None
+    if prediction.role is None or request.cache is None:
+        return False
+    ingredients = Ingredients(checkpoint, request.calibration, recipe.folder)
+    return all_cached(request.cache, ingredients, plan, prediction.target, prediction.role)
+
+
+def _check_space(root: Path, checkpoint: Checkpoint, plan: ExportPlan) -> None:
+    """Refuse before work starts when the disk cannot hold the bundle: 4 bytes a parameter and target is an upper bound.
+
+    As much again for what a converter writes on its way; several picture sizes lie there one by one before they are joined.
+    """
+    elements = sum(math.prod(t.shape) for t in checkpoint.tensors.values())
+    needed = 4 * elements * (len(plan.targets) + 1 + len(plan.other_sizes) + bool(plan.other_sizes))
+    free = shutil.disk_usage(root).free + sum(p.stat().st_size for p in files_under(root))  # of a run that is taken up again
+    if free < needed:
+        raise BadInput(
+            f"the disk of {root.parent} has {free / 1e9:.2f} GB free, the bundle may need {needed / 1e9:.2f} GB; "
+            "free space or choose another place with --output-dir"
+        )

@@ -1,0 +1,67 @@
+"""The stages that run a target's saved files: every gate on the test vectors, then the fidelity gate over many prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from snapgen_deploy.check.fidelity import fidelity_gates, measure_fidelity
+from snapgen_deploy.check.gates import Gate, SavedTarget, check_sizes, failed
+from snapgen_deploy.drawing.reference import schedule_of
+from snapgen_deploy.errors import GatesFailed
+from snapgen_deploy.export.base import Role
+from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.job.drawn import FIDELITY_FOLDER
+from snapgen_deploy.job.records import Exported
+from snapgen_deploy.job.state import CheckedFiles, Job, Judgement, Reference, TargetResult
+from snapgen_deploy.plan.plan import TargetPlan
+from snapgen_deploy.system.child import run_in_child
+
+
+def check_files(job: Job, target: TargetPlan, parts: Mapping[Role, Exported], reference: Reference) -> CheckedFiles:
+    """Run what was saved of a target, and hold it against the reference's test vectors."""
+    saved = {size: _saved(job, target, parts, size) for size in job.plan.sizes}
+    with job.progress(f"{target.key}: running what was saved") as tell:
+        checked, peak = run_in_child(f"{target.key} check", check_sizes, saved, reference.vectors, tell=tell)
+    return CheckedFiles(checked, peak)
+
+
+def judge_fidelity(job: Job, target: TargetPlan, parts: Mapping[Role, Exported]) -> Judgement:
+    """Hold a target's files against the pictures that `draw_for_fidelity` left, where the gate judges the target."""
+    wanted = job.request.fidelity
+    if wanted is None or not wanted.judges(target):
+        return Judgement()
+    found, variant = target_of(target.key)
+    if (reason := found.unavailable(variant)) is not None:
+        gate = Gate(target.key, "pipeline", "fidelity_psnr", None, target.limits.least_psnr, "not_run", reason)
+        return Judgement((gate,), {})
+    saved, folder = _saved(job, target, parts, job.plan.sizes[0]), job.stage.scratch / FIDELITY_FOLDER
+    with job.progress(f"{target.key}: drawing {len(wanted.samples)} pictures at {target.precision}") as tell:
+        measured, peak = run_in_child(f"{target.key} fidelity", measure_fidelity, saved, folder, wanted.scorer, tell=tell)
+    gates = fidelity_gates(target.key, measured, target.limits, wanted.unscored)
+    return Judgement(gates, measured.as_dict(), peak)
+
+
+def refuse_failed(targets: Mapping[str, TargetResult]) -> None:
+    """GatesFailed where a gate of a target did not hold."""
+    gates = [gate for target in targets.values() for gate in target.gates]
+    if bad := failed(gates):
+        said = f"{len(bad)} of {len(gates)} gates failed, no bundle was written: {'; '.join(map(_said, bad))}"
+        raise GatesFailed(said, [g.as_dict() for g in gates])
+
+
+def _saved(job: Job, target: TargetPlan, parts: Mapping[Role, Exported], size: str) -> SavedTarget:
+    """The target's files at one picture size."""
+    config = job.checkpoint.config
+    return SavedTarget(
+        key=target.key,
+        precision=target.precision,
+        limits=target.limits,
+        artifacts={role: part.at(size).artifact for role, part in parts.items()},
+        config=config,
+        schedule=schedule_of(config),
+        threads=job.request.threads,
+    )
+
+
+def _said(gate: Gate) -> str:
+    return f"{gate.target} {gate.where} {gate.name} = {gate.value:.3g}, limit {gate.limit:g} {gate.detail}".strip()

@@ -1,0 +1,35 @@
+"""The stage that makes the recipe of mixed precision, or takes the one that was made before."""
+
+from __future__ import annotations
+
+import shutil
+
+from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.job.request import Request
+from snapgen_deploy.job.state import Job, MixedRecipe
+from snapgen_deploy.plan.plan import ExportPlan
+from snapgen_deploy.quantise.recipe import default_root, finished_recipe
+from snapgen_deploy.quantise.stage import RecipeTask, run_stage
+
+
+def known_recipe(request: Request, checkpoint: Checkpoint, plan: ExportPlan) -> MixedRecipe:
+    """The plan's recipe where an earlier export left it in the cache."""
+    if plan.mixed is None or request.cache is None:
+        return MixedRecipe()
+    return MixedRecipe(finished_recipe(checkpoint, plan.width, plan.latent, plan.mixed, default_root()))
+
+
+def mixed_recipe(job: Job) -> MixedRecipe:
+    """A copy of the plan's recipe in the job's scratch folder: another export may make room where recipes are kept.
+
+    Without a cache nothing is kept.
+    """
+    request, plan, scratch = job.request, job.plan, job.stage.scratch
+    if plan.mixed is None:
+        return MixedRecipe()
+    limit, root = (request.cache.limit, default_root()) if request.cache is not None else (None, scratch / "recipes")
+    recipe, peak = finished_recipe(job.checkpoint, plan.width, plan.latent, plan.mixed, root), 0
+    if recipe is None:
+        task = RecipeTask(request.checkpoint, plan, request.executor, request.threads, root)
+        recipe, peak = run_stage(task, job.counting, limit)
+    return MixedRecipe(shutil.copytree(recipe, scratch / "recipe"), peak)

@@ -1,0 +1,95 @@
+"""The pictures that an export draws, from what the user asked for: for gates and preview, fidelity gate and calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from snapgen_deploy.check.fidelity import COUNT, Fidelity, scorer_of
+from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.drawing.prompts import FIDELITY, Sample, check_prompts, own_samples, read_samples, samples_of
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.job.calibration import Calibration, calibration_of, is_calibrated
+from snapgen_deploy.plan.plan import ExportPlan
+from snapgen_deploy.quantise.trajectories import NO_PROMPT
+
+LARGE = 512 * 512  # pixels above which a reference picture takes minutes
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user said of pictures; None where nothing was said."""
+
+    prompts: Path | None = None  # file of gates, preview and fidelity gate
+    fidelity: bool = False  # whether exact precisions are judged, too
+    fidelity_samples: int | None = None
+    scorer: str | None = None
+    calibration: Path | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What an export draws."""
+
+    samples: tuple[Sample, ...]  # of gates and preview
+    fidelity: Fidelity
+    calibration: Calibration
+    given: int  # prompts of the user's own; gates and preview draw the first ones of many
+    judged: bool  # whether the fidelity gate judges a target
+
+
+def pictures_of(checkpoint: Checkpoint, plan: ExportPlan, asked: Asked) -> Pictures:
+    """The pictures of a plan.
+
+    Raises BadInput where an option would not be used, a file cannot be, or the tokenizer does not read a prompt.
+    """
+    small = plan.resolution[0] * plan.resolution[1] <= LARGE
+    chosen = prompts_of(checkpoint, asked.prompts)
+    own = () if asked.prompts is None else chosen
+    fidelity = _fidelity(checkpoint, plan, asked, own, asked.fidelity_samples or (COUNT if small else 8))
+    if plan.mixed is None and not any(is_calibrated(t) for t in plan.targets):
+        _refuse_idle({"--calibration": asked.calibration}, "calibrated and mixed precisions", "choose one by --precision")
+    calibration = calibration_of(checkpoint, plan, asked.calibration)
+    drawn = (*chosen, *fidelity.samples, *calibration.samples)
+    check_prompts(checkpoint, (*(s.prompt for s in drawn), *(plan.mixed.prompts if plan.mixed else ())))
+    judged = any(fidelity.judges(t) for t in plan.targets)
+    return Pictures(chosen[: 4 if small else 1], fidelity, calibration, given=len(own), judged=judged)
+
+
+def prompts_of(checkpoint: Checkpoint, path: Path | None) -> tuple[Sample, ...]:
+    """The file's prompts, else the checkpoint's; a label for random text where nothing reads prompts."""
+    if path is not None and not checkpoint.reads_prompts:
+        raise BadInput("--prompts: this checkpoint has no text encoder with a tokenizer that could read them; leave it out")
+    if path is not None:
+        return read_samples(path, 0)
+    own = (checkpoint.config.prompts if checkpoint.reads_prompts else ()) or (NO_PROMPT,)
+    return samples_of(own, len(own), 0)
+
+
+def _fidelity(checkpoint: Checkpoint, plan: ExportPlan, asked: Asked, own: Sequence[Sample], count: int) -> Fidelity:
+    """The fidelity gate over `count` pictures; a scorer is looked for where it judges a target."""
+    samples = _fidelity_samples(checkpoint, own, count)
+    fidelity = Fidelity(samples, None, every=asked.fidelity)
+    if not any(fidelity.judges(t) for t in plan.targets):
+        idle = {"--scorer": asked.scorer, "--fidelity-samples": asked.fidelity_samples}
+        _refuse_idle(idle, "the fidelity gate", "add --fidelity")
+        return fidelity
+    scorer, unscored = scorer_of(checkpoint, asked.scorer, samples, plan.resolution)
+    return Fidelity(samples, scorer, unscored, every=asked.fidelity)
+
+
+def _fidelity_samples(checkpoint: Checkpoint, own: Sequence[Sample], count: int) -> tuple[Sample, ...]:
+    """`count` pictures of the fidelity gate: the user's prompts, gone round with new seeds where they are fewer, else ours."""
+    if own:
+        free = 1 + max(s.seed for s in own)
+        return (*own, *samples_of([s.prompt for s in own], max(0, count - len(own)), free))[:count]
+    prompts = (checkpoint.config.prompts if checkpoint.tokenizer else ()) or (NO_PROMPT,)
+    return own_samples(checkpoint, FIDELITY, prompts, count, 0)
+
+
+def _refuse_idle(options: Mapping[str, object], user: str, mend: str) -> None:
+    """BadInput for the first of options that nothing of the plan would use, where one was given (is not None)."""
+    for option, value in options.items():
+        if value is not None:
+            raise BadInput(f"{option} is for {user}, which no target of this plan has; {mend}, or leave it out")

@@ -1,0 +1,51 @@
+"""The stage that writes a bundle: what all targets share, the manifest with the hashes, and the record of the run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from snapgen_deploy.bundle.preview import write_preview
+from snapgen_deploy.bundle.reader import write_manifest
+from snapgen_deploy.bundle.sizes import preview_name, vectors_name
+from snapgen_deploy.job.layout import tokenizer_of
+from snapgen_deploy.job.manifest import manifest_of
+from snapgen_deploy.job.records import forget
+from snapgen_deploy.job.run_record import write_run_record
+from snapgen_deploy.job.sizes import PARTS
+from snapgen_deploy.job.state import Job, Made
+from snapgen_deploy.quantise.report import copy_into
+
+
+def write_bundle(job: Job, made: Made) -> Mapping[str, Any]:
+    """Everything in the bundle's directory but the components, which lie there; returns the record of the run."""
+    root = job.stage.root
+    forget(root)
+    shutil.rmtree(root / PARTS, ignore_errors=True)  # there where an interrupted run may be taken up again
+    if made.recipe.folder is not None:
+        copy_into(root, made.recipe.folder)
+    if text := tokenizer_of(job.checkpoint):
+        (root / "tokenizer.json").write_text(text, encoding="utf-8")
+    _write_vectors(root, made)
+    write_manifest(root, manifest_of(job, made))
+    return write_run_record(root, made)
+
+
+def _write_vectors(root: Path, made: Made) -> None:
+    """For every picture size test vectors, and a preview where there are pictures."""
+    from safetensors.numpy import save_file
+
+    from snapgen_deploy.drawing.pipeline import to_bytes
+
+    for number, (size, of) in enumerate(made.reference.vectors.items()):
+        other = size if number else None
+        # one metadata key only: the library writes several in an order that changes from run to run
+        save_file(of.arrays, root / vectors_name(other), {"prompts": json.dumps(of.prompts)})
+        if "picture" in of.arrays:
+            columns = {"reference": [to_bytes(p[None]) for p in of.arrays["picture"]]}
+            checked = {key: target.checked.by_size[size] for key, target in made.targets.items()}
+            columns |= {key: list(one.pictures) for key, one in checked.items() if one.pictures}
+            write_preview(root / preview_name(other), of.prompts, columns)
