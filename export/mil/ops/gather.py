@@ -6,6 +6,7 @@ error here, whatever `validate_indices` says, since a phone would return anythin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -36,14 +37,15 @@ def gather(
     index = _index(indices, x.shape[axis], opset)
     if batch_dims == 0:
         picked = x.index_select(axis, index.reshape(-1))
-        return picked.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+        return picked.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
     batch, within = index.shape[:batch_dims], index.shape[batch_dims:]
     if axis < batch_dims or x.shape[:batch_dims] != batch:
         raise ValueError(f"batch_dims {batch_dims} does not fit axis {axis}, shapes {list(x.shape)} and {list(index.shape)}")
-    flat = x.reshape(-1, *x.shape[batch_dims:])  # (b, ..., axis, ...)
-    rows = index.reshape(flat.shape[0], -1)  # (b, count)
-    picked = torch.stack([part.index_select(axis - batch_dims, row) for part, row in zip(flat, rows, strict=True)])
-    return picked.reshape(*batch, *x.shape[batch_dims:axis], *within, *x.shape[axis + 1 :])
+    place = axis - batch_dims + 1  # of the gathered axis, once the batch axes are one
+    flat = x.reshape(math.prod(batch), *x.shape[batch_dims:]).movedim(place, 1)  # (b, axis, rest)
+    rows = index.reshape(math.prod(batch), math.prod(within))  # (b, count)
+    picked = flat[torch.arange(len(rows))[:, None], rows].movedim(1, place)
+    return picked.reshape((*batch, *x.shape[batch_dims:axis], *within, *x.shape[axis + 1 :]))
 
 
 @op("gather_along_axis", moves=True)
@@ -56,12 +58,13 @@ def gather_along_axis(x: Tensor, indices: Tensor, opset: int, axis: int = 0, val
 def gather_nd(x: Tensor, indices: Tensor, opset: int, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
     """Slices of x at the index vectors along the last axis of `indices` (as tf.gather_nd)."""
     batch, depth = tuple(x.shape[:batch_dims]), indices.shape[-1]
-    flat = x.reshape(-1, *x.shape[batch_dims:])  # (b, ...)
-    places = indices.reshape(flat.shape[0], -1, depth)  # (b, count, depth)
+    within = indices.shape[batch_dims:-1]
+    flat = x.reshape(math.prod(batch), *x.shape[batch_dims:])  # (b, ...)
+    places = indices.reshape(math.prod(batch), math.prod(within), depth)  # (b, count, depth)
     columns = [_index(places[..., i], flat.shape[i + 1], opset) for i in range(depth)]
-    rows = torch.arange(flat.shape[0])[:, None]
+    rows = torch.arange(len(flat))[:, None]
     picked = flat[(rows, *columns)]  # (b, count, rest)
-    return picked.reshape(*batch, *indices.shape[batch_dims:-1], *x.shape[batch_dims + depth :])
+    return picked.reshape((*batch, *within, *x.shape[batch_dims + depth :]))
 
 
 Combine = Callable[[Tensor, tuple[Tensor, ...], Tensor], Tensor]
@@ -71,7 +74,7 @@ def _reduced(name: str) -> Combine:
     """Combine through torch's scatter reductions over flat places, so that repeated indices all count."""
 
     def combine(data: Tensor, places: tuple[Tensor, ...], updates: Tensor) -> Tensor:
-        strides = [int(torch.tensor(data.shape[i + 1 :]).prod()) for i in range(len(places))]
+        strides = [math.prod(data.shape[i + 1 :]) for i in range(len(places))]
         flat = sum((p * s for p, s in zip(places, strides, strict=True)), torch.zeros((), dtype=torch.int64))
         result = data.reshape(-1).scatter_reduce(0, flat.reshape(-1), updates.reshape(-1), name, include_self=True)
         return result.reshape(data.shape)
@@ -163,5 +166,5 @@ def scatter_nd(
     depth = indices.shape[-1]
     rest = tuple(data.shape[depth:])
     columns = [_index(indices[..., i], data.shape[i], opset) for i in range(depth)]
-    places = [c.reshape(*c.shape, *(1,) * len(rest)) for c in columns] + _everywhere(rest)
+    places = [c.reshape((*c.shape, *(1,) * len(rest))) for c in columns] + _everywhere(rest)
     return _combine(mode)(data, torch.broadcast_tensors(*places), updates)

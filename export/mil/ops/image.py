@@ -64,8 +64,8 @@ def _nearest(x: Tensor, axis: int, count: int, mode: str) -> Tensor:
 
 
 def _bilinear(x: Tensor, height: int, width: int, mode: str) -> Tensor:
-    if mode in ("UNALIGN_CORNERS", "STRICT_ALIGN_CORNERS"):
-        flat = x.reshape(1, -1, *x.shape[-2:])
+    if mode in ("UNALIGN_CORNERS", "STRICT_ALIGN_CORNERS") and x.numel():
+        flat = x.reshape(1, math.prod(x.shape[:-2]), *x.shape[-2:])
         resized = F.interpolate(flat, (height, width), mode="bilinear", align_corners=mode == "STRICT_ALIGN_CORNERS")
         return resized.reshape(*x.shape[:-2], height, width)
     return _linear(_linear(x, -2, height, mode), -1, width, mode)
@@ -157,7 +157,7 @@ def _pick(x: Tensor, rows: Tensor, cols: Tensor, mode: str, value: float) -> Ten
         rows, cols = rows.clamp(0, height - 1), cols.clamp(0, width - 1)
     else:
         rows, cols = _fold(rows, height, mode), _fold(cols, width, mode)
-    flat = (rows * width + cols).reshape(x.shape[0], 1, -1).expand(-1, x.shape[1], -1)
+    flat = (rows * width + cols).flatten(1)[:, None].expand(-1, x.shape[1], -1)
     picked = x.flatten(2).gather(2, flat).reshape(*x.shape[:2], *rows.shape[1:])
     return torch.where(inside[:, None], picked, value) if mode == "constant" else picked
 
@@ -249,7 +249,7 @@ def crop_resize(
     each box -> (N, 1, C, h, w). From iOS 17 `boxes` (N, 4) and `box_indices` (N,) -> (N, C, h, w).
     """
     if roi is not None:
-        table = roi.reshape(roi.shape[0], -1).float()
+        table = roi.flatten(1).float()
         every = table.shape[1] == 4
         count = x.shape[0] if every else 1
         images = torch.arange(count).repeat(len(table)) if every else table[:, 0].long()
@@ -286,4 +286,5 @@ def _corners(boxes: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _box_grid(start: Tensor, end: Tensor, count: int, mode: str) -> Tensor:
     """Sampling points (N, count) from start to end; an axis of `end - start + 1` cells placed at `start`."""
-    return torch.stack([s + _points(float(e - s) + 1, count, mode) for s, e in zip(start, end, strict=True)])
+    grids = [s + _points(float(e - s) + 1, count, mode) for s, e in zip(start, end, strict=True)]
+    return torch.stack(grids) if grids else start.new_zeros(0, count)

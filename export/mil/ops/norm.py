@@ -12,16 +12,17 @@ from snapgen_deploy.export.mil.ops.registry import op
 @op("layer_norm")
 def layer_norm(
     x: Tensor,
-    axes: tuple[int, ...] = (),
+    axes: tuple[int, ...] | None = None,
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
     epsilon: float = 1e-5,
 ) -> Tensor:
     """gamma * (x - mean) / sqrt(var + epsilon) + beta over `axes` (all when not given); gamma and beta have their shape."""
-    positive = sorted(a % x.dim() for a in axes) or list(range(x.dim()))
-    if positive == list(range(x.dim() - len(positive), x.dim())):
+    positive = list(range(x.dim())) if axes is None else sorted(a % x.dim() for a in axes)
+    if positive and positive == list(range(x.dim() - len(positive), x.dim())):
         return F.layer_norm(x, [x.shape[a] for a in positive], gamma, beta, epsilon)
-    variance, mean = torch.var_mean(x, positive, correction=0, keepdim=True)
+    whole = (torch.zeros_like(x), x)  # without axes each element is its own mean; to torch, no axes are all axes
+    variance, mean = torch.var_mean(x, positive, correction=0, keepdim=True) if positive else whole
     y = (x - mean) * torch.rsqrt(variance + epsilon)
     shape = [x.shape[a] if a in positive else 1 for a in range(x.dim())]
     if gamma is not None:

@@ -15,10 +15,11 @@ Reduce = Callable[[Tensor, tuple[int, ...], bool], Tensor]
 def _over(function: Reduce) -> Implementation:
     """An operation with `axes` (default all) and `keep_dims` around a reduction over several axes."""
 
-    def run(x: Tensor, axes: tuple[int, ...] = (), keep_dims: bool = False) -> Tensor:
-        if x.dim() == 0:
+    def run(x: Tensor, axes: tuple[int, ...] | None = None, keep_dims: bool = False) -> Tensor:
+        over = tuple(range(x.dim())) if axes is None else axes
+        if not over:  # each element by itself: to torch, no axes are all axes
             return function(x[None], (0,), False)
-        return function(x, axes or tuple(range(x.dim())), keep_dims)
+        return function(x, over, keep_dims)
 
     return run
 

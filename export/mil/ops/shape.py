@@ -22,10 +22,11 @@ def reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """x in another shape; one -1 is inferred, 0 stands for x's size at that axis, counted from the last one.
 
     Up to iOS 16 a 0 demands equal ranks, where counting from either end is the same; further axes count as 1 (iOS 17).
+    Where that leaves cells that an empty x does not have, the 0 is a size that the program computed.
     """
     missing = len(shape) - x.dim()
     sizes = [n if n else (x.shape[i - missing] if i >= missing else 1) for i, n in enumerate(shape)]
-    return x.reshape(sizes)
+    return x.reshape(shape if x.numel() == 0 and math.prod(sizes) > 0 else sizes)
 
 
 @op("reshape_like", moves=True)
@@ -49,9 +50,9 @@ def expand_dims(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 @op("squeeze", moves=True)
-def squeeze(x: Tensor, axes: tuple[int, ...] = ()) -> Tensor:
+def squeeze(x: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
     """x without these axes (all, when not given) as far as they have size 1."""
-    return x.squeeze(axes) if axes else x.squeeze()
+    return x.squeeze() if axes is None else x.squeeze(axes)
 
 
 @op("transpose", moves=True)

@@ -59,7 +59,10 @@ def shape(x: Tensor) -> Tensor:
 @op("range_1d")
 def range_1d(end: Tensor, start: Tensor, step: Tensor) -> Tensor:
     """start, start + step, ... up to but without end."""
-    return torch.arange(start.item(), end.item(), step.item(), dtype=start.dtype)
+    first, stop, by = start.item(), end.item(), step.item()
+    if by and (stop - first) / by <= 0:  # numpy's empty range; torch refuses it where the sign is wrong
+        return torch.empty(0, dtype=start.dtype)
+    return torch.arange(first, stop, by, dtype=start.dtype)
 
 
 @op("band_part", moves=True)
@@ -80,8 +83,8 @@ def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = Fa
     y = x.flip(axis) if reverse else x
     total = y.cumsum(axis, dtype=x.dtype)
     if exclusive:
-        zero = torch.zeros_like(total.narrow(axis, 0, 1))
-        total = torch.cat([zero, total.narrow(axis, 0, total.shape[axis] - 1)], axis)
+        zero = total.new_zeros([1 if i == axis % x.dim() else n for i, n in enumerate(x.shape)])
+        total = torch.cat([zero, total], axis).narrow(axis, 0, x.shape[axis])
     return total.flip(axis) if reverse else total
 
 
