@@ -219,7 +219,7 @@ class Loaded:
         check_inputs(self.name, self.inputs, arrays)
         with speaking_for(f"{self.name} failed"):
             values = self.predict(dict(arrays))
-        if (report := self._report()) is not None and not report.clean:
+        if (report := self._report()) is not None and not report.finite:
             raise GateFailed(f"{self.name}: fp16 overflows or is not a number: {report.tightest(1)[0]}; try --precision fp32")
         return {p.name: np.asarray(values[p.name], dtype=p.dtype).reshape(p.shape) for p in self.outputs}
 

@@ -5,12 +5,16 @@
     runner.report().tightest(5)
 
 `saved` turns a package into plain data, `ops` implements the operations, `interpreter` runs them, `precision` decides what
-is rounded and recorded, `ports` converts arrays and pictures, `runner` is the public face.
+is rounded and recorded, `trace` finds where NaN and infinity begin, `ports` converts arrays and pictures, `runner` is the
+public face.
 """
 
 from snapgen_deploy.export.mil.precision import OpStat, Report
 from snapgen_deploy.export.mil.runner import Runner, State, functions, open_package
 from snapgen_deploy.export.mil.saved.errors import OpError, PackageError
 from snapgen_deploy.export.mil.saved.program import Port
+from snapgen_deploy.export.mil.trace import Beginning, Trace
 
-__all__ = ["OpError", "OpStat", "PackageError", "Port", "Report", "Runner", "State", "functions", "open_package"]
+__all__ = [
+    "Beginning", "OpError", "OpStat", "PackageError", "Port", "Report", "Runner", "State", "Trace", "functions", "open_package",
+]  # fmt: skip

@@ -6,7 +6,7 @@ slots. A value is let go after the step that uses it last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from snapgen_deploy.export.mil.precision import Precision
 from snapgen_deploy.export.mil.saved.errors import OpError
 from snapgen_deploy.export.mil.saved.program import Constant, Data, Function, Operation, Value
 from snapgen_deploy.export.mil.saved.types import to_held
+from snapgen_deploy.export.mil.trace import Trace
 
 _FAILURES = (RuntimeError, ValueError, IndexError, TypeError, KeyError, NotImplementedError, ArithmeticError)
 
@@ -53,6 +54,7 @@ class Plan:
     def __init__(self, function: Function, precision: Precision) -> None:
         self.function, self._precision = function, precision
         self._slots: dict[str, int] = {}
+        self.warnings: dict[str, str] = {}  # operation -> what it had to say first
         self._constants: dict[str, _Decoded] = {}
         for value in function.inputs:
             self._slots[value.name] = len(self._slots)
@@ -66,6 +68,7 @@ class Plan:
         self._results = [(name, self._slots.get(name), self._constants.get(name)) for name in function.outputs]
         self._constants = {name: c for name, _, c in self._results if c is not None}
         self.watcher: Callable[[str, Tensor], None] | None = None  # hears every value made at run time, by its name
+        self.trace: Trace | None = None
 
     def _kept(self) -> set[int]:
         """Slots that outlive the run: results and states."""
@@ -127,7 +130,12 @@ class Plan:
     def _context(self, name: str, operation: Operation) -> Any:
         if name == "opset":
             return self.function.opset
+        if name == "warn":
+            return partial(self._warn, operation.where)
         return tuple(v.type for v in operation.outputs)
+
+    def _warn(self, where: str, text: str) -> None:
+        self.warnings.setdefault(where, text)
 
     def _slot(self, name: str) -> int:
         if name not in self._slots:
@@ -167,6 +175,8 @@ class Plan:
             env[self._slots[value.name]] = x
             if self.watcher is not None:
                 self.watcher(value.name, x)
+            if self.trace is not None:
+                self.trace.note_input(value.name, x)
         with torch.inference_mode():
             for step in self._steps:
                 self._run_step(step, env)
@@ -198,6 +208,8 @@ class Plan:
                 finite = partial(_all_finite, step, env)
                 result = self._precision.settle(result, operation.type, value.name, operation.place, finite)
             _check(operation, value, tuple(result.shape))
+            if self.trace is not None:
+                self.trace.note(operation, value.name, result, _given(step, env))
             env[slot] = result
             if self.watcher is not None:
                 self.watcher(value.name, result)
@@ -211,9 +223,15 @@ class Plan:
 
 def _all_finite(step: _Step, env: list[Any]) -> bool:
     """Whether no number that a step was given is infinite or NaN."""
-    given = [*step.fixed.values(), *(env[slot] for _, slot in step.plain), *(_gather(late, env) for late in step.late)]
-    flat = (x for one in given for x in (one if isinstance(one, list | tuple) else (one,)))
+    flat = (x for _, one, _ in _given(step, env) for x in (one if isinstance(one, list | tuple) else (one,)))
     return all(bool(torch.isfinite(torch.as_tensor(x)).all()) for x in flat if isinstance(x, Tensor | np.ndarray | float))
+
+
+def _given(step: _Step, env: list[Any]) -> Iterator[tuple[str, Any, bool]]:
+    """Parameter, value, and whether it is a constant, for all that a step was given."""
+    yield from ((name, value, True) for name, value in step.fixed.items())
+    yield from ((name, env[slot], False) for name, slot in step.plain)
+    yield from ((late.name, _gather(late, env), False) for late in step.late)
 
 
 class _Decoded:

@@ -33,6 +33,7 @@ class OpStat:
     nan: int
     infinite: int  # elements that were infinite before rounding
     vanished: int  # elements that are nonzero in float32 and zero in half precision
+    emptied: int  # runs in which every nonzero element vanished
 
     @property
     def tightness(self) -> float:
@@ -60,6 +61,7 @@ class OpStat:
             nan=self.nan + other.nan,
             infinite=self.infinite + other.infinite,
             vanished=self.vanished + other.vanished,
+            emptied=self.emptied + other.emptied,
         )
 
 
@@ -86,9 +88,19 @@ class Report:
         return any(s.nan for s in self.ops)
 
     @property
-    def clean(self) -> bool:
+    def emptied(self) -> bool:
+        """Whether a result that was not all zero became zero altogether."""
+        return any(s.emptied for s in self.ops)
+
+    @property
+    def finite(self) -> bool:
         """At least one run was recorded, in device mode, without overflow or NaN."""
         return self.mode == "device" and self.runs > 0 and not self.overflowed and not self.has_nan
+
+    @property
+    def clean(self) -> bool:
+        """`finite`, and no whole result vanished."""
+        return self.finite and not self.emptied
 
 
 class Precision(Protocol):
@@ -148,7 +160,7 @@ class Device:
 
 def _observe(x: Tensor, rounded: Tensor, op: str, output: str, place: int) -> OpStat:
     if x.numel() == 0:
-        return OpStat(op, output, place, 0, 0.0, 0, 0, 0, 0)
+        return OpStat(op, output, place, 0, 0.0, 0, 0, 0, 0, 0)
     low, high = (float(v) for v in torch.aminmax(x))
     largest, overflow, nan, infinite = max(-low, high), 0, 0, 0
     if not largest <= FP16_MAX:  # also when NaN: only then look at every element
@@ -158,8 +170,9 @@ def _observe(x: Tensor, rounded: Tensor, op: str, output: str, place: int) -> Op
         overflow = int((finite & torch.isinf(rounded)).sum())
         inside = x[finite].abs()
         largest = float(inside.max()) if inside.numel() else 0.0
-    vanished = _nonzero(x, torch.int32) - _nonzero(rounded, torch.int16)
-    return OpStat(op, output, place, x.numel(), largest, overflow, nan, infinite, vanished)
+    before, after = _nonzero(x, torch.int32), _nonzero(rounded, torch.int16)
+    emptied = int(before > 0 and after == 0)
+    return OpStat(op, output, place, x.numel(), largest, overflow, nan, infinite, before - after, emptied)
 
 
 def _nonzero(x: Tensor, bits: torch.dtype) -> int:

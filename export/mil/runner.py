@@ -18,6 +18,7 @@ from snapgen_deploy.export.mil.precision import Mode, Precision, Report, precisi
 from snapgen_deploy.export.mil.saved.errors import PackageError
 from snapgen_deploy.export.mil.saved.program import Function, Interface, Port
 from snapgen_deploy.export.mil.saved.reader import read_package
+from snapgen_deploy.export.mil.trace import Trace
 
 
 @dataclass
@@ -71,6 +72,15 @@ class Runner:
     def watch(self, hear: Callable[[str, Tensor], None]) -> None:
         """Call `hear` with the name and the value of every input and result of the calls from now on."""
         self._plan.watcher = hear
+
+    def trace(self) -> Trace:
+        """A record of where NaN and infinity begin, kept from now on."""
+        self._plan.trace = self._plan.trace or Trace()
+        return self._plan.trace
+
+    def warnings(self) -> tuple[str, ...]:
+        """What operations had to say about their values since opening, the first of each, with the operation in front."""
+        return tuple(f"{where}: {text}" for where, text in self._plan.warnings.items())
 
     def report(self) -> Report:
         """Statistics of every call since opening; without entries in fp32 mode."""

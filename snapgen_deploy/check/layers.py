@@ -42,6 +42,7 @@ class Probe(Protocol):
     """A saved graph whose inner values can be had."""
 
     layers: Sequence[Layer]  # in the order of the file
+    warnings: Sequence[str]  # what the runtime had to say about the values so far
 
     def exact(self, names: Sequence[str]) -> Arrays:
         """These values in single precision."""
@@ -60,6 +61,7 @@ class Found:
     errors: Mapping[str, float]  # output -> error, in the order of the file
     looked_at: int
     layers: int
+    warnings: tuple[str, ...] = ()
 
     @property
     def worst(self) -> float:
@@ -98,7 +100,8 @@ def first_wrong(probe: Probe, limit: float) -> Found:
             break
         high = min(earlier)
     ordered = {layer.output: errors[layer.output] for layer in layers if layer.output in errors}
-    return Found(layers[high] if high < len(layers) else None, ordered, len(ordered), len(layers))
+    wrong = layers[high] if high < len(layers) else None
+    return Found(wrong, ordered, len(ordered), len(layers), tuple(probe.warnings))
 
 
 def _spread(low: int, high: int) -> list[int]:
@@ -117,12 +120,21 @@ def _errors(probe: Probe, layers: Sequence[Layer]) -> dict[str, float]:
         got, expected = saved[layer.output], exact[layer.output]
         scale = max([_rms(expected), *(SMALL * _rms(exact[name]) for name in layer.inputs)])
         same = got.shape == expected.shape
-        found[layer.output] = _rms(got.astype(np.float64) - expected) / max(scale, 1e-30) if same else math.nan
+        found[layer.output] = _distance(got, expected) / max(scale, 1e-30) if same else math.nan
     return found
 
 
+def _distance(got: np.ndarray, expected: np.ndarray) -> float:
+    """Root mean square of the difference; equal infinities, such as a mask's, differ by nothing, NaN by NaN."""
+    with np.errstate(invalid="ignore"):
+        difference = np.where(got == expected, 0.0, got.astype(np.float64) - expected)
+    return float(np.sqrt(np.mean(np.square(difference)))) if difference.size else 0.0
+
+
 def _rms(x: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) if x.size else 0.0
+    """Root mean square of what is finite."""
+    finite = x[np.isfinite(x)]
+    return float(np.sqrt(np.mean(np.square(finite, dtype=np.float64)))) if finite.size else 0.0
 
 
 RunGraph = Callable[[Path, Mapping[str, np.ndarray]], Arrays]  # a model's file and its inputs -> all its outputs
@@ -136,6 +148,7 @@ class OnnxProbe:
     inputs: Arrays
     run: RunGraph
     layers: Sequence[Layer] = field(init=False)
+    warnings: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         import onnx
@@ -238,6 +251,7 @@ class CoreMLProbe:
     entry: str = ""
     threads: int = 1
     layers: Sequence[Layer] = field(init=False)
+    warnings: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         from snapgen_deploy.export.mil.saved.reader import read_package
@@ -272,7 +286,9 @@ class CoreMLProbe:
                 found[name] = value.float().numpy().copy()
 
         runner.watch(hear)
+        trace = runner.trace()
         runner(self.inputs)
+        self.warnings = (*map(str, trace.beginnings), *runner.warnings())
         return found
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from snapgen_deploy.cli.console import print_json, progress, say
+from snapgen_deploy.cli.console import print_json, progress, say, tell
 from snapgen_deploy.errors import BadInput, MeasurementFailed
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def _as_data(limit: float, found: Found | str) -> Mapping[str, Any]:
         "verdict": "passed" if wrong is None else "failed",
         "limit": limit,
         "first_wrong": None if wrong is None else {"name": wrong.name, "op": wrong.op, "output": wrong.output},
+        "warnings": list(found.warnings),
         "looked_at": found.looked_at,
         "layers": found.layers,
         "errors": {name: float(f"{error:.3g}") if error == error else None for name, error in found.errors.items()},
@@ -74,12 +75,15 @@ def _print(name: str, limit: float, found: Found | str) -> None:
     if isinstance(found, str):
         say(f"{name}: not_run ({found})")
         return
+    for warning in found.warnings:
+        tell(f"warning: {name}: {warning}", "yellow")
     looked = f"{found.looked_at} of {found.layers} layers looked at, limit {limit:g}"
     if found.wrong is None:
         say(f"{name}: no wrong layer; largest error {found.worst:.3g} ({looked})")
         return
     error = found.errors[found.wrong.output]
-    say(f"{name}: first wrong: {found.wrong}, error {error:.3g} ({looked})")
+    said = f"error {error:.3g}" if error == error else "not a number"
+    say(f"{name}: first wrong: {found.wrong}, {said} ({looked})")
     for source in found.wrong.inputs:
         if source in found.errors:
             say(f"  its input {source}: error {found.errors[source]:.3g}")

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import check_places, print_json
+from snapgen_deploy.cli.console import check_places, print_json, tell
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.system.files import read_arrays, write_bytes, write_text
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from snapgen_deploy.export.mil import OpStat, Report, Runner
+    from snapgen_deploy.export.mil import OpStat, Report, Runner, Trace
+
+
+SHOWN = 5  # operations of a list on the screen
 
 
 class Mode(StrEnum):
@@ -40,7 +43,11 @@ def run_coreml(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks of errors.")] = False,
 ) -> None:
-    """Run a saved Core ML package on the CPU, from its files, and write its results."""
+    """Run a saved Core ML package on the CPU, from its files, and write its results.
+
+    Exits with 1 where NaN or infinity begins in an operation or a result holds one, and where a whole result of an operation
+    vanishes in half precision (--mode device).
+    """
     if report is not None and mode is not Mode.device:
         raise BadInput("--report needs --mode device: fp32 mode rounds nothing, so it has nothing to report")
     check_places({"--outputs": outputs, "--report": report})
@@ -48,17 +55,27 @@ def run_coreml(
     from snapgen_deploy.export.mil import open_package
 
     runner = open_package(package, mode=mode.value, function=function, threads=threads)
-    results = runner(arrays)
+    trace = runner.trace()
+    try:
+        results = runner(arrays)
+    finally:  # a later operation may fail of what an earlier one warns of
+        for warning in runner.warnings():
+            tell(f"warning: {warning}", "yellow")
     _write(outputs, results)
     statistics = runner.report() if mode is Mode.device else None
     if report is not None and statistics is not None:
         _write_report(report, statistics)
+    unfinished = _not_finite(results)
     if as_json:
-        print_json(_summary(runner, results) | ({} if statistics is None else {"device": _verdict(statistics)}))
-        return
-    _print(runner, results)
-    if statistics is not None:
-        _print_report(statistics)
+        summary = _summary(runner, results) | {"not_finite": _where(trace, unfinished)}
+        print_json(summary | ({} if statistics is None else {"device": _verdict(statistics)}))
+    else:
+        _print(runner, results)
+        _print_trace(trace, unfinished)
+        if statistics is not None:
+            _print_report(statistics)
+    if trace.beginnings or unfinished or (statistics is not None and not statistics.clean):
+        raise typer.Exit(1)
 
 
 def _write(path: Path, results: dict[str, np.ndarray]) -> None:
@@ -73,15 +90,40 @@ def _write(path: Path, results: dict[str, np.ndarray]) -> None:
 
 def _summary(runner: Runner, results: dict[str, np.ndarray]) -> dict[str, Any]:
     shapes = {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in results.items()}
-    return {"package": str(runner.package), "function": runner.function, "operations": runner.ops, "outputs": shapes}
+    return {
+        "package": str(runner.package),
+        "function": runner.function,
+        "operations": runner.ops,
+        "outputs": shapes,
+        "warnings": list(runner.warnings()),
+    }
+
+
+def _not_finite(results: dict[str, np.ndarray]) -> list[str]:
+    """Names of the results that hold NaN or infinity."""
+    import numpy as np
+
+    return [name for name, array in results.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+
+
+def _where(trace: Trace, outputs: list[str]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "nan_operations": trace.holding("NaN"),
+        "infinity_operations": trace.holding("infinity"),
+        "begins": [asdict(b) for b in trace.beginnings],
+        "outputs": outputs,
+    }
 
 
 def _verdict(report: Report) -> dict[str, Any]:
     return {
         "overflowed": report.overflowed,
         "nan": report.has_nan,
+        "vanished": report.emptied,
         "clean": report.clean,
-        "tightest": [_entry(s) for s in report.tightest(5)],
+        "tightest": [_entry(s) for s in report.tightest(SHOWN)],
     }
 
 
@@ -99,10 +141,30 @@ def _print(runner: Runner, results: dict[str, np.ndarray]) -> None:
         typer.echo(f"  {name}: {array.dtype} {list(array.shape)}{span}")
 
 
+def _print_trace(trace: Trace, outputs: list[str]) -> None:
+    counts = [f"{what} in {n} operations" for what in ("NaN", "infinity") if (n := trace.holding(what))]
+    if counts and (trace.beginnings or outputs):
+        typer.echo(f"not finite: {', '.join(counts)}; {', '.join(outputs) or 'none'} of the results")
+    for beginning in trace.beginnings[:SHOWN]:
+        typer.echo(f"  {beginning}")
+    if len(trace.beginnings) > SHOWN:
+        typer.echo(f"  and in {len(trace.beginnings) - SHOWN} further operations")
+
+
 def _print_report(report: Report) -> None:
-    verdict = "overflow" if report.overflowed else "NaN" if report.has_nan else "no overflow, no NaN"
-    typer.echo(f"half precision: {verdict} in {len(report.ops)} operations; the tightest:")
-    for stat in report.tightest(5):
+    count = len(report.ops)
+    affected = {
+        "overflow": [s for s in report.ops if s.overflow],
+        "NaN": [s for s in report.ops if s.nan],
+        "vanished to 0": [s for s in report.ops if s.emptied],
+    }
+    found = {what: stats for what, stats in affected.items() if stats}
+    verdict = ", ".join(f"{what} in {len(stats)} of {count} operations" for what, stats in found.items())
+    shown = list(dict.fromkeys(s for stats in found.values() for s in stats))[:SHOWN]
+    typer.echo(
+        f"half precision: {verdict or f'no overflow, no NaN in {count} operations'}; {'first' if found else 'the tightest'}:"
+    )
+    for stat in shown or report.tightest(SHOWN):
         typer.echo(f"  {stat}")
 
 

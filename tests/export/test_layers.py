@@ -30,6 +30,8 @@ X = np.linspace(1, 300, 64, dtype=np.float32).reshape(1, 64)
 class Made:
     """A chain in which the layers of `wrong` and all that follow the first of them are wrong."""
 
+    warnings = ()
+
     def __init__(self, count: int, first: int | None) -> None:
         self.layers = [Layer(f"n{i}", "Op", f"v{i}", (f"v{i - 1}",) if i else ("x",)) for i in range(count)]
         self.first, self.asked = first, set[str]()

@@ -45,8 +45,8 @@ def test_device_report(package: Path, tmp_path: Path) -> None:
     report = tmp_path / "r.json"
     given = inputs(tmp_path / "x.npz", 1, 2, 1000)
     result = call(package, "--inputs", given, "--outputs", tmp_path / "y.npz", "--mode", "device", "--report", report)
-    assert result.exit_code == 0
-    assert "half precision: overflow" in result.stdout
+    assert result.exit_code == 1
+    assert "half precision: overflow in 1 of 2 operations" in result.stdout
     data = json.loads(report.read_text())
     assert data["overflowed"] is True
     assert data["clean"] is False

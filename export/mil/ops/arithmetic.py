@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from snapgen_deploy.export.mil.ops.registry import Implementation, elementwise, op
+from snapgen_deploy.export.mil.ops.registry import Implementation, Warn, elementwise, op
 from snapgen_deploy.export.mil.saved.types import DTYPES, DType, dtype_named
 
 elementwise(
@@ -122,11 +122,13 @@ def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 @op("cast")
-def cast(x: Tensor, dtype: str) -> Tensor:
+def cast(x: Tensor, dtype: str, warn: Warn) -> Tensor:
     """x as `dtype`: towards zero to integers, modulo their range where they are narrower; nonzero is true."""
     wanted = dtype_named(dtype)
     if wanted is None or wanted.name == "string":
         raise ValueError(f"cast to {dtype!r} is not supported; known are {', '.join(DTYPES)}")
+    if beyond := _beyond(x, wanted):
+        warn(beyond)
     return convert(x, wanted)
 
 
@@ -141,3 +143,16 @@ def convert(x: Tensor, dtype: DType) -> Tensor:
     if not dtype.signed and dtype.bits >= 8:
         x = x.to(torch.int64) & ((1 << min(dtype.bits, 62)) - 1)  # held in a wider type: wrap by hand
     return x.to(dtype.held)
+
+
+def _beyond(x: Tensor, dtype: DType) -> str:
+    """What is to be said where the integers of `dtype` do not hold all of x; nothing where they do."""
+    if dtype.floating or dtype.name == "bool" or x.dtype == torch.bool or not x.numel():
+        return ""
+    least, most = (-(1 << (dtype.bits - 1)), (1 << (dtype.bits - 1)) - 1) if dtype.signed else (0, (1 << dtype.bits) - 1)
+    low, high = (v.item() for v in torch.aminmax(x))
+    if least - 1 < low and high < most + 1:  # never true of NaN
+        return ""
+    worst = high if high >= most + 1 else low
+    became = convert(torch.tensor(worst, dtype=x.dtype), dtype).item()
+    return f"values {low} ... {high} do not all fit {dtype.name} ({least} ... {most}) and wrap: {worst} became {became}"

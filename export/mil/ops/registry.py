@@ -3,7 +3,8 @@
 A parameter's annotation says in what form it wants its value: `Tensor` as it is held, `np.ndarray` as it is stored (constant
 operations only), `int`, `float`, `bool`, `str` as a Python value, `tuple[int, ...]` and the like as Python values in order,
 `tuple[Tensor, ...]` for inputs that take several values. A default makes it optional and is the definition's default.
-Two names are not inputs: `declared` receives the declared output types, `opset` the iOS generation (5 is iOS 15).
+Three names are not inputs: `declared` receives the declared output types, `opset` the iOS generation (5 is iOS 15), `warn` a
+function that takes what the user should hear about the values of this run.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from snapgen_deploy.export.mil.saved.program import Constant, Data
 from snapgen_deploy.export.mil.saved.types import to_held
 
 Implementation = Callable[..., Any]
-CONTEXT = ("declared", "opset")
+CONTEXT = ("declared", "opset", "warn")
+Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
