@@ -100,8 +100,8 @@ def first_wrong(probe: Probe, limit: float) -> Found:
             break
         high = min(earlier)
     ordered = {layer.output: errors[layer.output] for layer in layers if layer.output in errors}
-    wrong = layers[high] if high < len(layers) else None
-    return Found(wrong, ordered, len(ordered), len(layers), tuple(probe.warnings))
+    first = layers[high] if high < len(layers) else None
+    return Found(first, ordered, len(ordered), len(layers), tuple(probe.warnings))
 
 
 def _spread(low: int, high: int) -> list[int]:
