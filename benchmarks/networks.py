@@ -7,7 +7,6 @@ import torch
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.drawing.ports import ports_of
 from snapgen_deploy.export.base import Component, Role
-from snapgen_deploy.export.spelling import spelling
 from snapgen_deploy.models import DiT, ModelConfig, TextEncoder, TinyDecoder
 from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.sparse import rewrite_decoder, rewrite_student, rewrite_text_encoder
@@ -18,12 +17,13 @@ def component(config: ModelConfig, width: str, size: tuple[int, int], key: str, 
     plan = make_plan(config, load_profile("android-mid"), targets=[key], width=width, resolution=size)
     inputs, outputs, doc = ports_of(config, plan, role)
     latent, target = (plan.latent[1], plan.latent[2]), plan.targets[0]
-    ops, upsample = spelling(target.key, target.precision)
+    writing = target.spec.writing
+    ops = writing.ops_at(target.precision)
     if role == "student":
         module = rewrite_student(DiT(config.student, width), latent, layout="token", form=target.form, ops=ops)
     elif role == "decoder":
         assert config.decoder is not None
-        module = rewrite_decoder(TinyDecoder(config.decoder), latent, layout="token", upsample=upsample)
+        module = rewrite_decoder(TinyDecoder(config.decoder), latent, layout="token", upsample=writing.upsample)
     else:
         assert config.text_encoder is not None
         module = rewrite_text_encoder(TextEncoder(config.text_encoder), layout="token", ops=ops)

@@ -26,13 +26,13 @@ import numpy as np
 from snapgen_deploy.check.fidelity import COUNT, DETECTOR, Measured, draw_reference, measure_fidelity
 from snapgen_deploy.check.gates import SavedTarget
 from snapgen_deploy.checkpoint import CheckpointPlace, open_checkpoint
-from snapgen_deploy.device_profiles import TARGETS, load_profile
+from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.drawing.ports import ports_of, roles_of
 from snapgen_deploy.drawing.prompts import FIDELITY, own_samples
 from snapgen_deploy.drawing.reference import schedule_of
 from snapgen_deploy.errors import SnapgenError
 from snapgen_deploy.export.base import Role
-from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.export.registry import spec_of, target_of
 from snapgen_deploy.job.calibration import COUNT as CALIBRATED
 from snapgen_deploy.job.calibration import calibration_of
 from snapgen_deploy.job.convert import ComponentTask, export_in_child
@@ -90,7 +90,7 @@ def rows_of(width: str, options: argparse.Namespace, scratch: Path, done: Sequen
     seen = replace(judged, samples=calibration.samples, folder=scratch / CALIBRATION_FOLDER)
     run_in_child("calibration", record_calibration, seen)
     for name in options.targets:
-        offered = [p for p in TARGETS[name].precisions if p != "mixed"]
+        offered = [p for p in spec_of(name).precisions if p != "mixed"]
         wanted = [p for p in offered if options.precisions is None or p in options.precisions]
         if name in CPU and any((width, name, p) not in known for p in wanted):
             wanted = ["fp32", *(p for p in wanted if p != "fp32")]  # the others are timed against it

@@ -1,6 +1,6 @@
 """Device profiles: one TOML file per device beside this module, or a user's own file by its path.
 
-Depends on nothing but the named errors, so that listing devices starts quickly.
+Depends on nothing but the named errors and the records of the targets, so that listing devices starts quickly.
 """
 
 from __future__ import annotations
@@ -9,25 +9,19 @@ import difflib
 import tomllib
 from pathlib import Path
 
-from snapgen_deploy.device_profiles.precisions import PRECISIONS, Limits, Precision
 from snapgen_deploy.device_profiles.schema import (
-    TARGETS,
     Figure,
     LatencyBasis,
     Offer,
     Profile,
     ProfileTarget,
-    TargetSpec,
     spaced,
-    spec_of,
-    variants_of,
 )
-from snapgen_deploy.device_profiles.validate import read_profile, target_keys
+from snapgen_deploy.device_profiles.validate import read_profile
 from snapgen_deploy.errors import BadInput
 
 __all__ = [
-    "PRECISIONS", "TARGETS", "Figure", "LatencyBasis", "Limits", "Offer", "Precision", "Profile", "ProfileTarget", "TargetSpec",
-    "load_profile", "profile_ids", "spaced", "spec_of", "target_keys", "variants_of",
+    "Figure", "LatencyBasis", "Offer", "Profile", "ProfileTarget", "load_profile", "profile_ids", "spaced",
 ]  # fmt: skip
 
 _FOLDER = Path(__file__).parent

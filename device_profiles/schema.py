@@ -57,66 +57,6 @@ GUARDS: Mapping[str, str] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
-class TargetSpec:
-    """What an export target offers in this version; tests hold this table against the targets themselves.
-
-    A variant that offers something else than the others of its name has a row of its own, `name:variant`.
-    """
-
-    variants: tuple[str, ...]  # () where the target has none; the first is the default
-    precisions: tuple[str, ...]  # the first is the default
-    layout: str
-    calibrated: tuple[str, ...] = ()  # precisions whose quantiser looks at real inputs
-    palette_bits: tuple[int, ...] = ()  # of an index, that `mixed` may choose; () where there is no mixed precision
-    one_size: str = ""  # why it cannot hold several picture sizes, where it cannot
-    from_figures: tuple[str, ...] = ()  # figures of a profile that become options of the same name; all are needed
-
-
-_APPLE = (  # of Core ML, by itself or inside ExecuTorch, and of Core AI
-    "fp16", "fp32", "palette8", "palette6", "palette4", "palette8-grouped", "palette6-grouped", "palette4-grouped",
-    "int8", "int4",
-)  # fmt: skip
-TARGETS: Mapping[str, TargetSpec] = MappingProxyType(
-    {
-        "coreml": TargetSpec(
-            (),
-            (*_APPLE, "w8a8", "mixed"),
-            "channels",
-            ("w8a8",),
-            (3, 4, 8),
-        ),
-        "coreai": TargetSpec((), _APPLE, "channels"),
-        "executorch": TargetSpec(
-            ("xnnpack",),
-            ("fp32", "fp16", "int8-dynamic", "int4-dynamic"),
-            "token",
-            ("int8-dynamic", "int4-dynamic"),  # for their convolutions
-        ),
-        "executorch:coreml": TargetSpec(("coreml",), _APPLE, "channels"),
-        "executorch:vulkan": TargetSpec(("vulkan",), ("fp16", "fp32"), "token"),
-        "onnx": TargetSpec(
-            ("cpu",), ("fp32", "fp16", "int8-dynamic", "int8-static", "int4", "mixed"), "token", ("int8-static",), (4, 8)
-        ),
-        "onnx:qnn": TargetSpec(
-            ("qnn",), ("fp16", "w8a16"), "channels", ("w8a16",), (),
-            "Qualcomm's emulation crashes when it loads contexts that share weights, so that they cannot be checked",
-            ("soc_model", "htp_arch"),
-        ),
-    }
-)  # fmt: skip
-
-
-def variants_of(name: str, known: Mapping[str, TargetSpec] = TARGETS) -> tuple[str, ...]:
-    """Every variant of a target's name, the default one first; () where it has none or there is no such name."""
-    return tuple(v for key, spec in known.items() if key.partition(":")[0] == name for v in spec.variants)
-
-
-def spec_of(name: str, variant: str = "", known: Mapping[str, TargetSpec] = TARGETS) -> TargetSpec:
-    """What a target offers at one of its variants. KeyError for a name that there is not."""
-    return known.get(f"{name}:{variant}") or known[name]
-
-
 def spaced(deployment: str) -> str:
     """`iOS18` -> `iOS 18`."""
     name = deployment.rstrip("0123456789.")

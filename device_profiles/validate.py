@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from snapgen_deploy.device_profiles.precisions import LIMIT_NAMES
 from snapgen_deploy.device_profiles.schema import (
     BUDGET_STATUSES,
     BYTES_IN,
@@ -18,16 +17,14 @@ from snapgen_deploy.device_profiles.schema import (
     KINDS,
     LAYOUTS,
     STATUSES,
-    TARGETS,
     Figure,
     LatencyBasis,
     Offer,
     Profile,
     ProfileTarget,
-    TargetSpec,
-    spec_of,
-    variants_of,
 )
+from snapgen_deploy.export.precisions import LIMIT_NAMES
+from snapgen_deploy.export.registry import find_spec, spec_of, target_keys
 
 LEAST, MOST = 1e-9, 1e18  # of any figure, in any of the units
 ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")  # a part of the bundle's folder name
@@ -102,7 +99,7 @@ class Reader:
             self.wrong(key, "an unknown key", f"'{near[0]}'?" if near else f"only {', '.join(names)}")
 
 
-def read_profile(table: Mapping[str, Any], targets: Mapping[str, TargetSpec] = TARGETS) -> tuple[Profile, list[str]]:
+def read_profile(table: Mapping[str, Any]) -> tuple[Profile, list[str]]:
     """The profile in a parsed file, and what is wrong with it; the profile is to be used only if the list is empty."""
     problems: list[str] = []
     top = Reader(table, "", problems)
@@ -118,8 +115,8 @@ def read_profile(table: Mapping[str, Any], targets: Mapping[str, TargetSpec] = T
         os_minimum=os.text("minimum"),
         source=top.text("source"),
         figures=_figures(top),
-        targets=_targets(top, targets),
-        offers=_offers(top, targets),
+        targets=_targets(top),
+        offers=_offers(top),
         memory_budget=_figure(budget, "memory", tuple(BYTES_IN), BUDGET_STATUSES, needed=False),
         latency_budget=_figure(budget, "latency", ("ms",), BUDGET_STATUSES, needed=False),
         latency=_latency(latency) if latency is not None else None,
@@ -131,7 +128,7 @@ def read_profile(table: Mapping[str, Any], targets: Mapping[str, TargetSpec] = T
     if profile.id and (profile.id == "host" or not ID.fullmatch(profile.id)):
         top.wrong("id", repr(profile.id[:80]), "up to 64 lower-case letters, digits, - and _, other than host")
     for target in profile.targets:
-        for name in spec_of(target.target, target.variant, targets).from_figures:
+        for name in spec_of(target.key).from_figures:
             if name not in profile.figures:
                 top.wrong(f"figures.{name}", "nothing", f"a figure, which {target.key} needs")
     if profile.latency is not None and profile.latency.target not in {t.key for t in profile.targets}:
@@ -159,20 +156,20 @@ def _figures(top: Reader) -> Mapping[str, Figure]:
     return MappingProxyType({name: figure for name, figure in found.items() if figure is not None})
 
 
-def _targets(top: Reader, known: Mapping[str, TargetSpec]) -> tuple[ProfileTarget, ...]:
+def _targets(top: Reader) -> tuple[ProfileTarget, ...]:
     top.seen.add("targets")
     rows = top.table.get("targets")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         top.wrong("targets", "nothing" if rows is None else repr(rows), "one or more [[targets]] tables")
         return ()
-    found = [t for i, row in enumerate(rows) if (t := _target(Reader(row, f"targets[{i}]", top.problems), known)) is not None]
+    found = [t for i, row in enumerate(rows) if (t := _target(Reader(row, f"targets[{i}]", top.problems))) is not None]
     keys = [t.key for t in found]
     for key in sorted({k for k in keys if keys.count(k) > 1}):
         top.wrong("targets", f"{key} {keys.count(key)} times", "each target once")
     return tuple(found)
 
 
-def _offers(top: Reader, known: Mapping[str, TargetSpec]) -> tuple[Offer, ...]:
+def _offers(top: Reader) -> tuple[Offer, ...]:
     """Tables like those of `targets`, each with the source that says that the device runs it."""
     top.seen.add("offers")
     rows = top.table.get("offers", [])
@@ -183,26 +180,23 @@ def _offers(top: Reader, known: Mapping[str, TargetSpec]) -> tuple[Offer, ...]:
     for i, row in enumerate(rows):
         reader = Reader(row, f"offers[{i}]", top.problems)
         source = reader.text("source")
-        if (target := _target(reader, known)) is not None:
+        if (target := _target(reader)) is not None:
             found.append(Offer(target, source))
     return tuple(found)
 
 
-def _target(reader: Reader, known: Mapping[str, TargetSpec]) -> ProfileTarget | None:
+def _target(reader: Reader) -> ProfileTarget | None:
     key = reader.text("target")
-    name, _, variant = key.partition(":")
-    variants = variants_of(name, known)
-    variant = variant or next(iter(variants), "")
-    spec = spec_of(name, variant, known) if name in known else None
-    if key and (spec is None or (":" in key and variant not in variants)):
-        reader.wrong("target", repr(key), f"one of {', '.join(target_keys(known))}")
+    spec = find_spec(key)
+    if key and spec is None:
+        reader.wrong("target", repr(key), f"one of {', '.join(target_keys())}")
     precision = reader.text("precision", spec.precisions if spec else ())
     layout = reader.text("layout", LAYOUTS)
     options, limits = _options(reader), _limits(reader)
     reader.done()
     if spec is None:
         return None
-    return ProfileTarget(name, variant, precision, layout, options, limits)
+    return ProfileTarget(spec.name, spec.variant, precision, layout, options, limits)
 
 
 def _options(reader: Reader) -> tuple[tuple[str, str], ...]:
@@ -236,9 +230,3 @@ def _latency(reader: Reader) -> LatencyBasis | None:
         return None
     times = MappingProxyType({width: figure for width, figure in found.items() if figure is not None})
     return LatencyBasis(preset, (resolution[0], resolution[1]), target, times, decoder)
-
-
-def target_keys(known: Mapping[str, TargetSpec] = TARGETS) -> tuple[str, ...]:
-    """Every `name` or `name:variant` that exists."""
-    names = dict.fromkeys(key.partition(":")[0] for key in known)
-    return tuple(f"{name}:{v}" if v else name for name in names for v in variants_of(name, known) or ("",))

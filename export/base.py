@@ -1,7 +1,8 @@
 """What every export target offers, and the plain data that passes between the stages.
 
-A target is one module with one class that satisfies `Target`; `snapgen_deploy.export.registry` lists them. Backends are
-imported inside their own module's functions, so that importing this package needs none of them.
+A target is one class that satisfies `Target` and one record of what general code knows of it
+(`snapgen_deploy.export.spec.TargetSpec`); `snapgen_deploy.export.registry` lists them. Backends are imported inside their own
+module's functions, so that importing this package needs none of them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from snapgen_deploy.errors import BadInput
 
 Role = Literal["student", "decoder", "text_encoder"]
 ROLES: tuple[Role, ...] = ("text_encoder", "student", "decoder")
-Layout = Literal["token", "channels"]
 
 Arrays = dict[str, np.ndarray]
 Runner = Callable[[Mapping[str, np.ndarray]], Arrays]
@@ -160,12 +160,6 @@ class HoldsPalettes(Protocol):
 
 class Target(Protocol):
     """One export format and its runtime."""
-
-    name: str
-    variants: tuple[str, ...]  # () where the target has none; the first is the default
-    precisions: tuple[str, ...]  # admissible, the first is the default
-    layout: Layout  # of the student graph that this target takes best
-    suffix: str  # of an artifact's main file
 
     def export(
         self, component: Component, variant: str, precision: str, directory: Path, options: Mapping[str, str]

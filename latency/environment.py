@@ -12,10 +12,10 @@ from shutil import which
 
 import numpy as np
 
+from snapgen_deploy.export.registry import spec_of, specs
 from snapgen_deploy.job.cache import version_of
 from snapgen_deploy.latency.results import DeviceKey
 
-RUNTIME_OF = {"onnx": "onnxruntime", "executorch": "executorch", "coreml": "coremltools", "coreai": "coreai-core"}
 UNKNOWN = "unknown"  # what the host does not tell
 
 
@@ -61,14 +61,14 @@ def state() -> dict[str, str]:
 
 def environment() -> dict[str, str]:
     """What stays: processor, system, governor, versions."""
-    versions = {name: version_of(name) for name in ("torch", "numpy", *RUNTIME_OF.values())}
+    versions = {name: version_of(name) for name in ("torch", "numpy", *(s.runtime.package for s in specs().values()))}
     host = {"processor": processor(), "cores": str(os.cpu_count()), "system": platform.platform(), "governor": governor()}
     return host | {"python": platform.python_version()} | versions
 
 
 def host_key(target: str, precision: str, threads: int) -> DeviceKey:
     """This host as one side of a comparison."""
-    system, runtime = f"{platform.system()} {platform.release()}", version_of(RUNTIME_OF[target.split(":")[0]])
+    system, runtime = f"{platform.system()} {platform.release()}", version_of(spec_of(target).runtime.package)
     return DeviceKey(processor(), system, target, runtime, precision, threads, governor())
 
 

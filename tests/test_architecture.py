@@ -16,9 +16,10 @@ from snapgen_deploy.system.source import package_root
 ROWS = (
     ("", "assets", "errors"),
     ("system",),
-    ("models", "device_profiles"),
+    ("models",),
     ("checkpoint", "sparse"),
     ("export",),
+    ("device_profiles",),
     ("plan",),
     ("drawing",),
     ("bundle", "quantise"),

@@ -38,7 +38,6 @@ from snapgen_deploy.export.base import (
     Component,
     Description,
     Joined,
-    Layout,
     Port,
     Runner,
     average_bits,
@@ -48,6 +47,7 @@ from snapgen_deploy.export.coreai import compress as coreai_compress
 from snapgen_deploy.export.coreai import constants as coreai_constants
 from snapgen_deploy.export.coreai import session as coreai_session
 from snapgen_deploy.export.coreai import weights as coreai_weights
+from snapgen_deploy.export.coreai.spec import COREAI
 from snapgen_deploy.export.coreml.compress import Exact
 from snapgen_deploy.export.shared.extras import check_extra, missing_extra
 from snapgen_deploy.export.shared.graph import check_inputs, check_offered, check_rank, parse_options, speaking_for, trace
@@ -79,11 +79,10 @@ class Settings:
 class CoreAI:
     """Core AI assets, run by Apple's runtime in a process of its own."""
 
-    name: str = "coreai"
-    variants: tuple[str, ...] = ()
-    precisions: tuple[str, ...] = tuple(coreai_compress.PRECISIONS)
-    layout: Layout = "channels"
-    suffix: str = ".aimodel"
+    name: str = COREAI.name
+    variants: tuple[str, ...] = COREAI.variants
+    precisions: tuple[str, ...] = COREAI.precisions
+    suffix: str = COREAI.suffix
 
     def export(
         self, component: Component, variant: str, precision: str, directory: Path, options: Mapping[str, str]

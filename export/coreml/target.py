@@ -38,7 +38,6 @@ from snapgen_deploy.export.base import (
     Description,
     Headroom,
     Joined,
-    Layout,
     Port,
     Runner,
     Weight,
@@ -50,6 +49,7 @@ from snapgen_deploy.export.coreml import frontend as coreml_torch
 from snapgen_deploy.export.coreml import palettes as coreml_palettes
 from snapgen_deploy.export.coreml import weights as coreml_weights
 from snapgen_deploy.export.coreml.functions import SINGLE
+from snapgen_deploy.export.coreml.spec import COREML
 from snapgen_deploy.export.shared import coremltools as coreml_thrift
 from snapgen_deploy.export.shared.graph import check_inputs, check_offered, check_rank, parse_options, speaking_for, trace
 from snapgen_deploy.export.shared.quiet import first_line
@@ -83,11 +83,10 @@ class Settings:
 class CoreML:
     """ML Programs, run by Core ML on macOS."""
 
-    name: str = "coreml"
-    variants: tuple[str, ...] = ()
-    precisions: tuple[str, ...] = (*coreml_compress.PRECISIONS, "mixed")
-    layout: Layout = "channels"
-    suffix: str = ".mlpackage"
+    name: str = COREML.name
+    variants: tuple[str, ...] = COREML.variants
+    precisions: tuple[str, ...] = COREML.precisions
+    suffix: str = COREML.suffix
 
     def export(
         self, component: Component, variant: str, precision: str, directory: Path, options: Mapping[str, str]

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snapgen_deploy.errors import BadInput, GateFailed
-from snapgen_deploy.export.base import Artifact, Component, Description, Joined, Layout, Runner
+from snapgen_deploy.export.base import Artifact, Component, Description, Joined, Runner
 from snapgen_deploy.export.coreml import compress as coreml_compress
 from snapgen_deploy.export.coreml import frontend as coreml_torch
 from snapgen_deploy.export.coreml import weights as coreml_weights
@@ -57,6 +57,7 @@ from snapgen_deploy.export.executorch.program import (
     read_plan,
     read_program,
 )
+from snapgen_deploy.export.executorch.spec import COREML
 from snapgen_deploy.export.executorch.target import ExecuTorch, Settings
 from snapgen_deploy.export.executorch.weights import Delegate
 from snapgen_deploy.export.shared import coremltools as coreml_thrift
@@ -81,9 +82,8 @@ class CoreMLSettings(Settings):
 class ExecuTorchCoreML(ExecuTorch):
     """`.pte` files, run by ExecuTorch with Core ML's delegate, or here by the MIL executor."""
 
-    variants: tuple[str, ...] = ("coreml",)
-    precisions: tuple[str, ...] = tuple(name for name in coreml_compress.PRECISIONS if name != "w8a8")
-    layout: Layout = "channels"
+    variants: tuple[str, ...] = COREML.variants
+    precisions: tuple[str, ...] = COREML.precisions
     backend: str = "CoreMLBackend"
     settings: type[Settings] = CoreMLSettings
 

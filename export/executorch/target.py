@@ -32,7 +32,6 @@ from snapgen_deploy.export.base import (
     Component,
     Description,
     Joined,
-    Layout,
     Runner,
     average_bits,
     not_quantised,
@@ -52,6 +51,7 @@ from snapgen_deploy.export.executorch.program import (
     read_plan,
     read_program,
 )
+from snapgen_deploy.export.executorch.spec import XNNPACK
 from snapgen_deploy.export.shared.graph import check_inputs, check_offered, check_rank, parse_options, speaking_for
 
 if TYPE_CHECKING:
@@ -72,11 +72,10 @@ class Settings:
 class ExecuTorch:
     """`.pte` files, run by the ExecuTorch runtime with XNNPACK."""
 
-    name: str = "executorch"
-    variants: tuple[str, ...] = ("xnnpack",)
-    precisions: tuple[str, ...] = tuple(executorch_quantise.PRECISIONS)
-    layout: Layout = "token"
-    suffix: str = ".pte"
+    name: str = XNNPACK.name
+    variants: tuple[str, ...] = XNNPACK.variants
+    precisions: tuple[str, ...] = XNNPACK.precisions
+    suffix: str = XNNPACK.suffix
     backend: str = "XnnpackBackend"  # the delegate's id in a file
     settings: type[Settings] = Settings
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from snapgen_deploy.export.base import Component, Weight
 from snapgen_deploy.export.executorch.program import Stored
+from snapgen_deploy.export.executorch.spec import VULKAN
 from snapgen_deploy.export.executorch.target import ExecuTorch, Settings
 from snapgen_deploy.export.executorch.weights import BITS, Delegate, decompiled
 from snapgen_deploy.export.shared.graph import trace
@@ -37,8 +38,8 @@ TENSOR = "VkTensor"  # in the delegate's schema
 class ExecuTorchVulkan(ExecuTorch):
     """`.pte` files for ExecuTorch with Vulkan's delegate."""
 
-    variants: tuple[str, ...] = ("vulkan",)
-    precisions: tuple[str, ...] = ("fp16", "fp32")
+    variants: tuple[str, ...] = VULKAN.variants
+    precisions: tuple[str, ...] = VULKAN.precisions
     backend: str = "VulkanBackend"
 
     def _traced(self, component: Component, precision: str) -> torch.export.ExportedProgram:

@@ -37,7 +37,6 @@ from snapgen_deploy.export.base import (
     Description,
     Headroom,
     Joined,
-    Layout,
     Runner,
     Weight,
     average_bits,
@@ -49,6 +48,7 @@ from snapgen_deploy.export.onnx import palettes as onnx_palettes
 from snapgen_deploy.export.onnx import quantise as onnx_quantise
 from snapgen_deploy.export.onnx import weights as onnx_weights
 from snapgen_deploy.export.onnx.rules import rules_of_linear_time
+from snapgen_deploy.export.onnx.spec import ONNX
 from snapgen_deploy.export.onnx.write import GRAPH_KEY, Settings, write
 from snapgen_deploy.export.shared.quiet import first_line, quiet
 
@@ -66,11 +66,10 @@ QUANTISED = "quantised"  # how the record of a graph begins that went through a 
 class Onnx:
     """ONNX files, run by onnxruntime's CPU provider."""
 
-    name: str = "onnx"
-    variants: tuple[str, ...] = ("cpu",)
-    precisions: tuple[str, ...] = (*onnx_quantise.PRECISIONS, "mixed")
-    layout: Layout = "token"
-    suffix: str = ".onnx"
+    name: str = ONNX.name
+    variants: tuple[str, ...] = ONNX.variants
+    precisions: tuple[str, ...] = ONNX.precisions
+    suffix: str = ONNX.suffix
 
     def export(
         self, component: Component, variant: str, precision: str, directory: Path, options: Mapping[str, str]

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from snapgen_deploy.export.qnn.spec import UNIT
 from snapgen_deploy.export.shared.quiet import first_line
 
 PROVIDER = "QNNExecutionProvider"
-UNIT = "HTP"  # what the provider's NPU is called in placements
 OPTIMIZATION = "3"
 REFUSED = re.compile(r"\{ name: (?P<name>[^,}]*), type: (?P<op>[^ }]*) \}")
 

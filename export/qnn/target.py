@@ -33,7 +33,6 @@ from snapgen_deploy.export.base import (
     Component,
     Description,
     Joined,
-    Layout,
     Port,
     Runner,
     average_bits,
@@ -46,12 +45,12 @@ from snapgen_deploy.export.onnx.write import EXTERNAL_DATA_BYTES
 from snapgen_deploy.export.qnn import graph as qnn_graph
 from snapgen_deploy.export.qnn import session as qnn_session
 from snapgen_deploy.export.qnn.session import Chip, Compiled
+from snapgen_deploy.export.qnn.spec import QNN, UNIT
 from snapgen_deploy.export.shared.extras import check_extra, missing_extra
 from snapgen_deploy.export.shared.graph import check_inputs, check_offered, parse_options
 from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.system.companion import Companion
 
-VARIANT = "qnn"
 GRAPH = "-graph"  # ending of the name of the file that was compiled
 CHIP_KEYS = ("soc_model", "htp_arch")
 PRECISION_KEY, NODES_KEY = "precision", "nodes_"  # metadata of a context's .onnx, beside the chip
@@ -79,11 +78,10 @@ class Settings:
 class OnnxQnn:
     """Context binaries for Qualcomm's NPU."""
 
-    name: str = "onnx"
-    variants: tuple[str, ...] = (VARIANT,)
-    precisions: tuple[str, ...] = ("fp16", "w8a16")
-    layout: Layout = "channels"
-    suffix: str = ".onnx"
+    name: str = QNN.name
+    variants: tuple[str, ...] = QNN.variants
+    precisions: tuple[str, ...] = QNN.precisions
+    suffix: str = QNN.suffix
 
     def export(
         self, component: Component, variant: str, precision: str, directory: Path, options: Mapping[str, str]
@@ -240,8 +238,8 @@ def _compile(what: str, graph: Path, made: Path, chip: Chip, seconds: float) -> 
         raise GateFailed(f"{what}: {_refusal(refused, graph, chip)}") from error
     finally:
         companion.close()
-    if set(compiled.nodes) != {qnn_session.UNIT}:
-        raise GateFailed(f"{what}: nodes by unit are {compiled.nodes}; expected all on {qnn_session.UNIT}")
+    if set(compiled.nodes) != {UNIT}:
+        raise GateFailed(f"{what}: nodes by unit are {compiled.nodes}; expected all on {UNIT}")
     return compiled
 
 

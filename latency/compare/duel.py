@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from snapgen_deploy.bundle.reader import open_bundle
+from snapgen_deploy.export.registry import spec_of, specs
 from snapgen_deploy.latency.environment import canary
 from snapgen_deploy.latency.measure.session import Session, Times, open_session
 from snapgen_deploy.system.child import run_in_child
 
 PAIRS = 10  # calls of each side in a round
 WARM_UPS = 2
-SHARED_PROCESS = ("onnx", "executorch")  # runtimes that hold two models in one process
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,13 @@ def abba(sides: Sides, number: int) -> DuelRound:
 
 def mode_for(key: str, wanted: str) -> str:
     """`interleaved` or `abba`; `auto` takes the first where the runtime allows it."""
-    return wanted if wanted != "auto" else "interleaved" if key.split(":")[0] in SHARED_PROCESS else "abba"
+    return wanted if wanted != "auto" else "interleaved" if spec_of(key).runtime.shared_process else "abba"
 
 
 def _fresh(what: str, function: Callable[..., T], *args: Any) -> T:
     """In a process forked from one that has only imported what a round needs: no model, no thread, but quick to start."""
-    multiprocessing.set_forkserver_preload([__name__, "onnxruntime"])
+    preload = dict.fromkeys(module for spec in specs().values() for module in spec.runtime.preload)
+    multiprocessing.set_forkserver_preload([__name__, *preload])
     return run_in_child(what, function, *args, method="forkserver")[0]
 
 

@@ -23,14 +23,13 @@ import numpy as np
 
 from snapgen_deploy.errors import BadInput, MeasurementFailed
 from snapgen_deploy.export.base import Component
-from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.export.registry import spec_of, target_of
 from snapgen_deploy.latency.environment import host_key
 from snapgen_deploy.latency.estimate.calibrate_graphs import graphs
 from snapgen_deploy.latency.estimate.cost import OpCost, trace
 from snapgen_deploy.latency.estimate.cost_components import spelling_of
 from snapgen_deploy.latency.estimate.cost_ops import KINDS
 from snapgen_deploy.latency.estimate.machine import FEATURES, Machine, Rate, counts, excess
-from snapgen_deploy.latency.measure.session import NUMBERS_ONLY
 from snapgen_deploy.latency.results import DeviceKey
 from snapgen_deploy.system.files import cache_root, write_text
 from snapgen_deploy.system.progress import Progress
@@ -80,15 +79,15 @@ def calibrate(target: str, threads: int, progress: Progress) -> Calibration:
 
 def unavailable(target: str) -> str | None:
     """Why a target cannot be calibrated here; None where it can."""
-    if target in NUMBERS_ONLY:
-        return NUMBERS_ONLY[target][0]
+    if reason := spec_of(target).runtime.numbers_only:
+        return reason
     found, variant = target_of(target)
     return found.unavailable(variant)
 
 
 def key_of(target: str, threads: int) -> DeviceKey:
     """The key under which the calibration of a target on this host is stored."""
-    return host_key(target, target_of(target)[0].precisions[0], threads)
+    return host_key(target, spec_of(target).precisions[0], threads)
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def prepare(name: str, component: Component, target: str, threads: int, folder: 
     found, variant = target_of(target)
     place = folder / name.replace(" ", "-").replace(",", "")
     place.mkdir()
-    artifact = found.export(component, variant, found.precisions[0], place, {})
+    artifact = found.export(component, variant, spec_of(target).precisions[0], place, {})
     run = found.open(artifact.path, threads=threads)
     feed = {p.name: e.numpy() for p, e in zip(component.inputs, component.example, strict=True)}
     return Ready(name, trace(component, spelling_of(target).element), lambda: run(feed))

@@ -5,25 +5,20 @@ Built on the meta device from the configuration alone: neither a checkpoint nor 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from snapgen_deploy.device_profiles import TARGETS, TargetSpec
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export.base import Layout
-from snapgen_deploy.export.spelling import spelling
+from snapgen_deploy.export.registry import spec_of
 from snapgen_deploy.latency.estimate.cost import OpCost, trace_module
 from snapgen_deploy.models import DiT, ModelConfig, TextEncoder, TinyDecoder
 from snapgen_deploy.models.config import DiTConfig
 from snapgen_deploy.plan.sizes import latent_of
 from snapgen_deploy.plan.targets import local_form
 from snapgen_deploy.plan.widths import WEIGHT_BYTES
-from snapgen_deploy.sparse import OpForm, UpsampleForm, rewrite_decoder, rewrite_student, rewrite_text_encoder
+from snapgen_deploy.sparse import Layout, OpForm, UpsampleForm, rewrite_decoder, rewrite_student, rewrite_text_encoder
 
 Ops = tuple[OpCost, ...]
 
@@ -38,15 +33,6 @@ class Spelling:
     upsample: UpsampleForm | None
 
 
-def _spelling(target: str, spec: TargetSpec) -> Spelling:
-    """At the default precision; activations of w8a16 are 16 bits, as fp16's are."""
-    precision = spec.precisions[0]
-    return Spelling(cast(Layout, spec.layout), int(WEIGHT_BYTES[precision]), *spelling(target, precision))
-
-
-SPELLINGS: Mapping[str, Spelling] = MappingProxyType({target: _spelling(target, spec) for target, spec in TARGETS.items()})
-
-
 @dataclass(frozen=True)
 class Costs:
     """The operations of each component; empty where a checkpoint lacks it."""
@@ -57,11 +43,13 @@ class Costs:
 
 
 def spelling_of(target: str) -> Spelling:
-    """The spelling of `name` or `name:variant`; BadInput for a target that is not known."""
-    name = target.partition(":")[0]
-    if name not in SPELLINGS:
-        raise BadInput(f"unknown target '{target}': expected one of {', '.join(SPELLINGS)}")
-    return SPELLINGS.get(target, SPELLINGS[name])
+    """The spelling of `name` or `name:variant` at its default precision; BadInput for a target that is not known.
+
+    Activations of w8a16 are 16 bits, as fp16's are.
+    """
+    spec = spec_of(target)
+    precision, writing = spec.precisions[0], spec.writing
+    return Spelling(spec.layout, int(WEIGHT_BYTES[precision]), writing.ops_at(precision), writing.upsample)
 
 
 def picture_costs(config: ModelConfig, width: str, resolution: tuple[int, int], target: str) -> Costs:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from snapgen_deploy.device_profiles import Profile
+from snapgen_deploy.export.registry import spec_of
 from snapgen_deploy.latency.estimate import calibrate
 from snapgen_deploy.latency.estimate.cost_ops import KINDS
 from snapgen_deploy.latency.estimate.estimate_fitted import PEAK_BANDWIDTH, fitted
@@ -61,9 +62,10 @@ def basis_of(device: Device, target: str) -> Basis | NoBasis:
     """The basis for a target (`name` or `name:variant`) on a device, or why there is none; nothing is invented."""
     if isinstance(device, Host):
         return _calibrated(device, target)
-    if target == "coreml":
-        return _apple(device)
-    if device.os == "Android" and target in ("onnx:cpu", "executorch:xnnpack"):
+    basis = spec_of(target).basis
+    if basis == "neural_engine":
+        return _apple(device, target)
+    if basis == "arm_cpu" and device.os == "Android":
         return _arm_cpu(device)
     return NoBasis(f"no basis for {target} on {device.name}: nothing is published about it there, and nothing was measured")
 
@@ -87,7 +89,7 @@ def _calibrated(host: Host, target: str) -> Basis | NoBasis:
     return Basis("calibrated", found.machine, found.machine.scaled(1 / factor), found.machine.scaled(factor), lines)
 
 
-def _apple(device: Profile) -> Basis | NoBasis:
+def _apple(device: Profile, target: str) -> Basis | NoBasis:
     fit = fitted()
     if device.id == FITTED_DEVICE:
         errors = ", ".join(f"{p.name} {100 * p.error:+.0f} %" for p in fit.points)
@@ -101,7 +103,7 @@ def _apple(device: Profile) -> Basis | NoBasis:
     ops, bandwidth = device.figures.get("npu_ops"), device.figures.get("bandwidth")
     missing = [name for name, figure in (("NPU operations", ops), ("memory bandwidth", bandwidth)) if figure is None]
     if ops is None or bandwidth is None:
-        return NoBasis(f"no basis for coreml on {device.name}: its profile has no published {' and no '.join(missing)}")
+        return NoBasis(f"no basis for {target} on {device.name}: its profile has no published {' and no '.join(missing)}")
     quicker, wider = ops.value / FITTED_OPS, bandwidth.value * 1e9 / PEAK_BANDWIDTH
     known, factor = fit.machine, fit.factor * SCALED_SPREAD
     rates = {k: Rate(mac=r.mac / quicker, read=r.read / quicker) for k, r in known.rates.items()}

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from snapgen_deploy.export.coreml.spec import COREML
 from snapgen_deploy.latency.estimate.cost import OpCost
-from snapgen_deploy.latency.estimate.cost_components import SPELLINGS, decoder_costs, student_costs
+from snapgen_deploy.latency.estimate.cost_components import decoder_costs, spelling_of, student_costs
 from snapgen_deploy.latency.estimate.machine import excess
 from snapgen_deploy.models import DiT
 from snapgen_deploy.models.config import DiTConfig, snapgenpp
@@ -88,7 +89,7 @@ POINTS = (
 
 def trace_point(name: str) -> tuple[OpCost, ...]:
     """The operations of a point, as this tool exports its architecture for Core ML."""
-    how, preset = SPELLINGS["coreml"], snapgenpp()
+    how, preset = spelling_of(COREML.key), snapgenpp()
     if name == "decoder":
         return decoder_costs(preset, LATENT, how)
     config, width = _architecture(name, preset.student)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from snapgen_deploy.export.registry import spec_of
 from snapgen_deploy.latency.estimate.calibrate import prepare, timed, unavailable
 from snapgen_deploy.latency.estimate.calibrate_graphs import Graph, WithRope
 from snapgen_deploy.latency.estimate.cost_components import spelling_of
@@ -57,7 +58,7 @@ def tune_plan(config: ModelConfig, plan: ExportPlan, threads: int, progress: Pro
             targets.append(target)
             reasons.append(f"{target.key}: not tuned ({reason}); stored form {target.form}")
             continue
-        with progress(f"{target.key}: timing {', '.join(FORMS)}"):
+        with progress(f"{target.key}: timing {', '.join(target.spec.writing.forms)}"):
             found = tune(config, plan, target, threads)
         targets.append(replace(target, form=found.form, form_ms=tuple(found.ms.items())))
         times = ", ".join(f"{name} {ms:.3g} ms" for name, ms in found.ms.items())
@@ -78,12 +79,12 @@ def tune(config: ModelConfig, plan: ExportPlan, target: TargetPlan, threads: int
 
 
 def layers(config: ModelConfig, plan: ExportPlan, key: str) -> dict[str, Graph]:
-    """The layer in every form, with random weights."""
-    c, width, ops = config.student, plan.width, spelling_of(key).ops
+    """The layer in every form that the target takes, with random weights."""
+    c, width, ops, forms = config.student, plan.width, spelling_of(key).ops, spec_of(key).writing.forms
     grid = c.grid(plan.latent[1], plan.latent[2])
     layer = untrained(c, width)
     rope, shape = rope_constants(*grid, c.head_dim, c.rope_theta), (1, grid[0] * grid[1], c.hidden_at(width))
-    modules = {name: WithRope(TokenSparseAttention(layer, 1, ops, grid, form), rope) for name, form in FORMS.items()}
+    modules = {name: WithRope(TokenSparseAttention(layer, 1, ops, grid, FORMS[name]), rope) for name in forms}
     return {name: Graph(name, module, (shape,)) for name, module in modules.items()}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from snapgen_deploy.latency.environment import RUNTIME_OF
+from snapgen_deploy.export.registry import find_spec
 from snapgen_deploy.latency.results import QUERY, RUN_PROFILES, Measurement
 
 Exporter = Callable[[Measurement], str]
@@ -173,7 +173,7 @@ def _metrics(measurement: Measurement) -> list[tuple[str, list[float], dict[str,
 
 def _record(measurement: Measurement, metric: str, values: list[float], extra: dict[str, str]) -> dict[str, Any]:
     m, env, key = measurement, measurement.environment, measurement.key
-    runtime = RUNTIME_OF.get(key.backend.split(":")[0], key.backend)
+    runtime = spec.runtime.package if (spec := find_spec(key.backend)) is not None else key.backend
     invalid = sum(not r.valid for r in m.rounds)
     return {
         "timestamp": _timestamp(env),

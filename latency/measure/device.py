@@ -12,18 +12,11 @@ from snapgen_deploy.bundle.reader import Bundle
 from snapgen_deploy.bundle.vectors import port_values
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Role
+from snapgen_deploy.export.registry import specs
 from snapgen_deploy.latency.links.base import Job
 from snapgen_deploy.latency.measure.session import identity
 from snapgen_deploy.latency.results import Measurement, RunProfile
 from snapgen_deploy.system.progress import Progress
-
-NEVER_LINKED = ("onnx:qnn",)  # the links' runners bring no NPU provider
-# Names stand for all variants; ExecuTorch's Core ML delegate is for Apple's systems, whose links run packages only.
-LINK_TARGETS = {
-    "adb": ("executorch:xnnpack", "executorch:vulkan", "onnx"),
-    "iphone": ("coreml",),
-    "mac": ("coreml",),
-}
 
 
 def measure_device(
@@ -63,10 +56,9 @@ def measure_device(
 
 def target_for(bundle: Bundle, link_name: str, wanted: str | None) -> str:
     """The target asked for, else the bundle's first that the link's device runs."""
-    takes = LINK_TARGETS.get(link_name.partition(":")[0], ())
-    named = {k: k.partition(":")[0] for k in bundle.targets}
-    linked = {k: name for k, name in named.items() if {k, name} & set(takes) and k not in NEVER_LINKED}
-    fitting = [k for k, name in linked.items() if wanted in (None, k, name)]
+    name = link_name.partition(":")[0]
+    takes = [spec.key for spec in specs().values() if name in spec.links]
+    fitting = [k for k in bundle.targets if k in takes and wanted in (None, k, k.partition(":")[0])]
     if takes and not fitting:
         asked = f", and {wanted} was asked for" if wanted else ""
         raise BadInput(f"{link_name} runs {' and '.join(takes)}; {bundle.name} holds {', '.join(bundle.targets)}{asked}")

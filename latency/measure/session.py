@@ -15,25 +15,10 @@ from snapgen_deploy.bundle.vectors import read_vectors
 from snapgen_deploy.drawing.pipeline import Pipeline, noise_for
 from snapgen_deploy.errors import MeasurementFailed
 from snapgen_deploy.export.base import Arrays, Role, Runner
-from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.export.registry import spec_of, target_of
 from snapgen_deploy.latency.results import QUERY
 from snapgen_deploy.system.files import sha256_of
 
-BINDINGS = {"onnx": "onnxruntime", "executorch": "executorch.runtime", "coreml": "coremltools"}
-OTHERWISE = "measure another target of the bundle (--target)"
-# Targets whose files this host runs for their numbers, not for their speed: what runs them, and what to do instead.
-NUMBERS_ONLY: Mapping[str, tuple[str, str]] = {
-    "coreml": (
-        "this host runs Core ML packages for their numbers, not for their speed",
-        "measure on a Mac (--link mac), on a phone (--link iphone), or another target of the bundle (--target)",
-    ),
-    "executorch:coreml": ("this host runs the Core ML packages inside for their numbers, not for their speed", OTHERWISE),
-    "coreai": ("Apple's runtime runs assets here for their numbers, not for their speed, and no link takes them", OTHERWISE),
-    "onnx:qnn": (
-        "this host runs Qualcomm's emulation of the NPU for its numbers, and its time says nothing of a phone's",
-        OTHERWISE,
-    ),
-}
 Times = dict[str, list[float]]  # name -> ms, one per call
 
 
@@ -73,8 +58,9 @@ def identity(bundle: Bundle) -> dict[str, Any]:
 
 def runs_here(key: str) -> None:
     """MeasurementFailed where the time on this host would say nothing about the target, or the runtime is not there."""
-    if key in NUMBERS_ONLY:
-        raise MeasurementFailed(f"{key}: {'; '.join(NUMBERS_ONLY[key])}")
+    runtime = spec_of(key).runtime
+    if runtime.numbers_only:
+        raise MeasurementFailed(f"{key}: {runtime.numbers_only}; {runtime.instead}")
     target, variant = target_of(key)
     if reason := target.unavailable(variant):
         raise MeasurementFailed(f"{key}: {reason}")
@@ -99,7 +85,8 @@ def open_session(bundle: Bundle, key: str, threads: int) -> Session:
     artifacts = bundle.artifacts(key)
     vectors = read_vectors(bundle)
     clock: Times = {}
-    importlib.import_module(BINDINGS[target.name])  # an app has no Python to import: no part of the load
+    if module := spec_of(key).runtime.module:
+        importlib.import_module(module)  # an app has no Python to import: no part of the load
     start = time.perf_counter_ns()
     opened = {role: target.open(a.path, threads=threads, entry=a.entry) for role, a in artifacts.items()}
     load_ms = (time.perf_counter_ns() - start) / 1e6

@@ -10,10 +10,10 @@ from typing import Any
 
 from snapgen_deploy.bundle.schema import refuse_misshapen
 from snapgen_deploy.bundle.sizes import at_size, vectors_name
-from snapgen_deploy.device_profiles import PRECISIONS, Limits
 from snapgen_deploy.drawing.pipeline import Schedule
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import ROLES, Artifact, Role
+from snapgen_deploy.export.precisions import PRECISIONS, Limits
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.models.serialise import config_from_dict
 from snapgen_deploy.plan.sizes import size_name

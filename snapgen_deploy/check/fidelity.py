@@ -22,12 +22,12 @@ import numpy as np
 from snapgen_deploy.check.gates import Gate, SavedTarget, at_least, at_most, psnr, relative_error
 from snapgen_deploy.check.similarity import ssim
 from snapgen_deploy.checkpoint import Checkpoint
-from snapgen_deploy.device_profiles import Limits
 from snapgen_deploy.drawing.pipeline import Pipeline, Trace, noise_for, to_bytes
 from snapgen_deploy.drawing.prompts import Sample, is_embedded
 from snapgen_deploy.drawing.reference import reference_runners
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Role, Runner
+from snapgen_deploy.export.precisions import Limits
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.plan.plan import TargetPlan

@@ -13,18 +13,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from snapgen_deploy.device_profiles import PRECISIONS, Limits
 from snapgen_deploy.drawing.pipeline import Pipeline, Schedule, counted, to_bytes
 from snapgen_deploy.drawing.reference import ReferenceVectors
 from snapgen_deploy.export.base import Artifact, Description, Headroom, Role, Runner
-from snapgen_deploy.export.qnn.session import UNIT
-from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.export.precisions import PRECISIONS, Limits
+from snapgen_deploy.export.registry import spec_of, target_of
+from snapgen_deploy.export.spec import OneDelegate, OneUnit
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.system.progress import Done, untold
 
 Verdict = Literal["passed", "failed", "not_run"]
 
-PORT_CONVERSION = "dim_order_ops::_to_dim_order_copy.out"
 PSNR_CAP = 200.0  # dB; stands for "equal", JSON has no infinity
 
 
@@ -141,7 +140,7 @@ def check_target(saved: SavedTarget, vectors: ReferenceVectors, tell: Done = unt
     config, schedule = saved.config, saved.schedule
     target, variant = target_of(key)
     reason = target.unavailable(variant)
-    placing = key == "onnx:qnn" or key.startswith("executorch")  # files of the others do not say where operators run
+    placing = spec_of(key).placement is not None
     descriptions = {role: target.describe(a.path, a.entry) for role, a in artifacts.items() if placing}
     placed = placement_gates(key, descriptions, reason)
     if reason is not None:
@@ -245,28 +244,26 @@ def _headroom_gate(key: str, role: Role, runner: Runner) -> Gate | None:
 
 
 def placement_gates(key: str, descriptions: Mapping[Role, Description], reason: str | None = None) -> list[Gate]:
-    """All nodes of onnx:qnn on the NPU, as its compiler placed them and its runtime took them: not run where there is a
-    `reason` that it could not be opened. Of ExecuTorch one delegate, and nothing over tokens or pixels outside it: operators
-    that it left to slow portable kernels.
+    """What the target's record says of where operators run, held against the files.
 
-    The delegate has no conversion of dtypes: a network that is fp16 inside has one at each of its ports, and with a single
-    delegate there is no other place for them.
+    Every node on one unit, as its compiler placed them and its runtime took them: not run where there is a `reason` that it
+    could not be opened. Or one delegate, and nothing over tokens or pixels outside it: operators that it left to slow portable
+    kernels; those at the ports stand around a single delegate only.
     """
-    gates = []
+    rule, gates = spec_of(key).placement, []
     for role, description in descriptions.items():
-        if key == "onnx:qnn":
-            name = "nodes_outside_npu"
+        if isinstance(rule, OneUnit):
             if reason is not None:
-                gates.append(Gate(key, role, name, None, 0.0, "not_run", reason))
+                gates.append(Gate(key, role, rule.gate, None, 0.0, "not_run", reason))
                 continue
-            elsewhere = {unit: count for unit, count in description.placement.items() if unit != UNIT}
-            gates.append(at_most(key, role, name, float(sum(elsewhere.values())), 0.0, ", ".join(elsewhere)))
-        if role != "text_encoder" and key.startswith("executorch"):
-            left = {name: count for name, count in description.portable_ops.items() if name != PORT_CONVERSION}
+            elsewhere = {unit: count for unit, count in description.placement.items() if unit != rule.unit}
+            gates.append(at_most(key, role, rule.gate, float(sum(elsewhere.values())), 0.0, ", ".join(elsewhere)))
+        elif isinstance(rule, OneDelegate) and role != "text_encoder":
+            left = {name: count for name, count in description.portable_ops.items() if name != rule.at_ports}
             gates.append(
                 at_most(key, role, "operators_outside_delegate", float(sum(left.values())), 0.0, ", ".join(sorted(left)))
             )
-            if PORT_CONVERSION in description.portable_ops:
+            if rule.at_ports in description.portable_ops:
                 parts = sum(count for where, count in description.placement.items() if where != "portable")
                 gates.append(at_most(key, role, "delegates", float(parts), 1.0, "conversions of dtypes at the ports only"))
     return gates

@@ -14,7 +14,7 @@ from snapgen_deploy.check.gates import error_limit
 from snapgen_deploy.check.layers import CoreMLProbe, Found, OnnxProbe, Probe, first_wrong, run_on_cpu
 from snapgen_deploy.errors import BadInput, SnapgenError
 from snapgen_deploy.export.base import Arrays
-from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.export.registry import spec_of, target_of
 from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.system.files import read_arrays
 
@@ -84,11 +84,11 @@ def compare(work: Work, limit: float) -> Found | str:
 
 def _probe(work: Work) -> Probe | str:
     target, variant = target_of(work.target)
-    if reason := CLOSED_TARGETS.get(target.name):
+    if reason := CLOSED_TARGETS.get(spec_of(work.target).name):
         return f"{reason}: compare it as onnx:cpu"
     if reason := target.unavailable(variant):
         return reason
-    if target.name == "coreml":
+    if work.target == "coreml":
         return CoreMLProbe(work.path, _given(work, _noise_of_package, work.path), work.entry)
     if work.target == "onnx:qnn":
         from snapgen_deploy.export.qnn.target import chip_of, graph_of, serve

@@ -42,9 +42,10 @@ def devices(
 
 def _precisions(as_json: bool) -> None:
     """Every precision, the targets that offer it, and what its files are held to."""
-    from snapgen_deploy.device_profiles import PRECISIONS, TARGETS
+    from snapgen_deploy.export.precisions import PRECISIONS
+    from snapgen_deploy.export.registry import specs
 
-    offered = {name: [t for t, spec in TARGETS.items() if name in spec.precisions] for name in PRECISIONS}
+    offered = {name: [t for t, spec in specs().items() if name in spec.precisions] for name in PRECISIONS}
     if as_json:
         print_json({"precisions": {name: asdict(p) | {"targets": offered[name]} for name, p in PRECISIONS.items()}})
         return

@@ -93,16 +93,13 @@ def _profile(device: str) -> Device:
 
 def _target(device: Device, wanted: str | None) -> str:
     """The key of the target: as on the command line, with the first variant where none is given; else the first known one."""
-    from snapgen_deploy.device_profiles import variants_of
+    from snapgen_deploy.export.registry import host_default, spec_of
     from snapgen_deploy.latency.estimate.estimate_basis import Host, NoBasis, basis_of
-    from snapgen_deploy.plan.targets import named
 
     if wanted is None:
-        keys = ["onnx:cpu"] if isinstance(device, Host) else [t.key for t in device.targets]
+        keys = [host_default().key] if isinstance(device, Host) else [t.key for t in device.targets]
         return next((key for key in keys if not isinstance(basis_of(device, key), NoBasis)), keys[0])
-    name, variant = named(wanted)
-    variant = variant or next(iter(variants_of(name)), "")
-    return f"{name}:{variant}" if variant else name
+    return spec_of(wanted).key
 
 
 def _calibrate(target: str, threads: int, shown: Progress) -> None:

@@ -20,19 +20,14 @@ from pathlib import Path
 
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.export.base import Role
+from snapgen_deploy.export.registry import specs
 from snapgen_deploy.job.records import Exported, read_record, record_path, write_record
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.system.files import cache_root, discard_oldest, files_under, is_disk_full, sha256_of
 from snapgen_deploy.system.source import source_sha256
 
 DEFAULT_LIMIT = 10 * 10**9  # bytes
-# Whatever may change a converted file. A package that is not installed counts too.
-TOOLS = (
-    "torch", "torchao", "executorch", "coremltools", "onnx", "onnxruntime", "onnxscript", "optimum", "optimum-onnx",
-    "coreai-torch", "coreai-core", "coreai-opt",
-    "transformers", "numpy", "safetensors", "protobuf", "flatbuffers", "scikit-learn", "onnx-ir",
-    "onnxruntime-qnn",
-)  # fmt: skip
+TOOLS = ("torch", "numpy", "safetensors")  # of every export, beside those of the targets
 SEAL = "record.sha256"  # of the record, so that a change of its figures is found too
 ABANDONED = 24 * 3600  # seconds after which the temporary folder of another process is taken for left over
 
@@ -71,8 +66,9 @@ def export_key(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, rol
 
 @cache
 def tool_versions() -> tuple[tuple[str, str], ...]:
-    """Installed versions of `TOOLS`, read without importing them."""
-    return tuple((name, version_of(name)) for name in TOOLS)
+    """Installed versions of whatever may change a converted file, read without importing it. An absent package counts, too."""
+    named = dict.fromkeys((*TOOLS, *(tool for spec in specs().values() for tool in spec.tools)))
+    return tuple((name, version_of(name)) for name in named)
 
 
 def version_of(package: str) -> str:

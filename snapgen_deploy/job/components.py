@@ -9,13 +9,12 @@ import torch
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.checkpoint.networks import load_decoder, load_student, load_text_encoder
 from snapgen_deploy.drawing.ports import ports_of
-from snapgen_deploy.export.base import Component, Layout, Role
-from snapgen_deploy.export.spelling import spelling
+from snapgen_deploy.export.base import Component, Role
 from snapgen_deploy.models import DiT
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.quantise.layers import layers_of
 from snapgen_deploy.quantise.recipe import Recipe
-from snapgen_deploy.sparse import norm_scales, rewrite_decoder, rewrite_student, rewrite_text_encoder
+from snapgen_deploy.sparse import Layout, norm_scales, rewrite_decoder, rewrite_student, rewrite_text_encoder
 
 
 def build_component(
@@ -27,7 +26,8 @@ def build_component(
     """
     inputs, outputs, doc = ports_of(checkpoint.config, plan, role)
     layout: Layout = "channels" if target.layout == "channels" else "token"
-    ops, upsample = spelling(target.key, target.precision)
+    writing = target.spec.writing
+    ops = writing.ops_at(target.precision)
     latent = (plan.latent[1], plan.latent[2])
     palettes: dict[str, int] = {}
     if role == "student":
@@ -40,11 +40,10 @@ def build_component(
             palettes = palette_bits(student, module, recipe.bits)
     elif role == "decoder":
         decoder = load_decoder(checkpoint)
-        module = rewrite_decoder(decoder, latent, layout=layout, upsample=upsample, scales=norm_scales(decoder))
+        module = rewrite_decoder(decoder, latent, layout=layout, upsample=writing.upsample, scales=norm_scales(decoder))
     else:
-        # the student's form of attention matters to large maps; onnx:qnn has no Einsum, which the split form is made of
-        form = "batched" if target.key == "onnx:qnn" else "per_head"
-        module = rewrite_text_encoder(load_text_encoder(checkpoint), layout=layout, ops=ops, form=form)
+        # the student's form of attention matters to large maps only
+        module = rewrite_text_encoder(load_text_encoder(checkpoint), layout=layout, ops=ops, form=writing.text_form)
     example = tuple(torch.zeros(p.shape, dtype=torch.int32) if p.dtype == "int32" else torch.ones(p.shape) for p in inputs)
     return Component(role, module.eval(), inputs, outputs, example, doc, palettes=palettes)
 

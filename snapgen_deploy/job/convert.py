@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from snapgen_deploy.checkpoint import CheckpointPlace
-from snapgen_deploy.device_profiles import PRECISIONS
 from snapgen_deploy.export.base import Role, packed
+from snapgen_deploy.export.precisions import PRECISIONS
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.job.cache import ExportCache
 from snapgen_deploy.job.calibration import Calibration, is_calibrated

@@ -2,73 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from snapgen_deploy.errors import Refused
 from snapgen_deploy.export.base import ROLES, Role
+from snapgen_deploy.export.spec import Cost
 from snapgen_deploy.models import DiT, ModelConfig, TextEncoder, TinyDecoder
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.plan.widths import activation_bytes, decoder_activations, student_activations
 from snapgen_deploy.quantise.executors import executor_of
 from snapgen_deploy.quantise.memory import predicted_peak
 
-
-@dataclass(frozen=True)
-class Cost:
-    """Bytes of a process without a network, for each byte of its weights in fp32, and for each byte of its activations."""
-
-    base: int
-    weights: float
-    activations: float = 0.0
-
-    def of(self, weights: int, activations: int) -> int:
-        """Bytes."""
-        return self.base + round(self.weights * weights + self.activations * activations)
-
-
-# Each lies a little above all that was measured on x86-64 Linux: the embedded checkpoint and an untrained student of 114M
-# parameters (`python -m benchmarks.export_memory`), snapgenpp at 1024 x 1024 (`python -m benchmarks.scale`). Activations
-# are the plan's estimate of the largest. Checkpoints in PyTorch's format, which are mapped as a whole while they are read, were
-# not measured. Of ExecuTorch's Core ML and Vulkan delegates only the embedded checkpoint was; what they take for each byte of a
-# weight counts the copies that the conversion makes. Converting one component takes:
-CONVERTING: Mapping[str, Cost] = {
-    "onnx": Cost(660_000_000, 1.45),
-    "coreml": Cost(600_000_000, 1.7),
-    "coreai": Cost(620_000_000, 1.7),
-    "executorch": Cost(650_000_000, 1.3),
-    "executorch:coreml": Cost(800_000_000, 2.4),
-    "executorch:vulkan": Cost(700_000_000, 2.4),
-    # of the embedded checkpoint alone, with a wide margin; the compiler's process included
-    "onnx:qnn": Cost(1_000_000_000, 8.0),
-}
-# More for ExecuTorch where the local attention is a loop over blocks: sets of its partitioner that grow with the square of the
-# number of operators.
-EXECUTORCH_LOOP = 700_000_000
-# What differs by precision. Core AI in fp32: the converter, the file's constants and their copies are each of the size of
-# torch's weights. ONNX in fp16 holds both forms for a while; onnxruntime's 8-bit quantiser holds the graph, a copy of every
-# weight in fp32 and the quantised ones.
-AT_PRECISION: Mapping[tuple[str, str], Cost] = {
-    ("coreai", "fp32"): Cost(620_000_000, 3.2),
-    ("onnx:cpu", "fp16"): Cost(660_000_000, 1.8),
-    ("onnx:cpu", "int8-dynamic"): Cost(660_000_000, 3.3),
-    ("onnx:cpu", "int8-static"): Cost(660_000_000, 3.3),
-    ("onnx:cpu", "int4"): Cost(660_000_000, 1.8),
-    ("onnx:cpu", "mixed"): Cost(660_000_000, 1.8),
-}
-# More for each byte of a component's activations where optimum's validator runs it in the converting process.
-VALIDATING = 1.8
-# Running what was saved, all components at once; and drawing the reference's pictures.
-CHECKING: Mapping[str, Cost] = {
-    "onnx": Cost(380_000_000, 1.75, 5.0),
-    "coreml": Cost(600_000_000, 1.65, 2.1),
-    "coreai": Cost(900_000_000, 3.0, 4.0),
-    "executorch": Cost(400_000_000, 2.1, 1.2),
-    "executorch:coreml": Cost(700_000_000, 1.65, 2.1),
-    "executorch:vulkan": Cost(400_000_000, 2.1, 1.2),
-    "onnx:qnn": Cost(1_500_000_000, 4.0, 4.0),  # as above: a process for each component
-}
+# Of the process that draws the reference's pictures. Like the targets' own figures (`snapgen_deploy.export.spec.Memory`) it
+# lies a little above all that was measured on x86-64 Linux: the embedded checkpoint and an untrained student of 114M parameters
+# (`python -m benchmarks.export_memory`), snapgenpp at 1024 x 1024 (`python -m benchmarks.scale`). Activations are the plan's
+# estimate of the largest. Checkpoints in PyTorch's format, which are mapped as a whole while they are read, were not measured.
 REFERENCE = Cost(420_000_000, 1.15, 1.7)
 
 
@@ -120,20 +70,16 @@ def predict(config: ModelConfig, plan: ExportPlan, executor: str = "here") -> tu
         peak = predicted_peak(config.student, plan.width, plan.latent, executor_of(executor))
         found.append(Prediction(peak, shared="recipe"))
     for target in plan.targets:
-        cost = AT_PRECISION.get((target.key, target.precision)) or _of(CONVERTING, target)
+        memory = target.spec.memory
+        cost = memory.at_precision.get(target.precision, memory.converting)
         forms = {target.form, *(dict(s.forms).get(target.key) for s in plan.other_sizes)}
-        loops = EXECUTORCH_LOOP if target.target == "executorch" and "loop" in forms else 0
-        validating = VALIDATING if dict(target.options).get("optimize") == "optimum" else 0.0
+        loops = memory.loop if "loop" in forms else 0
+        running = sum(memory.at_option.get(option, 0.0) for option in target.options)
         for role, size in sizes.items():
-            more = round(validating * own.get(role, 0)) + (loops if role == "student" else 0)
+            more = round(running * own.get(role, 0)) + (loops if role == "student" else 0)
             found += [Prediction(cost.of(size, 0) + more, target, role)] if size else []
-        found.append(Prediction(_of(CHECKING, target).of(weights, activations), target))
+        found.append(Prediction(memory.checking.of(weights, activations), target))
     return tuple(found)
-
-
-def _of(costs: Mapping[str, Cost], target: TargetPlan) -> Cost:
-    """Of the variant where it has a row of its own."""
-    return costs.get(target.key) or costs[target.target]
 
 
 def largest(predictions: Sequence[Prediction]) -> Prediction:

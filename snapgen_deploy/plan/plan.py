@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from snapgen_deploy.device_profiles import PRECISIONS, Limits, TargetSpec, spaced, spec_of
+from snapgen_deploy.device_profiles import spaced
+from snapgen_deploy.export.precisions import PRECISIONS, Limits
+from snapgen_deploy.export.registry import spec_of
+from snapgen_deploy.export.spec import TargetSpec
 from snapgen_deploy.plan.mixed import MixedSettings
 from snapgen_deploy.plan.sizes import Size, size_name
 
@@ -45,7 +48,7 @@ class TargetPlan:
     @property
     def spec(self) -> TargetSpec:
         """What the target offers."""
-        return spec_of(self.target, self.variant)
+        return spec_of(self.key)
 
 
 @dataclass(frozen=True)

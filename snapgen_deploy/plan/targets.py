@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
-from snapgen_deploy.device_profiles import TARGETS, Profile, ProfileTarget, spec_of, target_keys, variants_of
+from snapgen_deploy.device_profiles import Profile, ProfileTarget
 from snapgen_deploy.errors import BadInput, nearest
+from snapgen_deploy.export.registry import spec_of, specs
 from snapgen_deploy.export.shared.extras import missing_extra
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.plan.plan import TargetPlan
@@ -26,23 +26,9 @@ def local_form(config: ModelConfig, latent: tuple[int, int, int]) -> str:
     return SMALL_MAP_FORM if rows * cols <= SMALL_MAP_TOKENS else LARGE_MAP_FORM
 
 
-def named(text: str) -> tuple[str, str]:
-    """Name and variant of a target as it is written on the command line; variant "" for a bare name. BadInput where unknown."""
-    name, _, variant = text.partition(":")
-    if name not in TARGETS:
-        names = list(dict.fromkeys(key.partition(":")[0] for key in TARGETS))
-        near = difflib.get_close_matches(name, names, n=1) or names
-        raise BadInput(f"unknown target '{name}': did you mean {' or '.join(near)}?")
-    variants = variants_of(name)
-    if variant and variant not in variants:
-        mend = f"expected one of {', '.join(variants)}" if variants else f"it has none; write {name}"
-        raise BadInput(f"target {name} has no variant '{variant}': {mend}")
-    return name, variant
-
-
 def _obstacle(target: ProfileTarget, *, several: bool) -> str | None:
     """Why a target cannot be exported here, or not at several picture sizes; None where it can."""
-    spec = spec_of(target.target, target.variant)
+    spec = spec_of(target.key)
     if reason := missing_extra(target.key):
         return reason
     return f"it holds one picture size ({spec.one_size})" if several and spec.one_size else None
@@ -60,13 +46,11 @@ def pick_targets(profile: Profile, wanted: Sequence[str], *, several: bool) -> t
         return [t for t in profile.targets if t.key not in obstacles], lines
     found, lines = [], []
     for text in dict.fromkeys(wanted):
-        name, variant = named(text)
+        spec = spec_of(text)
         offered = (*profile.targets, *(o.target for o in profile.offers))
-        ours = [t for t in offered if t.key == text or (not variant and t.target == name)]
-        ours.sort(key=lambda t: bool(t.variant) and t.key in TARGETS)  # a variant with a row of its own by its full name only
-        variant = variant or next(iter(variants_of(name)), "")
-        spec = spec_of(name, variant)
-        default = ProfileTarget(name, variant, spec.precisions[0], spec.layout)
+        ours = [t for t in offered if t.key == text or t.target == text]  # the latter of a bare name
+        ours.sort(key=lambda t: t.key != spec_of(t.target).key)  # the name's own variant first
+        default = ProfileTarget(spec.name, spec.variant, spec.precisions[0], spec.layout)
         chosen = ours[0] if ours else default
         if why := _obstacle(chosen, several=several):
             raise BadInput(f"target {chosen.key} cannot be exported: {why}")
@@ -78,10 +62,10 @@ def pick_targets(profile: Profile, wanted: Sequence[str], *, several: bool) -> t
 
 def plan_target(target: ProfileTarget, precision: str | None, form: str, profile: Profile) -> TargetPlan:
     """How a target is exported: at the precision asked for, else the profile's. BadInput where it does not offer that."""
-    spec = spec_of(target.target, target.variant)
+    spec = spec_of(target.key)
     if precision is not None and precision not in spec.precisions:
         near = nearest(precision, spec.precisions)
-        have = [key for key in target_keys() if precision in spec_of(*key.partition(":")[::2]).precisions]
+        have = [s.key for s in specs().values() if precision in s.precisions]
         near = f"; choose --target {' or '.join(have)}, which {'has' if len(have) == 1 else 'have'} it" if have else near
         raise BadInput(f"target {target.key} has no precision '{precision}': it offers {', '.join(spec.precisions)}{near}")
     chosen = precision or target.precision

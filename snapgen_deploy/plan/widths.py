@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from snapgen_deploy.device_profiles import PRECISIONS, Profile
+from snapgen_deploy.device_profiles import Profile
+from snapgen_deploy.export.precisions import PRECISIONS
 from snapgen_deploy.models.config import STAGES, ModelConfig
 from snapgen_deploy.plan.plan import TargetPlan
 from snapgen_deploy.plan.sizes import Size
@@ -89,8 +90,8 @@ def judge(
 
 
 def _weight_bytes(target: TargetPlan) -> float:
-    """Of one weight in memory: onnxruntime makes fp32 weights of the palettes of `mixed` when it loads them."""
-    return WEIGHT_BYTES["fp32" if (target.key, target.precision) == ("onnx:cpu", "mixed") else target.precision]
+    """Of one weight in memory, as the target's runtime loads it."""
+    return WEIGHT_BYTES[target.spec.loaded_as.get(target.precision, target.precision)]
 
 
 def _latency(

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from snapgen_deploy.checkpoint import Checkpoint
-from snapgen_deploy.device_profiles import PRECISIONS
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.precisions import PRECISIONS
 from snapgen_deploy.plan.mixed import levels_for, mixed_settings
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.quantise.executors import executor_of

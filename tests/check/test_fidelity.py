@@ -18,9 +18,10 @@ from snapgen_deploy.check.fidelity import (
     scorer_of,
 )
 from snapgen_deploy.checkpoint import open_checkpoint
-from snapgen_deploy.device_profiles import PRECISIONS, TARGETS
 from snapgen_deploy.drawing.prompts import CALIBRATION, FIDELITY, Sample, own_samples, read_samples
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.precisions import PRECISIONS
+from snapgen_deploy.export.registry import specs
 
 DIFFERENT = [f"prompt {i}" for i in range(100)]
 EIGHT = PRECISIONS["int8-dynamic"].limits
@@ -187,9 +188,9 @@ def test_prompts_with_seeds(tmp_path):
 
 
 def test_every_precision_is_offered_and_has_limits():
-    offered = {p for spec in TARGETS.values() for p in spec.precisions}
+    offered = {p for spec in specs().values() for p in spec.precisions}
     assert offered == set(PRECISIONS)
-    for spec in TARGETS.values():
+    for spec in specs().values():
         assert set(spec.calibrated) <= set(spec.precisions)
 
 

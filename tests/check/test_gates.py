@@ -16,8 +16,8 @@ from snapgen_deploy.check.gates import (
     psnr,
     relative_error,
 )
-from snapgen_deploy.device_profiles import PRECISIONS
 from snapgen_deploy.export.base import Description, Headroom
+from snapgen_deploy.export.precisions import PRECISIONS
 
 
 def test_not_a_number_fails_both_ways():

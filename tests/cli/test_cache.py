@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from snapgen_deploy.bundle.reader import SUMS, check_hashes, open_bundle
-from snapgen_deploy.device_profiles import PRECISIONS
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.onnx.target import Onnx
+from snapgen_deploy.export.precisions import PRECISIONS
 from snapgen_deploy.job import checked
 from snapgen_deploy.job.cache import default_root
 from snapgen_deploy.plan import plan

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from snapgen_deploy.bundle.reader import check_hashes, open_bundle
 from snapgen_deploy.check.gates import psnr
-from snapgen_deploy.device_profiles import PRECISIONS
+from snapgen_deploy.export.precisions import PRECISIONS
 from snapgen_deploy.plan import plan
 from tests.cli.conftest import in_this_process, invoke
 

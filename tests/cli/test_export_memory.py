@@ -9,9 +9,10 @@ import pytest
 from snapgen_deploy.bundle.reader import open_bundle
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.errors import Refused
-from snapgen_deploy.export.registry import TARGETS
+from snapgen_deploy.export.registry import spec_of, specs
+from snapgen_deploy.export.spec import Memory
 from snapgen_deploy.job import begin
-from snapgen_deploy.job.memory import CHECKING, CONVERTING, largest, predict, refuse_what_does_not_fit, weight_bytes
+from snapgen_deploy.job.memory import largest, predict, refuse_what_does_not_fit, weight_bytes
 from snapgen_deploy.models import PRESETS
 from snapgen_deploy.plan.make import make_plan
 from tests.cli.conftest import invoke, tiny_config
@@ -23,7 +24,10 @@ def arguments(checkpoint, place, *more):
 
 
 def test_every_target_was_measured():
-    assert set(CONVERTING) == set(CHECKING) == set(TARGETS)
+    unmeasured = Memory()
+    for spec in specs().values():
+        assert spec.memory.converting != unmeasured.converting, spec.key
+        assert spec.memory.checking != unmeasured.checking, spec.key
 
 
 def test_full_scale_needs_what_its_weights_say():
@@ -34,7 +38,7 @@ def test_full_scale_needs_what_its_weights_say():
         plan = make_plan(config, profile, width=width, targets=("onnx:cpu",), precision="fp32")
         converting = largest([p for p in predict(config, plan) if p.role])
         assert converting.what == "onnx:cpu student"
-        assert converting.bytes == CONVERTING["onnx"].of(weight_bytes(config, width, "student"), 0)
+        assert converting.bytes == spec_of("onnx").memory.converting.of(weight_bytes(config, width, "student"), 0)
         worst = largest(predict(config, plan))
         assert worst.what == "onnx:cpu check"  # every component's weights, packed again by the runtime, and the activations
         found[width] = worst.bytes

@@ -10,10 +10,10 @@ import pytest
 
 from snapgen_deploy.check.gates import Gate, SavedTarget, check_target
 from snapgen_deploy.cli.result import print_gates
-from snapgen_deploy.device_profiles import PRECISIONS, target_keys
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact
-from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.export.precisions import PRECISIONS
+from snapgen_deploy.export.registry import specs, target_of
 from snapgen_deploy.export.shared import extras
 from snapgen_deploy.job import begin
 from tests.cli.conftest import invoke, tiny_config
@@ -23,7 +23,7 @@ from tests.cli.test_bad_input import one_line
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the extra is not installed."""
-    known = {name for extra in extras.EXTRAS.values() for name in extra.modules}
+    known = {name for spec in specs().values() if spec.extra for name in spec.extra.modules}
     found = util.find_spec
     monkeypatch.setattr(extras.util, "find_spec", lambda name: None if name in known else found(name))
 
@@ -67,6 +67,7 @@ def test_every_extra_is_a_target_and_in_the_package():
     import tomllib
 
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    for key, extra in extras.EXTRAS.items():
-        assert key in target_keys()
+    named = {spec.key: spec.extra for spec in specs().values() if spec.extra}
+    assert set(named) == {"coreai", "onnx:qnn"}
+    for extra in named.values():
         assert all("==" in requirement for requirement in project["optional-dependencies"][extra.name])

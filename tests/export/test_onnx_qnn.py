@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from snapgen_deploy.check.gates import relative_error
 from snapgen_deploy.check.layers import OnnxProbe, first_wrong, run_on_cpu
-from snapgen_deploy.device_profiles import TARGETS, load_profile
+from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Arrays, Artifact, Component
 from snapgen_deploy.export.qnn import graph as qnn_graph
 from snapgen_deploy.export.qnn import session as qnn_session
 from snapgen_deploy.export.qnn.target import OnnxQnn, chip_of, graph_of, serve
+from snapgen_deploy.export.registry import spec_of
 from snapgen_deploy.models.config import shapes
 from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.system.child import ChildDied
@@ -166,7 +167,7 @@ def test_with_the_extra_a_snapdragon_comes_first_and_the_portable_choice_stays(
     first = plan.targets[0]
     assert [t.key for t in plan.targets] == ["onnx:qnn", "executorch:xnnpack", "onnx:cpu"]
     assert first.layout == "channels"
-    assert first.precision in TARGETS["onnx:qnn"].precisions
+    assert first.precision in spec_of("onnx:qnn").precisions
     assert dict(first.options) == {n: f"{profile.figures[n].value:g}" for n in ("soc_model", "htp_arch")}
     several = make_plan(shapes(), profile, other_resolutions=[(64, 64)])
     assert [t.key for t in several.targets] == ["executorch:xnnpack", "onnx:cpu"]

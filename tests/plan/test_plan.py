@@ -18,8 +18,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from snapgen_deploy.cli.devices import devices, plan_as_dict, render_plan
-from snapgen_deploy.device_profiles import PRECISIONS, Figure, Profile, load_profile, profile_ids
+from snapgen_deploy.device_profiles import Figure, Profile, load_profile, profile_ids
 from snapgen_deploy.errors import BadInput, Refused
+from snapgen_deploy.export.precisions import PRECISIONS
 from snapgen_deploy.models import DiT, TinyDecoder
 from snapgen_deploy.models.config import PRESETS, ModelConfig, StageKind
 from snapgen_deploy.plan import widths as plan_width

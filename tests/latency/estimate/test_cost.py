@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from snapgen_deploy.export.registry import TARGETS
 from snapgen_deploy.latency.estimate.cost import total, trace_module
-from snapgen_deploy.latency.estimate.cost_components import SPELLINGS, picture_costs, spelling_of, student_costs
+from snapgen_deploy.latency.estimate.cost_components import picture_costs, spelling_of, student_costs
 from snapgen_deploy.latency.estimate.cost_ops import UnknownOperation
 from snapgen_deploy.models import DecoderConfig, DiT, DiTConfig, ModelConfig, TextEncoderConfig, TextStream
 from snapgen_deploy.models.config import shapes, snapgenpp
@@ -181,7 +182,7 @@ def test_an_operation_without_a_rule_is_refused():
         trace_module(Odd(), [torch.zeros(3)])
 
 
-@pytest.mark.parametrize("target", sorted(SPELLINGS))
+@pytest.mark.parametrize("target", sorted(TARGETS))
 def test_every_target_traces_every_component(target):
     config = ModelConfig(
         BASE,
@@ -191,7 +192,7 @@ def test_every_target_traces_every_component(target):
     )
     found = picture_costs(config, "full", (128, 128), target)
     assert all(total(part).macs > 0 for part in (found.text_encoder, found.student, found.decoder))
-    weights = sum(p.numel() for p in DiT(BASE, "full").parameters()) * SPELLINGS[target].element
+    weights = sum(p.numel() for p in DiT(BASE, "full").parameters()) * spelling_of(target).element
     assert total(found.student).weights == pytest.approx(weights, rel=0.25)  # tables and biases are read in other shapes
 
 

@@ -23,7 +23,7 @@ def test_a_phone_takes_the_delegates_of_its_system() -> None:
     assert target_for(held, "iphone", None) == "coreml"
     with pytest.raises(
         BadInput,
-        match="adb runs executorch:xnnpack and executorch:vulkan and onnx; b holds .*, and executorch:coreml was asked for",
+        match="adb runs executorch:xnnpack and executorch:vulkan and onnx:cpu; b holds .*, and executorch:coreml was asked for",
     ):
         target_for(held, "adb", "executorch:coreml")
 

@@ -1,0 +1,67 @@
+"""The records of the targets `executorch`: one for each delegate."""
+
+from __future__ import annotations
+
+from snapgen_deploy.export.coreml.spec import STORED
+from snapgen_deploy.export.spec import Cost, Memory, OneDelegate, Runtime, TargetSpec, Writing
+
+TOOLS = ("executorch", "torchao", "flatbuffers")
+CLOSED = "a .pte file hands whole graphs to its delegate, which shows no value inside"
+RUNTIME = Runtime(package="executorch", module="executorch.runtime", shared_process=True)
+# The delegate has no conversion of dtypes: a network that is fp16 inside has one at each of its ports.
+PLACEMENT = OneDelegate(at_ports="dim_order_ops::_to_dim_order_copy.out")
+# Sets of ExecuTorch's partitioner that grow with the square of the number of operators.
+LOOP = 700_000_000
+
+XNNPACK = TargetSpec(
+    name="executorch",
+    variant="xnnpack",
+    implementation="snapgen_deploy.export.executorch.target:ExecuTorch",
+    precisions=("fp32", "fp16", "int8-dynamic", "int4-dynamic"),
+    layout="token",
+    suffix=".pte",
+    calibrated=("int8-dynamic", "int4-dynamic"),  # for their convolutions
+    memory=Memory(Cost(650_000_000, 1.3), Cost(400_000_000, 2.1, 1.2), loop=LOOP),
+    tools=TOOLS,
+    runtime=RUNTIME,
+    links=("adb",),
+    basis="arm_cpu",
+    placement=PLACEMENT,
+    closed=CLOSED,
+)
+# Of the delegates below only the embedded checkpoint was measured; what they take for each byte of a weight counts the copies
+# that the conversion makes. The links of Apple's devices run packages only.
+COREML = TargetSpec(
+    name="executorch",
+    variant="coreml",
+    implementation="snapgen_deploy.export.executorch.coreml:ExecuTorchCoreML",
+    precisions=STORED,
+    layout="channels",
+    suffix=".pte",
+    memory=Memory(Cost(800_000_000, 2.4), Cost(700_000_000, 1.65, 2.1), loop=LOOP),
+    tools=(*TOOLS, "coremltools", "scikit-learn", "protobuf"),
+    runtime=Runtime(
+        package="executorch",
+        module="executorch.runtime",
+        shared_process=True,
+        numbers_only="this host runs the Core ML packages inside for their numbers, not for their speed",
+    ),
+    placement=PLACEMENT,
+    closed=CLOSED,
+)
+VULKAN = TargetSpec(
+    name="executorch",
+    variant="vulkan",
+    implementation="snapgen_deploy.export.executorch.vulkan:ExecuTorchVulkan",
+    precisions=("fp16", "fp32"),
+    layout="token",
+    suffix=".pte",
+    # The delegate takes whole norms, too, and then does not load those without a weight (executorch 1.4.1).
+    writing=Writing(upsample="native"),
+    memory=Memory(Cost(700_000_000, 2.4), Cost(400_000_000, 2.1, 1.2), loop=LOOP),
+    tools=TOOLS,
+    runtime=RUNTIME,
+    links=("adb",),
+    placement=PLACEMENT,
+    closed=CLOSED,
+)

@@ -1,0 +1,47 @@
+"""The record of the target `onnx`."""
+
+from __future__ import annotations
+
+from snapgen_deploy.export.spec import Cost, Memory, Runtime, TargetSpec, Writing
+
+TOOLS = ("onnx", "onnxruntime", "onnxscript", "onnx-ir", "optimum", "optimum-onnx", "transformers", "protobuf")
+# onnxruntime fuses whole norms; the delegates of phones take them only spelled out.
+WRITING = Writing(ops="native", half_ops="native", upsample="native")
+
+ONNX = TargetSpec(
+    name="onnx",
+    variant="cpu",
+    implementation="snapgen_deploy.export.onnx.target:Onnx",
+    precisions=("fp32", "fp16", "int8-dynamic", "int8-static", "int4", "mixed"),
+    layout="token",
+    suffix=".onnx",
+    calibrated=("int8-static",),
+    palette_bits=(4, 8),
+    loaded_as={"mixed": "fp32"},  # onnxruntime makes fp32 weights of palettes when it loads them
+    folders={"diffusers": "snapgen_deploy.export.onnx.optimum_layout"},
+    writing=WRITING,
+    memory=Memory(
+        Cost(660_000_000, 1.45),
+        Cost(380_000_000, 1.75, 5.0),
+        # fp16 holds both forms for a while; onnxruntime's 8-bit quantiser holds the graph, a copy of every weight in fp32 and
+        # the quantised ones
+        at_precision={
+            "fp16": Cost(660_000_000, 1.8),
+            "int8-dynamic": Cost(660_000_000, 3.3),
+            "int8-static": Cost(660_000_000, 3.3),
+            "int4": Cost(660_000_000, 1.8),
+            "mixed": Cost(660_000_000, 1.8),
+        },
+        at_option={("optimize", "optimum"): 1.8},  # its validator runs the component in the converting process
+    ),
+    tools=TOOLS,
+    runtime=Runtime(
+        package="onnxruntime",
+        module="onnxruntime",
+        preload=("onnxruntime",),
+        shared_process=True,
+        host_default=True,
+    ),
+    links=("adb",),
+    basis="arm_cpu",
+)
