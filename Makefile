@@ -1,5 +1,8 @@
 # Two commands set everything up on a fresh machine: `make export` and `make test`.
-PYTHON ?= python3.11
+# The oldest supported Python that runs here; `make PYTHON=...` names another.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+  $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && exit; \
+  done; echo python3.11)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
