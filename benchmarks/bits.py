@@ -38,6 +38,7 @@ from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.quantise.executors import executor_of
 from snapgen_deploy.quantise.recipe import default_root, load_recipe, make_recipe
 from snapgen_deploy.quantise.settings import PICTURES, with_mixed
+from snapgen_deploy.system.quantiles import bootstrap_interval, quantile
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -82,7 +83,7 @@ class Judge:
         """Fidelity and score of one student, and its score's distance to the fp32 student's."""
         pictures, verdicts = self.drawn(student)
         values = [psnr(a, b) for a, b in zip(pictures, self.reference, strict=True)]
-        fidelity = {name: round(float(np.quantile(values, q)), 2) for name, q in (("low", 0.1), ("median", 0.5), ("high", 0.9))}
+        fidelity = {name: round(quantile(values, q), 2) for name, q in (("low", 0.1), ("median", 0.5), ("high", 0.9))}
         return {"psnr": fidelity, **summarise(verdicts), "to_fp32": difference(verdicts, self.verdicts)}, verdicts, values
 
 
@@ -92,7 +93,7 @@ def difference(ours: Sequence[Verdict], theirs: Sequence[Verdict]) -> dict[str, 
     draws = np.random.default_rng(0).integers(len(ours), size=(RESAMPLES, len(ours)))
     shares = right[:, draws].sum(2) / counted[:, draws].sum(2)
     value = right.sum(1) / counted.sum(1)
-    interval = [round(float(q), 4) for q in np.quantile(shares[0] - shares[1], (0.025, 0.975))]
+    interval = [round(q, 4) for q in bootstrap_interval(shares[0] - shares[1])]
     return {"value": round(float(value[0] - value[1]), 4), "interval": interval}
 
 
@@ -100,7 +101,7 @@ def gain(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     """Mean difference of PSNR in dB over pictures, with a 95 % interval by a bootstrap over prompts."""
     each = np.array(ours) - np.array(theirs)
     means = each[np.random.default_rng(0).integers(len(each), size=(RESAMPLES, len(each)))].mean(1)
-    interval = [round(float(q), 3) for q in np.quantile(means, (0.025, 0.975))]
+    interval = [round(q, 3) for q in bootstrap_interval(means)]
     return {"value": round(float(each.mean()), 3), "interval": interval, "better": round(float((each > 0).mean()), 3)}
 
 

@@ -10,15 +10,18 @@ import hashlib
 import json
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import StrictBool
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.latency.stats import QUERIES_NEEDED, early_stopping, outliers
+from snapgen_deploy.system.documents import in_one_line
 from snapgen_deploy.system.files import read_json
+from snapgen_deploy.system.typed import Amount, Count, Number, read_as
 
-SCHEMA_VERSION = 1
 QUERY = "e2e"  # name of the whole picture among the timings; the others are roles: text_encoder, student (one step), decoder
 
 
@@ -47,7 +50,7 @@ class DeviceKey:
     backend: str  # target key, e.g. "onnx:cpu"
     runtime_version: str
     precision: str
-    threads: int
+    threads: Amount
     power_mode: str
 
     @property
@@ -66,10 +69,10 @@ class DeviceKey:
 class Round:
     """One block of queries. `samples`: name -> times in ms, `e2e` among the names where whole pictures were timed."""
 
-    samples: Mapping[str, tuple[float, ...]]
-    valid: bool = True
+    samples: Mapping[str, tuple[Number, ...]]
+    valid: StrictBool = True
     reason: str = ""  # why it is not valid
-    canary_ms: tuple[float, float] | None = None  # before and after
+    canary_ms: tuple[Number, Number] | None = None  # before and after
     state: Mapping[str, str] = field(default_factory=dict)  # thermal status, battery, clocks: as the device says them
 
 
@@ -77,9 +80,9 @@ class Round:
 class Loads:
     """Times to load all components, ms; None where it was not measured."""
 
-    first_ever: float | None = None  # nothing cached: after an install, or with the runtime's caches emptied
-    cold: float | None = None  # a new process, files in the operating system's cache
-    warm: float | None = None  # again in the same process
+    first_ever: Number | None = None  # nothing cached: after an install, or with the runtime's caches emptied
+    cold: Number | None = None  # a new process, files in the operating system's cache
+    warm: Number | None = None  # again in the same process
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,19 @@ class Measurement:
     bundle_sha256: str  # of its SHA256SUMS
     device: str  # id of the profile that the bundle was exported for
     width: str
-    resolution: tuple[int, int]
-    steps: int
+    resolution: tuple[Count, Count]
+    steps: Count
     key: DeviceKey
     profile: str  # rapid, quick, normal
     mode: str  # burst or sustained
     e2e_is: str  # "measured", or "composed" from components that were timed apart
     rounds: tuple[Round, ...]
     loads: Loads
-    peak_bytes: int | None
+    peak_bytes: Amount | None
     environment: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    kind: Literal["latency"] = "latency"  # of record
+    schema_version: Literal[1] = 1
 
     def samples(self, name: str = QUERY) -> list[float]:
         """All samples of the valid rounds."""
@@ -141,50 +146,14 @@ class Measurement:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; `measurement_of` reads it back."""
-        return {"schema_version": SCHEMA_VERSION, "kind": "latency", **asdict(self)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
-        """From `as_dict`, and what was added to it is left out; raises KeyError or TypeError where it is something else."""
-        rounds = tuple(
-            Round(
-                {name: tuple(values) for name, values in r["samples"].items()},
-                r["valid"],
-                r["reason"],
-                tuple(r["canary_ms"]) if r["canary_ms"] else None,
-                r["state"],
-            )
-            for r in data["rounds"]
-        )
-        plain = {f.name: data[f.name] for f in fields(cls)}
-        maybe = (*asdict(Loads(**data["loads"])).values(), data["peak_bytes"])
-        if not all(
-            type(n) in (int, float) for n in (*(n for n in maybe if n is not None), data["steps"], data["key"]["threads"])
-        ):
-            raise TypeError("expected numbers")
-        return cls(
-            **plain
-            | {
-                "key": DeviceKey(**data["key"]),
-                "rounds": rounds,
-                "loads": Loads(**data["loads"]),
-                "resolution": (data["resolution"][0], data["resolution"][1]),
-                "notes": tuple(data["notes"]),
-            }
-        )
-
-
-def measurement_of(data: Any) -> Measurement:
-    """A measurement from plain data; raises ValueError, KeyError, TypeError, AttributeError or IndexError for anything else."""
-    if data.get("kind") != "latency" or data.get("schema_version") != SCHEMA_VERSION:
-        raise KeyError("kind")
-    return Measurement.from_dict(data)
+        """Plain data for JSON; `read_measurement` reads it back."""
+        return asdict(self)
 
 
 def read_measurement(path: Path) -> Measurement:
-    """A measurement from its JSON file; BadInput in one line when it is none."""
-    try:
-        return measurement_of(read_json(path, "give a file that `bench --json` or `--save` wrote"))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise BadInput(f"{path} is no latency measurement of this version; give a file that `bench` wrote") from None
+    """A measurement from its JSON file, without what was added to it; BadInput in one line when it is none."""
+    mend = "give a file that `bench --json` or `--save` wrote"
+    measurement, problems = read_as(Measurement, read_json(path, mend))
+    if measurement is None:
+        raise BadInput(in_one_line(f"{path} is no latency measurement of this version", problems, f"; {mend}"))
+    return measurement

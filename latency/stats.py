@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from scipy import stats as distributions
 
+from snapgen_deploy.system.quantiles import quantile
+
 # LoadGen's smallest numbers of queries (the t = 1 row of its early-stopping table), at 99 % confidence.
 QUERIES_NEEDED = {0.5: 11, 0.9: 64, 0.95: 130, 0.99: 662}
 
@@ -70,6 +72,6 @@ def outliers(samples: Sequence[float]) -> int:
     """How many lie outside Tukey's fences (1.5 interquartile ranges); they are reported, never dropped."""
     if len(samples) < 4:
         return 0
-    first, _, third = statistics.quantiles(samples, n=4)
+    first, third = quantile(samples, 0.25), quantile(samples, 0.75)
     reach = 1.5 * (third - first)
     return sum(not first - reach <= s <= third + reach for s in samples)

@@ -12,6 +12,7 @@ import numpy as np
 from examples.shapes.detector import Verdict, judge
 from examples.shapes.prompts import parse
 from examples.shapes.scenes import Picture
+from snapgen_deploy.system.quantiles import bootstrap_interval
 
 RESAMPLES = 2000
 
@@ -49,4 +50,4 @@ def summarise(verdicts: Sequence[Verdict]) -> dict[str, object]:
 
 def _interval(above: np.ndarray, below: np.ndarray, draws: np.ndarray) -> list[float]:
     shares = above[draws].sum(1) / below[draws].sum(1)
-    return [round(float(q), 4) for q in np.quantile(shares, (0.025, 0.975))]
+    return [round(q, 4) for q in bootstrap_interval(shares)]

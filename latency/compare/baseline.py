@@ -10,18 +10,31 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.latency.compare.verdict import CONFIDENCE, Judged, Threshold, judged
-from snapgen_deploy.latency.results import QUERY, Measurement, measurement_of
+from snapgen_deploy.latency.results import QUERY, Measurement
 from snapgen_deploy.latency.stats import detectable, prediction_interval
-from snapgen_deploy.system.files import write_text
+from snapgen_deploy.system.documents import in_one_line
+from snapgen_deploy.system.files import read_json, write_text
+from snapgen_deploy.system.typed import read_as
 
 SCHEMA_VERSION = 1
 STORED_STATISTICS = tuple(f"{name}_p50" for name in (QUERY, "text_encoder", "student", "decoder"))
 FEWEST_RUNS, MOST_RUNS = 3, 20  # that are compared with; that are kept, the newest
 DIGITS = 4  # significant digits in a stored file: keeps changes small in a review
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    """What a stored file holds."""
+
+    kind: Literal["baseline"]
+    schema_version: Literal[1]
+    runs: tuple[Measurement, ...]
 
 
 def path_of(directory: Path, measurement: Measurement) -> Path:
@@ -31,13 +44,11 @@ def path_of(directory: Path, measurement: Measurement) -> Path:
 
 def read_baseline(path: Path) -> tuple[Measurement, ...]:
     """The runs of a baseline, the oldest first; BadInput in one line where it is none."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if (data.get("kind"), data.get("schema_version")) != ("baseline", SCHEMA_VERSION):
-            raise KeyError("kind")
-        return tuple(measurement_of(run) for run in data["runs"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        raise BadInput(f"{path} is no baseline of this version; remove it, and store runs with --update-baseline") from None
+    mend = "remove it, and store runs with --update-baseline"
+    baseline, problems = read_as(_Baseline, read_json(path, mend))
+    if baseline is None:
+        raise BadInput(in_one_line(f"{path} is no baseline of this version", problems, f"; {mend}"))
+    return baseline.runs
 
 
 def find_baseline(directory: Path, measurement: Measurement) -> tuple[Measurement, ...]:

@@ -18,6 +18,7 @@ from snapgen_deploy.export.registry import spec_of, specs
 from snapgen_deploy.latency.environment import canary
 from snapgen_deploy.latency.measure.session import Session, Times, open_session
 from snapgen_deploy.system.child import run_in_child
+from snapgen_deploy.system.quantiles import quantile
 
 PAIRS = 10  # calls of each side in a round
 WARM_UPS = 2
@@ -112,11 +113,11 @@ def _add(times: Times, query: Times) -> None:
 
 
 def statistics_of(times: Times, session: Session) -> dict[str, float]:
-    """Median and empirical 90th percentile of each timing in a round, and the load time under both names."""
+    """Median and 90th percentile of each timing in a round, and the load time under both names."""
     found = {"load_p50": session.load_ms, "load_p90": session.load_ms}
     for name, values in times.items():
         found[f"{name}_p50"] = statistics.median(values)
-        found[f"{name}_p90"] = statistics.quantiles(values, n=10, method="inclusive")[-1]
+        found[f"{name}_p90"] = quantile(values, 0.9)
     return found
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snapgen_deploy.errors import BadInput, MeasurementFailed
+from snapgen_deploy.errors import MeasurementFailed
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.registry import spec_of, target_of
 from snapgen_deploy.latency.environment import host_key
@@ -31,8 +31,10 @@ from snapgen_deploy.latency.estimate.cost_components import spelling_of
 from snapgen_deploy.latency.estimate.cost_ops import KINDS
 from snapgen_deploy.latency.estimate.machine import FEATURES, Machine, Rate, counts, excess
 from snapgen_deploy.latency.results import DeviceKey
-from snapgen_deploy.system.files import cache_root, write_text
+from snapgen_deploy.system.documents import refuse
+from snapgen_deploy.system.files import cache_root, read_json, write_text
 from snapgen_deploy.system.progress import Progress
+from snapgen_deploy.system.typed import Number, read_as
 
 ROUNDS = 9
 BURST_SECONDS = 0.004  # a graph runs for about this long in every round
@@ -57,8 +59,8 @@ class Calibration:
 
     key: DeviceKey
     machine: Machine
-    fit_error: float  # mean absolute relative error over the micro-benchmarks themselves
-    samples: Mapping[str, float]  # name -> ms
+    fit_error: Number  # mean absolute relative error over the micro-benchmarks themselves
+    samples: Mapping[str, Number]  # name -> ms
 
 
 def calibrate(target: str, threads: int, progress: Progress) -> Calibration:
@@ -168,7 +170,7 @@ def path_of(key: DeviceKey) -> Path:
 def store(calibration: Calibration) -> Path:
     """Write a calibration, whole or not at all."""
     path = path_of(calibration.key)
-    data = {"schema_version": SCHEMA_VERSION, **asdict(calibration), "machine": calibration.machine.as_dict()}
+    data = {"schema_version": SCHEMA_VERSION, **asdict(calibration)}
     write_json(path, data)
     return path
 
@@ -184,11 +186,10 @@ def load(key: DeviceKey) -> Calibration | None:
     path = path_of(key)
     if not path.is_file():
         return None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema_version"] != SCHEMA_VERSION:
-            return None  # an older version's: as good as none
-        machine = Machine.from_dict(data["machine"])
-        return Calibration(DeviceKey(**data["key"]), machine, data["fit_error"], data["samples"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path} is damaged ({type(error).__name__}); run `estimate --device host --calibrate` again") from None
+    mend = "run `estimate --device host --calibrate` again"
+    data = read_json(path, mend)
+    if isinstance(data, dict) and data.get("schema_version") != SCHEMA_VERSION:
+        return None  # an older version's: as good as none
+    found, problems = read_as(Calibration, data)
+    refuse(f"{path} is damaged", problems, f"; {mend}")
+    return found

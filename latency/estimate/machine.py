@@ -27,18 +27,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from pydantic import StrictBool
+
 from snapgen_deploy.latency.estimate.cost import OpCost
+from snapgen_deploy.system.typed import Number
 
 
 @dataclass(frozen=True)
 class Rate:
     """Seconds that a kind of operation takes per operation, row, MAC, byte read and byte written."""
 
-    op: float = 0.0
-    row: float = 0.0
-    mac: float = 0.0
-    read: float = 0.0
-    written: float = 0.0
+    op: Number = 0.0
+    row: Number = 0.0
+    mac: Number = 0.0
+    read: Number = 0.0
+    written: Number = 0.0
 
 
 FEATURES = tuple(f.name for f in fields(Rate))
@@ -49,14 +52,14 @@ class Machine:
     """A device. `rates` has an entry for every kind that costs anything; others are free."""
 
     rates: Mapping[str, Rate]
-    call: float = 0.0  # seconds to start a component
-    picture: float = 0.0  # seconds a picture takes beside its components
-    on_chip: float = 0.0  # bytes
-    spill: float = 0.0  # seconds per byte of excess
-    overlap: bool = False
+    call: Number = 0.0  # seconds to start a component
+    picture: Number = 0.0  # seconds a picture takes beside its components
+    on_chip: Number = 0.0  # bytes
+    spill: Number = 0.0  # seconds per byte of excess
+    overlap: StrictBool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data; `from_dict` reads it back."""
+        """Plain data, which a stored calibration holds."""
         return asdict(self)
 
     def scaled(self, factor: float) -> Machine:
@@ -64,11 +67,6 @@ class Machine:
         rates = {k: Rate(*(factor * v for v in asdict(r).values())) for k, r in self.rates.items()}
         call, picture, spill = (factor * v for v in (self.call, self.picture, self.spill))
         return replace(self, rates=rates, call=call, picture=picture, spill=spill)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Machine:
-        """From `as_dict`; raises KeyError or TypeError where it is something else."""
-        return cls(**{**data, "rates": {kind: Rate(**rate) for kind, rate in data["rates"].items()}})
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Times:
     compute: float
     traffic: float
     spill: float
-    overlap: bool
+    overlap: StrictBool
 
     @property
     def seconds(self) -> float:

@@ -7,13 +7,13 @@ measurement does not know (the repository, the commit, the time) is taken from i
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from snapgen_deploy.export.registry import find_spec
 from snapgen_deploy.latency.results import QUERY, RUN_PROFILES, Measurement
+from snapgen_deploy.system.quantiles import quantile
 
 Exporter = Callable[[Measurement], str]
 
@@ -48,7 +48,7 @@ def openmetrics(measurement: Measurement) -> str:
         seconds = [s / 1000 for s in measurement.samples(name)]
         labels = _labels(measurement, name)
         for q in (0.5, 0.9, 0.99):
-            lines.append(_sample("snapgen_latency_seconds", {**labels, "quantile": f"{q:g}"}, _quantile(seconds, q)))
+            lines.append(_sample("snapgen_latency_seconds", {**labels, "quantile": f"{q:g}"}, quantile(seconds, q)))
         lines.append(_sample("snapgen_latency_seconds_count", labels, len(seconds)))
         lines.append(_sample("snapgen_latency_seconds_sum", labels, sum(seconds)))
     bounds = {n: b for n in _timed(measurement) if (b := measurement.summary(n)["p90_bound"]) is not None}
@@ -109,14 +109,6 @@ def _loads(measurement: Measurement) -> dict[str, float]:
     loads = measurement.loads
     found = {"first_ever": loads.first_ever, "cold": loads.cold, "warm": loads.warm}
     return {kind: ms for kind, ms in found.items() if ms is not None}
-
-
-def _quantile(values: Sequence[float], q: float) -> float:
-    """The smallest sample with at least a share q of the samples at or below it; the median as everywhere else."""
-    if q == 0.5:
-        return statistics.median(values)
-    ordered = sorted(values)
-    return ordered[max(0, -int(-q * len(ordered) // 1) - 1)]
 
 
 def _series(measurement: Measurement) -> dict[str, str]:

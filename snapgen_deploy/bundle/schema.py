@@ -1,118 +1,123 @@
-"""What every reader of a manifest relies on, checked once where it is read."""
+"""What every reader of a manifest relies on, checked once where it is read. Keys that are not named here are let through."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
-from snapgen_deploy.errors import BadInput
+from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator
 
-Check = Callable[[Any], bool]
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+from snapgen_deploy.device_profiles import PRECISIONS
+from snapgen_deploy.device_profiles.precisions import LIMIT_NAMES
+from snapgen_deploy.system.documents import refuse
+from snapgen_deploy.system.typed import Amount, Count, Number, OneOf, Table, Text, read_as
 
 
-def _count(value: Any) -> bool:
-    return type(value) is int and 0 < value < 1 << 31
+def _inside(name: str) -> str:
+    """A file's name that does not lead out of the bundle: its hashes would not cover it."""
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ValueError("files of this bundle")
+    return name
 
 
-def _list_of(check: Check, length: int | None = None, least: int = 0) -> Check:
-    return lambda value: (
-        isinstance(value, list) and len(value) >= least and len(value) == (length or len(value)) and all(map(check, value))
-    )
+Inside = Annotated[str, AfterValidator(_inside)]
+Picture = Annotated[tuple[Count, Count], Field(description="[height, width]")]
+Latent = Annotated[tuple[Count, Count, Count], Field(description="[channels, height, width]")]
+Prompt = Annotated[str, Field(pattern="", description="a text")]  # the pattern has it looked at: lone surrogates are no text
+Numbers = Annotated[list[Number], Field(min_length=2, description="a list of numbers")]
 
 
-def _table(value: Any) -> bool:
-    return isinstance(value, dict)
+class _Device(BaseModel):
+    id: Text
+    name: Text
+    guards: Annotated[list[Text], Field(description="a list of texts")] = []
 
 
-# What a manifest has, by the path of its keys; `?` marks what older bundles lack.
-SHAPE: Mapping[str, tuple[Check, str]] = {
-    "name": (_text, "a text"),
-    "width": (_text, "a text"),
-    "device.id": (_text, "a text"),
-    "device.name": (_text, "a text"),
-    "device.guards?": (_list_of(_text), "a list of texts"),
-    "config": (_table, "a table"),
-    "resolution": (_list_of(_count, 2), "[height, width]"),
-    "latent.shape": (_list_of(_count, 3), "[channels, height, width]"),
-    "schedule.sampler": (_text, "a text"),
-    "schedule.shift": (_number, "a number"),
-    "schedule.sigmas": (_list_of(_number, least=2), "a list of numbers"),
-    "schedule.time_features.count": (lambda n: _count(n) and n <= 1 << 20, "a number of features"),
-    "prompts": (_list_of(lambda p: isinstance(p, str)), "a list of texts"),
-    "seeds": (_list_of(lambda n: type(n) is int), "a list of whole numbers"),
-    "gates": (_list_of(_table), "a list of tables"),
-    "sizes?": (_list_of(_table, least=1), "a list of tables"),
-    "files": (_table, "a table"),
-    "targets": (_table, "a table"),
-    "target_order": (_list_of(_text, least=1), "a list of texts"),
-}
-OF_SIZE: Mapping[str, tuple[Check, str]] = {
-    "name": (_text, "a text"),
-    "resolution": SHAPE["resolution"],
-    "latent": SHAPE["latent.shape"],
-}
-OF_TARGET: Mapping[str, tuple[Check, str]] = {"precision": (_text, "a text"), "components": (_table, "a table")}
-OF_COMPONENT: Mapping[str, tuple[Check, str]] = {
-    "path": (_text, "a text"),
-    "files": (_table, "a table"),
-    "bytes": (_number, "a number"),
-    "sizes?": (_table, "a table"),
-}
+class _Latent(BaseModel):
+    shape: Latent
+
+
+class _TimeFeatures(BaseModel):
+    count: Annotated[Count, Field(le=1 << 20)]
+    values: list[list[Number]] = []
+
+
+class _Schedule(BaseModel):
+    sampler: Text
+    shift: Number
+    sigmas: Numbers
+    time_features: _TimeFeatures
+
+
+class _Gate(BaseModel):
+    target: Text
+    component: Text
+    name: Text
+    verdict: Text
+    size: str = ""
+    value: Number | None = None
+    limit: Number | None = None
+
+
+class _Size(BaseModel):
+    name: Text
+    resolution: Picture
+    latent: Latent
+
+
+class _AtSize(BaseModel):
+    path: Inside | None = None
+    files: list[Inside] = []
+    macs: Amount | None = None
+
+
+class _Component(BaseModel):
+    path: Inside
+    files: dict[Inside, Table]
+    bytes: Amount
+    macs: Amount | None = None
+    sizes: dict[str, _AtSize] = {}
+
+    @field_validator("sizes")
+    @classmethod
+    def _of_the_component(cls, sizes: dict[str, _AtSize], info: ValidationInfo) -> dict[str, _AtSize]:
+        if not {name for own in sizes.values() for name in own.files} <= set(info.data.get("files", ())):
+            raise ValueError("files of the component")
+        return sizes
+
+
+class _Target(BaseModel):
+    precision: Annotated[str, OneOf(tuple(PRECISIONS))]
+    components: dict[str, _Component]
+    limits: dict[Annotated[str, OneOf(LIMIT_NAMES)], Number] = {}
+
+
+class _Manifest(BaseModel):
+    name: Text
+    width: Text
+    device: _Device
+    config: Table
+    resolution: Picture
+    latent: _Latent
+    schedule: _Schedule
+    prompts: list[Prompt]
+    seeds: list[Annotated[int, Field(strict=True)]]
+    gates: list[_Gate]
+    sizes: Annotated[list[_Size], Field(min_length=1)] = []
+    files: dict[Inside, Table]
+    targets: dict[str, _Target]
+    target_order: Annotated[list[Text], Field(min_length=1)]
+
+    @field_validator("target_order")
+    @classmethod
+    def _of_its_targets(cls, order: list[str], info: ValidationInfo) -> list[str]:
+        if set(order) != set(info.data.get("targets", order)):
+            raise ValueError("the names of its targets")
+        return order
 
 
 def refuse_misshapen(path: Path, manifest: Mapping[str, Any]) -> None:
-    """BadInput that names the first thing that a manifest lacks or has in another shape, or a file outside of its bundle."""
-    problem = next(_problems(manifest), None)
-    if problem is not None:
-        raise BadInput(f"{path}: {problem}; export the bundle again")
-
-
-def _problems(manifest: Mapping[str, Any]) -> Iterator[str]:
-    yield from _misfits(manifest, SHAPE, "")
-    for i, size in enumerate(manifest.get("sizes") or ()):
-        yield from _misfits(size, OF_SIZE, f"sizes[{i}].")
-    if set(manifest["target_order"]) != set(manifest["targets"]):
-        yield f"target_order: got {_shown(manifest['target_order'])}, expected the names of its targets"
-    yield from _strangers(manifest["files"], "files")
-    for key, target in manifest["targets"].items():
-        yield from _misfits(target, OF_TARGET, f"targets.{key}.")
-        for role, component in target["components"].items():
-            at = f"targets.{key}.components.{role}."
-            yield from _misfits(component, OF_COMPONENT, at)
-            yield from _strangers((component["path"], *component["files"]), f"{at}path and files")
-            for size, own in (component.get("sizes") or {}).items():
-                if not isinstance(own, dict) or not set(own.get("files", ())) <= set(component["files"]):
-                    yield f"{at}sizes.{size}: got {_shown(own)}, expected files of the component"
-                yield from _strangers([own.get("path", component["path"])], f"{at}sizes.{size}.path")
-
-
-def _misfits(table: Any, shape: Mapping[str, tuple[Check, str]], at: str) -> Iterator[str]:
-    for name, (check, expected) in shape.items():
-        keys, value = name.removesuffix("?").split("."), table
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        if value is None and name.endswith("?"):
-            continue
-        if not check(value):
-            yield f"{at}{'.'.join(keys)}: got {_shown(value)}, expected {expected}"
-
-
-def _strangers(names: Any, at: str) -> Iterator[str]:
-    """Names that lead out of the bundle: its hashes would not cover them."""
-    for name in names:
-        if not isinstance(name, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            yield f"{at}: got {_shown(name)}, expected files of this bundle"
-
-
-def _shown(value: Any) -> str:
-    return "nothing" if value is None else repr(value)[:60]
+    """BadInput that names what a manifest lacks or has in another shape, and files outside of its bundle."""
+    _, problems = read_as(_Manifest, manifest)
+    refuse(str(path), problems, "; export the bundle again")

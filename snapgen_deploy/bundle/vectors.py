@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 from snapgen_deploy.bundle.reader import Bundle
 from snapgen_deploy.drawing.reference import ReferenceVectors
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role
+from snapgen_deploy.system.documents import parse_json
+from snapgen_deploy.system.typed import read_as
 
 NEEDED = {"noise", "latent", "student.latents", "student.velocities"}  # arrays that test vectors of any checkpoint hold
 
@@ -19,7 +19,9 @@ def read_vectors(bundle: Bundle) -> ReferenceVectors:
     path = bundle.test_vectors
     try:
         with safe_open(path, framework="np") as file:
-            prompts = json.loads(file.metadata()["prompts"])
+            prompts, problems = read_as(list[str], parse_json(file.metadata()["prompts"]))
+            if prompts is None:
+                raise ValueError(f"prompts: {problems[0]}")
             names = list(file.keys())
             arrays = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -33,6 +33,7 @@ from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.plan.plan import TargetPlan
 from snapgen_deploy.quantise.trajectories import Recording, Trajectories, load
 from snapgen_deploy.system.progress import Done, untold
+from snapgen_deploy.system.quantiles import bootstrap_interval
 from snapgen_deploy.system.source import package_root
 
 Scorer = Callable[[Sequence[str], Sequence[np.ndarray]], Sequence[tuple[float, float]]]
@@ -230,8 +231,7 @@ def compare_points(prompts: Sequence[str], got: Sequence[Sequence[float]], refer
     shares, bases = (_share(r[draws].sum(1)) for r in (ours, theirs))
     changes = shares - bases
     share, base = (float(_share(r.sum(0))) for r in (ours, theirs))
-    ends = [tuple(float(q) for q in np.quantile(values, (0.025, 0.975))) for values in (shares, changes)]
-    return Score(share, (ends[0][0], ends[0][1]), base, (ends[1][0], ends[1][1]), len(number))
+    return Score(share, bootstrap_interval(shares), base, bootstrap_interval(changes), len(number))
 
 
 def _share(points: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,4 +143,5 @@ def _noise(name: str, shape: tuple[int, ...], *, whole: bool) -> np.ndarray:
         return np.zeros(shape, np.int32)
     if name.endswith("mask"):
         return np.ones(shape, np.float32)
-    return np.random.default_rng(len(name)).standard_normal(shape, dtype=np.float32)
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)

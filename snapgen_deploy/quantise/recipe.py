@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import Tensor
 
 from snapgen_deploy.checkpoint import Checkpoint
@@ -31,11 +32,13 @@ from snapgen_deploy.quantise.curve import write_curve
 from snapgen_deploy.quantise.executors import Executor
 from snapgen_deploy.quantise.memory import moments_at_once
 from snapgen_deploy.quantise.network import load_tuned, quantise
-from snapgen_deploy.quantise.sensitivity import Sensitivity, measure, measured_pictures, sensitivity_from
+from snapgen_deploy.quantise.sensitivity import Sensitivity, measure, measured_pictures
 from snapgen_deploy.quantise.trajectories import NO_PROMPT, Trajectories, record
 from snapgen_deploy.quantise.tuning import Tuned, Tuning, tune
+from snapgen_deploy.system.documents import parse_json
 from snapgen_deploy.system.files import cache_root, discard_oldest, files_under, sha256_of, stamps, write_text
 from snapgen_deploy.system.source import source_sha256
+from snapgen_deploy.system.typed import Closed, Number, Table, read_as
 
 Report = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
 RECIPE, TUNED, CURVE, PICTURE = "recipe.json", "tuned.safetensors", "tuning.json", "tuning.png"
@@ -54,6 +57,17 @@ class Recipe:
     def apply(self, student: DiT) -> DiT:
         """Put it into the fp32 student that it was made for, in place; returns the student."""
         return load_tuned(quantise(student, self.palettes), self.tuned)
+
+
+class _Layer(Closed):
+    bits: Annotated[int, Field(strict=True, ge=1, le=8)]
+    palette: Annotated[tuple[Number, ...], Field(min_length=1, max_length=256)]
+
+
+class _RecipeFile(Closed):
+    about: Table
+    layers: dict[str, _Layer]
+    tuned_sha256: str
 
 
 def default_root() -> Path:
@@ -139,19 +153,14 @@ def load_recipe(folder: Path) -> Recipe | None:
     from safetensors.torch import load_file
 
     try:
-        data = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
-        if sha256_of(folder / TUNED) != data["tuned_sha256"]:
+        data, _ = read_as(_RecipeFile, parse_json((folder / RECIPE).read_text(encoding="utf-8")))
+        if data is None or sha256_of(folder / TUNED) != data.tuned_sha256:
             return None
         tuned = load_file(folder / TUNED)
-        layers = data["layers"]
-        return Recipe(
-            bits={name: int(layer["bits"]) for name, layer in layers.items()},
-            palettes={name: tuple(layer["palette"]) for name, layer in layers.items()},
-            tuned=tuned,
-            about=data["about"],
-        )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+    except (OSError, ValueError, SafetensorError):
         return None
+    bits = {name: layer.bits for name, layer in data.layers.items()}
+    return Recipe(bits, {name: layer.palette for name, layer in data.layers.items()}, tuned, data.about)
 
 
 def keep_within(root: Path, limit: int, spare: Path) -> None:
@@ -206,8 +215,10 @@ def _read_lines(path: Path) -> list[Sensitivity]:
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     try:
-        found = [sensitivity_from(json.loads(line)) for line in whole.splitlines()]
-    except (ValueError, KeyError, TypeError, AssertionError):
+        found, _ = read_as(list[Sensitivity], [parse_json(line) for line in whole.splitlines()])
+    except ValueError:
+        found = None
+    if found is None:
         found, whole = [], ""
     if whole != text:
         write_text(path, whole, MEND)

@@ -20,6 +20,7 @@ from snapgen_deploy.quantise.layers import Layer, layers_of, matrix_of, moments,
 from snapgen_deploy.quantise.memory import MEASURED_CALLS, MOMENTS, moment_bytes, together
 from snapgen_deploy.quantise.palettes import fit, snap
 from snapgen_deploy.quantise.trajectories import Trajectories
+from snapgen_deploy.system.typed import Count, Number
 
 # A layer's second moments are those of a few thousand inputs, each a row a token: ten times as many rows settle them. A picture
 # at full scale has thousands of tokens, so that few pictures do; but not fewer than these, for the sake of different prompts.
@@ -42,25 +43,14 @@ class Sensitivity:
     """What was found of one layer. `errors` and `palettes` by the number of bits."""
 
     name: str
-    weights: int
-    power: float  # mean square of the layer's output without its bias
-    errors: Mapping[int, float]  # mean square of the output's change
-    palettes: Mapping[int, tuple[float, ...]]
+    weights: Count
+    power: Number  # mean square of the layer's output without its bias
+    errors: Mapping[int, Number]  # mean square of the output's change
+    palettes: Mapping[int, tuple[Number, ...]]
 
     def as_dict(self) -> dict[str, object]:
         """Plain JSON data."""
         return asdict(self)
-
-
-def sensitivity_from(data: Mapping[str, object]) -> Sensitivity:
-    """What `Sensitivity.as_dict` gave, after a journey through JSON."""
-    fields = dict(data)
-    errors, palettes = fields["errors"], fields["palettes"]
-    assert isinstance(errors, Mapping)
-    assert isinstance(palettes, Mapping)
-    fields["errors"] = {int(b): float(e) for b, e in errors.items()}
-    fields["palettes"] = {int(b): tuple(p) for b, p in palettes.items()}
-    return Sensitivity(**fields)  # type: ignore[arg-type]
 
 
 def evaluate(task: Task) -> Sensitivity:

@@ -25,6 +25,8 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.system.progress import Done, untold
+from snapgen_deploy.system.documents import parse_json
+from snapgen_deploy.system.typed import Closed, read_as
 
 INDEX = "trajectories.json"  # written last: a folder without it is not complete
 
@@ -128,14 +130,20 @@ def record(
     return load(folder, checkpoint.config)
 
 
+class _Index(Closed):
+    samples: tuple[Sample, ...]
+
+
 def load(folder: Path, config: ModelConfig) -> Trajectories:
     """What `record` left in `folder`; BadInput where it cannot be read."""
     try:
-        samples = tuple(Sample(**s) for s in json.loads((folder / INDEX).read_text(encoding="utf-8"))["samples"])
+        index, problems = read_as(_Index, parse_json((folder / INDEX).read_text(encoding="utf-8")))
+        if index is None:
+            raise ValueError(problems[0])
         arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise BadInput(f"trajectories in {folder} cannot be read ({error}); remove the folder and run again") from None
-    return Trajectories(samples, schedule_of(config), tuple(s.name for s in config.student.text_streams), arrays)
+    return Trajectories(index.samples, schedule_of(config), tuple(s.name for s in config.student.text_streams), arrays)
 
 
 def _draw(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from snapgen_deploy.report.views import ComparisonView, MeasuredView
+from snapgen_deploy.system.quantiles import quantile
 
 WIDTH = 340
 SIDE = 8  # left and right of the plot
@@ -95,7 +96,7 @@ def distributions(measured: Sequence[MeasuredView], name: str, title: str) -> Di
     if not rows:
         return None
     low = min(min(values) for _, _, values in rows)
-    high = max(sorted(values)[math.ceil(SHOWN * len(values)) - 1] for _, _, values in rows)
+    high = max(quantile(values, SHOWN) for _, _, values in rows)
     if not high > low:  # every sample alike: an axis needs some width
         low, high = low * 0.99, high * 1.01 + 1e-6
     span = (low - 0.03 * (high - low), high + 0.03 * (high - low))

@@ -1,1 +1,1 @@
-"""The machine below: files, child processes, host memory, progress."""
+"""What everything else stands on: files, documents, child processes, host memory, progress, quantiles."""

@@ -22,6 +22,7 @@ T = TypeVar("T")
 Text = Annotated[str, Field(pattern=r"\S", description="a non-empty string")]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Count = Annotated[int, Field(strict=True, ge=1, le=(1 << 31) - 1)]
+Amount = Annotated[int, Field(strict=True, ge=0, lt=1 << 63, description="a whole number")]
 Table = dict[str, Any]
 
 
@@ -59,20 +60,23 @@ def read_as(kind: type[T], data: object, context: Any = None) -> tuple[T | None,
 
 def _line(error: ErrorDetails, schema: Table) -> str:
     """One problem, from what pydantic says of it."""
-    kind, at = error["type"], tuple(part for part in error["loc"] if part != "[key]")
+    kind, at, value = error["type"], error["loc"], error["input"]
+    if kind == "missing" and isinstance(at[-1], int):  # of a list that is too short: its value is the list
+        kind, at = "too_short", at[:-1]
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         names = sorted(_node(schema, at[:-1]).get("properties", ()))
         near = difflib.get_close_matches(str(at[-1]), names, 1)
         return f"{_path(at)}: got an unknown key, expected {repr(near[0]) + '?' if near else 'only ' + ', '.join(names)}"
+    if at[-1:] == ("[key]",):
+        at = at[:-2]
+        expected = _words(_node(schema, at).get("propertyNames", {}))
+    else:
+        expected = _words(_node(schema, at))
     if kind == "value_error":
         expected = str(error["ctx"]["error"])
     elif kind == "string_unicode":
         expected = "text without lone surrogates"
-    else:
-        expected = _words(_node(schema, at))
-    if error["loc"][-1:] == ("[key]",):
-        at = at[:-1]
-    return f"{_path(at)}: got {'nothing' if kind == 'missing' else shown(error['input'])}, expected {expected}"
+    return f"{_path(at)}: got {'nothing' if kind == 'missing' else shown(value)}, expected {expected}"
 
 
 def _path(at: Sequence[int | str]) -> str:

@@ -135,8 +135,8 @@ def test_inspect_shows_components_and_widths(checkpoint):
     ("targets", "said"),
     [
         ([], "targets: got [], expected a table"),
-        ({"onnx:cpu": None}, "target_order: got ['coreml'"),
-        (dict.fromkeys(("coreml", "executorch:xnnpack", "onnx:cpu")), "targets.coreml.precision: got nothing"),
+        ({"onnx:cpu": None}, "targets.onnx:cpu: got nothing, expected a table"),
+        (dict.fromkeys(("coreml", "executorch:xnnpack", "onnx:cpu")), "targets.coreml: got nothing, expected a table"),
     ],
 )
 def test_a_manifest_of_another_shape_is_no_regression(bundle, tmp_path, targets, said):

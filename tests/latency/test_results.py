@@ -15,6 +15,7 @@ from snapgen_deploy.latency.compare.baseline import (
 )
 from snapgen_deploy.latency.compare.verdict import parse_threshold
 from snapgen_deploy.latency.results import RUN_PROFILES, DeviceKey, Loads, Measurement, Round, read_measurement
+from snapgen_deploy.system.typed import read_as
 
 KEY = DeviceKey("chip", "os 1", "onnx:cpu", "1.31", "fp32", 1, "performance")
 
@@ -49,7 +50,7 @@ def test_mlperf_s_flags():
 
 def test_json_and_back():
     found = measurement()
-    assert Measurement.from_dict(json.loads(json.dumps(found.as_dict()))) == found
+    assert read_as(Measurement, json.loads(json.dumps(found.as_dict()))) == (found, [])
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "latency", "schema_version": 1}', '{"kind": "comparison"}'])
@@ -101,8 +102,31 @@ def test_runs_are_added_the_newest_are_kept_and_those_of_another_picture_go(tmp_
 def test_a_file_that_is_no_baseline_is_one_line(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps(measurement().as_dict()))  # of an earlier version
-    with pytest.raises(BadInput, match="no baseline of this version; remove it"):
+    said = "no baseline of this version: kind: got 'latency', expected one of baseline; runs: got nothing, .*; remove it"
+    with pytest.raises(BadInput, match=said):
         read_baseline(path)
+
+
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [
+        (["x", 1.0], "runs[0].rounds[0].samples.e2e[0]: got 'x', expected a finite number"),
+        ([True], "runs[0].rounds[0].samples.e2e[0]: got true, expected a finite number"),
+        ([10**400], "runs[0].rounds[0].samples.e2e[0]: got 1000"),
+        (["x" * 20_000] * 1000, "; and 9"),
+        ({}, "runs[0].rounds[0].samples.e2e: got {}, expected a list"),
+    ],
+)
+def test_what_is_no_time_among_stored_samples_is_told(tmp_path, samples, said):
+    path, _ = store_baseline(tmp_path, measurement())
+    data = json.loads(path.read_text())
+    data["runs"][0]["rounds"][0]["samples"]["e2e"] = samples
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(BadInput) as caught:
+        read_baseline(path)
+    assert said in str(caught.value)
+    assert len(str(caught.value)) <= 300
 
 
 @pytest.mark.parametrize(

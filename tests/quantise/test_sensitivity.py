@@ -18,8 +18,9 @@ from snapgen_deploy.models import DiT
 from snapgen_deploy.quantise.executors import Cluster, Executor, Here, Processes
 from snapgen_deploy.quantise.layers import columns_of, layers_of, matrix_of
 from snapgen_deploy.quantise.network import quantise
-from snapgen_deploy.quantise.sensitivity import Sensitivity, measure, sensitivity_from
+from snapgen_deploy.quantise.sensitivity import Sensitivity, measure
 from snapgen_deploy.quantise.trajectories import Trajectories, record
+from snapgen_deploy.system.typed import read_as
 from tests.quantise.quantise_cases import LATENT, PROMPTS, tiny_checkpoint
 
 Case = tuple[DiT, Trajectories]
@@ -86,7 +87,8 @@ def test_memory_decides_the_passes_and_not_the_result(case: Case, found: dict[st
 
 
 def test_known_layers_are_not_measured_again(case: Case, found: dict[str, Sensitivity]) -> None:
-    known = [sensitivity_from(json.loads(json.dumps(s.as_dict()))) for s in list(found.values())[:30]]
+    known, _ = read_as(list[Sensitivity], [json.loads(json.dumps(s.as_dict())) for s in list(found.values())[:30]])
+    assert known is not None
     assert known == list(found.values())[:30]
     heard: list[str] = []
     again = measure(*case, 4, (4, 8), Here(), known=known, note=lambda s: heard.append(s.name))

@@ -40,7 +40,7 @@ class Outer:
         ({"name": "x", "pair": [1, 2]}, []),
         ({"name": "x", "pair": [1, 2], "later": 3}, []),  # an open table
         ([], ["document: got [], expected a table"]),
-        ({"pair": [1]}, ["name: got nothing, expected a non-empty string", "pair[1]: got nothing, expected an integer"]),
+        ({"pair": [1]}, ["name: got nothing, expected a non-empty string", "pair: got [1], expected a list of 2"]),
         ({"name": " ", "pair": [1, True]}, ["name: got ' ', expected a non-empty string",
                                             "pair[1]: got true, expected an integer"]),
         ({"name": 3, "pair": [1, "2"], "kind": "c"}, ["name: got 3, expected a non-empty string",

@@ -1,0 +1,47 @@
+"""Inputs that nobody gave: noise of its own for every port, the same in every process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from snapgen_deploy.check.layer_check import _noise_of_onnx
+
+NAMES = ("left", "kept", "text")  # equally long
+PRINT = "import sys; from pathlib import Path; from snapgen_deploy.check.layer_check import _noise_of_onnx as of; "
+PRINT += "print(sum(float(a.ravel()[0]) for a in of(Path(sys.argv[1])).values()))"
+
+
+def graph(folder: Path) -> Path:
+    """An ONNX file whose inputs have the same shape and equally long names."""
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 8]) for name in NAMES]
+    out = helper.make_tensor_value_info("sum", TensorProto.FLOAT, [2, 8])
+    nodes = [helper.make_node("Sum", list(NAMES), ["sum"])]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", ports, [out])), str(folder / "g.onnx"))
+    return folder / "g.onnx"
+
+
+def test_equally_long_names_have_noise_of_their_own(tmp_path: Path) -> None:
+    made = _noise_of_onnx(graph(tmp_path))
+    assert set(made) == set(NAMES)
+    for i, name in enumerate(NAMES):
+        assert made[name].dtype == np.float32
+        for other in NAMES[:i]:
+            assert not np.array_equal(made[name], made[other])
+            assert abs(np.corrcoef(made[name].ravel(), made[other].ravel())[0, 1]) < 0.9
+
+
+def test_it_is_the_same_in_every_process(tmp_path: Path) -> None:
+    path = graph(tmp_path)
+    here = sum(float(a.ravel()[0]) for a in _noise_of_onnx(path).values())
+    for seed in ("1", "2"):  # of Python's own hashes of texts
+        there = subprocess.run(
+            [sys.executable, "-c", PRINT, str(path)], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        )
+        assert float(there.stdout) == here
