@@ -6,7 +6,6 @@ Depends on nothing but the named errors and the records of the targets, so that 
 from __future__ import annotations
 
 import difflib
-import tomllib
 from pathlib import Path
 
 from snapgen_deploy.device_profiles.schema import (
@@ -17,8 +16,8 @@ from snapgen_deploy.device_profiles.schema import (
     ProfileTarget,
     spaced,
 )
-from snapgen_deploy.device_profiles.validate import read_profile
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.system.documents import in_one_line, parse_toml
 
 __all__ = [
     "Figure", "LatencyBasis", "Offer", "Profile", "ProfileTarget", "load_profile", "profile_ids", "spaced",
@@ -52,14 +51,16 @@ def load_profile(id_or_path: str) -> Profile:
 
 
 def _read(path: Path) -> Profile:
+    from snapgen_deploy.device_profiles.validate import read_profile
+
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"profile {path}: cannot be read ({error.strerror}); give a device id or a .toml file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise BadInput(f"profile {path}: not a TOML file ({error})") from None
     profile, problems = read_profile(table)
-    if problems:
+    if profile is None:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise BadInput(f"profile {path}: {count}: {'; '.join(problems)}")
+        raise BadInput(in_one_line(f"profile {path}: {count}", problems))
     return profile

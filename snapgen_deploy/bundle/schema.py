@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator
 
-from snapgen_deploy.device_profiles import PRECISIONS
-from snapgen_deploy.device_profiles.precisions import LIMIT_NAMES
+from snapgen_deploy.export.precisions import LIMIT_NAMES, PRECISIONS
+from snapgen_deploy.export.registry import find_spec, target_keys
 from snapgen_deploy.system.documents import refuse
 from snapgen_deploy.system.typed import Amount, Count, Number, OneOf, Table, Text, read_as
 
@@ -19,6 +19,12 @@ def _inside(name: str) -> str:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise ValueError("files of this bundle")
     return name
+
+
+def _known(key: str) -> str:
+    if find_spec(key) is None:
+        raise ValueError(f"one of {', '.join(target_keys())}")
+    return key
 
 
 Inside = Annotated[str, AfterValidator(_inside)]
@@ -106,7 +112,7 @@ class _Manifest(BaseModel):
     gates: list[_Gate]
     sizes: Annotated[list[_Size], Field(min_length=1)] = []
     files: dict[Inside, Table]
-    targets: dict[str, _Target]
+    targets: dict[Annotated[str, AfterValidator(_known)], _Target]
     target_order: Annotated[list[Text], Field(min_length=1)]
 
     @field_validator("target_order")

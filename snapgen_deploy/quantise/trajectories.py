@@ -24,8 +24,8 @@ from snapgen_deploy.drawing.reference import prompt_tokens, random_text, referen
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role
 from snapgen_deploy.models import ModelConfig
-from snapgen_deploy.system.progress import Done, untold
 from snapgen_deploy.system.documents import parse_json
+from snapgen_deploy.system.progress import Done, untold
 from snapgen_deploy.system.typed import Closed, read_as
 
 INDEX = "trajectories.json"  # written last: a folder without it is not complete

@@ -43,6 +43,7 @@ def manifest():
         ("targets.onnx:cpu.components.student.files", {"a": None}, "student.files.a: got nothing, expected a table"),
         ("targets.onnx:cpu.components.student.macs", 10**400, "student.macs: got 1000"),
         ("targets.onnx:cpu.precision", "fp3", "targets.onnx:cpu.precision: got 'fp3', expected one of fp32, fp16, "),
+        ("targets.onnx:gpu", {}, "targets: got 'onnx:gpu', expected one of coreml, coreai, "),
         ("targets.onnx:cpu.limits", [], "targets.onnx:cpu.limits: got [], expected a table"),
         ("targets.onnx:cpu.limits", {"psnr": "9"}, "targets.onnx:cpu.limits.psnr: got '9', expected a finite number"),
         ("targets.onnx:cpu.limits", {"pnsr": 9}, "targets.onnx:cpu.limits: got 'pnsr', expected one of error, psnr"),

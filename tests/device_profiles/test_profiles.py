@@ -175,7 +175,7 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
         ("value = 2,", "value = -2,", "budget.memory.value: got -2, expected a positive number"),
         ("value = 2,", "value = nan,", "budget.memory.value: got nan, expected a positive number"),
         ("value = 2,", "value = inf,", "budget.memory.value: got inf, expected a positive number"),
-        ("value = 2,", "value = true,", "budget.memory.value: got True, expected a positive number"),
+        ("value = 2,", "value = true,", "budget.memory.value: got true, expected a positive number"),
         ('unit = "GiB"', 'unit = "stone"', "budget.memory.unit: got 'stone', expected one of"),
         (', source = "a guess that suits us"', "", "budget.memory.source: got nothing"),
         ("[figures]", '[figures]\npower = { value = 8, unit = "W", status = "chosen", source = "x" }', "figures.power.status"),
@@ -190,6 +190,20 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
         ('id = "mine"', f'id = "{"m" * 65}"', "expected up to 64 lower-case letters"),
         ('id = "mine"', 'id = "host"', "id: got 'host', expected"),
         ("value = 2,", f"value = {'9' * 400},", "budget.memory.value: got 9999"),
+        ("value = 2,", f"value = 0x{'f' * 5000},", "budget.memory.value: got a number of thousands of digits, expected a posi"),
+        ("value = 2,", f"value = {'9' * 5000},", "not a TOML file (it holds a number of thousands of digits)"),
+        ("value = 2,", f"value = {'[' * 3000}{']' * 3000},", "not a TOML file (it is nested too deeply)"),
+        ("value = 2,", f"value = {'[' * 200}{']' * 200},", "budget.memory.value: got [["),
+        ("value = 2,", "value = 1979-05-27,", "budget.memory.value: got datetime.date(1979, 5, 27), expected a positive"),
+        ("[figures]", "[[figures]]", "figures: got [{}], expected a table"),
+        ('id = "mine"', f'id = "{"m" * 20_000}"', "id: got 'mmm"),
+        ('id = "mine"', f'id = "mine"\n{"k" * 20_000} = 1', "got an unknown key, expected only budget, figures"),
+        ("[figures]", "[figures]\n" + "\n".join(f"a{i} = 1" for i in range(1000)), "1000 problems: figures.a0: got an unknown"),
+        ('layout = "token"', 'layout = "token"\nlimits = [3]', "targets[0].limits: got [3], expected a table"),
+        ('layout = "token"', 'layout = "token"\nlimits = { psnr = "9" }', "targets[0].limits.psnr: got '9', expected a posi"),
+        ('layout = "token"', 'layout = "token"\noptions = { a = 1 }', "targets[0].options.a: got 1, expected a non-empty"),
+        ('soc = "Chip"', 'soc = "Chip"\nguards = ["lint", "x"]', "guards[1]: got 'x', expected one of bytes, ops, macs"),
+        ('soc = "Chip"', 'soc = "Chip"\nnotes = "x"', "notes: got 'x', expected a list of strings"),
         ("value = 2,", "value = 1e300,", "budget.memory.value: got 1e+300, expected a positive number, 1e-09 to 1e+18"),
     ],
 )  # fmt: skip
@@ -199,6 +213,7 @@ def test_one_problem_says_path_got_and_expected(tmp_path: Path, old: str, new: s
         load_profile(write(tmp_path, MINIMAL.replace(old, new)))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) <= 300
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:
