@@ -30,7 +30,6 @@ def _known(key: str) -> str:
 Inside = Annotated[str, AfterValidator(_inside)]
 Picture = Annotated[tuple[Count, Count], Field(description="[height, width]")]
 Latent = Annotated[tuple[Count, Count, Count], Field(description="[channels, height, width]")]
-Prompt = Annotated[str, Field(pattern="", description="a text")]  # the pattern has it looked at: lone surrogates are no text
 Numbers = Annotated[list[Number], Field(min_length=2, description="a list of numbers")]
 
 
@@ -107,7 +106,7 @@ class _Manifest(BaseModel):
     resolution: Picture
     latent: _Latent
     schedule: _Schedule
-    prompts: list[Prompt]
+    prompts: list[str]
     seeds: list[Annotated[int, Field(strict=True)]]
     gates: list[_Gate]
     sizes: Annotated[list[_Size], Field(min_length=1)] = []

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, ConfigDict, Field, GetCoreSchemaHandler, StrictBool
 from pydantic_core import CoreSchema
 
-from snapgen_deploy.system.typed import Number, Text
+from snapgen_deploy.system.typed import Number
 
 StageKind = Literal["assa", "full"]
 STAGES: tuple[str, str, str] = ("down", "middle", "up")
@@ -43,6 +43,7 @@ Depth = Annotated[int, Field(strict=True, ge=1, le=LARGEST_DEPTH)]  # counts mod
 Positive = Annotated[Number, Field(gt=0)]
 # Names of widths and streams become parts of tensor and file names; the bundle's folder is called by the checkpoint's.
 Name = Annotated[str, _name(r"[A-Za-z][A-Za-z0-9_]{0,63}", "letters, digits and '_', from a letter on")]
+Prompt = Annotated[str, Field(pattern=r"\S", description="a non-empty string")]  # a pattern refuses lone surrogates, too
 FolderName = Annotated[
     str, _name(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "letters, digits, '.', '_' and '-', from a letter or digit on")
 ]
@@ -197,7 +198,7 @@ class ModelConfig(Document):
     shift: Annotated[Number, Field(ge=LEAST_SHIFT, le=1 / LEAST_SHIFT)] = 3.0  # of the flow-matching schedule, published
     steps: Annotated[int, Field(strict=True, ge=1, le=MOST_STEPS)] = 4
     resolution: tuple[Size, Size] = (1024, 1024)  # default picture height, width in pixels
-    prompts: tuple[Text, ...] = ()  # shown and checked by every export
+    prompts: tuple[Prompt, ...] = ()  # shown and checked by every export
 
 
 def snapgenpp() -> ModelConfig:

@@ -13,13 +13,21 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from snapgen_deploy.system.documents import LONGEST_NAME, cut, shown
 
 T = TypeVar("T")
-Text = Annotated[str, Field(pattern=r"\S", description="a non-empty string")]
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("a non-empty string")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_not_blank), Field(description="a non-empty string")]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Count = Annotated[int, Field(strict=True, ge=1, le=(1 << 31) - 1)]
 Amount = Annotated[int, Field(strict=True, ge=0, lt=1 << 63, description="a whole number")]

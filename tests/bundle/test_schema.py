@@ -50,7 +50,7 @@ def manifest():
         ("schedule.shift", 10**400, "schedule.shift: got 1000"),
         ("schedule.time_features.values", [[10**400]], "schedule.time_features.values[0][0]: got 1000"),
         ("gates", [{"target": {}}], "gates[0].target: got {}, expected a non-empty string; gates[0].component: got nothing"),
-        ("prompts", ["\ud800"], "prompts[0]: got '\\ud800', expected text without lone surrogates"),
+        ("prompts", [3], "prompts[0]: got 3, expected a string"),
     ],
 )  # fmt: skip
 def test_what_is_amiss_is_told(tmp_path, path, value, said):
