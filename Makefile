@@ -12,7 +12,7 @@ export: $(INSTALLED)  ## export the embedded checkpoint for the iPhone 16 Pro Ma
 	$(BIN)/snapgen-deploy export --device iphone16pm --overwrite
 
 test: $(INSTALLED)  ## the fast tests
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist worksteal
 
 slow: $(INSTALLED)  ## the full-scale tests: minutes to hours
 	$(BIN)/pytest -m slow

@@ -1,14 +1,75 @@
-"""For all tests: no deadline on property tests (shared machines are slow at times), and none of this user's caches."""
+"""For all tests: no deadline on property tests (shared machines are slow at times), none of this user's caches, a folder of
+temporary files that must be empty in the end, and child processes that start at once."""
 
 import gc
+import multiprocessing
+import os
+import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from multiprocessing.util import Finalize
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
+WORKER = "PYTEST_XDIST_WORKER"  # set in a worker of a run with -n
+KEPT = ("pymp-", "torchinductor_")  # multiprocessing's sockets, which go when a process ends; torch's cache
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the run a folder of temporary files of its own; pytest's own stay where it looks for those of earlier runs."""
+    if WORKER not in os.environ:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+        folder = tempfile.mkdtemp(prefix="sg-")  # short: sockets lie below
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=-1000)  # after multiprocessing's own
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail where a test left something in the folder of temporary files. With workers, they have ended by now."""
+    if WORKER in os.environ:
+        return
+    folder = Path(tempfile.gettempdir())
+    if left := sorted(p.name for p in folder.iterdir() if not p.name.startswith(KEPT)):
+        print(f"\n{len(left)} temporary files were left behind: {', '.join(left[:20])}", file=sys.stderr)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_server() -> Iterator[None]:
+    """Child processes are forked from a server that has imported everything; it starts with the first child."""
+    multiprocessing.set_forkserver_preload(["tests.preload"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "set_forkserver_preload", lambda names: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`once(name, make)`: a folder that `make` fills in the first worker that asks, and that all workers share from then on.
+
+    A test that changes what lies there copies it first.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if WORKER in os.environ else base) / "shared"
+
+    def shared(name: str, make: Callable[[Path], object]) -> Path:
+        root.mkdir(exist_ok=True)
+        folder = root / name
+        with FileLock(root / f"{name}.lock"):
+            if not folder.exists():
+                part = root / f"{name}.part"
+                part.mkdir()
+                make(part)
+                part.rename(folder)
+        return folder
+
+    return shared
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -134,7 +134,7 @@ class IPhoneLink:
         self.bundle_id = options.bundle_id or f"dev.snapgen.runner.{options.team.lower()}"
         self.team, self._shell = options.team, shell
         self.phone = find_phone(shell, udid)
-        self._work: Path | None = None  # the project, once written
+        self._work: tempfile.TemporaryDirectory[str] | None = None  # of the project, once written
         self._installed = self._fresh = False
         self._runs = 0
 
@@ -157,8 +157,8 @@ class IPhoneLink:
         if job.target.partition(":")[0] != "coreml":
             raise BadInput(f"iphone cannot run the target '{job.target}', expected coreml; choose it with --target")
         with restoring(self.restore, only_on_failure=True):
-            self._work = Path(tempfile.mkdtemp(prefix="snapgen-iphone-"))
-            project = self._work / "project"
+            self._work = tempfile.TemporaryDirectory(prefix="snapgen-iphone-", ignore_cleanup_errors=True)
+            project = Path(self._work.name) / "project"
             shutil.copytree(TEMPLATE, project)
             self._write_bench(job, project / "Runner" / "Bench")
             argv = ["xcodebuild", "build-for-testing", *self._common(), "-allowProvisioningUpdates"]
@@ -191,7 +191,7 @@ class IPhoneLink:
     def restore(self) -> None:
         """Remove the runner from the phone and its project from this Mac."""
         if self._work is not None:
-            shutil.rmtree(self._work, ignore_errors=True)
+            self._work.cleanup()
             self._work = None
         if self._installed:
             try:
@@ -220,7 +220,7 @@ class IPhoneLink:
     def _built(self) -> Path:
         if self._work is None:
             raise MeasurementFailed("the runner is not built, expected `prepare` first; start the measurement again")
-        return self._work
+        return Path(self._work.name)
 
     def _common(self) -> Sequence[str]:
         project, derived = str(self._built() / "project" / "Runner.xcodeproj"), str(self._built() / "derived")

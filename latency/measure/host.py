@@ -22,6 +22,7 @@ ROUND_SECONDS = 1.0
 SUSTAINED_SECONDS = 300.0
 BURST_PAUSE = 0.2  # seconds between rounds
 LOADS = 3
+FRESH = "spawn"  # how a measured process starts: with nothing of the export's in its memory
 
 
 def measure_host(bundle: Bundle, key: str, profile: RunProfile, mode: str, threads: int, progress: Progress) -> Measurement:
@@ -33,9 +34,9 @@ def measure_host(bundle: Bundle, key: str, profile: RunProfile, mode: str, threa
     with progress(f"{key}: loading {LOADS + 1} times"):
         loads = _loads(bundle, key, threads)
     with progress(f"{key}: drawing, {profile.queries} pictures and {profile.seconds:g} s at least, {profile.cap:g} s at most"):
-        rounds, _ = run_in_child(f"{key} rounds", _rounds, bundle.path, key, profile, mode, threads)
+        rounds, _ = run_in_child(f"{key} rounds", _rounds, bundle.path, key, profile, mode, threads, method=FRESH)
     with progress(f"{key}: peak memory, in a pass of its own"):
-        _, peak = run_in_child(f"{key} memory", _draw_twice, bundle.path, key, threads)
+        _, peak = run_in_child(f"{key} memory", _draw_twice, bundle.path, key, threads, method=FRESH)
     if not any(r.valid for r in rounds):
         raise MeasurementFailed(
             f"{key}: none of {len(rounds)} rounds was valid ({rounds[-1].reason}); quiet the machine and measure again"
@@ -56,8 +57,8 @@ def measure_host(bundle: Bundle, key: str, profile: RunProfile, mode: str, threa
 def _loads(bundle: Bundle, key: str, threads: int) -> Loads:
     """First-ever: the files pushed out of the system's cache; cold: a new process; warm: again in that process."""
     dropped = _drop_from_cache(bundle.path / key.replace(":", "-"))
-    first, _ = run_in_child(f"{key} load", _load, bundle.path, key, threads)
-    runs = [run_in_child(f"{key} load", _load, bundle.path, key, threads)[0] for _ in range(LOADS)]
+    first, _ = run_in_child(f"{key} load", _load, bundle.path, key, threads, method=FRESH)
+    runs = [run_in_child(f"{key} load", _load, bundle.path, key, threads, method=FRESH)[0] for _ in range(LOADS)]
     return Loads(first[0] if dropped else None, min(cold for cold, _ in runs), min(warm for _, warm in runs))
 
 

@@ -27,11 +27,13 @@ from snapgen_deploy.job.request import Request
 from snapgen_deploy.job.staging import check_place, staging
 from snapgen_deploy.job.state import Job, MixedRecipe
 from snapgen_deploy.plan.plan import ExportPlan
+from snapgen_deploy.system.child import preload
 from snapgen_deploy.system.files import files_under, stamps, temporary_files_in
 from snapgen_deploy.system.host_memory import available_bytes
 from snapgen_deploy.system.progress import Counting, Progress
 from snapgen_deploy.system.source import source_sha256
 
+IN_EVERY_CHILD = ("torch", "torch._dynamo", "snapgen_deploy.job.run")  # modules that each stage needs
 
 @contextmanager
 def begun(request: Request, plan: ExportPlan, *, foretell: Foretell, progress: Progress, counting: Counting) -> Iterator[Job]:
@@ -41,6 +43,7 @@ def begun(request: Request, plan: ExportPlan, *, foretell: Foretell, progress: P
     check_place(final, request.overwrite)
     before = stamps(checkpoint.files)
     _check_memory(request, checkpoint, plan)
+    preload(IN_EVERY_CHILD)
     with progress("checking the checkpoint"):
         validate(checkpoint)
     foretold = {size: foretell(checkpoint.config, plan.at(size)) for size in plan.sizes}

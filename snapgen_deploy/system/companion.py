@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import shutil
 import tempfile
 import time
 import weakref
@@ -19,6 +20,7 @@ from snapgen_deploy.system.child import ChildDied, cause, end_with_owner, note_c
 START_SECONDS = 120.0  # beyond those of the first call: a process starts and imports
 IDLE_SECONDS = 120.0  # without any processor time: what waits that long waits for ever
 LOOK_SECONDS = 2.0  # between two looks
+LOG = "printed"  # in the companion's folder
 KEPT = 1 << 20  # bytes of the end of what the process printed that are looked at
 
 
@@ -26,21 +28,21 @@ class Companion:
     """`call(function, *args)` runs in one process that stays, with what earlier calls left in its modules.
 
     What the process prints goes to a file: `printed` shows it, and the message of a crash repeats its last line; lines that
-    contain `chatter` are left out there. After a crash, a hang or `close` the companion is of no use.
+    contain `chatter` are left out there. After a crash, a hang or `close` the companion is of no use. It ends in the middle
+    of its work, so its temporary files lie in a folder of its own, which goes with it.
     """
 
     def __init__(self, what: str, chatter: str | None = None) -> None:
         self.what, self._chatter = what, chatter
-        handle, name = tempfile.mkstemp(prefix="companion-", suffix=".log")
-        os.close(handle)
-        self._log = Path(name)
+        folder = tempfile.TemporaryDirectory(prefix="companion-", ignore_cleanup_errors=True)
+        self._log = Path(folder.name) / LOG
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(there, name), name=what, daemon=True)
+        process = context.Process(target=_serve, args=(there, folder.name), name=what, daemon=True)
         process.start()
         there.close()
         self._process, self._first = process, True
-        self._end = weakref.finalize(self, _end, process, self._here, self._log)
+        self._end = weakref.finalize(self, _end, process, self._here, folder)
 
     def call(self, function: Callable[..., Any], *args: Any, seconds: float) -> Any:
         """The function's result; function (importable), arguments and result go through pickle.
@@ -108,19 +110,20 @@ def _processor_seconds(pid: int | None) -> float | None:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime: proc(5), fields 14 and 15
 
 
-def _end(process: BaseProcess, here: Connection, log: Path) -> None:
+def _end(process: BaseProcess, here: Connection, folder: tempfile.TemporaryDirectory[str]) -> None:
     note_children()
     process.kill()
     process.join()
     here.close()
-    log.unlink(missing_ok=True)
+    folder.cleanup()
 
 
-def _serve(there: Connection, log: str) -> None:
-    end_with_owner()
-    sink = os.open(log, os.O_WRONLY | os.O_APPEND)
+def _serve(there: Connection, folder: str) -> None:
+    end_with_owner(lambda: shutil.rmtree(folder, ignore_errors=True))
+    sink = os.open(Path(folder) / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for descriptor in (1, 2):
         os.dup2(sink, descriptor)
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
     while True:
         try:
             function, args = there.recv()

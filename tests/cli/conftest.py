@@ -1,4 +1,4 @@
-"""A checkpoint small enough to export in seconds, and one bundle of it that all tests of a worker share."""
+"""A checkpoint small enough to export in seconds, and one bundle of it for three targets that all workers share."""
 
 from __future__ import annotations
 
@@ -40,8 +40,15 @@ def tiny_config() -> ModelConfig:
     )
 
 
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(once: Once) -> Path:
+    return once("checkpoint", lambda folder: write_checkpoint(folder / "tiny.safetensors")) / "tiny.safetensors"
+
+
+def write_checkpoint(path: Path) -> None:
     config = tiny_config()
     torch.manual_seed(0)
     elastic = ElasticDiT(config.student)
@@ -50,9 +57,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert config.decoder is not None
     assert config.text_encoder is not None
     state = checkpoint_state(elastic, TinyDecoder(config.decoder), TextEncoder(config.text_encoder))
-    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
     save_checkpoint(state, config, path, tokenizer=WordTokenizer.from_words(WORDS).to_json(), license="Apache-2.0")
-    return path
 
 
 def invoke(*arguments: object) -> Result:
@@ -77,8 +82,12 @@ def in_this_process(
 
 
 @pytest.fixture(scope="session")
-def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bundles")
-    done = invoke("export", "--device", "iphone16pm", "--checkpoint", checkpoint, "-o", out, "--width", "small", "--threads", 1)
-    assert done.exit_code == 0, done.output
-    return out / "tiny-test-iphone16pm"
+def bundle(checkpoint: Path, once: Once) -> Path:
+    """Of the tiny checkpoint for Core ML, ExecuTorch and ONNX."""
+
+    def export(out: Path) -> None:
+        where = ("--device", "iphone16pm", "--checkpoint", checkpoint, "-o", out)
+        done = invoke("export", *where, "--width", "small", "--threads", 1)
+        assert done.exit_code == 0, done.output
+
+    return once("bundle", export) / "tiny-test-iphone16pm"

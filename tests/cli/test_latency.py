@@ -2,6 +2,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from snapgen_deploy.bundle.reader import SUMS, Bundle, open_bundle, write_manifest
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.errors import BadInput, Refused
+from snapgen_deploy.latency.compare import duel
 from snapgen_deploy.latency.compare.compare import CAP_SECONDS, compare_bundles, refuse_unlike
 from snapgen_deploy.latency.compare.duel import DuelRound, Sides, abba, interleaved
 from snapgen_deploy.latency.compare.verdict import parse_threshold
@@ -169,8 +171,26 @@ def test_a_round_of_each_order_times_both_sides(bundle):
     for one_round in (interleaved, abba):
         found = one_round(sides, 0)
         assert set(found.base) == set(found.candidate) >= {"e2e_p50", "student_p90", "load_p50"}
-        assert all(value > 0 for side in (found.base, found.candidate) for value in side.values())
-        assert found.base != found.candidate  # two measurements, not one counted twice
+        for side in (found.base, found.candidate):
+            assert side["e2e_p50"] > 2 * side["student_p50"] > 0  # a picture takes four calls of the student
+            assert side["e2e_p90"] >= side["e2e_p50"]
+
+
+@pytest.mark.parametrize("one_round", [interleaved, abba])
+@pytest.mark.parametrize("number", [0, 1])
+def test_each_side_keeps_its_own_times(monkeypatch, tmp_path, one_round, number):
+    slow = tmp_path / "slow"
+
+    def fake_session(bundle, key, threads):
+        ms = 20.0 if bundle == slow else 10.0
+        return SimpleNamespace(load_ms=ms / 2, query=lambda: {"e2e": [ms], "student": [ms / 5] * 4})
+
+    monkeypatch.setattr(duel, "open_bundle", lambda path: path)
+    monkeypatch.setattr(duel, "open_session", fake_session)
+    monkeypatch.setattr(duel, "_fresh", lambda what, function, *arguments: function(*arguments))
+    found = one_round(Sides(tmp_path / "fast", slow, "onnx:cpu", 1, pairs=4), number)
+    assert (found.base["e2e_p50"], found.base["student_p90"], found.base["load_p50"]) == (10, 2, 5)
+    assert (found.candidate["e2e_p50"], found.candidate["student_p90"], found.candidate["load_p50"]) == (20, 4, 10)
 
 
 def test_a_bundle_against_itself_is_no_regression(bundle, tmp_path):

@@ -15,6 +15,7 @@ from snapgen_deploy.job import cache as module
 from snapgen_deploy.job.cache import ExportCache, default_root, export_key, tool_versions
 from snapgen_deploy.job.records import Exported
 from snapgen_deploy.plan.make import make_plan
+from snapgen_deploy.system import source
 from snapgen_deploy.system.files import ABANDONED, stamps
 from snapgen_deploy.system.source import package_root, source_sha256
 from tests.checkpoint.cases import tiny_config, tiny_model
@@ -148,7 +149,26 @@ def test_the_key_knows_all_that_decides_the_files(tmp_path, monkeypatch):
 def test_source_and_tools_are_really_read():
     assert dict(tool_versions())["torch"].startswith("2.")
     assert (package_root() / "export" / "onnx" / "target.py").is_file()
-    assert len(source_sha256()) == 64
+
+
+def test_the_hash_of_the_source_is_that_of_every_python_file(tmp_path, monkeypatch):
+    root, room = tmp_path / "package", tmp_path / "room"
+    for folder in (root / "own", room / "inner"):
+        folder.mkdir(parents=True)
+    (root / "linked").symlink_to(room)  # as in a working tree
+    (root / "own" / "a.py").write_text("a = 1")
+    (room / "inner" / "b.py").write_text("b = 1")
+    (room / "notes.txt").write_text("n")
+    monkeypatch.setattr(source, "package_root", lambda: root)
+    fresh = source_sha256.__wrapped__  # a run asks once
+    whole, own, linked = fresh(), fresh("own"), fresh("linked")
+    assert len({whole, own, linked, fresh("own", "linked")}) == 3  # the last is the whole
+    (room / "notes.txt").write_text("m")
+    assert fresh() == whole
+    (room / "inner" / "b.py").write_text("b = 2")
+    assert (fresh() == whole, fresh("own") == own, fresh("linked") == linked) == (False, True, False)
+    (room / "inner" / "b.py").rename(room / "inner" / "c.py")
+    assert fresh("linked") != linked
 
 
 def test_a_file_that_is_written_again_has_another_stamp(tmp_path):

@@ -87,10 +87,16 @@ def two_graphs(_):
 
 
 def test_a_calibration_through_onnxruntime_is_stored_and_found_again(monkeypatch):
+    seconds = []
+
+    def watched(calls, threads):
+        seconds.extend(timed(calls, threads))
+        return seconds
+
     monkeypatch.setattr(calibrate, "graphs", two_graphs)
+    monkeypatch.setattr(calibrate, "timed", watched)
     found = measure("onnx:cpu", 1, quiet)
-    assert set(found.samples) == {"linear 32", "linear 64", "linear 96"}
-    assert all(ms > 0 for ms in found.samples.values())
+    assert found.samples == {f"linear {n}": 1000 * s for n, s in zip((32, 64, 96), seconds, strict=True)}
     assert load(found.key) is None
     store(found)
     assert load(key_of("onnx:cpu", 1)) == found
