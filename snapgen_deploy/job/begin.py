@@ -35,6 +35,7 @@ from snapgen_deploy.system.source import source_sha256
 
 IN_EVERY_CHILD = ("torch", "torch._dynamo", "snapgen_deploy.job.run")  # modules that each stage needs
 
+
 @contextmanager
 def begun(request: Request, plan: ExportPlan, *, foretell: Foretell, progress: Progress, counting: Counting) -> Iterator[Job]:
     """A job whose checkpoint is sound, which fits this computer, and whose bundle is built in a directory of its own."""
