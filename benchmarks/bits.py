@@ -32,7 +32,7 @@ from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint
 from snapgen_deploy.checkpoint.networks import load_decoder, load_student, load_text_encoder
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.latency.environment import environment
-from snapgen_deploy.models import DiT, initial_noise, sigmas
+from snapgen_deploy.models import Student, initial_noise, sigmas
 from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.quantise.executors import executor_of
@@ -67,7 +67,7 @@ class Judge:
         self.reference, self.verdicts = self.drawn(load_student(checkpoint, "full"))
 
     @torch.no_grad()
-    def drawn(self, student: DiT) -> tuple[np.ndarray, list[Verdict]]:
+    def drawn(self, student: Student) -> tuple[np.ndarray, list[Verdict]]:
         """Pictures (N, 3, H, W) in -1 ... 1 and what the detector sees in them."""
         found = []
         for start in range(0, len(self.prompts), BATCH):
@@ -79,7 +79,7 @@ class Judge:
         pictures = torch.cat(found)
         return pictures.numpy(), [judge(p, parse(t)) for p, t in zip(bytes_of(pictures), self.prompts, strict=True)]
 
-    def row(self, student: DiT) -> Point:
+    def row(self, student: Student) -> Point:
         """Fidelity and score of one student, and its score's distance to the fp32 student's."""
         pictures, verdicts = self.drawn(student)
         values = [psnr(a, b) for a, b in zip(pictures, self.reference, strict=True)]

@@ -25,6 +25,7 @@ from snapgen_deploy.export.mil.runner import open_package
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.latency.environment import environment
 from snapgen_deploy.models import PRESETS, DiT
+from snapgen_deploy.models.dit_config import dit_of
 from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.sparse import rewrite_student
 
@@ -46,7 +47,7 @@ def main() -> None:
     plan = make_plan(config, load_profile("iphone16pm"), width=options.width, targets=["coreml"], resolution=size)
     inputs, outputs, doc = ports_of(config, plan, "student")
     torch.manual_seed(0)
-    student = DiT(config.student, options.width).eval().requires_grad_(False)
+    student = DiT(dit_of(config), options.width).eval().requires_grad_(False)
     arrays = {p.name: np.ones(p.shape, np.float32) if p.name.endswith("_mask") else _normal(p.shape) for p in inputs}
     latent, target = (plan.latent[1], plan.latent[2]), plan.targets[0]
     module = rewrite_student(student, latent, layout="channels", form=target.form, ops="spelled")

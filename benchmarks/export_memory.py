@@ -23,9 +23,10 @@ import numpy as np
 
 from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.checkpoint.initial import write_initial
-from snapgen_deploy.export.base import ROLES
+from snapgen_deploy.drawing.ports import roles_of
 from snapgen_deploy.job.memory import weight_bytes
 from snapgen_deploy.models import PRESETS, ModelConfig
+from snapgen_deploy.models.dit_config import dit_of
 from snapgen_deploy.plan.widths import activation_bytes
 
 TARGETS = ("onnx:cpu", "coreml", "executorch:xnnpack")
@@ -35,7 +36,7 @@ PROGRAM = str(Path(sys.executable).with_name("snapgen-deploy"))
 def middle() -> ModelConfig:
     """About 100M parameters, 256 x 256 pictures."""
     shapes = PRESETS["shapes"]()
-    student = replace(shapes.student, hidden=1024, head_dim=64, depths=(2, 4, 2), cross_dim=512)
+    student = replace(dit_of(shapes), hidden=1024, head_dim=64, depths=(2, 4, 2), cross_dim=512)
     return replace(shapes, student=student, name="middle", resolution=(256, 256))
 
 
@@ -50,7 +51,7 @@ def main(targets: tuple[str, ...] = TARGETS) -> None:
             for name, checkpoint in (("embedded", None), ("middle", root / "middle")):
                 config = open_checkpoint(checkpoint).config
                 run = exported(key, checkpoint, root)
-                all_weights = sum(weight_bytes(config, "full", role) for role in ROLES)
+                all_weights = sum(weight_bytes(config, "full", role) for role in roles_of(config))
                 height, width = config.resolution
                 factor = config.student.latent_factor
                 latent = (config.student.latent_channels, height // factor, width // factor)

@@ -22,13 +22,15 @@ from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.errors import SnapgenError
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.latency.estimate.calibrate_graphs import Graph, WithRope
-from snapgen_deploy.latency.estimate.tune import untrained
+from snapgen_deploy.families.elastic_dit import untrained
+from snapgen_deploy.latency.estimate.calibrate_graphs import Graph
 from snapgen_deploy.models import PRESETS
+from snapgen_deploy.models.dit_config import dit_of
 from snapgen_deploy.sparse import FORMS
 from snapgen_deploy.sparse.channels_forms import CHANNELS_FORMS
 from snapgen_deploy.sparse.channels_layers import ChannelsSparseAttention
 from snapgen_deploy.sparse.fold import rope_constants
+from snapgen_deploy.sparse.with_rope import WithRope
 
 RESULTS = Path(__file__).parent / "results"
 DEVICE, WIDTH = "galaxy-s25u", "small"
@@ -73,7 +75,7 @@ def rows_of(size: int) -> Iterator[dict[str, Any]]:
 
 def layer(form: str, size: int) -> Component:
     """The first stage's ASSA layer: (1, D, 1, N) -> (1, D, 1, N)."""
-    c = PRESETS["snapgenpp"]().student
+    c = dit_of(PRESETS["snapgenpp"]())
     grid = c.grid(size // c.latent_factor, size // c.latent_factor)
     cos, sin = (t.t().contiguous() for t in rope_constants(*grid, c.head_dim, c.rope_theta))  # (d, N)
     module = WithRope(ChannelsSparseAttention(untrained(c, WIDTH), CHANNELS_FORMS[form], grid), (cos, sin))

@@ -27,10 +27,12 @@ from benchmarks.timing import in_turn
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.latency.environment import environment
-from snapgen_deploy.latency.estimate.calibrate_graphs import Graph, WithRope
+from snapgen_deploy.latency.estimate.calibrate_graphs import Graph
 from snapgen_deploy.latency.estimate.cost import total, trace
 from snapgen_deploy.models import PRESETS, ModelConfig
+from snapgen_deploy.models.dit_config import dit_of
 from snapgen_deploy.sparse.fold import rope_constants
+from snapgen_deploy.sparse.with_rope import WithRope
 
 RESULTS = Path(__file__).parent / "results"
 KEYS = ("onnx:cpu", "executorch:xnnpack")
@@ -102,7 +104,7 @@ def exported(config: ModelConfig, options: argparse.Namespace, folder: Path) -> 
 
 def sparse_layer(config: ModelConfig, width: str, size: tuple[int, int], whole: Component) -> Component:
     """The first ASSA layer of the student: projections, both branches, fusion."""
-    c = config.student
+    c = dit_of(config)
     rows, cols = c.grid(size[0] // c.latent_factor, size[1] // c.latent_factor)
     layer = WithRope(whole.module.get_submodule("down.0.attention"), rope_constants(rows, cols, c.head_dim, c.rope_theta))
     return Graph("ASSA layer", layer, ((1, rows * cols, c.hidden_at(width)),)).component()

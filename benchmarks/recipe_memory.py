@@ -45,7 +45,7 @@ def main() -> None:
             free = available_bytes() or 0
             task = RecipeTask(CheckpointPlace(path), plan, "here", threads=1, root=root / f"{name}-{side}")
             _, peak = run_stage(task, silent)
-            predicted, least = (predicted_peak(config.student, "full", plan.latent, free=n) / 1e6 for n in (free, 0))
+            predicted, least = (predicted_peak(config, "full", plan.latent, free=n) / 1e6 for n in (free, 0))
             said = f"predicted {predicted:8.1f} MB, {least:8.1f} MB where little is free"
             results.add(f"{name:9} {side:4} pixels  peak {peak / 1e6:8.1f} MB  {said}")
 

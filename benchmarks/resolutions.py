@@ -28,12 +28,14 @@ from snapgen_deploy.checkpoint.initial import write_initial
 from snapgen_deploy.cli.console import megabytes
 from snapgen_deploy.cli.parsing import parse_resolution
 from snapgen_deploy.device_profiles import load_profile
-from snapgen_deploy.drawing.ports import ports_of, roles_of
+from snapgen_deploy.drawing.ports import ports_of
 from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.families import components_of
 from snapgen_deploy.job.convert import ComponentTask, export_in_child
 from snapgen_deploy.job.records import Exported
 from snapgen_deploy.job.sizes import join_sizes
 from snapgen_deploy.models import PRESETS, ModelConfig
+from snapgen_deploy.models.dit_config import dit_of
 from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.plan.plan import ExportPlan, target_at
 from snapgen_deploy.system.child import run_in_child
@@ -62,13 +64,13 @@ def main() -> None:
         )  # fmt: skip
         place = CheckpointPlace(checkpoint)
         about = {
-            "network": options.preset or "embedded", "width": options.width, "depths": list(config.student.depths),
+            "network": options.preset or "embedded", "width": options.width, "depths": list(dit_of(config).depths),
             "sizes": list(plan.sizes),
         }  # fmt: skip
         for target in plan.targets:
-            for role in roles_of(config):
-                if role != "text_encoder":
-                    row = measure(place, plan, config, target.key, role, Path(folder))
+            for spec in components_of(config):
+                if spec.sized:
+                    row = measure(place, plan, config, target.key, spec.name, Path(folder))
                     print(json.dumps(row), flush=True)
                     keep(about, row, f"resolutions-{options.preset}" if options.preset else "resolutions")
 
@@ -89,7 +91,7 @@ def untrained(preset: str, depths: str | None, folder: Path) -> Path:
     config = PRESETS[preset]()
     if depths is not None:
         down, middle, up = (int(n) for n in depths.split(","))
-        config = replace(config, student=replace(config.student, depths=(down, middle, up)))
+        config = replace(config, student=replace(dit_of(config), depths=(down, middle, up)))
     write_initial(config, folder / preset)
     return folder / preset
 

@@ -28,7 +28,7 @@ from typing import Any
 from snapgen_deploy.checkpoint import CheckpointPlace, open_checkpoint
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.drawing.ports import roles_of
-from snapgen_deploy.export.base import ROLES
+from snapgen_deploy.families.names import in_order
 from snapgen_deploy.job.convert import ComponentTask, export_in_child
 from snapgen_deploy.job.memory import weight_bytes
 from snapgen_deploy.latency.environment import environment
@@ -129,7 +129,7 @@ def parts(said: dict[str, Any], config: ModelConfig, width: str) -> list[dict[st
     found = []
     for key, target in said["targets"].items():
         run = said["run"]["targets"][key]
-        for role in (r for r in ROLES if r in target["components"]):
+        for role in in_order(target["components"]):
             seconds, peak = run["export_seconds"][role], run["export_peak_bytes"][role]
             found.append(part(key, role, weight_bytes(config, width, role), seconds, peak, target["components"][role]))
     return found

@@ -22,10 +22,11 @@ from snapgen_deploy.bundle.preview import write_preview
 from snapgen_deploy.bundle.reader import Bundle, open_bundle
 from snapgen_deploy.check.gates import psnr
 from snapgen_deploy.checkpoint import open_checkpoint
-from snapgen_deploy.drawing.pipeline import Pipeline, tokenize
+from snapgen_deploy.drawing.pipeline import Pipeline, tokenize_all
 from snapgen_deploy.drawing.reference import reference_runners, schedule_of
 from snapgen_deploy.export.base import Role, Runner
 from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.families import components_of
 
 RESULTS = Path(__file__).parent / "results"
 BUNDLES = Path("bundles/benchmark")
@@ -87,13 +88,12 @@ def runtimes(bundle: Bundle, width: str, threads: int) -> dict[str, Mapping[Role
 
 def draw(runners: Mapping[Role, Runner], bundle: Bundle, prompts: Sequence[str]) -> list[np.ndarray]:
     """Each prompt once, seed i for prompt i."""
-    pipeline = Pipeline(runners, schedule_of(bundle.config), bundle.latent)
-    words, encoder = bundle.tokenizer(), bundle.config.text_encoder
-    if words is None or encoder is None:
+    components, tokenizers = components_of(bundle.config), bundle.tokenizers()
+    pipeline = Pipeline(components, runners, schedule_of(bundle.config), bundle.latent)
+    if not tokenizers:
         raise SystemExit("the embedded checkpoint has a tokenizer and a text encoder; this one has not")
-    return [
-        pipeline.draw(pipeline.encode(*tokenize(words, prompt, encoder.length)), seed) for seed, prompt in enumerate(prompts)
-    ]
+    texts = (pipeline.encode(tokenize_all(components, tokenizers, prompt)) for prompt in prompts)
+    return [pipeline.draw(text, seed) for seed, text in enumerate(texts)]
 
 
 def signed(picture: np.ndarray) -> np.ndarray:

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
 
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families.component import Port as Port  # targets take it from here
+from snapgen_deploy.sparse import Layout as Layout
 
-Role = Literal["student", "decoder", "text_encoder"]
-ROLES: tuple[Role, ...] = ("text_encoder", "student", "decoder")
+Role = str  # the name of a component, see `snapgen_deploy.families`
 
 Arrays = dict[str, np.ndarray]
 Runner = Callable[[Mapping[str, np.ndarray]], Arrays]
@@ -31,16 +32,6 @@ class Headroom:
     largest: float  # magnitude
     limit: float
     tightest: tuple[str, ...]  # the operations that came closest, a line each
-
-
-@dataclass(frozen=True)
-class Port:
-    """One named input or output of a component."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: Literal["float32", "int32"]
-    doc: str
 
 
 @dataclass(frozen=True)

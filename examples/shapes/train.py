@@ -22,6 +22,7 @@ from examples.shapes.stages import Clock
 from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.checkpoint.networks import load_decoder, load_text_encoder
 from snapgen_deploy.models import PRESETS, DecoderConfig, ElasticDiT, TextEncoder, TinyDecoder, sigmas
+from snapgen_deploy.models.dit_config import dit_of
 
 MINUTES = {"autoencoder": 17.0, "text": 2.5, "latents": 0.0, "flow": 150.0, "distill": 60.0, "reward": 90.0, "score": 0.0}
 SHARDS = 14
@@ -72,11 +73,11 @@ class Run:
 
     def base(self) -> ElasticDiT:
         """The student before distillation."""
-        return flow.restore(PRESETS["shapes"]().student, torch.load(self.folder / "flow.pt", weights_only=True))
+        return flow.restore(dit_of(PRESETS["shapes"]()), torch.load(self.folder / "flow.pt", weights_only=True))
 
     def student(self) -> ElasticDiT:
         """The student of the shipped file."""
-        net, shipped = ElasticDiT(PRESETS["shapes"]().student), load_file(self.shipped)
+        net, shipped = ElasticDiT(dit_of(PRESETS["shapes"]())), load_file(self.shipped)
         net.tensors.load_state_dict({key: shipped[f"student.{key.replace('/', '.')}"].float() for key in net.tensors})
         return net
 
@@ -117,7 +118,7 @@ def run_latents(run: Run) -> None:
 
 def run_flow(run: Run) -> None:
     """Stage 4."""
-    net = run.student() if run.warm else flow.initial(PRESETS["shapes"]().student, seed=3)
+    net = run.student() if run.warm else flow.initial(dit_of(PRESETS["shapes"]()), seed=3)
     flow.train(net, run.pairs(), run.clock("flow"), run.log, run.folder / "flow.unfinished", run.batch, run.compiled)
     (run.folder / "flow.unfinished").rename(run.folder / "flow.pt")
 

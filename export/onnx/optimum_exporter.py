@@ -32,10 +32,12 @@ import onnx_ir
 import torch
 from torch import Tensor, nn
 
-from snapgen_deploy.export.base import ROLES, Component
+from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.onnx.write import Settings, without_weights, write
 from snapgen_deploy.export.shared.quiet import first_line, quiet
 from snapgen_deploy.export.shared.replaced import replaced
+from snapgen_deploy.families.component import TIME
+from snapgen_deploy.families.names import DECODER, STUDENT, TEXT_ENCODER
 from snapgen_deploy.models import time_features
 
 with quiet():  # importing transformers probes optional packages and logs what it does not find
@@ -50,8 +52,9 @@ with quiet():  # importing transformers probes optional packages and logs what i
 
 TASK = "feature-extraction"  # optimum's registry needs one of its own tasks; inputs and outputs below are ours
 RELATIVE_LIMIT = 1e-5  # largest |optimised - reference| over largest |reference|, fp32
-# onnxruntime's optimiser class per role; with the transformers-specific fusions off it decides nothing but is asked for.
-OPTIMISER_KINDS = {"student": "unet", "decoder": "vae", "text_encoder": "clip"}
+# onnxruntime's optimiser class per component, further text encoders like the first. With the transformers-specific fusions off
+# it decides nothing but is asked for.
+OPTIMISER_KINDS = {TEXT_ENCODER: "clip", DECODER: "vae", STUDENT: "unet"}
 
 
 class SnapgenConfig(PretrainedConfig):  # type: ignore[misc]  # transformers is not typed here
@@ -94,7 +97,7 @@ class PortInputGenerator(DummyInputGenerator):  # type: ignore[misc]
             value = torch.randint(0, self.config.largest_token + 1, shape, generator=self.generator, dtype=torch.int32)
         elif input_name.endswith("mask"):
             value = (torch.arange(shape[-1]) < (shape[-1] + 1) // 2).float().expand(shape).contiguous()
-        elif input_name == "time_features":
+        elif input_name == TIME:
             value = time_features(torch.full(shape[:1], 0.75), shape[1])
         else:
             value = torch.randn(shape, generator=self.generator)
@@ -154,19 +157,18 @@ def model_type(role: str) -> str:
 
 
 @functools.cache
-def register() -> None:
-    """Enter the three components into optimum's registries, once per process."""
+def register(role: str) -> None:
+    """Enter a component into optimum's registries, once per process."""
     onnx = TasksManager.create_register("onnx", overwrite_existing=True)
-    for role in ROLES:
-        onnx(model_type(role), TASK, library_name="transformers")(SnapgenOnnxConfig)
-        # ORTOptimizer asks these two tables; optimum has no function to extend them.
-        NormalizedConfigManager._conf[model_type(role)] = NormalizedSnapgenConfig
-        ORTConfigManager._conf[model_type(role)] = OPTIMISER_KINDS[role]
+    onnx(model_type(role), TASK, library_name="transformers")(SnapgenOnnxConfig)
+    # ORTOptimizer asks these two tables; optimum has no function to extend them.
+    NormalizedConfigManager._conf[model_type(role)] = NormalizedSnapgenConfig
+    ORTConfigManager._conf[model_type(role)] = next(kind for name, kind in OPTIMISER_KINDS.items() if role.startswith(name))
 
 
 def exporter_config(component: Component) -> Any:
     """The component's OnnxConfig, out of optimum's TasksManager."""
-    register()
+    register(component.role)
     construct = TasksManager.get_exporter_config_constructor(
         exporter="onnx", model_type=model_type(component.role), task=TASK, library_name="transformers"
     )

@@ -17,18 +17,18 @@ timestep), so model_index.json names `SnapgenPipeline`, which is the app's own l
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export.base import ROLES, Artifact, Role
-from snapgen_deploy.models import ModelConfig, sigmas
+from snapgen_deploy.export.base import Artifact, Role
+from snapgen_deploy.families import components_of, family_of
+from snapgen_deploy.families.names import tokenizer_name
+from snapgen_deploy.models import ModelConfig
 
-FOLDERS: dict[Role, str] = {"text_encoder": "text_encoder", "student": "transformer", "decoder": "vae_decoder"}
 MODEL = "model.onnx"
 DATA = "model.onnx_data"  # optimum looks for this name beside a model
 SETTINGS = "ort_config.json"  # what ORTOptimizer was told
@@ -39,36 +39,40 @@ def arrange(
     directory: Path,
     artifacts: Mapping[Role, Artifact],
     config: ModelConfig,
-    tokenizer_json: str | None,
+    tokenizers: Mapping[Role, str],
     *,
     width: str | None = None,
 ) -> dict[Role, Artifact]:
     """Move exported ONNX artifacts into the folders below `directory`, write the configurations, return the new artifacts.
 
-    `width` is the student's; without it config.json holds the whole network's hyperparameters only. The artifacts must lie
+    `width` is the student's; without it config.json holds the whole network's hyperparameters only. `tokenizers` has the
+    text of a tokenizer.json for each text encoder that there is one for. The artifacts must lie
     on the file system of `directory`; a component that an interrupted run left there is replaced. The same arguments give
     the same bytes. Raises BadInput, before anything moves, for an artifact that is not ONNX.
     """
     for artifact in artifacts.values():
         if artifact.target.split(":")[0] != "onnx" or artifact.path.suffix != ".onnx":
             raise BadInput(f"{artifact.path.name}: got an artifact of {artifact.target}; the server layout takes onnx")
-    configs = _configs(config, width)
-    moved: dict[Role, Artifact] = {}
-    for role in ROLES:
-        if role in artifacts:
-            folder = directory / FOLDERS[role]
-            files = _move(artifacts[role], folder)
-            settings = _json(folder / "config.json", configs[role])
-            moved[role] = Artifact(artifacts[role].target, role, folder / MODEL, (*files, settings))
+    components, moved = components_of(config), dict[Role, Artifact]()
+    for spec in components:
+        if spec.name in artifacts:
+            folder = directory / spec.folder
+            files = _move(artifacts[spec.name], folder)
+            # its own hyperparameters, and the names that transformers and diffusers use for them
+            settings = {**spec.hyperparameters(width or ""), "model_type": f"snapgen-{spec.name}"}
+            moved[spec.name] = Artifact(
+                artifacts[spec.name].target, spec.name, folder / MODEL, (*files, _json(folder / "config.json", settings))
+            )
     _json(directory / "scheduler" / "scheduler_config.json", scheduler_config(config.shift))
-    if tokenizer_json is not None:
-        _tokenizer(directory / "tokenizer", tokenizer_json, config)
-    _json(directory / "model_index.json", _index(config, moved, tokenizer_json is not None))
+    lengths = {spec.name: spec.reads.length for spec in components.encoders}
+    for role, text in tokenizers.items():
+        _tokenizer(directory / tokenizer_name(role), text, lengths.get(role))
+    _json(directory / "model_index.json", _index(config, moved, [tokenizer_name(role) for role in tokenizers]))
     return moved
 
 
-def load(directory: Path, role: Role) -> Any:
-    """The component's ORTModelForCustomTasks; called with named tensors or arrays it returns named outputs.
+def load(directory: Path, folder: str) -> Any:
+    """The ORTModelForCustomTasks of the component in `folder`; called with named tensors or arrays it returns named outputs.
 
     The configuration is read as a plain PretrainedConfig: transformers' AutoConfig does not know the model types.
     """
@@ -78,10 +82,10 @@ def load(directory: Path, role: Role) -> Any:
         from optimum.onnxruntime import ORTModelForCustomTasks
         from transformers import PretrainedConfig
 
-        folder = directory / FOLDERS[role]
-        if not (folder / MODEL).is_file():
-            raise BadInput(f"{folder / MODEL}: no such file; the layout has no {role}")
-        return ORTModelForCustomTasks.from_pretrained(folder, config=PretrainedConfig.from_pretrained(folder))
+        place = directory / folder
+        if not (place / MODEL).is_file():
+            raise BadInput(f"{place / MODEL}: no such file; the layout has no {folder}")
+        return ORTModelForCustomTasks.from_pretrained(place, config=PretrainedConfig.from_pretrained(place))
 
 
 def scheduler_config(shift: float) -> dict[str, Any]:
@@ -110,28 +114,8 @@ def unshifted(level: float, shift: float) -> float:
     return level / (shift - (shift - 1) * level)
 
 
-def _configs(config: ModelConfig, width: str | None) -> dict[Role, dict[str, Any]]:
-    """config.json per component: its own hyperparameters, and the names that transformers and diffusers use for them."""
-    student = config.student
-    found: dict[Role, dict[str, Any]] = {"student": dataclasses.asdict(student)}
-    if width is not None:
-        found["student"] |= {
-            "width": width,
-            "hidden_size": student.hidden_at(width),
-            "num_attention_heads": student.heads_at(width),
-            "num_key_value_heads": student.kv_heads_at(width),
-        }
-    if config.decoder is not None:
-        scaling = {"scaling_factor": 1.0, "shift_factor": 0.0}
-        found["decoder"] = {**dataclasses.asdict(config.decoder), **scaling}
-    if (text := config.text_encoder) is not None:
-        sizes = {"hidden_size": text.width, "num_attention_heads": text.heads, "num_hidden_layers": text.layers}
-        found["text_encoder"] = {**dataclasses.asdict(text), **sizes, "vocab_size": text.vocab}
-    return {role: {**values, "model_type": f"snapgen-{role}"} for role, values in found.items()}
-
-
-def _index(config: ModelConfig, moved: Mapping[Role, Artifact], tokenizer: bool) -> dict[str, Any]:
-    levels = sigmas(config.steps, config.shift)
+def _index(config: ModelConfig, moved: Mapping[Role, Artifact], tokenizers: Sequence[str]) -> dict[str, Any]:
+    levels, components = family_of(config).schedule(config).sigmas, components_of(config)
     index: dict[str, Any] = {
         "_class_name": "SnapgenPipeline",
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
@@ -141,15 +125,15 @@ def _index(config: ModelConfig, moved: Mapping[Role, Artifact], tokenizer: bool)
             "unshifted_sigmas": [unshifted(level, config.shift) for level in levels[:-1]],
         },
     }
-    if tokenizer:
-        index["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
-    return {**index, **{FOLDERS[role]: LOADER for role in moved}}
+    for name in tokenizers:
+        index[name] = ["transformers", "PreTrainedTokenizerFast"]
+    return {**index, **{components[role].folder: LOADER for role in moved}}
 
 
-def _tokenizer(folder: Path, tokenizer_json: str, config: ModelConfig) -> None:
+def _tokenizer(folder: Path, tokenizer_json: str, length: int | None) -> None:
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    if config.text_encoder is not None:
-        settings["model_max_length"] = config.text_encoder.length
+    if length is not None:
+        settings["model_max_length"] = length
     if padding := json.loads(tokenizer_json).get("padding"):
         settings |= {"pad_token": padding["pad_token"], "padding_side": padding["direction"].lower()}
     _json(folder / "tokenizer_config.json", settings)

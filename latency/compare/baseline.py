@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from snapgen_deploy.errors import BadInput, Refused
+from snapgen_deploy.families.names import DECODER, STUDENT, TEXT_ENCODER
 from snapgen_deploy.latency.compare.verdict import CONFIDENCE, Judged, Threshold, judged
 from snapgen_deploy.latency.results import QUERY, Measurement
 from snapgen_deploy.latency.stats import detectable, prediction_interval
@@ -23,7 +24,7 @@ from snapgen_deploy.system.files import read_json, write_text
 from snapgen_deploy.system.typed import read_as
 
 SCHEMA_VERSION = 1
-STORED_STATISTICS = tuple(f"{name}_p50" for name in (QUERY, "text_encoder", "student", "decoder"))
+STORED_STATISTICS = tuple(f"{name}_p50" for name in (QUERY, TEXT_ENCODER, STUDENT, DECODER))
 FEWEST_RUNS, MOST_RUNS = 3, 20  # that are compared with; that are kept, the newest
 DIGITS = 4  # significant digits in a stored file: keeps changes small in a review
 

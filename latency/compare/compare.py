@@ -12,14 +12,13 @@ from typing import Any
 from snapgen_deploy.bundle.reader import SUMS, Bundle, open_bundle
 from snapgen_deploy.bundle.schema import refuse_misshapen
 from snapgen_deploy.errors import BadInput, Refused
-from snapgen_deploy.export.base import ROLES
 from snapgen_deploy.latency.compare.duel import DuelRound, RoundOf, Sides, abba, interleaved, mode_for
 from snapgen_deploy.latency.compare.guards import Guard, guard_verdict
 from snapgen_deploy.latency.compare.self_check import COUNTS, SelfCheck, gravest, paced, self_check
-from snapgen_deploy.latency.compare.verdict import LOOKS, Judged, Threshold, judge, worst
+from snapgen_deploy.latency.compare.verdict import LOAD, LOOKS, Judged, Threshold, judge, worst
 from snapgen_deploy.latency.environment import host_key, stamp_of_now
 from snapgen_deploy.latency.measure.session import runs_here
-from snapgen_deploy.latency.results import DeviceKey
+from snapgen_deploy.latency.results import QUERY, DeviceKey
 from snapgen_deploy.system.files import is_file, read_json, sha256_of
 from snapgen_deploy.system.progress import Progress
 
@@ -141,7 +140,7 @@ def compare_bundles(
     runs_here(key)
     for threshold in thresholds:
         timed, parts = threshold.metric.rpartition("_")[0], candidate.artifacts(key)
-        if timed in ROLES and timed not in parts:
+        if timed not in (QUERY, LOAD) and timed not in parts:
             raise BadInput(f"{threshold.metric}: {candidate.path.name} has no {timed}, only {', '.join(parts)}")
     failing = any(not t.warn for t in thresholds)  # what only warns asks for no more rounds then
     mode = mode_for(key, order)

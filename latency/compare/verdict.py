@@ -21,12 +21,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families.names import DECODER, STUDENT, TEXT_ENCODER
+from snapgen_deploy.latency.results import QUERY
 from snapgen_deploy.latency.stats import Interval, detectable, t_interval
 
 LOOKS = (10, 20, 30)  # rounds at which the answer is looked for
 CONFIDENCE = 1 - 0.05 / len(LOOKS)
-TIMINGS = ("e2e", "text_encoder", "student", "decoder", "load")
+LOAD = "load"
+TIMINGS = (QUERY, TEXT_ENCODER, STUDENT, DECODER, LOAD)
 METRICS = tuple(f"{name}_{statistic}" for name in TIMINGS for statistic in ("p50", "p90"))
+OTHERS = re.compile(rf"{TEXT_ENCODER}_\d_p[59]0")  # of further text encoders
 VERDICTS = ("regressed", "inconclusive", "improved", "ok")  # the worst first
 
 
@@ -63,7 +67,7 @@ class Judged:
 def parse_threshold(text: str, *, warn: bool = False) -> Threshold:
     """`METRIC:N%` -> Threshold; BadInput for anything else."""
     found = re.fullmatch(r"(\w+):(\d+(?:\.\d+)?)%", text.strip())
-    if found is None or found[1] not in METRICS or not float(found[2]) > 0:
+    if found is None or not (found[1] in METRICS or OTHERS.fullmatch(found[1])) or not float(found[2]) > 0:
         raise BadInput(f"threshold: got '{text}', expected METRIC:PERCENT% such as e2e_p50:5%; metrics: {', '.join(METRICS)}")
     return Threshold(found[1], float(found[2]) / 100, warn)
 

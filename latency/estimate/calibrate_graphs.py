@@ -13,16 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snapgen_deploy.export.base import Component, Port
+from snapgen_deploy.export.base import Component
+from snapgen_deploy.families import Port
+from snapgen_deploy.families.names import STUDENT
+from snapgen_deploy.families.registry import FAMILIES
 from snapgen_deploy.models.attention import AdaptiveSparseSelfAttention, CrossAttention, SelfAttention
-from snapgen_deploy.models.config import DecoderConfig, DiTConfig, TextStream
+from snapgen_deploy.models.config import DecoderConfig
 from snapgen_deploy.models.decoder import ResidualBlock, TinyDecoder
-from snapgen_deploy.models.dit import DiT, TimeEmbedding
 from snapgen_deploy.models.text_encoder import TextBlock
+from snapgen_deploy.models.time_embedding import TimeEmbedding
 from snapgen_deploy.sparse.decoder import ImageBlock, UpsampleForm
 from snapgen_deploy.sparse.fold import rope_constants
 from snapgen_deploy.sparse.forms import FORMS, dense
-from snapgen_deploy.sparse.rewrite import rewrite_decoder, rewrite_student
+from snapgen_deploy.sparse.rewrite import rewrite_decoder
 from snapgen_deploy.sparse.text_encoder import TokenTextBlock
 from snapgen_deploy.sparse.token_layers import (
     GELUS,
@@ -36,6 +39,7 @@ from snapgen_deploy.sparse.token_layers import (
     split_heads,
 )
 from snapgen_deploy.sparse.token_student import TokenDownsample, TokenTime, TokenUpsample
+from snapgen_deploy.sparse.with_rope import WithRope
 
 Shape = tuple[int, ...]
 # Whole networks are what is estimated, and there are few of them: a network takes 1.1 to 1.5 times the sum of what its
@@ -59,9 +63,7 @@ class Graph:
         with torch.no_grad():
             out = self.module.eval()(*example)
         inputs = tuple(Port(f"x{i}", s, "float32", "input") for i, s in enumerate(self.shapes))
-        return Component(
-            "student", self.module, inputs, (Port("y", tuple(out.shape), "float32", "output"),), example, self.name
-        )
+        return Component(STUDENT, self.module, inputs, (Port("y", tuple(out.shape), "float32", "output"),), example, self.name)
 
 
 class Apply(nn.Module):
@@ -74,24 +76,6 @@ class Apply(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Whatever the function makes of the inputs."""
         return self.function(*inputs)
-
-
-class WithRope(nn.Module):
-    """An attention layer with its table of rotary positions."""
-
-    rope_c: Tensor
-    rope_s: Tensor
-
-    def __init__(self, layer: nn.Module, rope: tuple[Tensor, Tensor]) -> None:
-        super().__init__()
-        self.layer = layer
-        self.register_buffer("rope_c", rope[0])
-        self.register_buffer("rope_s", rope[1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(1, N, D) -> (1, N, D)."""
-        y: Tensor = self.layer(x, (self.rope_c, self.rope_s))
-        return y
 
 
 def graphs(ops: OpForm) -> tuple[Graph, ...]:
@@ -272,18 +256,7 @@ def _blocks(ops: OpForm) -> list[Graph]:
 
 def _networks(ops: OpForm) -> list[Graph]:
     """Students and decoders of a few milliseconds."""
-    found = []
-    for hidden, head, depths, blocks, side, form in (
-        (96, 48, (1, 1, 1), 6, 24, "batched"), (160, 40, (1, 1, 1), 10, 40, "batched"), (160, 16, (2, 2, 2), 4, 24, "batched"),
-        (224, 56, (1, 2, 1), 7, 56, "loop"), (320, 40, (1, 4, 1), 9, 24, "batched"),
-    ):  # fmt: skip
-        config = DiTConfig(
-            latent_channels=4, hidden=hidden, head_dim=head, depths=depths, blocks=blocks, cross_dim=head * 3, text_width=96,
-            text_streams=(TextStream("text", 96, 24),), widths={"only": 1.0},
-        )  # fmt: skip
-        student = rewrite_student(DiT(config, "only"), (side, side), layout="token", form=form, ops=ops)
-        shapes = ((1, 4, side, side), (1, config.time_features), (1, 24, 96), (1, 24))
-        found.append(Graph(f"student {side} {hidden} {head} {depths}", student, shapes, NETWORK_WEIGHT))
+    found = [Graph(e.name, e.module, e.shapes, NETWORK_WEIGHT) for family in FAMILIES.values() for e in family.examples(ops)]
     for side, channels, levels in ((12, (80, 48, 24, 24), (1, 1, 1, 0)), (20, (96, 48, 24, 16), (2, 1, 1, 1))):
         decoder = TinyDecoder(DecoderConfig(4, channels, levels, groups=4))
         upsample: UpsampleForm = "native" if ops == "native" else "transposed"

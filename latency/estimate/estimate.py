@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families.names import STEP
 from snapgen_deploy.latency.estimate.cost_components import Costs, picture_costs, spelling_of
 from snapgen_deploy.latency.estimate.estimate_basis import Basis, Device, Host, Kind, NoBasis, basis_of
-from snapgen_deploy.latency.estimate.estimate_measured import find_measured, interval_ms, parts_ms
+from snapgen_deploy.latency.estimate.estimate_measured import find_measured, interval_ms, parts_ms, parts_of
 from snapgen_deploy.latency.estimate.machine import Machine, component_times
 from snapgen_deploy.latency.results import Measurement
 from snapgen_deploy.models import ModelConfig
@@ -32,7 +33,7 @@ class Estimate:
     low: float
     high: float
     basis: Kind
-    parts: Mapping[str, float]  # ms: text_encoder, student_step, decoder, beside
+    parts: Mapping[str, float]  # ms: text encoders, student_step, decoder, beside; see `parts_of`
     width: str
     resolution: tuple[int, int]
     steps: int
@@ -83,7 +84,7 @@ def from_measurement(measurement: Measurement, steps: int) -> Estimate:
     """A saved measurement in place of an estimate; steps that were not drawn cost as much as those that were."""
     m, (middle, low, high) = measurement, interval_ms(measurement)
     parts = parts_ms(m)
-    more = (steps - m.steps) * parts["student_step"]
+    more = (steps - m.steps) * parts[STEP]
     how = f"{m.key.backend} {m.key.precision}, {m.key.runtime_version}"
     said = f"measured: {len(m.samples())} pictures of {m.bundle}, {m.key.soc}, {how}"
     lines = (said,) if steps == m.steps else (said, f"measured with {m.steps} steps; the others are counted at the same cost")
@@ -94,15 +95,13 @@ def from_measurement(measurement: Measurement, steps: int) -> Estimate:
 def from_costs(costs: Costs, basis: Basis, width: str, resolution: tuple[int, int], steps: int, target: str) -> Estimate:
     """The machines of a basis applied to the operations of a picture."""
     middle, low, high = (picture_parts(costs, m) for m in (basis.machine, basis.fast, basis.slow))
-    ms, least, most = (sum(p.values()) + (steps - 1) * p["student_step"] for p in (middle, low, high))
+    ms, least, most = (sum(p.values()) + (steps - 1) * p[STEP] for p in (middle, low, high))
     return Estimate(ms, least, most, basis.kind, middle, width, resolution, steps, target, basis.lines)
 
 
 def picture_parts(costs: Costs, machine: Machine) -> dict[str, float]:
     """Times of the components in ms, each once."""
-    ops = {"text_encoder": costs.text_encoder, "student_step": costs.student, "decoder": costs.decoder}
-    parts = {name: 1e3 * component_times(machine, listed).seconds for name, listed in ops.items()}
-    return parts | {"beside": 1e3 * machine.picture}
+    return parts_of({name: 1e3 * component_times(machine, ops).seconds for name, ops in costs.items()}, 1e3 * machine.picture)
 
 
 def plan_estimator(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from snapgen_deploy.families.names import DECODER
 from snapgen_deploy.latency.estimate.cost_ops import KINDS
 from snapgen_deploy.latency.estimate.machine import Machine, Rate
 from snapgen_deploy.latency.estimate.published import ON_CHIP, PICTURE_MS, POINTS, Load, Point
@@ -100,4 +101,4 @@ def fitted() -> Fit:
     rms = math.sqrt(sum(math.log1p(p.error) ** 2 for p in points) / len(points))
     factor = math.exp(float(stats.t.ppf(0.95, len(POINTS) - len(vars(accelerator)))) * rms)
     known = {p.name: p.ms for p in POINTS}
-    return Fit(accelerator, points, factor, PICTURE_MS - STEPS * known["small"] - known["decoder"])
+    return Fit(accelerator, points, factor, PICTURE_MS - STEPS * known["small"] - known[DECODER])

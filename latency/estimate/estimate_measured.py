@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
 from snapgen_deploy.bundle.reader import bundle_name
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families.names import DECODER, STEP, STUDENT, TEXT_ENCODER, in_order
 from snapgen_deploy.latency.environment import host_key
 from snapgen_deploy.latency.estimate.calibrate import write_json
 from snapgen_deploy.latency.estimate.estimate_basis import HOST
@@ -64,11 +66,21 @@ def find_measured(
 
 
 def parts_ms(measurement: Measurement) -> dict[str, float]:
-    """Medians: text encoder, one step of the student, decoder, and what a picture takes beside them."""
-    parts = {name: statistics.median(measurement.samples(name) or [0.0]) for name in ("text_encoder", "student", "decoder")}
-    rest = statistics.median(measurement.samples(QUERY)) - sum(parts.values()) - (measurement.steps - 1) * parts["student"]
-    named = {"text_encoder": parts["text_encoder"], "student_step": parts["student"], "decoder": parts["decoder"]}
-    return named | {"beside": max(0.0, rest)}
+    """Medians: text encoders, one step of the student, decoder, and what a picture takes beside them."""
+    timed = [name for name in measurement.names if name != QUERY]
+    parts = {name: statistics.median(measurement.samples(name) or [0.0]) for name in timed}
+    steps = (measurement.steps - 1) * parts.get(STUDENT, 0.0)
+    rest = statistics.median(measurement.samples(QUERY)) - sum(parts.values()) - steps
+    return parts_of(parts, max(0.0, rest))
+
+
+def parts_of(components: Mapping[str, float], beside: float) -> dict[str, float]:
+    """Times in ms of the components and of what a picture takes beside them, under the names that estimates have for them.
+
+    The student counts one step. Of a text encoder or a decoder that there is not, 0.
+    """
+    known = {TEXT_ENCODER: 0.0, STUDENT: 0.0, DECODER: 0.0} | dict(components)
+    return {STEP if name == STUDENT else name: known[name] for name in in_order(known)} | {"beside": beside}
 
 
 def interval_ms(measurement: Measurement) -> tuple[float, float, float]:

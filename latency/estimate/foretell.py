@@ -7,7 +7,7 @@ from typing import Any
 
 from snapgen_deploy.bundle.reader import Bundle
 from snapgen_deploy.device_profiles import Profile
-from snapgen_deploy.export.base import ROLES, Role
+from snapgen_deploy.export.base import Role
 from snapgen_deploy.job.foretold import Foretold
 from snapgen_deploy.latency.estimate.cost import total
 from snapgen_deploy.latency.estimate.cost_components import Costs, picture_costs
@@ -22,7 +22,7 @@ def of_plan(config: ModelConfig, plan: ExportPlan, profile: Profile) -> Foretold
     """The figures of a plan, from the graphs alone: the same for the same plan, whatever has been measured meanwhile."""
     costs = {t.key: picture_costs(config, plan.width, plan.resolution, t.key) for t in plan.targets}
     macs: dict[str, Mapping[Role, int]] = {
-        key: {role: total(ops).macs for role in ROLES if (ops := getattr(found, role))} for key, found in costs.items()
+        key: {role: total(ops).macs for role, ops in found.items()} for key, found in costs.items()
     }
     listed = [_entry(config, plan.width, plan.resolution, found, profile, key) for key, found in costs.items()]
     return Foretold(macs, tuple(e for e in listed if e is not None))

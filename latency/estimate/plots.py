@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export.base import ROLES
+from snapgen_deploy.families.names import in_order as components_in_order
+from snapgen_deploy.families.names import timing_title
 from snapgen_deploy.latency.results import QUERY, Measurement
 
 if TYPE_CHECKING:
@@ -88,13 +89,12 @@ def plot(measurement: Measurement, path: Path) -> None:
 
 def label(name: str) -> str:
     """A timing's name for people."""
-    return {QUERY: "whole picture", "student": "student, one step"}.get(name, name.replace("_", " "))
+    return "whole picture" if name == QUERY else timing_title(name)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
     """The whole picture first, then the components as a picture passes through them."""
-    known = (QUERY, *ROLES)
-    return sorted(names, key=lambda n: (known.index(n) if n in known else len(known), n))
+    return sorted(components_in_order(names), key=lambda n: n != QUERY)
 
 
 def _distribution(axes: Axes, measurement: Measurement, name: str) -> None:

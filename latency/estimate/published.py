@@ -16,11 +16,13 @@ import torch
 from torch import nn
 
 from snapgen_deploy.export.coreml.spec import COREML
+from snapgen_deploy.families import components_of
+from snapgen_deploy.families.names import DECODER, STUDENT
 from snapgen_deploy.latency.estimate.cost import OpCost
-from snapgen_deploy.latency.estimate.cost_components import decoder_costs, spelling_of, student_costs
+from snapgen_deploy.latency.estimate.cost_components import Drawn, component_costs
 from snapgen_deploy.latency.estimate.machine import excess
-from snapgen_deploy.models import DiT
-from snapgen_deploy.models.config import DiTConfig, snapgenpp
+from snapgen_deploy.models.dit_config import DiTConfig, dit_of
+from snapgen_deploy.models.presets import snapgenpp
 
 SOURCE = "SnapGen++, arXiv 2601.08303, iPhone 16 Pro Max, Core ML, 1024 x 1024"
 LATENT = (128, 128)
@@ -78,7 +80,7 @@ POINTS = (
         Load(9.36955e11, 2.25852e10, 2.92776e09),
     ),
     Point(
-        "decoder",
+        DECODER,
         119.5,
         "SnapGen's tiny decoder, 1.38M; 119 to 120 ms",
         "the preset's channels: 1.36M",
@@ -89,15 +91,17 @@ POINTS = (
 
 def trace_point(name: str) -> tuple[OpCost, ...]:
     """The operations of a point, as this tool exports its architecture for Core ML."""
-    how, preset = spelling_of(COREML.key), snapgenpp()
-    if name == "decoder":
-        return decoder_costs(preset, LATENT, how)
-    config, width = _architecture(name, preset.student)
+    preset = snapgenpp()
+    student, width = _architecture(name, dit_of(preset))
+    config = replace(preset, student=student)
+    components = components_of(config)
+    spec = components[name if name in components.names else STUDENT]
     with torch.device("meta"):
-        dit = DiT(config, width)
+        network = spec.build(width)
     if name in ("A", "C"):
-        dit.skips = nn.ModuleList()  # dense skips came with (D)
-    return student_costs(dit, LATENT, how, "loop")
+        network.skips = nn.ModuleList()  # dense skips came with (D)
+    drawn = Drawn(width, config.resolution, (student.latent_channels, *LATENT))
+    return component_costs(config, spec, network, drawn, COREML.key, "loop")
 
 
 def _architecture(name: str, preset: DiTConfig) -> tuple[DiTConfig, str]:
@@ -106,7 +110,7 @@ def _architecture(name: str, preset: DiTConfig) -> tuple[DiTConfig, str]:
         return replace(one, depths=(14, 0, 14), attention=("full", "full", "full"), ffn_ratios=(3, 3, 3)), "full"
     if name == "C":
         return replace(preset, hidden=1088, kv_group=17, ffn_ratios=(3, 3, 3), widths={"full": 1.0}), "full"
-    return preset, name
+    return preset, name if name in preset.widths else "full"
 
 
 def load_of(ops: tuple[OpCost, ...]) -> Load:

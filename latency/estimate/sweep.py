@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families import family_of
+from snapgen_deploy.families.names import STEP
 from snapgen_deploy.latency.estimate.estimate import Estimate, estimate_picture
 from snapgen_deploy.latency.estimate.estimate_basis import Device
 from snapgen_deploy.models import ModelConfig
@@ -54,18 +56,19 @@ def sweep(
 def sizes(config: ModelConfig, resolution: tuple[int, int]) -> tuple[tuple[int, int], ...]:
     """Smaller pictures of about the same shape that the model admits, and the one asked for; BadInput where it does not fit."""
     latent_of(config, resolution)
-    unit = config.student.latent_factor * config.student.patch * 2
+    family, factor = family_of(config), config.student.latent_factor
+    unit = family.size_rule(config).unit
     found = {resolution}
     for share in SHARES:
         size = (unit * round(resolution[0] * share / unit), unit * round(resolution[1] * share / unit))
-        if not config.student.grid_problems(size[0] // config.student.latent_factor, size[1] // config.student.latent_factor):
+        if not family.size_problems(config, (size[0] // factor, size[1] // factor)):
             found.add(size)
     return tuple(sorted(found))
 
 
 def with_steps(estimate: Estimate, steps: int) -> Estimate:
     """The same estimate for another number of steps: the interval's ends keep their ratio to the estimate."""
-    ms = estimate.ms + (steps - estimate.steps) * estimate.parts["student_step"]
+    ms = estimate.ms + (steps - estimate.steps) * estimate.parts[STEP]
     share = ms / estimate.ms
     return replace(estimate, ms=ms, low=estimate.low * share, high=estimate.high * share, steps=steps)
 

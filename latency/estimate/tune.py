@@ -7,24 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from snapgen_deploy.export.registry import spec_of
+from snapgen_deploy.families import family_of
+from snapgen_deploy.families.base import Layer
 from snapgen_deploy.latency.estimate.calibrate import prepare, timed, unavailable
-from snapgen_deploy.latency.estimate.calibrate_graphs import Graph, WithRope
+from snapgen_deploy.latency.estimate.calibrate_graphs import Graph
 from snapgen_deploy.latency.estimate.cost_components import spelling_of
-from snapgen_deploy.models import DiTConfig, ModelConfig
-from snapgen_deploy.models.attention import AdaptiveSparseSelfAttention
+from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
-from snapgen_deploy.sparse.fold import rope_constants
-from snapgen_deploy.sparse.forms import FORMS
-from snapgen_deploy.sparse.token_layers import TokenSparseAttention
 from snapgen_deploy.system.progress import Progress
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Times in ms of one sparse self-attention layer per form, the quickest first."""
+    """Times in ms of one layer per form, the quickest first."""
 
     ms: Mapping[str, float]
 
@@ -42,8 +38,8 @@ class Tuned:
 
 def tune_plan(config: ModelConfig, plan: ExportPlan, threads: int, progress: Progress) -> ExportPlan:
     """The plan with the quickest form for every target that runs here in the token layout; others keep the stored choice.
-    The reasons say which, and by how much. A model without sparse attention keeps its plan. Every picture size is timed."""
-    if "assa" not in config.student.attention:
+    The reasons say which, and by how much. A model without a choice of forms keeps its plan. Every picture size is timed."""
+    if not layers(config, plan, plan.targets[0].key):
         return plan
     if plan.other_sizes:
         tuned = {name: tune_plan(config, plan.at(name), threads, progress) for name in plan.sizes}
@@ -68,29 +64,21 @@ def tune_plan(config: ModelConfig, plan: ExportPlan, threads: int, progress: Pro
 
 
 def tune(config: ModelConfig, plan: ExportPlan, target: TargetPlan, threads: int) -> Tuned:
-    """Export the first stage's sparse self-attention in every form, at the plan's width and size, and time them in turns."""
+    """Export a layer in every form, at the plan's width and size, and time them in turns."""
     with tempfile.TemporaryDirectory() as folder:
         calls = {}
-        for name, graph in layers(config, plan, target.key).items():
+        for name, layer in layers(config, plan, target.key).items():
+            graph = Graph(name, layer.module, layer.shapes)
             calls[name] = prepare(name, graph.component(), target.key, threads, Path(folder)).call
         seconds = timed(list(calls.values()), threads)
     by_time = sorted(zip(calls, seconds, strict=True), key=lambda pair: pair[1])
     return Tuned({name: 1e3 * value for name, value in by_time})
 
 
-def layers(config: ModelConfig, plan: ExportPlan, key: str) -> dict[str, Graph]:
-    """The layer in every form that the target takes, with random weights."""
-    c, width, ops, forms = config.student, plan.width, spelling_of(key).ops, spec_of(key).writing.forms
-    grid = c.grid(plan.latent[1], plan.latent[2])
-    layer = untrained(c, width)
-    rope, shape = rope_constants(*grid, c.head_dim, c.rope_theta), (1, grid[0] * grid[1], c.hidden_at(width))
-    modules = {name: WithRope(TokenSparseAttention(layer, 1, ops, grid, FORMS[name]), rope) for name in forms}
-    return {name: Graph(name, module, (shape,)) for name, module in modules.items()}
+def layers(config: ModelConfig, plan: ExportPlan, key: str) -> Mapping[str, Layer]:
+    """A layer of the student in every kernel form that the target takes, with random weights.
 
-
-def untrained(config: DiTConfig, width: str) -> AdaptiveSparseSelfAttention:
-    """The sparse self-attention of a student's first stage, with seeded weights."""
-    torch.manual_seed(0)
-    heads, kv_heads = config.heads_at(width), config.kv_heads_at(width)
-    layer = AdaptiveSparseSelfAttention(config.hidden_at(width), heads, kv_heads, config.head_dim, config.blocks, config.radius)
-    return layer.requires_grad_(False)
+    None where the student's family has no choice of forms.
+    """
+    found = family_of(config).forms(config, plan.width, (plan.latent[1], plan.latent[2]), spelling_of(key).ops)
+    return {name: layer for name, layer in found.items() if name in spec_of(key).writing.forms}

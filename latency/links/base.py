@@ -42,7 +42,7 @@ class Job:
     components: Mapping[Role, Path]  # role -> the artifact's main file
     files: Mapping[Role, tuple[Path, ...]]  # role -> all that belongs to it
     inputs: Mapping[Role, tuple[Path, ...]]
-    calls: Mapping[Role, int]  # per picture: text_encoder 1, student one per step, decoder 1
+    calls: Mapping[Role, int]  # per picture: of the student one per step, of the others 1
 
 
 @dataclass(frozen=True)

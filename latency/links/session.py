@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from snapgen_deploy.errors import MeasurementFailed
-from snapgen_deploy.export.base import ROLES, Role
+from snapgen_deploy.export.base import Role
 from snapgen_deploy.latency.links.base import Block, Job, Link, State
 from snapgen_deploy.latency.links.shell import restoring
 from snapgen_deploy.latency.results import QUERY, Loads, Round, RunProfile
@@ -153,7 +153,7 @@ class _Session:
             took = self.clock() - start
         samples = dict(block.samples)
         if QUERY not in samples:
-            calls = {role: self.job.calls[role] for role in ROLES if role in self.job.components}
+            calls = {role: self.job.calls[role] for role in self.job.components}
             samples[QUERY] = composed(samples, calls, size)
         hot = _throttled(self.link.name, block)
         state = {"started_s": f"{start - begin:.1f}", "throttled": "yes" if hot else "no"} | _both(block)

@@ -13,6 +13,7 @@ from snapgen_deploy.bundle.vectors import port_values
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import specs
+from snapgen_deploy.families import components_of
 from snapgen_deploy.latency.links.base import Job
 from snapgen_deploy.latency.measure.session import identity
 from snapgen_deploy.latency.results import Measurement, RunProfile
@@ -94,5 +95,5 @@ def make_job(bundle: Bundle, key: str, threads: int, folder: Path) -> Job:
         components={role: a.path for role, a in artifacts.items()},
         files={role: a.files for role, a in artifacts.items()},
         inputs=inputs,
-        calls={role: steps if role == "student" else 1 for role in artifacts},
+        calls={spec.name: spec.calls(steps) for spec in components_of(bundle.config) if spec.name in artifacts},
     )

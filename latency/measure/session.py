@@ -13,9 +13,11 @@ import numpy as np
 from snapgen_deploy.bundle.reader import SUMS, Bundle, bundle_name
 from snapgen_deploy.bundle.vectors import read_vectors
 from snapgen_deploy.drawing.pipeline import Pipeline, noise_for
+from snapgen_deploy.drawing.ports import recorded_tokens
 from snapgen_deploy.errors import MeasurementFailed
 from snapgen_deploy.export.base import Arrays, Role, Runner
 from snapgen_deploy.export.registry import spec_of, target_of
+from snapgen_deploy.families import components_of
 from snapgen_deploy.latency.results import QUERY
 from snapgen_deploy.system.files import sha256_of
 
@@ -37,7 +39,7 @@ class Session:
         self.clock.clear()
         start = time.perf_counter_ns()
         latent = self.pipeline.denoise(self.noise, self.text())
-        if "decoder" in self.pipeline.runners:
+        if self.pipeline.decodes:
             self.pipeline.decode(latent)
         total = (time.perf_counter_ns() - start) / 1e6
         return {QUERY: [total], **{name: list(values) for name, values in self.clock.items()}}
@@ -90,12 +92,16 @@ def open_session(bundle: Bundle, key: str, threads: int) -> Session:
     start = time.perf_counter_ns()
     opened = {role: target.open(a.path, threads=threads, entry=a.entry) for role, a in artifacts.items()}
     load_ms = (time.perf_counter_ns() - start) / 1e6
-    pipeline = Pipeline({role: _timed(role, run, clock) for role, run in opened.items()}, bundle.schedule, bundle.latent)
+    components = components_of(bundle.config)
+    tokens = recorded_tokens(components, vectors.arrays, slice(1), opened)
+    own = {name for spec in components.encoders if spec.name in opened for name in (spec.output, f"{spec.output}_mask")}
+    others = {name: value for name, value in vectors.text(0, bundle.config).items() if name not in own}
+    pipeline = Pipeline(
+        components, {role: _timed(role, run, clock) for role, run in opened.items()}, bundle.schedule, bundle.latent
+    )
 
     def text() -> Arrays:
-        if "text_encoder" in opened:
-            return pipeline.encode(vectors.arrays["tokens"][:1], vectors.arrays["mask"][:1])
-        return vectors.text(0, bundle.config)
+        return others | pipeline.encode(tokens)
 
     return Session(pipeline, text, noise_for(0, bundle.latent), clock, load_ms)
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from snapgen_deploy.bundle.reader import Bundle
-from snapgen_deploy.drawing.pipeline import Pipeline, tokenize
+from snapgen_deploy.drawing.pipeline import Pipeline, tokenize_all
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays
 from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.families import components_of
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.system.files import write_bytes
 
@@ -45,29 +46,29 @@ def draw(
     `embeddings` holds what the text encoders outside of the bundle made of the prompt: for each of the student's other text
     streams NAME (1, L, D) and NAME_mask (1, L), float32, 1 where there is a token. BadInput where they are not all there.
     """
-    tokenizer, encoder = bundle.tokenizer(), bundle.config.text_encoder
-    if prompt is None and encoder is not None:
+    components, tokenizers = components_of(bundle.config), bundle.tokenizers()
+    if prompt is None and components.encoders:
         raise BadInput("--prompt is missing: the bundle's text encoder reads one")
-    if prompt is not None and encoder is None:
+    if prompt is not None and not components.encoders:
         raise BadInput(f"{bundle.name} has no text encoder to read --prompt with; give its text by --embeddings alone")
-    if tokenizer is None and encoder is not None:
+    if any(spec.name not in tokenizers for spec in components.encoders):
         raise BadInput(f"{bundle.name} has no tokenizer: a prompt cannot be drawn from it")
     others = other_text(bundle.config, embeddings or {})
-    inputs = None if encoder is None or not tokenizer or prompt is None else tokenize(tokenizer, prompt, encoder.length)
+    inputs = {} if prompt is None else tokenize_all(components, tokenizers, prompt)
     target, _ = target_of(key)
     runners = {role: target.open(a.path, threads=threads, entry=a.entry) for role, a in bundle.artifacts(key).items()}
-    if "decoder" not in runners:
+    pipeline = Pipeline(components, runners, bundle.schedule, bundle.latent)
+    if not pipeline.decodes:
         raise BadInput(f"{bundle.name} has no decoder: it cannot draw a picture")
-    pipeline = Pipeline(runners, bundle.schedule, bundle.latent)
-    return pipeline.draw((pipeline.encode(*inputs) if inputs else {}) | others, seed)
+    return pipeline.draw(pipeline.encode(inputs) | others, seed)
 
 
 def other_text(config: ModelConfig, embeddings: Mapping[str, np.ndarray]) -> Arrays:
-    """The student's text inputs that the model's own text encoder does not make, in float32; BadInput where one is amiss."""
-    own = config.text_encoder.stream if config.text_encoder else None
+    """The student's text inputs that the model's own text encoders do not make, in float32; BadInput where one is amiss."""
+    own = {encoder.stream for encoder in config.text_encoders}
     shapes: dict[str, tuple[int, ...]] = {}
     for s in config.student.text_streams:
-        if s.name != own:
+        if s.name not in own:
             shapes |= {s.name: (1, s.length, s.dim), f"{s.name}_mask": (1, s.length)}
     expected = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
     got = {name: tuple(array.shape) for name, array in embeddings.items()}

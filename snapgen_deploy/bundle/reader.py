@@ -10,11 +10,12 @@ from typing import Any
 
 from snapgen_deploy.bundle.schema import refuse_misshapen
 from snapgen_deploy.bundle.sizes import at_size, vectors_name
-from snapgen_deploy.drawing.pipeline import Schedule
 from snapgen_deploy.errors import BadInput, GateFailed
-from snapgen_deploy.export.base import ROLES, Artifact, Role
+from snapgen_deploy.export.base import Artifact, Role
 from snapgen_deploy.export.precisions import PRECISIONS, Limits
+from snapgen_deploy.families import components_of, student_types
 from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.models.schedule import Schedule
 from snapgen_deploy.models.serialise import config_from_dict
 from snapgen_deploy.plan.sizes import size_name
 from snapgen_deploy.system.files import files_under, is_file, read_json, sha256_of
@@ -40,7 +41,7 @@ class Bundle:
     @property
     def config(self) -> ModelConfig:
         """The configuration of the checkpoint that the bundle was made from."""
-        return config_from_dict(self.manifest["config"])
+        return config_from_dict(self.manifest["config"], student_types())
 
     @property
     def schedule(self) -> Schedule:
@@ -103,7 +104,7 @@ class Bundle:
         components = self.manifest["targets"][key]["components"]
         return {
             role: Artifact(key, role, self.path / c["path"], tuple(self.path / f for f in c["files"]), c.get("entry", ""))
-            for role in ROLES
+            for role in components_of(self.config).names
             if (c := components.get(role)) is not None
         }
 
@@ -116,10 +117,10 @@ class Bundle:
             return None
         return data if isinstance(data, dict) else None
 
-    def tokenizer(self) -> str | None:
-        """Text of the bundle's tokenizer.json."""
-        path = self.path / "tokenizer.json"
-        return path.read_text(encoding="utf-8") if path.exists() else None
+    def tokenizers(self) -> dict[Role, str]:
+        """Texts of the bundle's tokenizer files by text encoder; of those that it has."""
+        paths = {spec.name: self.path / spec.reads.file for spec in components_of(self.config).encoders}
+        return {role: path.read_text(encoding="utf-8") for role, path in paths.items() if path.exists()}
 
 
 def bundle_name(checkpoint: str, device: str) -> str:

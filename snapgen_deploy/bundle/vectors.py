@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from snapgen_deploy.bundle.reader import Bundle
-from snapgen_deploy.drawing.reference import ReferenceVectors
+from snapgen_deploy.drawing.reference import LATENTS, VELOCITIES, ReferenceVectors
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role
+from snapgen_deploy.families import components_of
+from snapgen_deploy.families.component import LATENT
 from snapgen_deploy.system.documents import parse_json
 from snapgen_deploy.system.typed import read_as
 
-NEEDED = {"noise", "latent", "student.latents", "student.velocities"}  # arrays that test vectors of any checkpoint hold
+NEEDED = {"noise", LATENT, LATENTS, VELOCITIES}  # arrays that test vectors of any checkpoint hold
 
 
 def read_vectors(bundle: Bundle) -> ReferenceVectors:
@@ -33,10 +35,5 @@ def read_vectors(bundle: Bundle) -> ReferenceVectors:
 
 def port_values(bundle: Bundle) -> dict[Role, Arrays]:
     """What each component is fed in the first step of the first test vector, by port name."""
-    vectors = read_vectors(bundle)
-    student = {"latent": vectors.arrays["noise"][:1], "time_features": bundle.schedule.features(0)}
-    student |= vectors.text(0, bundle.config)
-    values: dict[Role, Arrays] = {"student": student, "decoder": {"latent": vectors.arrays["latent"][:1]}}
-    if "tokens" in vectors.arrays:
-        values["text_encoder"] = {"tokens": vectors.arrays["tokens"][:1], "mask": vectors.arrays["mask"][:1]}
-    return values
+    vectors, config = read_vectors(bundle), bundle.config
+    return {spec.name: next(vectors.cases(spec, config, 0))[0] for spec in components_of(config)}

@@ -11,14 +11,14 @@ import numpy as np
 from snapgen_deploy.bundle.reader import Bundle
 from snapgen_deploy.check.gates import Gate
 from snapgen_deploy.drawing.pipeline import noise_for, tokenize
-from snapgen_deploy.drawing.ports import ports_of, roles_of
+from snapgen_deploy.drawing.ports import token_arrays
 from snapgen_deploy.drawing.prompts import SEEDS
 from snapgen_deploy.drawing.reference import ReferenceVectors, schedule_of
 from snapgen_deploy.errors import GateFailed
+from snapgen_deploy.families import components_of
 from snapgen_deploy.plan.sizes import latent_of
 
 CLOSE = 1e-5  # of time features, levels and noise
-INPUTS = ("tokens", "mask")  # of the text encoder
 
 
 def refuse_contradictions(bundle: Bundle, vectors: ReferenceVectors) -> None:
@@ -68,7 +68,7 @@ def _of_schedule(bundle: Bundle) -> Iterator[str]:
 
 
 def _of_samples(bundle: Bundle, vectors: ReferenceVectors) -> Iterator[str]:
-    arrays, encoder, text = vectors.arrays, bundle.config.text_encoder, bundle.tokenizer()
+    arrays, components, tokenizers = vectors.arrays, components_of(bundle.config), bundle.tokenizers()
     prompts, seeds = bundle.manifest["prompts"], bundle.manifest["seeds"]
     if list(vectors.prompts) != prompts[: len(vectors.prompts)] or len(seeds) != len(prompts):
         yield "prompts or seeds are not those of the test vectors"
@@ -77,24 +77,23 @@ def _of_samples(bundle: Bundle, vectors: ReferenceVectors) -> Iterator[str]:
     for seed, noise in zip(seeds, arrays["noise"], strict=False):
         if not 0 <= seed < SEEDS or not _close(noise, noise_for(seed, bundle.latent)[0]):
             yield f"the noise of seed {seed} is another one"
-    if text is None or encoder is None:
-        return
-    for i, prompt in enumerate(vectors.prompts):
-        made = dict(zip(INPUTS, tokenize(text, prompt, encoder.length), strict=True))
-        if any(name not in arrays or not np.array_equal(arrays[name][i], row) for name, (row,) in made.items()):
-            yield f"tokenizer.json makes other tokens of {prompt[:40]!r}"
+    for spec in components.encoders:
+        for i, prompt in enumerate(vectors.prompts if spec.name in tokenizers else ()):
+            made = token_arrays(components, {spec.name: tokenize(tokenizers[spec.name], prompt, spec.reads.length)})
+            if any(name not in arrays or not np.array_equal(arrays[name][i], row) for name, (row,) in made.items()):
+                yield f"{spec.reads.file} makes other tokens of {prompt[:40]!r}"
 
 
 def _of_target(bundle: Bundle, key: str) -> Iterator[str]:
-    components, roles = bundle.manifest["targets"][key]["components"], roles_of(bundle.config)
-    if set(components) != set(roles):
-        yield f"{key} has {', '.join(sorted(components)) or 'nothing'}, expected {', '.join(roles)}"
+    components, specs = bundle.manifest["targets"][key]["components"], components_of(bundle.config)
+    if set(components) != set(specs.names):
+        yield f"{key} has {', '.join(sorted(components)) or 'nothing'}, expected {', '.join(specs.names)}"
         return
-    for role in roles:
-        inputs, outputs, _ = ports_of(bundle.config, bundle, role)
+    for spec in specs:
+        inputs, outputs, _ = spec.ports(bundle)
         for name, ports in (("inputs", inputs), ("outputs", outputs)):
-            if _shapes(components[role].get(name)) != _shapes([asdict(p) for p in ports]):
-                yield f"{key} {role} {name} are not those of the checkpoint's configuration"
+            if _shapes(components[spec.name].get(name)) != _shapes([asdict(p) for p in ports]):
+                yield f"{key} {spec.name} {name} are not those of the checkpoint's configuration"
 
 
 def _shapes(ports: Any) -> list[tuple[Any, ...]] | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,14 @@ from snapgen_deploy.check.gates import Gate, SavedTarget, at_least, at_most, psn
 from snapgen_deploy.check.similarity import ssim
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.drawing.pipeline import Pipeline, Trace, noise_for, to_bytes
+from snapgen_deploy.drawing.ports import recorded_tokens
 from snapgen_deploy.drawing.prompts import Sample, is_embedded
-from snapgen_deploy.drawing.reference import reference_runners
+from snapgen_deploy.drawing.reference import reference_runners, schedule_of
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export.base import Role, Runner
 from snapgen_deploy.export.precisions import Limits
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.export.shared.quiet import first_line
+from snapgen_deploy.families import components_of
 from snapgen_deploy.plan.plan import TargetPlan
 from snapgen_deploy.quantise.trajectories import Recording, Trajectories, load
 from snapgen_deploy.system.progress import Done, untold
@@ -93,10 +94,11 @@ def draw_reference(recording: Recording, scorer: str | None, tell: Done = untold
     """In a child process: draw the samples with the fp32 reference; leave trajectories, pictures and scores in the folder."""
     samples, folder, opened = recording.samples, recording.folder, recording.checkpoint.open()
     trajectories = recording.run(opened, tell)
-    if opened.config.decoder is None:
+    runners = reference_runners(opened, recording.width, ("decode",))
+    pipeline = Pipeline(components_of(opened.config), runners, schedule_of(opened.config), recording.latent)
+    if not pipeline.decodes:
         return
-    decode = reference_runners(opened, recording.width, {"decoder"})["decoder"]
-    drawn = (decode({"latent": row[None].copy()})["picture"][0] for row in trajectories.arrays["drawn"])
+    drawn = (pipeline.decode(row[None].copy())[0] for row in trajectories.arrays["drawn"])
     file = None
     for number, picture in enumerate(drawn):
         if file is None:
@@ -113,15 +115,15 @@ def measure_fidelity(saved: SavedTarget, folder: Path, scorer: str | None, tell:
     reference = load(folder, saved.config)
     pictures = np.load(folder / PICTURES, mmap_mode="r") if (folder / PICTURES).is_file() else None
     shape = reference.arrays["latents"].shape[2:]
-    pipeline = Pipeline(runners, saved.schedule, (shape[0], shape[1], shape[2]))
+    pipeline = Pipeline(components_of(saved.config), runners, saved.schedule, (shape[0], shape[1], shape[2]))
     decibels, similar, errors, drawn = [], [], [], []
     for i, sample in enumerate(reference.samples):
         trace = Trace()
-        latent = pipeline.denoise(noise_for(sample.seed, pipeline.latent), _text(reference, i, runners, pipeline), trace)
+        latent = pipeline.denoise(noise_for(sample.seed, pipeline.latent), _text(reference, i, pipeline), trace)
         expected = [*reference.arrays["latents"][i][1:], reference.arrays["drawn"][i]]
         errors.append([relative_error(got[0], want) for got, want in zip([*trace.latents[1:], latent], expected, strict=True)])
         tell(i + 1, len(reference.samples))
-        if pictures is None or "decoder" not in runners:
+        if pictures is None or not pipeline.decodes:
             decibels.append(psnr(latent / 4, reference.arrays["drawn"][i][None] / 4))  # standard normal: 4 covers them
             continue
         picture, expected_picture = pipeline.decode(latent), np.asarray(pictures[i][None])
@@ -246,13 +248,11 @@ def _scored(reference: Trajectories, folder: Path, scorer: str, drawn: Sequence[
     return compare_points(prompts, points_of(scorer, reference.samples, drawn), expected)
 
 
-def _text(reference: Trajectories, index: int, runners: Mapping[Role, Runner], pipeline: Pipeline) -> dict[str, np.ndarray]:
-    """The student's text inputs of a sample, encoded by the files' own text encoder where there is one."""
+def _text(reference: Trajectories, index: int, pipeline: Pipeline) -> dict[str, np.ndarray]:
+    """The student's text inputs of a sample, encoded by the files' own text encoders where there are such."""
     a, row = reference.arrays, slice(index, index + 1)
     text = {n: np.array(a[n][row]) for s in reference.streams for n in (s, f"{s}_mask")}
-    if "text_encoder" in runners:
-        text.update(pipeline.encode(np.array(a["tokens"][row]), np.array(a["mask"][row])))
-    return text
+    return text | pipeline.encode(recorded_tokens(pipeline.components, a, row, pipeline.runners))
 
 
 def _source_tree() -> Path:

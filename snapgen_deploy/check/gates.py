@@ -7,19 +7,22 @@ that not-a-number fails.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from snapgen_deploy.drawing.pipeline import Pipeline, Schedule, counted, to_bytes
-from snapgen_deploy.drawing.reference import ReferenceVectors
+from snapgen_deploy.drawing.pipeline import Pipeline, counted, to_bytes
+from snapgen_deploy.drawing.ports import recorded_tokens
+from snapgen_deploy.drawing.reference import TUNED, VELOCITIES, ReferenceVectors
 from snapgen_deploy.export.base import Artifact, Description, Headroom, Role, Runner
 from snapgen_deploy.export.precisions import PRECISIONS, Limits
 from snapgen_deploy.export.registry import spec_of, target_of
 from snapgen_deploy.export.spec import OneDelegate, OneUnit
-from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.families import ComponentSpec, components_of
+from snapgen_deploy.families.component import LATENT, PICTURE
+from snapgen_deploy.models import ModelConfig, Schedule
 from snapgen_deploy.system.progress import Done, untold
 
 Verdict = Literal["passed", "failed", "not_run"]
@@ -119,17 +122,16 @@ def check_sizes(
 ) -> dict[str, Checked]:
     """`check_target` for every picture size, one after the other; files and vectors by size, the default one first.
 
-    With several sizes, gates carry theirs; the text encoder, which all share, is checked by itself once. `tell` hears how
+    With several sizes, gates carry theirs; what all share, as text encoders are, is checked by itself once. `tell` hears how
     many of a size's calls of the student are done.
     """
     found: dict[str, Checked] = {}
     for size, files in saved.items():
         checked = check_target(files, vectors[size], tell)
         if len(saved) > 1:
-            kept = [g for g in checked.gates if not found or g.component != "text_encoder"]
-            checked = replace(
-                checked, gates=tuple(replace(g, size="" if g.component == "text_encoder" else size) for g in kept)
-            )
+            shared = [spec.name for spec in components_of(files.config) if not spec.sized]
+            kept = [g for g in checked.gates if not found or g.component not in shared]
+            checked = replace(checked, gates=tuple(replace(g, size="" if g.component in shared else size) for g in kept))
         found[size] = checked
     return found
 
@@ -142,27 +144,29 @@ def check_target(saved: SavedTarget, vectors: ReferenceVectors, tell: Done = unt
     reason = target.unavailable(variant)
     placing = spec_of(key).placement is not None
     descriptions = {role: target.describe(a.path, a.entry) for role, a in artifacts.items() if placing}
-    placed = placement_gates(key, descriptions, reason)
+    placed = placement_gates(key, descriptions, reason, [s.name for s in components_of(config) if not s.in_delegate])
     if reason is not None:
         skipped = [Gate(key, role, "relative_error", None, limits.error, "not_run", reason) for role in artifacts]
         return Checked((*skipped, Gate(key, "pipeline", "psnr", None, limits.psnr, "not_run", reason), *placed), ())
     runners = {role: target.open(a.path, threads=saved.threads, entry=a.entry) for role, a in artifacts.items()}
     opened = dict(runners)
     calls = len(vectors.prompts) * (len(schedule.sigmas) - 1)  # of every comparison
-    runners["student"] = counted(runners["student"], calls * (3 if precision == "mixed" else 2), tell)
+    components = components_of(config)
+    student = components.denoiser
+    runners[student.name] = counted(runners[student.name], calls * (3 if precision == "mixed" else 2), tell)
     gates = [
         at_most(
             key,
             role,
             "relative_error",
-            _component_error(role, runner, config, schedule, vectors),
-            error_limit(precision, role, limits),
+            _component_error(components[role], runner, config, vectors),
+            error_limit(precision, components[role], limits),
             "largest over prompts and steps",
         )
         for role, runner in runners.items()
     ]
     if precision == "mixed":
-        gates.append(_tuned_gate(key, runners["student"], config, schedule, vectors))
+        gates.append(_tuned_gate(key, runners[student.name], config, vectors))
     pictures, worst = _draw(runners, config, schedule, vectors)
     gates.append(at_least(key, "pipeline", "psnr", worst, limits.psnr, f"dB, least of {len(vectors.prompts)} pictures"))
     if precision != "fp32":
@@ -170,38 +174,27 @@ def check_target(saved: SavedTarget, vectors: ReferenceVectors, tell: Done = unt
     return Checked((*gates, *placed), tuple(pictures))
 
 
-def error_limit(precision: str, role: Role, limits: Limits) -> float:
-    """Largest relative error of a component; in mixed precision the others than the student are fp16."""
-    return PRECISIONS["fp16"].limits.error if precision == "mixed" and role != "student" else limits.error
+def error_limit(precision: str, spec: ComponentSpec, limits: Limits) -> float:
+    """Largest relative error of a component; in mixed precision those that take no recipe are fp16."""
+    return PRECISIONS["fp16"].limits.error if precision == "mixed" and not spec.takes_recipe else limits.error
 
 
-def _tuned_gate(key: str, runner: Runner, config: ModelConfig, schedule: Schedule, vectors: ReferenceVectors) -> Gate:
+def _tuned_gate(key: str, runner: Runner, config: ModelConfig, vectors: ReferenceVectors) -> Gate:
     """The file computes what was tuned, to fp16's rounding: its palettes are the tuned network's weights."""
-    tuned = {**vectors.arrays, "student.velocities": vectors.arrays["tuned.velocities"]}
-    error = _component_error("student", runner, config, schedule, replace(vectors, arrays=tuned))
-    return at_most(key, "student", "error_to_tuned", error, PRECISIONS["fp16"].limits.error, "largest over prompts and steps")
+    spec = components_of(config).denoiser
+    error = _component_error(
+        spec, runner, config, replace(vectors, arrays={**vectors.arrays, VELOCITIES: vectors.arrays[TUNED]})
+    )
+    return at_most(key, spec.name, "error_to_tuned", error, PRECISIONS["fp16"].limits.error, "largest over prompts and steps")
 
 
-def _component_error(role: Role, runner: Runner, config: ModelConfig, schedule: Schedule, vectors: ReferenceVectors) -> float:
+def _component_error(spec: ComponentSpec, runner: Runner, config: ModelConfig, vectors: ReferenceVectors) -> float:
     """Largest relative error over all test vectors of a component, each fed with the reference's inputs."""
-    a = vectors.arrays
-    errors: list[float] = []
-    for i in range(len(vectors.prompts)):
-        row = slice(i, i + 1)
-        if role == "text_encoder" and config.text_encoder is not None:
-            stream = config.text_encoder.stream
-            out = runner({"tokens": a["tokens"][row], "mask": a["mask"][row]})[stream]
-            errors.append(relative_error(out, a[f"student.{stream}"][row]))
-        elif role == "decoder":
-            errors.append(relative_error(runner({"latent": a["latent"][row]})["picture"], a["picture"][row]))
-        elif role == "student":
-            for step in range(len(schedule.sigmas) - 1):
-                x = {
-                    "latent": a["student.latents"][i, step][None],
-                    "time_features": schedule.features(step),
-                    **vectors.text(i, config),
-                }
-                errors.append(relative_error(runner(x)["velocity"], a["student.velocities"][i, step][None]))
+    errors = [
+        relative_error(runner(inputs)[spec.output], expected)
+        for i in range(len(vectors.prompts))
+        for inputs, expected in vectors.cases(spec, config, i)
+    ]
     # max() skips NaN depending on its place; numpy's does not.
     return float(np.max(errors)) if errors else math.nan
 
@@ -212,19 +205,17 @@ def _draw(
     """Every prompt drawn by the saved files alone; the least PSNR against the reference (of latents without a decoder)."""
     a = vectors.arrays
     shape = a["noise"].shape[1:]
-    pipeline = Pipeline(runners, schedule, (shape[0], shape[1], shape[2]))
+    pipeline = Pipeline(components_of(config), runners, schedule, (shape[0], shape[1], shape[2]))
     pictures, values = [], []
     for i in range(len(vectors.prompts)):
         row = slice(i, i + 1)
-        text = vectors.text(i, config)
-        if "text_encoder" in runners:
-            text.update(pipeline.encode(a["tokens"][row], a["mask"][row]))
-        latent = pipeline.denoise(a["noise"][row], text)
-        if "decoder" not in runners:
-            values.append(psnr(latent / 4, a["latent"][row] / 4))  # latents are standard normal: 4 covers them
+        tokens = recorded_tokens(pipeline.components, a, row, runners)
+        latent = pipeline.denoise(a["noise"][row], vectors.text(i, config) | pipeline.encode(tokens))
+        if not pipeline.decodes:
+            values.append(psnr(latent / 4, a[LATENT][row] / 4))  # latents are standard normal: 4 covers them
             continue
         picture = pipeline.decode(latent)
-        values.append(psnr(picture, a["picture"][row]))
+        values.append(psnr(picture, a[PICTURE][row]))
         pictures.append(to_bytes(np.nan_to_num(picture)))
     return pictures, float(np.min(values))
 
@@ -243,12 +234,14 @@ def _headroom_gate(key: str, role: Role, runner: Runner) -> Gate | None:
     return at_most(key, role, "largest_value", headroom.largest, headroom.limit, "; ".join(headroom.tightest))
 
 
-def placement_gates(key: str, descriptions: Mapping[Role, Description], reason: str | None = None) -> list[Gate]:
+def placement_gates(
+    key: str, descriptions: Mapping[Role, Description], reason: str | None = None, beside: Collection[Role] = ()
+) -> list[Gate]:
     """What the target's record says of where operators run, held against the files.
 
     Every node on one unit, as its compiler placed them and its runtime took them: not run where there is a `reason` that it
     could not be opened. Or one delegate, and nothing over tokens or pixels outside it: operators that it left to slow portable
-    kernels; those at the ports stand around a single delegate only.
+    kernels; those at the ports stand around a single delegate only. Components in `beside` may have operators outside.
     """
     rule, gates = spec_of(key).placement, []
     for role, description in descriptions.items():
@@ -258,7 +251,7 @@ def placement_gates(key: str, descriptions: Mapping[Role, Description], reason: 
                 continue
             elsewhere = {unit: count for unit, count in description.placement.items() if unit != rule.unit}
             gates.append(at_most(key, role, rule.gate, float(sum(elsewhere.values())), 0.0, ", ".join(elsewhere)))
-        elif isinstance(rule, OneDelegate) and role != "text_encoder":
+        elif isinstance(rule, OneDelegate) and role not in beside:
             left = {name: count for name, count in description.portable_ops.items() if name != rule.at_ports}
             gates.append(
                 at_most(key, role, "operators_outside_delegate", float(sum(left.values())), 0.0, ", ".join(sorted(left)))

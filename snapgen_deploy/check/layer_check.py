@@ -17,6 +17,7 @@ from snapgen_deploy.errors import BadInput, SnapgenError
 from snapgen_deploy.export.base import Arrays
 from snapgen_deploy.export.registry import spec_of, target_of
 from snapgen_deploy.export.shared.quiet import first_line
+from snapgen_deploy.families import components_of
 from snapgen_deploy.system.files import read_arrays
 
 # Operators that hold their own quantisation: single precision with the same weights is not in such a file.
@@ -45,10 +46,10 @@ def of_bundle(path: Path, wanted: str | None) -> Iterator[Work]:
     from snapgen_deploy.bundle.vectors import port_values
 
     bundle = open_bundle(path)
-    values = port_values(bundle)
+    values, components = port_values(bundle), components_of(bundle.config)
     for key in (full_key(bundle, wanted),) if wanted is not None else bundle.targets:
         for role, artifact in bundle.artifacts(key).items():
-            limit = error_limit(bundle.precision(key), role, bundle.limits(key))
+            limit = error_limit(bundle.precision(key), components[role], bundle.limits(key))
             yield Work(f"{role} ({key})", artifact.path, key, values[role], artifact.entry, limit)
 
 

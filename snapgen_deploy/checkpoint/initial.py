@@ -20,7 +20,9 @@ from snapgen_deploy.checkpoint.header import DTYPE_BYTES, TensorInfo
 from snapgen_deploy.checkpoint.opener import open_checkpoint
 from snapgen_deploy.checkpoint.validation import expected_shapes
 from snapgen_deploy.checkpoint.writer import stream_sharded
-from snapgen_deploy.models.config import SHAPES_PROMPTS, ModelConfig
+from snapgen_deploy.families.names import TEXT_ENCODER
+from snapgen_deploy.models.config import ModelConfig
+from snapgen_deploy.models.presets import SHAPES_PROMPTS
 
 DTYPES = {"fp32": ("F32", torch.float32), "fp16": ("F16", torch.float16), "bf16": ("BF16", torch.bfloat16)}
 
@@ -49,20 +51,21 @@ def initial_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 def _deviation(name: str, shape: tuple[int, ...]) -> float:
     if name.endswith("table"):
         return float(shape[-1] ** -0.5)
-    if name.endswith("time.six.weight") or name.startswith(("text_encoder.tokens", "text_encoder.positions")):
+    component, _, own = name.partition(".")
+    if name.endswith("time.six.weight") or (component.startswith(TEXT_ENCODER) and own.startswith(("tokens", "positions"))):
         return 0.02
     transposed = name.endswith(("upsample.weight", "unpatch.weight"))  # (in, out, k, k), the kernel does not overlap
     return float((shape[0] if transposed else math.prod(shape[1:])) ** -0.5)
 
 
 def untrained(config: ModelConfig) -> tuple[ModelConfig, str | None]:
-    """The configuration marked as untrained, and a tokenizer for its text encoder (None where it has none).
+    """The configuration marked as untrained, and a tokenizer for its text encoders (None where it has none).
 
     The tokenizer is the embedded checkpoint's, whose few words fit any vocabulary, and its prompts are used where the
     configuration has none of its own.
     """
     config = replace(config, trained=False)
-    if config.text_encoder is None:
+    if not config.text_encoders:
         return config, None
     return replace(config, prompts=config.prompts or SHAPES_PROMPTS), open_checkpoint(None).tokenizer
 

@@ -2,72 +2,76 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
 from torch import Tensor, nn
 
 from snapgen_deploy.checkpoint.opener import Checkpoint
 from snapgen_deploy.checkpoint.validation import FLOATS, non_finite, raise_problems
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families import ComponentSpec, components_of
+from snapgen_deploy.families.names import DECODER, TEXT_ENCODER, title_of
 from snapgen_deploy.models.decoder import TinyDecoder
-from snapgen_deploy.models.dit import DiT, elastic_name, is_per_width
+from snapgen_deploy.models.student import Student
 from snapgen_deploy.models.text_encoder import TextEncoder
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 def widths_of(checkpoint: Checkpoint) -> tuple[str, ...]:
     """The widths that are configured and have tensors of their own in the file, narrowest first."""
-    ratios = checkpoint.config.student.widths
-    suffixes = {name.rpartition("@")[2] for name in checkpoint.tensors if name.startswith("student.") and "@" in name}
-    return tuple(w for w in sorted(ratios, key=ratios.__getitem__) if w in suffixes)
+    ratios, spec = checkpoint.config.student.widths, components_of(checkpoint.config).denoiser
+    return tuple(w for w in sorted(ratios, key=ratios.__getitem__) if spec.holds(checkpoint.tensors, w))
 
 
-def load_student(checkpoint: Checkpoint, width: str) -> DiT:
-    """The student at `width`: fp32, eval, without gradients.
+def load_component(checkpoint: Checkpoint, name: str, width: str = "") -> nn.Module:
+    """A component's reference network: fp32, eval, without gradients; at `width` where it depends on one.
 
-    Of a shared tensor the leading part is read, of the tensors that exist once per width only this width's. Peak memory is
-    the sub-network in fp32 and one tensor. Raises BadInput for a width that is not there, and one for all bad tensors.
+    Of a tensor that widths share the leading part is read, of those that exist once per width only this width's. Peak memory
+    is the network in fp32 and one tensor.
+
+    Raises:
+        BadInput: there is no such component or width, or tensors are bad: one message for all of them.
     """
-    there = widths_of(checkpoint)
-    if width not in there:
+    spec = next((s for s in components_of(checkpoint.config) if s.name == name), None)
+    if spec is None:
+        raise BadInput(f"checkpoint {checkpoint.path}: has no {title_of(name)}")
+    if spec.elastic and width not in (there := widths_of(checkpoint)):
         raise BadInput(f"checkpoint {checkpoint.path}: has no width {width!r}; it holds {', '.join(there) or 'none'}")
-    with torch.device("meta"):
-        student = DiT(checkpoint.config.student, width)
-    return _fill(checkpoint, student, {n: f"student.{elastic_name(n, width)}" for n in student.state_dict()})
+    with torch.random.fork_rng(devices=[]) if spec.has_constants else torch.device("meta"):
+        network = spec.build(width)
+    return _fill(checkpoint, spec, network, width)
+
+
+def load_student(checkpoint: Checkpoint, width: str) -> Student:
+    """As `load_component`, the component that denoises."""
+    student = load_component(checkpoint, components_of(checkpoint.config).denoiser.name, width)
+    assert isinstance(student, Student)
+    return student
 
 
 def load_decoder(checkpoint: Checkpoint) -> TinyDecoder:
-    """The decoder: fp32, eval, without gradients. Raises BadInput where the checkpoint has none or its tensors are bad."""
-    config = checkpoint.config.decoder
-    if config is None:
-        raise BadInput(f"checkpoint {checkpoint.path}: has no decoder")
-    with torch.random.fork_rng(devices=[]):  # built with storage, since its latent statistics are no part of its state
-        decoder = TinyDecoder(config)
-    return _fill(checkpoint, decoder, {n: f"decoder.{n}" for n in decoder.state_dict()})
+    """As `load_component`, the decoder."""
+    network = load_component(checkpoint, DECODER)
+    assert isinstance(network, TinyDecoder)
+    return network
 
 
 def load_text_encoder(checkpoint: Checkpoint) -> TextEncoder:
-    """The text encoder: fp32, eval, without gradients. Raises BadInput where there is none or its tensors are bad."""
-    config = checkpoint.config.text_encoder
-    if config is None:
-        raise BadInput(f"checkpoint {checkpoint.path}: has no text encoder")
-    with torch.device("meta"):
-        encoder = TextEncoder(config)
-    return _fill(checkpoint, encoder, {n: f"text_encoder.{n}" for n in encoder.state_dict()})
+    """As `load_component`, the first text encoder."""
+    network = load_component(checkpoint, TEXT_ENCODER)
+    assert isinstance(network, TextEncoder)
+    return network
 
 
-def _fill(checkpoint: Checkpoint, network: Network, names: dict[str, str]) -> Network:
-    """Give `network` the tensors that `names` maps its own names to."""
+def _fill(checkpoint: Checkpoint, spec: ComponentSpec, network: nn.Module, width: str) -> nn.Module:
+    """Give `network` its tensors."""
     state: dict[str, Tensor] = {}
     problems: list[str] = []
     for ours, like in network.state_dict().items():
-        name, wanted = names[ours], tuple(like.shape)
+        stored, wanted = spec.stored(ours, width), tuple(like.shape)
+        name = f"{spec.name}.{stored.name}"
         info = checkpoint.tensors.get(name)
         if info is None:
             problems.append(f"missing {name!r}, expected shape {list(wanted)}")
-        elif not _holds(info.shape, wanted, exact=not name.startswith("student.") or is_per_width(ours)):
+        elif not _holds(info.shape, wanted, exact=stored.whole):
             problems.append(f"{name!r} got shape {list(info.shape)}, expected {list(wanted)}")
         elif info.dtype not in FLOATS:
             problems.append(f"{name!r} got dtype {info.dtype}, expected one of {', '.join(FLOATS)}")

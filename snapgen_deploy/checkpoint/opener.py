@@ -18,6 +18,8 @@ from snapgen_deploy.checkpoint.keymap import load_key_map
 from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.checkpoint.sources import KEYS, SafetensorsSource, Source, TorchSource
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families import ComponentSpec, components_of, student_types
+from snapgen_deploy.families.names import TEXT_ENCODER, TOKENIZER
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.models.serialise import config_from_dict, config_from_json
 from snapgen_deploy.system.documents import parse_json
@@ -32,7 +34,7 @@ class Checkpoint:
 
     path: Path
     config: ModelConfig
-    tokenizer: str | None  # the text of tokenizer.json
+    tokenizers: Mapping[str, str]  # the text of a tokenizer.json for each text encoder that there is one for
     license: str | None
     tensors: Mapping[str, TensorInfo]
     files: tuple[Path, ...]  # all that decides what is in it: tensors, then config.json and the key map where used
@@ -56,8 +58,14 @@ class Checkpoint:
 
     @property
     def reads_prompts(self) -> bool:
-        """Whether it has a text encoder, and a tokenizer to feed it."""
-        return self.config.text_encoder is not None and self.tokenizer is not None
+        """Whether it has a text encoder, and each that it has a tokenizer to feed it."""
+        encoders = components_of(self.config).encoders
+        return bool(encoders) and all(spec.name in self.tokenizers for spec in encoders)
+
+    @property
+    def tokenizer(self) -> str | None:
+        """Of the first text encoder."""
+        return self.tokenizers.get(TEXT_ENCODER)
 
     def sha256(self) -> str:
         """Hash of the file; where there are several, of their `sha256  name` lines in order."""
@@ -105,13 +113,13 @@ def open_checkpoint(path: Path | None, key_map: Path | None = None) -> Checkpoin
     extra = [f for f in (index, config_file, key_map) if f is not None]
     document = about["snapgen_config"]
     where = f"{config_file or path}: snapgen_config"
-    config = config_from_json(document, where) if isinstance(document, str) else config_from_dict(document, where)
-    tokenizer = _text(about.get("tokenizer"))
-    _check_tokenizer(tokenizer, config, config_file or path)
+    read = config_from_json if isinstance(document, str) else config_from_dict
+    config = read(document, student_types(), where)
+    tokenizers = _tokenizers(about, config, config_file or path)
     return Checkpoint(
         path=path,
         config=config,
-        tokenizer=tokenizer,
+        tokenizers=tokenizers,
         license=_text(about.get("license")),
         tensors={ours: source.tensors[theirs] for ours, theirs in sorted(foreign.items())},
         files=(*source.files, *extra),
@@ -120,20 +128,31 @@ def open_checkpoint(path: Path | None, key_map: Path | None = None) -> Checkpoin
     )
 
 
-def _check_tokenizer(text: str | None, config: ModelConfig, where: Path) -> None:
-    """BadInput where it is no tokenizer, or gives numbers that the text encoder has no embedding for."""
-    if text is None or config.text_encoder is None:
-        return
+def _tokenizers(about: Mapping[str, Any], config: ModelConfig, where: Path) -> dict[str, str]:
+    """By text encoder; also one without an encoder, which a checkpoint may carry.
+
+    BadInput where one is no tokenizer, or gives numbers that its text encoder has no embedding for.
+    """
+    first = _text(about.get(TOKENIZER))
+    found = {} if first is None else {TEXT_ENCODER: first}
+    for spec in components_of(config).encoders:
+        if (text := _text(about.get(spec.reads.key))) is not None:
+            _check_tokenizer(text, spec, where)
+            found[spec.name] = text
+    return found
+
+
+def _check_tokenizer(text: str, spec: ComponentSpec, where: Path) -> None:
     from snapgen_deploy.models.tokenizer import WordTokenizer
 
     try:
         size = WordTokenizer(text).size
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
-    if size > config.text_encoder.vocab:
+    if size > spec.reads.vocab:
         raise BadInput(
-            f"{where}: the tokenizer numbers its words up to {size - 1}, the text encoder has {config.text_encoder.vocab} "
-            "embeddings (text_encoder.vocab); store the tokenizer that it was trained with"
+            f"{where}: the tokenizer numbers its words up to {size - 1}, the {spec.title} has {spec.reads.vocab} "
+            f"embeddings ({spec.name}.vocab); store the tokenizer that it was trained with"
         )
 
 
@@ -219,7 +238,7 @@ def _about(path: Path, source: Source) -> tuple[Mapping[str, Any], Path | None]:
             return held, None
     elif strange or "snapgen_config" not in data:
         got = ", ".join(data) or "nothing"
-        raise BadInput(f"{beside}: got the keys {got[:200]}, expected snapgen_config and perhaps {' and '.join(KEYS[1:])}")
+        raise BadInput(f"{beside}: got the keys {got[:200]}, expected snapgen_config and perhaps {' and '.join(KEYS[1:3])}")
     for key in KEYS:
         if _differs(key, held, data):
             raise BadInput(f"{beside}: its {key} is not that of the tensors' header; keep one of them")

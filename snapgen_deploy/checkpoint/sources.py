@@ -15,8 +15,11 @@ from torch import Tensor
 from snapgen_deploy.checkpoint.header import TensorInfo, read_header
 from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families.names import TOKENIZER, numbered
+from snapgen_deploy.models.config import MOST_OTHERS
 
-KEYS = ("snapgen_config", "tokenizer", "license")  # what a checkpoint says of itself, in a header's metadata or config.json
+# What a checkpoint says of itself, in a header's metadata or config.json; further text encoders have tokenizers of their own.
+KEYS = ("snapgen_config", TOKENIZER, "license", *(numbered(TOKENIZER, 1 + i) for i in range(MOST_OTHERS)))
 
 
 class Source(Protocol):

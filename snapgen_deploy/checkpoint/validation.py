@@ -10,22 +10,18 @@ from torch import Tensor
 from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.checkpoint.opener import Checkpoint
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families import components_of
+from snapgen_deploy.families.names import DECODER, TEXT_ENCODER
 from snapgen_deploy.models.config import ModelConfig
-from snapgen_deploy.models.decoder import TinyDecoder
-from snapgen_deploy.models.dit import ElasticDiT
-from snapgen_deploy.models.text_encoder import TextEncoder
 
 FLOATS = ("F32", "F16", "BF16")
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of a checkpoint with this configuration; built without storage."""
-    with torch.device("meta"):
-        found = {f"student.{n}": tuple(t.shape) for n, t in ElasticDiT(config.student).elastic_state().items()}
-        if config.decoder is not None:
-            found |= {f"decoder.{n}": tuple(t.shape) for n, t in TinyDecoder(config.decoder).state_dict().items()}
-        if config.text_encoder is not None:
-            found |= {f"text_encoder.{n}": tuple(t.shape) for n, t in TextEncoder(config.text_encoder).state_dict().items()}
+    found: dict[str, tuple[int, ...]] = {}
+    for spec in components_of(config).largest_first:
+        found |= {f"{spec.name}.{name}": shape for name, shape in spec.stored_shapes().items()}
     return found
 
 
@@ -76,5 +72,5 @@ def raise_problems(checkpoint: Checkpoint, problems: list[str]) -> None:
 
 def _component_hint(config: ModelConfig, name: str) -> str:
     component = name.split(".", 1)[0]
-    absent = component in ("decoder", "text_encoder") and getattr(config, component) is None
+    absent = component in (DECODER, TEXT_ENCODER) and component not in components_of(config).names
     return f" (the configuration says that there is no {component})" if absent else ""

@@ -12,30 +12,41 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snapgen_deploy.checkpoint.header import DTYPE_BYTES, TensorInfo
 from snapgen_deploy.checkpoint.opener import INDEX
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families.names import DECODER, STUDENT, TEXT_ENCODER, numbered
 from snapgen_deploy.models.config import ModelConfig
-from snapgen_deploy.models.decoder import TinyDecoder
-from snapgen_deploy.models.dit import ElasticDiT
 from snapgen_deploy.models.serialise import config_to_json
-from snapgen_deploy.models.text_encoder import TextEncoder
 
 _CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64"}
 
 
+class Elastic(Protocol):
+    """A student that holds all of its widths."""
+
+    def elastic_state(self) -> dict[str, Tensor]:
+        """Its tensors under their names in a checkpoint, without the component's own."""
+
+
 def checkpoint_state(
-    student: ElasticDiT, decoder: TinyDecoder | None = None, text_encoder: TextEncoder | None = None
+    student: Elastic,
+    decoder: nn.Module | None = None,
+    text_encoder: nn.Module | None = None,
+    other_text_encoders: Sequence[nn.Module] = (),
 ) -> dict[str, Tensor]:
     """The tensors of the components under their names in a checkpoint."""
-    state = {f"student.{name}": tensor for name, tensor in student.elastic_state().items()}
-    for prefix, module in (("decoder", decoder), ("text_encoder", text_encoder)):
+    state = {f"{STUDENT}.{name}": tensor for name, tensor in student.elastic_state().items()}
+    parts = {DECODER: decoder, TEXT_ENCODER: text_encoder}
+    parts |= {numbered(TEXT_ENCODER, 1 + i): module for i, module in enumerate(other_text_encoders)}
+    for prefix, module in parts.items():
         if module is not None:
             state |= {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
     return state

@@ -130,6 +130,9 @@ def _check_device(device: str, link: str) -> None:
 
 def print_measurement(result: Measurement, run: RunProfile) -> None:
     """A table of the figures, and what is to be known about them."""
+    from snapgen_deploy.families.names import timing_title
+    from snapgen_deploy.latency.results import QUERY
+
     key = result.key
     title = f"{result.bundle} · {key.backend} {key.precision} · {key.soc} · threads {key.threads} · ms"
     table = new_table(title=title)
@@ -139,7 +142,7 @@ def print_measurement(result: Measurement, run: RunProfile) -> None:
         s = result.summary(name)
         if s["n"] == 0:
             continue
-        label = "picture" if name == "e2e" else "student, one step" if name == "student" else name.replace("_", " ")
+        label = "picture" if name == QUERY else timing_title(name)
         spread = f"{s['minimum']:.2f} … {s['maximum']:.2f}"
         bounds = (_bound(s, "p90"), _bound(s, "p99"))
         table.add_row(label, str(s["n"]), f"{s['p50']:.2f}", *bounds, f"{s['mean']:.2f}", spread, str(s["outliers"]))

@@ -188,12 +188,15 @@ def _sweep_as_dict(found: Sweep) -> dict[str, Any]:
 
 def _print(estimates: Sequence[Estimate], varied: str = "") -> None:
     """A row an estimate, in ms; `varied` (size or steps) has a column of its own, what is the same in all rows has none."""
+    from snapgen_deploy.families.names import DECODER, STEP, TEXT_ENCODER
+
     table = new_table()
     for column in ("width", *([varied] if varied else []), "ms", "from", "to", "text", "a step", "decoder", "beside", "basis"):
         table.add_column(column, justify="left" if column in ("width", "basis") else "right", no_wrap=True)
     for e in estimates:
         place = {"size": f"{e.resolution[0]}x{e.resolution[1]}", "steps": str(e.steps)}
-        figures = (e.ms, e.low, e.high, *(e.parts[n] for n in ("text_encoder", "student_step", "decoder", "beside")))
+        text = sum(ms for name, ms in e.parts.items() if name.startswith(TEXT_ENCODER))  # of all text encoders
+        figures = (e.ms, e.low, e.high, text, *(e.parts[name] for name in (STEP, DECODER, "beside")))
         table.add_row(e.width, *([place[varied]] if varied else []), *(_ms(f) for f in figures), e.basis)
     out().print(table)
 

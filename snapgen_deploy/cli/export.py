@@ -266,7 +266,7 @@ def _show_plan(checkpoint: Checkpoint, plan: ExportPlan, pictures: Pictures, exe
         return
     here = memory.line(memory.largest(predictions), available)  # beside the reasons, but of this computer: not in the bundle
     render_plan(replace(plan, reasons=(*plan.reasons, here)), out())
-    if checkpoint.config.text_encoder is not None and checkpoint.tokenizer is None:
+    if checkpoint.config.text_encoders and not checkpoint.reads_prompts:
         say(NO_TOKENIZER, "yellow")
     if pictures.given > (many := len(pictures.samples)):
         more = f", the fidelity gate {len(pictures.fidelity.samples)} pictures" if pictures.judged else ""

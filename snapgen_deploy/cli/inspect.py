@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from snapgen_deploy.checkpoint import Checkpoint, TensorInfo
 
 
+TITLES = {"kv_heads": "KV heads"}
+
+
 def inspect(
     checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint; the embedded one when left out.")] = None,
     key_map: Annotated[Path | None, typer.Option(help="Renames the keys of a foreign checkpoint.")] = None,
@@ -41,27 +44,22 @@ def inspect(
 
 def summary(checkpoint: Checkpoint) -> dict[str, Any]:
     """What `inspect` shows, as plain data."""
-    import torch
-
-    from snapgen_deploy.models import DiT
+    from snapgen_deploy.families import components_of, family_of
+    from snapgen_deploy.families.names import DECODER, TEXT_ENCODER
     from snapgen_deploy.models.serialise import config_to_dict
 
-    config = checkpoint.config
+    config, specs = checkpoint.config, components_of(checkpoint.config)
     components = {}
-    for prefix in ("student", "decoder", "text_encoder"):
+    for prefix in dict.fromkeys([*(spec.name for spec in specs.largest_first), DECODER, TEXT_ENCODER]):
         infos = {n: i for n, i in checkpoint.tensors.items() if n.startswith(f"{prefix}.")}
         if infos:
             components[prefix] = _component(infos)
     widths = {}
-    for width in config.student.widths:
-        with torch.device("meta"):
-            count = sum(p.numel() for p in DiT(config.student, width).parameters())
-        student = config.student
+    for width, ratio in config.student.widths.items():
+        count = specs.denoiser.parameters(width)
         widths[width] = {
-            "ratio": student.widths[width],
-            "hidden": student.hidden_at(width),
-            "heads": student.heads_at(width),
-            "kv_heads": student.kv_heads_at(width),
+            "ratio": ratio,
+            **family_of(config).facts(config, width),
             "parameters": count,
             "bytes_fp16": 2 * count,
             "bytes_fp32": 4 * count,
@@ -72,7 +70,7 @@ def summary(checkpoint: Checkpoint) -> dict[str, Any]:
         "name": config.name,
         "trained": config.trained,
         "license": checkpoint.license,
-        "tokenizer": checkpoint.tokenizer is not None,
+        "tokenizer": bool(checkpoint.tokenizers) and all(s.name in checkpoint.tokenizers for s in specs.encoders),
         "components": components,
         "widths": widths,
         "config": config_to_dict(config),
@@ -96,7 +94,8 @@ def _print(data: dict[str, Any]) -> None:
         f"licence {escape(data['license'] or 'not stated')}",
         soft_wrap=True,
     )
-    if data["config"]["text_encoder"] is not None and not data["tokenizer"]:
+    encoders = _encoders(data["config"])
+    if encoders and not data["tokenizer"]:
         console.print(NO_TOKENIZER, style="yellow")
     if not data["trained"]:
         console.print(UNTRAINED, style="yellow")
@@ -108,22 +107,31 @@ def _print(data: dict[str, Any]) -> None:
         table.add_row(name, str(c["tensors"]), f"{c['parameters']:,}", megabytes(c["bytes"]), ", ".join(c["dtypes"]))
     console.print(table)
     table = new_table(title="widths of the student")
-    for column in ("width", "ratio", "hidden", "heads", "KV heads", "parameters", "fp16", "fp32"):
+    common = ("ratio", "parameters", "bytes_fp16", "bytes_fp32")
+    facts = [name for name in next(iter(data["widths"].values())) if name not in common]  # of the student's family
+    for column in ("width", "ratio", *(TITLES.get(name, name) for name in facts), "parameters", "fp16", "fp32"):
         table.add_column(column, justify="left" if column == "width" else "right")
     for name, w in data["widths"].items():
         sizes = (megabytes(w["bytes_fp16"]), megabytes(w["bytes_fp32"]))
-        table.add_row(
-            name, f"{w['ratio']:g}", str(w["hidden"]), str(w["heads"]), str(w["kv_heads"]), f"{w['parameters']:,}", *sizes
-        )
+        table.add_row(name, f"{w['ratio']:g}", *(str(w[fact]) for fact in facts), f"{w['parameters']:,}", *sizes)
     console.print(table)
     table = new_table(title="configuration", show_header=False)
     table.add_column(style="bold")
     table.add_column()
     table.add_column(overflow="fold")
-    for section in ("student", "decoder", "text_encoder"):
-        for i, (name, value) in enumerate((data["config"][section] or {}).items()):
+    sections = {name: value for name, value in data["config"].items() if isinstance(value, Mapping)} | encoders
+    for section, values in sections.items():
+        for i, (name, value) in enumerate(values.items()):
             table.add_row(section.replace("_", " ") if i == 0 else "", name.replace("_", " "), _shown(value))
     console.print(table)
+
+
+def _encoders(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The configurations of all text encoders, by component."""
+    from snapgen_deploy.families.names import TEXT_ENCODER, numbered
+
+    listed = [config[TEXT_ENCODER], *config.get("other_text_encoders", ())]
+    return {numbered(TEXT_ENCODER, i): encoder for i, encoder in enumerate(listed) if encoder is not None}
 
 
 def _shown(value: Any) -> str:

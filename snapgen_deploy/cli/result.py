@@ -44,7 +44,7 @@ def _component(gate: dict[str, Any]) -> str:
 
 def _print_components(targets: Mapping[str, Any]) -> None:
     """What every file of every target holds, and where its operators run."""
-    from snapgen_deploy.export.base import ROLES
+    from snapgen_deploy.families.names import in_order
 
     table = new_table("components")
     numbers = ("size", "bits", "left", "operators")
@@ -52,7 +52,7 @@ def _print_components(targets: Mapping[str, Any]) -> None:
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     placed = []
     for key, target in targets.items():
-        components = {role: target["components"][role] for role in ROLES if role in target["components"]}
+        components = {role: target["components"][role] for role in in_order(target["components"])}
         for i, (role, c) in enumerate(components.items()):
             name = role.replace("_", " ")
             bits = "—" if c["average_bits"] is None else f"{c['average_bits']:.2f}"

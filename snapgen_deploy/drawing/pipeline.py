@@ -1,4 +1,4 @@
-"""Draws pictures with any three components that follow the bundle's ports: the reference, or files on disk."""
+"""Draws pictures with any components that follow the bundle's ports: the reference, or files on disk."""
 
 from __future__ import annotations
 
@@ -10,23 +10,11 @@ import torch
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role, Runner
-from snapgen_deploy.models import euler, initial_noise, time_features
+from snapgen_deploy.families import Components
+from snapgen_deploy.families.component import LATENT, MASK, PICTURE, TIME, TOKENS, VELOCITY
+from snapgen_deploy.models import Schedule, euler, initial_noise
 from snapgen_deploy.models.tokenizer import WordTokenizer
 from snapgen_deploy.system.progress import Done
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Noise levels of the sampler, ending in 0, and the number of time features that the student takes."""
-
-    sigmas: tuple[float, ...]
-    shift: float
-    time_features: int
-    sampler: str = "euler"
-
-    def features(self, step: int) -> np.ndarray:
-        """The student's `time_features` input (1, F) at a step."""
-        return time_features(torch.tensor([self.sigmas[step]]), self.time_features).numpy()
 
 
 @dataclass
@@ -39,25 +27,30 @@ class Trace:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Text encoder, student and decoder as functions of named arrays; encoder and decoder may be absent."""
+    """Text encoders, student and decoder as functions of named arrays; encoders and decoder may be absent."""
 
+    components: Components
     runners: Mapping[Role, Runner]
     schedule: Schedule
     latent: tuple[int, int, int]  # channels, height, width
 
-    def encode(self, tokens: np.ndarray, mask: np.ndarray) -> Arrays:
-        """Prompt tokens (1, L) int32 and mask (1, L) float32 -> the student's text inputs."""
-        if "text_encoder" not in self.runners:
-            raise BadInput("this bundle has no text encoder: a prompt cannot be drawn from it")
-        out = self.runners["text_encoder"]({"tokens": tokens, "mask": mask})
-        return {name: value for stream, text in out.items() for name, value in ((stream, text), (f"{stream}_mask", mask))}
+    def encode(self, inputs: Mapping[Role, Arrays]) -> Arrays:
+        """Per text encoder its tokens (1, L) int32 and mask (1, L) float32 -> the student's text inputs."""
+        text: Arrays = {}
+        for role, given in inputs.items():
+            if role not in self.runners:
+                raise BadInput("this bundle has no text encoder: a prompt cannot be drawn from it")
+            for stream, embeddings in self.runners[role](given).items():
+                text |= {stream: embeddings, f"{stream}_mask": given[MASK]}
+        return text
 
     def denoise(self, noise: np.ndarray, text: Arrays, trace: Trace | None = None) -> np.ndarray:
         """Noise (1, C, h, w) -> clean latent (1, C, h, w); one call of the student per step."""
+        student = self.runners[self.components.denoiser.name]
 
         def velocity(latent: torch.Tensor, sigma: float) -> torch.Tensor:
             features = self.schedule.features(self.schedule.sigmas.index(sigma))
-            out = self.runners["student"]({"latent": latent.numpy(), "time_features": features, **text})["velocity"]
+            out = student({LATENT: latent.numpy(), TIME: features, **text})[VELOCITY]
             if trace is not None:
                 trace.latents.append(latent.numpy())
                 trace.velocities.append(out)
@@ -65,19 +58,30 @@ class Pipeline:
 
         return euler(velocity, torch.from_numpy(noise), self.schedule.sigmas).numpy()
 
+    @property
+    def decodes(self) -> bool:
+        """Whether there is a decoder to make pictures of latents."""
+        return self.components.decoder is not None and self.components.decoder.name in self.runners
+
     def decode(self, latent: np.ndarray) -> np.ndarray:
         """Latent (1, C, h, w) -> picture (1, 3, H, W) in -1 ... 1."""
-        return self.runners["decoder"]({"latent": latent})["picture"]
+        assert self.components.decoder is not None
+        return self.runners[self.components.decoder.name]({LATENT: latent})[PICTURE]
 
     def draw(self, text: Arrays, seed: int) -> np.ndarray:
         """A picture (H, W, 3) of unsigned bytes; `text` has all of the student's text inputs."""
         return to_bytes(self.decode(self.denoise(noise_for(seed, self.latent), text)))
 
 
-def tokenize(tokenizer_json: str, prompt: str, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """A prompt as the text encoder's inputs: tokens (1, L) int32, mask (1, L) float32."""
+def tokenize(tokenizer_json: str, prompt: str, length: int) -> Arrays:
+    """A prompt as a text encoder's inputs: tokens (1, L) int32, mask (1, L) float32."""
     tokens, mask = WordTokenizer(tokenizer_json).encode(prompt, length)
-    return np.array([tokens], dtype=np.int32), np.array([mask], dtype=np.float32)
+    return {TOKENS: np.array([tokens], dtype=np.int32), MASK: np.array([mask], dtype=np.float32)}
+
+
+def tokenize_all(components: Components, tokenizers: Mapping[Role, str], prompt: str) -> dict[Role, Arrays]:
+    """A prompt as the inputs of every text encoder, each by its own tokenizer."""
+    return {spec.name: tokenize(tokenizers[spec.name], prompt, spec.reads.length) for spec in components.encoders}
 
 
 def counted(runner: Runner, total: int, tell: Done) -> Runner:

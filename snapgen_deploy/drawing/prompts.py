@@ -10,6 +10,7 @@ from pathlib import Path
 
 from snapgen_deploy.checkpoint import Checkpoint, embedded_path
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families import components_of
 from snapgen_deploy.models.tokenizer import WordTokenizer
 
 SEEDS = 2**63  # torch's generators take no larger one
@@ -40,15 +41,14 @@ def read_samples(path: Path, first_seed: int, what: str = "prompts") -> tuple[Sa
 
 def check_prompts(checkpoint: Checkpoint, prompts: Iterable[str]) -> None:
     """BadInput for the first prompt that the checkpoint's tokenizer cannot read; all pass where nothing reads prompts."""
-    encoder = checkpoint.config.text_encoder
-    if encoder is None or checkpoint.tokenizer is None:
-        return
-    tokenizer = WordTokenizer(checkpoint.tokenizer)
+    encoders = [spec for spec in components_of(checkpoint.config).encoders if spec.name in checkpoint.tokenizers]
+    readers = [(WordTokenizer(checkpoint.tokenizers[s.name]), s.reads.length) for s in encoders]
     for prompt in dict.fromkeys(prompts):
-        try:
-            tokenizer.encode(prompt, encoder.length)
-        except BadInput as error:
-            raise BadInput(f"{prompt[:80]!r}: {error}") from None
+        for tokenizer, length in readers:
+            try:
+                tokenizer.encode(prompt, length)
+            except BadInput as error:
+                raise BadInput(f"{prompt[:80]!r}: {error}") from None
 
 
 def is_embedded(checkpoint: Checkpoint) -> bool:

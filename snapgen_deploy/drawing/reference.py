@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from snapgen_deploy.checkpoint import Checkpoint
-from snapgen_deploy.checkpoint.networks import load_decoder, load_student, load_text_encoder
-from snapgen_deploy.drawing.pipeline import Pipeline, Schedule, Trace, counted, noise_for, tokenize
+from snapgen_deploy.checkpoint.networks import load_component
+from snapgen_deploy.drawing.pipeline import Pipeline, Trace, counted, noise_for, tokenize
+from snapgen_deploy.drawing.ports import recorded_tokens, token_arrays
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export.base import ROLES, Arrays, Role, Runner
-from snapgen_deploy.models import DiT, ModelConfig, TextEncoderConfig, sigmas
+from snapgen_deploy.export.base import Arrays, Role, Runner
+from snapgen_deploy.families import ComponentSpec, components_of, family_of
+from snapgen_deploy.families.component import LATENT, MASK, PARTS, PICTURE, TIME, TOKENS, Part
+from snapgen_deploy.families.names import STUDENT
+from snapgen_deploy.models import ModelConfig, Schedule, Student
 from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.system.progress import Done, untold
+
+# Arrays of test vectors, beside those of ports; a student's text inputs lie beside them as `student.<port>`.
+LATENTS, VELOCITIES, TUNED = f"{STUDENT}.latents", f"{STUDENT}.velocities", "tuned.velocities"
 
 
 @dataclass(frozen=True)
@@ -29,47 +37,61 @@ class ReferenceVectors:
     def text(self, index: int, config: ModelConfig) -> Arrays:
         """The student's text inputs of one prompt."""
         names = [n for s in config.student.text_streams for n in (s.name, f"{s.name}_mask")]
-        return {n: self.arrays[f"student.{n}"][index : index + 1] for n in names}
+        return {n: self.arrays[f"{STUDENT}.{n}"][index : index + 1] for n in names}
+
+    def cases(self, spec: ComponentSpec, config: ModelConfig, index: int) -> Iterator[tuple[Arrays, np.ndarray]]:
+        """What the reference's component was given for one prompt, and what it returned; a student's steps in order."""
+        yield from _CASES[spec.part](self, spec, config, index)
+
+
+def _encoded(
+    vectors: ReferenceVectors, spec: ComponentSpec, config: ModelConfig, index: int
+) -> Iterator[tuple[Arrays, np.ndarray]]:
+    row = slice(index, index + 1)
+    inputs = recorded_tokens(components_of(config), vectors.arrays, row, (spec.name,))
+    yield inputs[spec.name], vectors.arrays[f"{STUDENT}.{spec.output}"][row]
+
+
+def _denoised(
+    vectors: ReferenceVectors, spec: ComponentSpec, config: ModelConfig, index: int
+) -> Iterator[tuple[Arrays, np.ndarray]]:
+    latents, velocities, schedule = vectors.arrays[LATENTS][index], vectors.arrays[VELOCITIES][index], schedule_of(config)
+    for step in range(len(latents)):
+        inputs = {LATENT: latents[step][None], TIME: schedule.features(step), **vectors.text(index, config)}
+        yield inputs, velocities[step][None]
+
+
+def _decoded(
+    vectors: ReferenceVectors, spec: ComponentSpec, config: ModelConfig, index: int
+) -> Iterator[tuple[Arrays, np.ndarray]]:
+    row = slice(index, index + 1)
+    yield {LATENT: vectors.arrays[LATENT][row]}, vectors.arrays[PICTURE][row]
+
+
+_CASES = {"encode": _encoded, "denoise": _denoised, "decode": _decoded}
 
 
 def schedule_of(config: ModelConfig) -> Schedule:
     """The few-step schedule of a checkpoint."""
-    return Schedule(sigmas(config.steps, config.shift), config.shift, config.student.time_features)
+    return family_of(config).schedule(config)
 
 
-def reference_runners(checkpoint: Checkpoint, width: str, roles: Collection[Role] = ROLES) -> dict[Role, Runner]:
-    """The fp32 reference networks of `roles` that the checkpoint has, as functions of named arrays."""
-    config = checkpoint.config
-    runners: dict[Role, Runner] = {}
-    if "student" in roles:
-        student = load_student(checkpoint, width)
-        streams = [s.name for s in config.student.text_streams]
+def reference_runners(checkpoint: Checkpoint, width: str, parts: Sequence[Part] = PARTS) -> dict[Role, Runner]:
+    """The fp32 reference networks of those `parts` that the checkpoint has, as functions of named arrays."""
+    return {
+        spec.name: _runner(spec, load_component(checkpoint, spec.name, width))
+        for spec in components_of(checkpoint.config)
+        if spec.part in parts
+    }
 
-        def run_student(x: Mapping[str, np.ndarray]) -> Arrays:
-            t = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in x.items()}
-            text = {s: t[s] for s in streams}
-            mask = {s: t[f"{s}_mask"] for s in streams}
-            with torch.inference_mode():
-                return {"velocity": student(t["latent"], t["time_features"], text, mask).numpy()}
 
-        runners["student"] = run_student
-    if config.decoder is not None and "decoder" in roles:
-        decoder = load_decoder(checkpoint)
+def _runner(spec: ComponentSpec, network: nn.Module) -> Runner:
+    def run(x: Mapping[str, np.ndarray]) -> Arrays:
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in x.items()}
+        with torch.inference_mode():
+            return {spec.output: spec.apply(network, tensors).numpy()}
 
-        def run_decoder(x: Mapping[str, np.ndarray]) -> Arrays:
-            with torch.inference_mode():
-                return {"picture": decoder(torch.from_numpy(x["latent"])).numpy()}
-
-        runners["decoder"] = run_decoder
-    if config.text_encoder is not None and "text_encoder" in roles:
-        encoder, stream = load_text_encoder(checkpoint), config.text_encoder.stream
-
-        def run_encoder(x: Mapping[str, np.ndarray]) -> Arrays:
-            with torch.inference_mode():
-                return {stream: encoder(torch.from_numpy(x["tokens"]), torch.from_numpy(x["mask"])).numpy()}
-
-        runners["text_encoder"] = run_encoder
-    return runners
+    return run
 
 
 def make_vectors(
@@ -84,26 +106,24 @@ def make_vectors(
     Prompt i has the i-th of `seeds`, or seed i. Text streams that the checkpoint has no encoder for get seeded standard normal
     embeddings; an encoder without a tokenizer gets seeded random tokens. `tell` hears how many calls of the student are done.
     """
-    config = checkpoint.config
+    config, components = checkpoint.config, components_of(checkpoint.config)
     runners, schedule = reference_runners(checkpoint, plan.width), schedule_of(config)
-    runners["student"] = counted(runners["student"], len(prompts) * (len(schedule.sigmas) - 1), tell)
-    pipeline = Pipeline(runners, schedule, plan.latent)
+    student = components.denoiser.name
+    runners[student] = counted(runners[student], len(prompts) * (len(schedule.sigmas) - 1), tell)
+    pipeline = Pipeline(components, runners, schedule, plan.latent)
     rows: dict[str, list[np.ndarray]] = {}
     seeds = tuple(range(len(prompts)) if seeds is None else seeds)
     for seed, prompt in zip(seeds, prompts, strict=True):
-        row: Arrays = {}
-        text = random_text(config, seed)
-        if config.text_encoder is not None:
-            row["tokens"], row["mask"] = prompt_tokens(checkpoint, config.text_encoder, prompt, seed)
-            text.update(pipeline.encode(row["tokens"], row["mask"]))
-        row.update({f"student.{name}": value for name, value in text.items()})
+        inputs = prompt_tokens(checkpoint, prompt, seed)
+        text = random_text(config, seed) | pipeline.encode(inputs)
+        row = token_arrays(components, inputs) | {f"{STUDENT}.{name}": value for name, value in text.items()}
         trace = Trace()
         row["noise"] = noise_for(seed, plan.latent)
         row["latent"] = pipeline.denoise(row["noise"], text, trace)
-        row["student.latents"] = np.stack(trace.latents, axis=1)  # (1, steps, C, h, w)
-        row["student.velocities"] = np.stack(trace.velocities, axis=1)  # (1, steps, C, h, w)
-        if config.decoder is not None:
-            row["picture"] = pipeline.decode(row["latent"])
+        row[LATENTS] = np.stack(trace.latents, axis=1)  # (1, steps, C, h, w)
+        row[VELOCITIES] = np.stack(trace.velocities, axis=1)  # (1, steps, C, h, w)
+        if pipeline.decodes:
+            row[PICTURE] = pipeline.decode(row["latent"])
         for name, value in row.items():
             if not np.isfinite(value).all():
                 raise BadInput(
@@ -115,28 +135,26 @@ def make_vectors(
     return ReferenceVectors(tuple(prompts), seeds, arrays)
 
 
-def with_tuned(vectors: ReferenceVectors, student: DiT, schedule: Schedule) -> ReferenceVectors:
+def with_tuned(vectors: ReferenceVectors, student: Student, config: ModelConfig) -> ReferenceVectors:
     """The vectors with `tuned.velocities` (P, steps, C, h, w): what a tuned student answers to the reference's own inputs."""
-    latents, names = vectors.arrays["student.latents"], [s.name for s in student.config.text_streams]
-    rows = []
-    for i in range(len(vectors.prompts)):
-        text, mask = (
-            {n: torch.from_numpy(vectors.arrays[f"student.{n}{end}"][i : i + 1]) for n in names} for end in ("", "_mask")
-        )
-        for step in range(latents.shape[1]):
-            x, features = torch.from_numpy(latents[i : i + 1, step]), torch.from_numpy(schedule.features(step))
-            with torch.inference_mode():
-                rows.append(student(x, features, text, mask).numpy())
-    velocities = np.concatenate(rows).reshape(latents.shape)
-    return replace(vectors, arrays=dict(sorted({**vectors.arrays, "tuned.velocities": velocities}.items())))
+    spec = components_of(config).denoiser
+    run, rows = _runner(spec, student), []
+    for index in range(len(vectors.prompts)):
+        rows += [run(inputs)[spec.output] for inputs, _ in vectors.cases(spec, config, index)]
+    velocities = np.concatenate(rows).reshape(vectors.arrays[LATENTS].shape)
+    return replace(vectors, arrays=dict(sorted({**vectors.arrays, TUNED: velocities}.items())))
 
 
-def prompt_tokens(checkpoint: Checkpoint, encoder: TextEncoderConfig, prompt: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token numbers and mask (1, L); seeded random ones where the checkpoint has no tokenizer to read a prompt with."""
-    if checkpoint.tokenizer:
-        return tokenize(checkpoint.tokenizer, prompt, encoder.length)
-    drawn = np.random.default_rng(seed).integers(0, encoder.vocab, (1, encoder.length), dtype=np.int32)
-    return drawn, np.ones((1, encoder.length), np.float32)
+def prompt_tokens(checkpoint: Checkpoint, prompt: str, seed: int) -> dict[Role, Arrays]:
+    """Token numbers and mask (1, L) for every text encoder; seeded random ones for one without a tokenizer to read with."""
+    found: dict[Role, Arrays] = {}
+    for spec in components_of(checkpoint.config).encoders:
+        if tokenizer := checkpoint.tokenizers.get(spec.name):
+            found[spec.name] = tokenize(tokenizer, prompt, spec.reads.length)
+        else:
+            drawn = np.random.default_rng(seed).integers(0, spec.reads.vocab, (1, spec.reads.length), dtype=np.int32)
+            found[spec.name] = {TOKENS: drawn, MASK: np.ones((1, spec.reads.length), np.float32)}
+    return found
 
 
 def random_text(config: ModelConfig, seed: int) -> Arrays:

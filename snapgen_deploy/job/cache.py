@@ -21,6 +21,7 @@ from pathlib import Path
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import specs
+from snapgen_deploy.families import components_of
 from snapgen_deploy.job.records import Exported, read_record, record_path, write_record
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.system.files import cache_root, discard_oldest, files_under, is_disk_full, sha256_of
@@ -45,6 +46,7 @@ def export_key(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, rol
     versions, Python's and the processor's kind, and `calibration`: the hash of what a quantiser or recipe looks at. Device,
     prompts and threads decide no byte of a converted file.
     """
+    spec = components_of(checkpoint.config)[role]
     options = [(name, value) for name, value in target.options if name != "folders"]  # the layout comes afterwards
     parts = [
         source_sha256(),
@@ -54,12 +56,12 @@ def export_key(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, rol
         platform.machine(),
         checkpoint.sha256(),
         role,
-        plan.width if role == "student" or calibration else None,  # calibration is drawn by the student of that width
+        plan.width if spec.elastic or calibration else None,  # calibration is drawn by the student of that width
         plan.resolution,
         plan.latent,
         asdict(target) | {"options": options, "form_ms": (), "own_limits": ()},  # times and limits decide nothing
         calibration,
-        plan.mixed.as_key() if plan.mixed is not None and target.precision == "mixed" and role == "student" else None,
+        plan.mixed.as_key() if plan.mixed is not None and target.precision == "mixed" and spec.takes_recipe else None,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from snapgen_deploy.checkpoint import Checkpoint
-from snapgen_deploy.drawing.ports import ports_of, roles_of
 from snapgen_deploy.drawing.prompts import CALIBRATION, Sample, own_samples, read_samples
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export.base import Arrays, Port, Role
+from snapgen_deploy.export.base import Arrays, Role
+from snapgen_deploy.families import Port, components_of
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.quantise.trajectories import NO_PROMPT, load
 from snapgen_deploy.system.files import read_arrays, sha256_of
@@ -83,8 +83,8 @@ def calibration_of(checkpoint: Checkpoint, plan: ExportPlan, path: Path | None) 
 def _check(arrays: Mapping[str, Any], checkpoint: Checkpoint, plan: ExportPlan, path: Path) -> None:
     """BadInput unless every component has all of its ports, each (N, ...) of the port's shape and dtype with one N."""
     expected: dict[str, Port] = {}
-    for role in roles_of(checkpoint.config):
-        expected |= {f"{role}.{p.name}": p for p in ports_of(checkpoint.config, plan, role)[0]}
+    for spec in components_of(checkpoint.config):
+        expected |= {f"{spec.name}.{p.name}": p for p in spec.ports(plan).inputs}
     if set(arrays) != set(expected):
         raise BadInput(f"calibration file {path}: got arrays {sorted(arrays)}, expected {sorted(expected)}")
     rows: dict[str, int] = {}

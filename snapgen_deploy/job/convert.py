@@ -13,6 +13,8 @@ from snapgen_deploy.checkpoint import CheckpointPlace
 from snapgen_deploy.export.base import Role, packed
 from snapgen_deploy.export.precisions import PRECISIONS
 from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.families import components_of
+from snapgen_deploy.families.names import title_of
 from snapgen_deploy.job.cache import ExportCache
 from snapgen_deploy.job.calibration import Calibration, is_calibrated
 from snapgen_deploy.job.components import build_component
@@ -62,12 +64,12 @@ class ComponentTask:
 def convert(work: Conversion, role: Role) -> Exported:
     """One component, from the cache or an interrupted run where it is there; several picture sizes are joined."""
     job, key, apart = work.job, work.target.key, work.job.stage.root / PARTS
-    if not job.plan.other_sizes or role == "text_encoder":
+    if not job.plan.other_sizes or not components_of(job.checkpoint.config)[role].sized:
         if not is_arranged(work.target):
             return _convert_one(work, job.plan, role, job.stage.root)
         return _once_more(_convert_one(work, job.plan, role, apart), apart, job.stage.root)
     parts = {size: _convert_one(work, job.plan.at(size), role, apart / size, size) for size in job.plan.sizes}
-    with job.progress(f"{key}: joining the sizes of the {role.replace('_', ' ')}"):
+    with job.progress(f"{key}: joining the sizes of the {title_of(role)}"):
         done, peak = run_in_child(f"{key} {role} sizes", join_sizes, key, parts, folder_of(job.stage.root, key))
     if not job.stage.keep:
         shutil.rmtree(apart)
@@ -92,7 +94,7 @@ def _convert_one(work: Conversion, plan: ExportPlan, role: Role, root: Path, siz
 
     `plan` is that of the one size, `size` its name where there are several; the files go below `root`.
     """
-    job, target, keep, name = work.job, target_at(plan, work.target.key), work.keep, role.replace("_", " ")
+    job, target, keep, name = work.job, target_at(plan, work.target.key), work.keep, title_of(role)
     directory = folder_of(root, target.key)
     recipe = work.ingredients.recipe_sha256(target, role)
     done = read_record(root, target.key, role, recipe)
@@ -142,6 +144,7 @@ def export_in_child(task: ComponentTask) -> Exported:
     checkpoint = task.checkpoint.open()
     mixed = task.recipe if target_plan.precision == "mixed" else None
     recipe = load_recipe(mixed) if mixed is not None else None
+    must_pack = components_of(checkpoint.config)[role].must_pack
     component = replace(build_component(checkpoint, task.plan, target_plan, role, recipe), expendable=True)
     if task.calibration is not None and is_calibrated(target_plan):
         inputs = partial(task.calibration.inputs, checkpoint, task.drawn, role)
@@ -151,11 +154,7 @@ def export_in_child(task: ComponentTask) -> Exported:
     options = {name: value for name, value in target_plan.options if name != "folders"}  # the layout comes afterwards
     artifact = target.export(component, variant, target_plan.precision, task.directory, options)
     description = target.describe(artifact.path)
-    if (
-        role == "student"
-        and PRECISIONS[target_plan.precision].weight_bytes < 2
-        and not any(map(packed, description.weights.values()))
-    ):
+    if must_pack and PRECISIONS[target_plan.precision].weight_bytes < 2 and not any(map(packed, description.weights.values())):
         raise RuntimeError(
             f"{target_plan.key} {role}: {target_plan.precision} was asked for, and the file holds no such weight"
         )
@@ -164,5 +163,6 @@ def export_in_child(task: ComponentTask) -> Exported:
 
 def all_cached(cache: ExportCache, ingredients: Ingredients, plan: ExportPlan, target: TargetPlan, role: Role) -> bool:
     """Whether nothing of a component is left to convert, at any picture size that it depends on."""
-    plans = [plan.at(size) for size in (plan.sizes[:1] if role == "text_encoder" else plan.sizes)]
+    sized = components_of(ingredients.checkpoint.config)[role].sized
+    plans = [plan.at(size) for size in (plan.sizes if sized else plan.sizes[:1])]
     return all(cache.has(ingredients.key(one, target_at(one, target.key), role)) for one in plans)

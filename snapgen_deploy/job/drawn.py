@@ -9,7 +9,7 @@ from snapgen_deploy.check.fidelity import draw_reference
 from snapgen_deploy.checkpoint import CheckpointPlace
 from snapgen_deploy.checkpoint.networks import load_student
 from snapgen_deploy.drawing.prompts import Sample
-from snapgen_deploy.drawing.reference import ReferenceVectors, make_vectors, schedule_of, with_tuned
+from snapgen_deploy.drawing.reference import ReferenceVectors, make_vectors, with_tuned
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.job.calibration import is_calibrated
@@ -101,8 +101,8 @@ def draw_vectors(task: VectorsTask, tell: Done = untold) -> dict[str, ReferenceV
     recipe = load_recipe(task.recipe)
     if recipe is None:
         raise BadInput(f"the recipe in {task.recipe} was removed or changed while it was used; export again")
-    tuned, schedule = recipe.apply(load_student(checkpoint, plan.width)), schedule_of(checkpoint.config)
-    return {size: with_tuned(vectors, tuned, schedule) for size, vectors in found.items()}
+    tuned = recipe.apply(load_student(checkpoint, plan.width))
+    return {size: with_tuned(vectors, tuned, checkpoint.config) for size, vectors in found.items()}
 
 
 def record_calibration(recording: Recording, tell: Done = untold) -> None:

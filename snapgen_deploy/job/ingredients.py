@@ -7,6 +7,7 @@ from pathlib import Path
 
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.export.base import Role
+from snapgen_deploy.families import components_of
 from snapgen_deploy.job.cache import export_key
 from snapgen_deploy.job.calibration import Calibration, is_calibrated
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
@@ -32,6 +33,7 @@ class Ingredients:
 
         Its settings would not do: a recipe that is made again with another number of threads differs in the last bits.
         """
-        if self.recipe is None or role != "student" or target.precision != "mixed":
+        takes = components_of(self.checkpoint.config)[role].takes_recipe
+        if self.recipe is None or not takes or target.precision != "mixed":
             return ""
         return sha256_of(self.recipe / RECIPE)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.export.base import Role
+from snapgen_deploy.families import components_of
 from snapgen_deploy.job.records import Exported
 from snapgen_deploy.job.sizes import relocated, whole
 from snapgen_deploy.job.state import Job
@@ -32,13 +33,15 @@ def arranged(job: Job, target: TargetPlan, parts: Mapping[Role, Exported]) -> Ma
 
     root, checkpoint = folder_of(job.stage.root, target.key), job.checkpoint
     artifacts = {role: whole(part) for role, part in parts.items()}
-    moved = arrange(root, artifacts, checkpoint.config, tokenizer_of(checkpoint), width=job.plan.width)
+    moved = arrange(root, artifacts, checkpoint.config, tokenizers_of(checkpoint), width=job.plan.width)
     return {role: relocated(part, moved[role], renamed) for role, part in parts.items()}
 
 
-def tokenizer_of(checkpoint: Checkpoint) -> str | None:
-    """The tokenizer.json that an app is to use: it pads to the text encoder's length; None where prompts are not read."""
-    encoder = checkpoint.config.text_encoder
-    if not checkpoint.tokenizer or encoder is None:
-        return checkpoint.tokenizer or None
-    return WordTokenizer(checkpoint.tokenizer).padded_json(encoder.length)
+def tokenizers_of(checkpoint: Checkpoint) -> dict[Role, str]:
+    """By text encoder the tokenizer.json that an app is to use: it pads to the encoder's length."""
+    lengths = {spec.name: spec.reads.length for spec in components_of(checkpoint.config).encoders}
+    return {
+        role: WordTokenizer(text).padded_json(lengths[role]) if role in lengths else text
+        for role, text in checkpoint.tokenizers.items()
+        if text
+    }

@@ -12,6 +12,7 @@ from snapgen_deploy.bundle.reader import MANIFEST, SCHEMA_VERSION, SUMS
 from snapgen_deploy.drawing.ports import ports_of
 from snapgen_deploy.drawing.reference import schedule_of
 from snapgen_deploy.export.base import Role
+from snapgen_deploy.families import components_of
 from snapgen_deploy.job.manifest_sizes import add_sizes
 from snapgen_deploy.job.records import Exported
 from snapgen_deploy.job.sizes import whole
@@ -30,7 +31,8 @@ def manifest_of(job: Job, made: Made) -> dict[str, Any]:
     if job.plan.other_sizes:
         add_sizes(manifest, job, made)
     if made.recipe.folder is not None:
-        students = {key: parts["student"].artifact for key, parts in made.parts.items()}
+        student = components_of(job.checkpoint.config).denoiser.name
+        students = {key: parts[student].artifact for key, parts in made.parts.items()}
         add_to_manifest(manifest, job.plan, students, made.recipe.folder)
     return manifest
 

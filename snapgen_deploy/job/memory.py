@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from snapgen_deploy.errors import Refused
-from snapgen_deploy.export.base import ROLES, Role
+from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.spec import Cost
-from snapgen_deploy.models import DiT, ModelConfig, TextEncoder, TinyDecoder
+from snapgen_deploy.families import components_of
+from snapgen_deploy.families.names import title_of
+from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
-from snapgen_deploy.plan.widths import activation_bytes, decoder_activations, student_activations
+from snapgen_deploy.plan.widths import activation_bytes
 from snapgen_deploy.quantise.executors import executor_of
 from snapgen_deploy.quantise.memory import predicted_peak
 
@@ -36,38 +38,25 @@ class Prediction:
         """For people."""
         if self.target is None:
             return self.shared
-        return f"{self.target.key} {self.role.replace('_', ' ') if self.role else 'check'}"
+        return f"{self.target.key} {title_of(self.role) if self.role else 'check'}"
 
 
 def weight_bytes(config: ModelConfig, width: str, role: Role) -> int:
     """Bytes of one component's parameters in fp32, the student's at `width`; 0 for a component that there is not."""
-    import torch
-
-    with torch.device("meta"):
-        if role == "student":
-            parameters = DiT(config.student, width).parameters()
-        elif role == "decoder" and config.decoder is not None:
-            parameters = TinyDecoder(config.decoder).parameters()
-        elif role == "text_encoder" and config.text_encoder is not None:
-            parameters = TextEncoder(config.text_encoder).parameters()
-        else:
-            return 0
-    return 4 * sum(p.numel() for p in parameters)
+    return sum(4 * spec.parameters(width) for spec in components_of(config) if spec.name == role)
 
 
 def predict(config: ModelConfig, plan: ExportPlan, executor: str = "here") -> tuple[Prediction, ...]:
     """Every process of an export: reference, recipe of mixed precision, each conversion of each target, and its check."""
-    sizes = {role: weight_bytes(config, plan.width, role) for role in ROLES}
+    components = components_of(config)
+    sizes = {spec.name: 4 * spec.parameters(plan.width) for spec in components}
     weights = sum(sizes.values())
     shapes = [(plan.latent, plan.resolution), *((s.latent, s.resolution) for s in plan.other_sizes)]
     activations = max(activation_bytes(config, plan.width, latent, size) for latent, size in shapes)
-    own = {
-        "student": max(student_activations(config, plan.width, latent) for latent, _ in shapes),
-        "decoder": max(decoder_activations(config, size) for _, size in shapes),
-    }
+    own = {spec.name: max(spec.activations(plan.width, latent, size) for latent, size in shapes) for spec in components}
     found = [Prediction(REFERENCE.of(weights, activations))]
     if plan.mixed is not None:
-        peak = predicted_peak(config.student, plan.width, plan.latent, executor_of(executor))
+        peak = predicted_peak(config, plan.width, plan.latent, executor_of(executor))
         found.append(Prediction(peak, shared="recipe"))
     for target in plan.targets:
         memory = target.spec.memory
@@ -75,9 +64,9 @@ def predict(config: ModelConfig, plan: ExportPlan, executor: str = "here") -> tu
         forms = {target.form, *(dict(s.forms).get(target.key) for s in plan.other_sizes)}
         loops = memory.loop if "loop" in forms else 0
         running = sum(memory.at_option.get(option, 0.0) for option in target.options)
-        for role, size in sizes.items():
-            more = round(running * own.get(role, 0)) + (loops if role == "student" else 0)
-            found += [Prediction(cost.of(size, 0) + more, target, role)] if size else []
+        for spec in components:
+            more = round(running * own[spec.name]) + (loops if spec.has_forms else 0)
+            found.append(Prediction(cost.of(sizes[spec.name], 0) + more, target, spec.name))
         found.append(Prediction(memory.checking.of(weights, activations), target))
     return tuple(found)
 

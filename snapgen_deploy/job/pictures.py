@@ -84,7 +84,7 @@ def _fidelity_samples(checkpoint: Checkpoint, own: Sequence[Sample], count: int)
     if own:
         free = 1 + max(s.seed for s in own)
         return (*own, *samples_of([s.prompt for s in own], max(0, count - len(own)), free))[:count]
-    prompts = (checkpoint.config.prompts if checkpoint.tokenizer else ()) or (NO_PROMPT,)
+    prompts = (checkpoint.config.prompts if checkpoint.tokenizers else ()) or (NO_PROMPT,)
     return own_samples(checkpoint, FIDELITY, prompts, count, 0)
 
 

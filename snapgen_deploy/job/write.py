@@ -11,7 +11,9 @@ from typing import Any
 from snapgen_deploy.bundle.preview import write_preview
 from snapgen_deploy.bundle.reader import write_manifest
 from snapgen_deploy.bundle.sizes import preview_name, vectors_name
-from snapgen_deploy.job.layout import tokenizer_of
+from snapgen_deploy.families.component import PICTURE
+from snapgen_deploy.families.names import tokenizer_file
+from snapgen_deploy.job.layout import tokenizers_of
 from snapgen_deploy.job.manifest import manifest_of
 from snapgen_deploy.job.records import forget
 from snapgen_deploy.job.run_record import write_run_record
@@ -27,8 +29,8 @@ def write_bundle(job: Job, made: Made) -> Mapping[str, Any]:
     shutil.rmtree(root / PARTS, ignore_errors=True)  # there where an interrupted run may be taken up again
     if made.recipe.folder is not None:
         copy_into(root, made.recipe.folder)
-    if text := tokenizer_of(job.checkpoint):
-        (root / "tokenizer.json").write_text(text, encoding="utf-8")
+    for role, text in tokenizers_of(job.checkpoint).items():
+        (root / tokenizer_file(role)).write_text(text, encoding="utf-8")
     _write_vectors(root, made)
     write_manifest(root, manifest_of(job, made))
     return write_run_record(root, made)
@@ -44,8 +46,8 @@ def _write_vectors(root: Path, made: Made) -> None:
         other = size if number else None
         # one metadata key only: the library writes several in an order that changes from run to run
         save_file(of.arrays, root / vectors_name(other), {"prompts": json.dumps(of.prompts)})
-        if "picture" in of.arrays:
-            columns = {"reference": [to_bytes(p[None]) for p in of.arrays["picture"]]}
+        if PICTURE in of.arrays:
+            columns = {"reference": [to_bytes(p[None]) for p in of.arrays[PICTURE]]}
             checked = {key: target.checked.by_size[size] for key, target in made.targets.items()}
             columns |= {key: list(one.pictures) for key, one in checked.items() if one.pictures}
             write_preview(root / preview_name(other), of.prompts, columns)

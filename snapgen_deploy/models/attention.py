@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# Added to the scores of masked text tokens. Finite, so that fp16 on a phone neither overflows nor makes a NaN.
+MASKED = -1.0e4
+
 LocalAttention = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
 
 

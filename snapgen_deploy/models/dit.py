@@ -5,7 +5,6 @@ Shapes: latent (B, C, h, w); tokens (B, N, D) with N = H*W, H = h/patch, W = w/p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -14,6 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from snapgen_deploy.models.attention import (
+    MASKED,
     AdaptiveSparseSelfAttention,
     CrossAttention,
     FeedForward,
@@ -21,42 +21,18 @@ from snapgen_deploy.models.attention import (
     position_table,
     rope_table,
 )
-from snapgen_deploy.models.config import STAGES, DiTConfig, StageKind
+from snapgen_deploy.models.dit_config import STAGES, DiTConfig, StageKind
+from snapgen_deploy.models.student import Stage, Student, TrainingCost
+from snapgen_deploy.models.time_embedding import TimeEmbedding
 
-# Added to the scores of masked text tokens. Finite, so that fp16 on a phone neither overflows nor makes a NaN.
-MASKED = -1.0e4
-
-
-def time_features(sigma: Tensor, count: int) -> Tensor:
-    """Sinusoidal features of the noise level; sigma (B,) in [0, 1] -> (B, count), cosines first.
-
-    The usual 1000 * sigma with a base of 10000 (PixArt-alpha). In fp16 the angle would lose all its precision,
-    therefore exported students take these features as an input instead of sigma.
-    """
-    half = count // 2
-    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=sigma.device) / half)
-    angles = 1000.0 * sigma.float()[:, None] * frequencies  # (B, count/2)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)  # (B, count)
+# Maps of (tokens, hidden) that a block keeps for its gradients, and copies of its attention scores: fitted to
+# `benchmarks.recipe_memory`.
+MAPS, SCORES = 32, 2
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """LayerNorm without affine parameters, then scale and shift; x (B, N, D), shift and scale (B, 1, D)."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
-
-
-class TimeEmbedding(nn.Module):
-    """AdaLN-single: one MLP for the whole network gives six modulation vectors; each block adds its own table."""
-
-    def __init__(self, features: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(features, hidden)
-        self.fc2 = nn.Linear(hidden, hidden)
-        self.six = nn.Linear(hidden, 6 * hidden)
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """features (B, F) -> embedding (B, D), modulation (B, 6, D)."""
-        t = self.fc2(F.silu(self.fc1(features)))  # (B, D)
-        return t, self.six(F.silu(t)).view(t.shape[0], 6, -1)
 
 
 class TextProjection(nn.Module):
@@ -113,8 +89,10 @@ class DenseSkip(nn.Module):
         return y
 
 
-class DiT(nn.Module):
+class DiT(Student):
     """The student at one width."""
+
+    config: DiTConfig
 
     def __init__(self, config: DiTConfig, width: str = "full") -> None:
         super().__init__()
@@ -135,6 +113,23 @@ class DiT(nn.Module):
     def blocks_of(self, stage: str) -> list[Block]:
         """The blocks of one stage, in order."""
         return [b for b in self.get_submodule(stage).children() if isinstance(b, Block)]
+
+    def training_cost(self, latent: tuple[int, int]) -> TrainingCost:
+        """Image tokens of Down and Up, and bytes that the gradients need of every stage's blocks, estimated.
+
+        Maps count as if all stages had all tokens; the middle stage has a quarter, and its scores are counted so.
+        """
+        c = self.config
+        rows, cols = c.grid(*latent)
+        tokens, hidden, stages = rows * cols, c.hidden_at(self.width), []
+        for kind, depth, n in zip(c.attention, c.depths, (tokens, tokens // 4, tokens), strict=True):
+            seen = n if kind == "full" else n // 4 + min(n, n * (2 * c.radius + 1) // c.blocks)
+            stages.append(Stage(depth, 4 * depth * (MAPS * tokens * hidden + SCORES * hidden // c.head_dim * n * seen)))
+        return TrainingCost(tokens, hidden, tuple(stages))
+
+    def recomputable(self) -> list[Block]:
+        """All blocks, in order."""
+        return [block for stage in STAGES for block in self.blocks_of(stage)]
 
     def context(self, text: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Per stream (B, L_s, dim) and mask (B, L_s) with 1 = token -> text (B, L, T), bias (B, 1, 1, L).

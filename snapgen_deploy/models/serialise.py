@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.models.config import DecoderConfig, DiTConfig, ModelConfig, TextEncoderConfig
-from snapgen_deploy.system.documents import parse_json, refuse
+from snapgen_deploy.models.config import FAMILY, DecoderConfig, ModelConfig, StudentConfig, TextEncoderConfig
+from snapgen_deploy.system.documents import parse_json, refuse, shown
 from snapgen_deploy.system.typed import read_as
 
 # Ports of the exported networks, and arrays of test vectors that lie beside those of streams.
@@ -21,8 +22,12 @@ _TAKEN = frozenset(
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:
-    """The document that a checkpoint carries under `snapgen_config`: every field, in its order."""
-    return dataclasses.asdict(config)
+    """The document that a checkpoint carries under `snapgen_config`: every field, in its order.
+
+    Fields that came later are left out at their default, so that what is written of an older configuration stays the same.
+    """
+    plain = {f.name for f in dataclasses.fields(config) if f.name in config.LATER and getattr(config, f.name) == f.default}
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in plain}
 
 
 def config_to_json(config: ModelConfig) -> str:
@@ -30,20 +35,33 @@ def config_to_json(config: ModelConfig) -> str:
     return json.dumps(config_to_dict(config), allow_nan=False)
 
 
-def config_from_json(text: str, source: str = "snapgen_config") -> ModelConfig:
-    """Read what `config_to_json` wrote; `source` names it in messages. Raises one BadInput listing all problems."""
+def config_from_json(text: str, students: Mapping[str, type], source: str = "snapgen_config") -> ModelConfig:
+    """Read what `config_to_json` wrote; `source` names it in messages, `students` has the dataclass of `student` by family.
+
+    Raises one BadInput listing all problems.
+    """
     try:
         data = parse_json(text)
     except ValueError as error:
         raise BadInput(f"{source}: not JSON ({error}); expected the configuration as a JSON object") from None
-    return config_from_dict(data, source)
+    return config_from_dict(data, students, source)
 
 
-def config_from_dict(data: object, source: str = "snapgen_config") -> ModelConfig:
+def config_from_dict(data: object, students: Mapping[str, type], source: str = "snapgen_config") -> ModelConfig:
     """As `config_from_json`, from the decoded document."""
+    family = data.get("family", FAMILY) if isinstance(data, dict) else FAMILY
+    if not isinstance(family, str) or family not in students:
+        raise BadInput(f"{source}: family: got {shown(family)}, expected one of {', '.join(students)}")
     config, problems = read_as(ModelConfig, data)
-    refuse(source, problems if config is None else semantic_problems(config))
+    student = None
+    if isinstance(data, dict) and isinstance(data.get("student"), dict):
+        student, more = read_as(students[family], data["student"])
+        problems = [*(f"student.{line}" for line in more), *problems]
+    refuse(source, problems)
     assert config is not None
+    assert student is not None
+    config = dataclasses.replace(config, student=student)
+    refuse(source, semantic_problems(config))
     return config
 
 
@@ -53,9 +71,17 @@ def semantic_problems(config: ModelConfig) -> list[str]:
     found += _name_problems([s.name for s in config.student.text_streams])
     if config.decoder is not None:
         found += _decoder_problems(config.decoder, config.student)
-    if config.text_encoder is not None:
-        found += _text_problems(config.text_encoder, config.student)
-    return found
+    for where, encoder in _text_encoders(config):
+        found += _text_problems(encoder, where, config.student)
+    fed = [encoder.stream for encoder in config.text_encoders]
+    twice = [name for name in dict.fromkeys(fed) if fed.count(name) > 1]
+    return [*found, *(f"stream {name!r} is fed by {fed.count(name)} text encoders, expected one" for name in twice)]
+
+
+def _text_encoders(config: ModelConfig) -> list[tuple[str, TextEncoderConfig]]:
+    """Every text encoder, and where it stands in the document."""
+    first = [] if config.text_encoder is None else [("text_encoder", config.text_encoder)]
+    return [*first, *((f"other_text_encoders[{i}]", encoder) for i, encoder in enumerate(config.other_text_encoders))]
 
 
 def _name_problems(streams: list[str]) -> list[str]:
@@ -66,7 +92,7 @@ def _name_problems(streams: list[str]) -> list[str]:
     return [f"student.text_streams: {line}" for line in found]
 
 
-def _decoder_problems(decoder: DecoderConfig, student: DiTConfig) -> list[str]:
+def _decoder_problems(decoder: DecoderConfig, student: StudentConfig) -> list[str]:
     found = []
     if len(decoder.channels) != len(decoder.blocks):
         found.append(
@@ -90,16 +116,14 @@ def _decoder_problems(decoder: DecoderConfig, student: DiTConfig) -> list[str]:
     return found
 
 
-def _text_problems(text: TextEncoderConfig, student: DiTConfig) -> list[str]:
+def _text_problems(text: TextEncoderConfig, where: str, student: StudentConfig) -> list[str]:
     found = []
     if text.width % text.heads:
-        found.append(f"text_encoder.heads: {text.heads} does not divide width {text.width}")
+        found.append(f"{where}.heads: {text.heads} does not divide width {text.width}")
     stream = next((s for s in student.text_streams if s.name == text.stream), None)
     if stream is None:
         names = ", ".join(s.name for s in student.text_streams)
-        found.append(f"text_encoder.stream: got {text.stream!r}, the student's streams are {names}")
+        found.append(f"{where}.stream: got {text.stream!r}, the student's streams are {names}")
     elif (stream.dim, stream.length) != (text.width, text.length):
-        found.append(
-            f"text_encoder: gives {text.length} x {text.width}, stream {stream.name} takes {stream.length} x {stream.dim}"
-        )
+        found.append(f"{where}: gives {text.length} x {text.width}, stream {stream.name} takes {stream.length} x {stream.dim}")
     return found

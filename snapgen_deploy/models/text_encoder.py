@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snapgen_deploy.models.attention import attend
+from snapgen_deploy.models.attention import MASKED, attend
 from snapgen_deploy.models.config import TextEncoderConfig
-from snapgen_deploy.models.dit import MASKED
 
 
 class TextBlock(nn.Module):

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from snapgen_deploy.device_profiles import Profile
 from snapgen_deploy.errors import BadInput, Refused, nearest
+from snapgen_deploy.families import family_of
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.plan.sizes import check_systems, sizes_of
-from snapgen_deploy.plan.targets import local_form, pick_targets, plan_target
+from snapgen_deploy.plan.targets import pick_targets, plan_target
 from snapgen_deploy.plan.widths import Estimator, LatencyLimits, judge, memory_hint
 
 
@@ -35,7 +36,8 @@ def make_plan(
     memory, and the first, the default one, on latency.
     """
     sizes = sizes_of(config, (resolution or config.resolution, *other_resolutions))
-    size, form = sizes[0].resolution, local_form(config, sizes[0].latent)
+    size, family = sizes[0].resolution, family_of(config)
+    form = family.form(config, sizes[0].latent[1:])
     picked, left_out = pick_targets(profile, targets, several=len(sizes) > 1)
     chosen = [plan_target(t, precision, form, profile) for t in picked]
     check_systems(sizes, {t.key: dict(t.options).get("deployment", "") for t in chosen})
@@ -77,5 +79,7 @@ def make_plan(
         latency_ms=pick.latency_ms,
         latency_budget_ms=max_latency_ms or (profile.latency_budget.value if profile.latency_budget else None),
         offers=tuple(o.target.key for o in profile.offers if o.target.key not in {t.key for t in chosen}),
-        other_sizes=tuple(replace(s, forms=tuple((t.key, local_form(config, s.latent)) for t in chosen)) for s in sizes[1:]),
+        other_sizes=tuple(
+            replace(s, forms=tuple((t.key, family.form(config, s.latent[1:])) for t in chosen)) for s in sizes[1:]
+        ),
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families import family_of
 from snapgen_deploy.models.config import ModelConfig
 
 # Systems that read Core ML packages, but none with several functions.
@@ -51,23 +52,20 @@ def check_systems(sizes: Sequence[Size], deployments: Mapping[str, str]) -> None
 
 def latent_of(config: ModelConfig, size: tuple[int, int]) -> tuple[int, int, int]:
     """The latent (channels, height, width) of a picture size, or BadInput that names the nearest admissible sizes."""
-    factor = config.student.latent_factor
-    if all(side % factor == 0 for side in size) and not config.student.grid_problems(size[0] // factor, size[1] // factor):
-        return config.student.latent_channels, size[0] // factor, size[1] // factor
-    near = nearest_sizes(config, size)
-    raise BadInput(
-        f"resolution {size_name(size)} does not fit latent factor {factor}, patch {config.student.patch} and "
-        f"{config.student.blocks} blocks; the nearest that do are {', '.join(map(size_name, near))}"
-    )
+    factor, family = config.student.latent_factor, family_of(config)
+    height, width = size[0] // factor, size[1] // factor
+    if all(side % factor == 0 for side in size) and not family.size_problems(config, (height, width)):
+        return config.student.latent_channels, height, width
+    near = ", ".join(map(size_name, nearest_sizes(config, size)))
+    raise BadInput(f"resolution {size_name(size)} does not fit {family.size_rule(config).said}; the nearest that do are {near}")
 
 
 def nearest_sizes(config: ModelConfig, size: tuple[int, int], count: int = 3) -> list[tuple[int, int]]:
     """Admissible picture sizes nearest to `size`."""
-    unit = config.student.latent_factor * config.student.patch * 2
-    factor, sound = config.student.latent_factor, set[tuple[int, int]]()
-    reach = 5
-    while not sound and reach < 4 * config.student.blocks + 10:  # one side of `blocks` units always fits
-        spans = [[unit * max(1, side // unit + d) for d in range(-reach, reach + 1)] for side in size]
-        sound = {(h, w) for h in spans[0] for w in spans[1] if not config.student.grid_problems(h // factor, w // factor)}
+    family, factor, sound = family_of(config), config.student.latent_factor, set[tuple[int, int]]()
+    rule, reach = family.size_rule(config), 5
+    while not sound and reach < rule.reach:
+        spans = [[rule.unit * max(1, side // rule.unit + d) for d in range(-reach, reach + 1)] for side in size]
+        sound = {(h, w) for h in spans[0] for w in spans[1] if not family.size_problems(config, (h // factor, w // factor))}
         reach *= 2
     return sorted(sound, key=lambda s: (abs(s[0] - size[0]) + abs(s[1] - size[1]), s))[:count]

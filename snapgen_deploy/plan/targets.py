@@ -8,22 +8,7 @@ from snapgen_deploy.device_profiles import Profile, ProfileTarget
 from snapgen_deploy.errors import BadInput, nearest
 from snapgen_deploy.export.registry import spec_of, specs
 from snapgen_deploy.export.shared.extras import missing_extra
-from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.plan.plan import TargetPlan
-
-# The stored choice of kernel form of the local attention (`export --tune` measures instead). For 4096 tokens, 16 heads,
-# B = 16, r = 1, fp32, on two x86-64 threads, the loop over blocks took 58 ms against 74 (batched) and 64 (per head) in
-# onnxruntime 1.31, and 139 against 164 and 141 in ExecuTorch 1.4.1 with XNNPACK. On small maps all forms run in a few ms, and
-# the batched one has the fewest operators to lower and load.
-# On the Neural Engine the loop over blocks is what SnapGen++ describes (arXiv 2601.08303).
-LARGE_MAP_FORM, SMALL_MAP_FORM = "loop", "batched"
-SMALL_MAP_TOKENS = 1024
-
-
-def local_form(config: ModelConfig, latent: tuple[int, int, int]) -> str:
-    """The stored choice of kernel form for a latent (channels, height, width)."""
-    rows, cols = config.student.grid(latent[1], latent[2])
-    return SMALL_MAP_FORM if rows * cols <= SMALL_MAP_TOKENS else LARGE_MAP_FORM
 
 
 def _obstacle(target: ProfileTarget, *, several: bool) -> str | None:

@@ -11,10 +11,10 @@ from typing import Protocol
 
 from snapgen_deploy.device_profiles import Profile
 from snapgen_deploy.export.precisions import PRECISIONS
-from snapgen_deploy.models.config import STAGES, ModelConfig
+from snapgen_deploy.families import components_of
+from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.plan.plan import TargetPlan
 from snapgen_deploy.plan.sizes import Size
-from snapgen_deploy.sparse.geometry import windows
 
 WEIGHT_BYTES = {name: precision.weight_bytes for name, precision in PRECISIONS.items()}
 
@@ -141,54 +141,13 @@ def estimate_memory(
     config: ModelConfig, width: str, latent: tuple[int, int, int], size: tuple[int, int], weight_bytes: float
 ) -> int:
     """Estimated peak bytes: all weights, and the largest activations."""
-    import torch
-
-    from snapgen_deploy.models import DiT, TextEncoder, TinyDecoder
-
-    with torch.device("meta"):
-        parts = [DiT(config.student, width)]
-        parameters = sum(p.numel() for p in parts[0].parameters())
-        if config.decoder is not None:
-            parameters += sum(p.numel() for p in TinyDecoder(config.decoder).parameters())
-        if config.text_encoder is not None:
-            parameters += sum(p.numel() for p in TextEncoder(config.text_encoder).parameters())
+    parameters = sum(spec.parameters(width) for spec in components_of(config))
     return round(parameters * weight_bytes) + activation_bytes(config, width, latent, size)
 
 
 def activation_bytes(config: ModelConfig, width: str, latent: tuple[int, int, int], size: tuple[int, int]) -> int:
-    """Estimated bytes of the larger of the student's and the decoder's largest activations, 4 bytes an element."""
-    return max(student_activations(config, width, latent), decoder_activations(config, size))
-
-
-def student_activations(config: ModelConfig, width: str, latent: tuple[int, int, int]) -> int:
-    """Bytes of the residual stream, the FFN's inner map, and the scores of all heads of the largest attention.
-
-    N tokens, hidden width D: N * (2 D + r D) + h * Q * M elements of 4 bytes, r the FFN's ratio; of full attention Q and M are
-    N, of ASSA's global branch N and the N/4 compressed keys, of its local branch those of the largest window, of the text's
-    N and its tokens.
-    """
-    student = config.student
-    rows, cols = student.grid(latent[1], latent[2])
-    tokens, hidden, heads = rows * cols, student.hidden_at(width), student.heads_at(width)
-    text = sum(s.length for s in student.text_streams)
-    scores = [student.cross_dim // student.head_dim * tokens * text]
-    for stage, kind in zip(STAGES, student.attention, strict=True):
-        queries = tokens // 4 if stage == "middle" else tokens
-        if kind == "assa":
-            local = max(w.size * w.key_size for w in windows(queries, student.blocks, student.radius))
-            scores += [heads * queries * (queries // 4), heads * local]
-        else:
-            scores.append(heads * queries * queries)
-    return 4 * (tokens * hidden * (2 + max(student.ffn_ratios)) + max(scores))
-
-
-def decoder_activations(config: ModelConfig, size: tuple[int, int]) -> int:
-    """Bytes of three maps of the decoder's largest block, widened, 4 bytes an element; 0 without a decoder."""
-    decoder = config.decoder
-    if decoder is None:
-        return 0
-    pixels = (size[0] * size[1] >> 2 * i for i in range(len(decoder.channels)))  # from the last level, at full resolution
-    return 12 * decoder.expand * max(c * p for c, p in zip(reversed(decoder.channels), pixels, strict=True))
+    """Estimated bytes of the largest activations of any component, 4 bytes an element."""
+    return max(spec.activations(width, latent, size) for spec in components_of(config))
 
 
 def memory_hint(judged: Sequence[Judged]) -> str:

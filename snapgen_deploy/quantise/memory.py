@@ -6,8 +6,11 @@ At full scale second moments of all layers take 20 GB and activations of all blo
 from __future__ import annotations
 
 import torch
+from torch import nn
 
-from snapgen_deploy.models import DiT, DiTConfig
+from snapgen_deploy.families import components_of
+from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.models.student import Student, TrainingCost
 from snapgen_deploy.quantise.executors import Executor, Here
 from snapgen_deploy.quantise.layers import Layer, layers_of, matrix_of
 from snapgen_deploy.system.host_memory import available_bytes
@@ -17,9 +20,7 @@ MEASURED_CALLS = 8  # calls of the student that run together while layers are me
 LESSON = 16  # calls of one iteration of the tuning
 MOMENTS = 1 << 30  # bytes of second moments that are held at once, where little is free
 KEPT = 2 << 30  # bytes of activations of all blocks that are kept for the gradients; beyond, blocks compute them again
-# Maps of (tokens, hidden) that a block keeps for its gradients, and copies of its attention scores; maps of a pass that keeps
-# none: fitted, as BASE, to `benchmarks.recipe_memory`.
-MAPS, SCORES = 32, 2
+# Maps of (tokens, hidden) of a pass that keeps none: fitted, as BASE, to `benchmarks.recipe_memory`.
 PASSING = 36
 BASE = 480_000_000  # of the process without a network
 WORKER = 250_000_000  # of each process of an executor without its task (an estimate: what the imports take)
@@ -39,67 +40,55 @@ def moment_bytes(layer: Layer) -> int:
     return 8 * groups * columns**2
 
 
-def moments_at_once(student: DiT, executor: Executor) -> int:
+def moments_at_once(student: nn.Module, executor: Executor) -> int:
     """Bytes of second moments to hold together: half of what this computer has free, so that few passes are made."""
     return _held(student, executor, available_bytes() or 0)
 
 
-def _held(student: DiT, executor: Executor, free: int) -> int:
+def _held(student: nn.Module, executor: Executor, free: int) -> int:
     largest = max(map(moment_bytes, layers_of(student).values()))
     return max(MOMENTS, largest, (free - _elsewhere(student, executor)) // 2)
 
 
-def _elsewhere(student: DiT, executor: Executor) -> int:
+def _elsewhere(student: nn.Module, executor: Executor) -> int:
     """Of layers that are with the executor: their matrices, and as much for what is computed of them; and its processes."""
     moments = max(map(moment_bytes, layers_of(student).values()))
     return executor.handed_out * 3 * moments + executor.workers * (WORKER + EVALUATED * _largest(student))
 
 
-def _largest(student: DiT) -> int:
+def _largest(student: nn.Module) -> int:
     """Bytes of the largest layer's weights in fp32."""
     return max(4 * layer.weight.numel() for layer in layers_of(student).values())
 
 
-def recomputes(config: DiTConfig, width: str, tokens: int, calls: int) -> bool:
-    """Whether activations of all blocks for some calls of so many image tokens are too many to be kept for the gradients."""
-    return sum(_kept_of_stages(config, width, tokens, calls)) > KEPT
+def recomputes(cost: TrainingCost, calls: int) -> bool:
+    """Whether activations of all blocks for some calls are too many to be kept for the gradients."""
+    return calls * sum(stage.kept for stage in cost.stages) > KEPT
 
 
 def predicted_peak(
-    config: DiTConfig, width: str, latent: tuple[int, int, int], executor: Executor | None = None, free: int = 0
+    config: ModelConfig, width: str, latent: tuple[int, int, int], executor: Executor | None = None, free: int = 0
 ) -> int:
     """Bytes that the recipe's process and its executor's (none when left out) need here: the larger of measuring and tuning.
 
     More second moments are held where many bytes are `free` (`moments_at_once`); by default what it cannot do without.
     """
     with torch.device("meta"):
-        student = DiT(config, width)
-    rows, columns = config.grid(*latent[1:])
+        student = components_of(config).denoiser.build(width)
+    assert isinstance(student, Student)
+    cost = student.training_cost(latent[1:])
     weights = round(WEIGHTS * 4 * sum(p.numel() for p in student.parameters()))
     moments = [moment_bytes(layer) for layer in layers_of(student).values()]
     # beside the sums, one batch's own product in single and double precision
     outside = executor or Here()
     held = min(sum(moments), _held(student, outside, free))
-    tokens = rows * columns
-    passing = 4 * PASSING * together(tokens, MEASURED_CALLS) * tokens * config.hidden_at(width)
+    tokens, hidden = cost.tokens, cost.hidden
+    passing = 4 * PASSING * together(tokens, MEASURED_CALLS) * tokens * hidden
     measuring = held + passing + max(3 * max(moments) // 2, EVALUATED * _largest(student)) + _elsewhere(student, outside)
     calls = together(tokens, LESSON)
-    kept = _kept_of_stages(config, width, tokens, calls)
-    if recomputes(config, width, tokens, calls):  # every block's input, and all of one block
-        inputs = sum(config.depths) * 4 * calls * tokens * config.hidden_at(width)
-        tuning = inputs + max(k // depth for k, depth in zip(kept, config.depths, strict=True) if depth)
+    if recomputes(cost, calls):  # every block's input, and all of one block
+        inputs = sum(stage.depth for stage in cost.stages) * 4 * calls * tokens * hidden
+        tuning = inputs + max(calls * stage.kept // stage.depth for stage in cost.stages if stage.depth)
     else:
-        tuning = sum(kept)
+        tuning = calls * sum(stage.kept for stage in cost.stages)
     return BASE + weights + max(measuring, tuning)
-
-
-def _kept_of_stages(config: DiTConfig, width: str, tokens: int, calls: int) -> list[int]:
-    """Bytes that the gradients need of every stage's blocks, estimated, for `calls` of so many image tokens each.
-
-    Maps count as if all stages had all tokens; the middle stage has a quarter, and its scores are counted so.
-    """
-    hidden, found = config.hidden_at(width), []
-    for kind, depth, n in zip(config.attention, config.depths, (tokens, tokens // 4, tokens), strict=True):
-        seen = n if kind == "full" else n // 4 + min(n, n * (2 * config.radius + 1) // config.blocks)
-        found.append(4 * depth * calls * (MAPS * tokens * hidden + SCORES * hidden // config.head_dim * n * seen))
-    return found

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from snapgen_deploy.models import DiT
 from snapgen_deploy.quantise.layers import layers_of
 from snapgen_deploy.quantise.palettes import snap
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def quantise(student: DiT, palettes: Mapping[str, Any]) -> DiT:
+
+def quantise(student: Network, palettes: Mapping[str, Any]) -> Network:
     """Replace the weights of the named layers by the nearest entries of their palettes, in place; returns the student.
 
     A sequence of numbers per layer, as `palettes.fit` gives. The layers' biases stay.
@@ -37,7 +38,7 @@ def tunable(student: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in student.named_parameters() if name not in quantised}
 
 
-def load_tuned(student: DiT, values: Mapping[str, Tensor]) -> DiT:
+def load_tuned(student: Network, values: Mapping[str, Tensor]) -> Network:
     """Give the tunable parameters their tuned values, in place; returns the student."""
     with torch.no_grad():
         for name, parameter in tunable(student).items():

@@ -25,13 +25,12 @@ from snapgen_deploy.checkpoint.networks import load_student
 from snapgen_deploy.checkpoint.unchanged import refuse_changed
 from snapgen_deploy.drawing.prompts import samples_of
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.models import DiT
 from snapgen_deploy.plan.mixed import MixedSettings, levels_for
 from snapgen_deploy.quantise.allocation import Allocation, Candidate, allocate
 from snapgen_deploy.quantise.curve import write_curve
 from snapgen_deploy.quantise.executors import Executor
 from snapgen_deploy.quantise.memory import moments_at_once
-from snapgen_deploy.quantise.network import load_tuned, quantise
+from snapgen_deploy.quantise.network import Network, load_tuned, quantise
 from snapgen_deploy.quantise.sensitivity import Sensitivity, measure, measured_pictures
 from snapgen_deploy.quantise.trajectories import NO_PROMPT, Trajectories, record
 from snapgen_deploy.quantise.tuning import Tuned, Tuning, tune
@@ -54,7 +53,7 @@ class Recipe:
     tuned: Mapping[str, Tensor]
     about: Mapping[str, Any]  # for the manifest: settings, sensitivities, allocation, tuning
 
-    def apply(self, student: DiT) -> DiT:
+    def apply(self, student: Network) -> Network:
         """Put it into the fp32 student that it was made for, in place; returns the student."""
         return load_tuned(quantise(student, self.palettes), self.tuned)
 

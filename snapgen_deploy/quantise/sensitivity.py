@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.models import DiT
+from snapgen_deploy.models.student import Student, TrainingCost
 from snapgen_deploy.quantise.executors import Executor
 from snapgen_deploy.quantise.layers import Layer, layers_of, matrix_of, moments, output_mse
 from snapgen_deploy.quantise.memory import MEASURED_CALLS, MOMENTS, moment_bytes, together
@@ -65,14 +65,14 @@ def evaluate(task: Task) -> Sensitivity:
     )
 
 
-def measured_pictures(student: DiT, trajectories: Trajectories) -> int:
+def measured_pictures(student: Student, trajectories: Trajectories) -> int:
     """How many of the recorded pictures sensitivities are measured on."""
-    enough = math.ceil(ROWS / (trajectories.steps * tokens_of(student, trajectories)))
+    enough = math.ceil(ROWS / (trajectories.steps * cost_of(student, trajectories).tokens))
     return min(len(trajectories.samples), max(FEWEST_MEASURED, min(MOST_MEASURED, enough)))
 
 
 def measure(
-    student: DiT,
+    student: Student,
     trajectories: Trajectories,
     pictures: int,
     levels: Sequence[int],
@@ -97,7 +97,7 @@ def measure(
 
 
 def _tasks(
-    student: DiT, trajectories: Trajectories, pictures: int, levels: tuple[int, ...], names: Sequence[str], memory: int
+    student: Student, trajectories: Trajectories, pictures: int, levels: tuple[int, ...], names: Sequence[str], memory: int
 ) -> Iterator[Task]:
     """Tasks in the network's order, group by group; each group is one pass over the trajectories."""
     layers = layers_of(student)
@@ -126,7 +126,7 @@ def _groups(layers: Mapping[str, Layer], memory: int) -> Iterator[list[str]]:
 
 
 @torch.no_grad()
-def _run(student: DiT, trajectories: Trajectories, pictures: int) -> None:
+def _run(student: Student, trajectories: Trajectories, pictures: int) -> None:
     """Every step of the first trajectories, in batches."""
     calls = [(p, s) for p in range(min(pictures, len(trajectories.samples))) for s in range(trajectories.steps)]
     for part in parts_of(calls, student, trajectories, MEASURED_CALLS):
@@ -134,20 +134,20 @@ def _run(student: DiT, trajectories: Trajectories, pictures: int) -> None:
 
 
 def parts_of(
-    calls: Sequence[tuple[int, int]], student: DiT, trajectories: Trajectories, most: int
+    calls: Sequence[tuple[int, int]], student: Student, trajectories: Trajectories, most: int
 ) -> list[Sequence[tuple[int, int]]]:
     """The calls in parts that run together, as many as `memory.together` allows."""
-    size = together(tokens_of(student, trajectories), most)
+    size = together(cost_of(student, trajectories).tokens, most)
     return [calls[i : i + size] for i in range(0, len(calls), size)]
 
 
-def tokens_of(student: DiT, trajectories: Trajectories) -> int:
-    """Image tokens of one call."""
-    rows, cols = student.config.grid(*trajectories.arrays["latents"].shape[-2:])
-    return rows * cols
+def cost_of(student: Student, trajectories: Trajectories) -> TrainingCost:
+    """What one call holds."""
+    height, width = trajectories.arrays["latents"].shape[-2:]
+    return student.training_cost((height, width))
 
 
-def ask(student: DiT, trajectories: Trajectories, calls: Sequence[tuple[int, int]]) -> torch.Tensor:
+def ask(student: Student, trajectories: Trajectories, calls: Sequence[tuple[int, int]]) -> torch.Tensor:
     """The student's velocities (B, C, h, w) at (sample, step) pairs."""
     rows = [trajectories.student(*call) for call in calls]
     x = {name: torch.from_numpy(np.concatenate([row[name] for row in rows])) for name in rows[0]}

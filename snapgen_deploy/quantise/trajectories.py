@@ -18,12 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from snapgen_deploy.checkpoint import Checkpoint, CheckpointPlace
-from snapgen_deploy.drawing.pipeline import Pipeline, Schedule, Trace, noise_for
+from snapgen_deploy.drawing.pipeline import Pipeline, Trace, noise_for
+from snapgen_deploy.drawing.ports import recorded_tokens, token_arrays
 from snapgen_deploy.drawing.prompts import Sample
 from snapgen_deploy.drawing.reference import prompt_tokens, random_text, reference_runners, schedule_of
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role
-from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.families import Components, ComponentSpec, components_of
+from snapgen_deploy.families.component import LATENT, TIME
+from snapgen_deploy.models import ModelConfig, Schedule
 from snapgen_deploy.system.documents import parse_json
 from snapgen_deploy.system.progress import Done, untold
 from snapgen_deploy.system.typed import Closed, read_as
@@ -39,11 +42,12 @@ class Trajectories:
     """Recorded samples: P pictures of S steps each; arrays are mapped from the disk.
 
     `arrays`: latents and velocities (P, S, C, h, w), drawn (P, C, h, w), per text stream its embeddings (P, L, dim) and
-    `<stream>_mask` (P, L), and tokens (P, L) int32 with mask (P, L) where the checkpoint has a text encoder.
+    `<stream>_mask` (P, L), and per text encoder tokens (P, L) int32 with mask (P, L).
     """
 
     samples: tuple[Sample, ...]
     schedule: Schedule
+    components: Components
     streams: tuple[str, ...]  # of the student, in the order of its inputs
     arrays: Mapping[str, np.ndarray]
 
@@ -55,8 +59,8 @@ class Trajectories:
     def student(self, sample: int, step: int) -> Arrays:
         """The student's inputs at one step of one sample, by the names of its ports, batch 1."""
         return {
-            "latent": _row(self.arrays["latents"][sample], step),
-            "time_features": self.schedule.features(step),
+            LATENT: _row(self.arrays["latents"][sample], step),
+            TIME: self.schedule.features(step),
             **{n: _row(self.arrays[n], sample) for s in self.streams for n in (s, f"{s}_mask")},
         }
 
@@ -66,14 +70,25 @@ class Trajectories:
 
     def inputs(self, role: Role) -> Iterator[Arrays]:
         """Every recorded input of a component by the names of its ports, batch 1; none for one that there is not."""
-        for sample in range(len(self.samples)):
-            if role == "student":
-                for step in range(self.steps):
-                    yield self.student(sample, step)
-            elif role == "decoder":
-                yield {"latent": _row(self.arrays["drawn"], sample)}
-            elif "tokens" in self.arrays:
-                yield {"tokens": _row(self.arrays["tokens"], sample), "mask": _row(self.arrays["mask"], sample)}
+        for spec in (s for s in self.components if s.name == role):
+            for sample in range(len(self.samples)):
+                yield from _INPUTS[spec.part](self, spec, sample)
+
+
+def _encoded(of: Trajectories, spec: ComponentSpec, sample: int) -> Iterator[Arrays]:
+    yield from recorded_tokens(of.components, of.arrays, slice(sample, sample + 1), (spec.name,)).values()
+
+
+def _denoised(of: Trajectories, spec: ComponentSpec, sample: int) -> Iterator[Arrays]:
+    for step in range(of.steps):
+        yield of.student(sample, step)
+
+
+def _decoded(of: Trajectories, spec: ComponentSpec, sample: int) -> Iterator[Arrays]:
+    yield {LATENT: _row(of.arrays["drawn"], sample)}
+
+
+_INPUTS = {"encode": _encoded, "denoise": _denoised, "decode": _decoded}
 
 
 @dataclass(frozen=True)
@@ -143,7 +158,8 @@ def load(folder: Path, config: ModelConfig) -> Trajectories:
         arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
     except (OSError, ValueError) as error:
         raise BadInput(f"trajectories in {folder} cannot be read ({error}); remove the folder and run again") from None
-    return Trajectories(index.samples, schedule_of(config), tuple(s.name for s in config.student.text_streams), arrays)
+    streams = tuple(s.name for s in config.student.text_streams)
+    return Trajectories(index.samples, schedule_of(config), components_of(config), streams, arrays)
 
 
 def _draw(
@@ -155,16 +171,13 @@ def _draw(
     note: Callable[[int], None],
 ) -> None:
     """Write one file per array, row by row."""
-    config = checkpoint.config
-    runners = reference_runners(checkpoint, width, ("student", "text_encoder"))  # pictures are not kept
-    pipeline = Pipeline(runners, schedule_of(config), latent)
+    config, components = checkpoint.config, components_of(checkpoint.config)
+    runners = reference_runners(checkpoint, width, ("encode", "denoise"))  # pictures are not kept
+    pipeline = Pipeline(components, runners, schedule_of(config), latent)
     files: dict[str, np.memmap] = {}
     for number, sample in enumerate(samples):
-        row: Arrays = {}
-        text = random_text(config, sample.seed)
-        if config.text_encoder is not None:
-            row["tokens"], row["mask"] = prompt_tokens(checkpoint, config.text_encoder, sample.prompt, sample.seed)
-            text.update(pipeline.encode(row["tokens"], row["mask"]))
+        inputs = prompt_tokens(checkpoint, sample.prompt, sample.seed)
+        text, row = random_text(config, sample.seed) | pipeline.encode(inputs), token_arrays(components, inputs)
         trace = Trace()
         row["drawn"] = pipeline.denoise(noise_for(sample.seed, latent), text, trace)
         if not np.isfinite(row["drawn"]).all():

@@ -23,11 +23,10 @@ from torch.utils.checkpoint import checkpoint
 
 from snapgen_deploy.drawing.prompts import Sample
 from snapgen_deploy.errors import BadInput, GateFailed
-from snapgen_deploy.models import DiT
-from snapgen_deploy.models.config import STAGES
+from snapgen_deploy.models import Student
 from snapgen_deploy.quantise import memory
 from snapgen_deploy.quantise.network import tunable
-from snapgen_deploy.quantise.sensitivity import ask, parts_of, tokens_of
+from snapgen_deploy.quantise.sensitivity import ask, cost_of, parts_of
 from snapgen_deploy.quantise.trajectories import Trajectories
 
 HELD_OUT = 8  # every eighth prompt, or picture
@@ -72,7 +71,7 @@ def held_out(samples: Sequence[Sample]) -> frozenset[int]:
 
 
 def tune(
-    student: DiT,
+    student: Student,
     trajectories: Trajectories,
     settings: Tuning,
     folder: Path,
@@ -120,12 +119,11 @@ def tune(
     return Tuned({name: p.detach().clone() for name, p in parameters.items()}, tuple(losses), before, after)
 
 
-def learn(student: DiT, trajectories: Trajectories, calls: Sequence[Call]) -> float:
+def learn(student: Student, trajectories: Trajectories, calls: Sequence[Call]) -> float:
     """Add the gradients of one lesson's mean error; returns the error. Parts of a lesson follow one another at full scale."""
     total = 0.0
     parts = parts_of(calls, student, trajectories, len(calls))
-    tokens = tokens_of(student, trajectories)
-    with _recomputing(student, memory.recomputes(student.config, student.width, tokens, len(parts[0]))):
+    with _recomputing(student, memory.recomputes(cost_of(student, trajectories), len(parts[0]))):
         for part in parts:
             error = _relative(ask(student, trajectories, part), _velocities(trajectories, part)) * (len(part) / len(calls))
             error.backward()
@@ -134,11 +132,11 @@ def learn(student: DiT, trajectories: Trajectories, calls: Sequence[Call]) -> fl
 
 
 @contextmanager
-def _recomputing(student: DiT, wanted: bool) -> Iterator[None]:
+def _recomputing(student: Student, wanted: bool) -> Iterator[None]:
     """While this lasts, blocks keep no activations but compute them again for their gradients."""
-    blocks = [b for stage in STAGES for b in student.blocks_of(stage)] if wanted else []
+    blocks = student.recomputable() if wanted else []
     for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:
         yield
     finally:
@@ -166,7 +164,7 @@ def lesson(settings: Tuning, iteration: int, calls: Sequence[Call]) -> list[Call
 
 
 @torch.no_grad()
-def error(student: DiT, trajectories: Trajectories, calls: Sequence[Call]) -> float:
+def error(student: Student, trajectories: Trajectories, calls: Sequence[Call]) -> float:
     """Mean over calls of the squared error, relative to the mean square of what the fp32 student answered; six digits."""
     parts = parts_of(calls, student, trajectories, 16)
     sums = [float(_relative(ask(student, trajectories, p), _velocities(trajectories, p))) * len(p) for p in parts]

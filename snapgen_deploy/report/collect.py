@@ -13,7 +13,8 @@ from typing import Any
 from snapgen_deploy.bundle.reader import SUMS, Bundle, check_hashes, open_bundle
 from snapgen_deploy.bundle.sizes import preview_name
 from snapgen_deploy.errors import BadInput, GateFailed
-from snapgen_deploy.export.base import ROLES
+from snapgen_deploy.families import components_of
+from snapgen_deploy.families.names import in_order
 from snapgen_deploy.latency.formats.reporters import guard_sentence, self_check_sentence
 from snapgen_deploy.latency.results import Measurement, read_measurement
 from snapgen_deploy.report.estimates import estimates_of
@@ -123,7 +124,7 @@ def _gate(gate: Mapping[str, Any]) -> GateView:
 
 def _target(key: str, data: Mapping[str, Any], gates: Sequence[GateView], counts: Mapping[str, int]) -> TargetView:
     parts = data["components"]
-    roles = [r for r in ROLES if r in parts] + sorted(set(parts) - set(ROLES))
+    roles = in_order(parts)
     psnr = [g.value for g in gates if g.target == key and g.name == "psnr" and g.verdict != "not_run"]
     return TargetView(
         key=key,
@@ -167,23 +168,11 @@ def _placement(data: Mapping[str, Any], portable: Mapping[str, Any], ops: int) -
 
 def _parameters(bundle: Bundle, width: str) -> dict[str, int]:
     """Parameters per role, counted on networks without storage; none where the configuration cannot be built."""
-    import torch
-
-    from snapgen_deploy.models import DiT, TextEncoder, TinyDecoder
-
     try:
         config = bundle.config
-        if width not in config.student.widths:
-            return {}
-        with torch.device("meta"):
-            parts: dict[str, torch.nn.Module] = {"student": DiT(config.student, width)}
-            if config.decoder is not None:
-                parts["decoder"] = TinyDecoder(config.decoder)
-            if config.text_encoder is not None:
-                parts["text_encoder"] = TextEncoder(config.text_encoder)
     except BadInput:
         return {}
-    return {role: sum(p.numel() for p in part.parameters()) for role, part in parts.items()}
+    return {s.name: s.parameters(width) for s in components_of(config)} if width in config.student.widths else {}
 
 
 # --- measurements

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from snapgen_deploy.models.dit import MASKED
+from snapgen_deploy.models.attention import MASKED
 from snapgen_deploy.models.text_encoder import TextBlock, TextEncoder
 from snapgen_deploy.sparse import fold
 from snapgen_deploy.sparse.channels_forms import ChannelsForm

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snapgen_deploy.models.attention import AdaptiveSparseSelfAttention
-from snapgen_deploy.models.config import STAGES
-from snapgen_deploy.models.dit import MASKED, Block, DenseSkip, DiT, TextProjection, TimeEmbedding
+from snapgen_deploy.models.attention import MASKED, AdaptiveSparseSelfAttention
+from snapgen_deploy.models.dit import Block, DenseSkip, DiT, TextProjection
+from snapgen_deploy.models.dit_config import STAGES
+from snapgen_deploy.models.time_embedding import TimeEmbedding
 from snapgen_deploy.sparse import fold
 from snapgen_deploy.sparse.forms import Kernel
 from snapgen_deploy.sparse.token_layers import (

@@ -78,7 +78,9 @@ def test_psnr():
 def test_operators_outside_the_delegate_fail_for_student_and_decoder():
     clean = Description(1, {}, placement={"XnnpackBackend": 1})
     leaky = Description(1, {}, placement={"XnnpackBackend": 2}, portable_ops={"aten::expand_copy": 3})
-    gates = placement_gates("executorch:xnnpack", {"student": clean, "decoder": leaky, "text_encoder": leaky})
+    gates = placement_gates(
+        "executorch:xnnpack", {"student": clean, "decoder": leaky, "text_encoder": leaky}, beside=["text_encoder"]
+    )
     assert [(g.component, g.verdict, g.value) for g in gates] == [("student", "passed", 0), ("decoder", "failed", 3)]
     assert failed(gates)[0].detail == "aten::expand_copy"
 

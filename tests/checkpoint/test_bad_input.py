@@ -17,6 +17,7 @@ from torch import Tensor
 from snapgen_deploy.checkpoint import open_checkpoint, save_checkpoint, save_sharded, validate
 from snapgen_deploy.checkpoint.networks import load_student
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families import student_types
 from snapgen_deploy.models.serialise import config_from_dict, config_from_json, config_to_dict
 from snapgen_deploy.models.tokenizer import WordTokenizer
 from tests.checkpoint.cases import refused, tiny_config, tiny_model
@@ -183,7 +184,7 @@ def test_configuration_problems_in_one_line() -> None:
     del data["student"]["patch"]
     data["steps"] = True
     data["student"]["attention"] = ["assa", "sparse", "assa"]
-    refused(lambda: config_from_dict(data), "student.hiden: got an unknown key, expected 'hidden'?",
+    refused(lambda: config_from_dict(data, student_types()), "student.hiden: got an unknown key, expected 'hidden'?",
             "student.patch: got nothing, expected an integer", "steps: got true",
             "student.attention[1]: got 'sparse', expected one of assa, full")  # fmt: skip
 
@@ -217,12 +218,16 @@ def test_configuration_problems_in_one_line() -> None:
 def test_inadmissible_configurations(section: str, key: str, value: object, expected: str) -> None:
     data = config_to_dict(tiny_config())
     data[section][key] = value
-    refused(lambda: config_from_dict(data), expected)
+    refused(lambda: config_from_dict(data, student_types()), expected)
 
 
 @pytest.mark.parametrize("name", ["", "..", "../up", "a/b", "a\nb", ".hidden", "-o", "a" * 65])
 def test_a_name_that_is_no_folder_s(name: str) -> None:
-    refused(lambda: config_from_dict(config_to_dict(tiny_config()) | {"name": name}), "name: got", "letters, digits")
+    refused(
+        lambda: config_from_dict(config_to_dict(tiny_config()) | {"name": name}, student_types()),
+        "name: got",
+        "letters, digits",
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,12 +238,12 @@ def test_a_name_that_is_no_folder_s(name: str) -> None:
     ],
 )
 def test_values_that_cannot_be_meant(key: str, value: object, expected: str) -> None:
-    refused(lambda: config_from_dict(config_to_dict(tiny_config()) | {key: value}), expected)
+    refused(lambda: config_from_dict(config_to_dict(tiny_config()) | {key: value}, student_types()), expected)
 
 
 def test_a_key_that_stands_there_twice() -> None:
     text = json.dumps(config_to_dict(tiny_config()))
-    refused(lambda: config_from_json(text[:-1] + ', "steps": 9}'), "'steps' stands there twice")
+    refused(lambda: config_from_json(text[:-1] + ', "steps": 9}', student_types()), "'steps' stands there twice")
 
 
 @pytest.mark.parametrize(
@@ -260,7 +265,7 @@ def test_a_key_that_stands_there_twice() -> None:
 def test_hostile_values_are_told_in_a_short_line(changed: str, expected: str) -> None:
     data = config_to_dict(tiny_config())
     data.pop(changed.split('"')[1], None)
-    message = refused(lambda: config_from_json(f"{json.dumps(data)[:-1]}, {changed}}}"), expected)
+    message = refused(lambda: config_from_json(f"{json.dumps(data)[:-1]}, {changed}}}", student_types()), expected)
     assert len(message) <= 300
 
 
@@ -280,7 +285,7 @@ def test_sizes_that_arithmetic_would_not_survive(section: str, key: str, value: 
 def test_a_ratio_that_a_float_cannot_hold_is_admitted() -> None:
     data = config_to_dict(tiny_config())
     data["student"] |= {"hidden": 1600, "head_dim": 64, "cross_dim": 64, "widths": {"a": 0.28, "b": 1.0}}
-    assert config_from_dict(data).student.hidden_at("a") == 448
+    assert config_from_dict(data, student_types()).student.hidden_at("a") == 448
 
 
 def test_no_configuration(tmp_path: Path, state: dict[str, Tensor]) -> None:

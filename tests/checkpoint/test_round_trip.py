@@ -13,6 +13,7 @@ from torch import Tensor
 
 from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint, read_header, save_checkpoint, save_sharded, validate
 from snapgen_deploy.checkpoint.networks import load_decoder, load_student, load_text_encoder, widths_of
+from snapgen_deploy.families import student_types
 from snapgen_deploy.models import PRESETS, ElasticDiT
 from snapgen_deploy.models.serialise import config_from_json, config_to_dict, config_to_json
 from tests.checkpoint.cases import TOKENIZER, refused, tiny_config
@@ -100,7 +101,7 @@ def test_absent_components(tmp_path: Path, state: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_configuration_round_trip(preset: str) -> None:
     config = PRESETS[preset]()
-    assert config_from_json(config_to_json(config)) == config
+    assert config_from_json(config_to_json(config), student_types()) == config
 
 
 def test_a_width_without_tensors(tmp_path: Path, state: dict[str, Tensor]) -> None:
@@ -203,4 +204,4 @@ def test_shards_of_two_checkpoints(tmp_path: Path, state: dict[str, Tensor]) -> 
 )
 def test_values_that_no_export_survives(changed: dict[str, object], part: str) -> None:
     document = json.dumps(config_to_dict(tiny_config()) | changed)
-    refused(lambda: config_from_json(document), part)
+    refused(lambda: config_from_json(document, student_types()), part)

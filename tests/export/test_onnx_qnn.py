@@ -21,7 +21,7 @@ from snapgen_deploy.export.qnn import graph as qnn_graph
 from snapgen_deploy.export.qnn import session as qnn_session
 from snapgen_deploy.export.qnn.target import OnnxQnn, chip_of, graph_of, serve
 from snapgen_deploy.export.registry import spec_of
-from snapgen_deploy.models.config import shapes
+from snapgen_deploy.models.presets import shapes
 from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.system.child import ChildDied
 from tests.export.graph_cases import arrays, component, reference

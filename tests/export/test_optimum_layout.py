@@ -14,6 +14,7 @@ from snapgen_deploy.export.onnx.target import Onnx
 from tests.export.onnx_cases import CONFIG, decoder, student, text_encoder
 
 pytest.importorskip("optimum.onnxruntime")
+FOLDERS = (("student", "transformer"), ("decoder", "vae_decoder"), ("text_encoder", "text_encoder"))
 COMPONENTS = {"student": student, "decoder": decoder, "text_encoder": text_encoder}
 TARGET = Onnx()
 
@@ -34,7 +35,7 @@ def build(directory: Path) -> dict[Role, Artifact]:
         "decoder": TARGET.export(decoder(), "cpu", "fp32", directory, {"external_data_bytes": "2000"}),
         "text_encoder": TARGET.export(text_encoder(), "cpu", "fp32", directory, {}),
     }
-    return arrange(directory, artifacts, CONFIG, tokenizer_json(), width="full")
+    return arrange(directory, artifacts, CONFIG, {"text_encoder": tokenizer_json()}, width="full")
 
 
 @pytest.fixture(scope="module")
@@ -60,20 +61,20 @@ def test_every_file_is_where_optimum_looks_for_it(bundle):
         "vae_decoder/model.onnx_data",
         "vae_decoder/config.json",
     }
-    for role, folder in (("student", "transformer"), ("decoder", "vae_decoder"), ("text_encoder", "text_encoder")):
+    for role, folder in FOLDERS:
         assert arranged[role].path == directory / folder / "model.onnx"
         assert set(arranged[role].files) == set((directory / folder).iterdir())
 
 
-@pytest.mark.parametrize("role", ["student", "decoder", "text_encoder"])
-def test_optimum_and_the_target_both_run_the_folder(role, bundle):
+@pytest.mark.parametrize(("role", "folder"), FOLDERS)
+def test_optimum_and_the_target_both_run_the_folder(role, folder, bundle):
     directory, arranged = bundle
     component = COMPONENTS[role]()
     inputs = {p.name: t for p, t in zip(component.inputs, component.example, strict=True)}
     with torch.no_grad():
         expected = component.module(*component.example).numpy()
     name = component.outputs[0].name
-    through_optimum = load(directory, role)(**inputs)[name].numpy()
+    through_optimum = load(directory, folder)(**inputs)[name].numpy()
     through_target = TARGET.open(arranged[role].path, threads=1)({k: v.numpy() for k, v in inputs.items()})[name]
     for got in (through_optimum, through_target):
         assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
@@ -123,7 +124,7 @@ def test_the_same_artifacts_give_the_same_bytes(bundle, tmp_path):
     """Everything but the student and the text encoder, whose export is compared in test_onnx."""
     first, _ = bundle
     artifact = TARGET.export(decoder(), "cpu", "fp32", tmp_path, {"external_data_bytes": "2000"})
-    arrange(tmp_path, {"decoder": artifact}, CONFIG, tokenizer_json(), width="full")
+    arrange(tmp_path, {"decoder": artifact}, CONFIG, {"text_encoder": tokenizer_json()}, width="full")
     same = [p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file() and p.name != "model_index.json"]
     assert len(same) == 6
     assert [p for p in same if (tmp_path / p).read_bytes() != (first / p).read_bytes()] == []
@@ -131,19 +132,19 @@ def test_the_same_artifacts_give_the_same_bytes(bundle, tmp_path):
 
 def test_absent_parts_are_left_out(tmp_path):
     artifact = TARGET.export(decoder(), "cpu", "fp32", tmp_path, {})
-    arrange(tmp_path, {"decoder": artifact}, CONFIG, None)
+    arrange(tmp_path, {"decoder": artifact}, CONFIG, {})
     assert not (tmp_path / "tokenizer").exists()
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert set(index) == {"_class_name", "scheduler", "snapgen", "vae_decoder"}
-    with pytest.raises(BadInput, match="the layout has no student"):
-        load(tmp_path, "student")
+    with pytest.raises(BadInput, match="the layout has no transformer"):
+        load(tmp_path, "transformer")
 
 
 def test_a_foreign_artifact_is_refused_before_anything_moves(tmp_path):
     artifact = TARGET.export(text_encoder(), "cpu", "fp32", tmp_path, {})
     foreign = Artifact("executorch:xnnpack", "decoder", tmp_path / "decoder.pte", (tmp_path / "decoder.pte",))
     with pytest.raises(BadInput, match=r"decoder\.pte: got an artifact of executorch:xnnpack"):
-        arrange(tmp_path, {"text_encoder": artifact, "decoder": foreign}, CONFIG, None)
+        arrange(tmp_path, {"text_encoder": artifact, "decoder": foreign}, CONFIG, {})
     assert [p.name for p in tmp_path.iterdir()] == ["text_encoder.onnx"]
 
 
@@ -151,6 +152,6 @@ def test_what_an_interrupted_run_left_is_replaced(tmp_path):
     """Heavy weights first, light ones after: no stale data file stays beside the new model."""
     for options in ({"external_data_bytes": "2000", "optimize": "optimum"}, {}):
         artifact = TARGET.export(decoder(), "cpu", "fp32", tmp_path, options)
-        moved = arrange(tmp_path, {"decoder": artifact}, CONFIG, None)["decoder"]
+        moved = arrange(tmp_path, {"decoder": artifact}, CONFIG, {})["decoder"]
         assert set(moved.files) == set((tmp_path / "vae_decoder").iterdir())
     assert {p.name for p in moved.files} == {"model.onnx", "config.json"}

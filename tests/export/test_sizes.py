@@ -281,7 +281,7 @@ def test_the_server_layout_keeps_optimums_names_for_the_first_size(parts, tmp_pa
     nothing = Description(0, {})
     first, *others = (Exported(a, nothing, {}, 0) for a in found.artifacts.values())
     part = Exported(first.artifact, nothing, {}, 0, others=dict(zip(list(SIZES)[1:], others, strict=True)))
-    moved = arrange(tmp_path, {"student": whole(part)}, CONFIG, None)["student"]
+    moved = arrange(tmp_path, {"student": whole(part)}, CONFIG, {})["student"]
     there = relocated(part, moved, renamed)
     folder = tmp_path / "transformer"
     assert {p.name for p in folder.iterdir()} == {
@@ -292,7 +292,7 @@ def test_the_server_layout_keeps_optimums_names_for_the_first_size(parts, tmp_pa
         latent = np.ones((1, 64, *SIZES[size]), np.float32)
         got = Onnx().open(there.at(size).artifact.path, threads=1)({"latent": latent})["velocity"]
         assert np.abs(got - reference(size, latent)).max() <= 1e-5
-    through = load(tmp_path, "student")(latent=torch.ones(1, 64, 8, 8))["velocity"].numpy()
+    through = load(tmp_path, "transformer")(latent=torch.ones(1, 64, 8, 8))["velocity"].numpy()
     assert np.abs(through - reference("8x8", np.ones((1, 64, 8, 8), np.float32))).max() <= 1e-5
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.latency.estimate import tune
 from snapgen_deploy.latency.estimate.tune import Tuned, tune_plan
-from snapgen_deploy.models.config import shapes
+from snapgen_deploy.models.presets import shapes
 from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.sparse.forms import FORMS
 from tests.latency.estimate.conftest import quiet

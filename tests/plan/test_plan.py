@@ -21,13 +21,14 @@ from snapgen_deploy.cli.devices import devices, plan_as_dict, render_plan
 from snapgen_deploy.device_profiles import Figure, Profile, load_profile, profile_ids
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.export.precisions import PRECISIONS
-from snapgen_deploy.models import DiT, TinyDecoder
-from snapgen_deploy.models.config import PRESETS, ModelConfig, StageKind
+from snapgen_deploy.families import components_of
+from snapgen_deploy.models import PRESETS, DiT, ModelConfig, TinyDecoder
+from snapgen_deploy.models.dit_config import StageKind
 from snapgen_deploy.plan import widths as plan_width
 from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.plan.sizes import nearest_sizes
-from snapgen_deploy.plan.widths import WEIGHT_BYTES, activation_bytes, decoder_activations
+from snapgen_deploy.plan.widths import WEIGHT_BYTES, activation_bytes
 from snapgen_deploy.sparse import rewrite_student
 
 CONFIGS: dict[str, Callable[[], ModelConfig]] = {name: cache(preset) for name, preset in PRESETS.items()}
@@ -93,7 +94,9 @@ def test_activations_are_no_less_than_the_decoders_largest_map(channels: tuple[i
         program = torch.export.export(TinyDecoder(decoder), (torch.empty(1, decoder.latent_channels, 6, 4),))
     values = [n.meta["val"] for n in program.graph.nodes if n.op == "call_function"]
     largest = max(v.numel() for v in values if isinstance(v, torch.Tensor))
-    assert 2 * largest <= decoder_activations(replace(base, decoder=decoder), (48, 32)) / 4 <= 4 * largest
+    spec = components_of(replace(base, decoder=decoder)).decoder
+    assert spec is not None
+    assert 2 * largest <= spec.activations("", (4, 6, 4), (48, 32)) / 4 <= 4 * largest
 
 
 def test_there_is_always_a_nearest_size() -> None:

@@ -82,6 +82,6 @@ def test_bad_input_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     student = load_student(checkpoint, "full")
     with torch.no_grad():
         student.patch.weight[0, 0] = float("nan")
-    monkeypatch.setattr("snapgen_deploy.drawing.reference.load_student", lambda *_: student)
+    monkeypatch.setattr("snapgen_deploy.drawing.reference.load_component", lambda *_: student)
     with pytest.raises(BadInput, match="not finite"):
         record(checkpoint, "full", LATENT, samples_of(PROMPTS, 1), tmp_path / "t")

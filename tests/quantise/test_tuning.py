@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,7 +137,7 @@ def test_broken_lessons_and_too_few_pictures(trajectories: Trajectories, tmp_pat
         student.final_table[0, 0] = float("nan")
     with pytest.raises(GateFailed, match="iteration 1 is not finite"):
         tune(student, trajectories, SETTINGS, tmp_path / "state")
-    few = Trajectories(trajectories.samples[:7], trajectories.schedule, trajectories.streams, trajectories.arrays)
+    few = replace(trajectories, samples=trajectories.samples[:7])
     with pytest.raises(BadInput, match="got 7 calibration pictures, expected at least 8"):
         tune(coarse(tmp_path), few, SETTINGS, tmp_path / "state")
 

@@ -10,8 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from snapgen_deploy.models import DecoderConfig, DiT, DiTConfig, TextEncoder, TextEncoderConfig, TextStream, TinyDecoder
-from snapgen_deploy.models.dit import time_features
+from snapgen_deploy.models import (
+    DecoderConfig,
+    DiT,
+    DiTConfig,
+    TextEncoder,
+    TextEncoderConfig,
+    TextStream,
+    TinyDecoder,
+    time_features,
+)
 
 SMALL = DiTConfig(
     latent_channels=3,

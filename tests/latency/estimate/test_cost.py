@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from snapgen_deploy.export.registry import TARGETS
+from snapgen_deploy.families import components_of
 from snapgen_deploy.latency.estimate.cost import total, trace_module
-from snapgen_deploy.latency.estimate.cost_components import picture_costs, spelling_of, student_costs
+from snapgen_deploy.latency.estimate.cost_components import Drawn, component_costs, picture_costs, spelling_of
 from snapgen_deploy.latency.estimate.cost_ops import UnknownOperation
 from snapgen_deploy.models import DecoderConfig, DiT, DiTConfig, ModelConfig, TextEncoderConfig, TextStream
-from snapgen_deploy.models.config import shapes, snapgenpp
+from snapgen_deploy.models.presets import shapes, snapgenpp
 
 BASE = DiTConfig(
     latent_channels=4, hidden=64, head_dim=16, depths=(1, 2, 1), blocks=4, text_streams=(TextStream("text", 32, 10),),
@@ -22,7 +23,9 @@ BASE = DiTConfig(
 def ops_of(config=BASE, side=16, target="onnx", form="loop", width="full"):
     with torch.device("meta"):
         dit = DiT(config, width)
-    return student_costs(dit, (side, side), spelling_of(target), form)
+    model = ModelConfig(config, None, None)
+    drawn = Drawn(width, (8 * side, 8 * side), (config.latent_channels, side, side))
+    return component_costs(model, components_of(model).denoiser, dit, drawn, target, form)
 
 
 def macs(ops, *kinds):
@@ -191,9 +194,10 @@ def test_every_target_traces_every_component(target):
         resolution=(128, 128),
     )
     found = picture_costs(config, "full", (128, 128), target)
-    assert all(total(part).macs > 0 for part in (found.text_encoder, found.student, found.decoder))
+    assert all(total(part).macs > 0 for part in found.values())
+    assert list(found) == ["text_encoder", "student", "decoder"]
     weights = sum(p.numel() for p in DiT(BASE, "full").parameters()) * spelling_of(target).element
-    assert total(found.student).weights == pytest.approx(weights, rel=0.25)  # tables and biases are read in other shapes
+    assert total(found["student"]).weights == pytest.approx(weights, rel=0.25)  # tables and biases are read in other shapes
 
 
 @pytest.mark.slow
@@ -201,10 +205,10 @@ def test_every_target_traces_every_component(target):
 def test_full_scale(width):
     config = snapgenpp()
     found = picture_costs(config, width, (1024, 1024), "onnx")
-    assert macs(found.student, "linear") == linear_macs(config.student, 128, width)
+    assert macs(found["student"], "linear") == linear_macs(config.student, 128, width)
 
 
 def test_the_embedded_preset():
     config = shapes()
     found = picture_costs(config, "tiny", config.resolution, "onnx")
-    assert macs(found.student, "linear") == linear_macs(config.student, 16, "tiny")
+    assert macs(found["student"], "linear") == linear_macs(config.student, 16, "tiny")

@@ -16,7 +16,7 @@ from snapgen_deploy.latency.estimate.estimate_measured import find_measured, mea
 from snapgen_deploy.latency.estimate.machine import Machine, Rate
 from snapgen_deploy.latency.estimate.published import ON_CHIP, POINTS, load_of, trace_point
 from snapgen_deploy.latency.estimate.sweep import plot, sweep
-from snapgen_deploy.models.config import shapes, snapgenpp
+from snapgen_deploy.models.presets import shapes, snapgenpp
 from tests.latency.estimate.conftest import quiet
 from tests.latency.test_results import measurement
 

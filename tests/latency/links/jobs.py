@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from snapgen_deploy.export.base import ROLES
 from snapgen_deploy.latency.links.base import Job
 
 STEPS = 4
@@ -15,7 +14,7 @@ CALLS = {"text_encoder": 1, "student": STEPS, "decoder": 1}
 
 def make_job(folder: Path, target: str = "executorch:xnnpack", suffix: str = ".pte") -> Job:
     components, inputs = {}, {}
-    for role in ROLES:
+    for role in CALLS:
         components[role] = folder / f"{role}{suffix}"
         if suffix == ".mlpackage":
             components[role].mkdir()

@@ -1,0 +1,79 @@
+"""What a family of students answers. General code calls nothing else of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import nn
+
+from snapgen_deploy.families.component import Components
+from snapgen_deploy.models.config import ModelConfig
+from snapgen_deploy.models.schedule import Schedule
+from snapgen_deploy.sparse import Layout, OpForm
+
+
+@dataclass(frozen=True)
+class SizeRule:
+    """Which picture sizes a student admits."""
+
+    unit: int  # pixels; both sides are multiples of it
+    said: str  # what a size must fit, for messages
+    reach: int  # units around a side within which an admissible size is certain
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A network or a part of one with seeded weights, and the shapes of its inputs: something to time."""
+
+    name: str
+    module: nn.Module
+    shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Folding:
+    """Where a student's graph has several heads in one matrix of attention scores."""
+
+    heads: int  # in one matrix
+    alone: frozenset[int]  # elements of matrices that hold one head
+
+
+class Family(Protocol):
+    """Students of one kind. `name` stands in configurations under `family`."""
+
+    @property
+    def name(self) -> str:
+        """Under which the configuration and the registry know it."""
+
+    @property
+    def student_type(self) -> type:
+        """The dataclass of a configuration's `student`; it satisfies `models.StudentConfig`."""
+
+    def components(self, config: ModelConfig) -> Components:
+        """The components of a configuration."""
+
+    def schedule(self, config: ModelConfig) -> Schedule:
+        """Noise levels and features of the few-step sampler."""
+
+    def size_rule(self, config: ModelConfig) -> SizeRule:
+        """Which picture sizes fit."""
+
+    def size_problems(self, config: ModelConfig, latent: tuple[int, int]) -> list[str]:
+        """Why a latent (height, width) does not fit, one line each; empty when it does."""
+
+    def form(self, config: ModelConfig, latent: tuple[int, int]) -> str:
+        """The stored choice of kernel form for a latent (height, width)."""
+
+    def facts(self, config: ModelConfig, width: str) -> dict[str, int]:
+        """Figures of a width for `inspect`, by name."""
+
+    def forms(self, config: ModelConfig, width: str, latent: tuple[int, int], ops: OpForm) -> Mapping[str, Layer]:
+        """A layer in every kernel form of the token layout, to be timed; empty where there is no choice."""
+
+    def folding(self, config: ModelConfig, latent: tuple[int, int], layout: Layout, form: str) -> Folding:
+        """How scores lie in the student's graph, for the estimator of latency."""
+
+    def examples(self, ops: OpForm) -> Sequence[Layer]:
+        """Small students in the token layout, by which a host's speed is calibrated."""

@@ -1,0 +1,180 @@
+"""One record for each component of a model, with all that general code asks about it.
+
+A component takes part in a picture in one of three ways, and each has its ports:
+
+    encode    tokens (1, L) int32, mask (1, L)                       -> embeddings of one of the student's text streams
+    denoise   latent, time_features, per stream <stream>, <stream>_mask -> velocity, once per step
+    decode    latent                                                 -> picture (1, 3, H, W) in -1 ... 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from snapgen_deploy.families.names import title_of
+from snapgen_deploy.sparse import Layout, OpForm, UpsampleForm
+
+Part = Literal["encode", "denoise", "decode"]
+PARTS: tuple[Part, ...] = ("encode", "denoise", "decode")
+TOKENS, MASK = "tokens", "mask"  # inputs of a text encoder, and its arrays in test vectors
+LATENT, TIME, VELOCITY = "latent", "time_features", "velocity"  # of a student, beside its text streams
+PICTURE = "picture"  # of a decoder
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Port:
+    """One named input or output of a component."""
+
+    name: str
+    shape: Shape
+    dtype: Literal["float32", "int32"]
+    doc: str
+
+
+class Ports(NamedTuple):
+    """Named inputs and outputs of a component, and what it does in one line."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    doc: str
+
+
+class Drawing(Protocol):
+    """What ports depend on beside the configuration; a plan and a bundle have it."""
+
+    @property
+    def width(self) -> str:
+        """The sub-network's name."""
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Picture height and width."""
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How a target has networks written."""
+
+    layout: Layout
+    ops: OpForm  # of the token layout
+    upsample: UpsampleForm | None  # None: the layout's own
+    form: str  # kernel form of the student's local attention
+    text_form: str = "per_head"  # kernel form of text encoders, which matters to the channels layout only
+    keep_weights: bool = False  # nothing is folded into weights: they are palettes
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a checkpoint has a tensor of a component."""
+
+    name: str  # without the component's own
+    whole: bool = True  # or its leading part: widths share the tensor
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """What a text encoder reads, and which of the student's text streams it feeds."""
+
+    stream: str
+    length: int  # tokens
+    vocab: int  # rows of its embedding
+    key: str  # of its tokenizer in what a checkpoint says of itself
+    file: str  # its tokenizer in a bundle
+    arrays: str = ""  # how the names of its arrays in test vectors begin
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """A component of one configuration: its ports, how it is built, loaded and rewritten, and how it is judged.
+
+    `build` gives the reference network at a width on torch's current device, `apply` runs it on named tensors, `rewrite`
+    gives it for a latent (height, width) in a target's spelling. `activations` are the bytes of its largest ones for a width,
+    a latent (channels, height, width) and a picture (height, width).
+    """
+
+    name: str  # in checkpoints, manifests and measurements
+    part: Part
+    build: Callable[[str], nn.Module]
+    output: str  # the name of its only output
+    ports: Callable[[Drawing], Ports]
+    apply: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+    rewrite: Callable[[nn.Module, tuple[int, int], Spelling], nn.Module]
+    folder: str  # of diffusers' layout of a pipeline
+    hyperparameters: Callable[[str], dict[str, object]]  # at a width, also under the names that transformers uses
+    activations: Callable[[str, tuple[int, int, int], tuple[int, int]], int] = lambda width, latent, size: 0
+    stored: Callable[[str, str], Stored] = lambda name, width: Stored(name)
+    shapes: Callable[[], dict[str, Shape]] | None = None  # of all that is stored, where that is more than one network's
+    text: TextInput | None = None  # of a text encoder
+    holds: Callable[[Collection[str], str], bool] = lambda tensors, width: True  # whether a checkpoint has a width
+    has_constants: bool = False  # that are no part of its state: it is built with storage
+    sized: bool = True  # depends on the picture's size
+    elastic: bool = False  # depends on the width
+    has_forms: bool = False  # its local attention is written in one of several kernel forms
+    takes_recipe: bool = False  # of mixed precision; the others are fp16 there
+    must_pack: bool = False  # at fewer than 16 bits its file must hold packed weights
+    in_delegate: bool = True  # nothing of it may stay outside a delegate
+
+    @property
+    def title(self) -> str:
+        """Its name for people."""
+        return title_of(self.name)
+
+    def stored_shapes(self) -> dict[str, Shape]:
+        """Name -> shape of all that a checkpoint has of it, without its own name; built without storage."""
+        if self.shapes is not None:
+            return self.shapes()
+        with torch.device("meta"):
+            return {name: tuple(tensor.shape) for name, tensor in self.build("").state_dict().items()}
+
+    def parameters(self, width: str) -> int:
+        """How many, at a width; built without storage."""
+        with torch.device("meta"):
+            return sum(p.numel() for p in self.build(width).parameters())
+
+    @property
+    def reads(self) -> TextInput:
+        """What a text encoder reads."""
+        assert self.text is not None, f"{self.name} encodes no text"
+        return self.text
+
+    def calls(self, steps: int) -> int:
+        """How often a picture of so many steps runs it."""
+        return steps if self.part == "denoise" else 1
+
+
+@dataclass(frozen=True)
+class Components:
+    """The components of a configuration, in the order in which a picture uses them; a decoder may be absent."""
+
+    encoders: tuple[ComponentSpec, ...]
+    denoiser: ComponentSpec
+    decoder: ComponentSpec | None
+
+    def __iter__(self) -> Iterator[ComponentSpec]:
+        yield from self.encoders
+        yield self.denoiser
+        if self.decoder is not None:
+            yield self.decoder
+
+    def __getitem__(self, name: str) -> ComponentSpec:
+        return next(spec for spec in self if spec.name == name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """In the same order."""
+        return tuple(spec.name for spec in self)
+
+    @property
+    def largest_first(self) -> tuple[ComponentSpec, ...]:
+        """As a checkpoint's contents are listed: the student, the decoder, the text encoders."""
+        return (self.denoiser, *(() if self.decoder is None else (self.decoder,)), *self.encoders)

@@ -1,0 +1,66 @@
+"""The tiny decoder as a component."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+
+from torch import Tensor, nn
+
+from snapgen_deploy.families.component import LATENT, PICTURE, ComponentSpec, Drawing, Port, Ports, Spelling
+from snapgen_deploy.families.names import DECODER
+from snapgen_deploy.models.config import DecoderConfig, ModelConfig
+from snapgen_deploy.models.decoder import TinyDecoder
+from snapgen_deploy.sparse import norm_scales, rewrite_decoder
+
+LATENT_DOC = "latent, normalised per channel; standard normal noise at the first step"
+
+
+def decoder(config: ModelConfig) -> ComponentSpec | None:
+    """The decoder of a configuration; None where it has none."""
+    return None if config.decoder is None else _spec(config.decoder)
+
+
+def _spec(config: DecoderConfig) -> ComponentSpec:
+    return ComponentSpec(
+        name=DECODER,
+        part="decode",
+        output=PICTURE,
+        build=lambda width: TinyDecoder(config),
+        ports=_ports,
+        apply=_apply,
+        rewrite=_rewrite,
+        folder="vae_decoder",
+        hyperparameters=lambda width: {**asdict(config), "scaling_factor": 1.0, "shift_factor": 0.0},
+        activations=partial(_activations, config),
+        has_constants=True,  # the latent's mean and deviation
+    )
+
+
+def _ports(drawing: Drawing) -> Ports:
+    latent = Port(LATENT, (1, *drawing.latent), "float32", LATENT_DOC)
+    picture = Port(PICTURE, (1, 3, *drawing.resolution), "float32", "red, green, blue in -1 ... 1 (clamp before use)")
+    return Ports((latent,), (picture,), "latent to picture")
+
+
+def _apply(network: nn.Module, x: Mapping[str, Tensor]) -> Tensor:
+    picture: Tensor = network(x[LATENT])
+    return picture
+
+
+def _rewrite(network: nn.Module, latent: tuple[int, int], how: Spelling) -> nn.Module:
+    assert isinstance(network, TinyDecoder)
+    scales = {} if _is_skeleton(network) else norm_scales(network)
+    return rewrite_decoder(network, latent, layout=how.layout, upsample=how.upsample, scales=scales)
+
+
+def _is_skeleton(network: nn.Module) -> bool:
+    """Whether it has no values: the estimator of latency looks at shapes only."""
+    return any(p.is_meta for p in network.parameters())
+
+
+def _activations(config: DecoderConfig, width: str, latent: tuple[int, int, int], size: tuple[int, int]) -> int:
+    """Bytes of three maps of the largest block, widened, 4 bytes an element."""
+    pixels = (size[0] * size[1] >> 2 * i for i in range(len(config.channels)))  # from the last level, at full resolution
+    return 12 * config.expand * max(c * p for c, p in zip(reversed(config.channels), pixels, strict=True))

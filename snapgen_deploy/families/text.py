@@ -1,0 +1,65 @@
+"""Text encoders as components: the first of a model and further ones, each with a tokenizer of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+
+from torch import Tensor, nn
+
+from snapgen_deploy.families.component import MASK, TOKENS, ComponentSpec, Drawing, Port, Ports, Spelling, TextInput
+from snapgen_deploy.families.names import TEXT_ENCODER, TOKENIZER, numbered, tokenizer_file
+from snapgen_deploy.models.config import ModelConfig, TextEncoderConfig
+from snapgen_deploy.models.text_encoder import TextEncoder
+from snapgen_deploy.sparse import rewrite_text_encoder
+
+
+def text_encoders(config: ModelConfig) -> tuple[ComponentSpec, ...]:
+    """One component for each text encoder of a configuration."""
+    others = [(1 + i, encoder) for i, encoder in enumerate(config.other_text_encoders)]
+    first = [] if config.text_encoder is None else [(0, config.text_encoder)]
+    return tuple(_spec(encoder, index) for index, encoder in (*first, *others))
+
+
+def _spec(config: TextEncoderConfig, index: int) -> ComponentSpec:
+    name = numbered(TEXT_ENCODER, index)
+    arrays = "" if index == 0 else f"{name}."
+    key, file = numbered(TOKENIZER, index), tokenizer_file(name)
+    text = TextInput(config.stream, config.length, config.vocab, key, file, arrays)
+    return ComponentSpec(
+        name=name,
+        part="encode",
+        output=config.stream,
+        build=lambda width: TextEncoder(config),
+        ports=partial(_ports, config, text),
+        apply=_apply,
+        rewrite=_rewrite,
+        folder=name,
+        hyperparameters=lambda width: _hyperparameters(config),
+        text=text,
+        sized=False,
+        in_delegate=False,  # the lookup of the embeddings may stay outside
+    )
+
+
+def _ports(config: TextEncoderConfig, text: TextInput, drawing: Drawing) -> Ports:
+    tokens = Port(TOKENS, (1, config.length), "int32", f"token ids from {text.file}, padded")
+    mask = Port(MASK, (1, config.length), "float32", "1 where there is a token, 0 at padding")
+    out = Port(config.stream, (1, config.length, config.width), "float32", "token embeddings")
+    return Ports((tokens, mask), (out,), "prompt tokens to embeddings")
+
+
+def _apply(network: nn.Module, x: Mapping[str, Tensor]) -> Tensor:
+    embeddings: Tensor = network(x[TOKENS], x[MASK])
+    return embeddings
+
+
+def _rewrite(network: nn.Module, latent: tuple[int, int], how: Spelling) -> nn.Module:
+    assert isinstance(network, TextEncoder)
+    return rewrite_text_encoder(network, layout=how.layout, ops=how.ops, form=how.text_form)
+
+
+def _hyperparameters(config: TextEncoderConfig) -> dict[str, object]:
+    sizes = {"hidden_size": config.width, "num_attention_heads": config.heads, "num_hidden_layers": config.layers}
+    return {**asdict(config), **sizes, "vocab_size": config.vocab}

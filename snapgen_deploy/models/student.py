@@ -1,0 +1,50 @@
+"""What every student is, whatever its family: a network that says how to denoise a latent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from snapgen_deploy.models.config import StudentConfig
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks of a student that are alike."""
+
+    depth: int
+    kept: int  # bytes that the gradients need of all of them, for one call
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """What one call of a student holds while mixed precision measures and tunes it."""
+
+    tokens: int  # of the image, or cells of the largest map
+    hidden: int  # channels of each
+    stages: tuple[Stage, ...]
+
+
+class Student(nn.Module):
+    """One sub-network of a checkpoint, called as (latent, features, text, mask) -> velocity.
+
+    Shapes: latent and velocity (B, C, h, w), features (B, F) of the noise level, per text stream its embeddings (B, L, dim)
+    and its mask (B, L) with 1 = token.
+    """
+
+    config: StudentConfig
+    width: str  # name of the sub-network
+
+    def training_cost(self, latent: tuple[int, int]) -> TrainingCost:
+        """What measuring and tuning hold for a latent of this height and width."""
+        raise NotImplementedError
+
+    def recomputable(self) -> Sequence[nn.Module]:
+        """Blocks that may compute their activations again for the gradients in place of keeping them."""
+        raise NotImplementedError
+
+    def forward(self, latent: Tensor, features: Tensor, text: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> Tensor:
+        """The velocity: noise minus picture."""
+        raise NotImplementedError
