@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from snapgen_deploy.checkpoint.networks import load_student
+from snapgen_deploy.drawing import reference
 from snapgen_deploy.drawing.pipeline import noise_for
 from snapgen_deploy.drawing.prompts import samples_of
 from snapgen_deploy.drawing.reference import reference_runners
@@ -82,6 +83,7 @@ def test_bad_input_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     student = load_student(checkpoint, "full")
     with torch.no_grad():
         student.patch.weight[0, 0] = float("nan")
-    monkeypatch.setattr("snapgen_deploy.drawing.reference.load_component", lambda *_: student)
+    real = reference.load_component
+    monkeypatch.setattr(reference, "load_component", lambda c, name, width: student if name == "student" else real(c, name))
     with pytest.raises(BadInput, match="not finite"):
         record(checkpoint, "full", LATENT, samples_of(PROMPTS, 1), tmp_path / "t")
