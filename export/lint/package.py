@@ -11,6 +11,7 @@ from snapgen_deploy.export.lint import engine, layout, memory, numbers
 from snapgen_deploy.export.lint.findings import SEVERITIES, Finding
 from snapgen_deploy.export.lint.graph import graph_of
 from snapgen_deploy.export.lint.rule import Rule, Subject
+from snapgen_deploy.export.mil.saved.kinds import MODELS
 from snapgen_deploy.export.mil.saved.reader import model_file, read_package
 
 RULES: Mapping[str, Rule] = MappingProxyType(
@@ -20,8 +21,11 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 
 
 def is_package(path: Path) -> bool:
-    """Whether a path looks like a .mlpackage rather than a bundle (on macOS `Manifest.json` and `manifest.json` are one)."""
-    return path.suffix == ".mlpackage" or (path / "Data").is_dir()
+    """Whether a path looks like a Core ML model rather than a bundle (on macOS `Manifest.json` and `manifest.json` are one).
+
+    Of those only a .mlpackage can be read; the others are refused each in its own words.
+    """
+    return path.suffix in MODELS or (path / "Data").is_dir()
 
 
 def lint_package(path: Path, *, memory_limit: int | None = None, function: str | None = None) -> tuple[Finding, ...]:

@@ -6,8 +6,7 @@ slots. A value is let go after the step that uses it last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,33 +18,14 @@ import snapgen_deploy.export.mil.ops  # noqa: F401  (fills the table)
 from snapgen_deploy.export.mil.ops.registry import OPS, Form, Op
 from snapgen_deploy.export.mil.precision import Precision
 from snapgen_deploy.export.mil.saved.errors import OpError
-from snapgen_deploy.export.mil.saved.program import Constant, Data, Function, Operation, Value
+from snapgen_deploy.export.mil.saved.program import Block, Constant, Data, Function, Operation, Value
 from snapgen_deploy.export.mil.saved.types import to_held
+from snapgen_deploy.export.mil.steps import AnyStep, Body, Control, Decoded, Env, Late, Source, Step, with_frees
 from snapgen_deploy.export.mil.trace import Trace
 
 _FAILURES = (RuntimeError, ValueError, IndexError, TypeError, KeyError, NotImplementedError, ArithmeticError)
-
-
-@dataclass(frozen=True)
-class _Late:
-    """A parameter known only at run time: the slots it reads and how each becomes what the operation wants."""
-
-    name: str
-    slots: tuple[int, ...]
-    form: Form
-    before: tuple[Any, ...]  # per slot: a constant's value where the binding is constant (slot -1)
-
-
-@dataclass(frozen=True)
-class _Step:
-    operation: Operation
-    run: Callable[..., Any]
-    fixed: Mapping[str, Any]
-    plain: tuple[tuple[str, int], ...]  # tensor parameters taken as they are
-    late: tuple[_Late, ...]
-    outputs: tuple[int, ...]
-    rounds: tuple[bool, ...]  # per output: whether it is stored in half precision
-    frees: tuple[int, ...]
+CONTROL = {"cond": "pred", "while_loop": "loop_vars"}
+"""Operations with blocks, and the parameter that each is given."""
 
 
 class Plan:
@@ -54,36 +34,45 @@ class Plan:
     def __init__(self, function: Function, precision: Precision) -> None:
         self.function, self._precision = function, precision
         self._slots: dict[str, int] = {}
+        self._count = 0
         self.warnings: dict[str, str] = {}  # operation -> what it had to say first
-        self._constants: dict[str, _Decoded] = {}
+        self._constants: dict[str, Decoded] = {}
         for value in function.inputs:
-            self._slots[value.name] = len(self._slots)
-        unknown = sorted({o.type for o in function.operations if o.type != "const" and o.type not in OPS})
-        if unknown:
-            first = next(o for o in function.operations if o.type == unknown[0])
-            rest = f"; also lacking: {', '.join(unknown[1:])}" if unknown[1:] else ""
-            raise OpError(f"{first.where}: this operation is not supported in function {function.name!r}{rest}")
+            self._new_slot(value.name)
+        self._refuse_unknown()
         steps = [s for o in function.operations for s in self._prepare(o)]
-        self._steps = _with_frees(steps, self._kept())
-        self._results = [(name, self._slots.get(name), self._constants.get(name)) for name in function.outputs]
-        self._constants = {name: c for name, _, c in self._results if c is not None}
+        self._steps = with_frees(steps, self._kept())
+        self._results = [(name, self._source(name)) for name in function.outputs]
+        self._constants = {}
         self.watcher: Callable[[str, Tensor], None] | None = None  # hears every value made at run time, by its name
         self.trace: Trace | None = None
+
+    def _refuse_unknown(self) -> None:
+        known = OPS.keys() | CONTROL.keys() | {"const"}
+        unknown = [o for o in self.function.every_operation() if o.type not in known]
+        if unknown:
+            first = min(unknown, key=lambda o: o.type)
+            rest = ", ".join(sorted({o.type for o in unknown} - {first.type}))
+            raise OpError(
+                f"{first.where}: this operation is not supported in function {self.function.name!r}"
+                + (f"; also lacking: {rest}" if rest else "")
+            )
 
     def _kept(self) -> set[int]:
         """Slots that outlive the run: results and states."""
         states = {self._slots[v.name] for v in self.function.inputs if v.type.kind == "state"}
         return states | {self._slots[n] for n in self.function.outputs if n in self._slots}
 
-    def _prepare(self, operation: Operation) -> list[_Step]:
+    def _prepare(self, operation: Operation) -> list[AnyStep]:
         if operation.type == "const":
             (value,) = operation.inputs["val"]
             assert isinstance(value, Constant)
-            self._constants[operation.outputs[0].name] = _Decoded(value)
+            self._constants[operation.outputs[0].name] = Decoded(value)
             return []
-        op = OPS[operation.type]
         try:
-            step = self._step(operation, op)
+            if operation.type in CONTROL:
+                return [self._control(operation)]
+            step = self._step(operation, OPS[operation.type])
         except _FAILURES as error:
             raise OpError(f"{operation.where}: {_line(error)}") from error
         if operation.type.startswith("constexpr_"):
@@ -91,14 +80,14 @@ class Plan:
             return []
         return [step]
 
-    def _step(self, operation: Operation, op: Op) -> _Step:
+    def _step(self, operation: Operation, op: Op) -> Step:
         unknown = sorted(set(operation.inputs) - set(op.forms))
         missing = sorted(op.required - set(operation.inputs))
         if unknown or missing:
             raise ValueError(f"parameters not supported: {unknown}, missing: {missing}")
         fixed: dict[str, Any] = {name: self._context(name, operation) for name in op.context}
         plain: list[tuple[str, int]] = []
-        late: list[_Late] = []
+        late: list[Late] = []
         for name, bindings in operation.inputs.items():
             form = op.forms[name]
             if len(bindings) != 1 and not form.several:
@@ -112,20 +101,33 @@ class Plan:
             elif form.as_is:
                 plain.append((name, slots[0]))
             else:
-                late.append(_Late(name, slots, form, tuple(ready)))
+                late.append(Late(name, slots, form, tuple(ready)))
         outputs = self._outputs(operation)
         rounds = tuple(v.type.dtype.name == "fp16" and not op.moves for v in operation.outputs)
-        return _Step(operation, op.run, fixed, tuple(plain), tuple(late), outputs, rounds, ())
+        return Step(operation, op.run, fixed, tuple(plain), tuple(late), outputs, rounds)
+
+    def _control(self, operation: Operation) -> Control:
+        if len(operation.blocks) != 2:
+            raise ValueError(f"expected two blocks, got {len(operation.blocks)}")
+        given = tuple(self._source(b) for b in operation.inputs[CONTROL[operation.type]])
+        bodies = tuple(self._body(block) for block in operation.blocks)
+        return Control(operation, given, bodies, self._outputs(operation))
+
+    def _body(self, block: Block) -> Body:
+        """A block's steps. Names of its own end with it; slots from before it are not let go of within it."""
+        outside, constants = dict(self._slots), dict(self._constants)
+        before = set(range(self._count))
+        inputs = tuple(self._new_slot(value.name) for value in block.inputs)
+        steps = [s for o in block.operations for s in self._prepare(o)]
+        results = tuple(self._source(name) for name in block.outputs)
+        self._slots, self._constants = outside, constants
+        return Body(inputs, with_frees(steps, before | {r.slot for r in results}), results)
 
     def _outputs(self, operation: Operation) -> tuple[int, ...]:
         if operation.type == "write_state":  # its result replaces the state's contents
             (state,) = operation.inputs["input"]
             return (self._slot(str(state)),)
-        slots = []
-        for value in operation.outputs:
-            self._slots[value.name] = len(self._slots)
-            slots.append(self._slots[value.name])
-        return tuple(slots)
+        return tuple(self._new_slot(value.name) for value in operation.outputs)
 
     def _context(self, name: str, operation: Operation) -> Any:
         if name == "opset":
@@ -137,19 +139,30 @@ class Plan:
     def _warn(self, where: str, text: str) -> None:
         self.warnings.setdefault(where, text)
 
+    def _new_slot(self, name: str) -> int:
+        self._slots[name] = self._count
+        self._count += 1
+        return self._slots[name]
+
     def _slot(self, name: str) -> int:
         if name not in self._slots:
             raise ValueError(f"value {name!r} is used before it is made")
         return self._slots[name]
 
+    def _source(self, binding: str | Constant) -> Source:
+        if isinstance(binding, Constant):
+            return Source(-1, Decoded(binding))
+        known = self._constants.get(binding)
+        return Source(self._slot(binding)) if known is None else Source(-1, known)
+
     def _constant(self, binding: str | Constant, form: Form) -> Any:
         """The value of a constant binding in its parameter's form, or None for a value made at run time."""
         if isinstance(binding, Constant):
-            return _Decoded(binding).as_form(form)
+            return Decoded(binding).as_form(form)
         known = self._constants.get(binding)
         return None if known is None else known.as_form(form)
 
-    def _fold(self, operation: Operation, step: _Step) -> None:
+    def _fold(self, operation: Operation, step: Step) -> None:
         """Evaluate a constexpr operation now; its results are constants."""
         try:
             results = step.run(**step.fixed)
@@ -162,12 +175,12 @@ class Plan:
                 stored = self._precision.settle(tensor, operation.type, value.name, operation.place)
                 array = stored.numpy()
             _check(operation, value, tuple(array.shape))
-            self._constants[value.name] = _Decoded(Constant(value.type, _returning(array)))
+            self._constants[value.name] = Decoded(Constant(value.type, _returning(array)))
             del self._slots[value.name]
 
-    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """Results by name; states come back under their names too. `inputs` has every input of the function."""
-        env: list[Any] = [None] * len(self._slots)
+        env: Env = [None] * self._count
         for value in self.function.inputs:
             x = inputs[value.name]
             if value.type.dtype.name == "fp16" and value.type.kind == "tensor":
@@ -178,90 +191,82 @@ class Plan:
             if self.trace is not None:
                 self.trace.note_input(value.name, x)
         with torch.inference_mode():
-            for step in self._steps:
-                self._run_step(step, env)
-        results = {}
-        for name, slot, constant in self._results:
-            results[name] = env[slot] if slot is not None else constant.held()  # type: ignore[union-attr]
+            self._run_all(self._steps, env)
+        results = {name: source.value(env) for name, source in self._results}
         for value in self.function.inputs:
             if value.type.kind == "state":
                 results[value.name] = env[self._slots[value.name]]
         return results
 
-    def _run_step(self, step: _Step, env: list[Any]) -> None:
+    def _run_all(self, steps: Iterable[AnyStep], env: Env) -> None:
+        for step in steps:
+            if isinstance(step, Step):
+                self._run_step(step, env)
+            else:
+                self._run_control(step, env)
+            for slot in step.frees:
+                env[slot] = None
+
+    def _run_step(self, step: Step, env: Env) -> None:
         operation = step.operation
         arguments = dict(step.fixed)
         for name, slot in step.plain:
             arguments[name] = env[slot]
         for late in step.late:
-            arguments[late.name] = _gather(late, env)
+            arguments[late.name] = late.gather(env)
         try:
             made = step.run(**arguments)
         except _FAILURES as error:
             raise OpError(f"{operation.where}: {_line(error)}") from error
         del arguments
         results = made if isinstance(made, tuple) else (made,)
-        for slot, result, rounds, value in zip(step.outputs, results, step.rounds, operation.outputs, strict=False):
-            if result.dtype != value.type.dtype.held:
-                result = result.to(value.type.dtype.held)
-            if rounds:
-                finite = partial(_all_finite, step, env)
-                result = self._precision.settle(result, operation.type, value.name, operation.place, finite)
-            _check(operation, value, tuple(result.shape))
-            if self.trace is not None:
-                self.trace.note(operation, value.name, result, _given(step, env))
+        if len(results) != len(step.outputs):
+            raise OpError(f"{operation.where}: made {len(results)} results, the program declares {len(step.outputs)}")
+        if not operation.outputs:  # write_state
+            env[step.outputs[0]] = results[0]
+            return
+        for slot, result, rounds, value in zip(step.outputs, results, step.rounds, operation.outputs, strict=True):
+            env[slot] = self._settled(step, result, rounds, value, env) if isinstance(result, Tensor) else result
+
+    def _settled(self, step: Step, result: Tensor, rounds: bool, value: Value, env: Env) -> Tensor:
+        """A result as it is stored, once it is what the program declares and whoever listens has heard of it."""
+        operation = step.operation
+        if result.dtype != value.type.dtype.held:
+            result = result.to(value.type.dtype.held)
+        if rounds:
+            finite = partial(step.given_finite, env)
+            result = self._precision.settle(result, operation.type, value.name, operation.place, finite)
+        _check(operation, value, tuple(result.shape))
+        if self.trace is not None:
+            self.trace.note(operation, value.name, result, step.given(env))
+        if self.watcher is not None:
+            self.watcher(value.name, result)
+        return result
+
+    def _run_control(self, step: Control, env: Env) -> None:
+        values = [source.value(env) for source in step.given]
+        first, second = step.bodies
+        if step.operation.type == "cond":
+            values = self._enter(first if self._true(step, values) else second, (), env)
+        else:
+            while self._true(step, self._enter(first, values, env)):
+                values = self._enter(second, values, env)
+        for slot, result, value in zip(step.outputs, values, step.operation.outputs, strict=True):
+            _check(step.operation, value, tuple(result.shape))
             env[slot] = result
             if self.watcher is not None:
                 self.watcher(value.name, result)
-        if not operation.outputs:  # write_state
-            env[step.outputs[0]] = results[0]
-        elif len(results) != len(step.outputs):
-            raise OpError(f"{operation.where}: made {len(results)} results, the program declares {len(step.outputs)}")
-        for slot in step.frees:
-            env[slot] = None
 
+    def _enter(self, body: Body, values: Sequence[Any], env: Env) -> list[Any]:
+        for slot, value in zip(body.inputs, values, strict=True):
+            env[slot] = value
+        self._run_all(body.steps, env)
+        return [source.value(env) for source in body.results]
 
-def _all_finite(step: _Step, env: list[Any]) -> bool:
-    """Whether no number that a step was given is infinite or NaN."""
-    flat = (x for _, one, _ in _given(step, env) for x in (one if isinstance(one, list | tuple) else (one,)))
-    return all(bool(torch.isfinite(torch.as_tensor(x)).all()) for x in flat if isinstance(x, Tensor | np.ndarray | float))
-
-
-def _given(step: _Step, env: list[Any]) -> Iterator[tuple[str, Any, bool]]:
-    """Parameter, value, and whether it is a constant, for all that a step was given."""
-    yield from ((name, value, True) for name, value in step.fixed.items())
-    yield from ((name, env[slot], False) for name, slot in step.plain)
-    yield from ((late.name, _gather(late, env), False) for late in step.late)
-
-
-class _Decoded:
-    """A constant and the forms it was asked for; the file is read again only for a new form."""
-
-    def __init__(self, constant: Constant) -> None:
-        self._constant = constant
-        self._made: dict[Form, Any] = {}
-
-    def as_form(self, form: Form) -> Any:
-        if form not in self._made:
-            self._made[form] = form.constant(self._constant.read(), self._constant)
-        return self._made[form]
-
-    def held(self) -> Tensor:
-        data = self._constant.read()
-        if not isinstance(data, np.ndarray):
-            raise OpError(f"a constant {data!r} is no tensor and cannot be a result")
-        return to_held(data, self._constant.type.dtype)
-
-
-def _gather(late: _Late, env: list[Any]) -> Any:
-    convert = late.form.runtime
-    assert convert is not None
-    if not late.form.several:
-        return convert(env[late.slots[0]])
-    values: list[Any] = []
-    for slot, constant in zip(late.slots, late.before, strict=True):
-        values.extend(constant if slot < 0 else convert(env[slot]))
-    return tuple(values)
+    def _true(self, step: Control, values: Sequence[Tensor]) -> bool:
+        if len(values) != 1 or values[0].numel() != 1:
+            raise OpError(f"{step.operation.where}: its condition is not one value, got {[list(v.shape) for v in values]}")
+        return bool(values[0])
 
 
 def _returning(array: np.ndarray) -> Callable[[], Data]:
@@ -277,15 +282,3 @@ def _line(error: BaseException) -> str:
 def _check(operation: Operation, value: Value, shape: tuple[int, ...]) -> None:
     if not value.type.admits(shape):
         raise OpError(f"{operation.where}: {value.name!r} came out as {list(shape)}, the program declares {value.type}")
-
-
-def _with_frees(steps: list[_Step], kept: set[int]) -> list[_Step]:
-    """The same steps, each with the slots that nothing after it reads."""
-    seen = set(kept)
-    finished = []
-    for step in reversed(steps):
-        touched = {s for _, s in step.plain} | {s for late in step.late for s in late.slots if s >= 0} | set(step.outputs)
-        frees = tuple(sorted(touched - seen))
-        seen |= touched
-        finished.append(_Step(step.operation, step.run, step.fixed, step.plain, step.late, step.outputs, step.rounds, frees))
-    return finished[::-1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
@@ -36,7 +38,8 @@ def _expected(port: Port) -> str:
 
 def _refuse(port: Port, got: object) -> PackageError:
     size = "height x width " if port.kind == "image" else "shape "
-    return PackageError(f"input {port.name!r}: got {got}, expected {port.kind} {port.dtype}, {size}{_expected(port)}")
+    what = "state" if port.kind == "state" else "input"
+    return PackageError(f"{what} {port.name!r}: got {got}, expected {port.kind} {port.dtype}, {size}{_expected(port)}")
 
 
 def take(port: Port, value: Value, given: Feature) -> Tensor:
@@ -84,14 +87,23 @@ def _take_image(port: Port, given: Feature) -> Tensor:
     return planes.flip(1) if port.dtype == "BGR" else planes.contiguous()
 
 
-def give(port: Port, value: Tensor, *, exact: bool) -> np.ndarray:
+def give(port: Port, value: Any, *, exact: bool) -> np.ndarray:
     """One result as the array that an app receives.
+
+    A classifier's label is an array without axes; its classes are records ("class", "probability") in the order of the file.
 
     An image is rounded and clamped to uint8 (height, width, 3) in RGB order, or (height, width) in gray. Real numbers come
     as the declared type, with `exact` always as float32.
     """
     if port.kind == "image":
         return _give_image(port, value)
+    if port.kind == "label":
+        return np.array(value)
+    if port.kind == "classes":
+        names = np.array(list(value))
+        records = np.zeros(len(value), [("class", names.dtype), ("probability", np.float32)])
+        records["class"], records["probability"] = names, list(value.values())
+        return records
     declared = dtype_named(port.dtype)
     if declared is None or (exact and declared.floating):
         declared = DTYPES["fp32"]

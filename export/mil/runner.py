@@ -32,6 +32,10 @@ class State:
         array: np.ndarray = self.tensors[name].numpy().copy()
         return array
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Copies of all states by name: real ones as float32, which holds them as they are."""
+        return {name: self.read(name) for name in self.tensors}
+
 
 class Runner:
     """One function of a package, callable with named arrays (and pictures for image inputs)."""
@@ -41,7 +45,7 @@ class Runner:
         self.inputs: tuple[Port, ...] = interface.inputs
         self.outputs: tuple[Port, ...] = interface.outputs
         self.states: tuple[Port, ...] = interface.states
-        self.ops: dict[str, int] = dict(Counter(o.type for o in function.operations if o.type != "const"))
+        self.ops: dict[str, int] = dict(Counter(o.type for o in function.every_operation() if o.type != "const"))
         self._types = {v.name: v for v in function.inputs}
         self._precision, self._threads, self._runs = precision, threads, 0
         with _threads(threads):
@@ -68,6 +72,14 @@ class Runner:
     def make_state(self) -> State:
         """States of zeros, as Core ML makes them; empty for a model without states."""
         return State({p.name: torch.zeros(p.shape, dtype=self._types[p.name].type.dtype.held) for p in self.states})
+
+    def state_of(self, arrays: Mapping[str, np.ndarray]) -> State:
+        """States with these contents, as `State.arrays` gives them; PackageError where they are not those of the model."""
+        expected = {port.name: port for port in self.states}
+        if set(arrays) != set(expected):
+            got = ", ".join(sorted(arrays)) or "none"
+            raise PackageError(f"{self.package}: got states {got}; expected {', '.join(expected) or 'none'}")
+        return State({name: take(port, self._types[name], arrays[name]) for name, port in expected.items()})
 
     def watch(self, hear: Callable[[str, Tensor], None]) -> None:
         """Call `hear` with the name and the value of every input and result of the calls from now on."""

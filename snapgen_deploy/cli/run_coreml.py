@@ -39,6 +39,9 @@ def run_coreml(
     report: Annotated[
         Path | None, typer.Option("--report", help="Write statistics per operation (JSON; with --mode device).")
     ] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", help="States between calls (.npz): read where the file exists, then written.")
+    ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, max=1024, help="CPU threads.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks of errors.")] = False,
@@ -50,18 +53,24 @@ def run_coreml(
     """
     if report is not None and mode is not Mode.device:
         raise BadInput("--report needs --mode device: fp32 mode rounds nothing, so it has nothing to report")
-    check_places({"--outputs": outputs, "--report": report})
+    check_places({"--outputs": outputs, "--report": report, "--state": state})
     arrays = read_arrays(inputs, str(inputs))
+    before = read_arrays(state, f"--state {state}") if state is not None and state.exists() else None
     from snapgen_deploy.export.mil import open_package
 
     runner = open_package(package, mode=mode.value, function=function, threads=threads)
+    if state is not None and not runner.states:
+        raise BadInput(f"--state: function {runner.function} of {package} has no states; leave it out")
+    states = runner.make_state() if before is None else runner.state_of(before)
     trace = runner.trace()
     try:
-        results = runner(arrays)
+        results = runner(arrays, states)
     finally:  # a later operation may fail of what an earlier one warns of
         for warning in runner.warnings():
             tell(f"warning: {warning}", "yellow")
-    _write(outputs, results)
+    _write(outputs, results, "--outputs")
+    if state is not None:
+        _write(state, states.arrays(), "--state")
     statistics = runner.report() if mode is Mode.device else None
     if report is not None and statistics is not None:
         _write_report(report, statistics)
@@ -78,14 +87,14 @@ def run_coreml(
         raise typer.Exit(1)
 
 
-def _write(path: Path, results: dict[str, np.ndarray]) -> None:
+def _write(path: Path, arrays: dict[str, np.ndarray], option: str) -> None:
     import io
 
     import numpy as np
 
     data = io.BytesIO()
-    np.savez(data, **results)  # type: ignore[arg-type]
-    write_bytes(path, data.getvalue(), "choose another place with --outputs")
+    np.savez(data, **arrays)  # type: ignore[arg-type]
+    write_bytes(path, data.getvalue(), f"choose another place with {option}")
 
 
 def _summary(runner: Runner, results: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -103,7 +112,8 @@ def _not_finite(results: dict[str, np.ndarray]) -> list[str]:
     """Names of the results that hold NaN or infinity."""
     import numpy as np
 
-    return [name for name, array in results.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+    real = {name: array["probability"] if array.dtype.names else array for name, array in results.items()}
+    return [name for name, array in real.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
 
 
 def _where(trace: Trace, outputs: list[str]) -> dict[str, Any]:
@@ -136,9 +146,19 @@ def _entry(stat: OpStat) -> dict[str, Any]:
 def _print(runner: Runner, results: dict[str, np.ndarray]) -> None:
     count = sum(runner.ops.values())
     typer.echo(f"{runner.package}: function {runner.function}, {count} operations of {len(runner.ops)} types")
-    for name, array in results.items():
-        span = f", {float(array.min()):.6g} ... {float(array.max()):.6g}" if array.size else ""
-        typer.echo(f"  {name}: {array.dtype} {list(array.shape)}{span}")
+    for port in runner.outputs:
+        typer.echo(f"  {port.name}: {_said(port.kind, results[port.name])}")
+
+
+def _said(kind: str, array: np.ndarray) -> str:
+    if kind == "label":
+        return str(array)
+    if kind == "classes":
+        best = sorted(array, key=lambda record: -record["probability"])[:SHOWN]
+        first = ", ".join(f"{record['class']} {record['probability']:.4f}" for record in best)
+        return f"{first} ({len(array)} classes)"
+    span = f", {float(array.min()):.6g} ... {float(array.max()):.6g}" if array.size else ""
+    return f"{array.dtype} {list(array.shape)}{span}"
 
 
 def _print_trace(trace: Trace, outputs: list[str]) -> None:

@@ -286,16 +286,15 @@ def test_states(tmp_path: Path) -> None:
 
 
 def test_unsupported_operation_is_named(tmp_path: Path) -> None:
-    def looped(x: Any) -> Any:
-        return mb.cond(
-            pred=mb.squeeze(x=mb.greater(x=x, y=np.float32(0))),
-            _true_fn=lambda: mb.add(x=x, y=np.float32(1)),
-            _false_fn=lambda: mb.sub(x=x, y=np.float32(1)),
-            name="chosen",
-        )
+    def listed(x: Any) -> Any:
+        one = mb.list_write(ls=mb.make_list(elem_shape=(np.int32(1),), name="made"), index=np.int32(0), value=x)
+        return mb.list_read(ls=one, index=np.int32(0), name="y")
 
-    path = save(program({"x": spec(1)}, looped), tmp_path / "p.mlpackage", 18)
-    with pytest.raises(OpError, match=r"op cond \(name '\w+', output chosen, number \d+ of its function\).*not supported"):
+    path = save(program({"x": spec(1)}, listed), tmp_path / "p.mlpackage", 18)
+    words = (
+        r"op list_read \(name 'y', output y, number \d+ of its function\).*not supported.*also lacking: list_write, make_list"
+    )
+    with pytest.raises(OpError, match=words):
         open_package(path)
 
 

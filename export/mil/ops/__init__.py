@@ -4,6 +4,7 @@ from snapgen_deploy.export.mil.ops import (
     activation,
     arithmetic,
     attention,
+    classify,
     constexpr,
     convolution,
     gather,
@@ -12,6 +13,7 @@ from snapgen_deploy.export.mil.ops import (
     norm,
     pool,
     quantize,
+    recurrent,
     reduction,
     sampling,
     shape,
@@ -22,6 +24,6 @@ from snapgen_deploy.export.mil.ops import (
 )
 
 __all__ = [
-    "activation", "arithmetic", "attention", "constexpr", "convolution", "gather", "image", "linear", "norm", "pool",
-    "quantize", "reduction", "sampling", "shape", "slicing", "sorting", "state", "tensor",
+    "activation", "arithmetic", "attention", "classify", "constexpr", "convolution", "gather", "image", "linear", "norm",
+    "pool", "quantize", "recurrent", "reduction", "sampling", "shape", "slicing", "sorting", "state", "tensor",
 ]  # fmt: skip

@@ -2,7 +2,8 @@
 
 A parameter's annotation says in what form it wants its value: `Tensor` as it is held, `np.ndarray` as it is stored (constant
 operations only), `int`, `float`, `bool`, `str` as a Python value, `tuple[int, ...]` and the like as Python values in order,
-`tuple[Tensor, ...]` for inputs that take several values. A default makes it optional and is the definition's default.
+`tuple[Tensor, ...]` for inputs that take several values, `tuple[str | int, ...]` for names. A default makes it optional and is
+the definition's default.
 Three names are not inputs: `declared` receives the declared output types, `opset` the iOS generation (5 is iOS 15), `warn` a
 function that takes what the user should hear about the values of this run.
 """
@@ -71,6 +72,7 @@ _FORMS: Mapping[Any, Form] = {
     str: Form(lambda d, _: str(_one(d)), None),
     tuple[int, ...]: Form(lambda d, _: tuple(int(v) for v in _flat(d)), lambda t: tuple(t.reshape(-1).tolist()), True),
     tuple[bool, ...]: Form(lambda d, _: tuple(bool(v) for v in _flat(d)), lambda t: tuple(t.reshape(-1).tolist()), True),
+    tuple[str | int, ...]: Form(lambda d, _: tuple(_flat(d)), None),
     tuple[Tensor, ...]: Form(lambda d, c: (_held(d, c),), lambda t: (t,), True),
 }
 

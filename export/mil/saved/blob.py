@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from snapgen_deploy.export.mil.saved.errors import PackageError
+from snapgen_deploy.export.mil.saved.kinds import is_pointer, pointer_line
 from snapgen_deploy.export.mil.saved.types import DType
 
 RECORD = struct.Struct("<IIQQQ")
@@ -67,6 +68,8 @@ class WeightFile:
         except (OSError, ValueError) as error:
             raise PackageError(f"{path}: cannot be read ({error})") from error
         self._path = path
+        if is_pointer(self._bytes[:64].tobytes()):
+            raise PackageError(pointer_line(path))
         version = struct.unpack_from("<I", self._bytes[:64].tobytes(), 4)[0] if self._bytes.size >= 64 else None
         if version != VERSION:
             raise PackageError(f"{path}: not a version {VERSION} weight file (got version {version})")

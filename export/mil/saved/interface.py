@@ -7,6 +7,7 @@ from typing import Any
 from snapgen_deploy.export.mil.saved.errors import PackageError
 from snapgen_deploy.export.mil.saved.program import Interface, Port
 
+_LABELS = {"stringType": "string", "int64Type": "int64"}
 _ARRAY = {"FLOAT32": "float32", "DOUBLE": "float64", "INT32": "int32", "FLOAT16": "float16", "INT8": "int8"}
 
 
@@ -29,7 +30,15 @@ def _port(feature: Any, proto: Any) -> Port:
         return Port(port.name, "state", port.dtype, port.shape, doc=doc)
     if kind == "imageType":
         return _image(feature.name, feature.type.imageType, proto, optional, doc)
-    raise PackageError(f"{feature.name!r} is a {kind}; only arrays, images and states are supported")
+    if kind in _LABELS:
+        return Port(feature.name, "label", _LABELS[kind], (), doc=doc)
+    if kind == "dictionaryType":
+        key = feature.type.dictionaryType.WhichOneof("KeyType")
+        return Port(feature.name, "classes", "int64" if key == "int64KeyType" else "string", (), doc=doc)
+    raise PackageError(
+        f"{feature.name!r} is a {kind}; expected arrays, images, states or a classifier's answer; single numbers, sequences "
+        "and the like are for models that are no ML Program"
+    )
 
 
 def _bounds(size: Any) -> tuple[int, int | None]:

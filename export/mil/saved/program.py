@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -36,19 +36,29 @@ class Value:
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation. `place` is its position in its function, for messages."""
+    """One operation. `place` is its position in its function, blocks within counted, for messages."""
 
     type: str
     name: str
     place: int
     inputs: Mapping[str, tuple[Binding, ...]]
     outputs: tuple[Value, ...]
+    blocks: tuple[Block, ...] = ()  # of cond (true, false) and while_loop (condition, body)
 
     @property
     def where(self) -> str:
         """Operation, output and place, as every message about it starts."""
         outputs = ", ".join(v.name for v in self.outputs) or "none"
         return f"op {self.type} (name {self.name!r}, output {outputs}, number {self.place} of its function)"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Operations that an operation of control flow runs; they see the values made before it."""
+
+    inputs: tuple[Value, ...]
+    operations: tuple[Operation, ...]
+    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -61,18 +71,29 @@ class Function:
     operations: tuple[Operation, ...]
     outputs: tuple[str, ...]
 
+    def every_operation(self) -> Iterator[Operation]:
+        """All operations, those of blocks after the one that they belong to."""
+        return _every(self.operations)
+
+
+def _every(operations: Iterable[Operation]) -> Iterator[Operation]:
+    for operation in operations:
+        yield operation
+        for block in operation.blocks:
+            yield from _every(block.operations)
+
 
 @dataclass(frozen=True)
 class Port:
-    """One input or output as an app sees it.
+    """One input or output as an app sees it; a "label" is a classifier's answer, "classes" are all its probabilities.
 
     `shape` is the default shape (an image: (height, width)); `shapes` are the admissible ones where they are enumerated;
     `ranges` are inclusive bounds per axis, upper None meaning unbounded, where sizes are free within limits.
     """
 
     name: str
-    kind: Literal["tensor", "image", "state"]
-    dtype: str  # "float32", "float16", "int32", "int8", "float64"; for an image its colour layout
+    kind: Literal["tensor", "image", "state", "label", "classes"]
+    dtype: str  # "float32", "float16", "int32", "int8", "float64"; an image's colour layout; a label's "string" or "int64"
     shape: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...] = ()
     ranges: tuple[tuple[int, int | None], ...] = ()

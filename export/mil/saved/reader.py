@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,18 @@ import numpy as np
 from snapgen_deploy.export.mil.saved.blob import WeightFile, from_bytes
 from snapgen_deploy.export.mil.saved.errors import PackageError
 from snapgen_deploy.export.mil.saved.interface import read_interface
-from snapgen_deploy.export.mil.saved.program import Binding, Constant, Data, Function, Interface, Operation, Package, Value
+from snapgen_deploy.export.mil.saved.kinds import is_pointer, not_a_package, not_a_program, pointer_line
+from snapgen_deploy.export.mil.saved.program import (
+    Binding,
+    Block,
+    Constant,
+    Data,
+    Function,
+    Interface,
+    Operation,
+    Package,
+    Value,
+)
 from snapgen_deploy.export.mil.saved.types import DTYPES, DType, ValueType, dtype_named
 from snapgen_deploy.export.shared.coremltools import load
 
@@ -36,10 +48,14 @@ def _proto() -> Any:
 
 def model_file(package: Path) -> Path:
     """The specification inside a package directory, through its manifest."""
-    if not package.is_dir():
-        raise PackageError(f"{package}: no such .mlpackage directory")
+    if not package.is_dir() or (package.suffix != ".mlpackage" and not (package / "Manifest.json").is_file()):
+        raise PackageError(not_a_package(package))
+    listing = package / "Manifest.json"
     try:
-        manifest = json.loads((package / "Manifest.json").read_text())
+        text = listing.read_text()
+        if is_pointer(text.encode()):
+            raise PackageError(pointer_line(listing))
+        manifest = json.loads(text)
         root = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PackageError(f"{package}: Manifest.json is missing or malformed ({error})") from error
@@ -56,14 +72,18 @@ def read_package(package: Path) -> Package:
     proto = _proto()
     model = proto.Model_pb2.Model()
     try:
-        model.ParseFromString(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise PackageError(f"{path}: cannot be read ({error})") from error
+    if is_pointer(data):
+        raise PackageError(pointer_line(path))
+    try:
+        model.ParseFromString(data)
     except Exception as error:  # the parser's own error class is not exported by coremltools
         raise PackageError(f"{path}: not a Core ML specification ({error})") from error
     kind = model.WhichOneof("Type")
     if kind != _MODEL_TYPE:
-        raise PackageError(f"{package}: holds a {kind or 'model of unknown kind'}, expected an ML Program")
+        raise PackageError(not_a_program(package, kind))
     reader = _Reader(path.parent, {number: name for name, number in proto.MIL_pb2.DataType.items()})
     functions = {name: reader.function(name, f) for name, f in model.mlProgram.functions.items()}
     interfaces, default = _interfaces(model, proto)
@@ -99,13 +119,17 @@ class _Reader:
             name,
             int(digits or 5),
             tuple(Value(v.name, self.type(v.type)) for v in message.inputs),
-            tuple(self.operation(i, op) for i, op in enumerate(block.operations)),
+            self.operations(block.operations, count()),
             tuple(block.outputs),
         )
 
-    def operation(self, place: int, message: Any) -> Operation:
+    def operations(self, messages: Iterable[Any], places: Iterator[int]) -> tuple[Operation, ...]:
+        """Operations in order, numbered by `places`."""
+        return tuple(self.operation(m, places) for m in messages)
+
+    def operation(self, message: Any, places: Iterator[int]) -> Operation:
         """One operation; attributes other than its name count as inputs, as they do for const and constexpr operations."""
-        name = ""
+        name, place = "", next(places)
         inputs: dict[str, tuple[Binding, ...]] = {}
         for key, value in message.attributes.items():
             if key == "name":
@@ -118,7 +142,15 @@ class _Reader:
             )
         outputs = tuple(Value(v.name, self.type(v.type)) for v in message.outputs)
         name = name or (outputs[0].name if outputs else "")
-        return Operation(message.type, name, place, inputs, outputs)
+        blocks = tuple(
+            Block(
+                tuple(Value(v.name, self.type(v.type)) for v in block.inputs),
+                self.operations(block.operations, places),
+                tuple(block.outputs),
+            )
+            for block in message.blocks
+        )
+        return Operation(message.type, name, place, inputs, outputs, blocks)
 
     def dtype(self, number: int) -> DType:
         """Scalar type of the enumeration in the specification."""
