@@ -1,17 +1,28 @@
-"""The named errors of the tool; each carries the process exit code that the command line documents.
-
-0 done and all gates passed; 1 a gate failed or a regression was found; 2 bad usage or bad input;
-3 refused or inconclusive; 4 a measurement could not be made; 70 an error that none of these is.
-"""
+"""The named errors of the tool; each carries the process exit code that `EXIT_CODES` documents."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
+
+EXIT_CODES: Mapping[int, str] = MappingProxyType(
+    {
+        0: "done, and all gates passed",
+        1: "a gate failed, or a regression was found",
+        2: "bad usage or bad input",
+        3: "refused (does not fit, not comparable) or inconclusive",
+        4: "a measurement could not be made",
+        70: "unexpected error",
+        129: "hung up (SIGHUP)",
+        130: "interrupted (Ctrl-C)",
+        143: "terminated (SIGTERM)",
+    }
+)
 
 
 class SnapgenError(Exception):
-    """Base class: the message is one line that says what was got, what was expected and how to mend it."""
+    """Base class: the message is one line that says what was found, what was expected and how to fix it."""
 
     exit_code = 2
 

@@ -14,7 +14,7 @@ import typer
 
 from snapgen_deploy import __version__
 from snapgen_deploy.cli.console import drop_output, report_error
-from snapgen_deploy.errors import BadInput
+from snapgen_deploy.errors import EXIT_CODES, BadInput
 
 
 class _Group(typer.core.TyperGroup):
@@ -45,9 +45,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="From a trained elastic diffusion transformer to a verified, app-ready model bundle.\n\n"
-    "Exit codes: 0 done and all gates passed; 1 a gate failed or a regression was found; 2 bad usage or bad input; "
-    "3 refused or inconclusive; 4 a measurement could not be made; 70 an error that none of these is; "
-    "129 hung up; 130 interrupted; 143 terminated.",
+    f"Exit codes: {'; '.join(f'{code} {meaning}' for code, meaning in EXIT_CODES.items())}.",
 )
 
 
@@ -60,7 +58,7 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None: ...
 
@@ -104,7 +102,7 @@ def main() -> None:
         for number in (signal.SIGTERM, signal.SIGHUP):  # a cancelled job cleans up as an interrupted one does
             if signal.getsignal(number) is not signal.SIG_IGN:  # of `nohup`
                 signal.signal(number, _ended)
-    _mend_streams()
+    _fix_streams()
     app()
 
 
@@ -116,7 +114,7 @@ def _refuse_removed_folder() -> None:
         raise BadInput("the working directory was removed; change to one that exists") from None
 
 
-def _mend_streams() -> None:
+def _fix_streams() -> None:
     """Streams that were closed go nowhere; those of a narrow encoding show `?` for what they have not."""
     sys.stdout, sys.stderr = (s or open(os.devnull, "w", encoding="utf-8") for s in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):

@@ -25,16 +25,16 @@ from snapgen_deploy.models import (
 )
 from snapgen_deploy.models.tokenizer import WordTokenizer
 
-WORDS = ["a", "red", "blue", "ring", "on", "gray"]
+WORDS = ["a", "red", "blue", "ring", "on", "gray", "left", "of", "square", "background"]
 
 
 def tiny_config() -> ModelConfig:
     student = DiTConfig(
         latent_channels=4, hidden=64, head_dim=4, depths=(1, 1, 1), blocks=4, text_width=16, cross_dim=16,
-        text_streams=(TextStream("text", 16, 8),), time_features=16,
+        text_streams=(TextStream("text", 16, 16),), time_features=16,
     )  # fmt: skip
     decoder = DecoderConfig(latent_channels=4, channels=(16, 8, 8, 8), blocks=(1, 0, 0, 0), groups=4)
-    encoder = TextEncoderConfig(vocab=10, length=8, width=16, layers=1, heads=2)
+    encoder = TextEncoderConfig(vocab=14, length=16, width=16, layers=1, heads=2)
     return ModelConfig(
         student, decoder, encoder, name="tiny-test", resolution=(64, 64), prompts=("a red ring", "a blue ring on gray")
     )

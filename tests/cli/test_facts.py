@@ -118,5 +118,5 @@ def test_the_documented_folders_load(checkpoint, tmp_path, monkeypatch):
     names = {"bundle": tmp_path / "tiny-test-server"}
     exec(re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)[1], names)
     words = names["tokenizer"]("a red ring", padding="max_length")
-    assert len(words["input_ids"]) == 8
+    assert len(words["input_ids"]) == 16
     assert [p.name for p in names["student"].model.get_inputs()] == ["latent", "time_features", "text", "text_mask"]

@@ -1,0 +1,146 @@
+"""Every command of every page: run for real where that takes seconds, else parsed with the tool's own parser."""
+
+import argparse
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+
+from snapgen_deploy.cli import app
+from tests.cli.conftest import invoke
+from tests.docs.pages import PAGES, ROOT, blocks, code_spans, commands
+
+# Commands that are only parsed: how they begin, and why they are not run. The first that fits counts.
+PARSED = {
+    "bench": "a minute of timing, or a phone; tests/cli/test_latency.py runs it",
+    "compare base-bundle candidate-bundle --fail-on": "minutes of timing; tests/cli/test_latency.py runs it",
+    "compare candidate-bundle --baseline": "a minute of timing; tests/cli/test_latency.py runs it",
+    "verify bundles/shapes-iphone16pm --hashes-only": "",
+    "verify": "half a minute of checks in processes of their own; tests/cli/test_end_to_end.py runs it",
+    "doctor bundles/shapes-iphone16pm --layers --target onnx:cpu": "",
+    "doctor bundles/shapes-iphone16pm --layers": "half a minute; tests/cli and tests/check run it",
+    "estimate --device host --calibrate": "minutes of micro-benchmarks; tests/latency runs it",
+    "estimate --device iphone16pm --preset snapgenpp --sweep": "half a minute; tests/cli/test_estimate.py runs a smaller one",
+    "init --preset snapgenpp": "writes 7 GB; tests/cli/test_init.py runs it with `shapes`",
+    "generate coreai/": "needs an export with the extra `coreai`; tests/export/test_coreai.py draws with one",
+    "generate bundles/snapgenpp-iphone16pm": "needs a full-scale bundle; tests/cli/test_embeddings.py runs it",
+    "export --device iphone16pm --checkpoint untrained": "needs a full-scale checkpoint of 7 GB; tests/test_full_scale.py runs it",
+}
+
+
+def reason(words):
+    """Why a command is only parsed; "" where it is run."""
+    line = " ".join(words)
+    return next((why for start, why in PARSED.items() if line.startswith(start)), "")
+
+
+OURS = list(
+    dict.fromkeys(c.words[1:] for page in PAGES for c in commands(page) if c.words[0] == "snapgen-deploy")
+)
+OTHERS = [c for page in PAGES for c in commands(page) if c.words[0] != "snapgen-deploy"]
+
+
+@pytest.fixture(scope="module")
+def desk(bundle, checkpoint, tmp_path_factory):
+    """A folder with everything that the pages name. Bundles and checkpoint are those of tests/cli."""
+    folder = tmp_path_factory.mktemp("desk")
+    for name in ("bundles/shapes-iphone16pm", "base-bundle", "candidate-bundle"):
+        shutil.copytree(bundle, folder / name)
+    shutil.copy(checkpoint, folder / "model.safetensors")
+    (folder / "prompts.txt").write_text(blocks(ROOT / "docs/formats.md", "text")[0], encoding="utf-8")
+    shutil.copy(folder / "prompts.txt", folder / "judged.txt")
+    (folder / "profile.toml").write_text(blocks(ROOT / "docs/formats.md", "toml")[0], encoding="utf-8")
+    (folder / "map.toml").write_text('"student.patch.weight" = "student.patch.weight"\n', encoding="utf-8")
+    (folder / "my_scores.py").write_text(blocks(ROOT / "docs/formats.md", "python")[0], encoding="utf-8")
+    np.savez(folder / "x.npz", latent=np.zeros((1, 4, 8, 8), np.float32))
+    return folder
+
+
+@pytest.mark.parametrize("words", OURS, ids=" ".join)
+def test_our_commands(words, request, monkeypatch):
+    command = typer.main.get_command(app).commands[words[0]]
+    command.make_context(words[0], list(words[1:]))  # exits where an option is unknown or a value is not of its type
+    if reason(words):
+        return
+    monkeypatch.chdir(request.getfixturevalue("desk"))
+    monkeypatch.syspath_prepend(Path.cwd())
+    extra = ["--dry-run"] if words[0] == "export" and "--dry-run" not in words else []
+    done = invoke(*words, *extra)
+    assert done.exit_code == 0, done.output
+
+
+def test_every_reason_is_used():
+    lines = [" ".join(words) for words in OURS]
+    first = [next((start for start in PARSED if line.startswith(start)), None) for line in lines]
+    assert set(PARSED) == set(first) - {None}
+
+
+class Parsed(Exception):
+    """The parser took the options; nothing is run."""
+
+
+def parse(monkeypatch, module, words):
+    """Have the argparse parser of a module's `main` read the words."""
+    found = import_module(module)
+    real = argparse.ArgumentParser.parse_args
+
+    def parsed(self, *_):
+        real(self, list(words))
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    with pytest.raises(Parsed):
+        found.main()
+
+
+@pytest.mark.parametrize("command", OTHERS, ids=str)
+def test_other_commands(command, request, monkeypatch):
+    words = command.words
+    if words[0] == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(words[1:]) <= set(targets)
+    elif words[:2] == ("pip", "install"):
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+        assert re.fullmatch(r"\.\[(\w+)\]", words[3])[1] in extras
+    elif words[0] == "sha256sum":
+        folder = request.getfixturevalue("desk") / command.folder
+        subprocess.run(words, cwd=folder, check=True, capture_output=True)
+    elif words[:2] == ("python", "-m"):
+        assert_module_takes(monkeypatch, words[2:])
+    else:
+        assert words == ("source", ".venv/bin/activate")
+
+
+def assert_module_takes(monkeypatch, words):
+    module, options = words[0], ["bundle" if w == "BUNDLE" else w for w in words[1:] if not w.startswith("[")]
+    assert importlib.util.find_spec(module), module
+    if "--help" in options:
+        return
+    monkeypatch.setattr(sys, "argv", [module, *options])
+    parse(monkeypatch, module, options)
+
+
+IN_TEXT = sorted(
+    {
+        tuple(re.sub(r"\[[^]]*\]", "", span).split()[2:])
+        for page in PAGES
+        for span in code_spans(page)
+        if span.startswith(("python -m benchmarks.", "python -m examples."))
+    }
+)
+
+
+@pytest.mark.parametrize("words", IN_TEXT, ids=" ".join)
+def test_benchmarks_in_running_text(words, monkeypatch):
+    if words[0] == "benchmarks.export_memory":  # reads its options outside `main`
+        assert importlib.util.find_spec(words[0])
+        return
+    assert_module_takes(monkeypatch, words)

@@ -1,0 +1,83 @@
+"""The pages: links that resolve, tables that are what the code says, options that exist, a front page that stays short."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import typer
+
+from snapgen_deploy.cli import app
+from snapgen_deploy.models import DecoderConfig, DiTConfig, ModelConfig, TextEncoderConfig
+from snapgen_deploy.models.serialise import config_from_dict
+from tests.docs.pages import PAGES, ROOT, anchors, blocks, code_spans, links, text_of
+from tests.docs.tables import filled
+
+# Options in running text that are of other programs.
+FOREIGN = {"sha256sum": {"-c"}, "scale.py": {"--unchecked"}, "rate.py": {"--step"}}
+COMMANDS = typer.main.get_command(app).commands
+BENCHMARK_OPTIONS = {"--unchecked", "--step", "--rounds", "--iterations", "--sizes", "--widths", "--onto", "--help"}
+
+
+def named(page):
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_link_leads_somewhere(page):
+    for target in links(page):
+        if target.startswith(("https://", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), f"{named(page)}: {target}"
+        assert found.is_relative_to(ROOT), f"{named(page)}: {target} leaves the repository"
+        if anchor:
+            assert anchor in anchors(found), f"{named(page)}: {target}: no such heading, there are {sorted(anchors(found))}"
+
+
+def test_every_page_is_in_the_index():
+    index = ROOT / "docs/README.md"
+    reached = {(index.parent / link).resolve() for link in links(index) if ":" not in link}
+    overview = ROOT / "docs/targets/README.md"
+    reached |= {(overview.parent / link).resolve() for link in links(overview) if ":" not in link}
+    assert {p for p in PAGES if p != index} - {p.parent / p.name.partition("#")[0] for p in reached} == set()
+
+
+def test_the_front_page_is_short():
+    assert len(text_of(ROOT / "README.md").split()) <= 900
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_generated_tables_are_what_the_code_says(page):
+    assert text_of(page) == filled(text_of(page)), "run `python -m tests.docs.tables`"
+
+
+def options_of(command):
+    return {name for parameter in COMMANDS[command].params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+
+
+EVERY_OPTION = {name for command in COMMANDS for name in options_of(command)}
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.is_relative_to(ROOT / "docs") or p == ROOT / "README.md"], ids=named)
+def test_options_in_running_text_exist(page):
+    for span in code_spans(page):
+        first = span.removeprefix("snapgen-deploy ").partition(" ")[0]
+        if first in ("python", "pip", "sha256sum", "torch.onnx.export(dynamo=True)"):
+            continue
+        known = options_of(first) if first in COMMANDS else EVERY_OPTION
+        for option in re.findall(r"(?<![\w-])--?[a-z][\w-]*", span) if span.startswith("-") or first in COMMANDS else ():
+            assert option in known or option in ("-grouped", "-graph"), f"{named(page)}: `{span}`"
+
+
+def test_the_example_configuration_is_one():
+    (example,) = blocks(ROOT / "docs/own-checkpoint.md", "json")
+    config = config_from_dict(json.loads(example)["snapgen_config"])
+    assert config.student.grid_problems(config.resolution[0] // 8, config.resolution[1] // 8) == []
+
+
+def test_every_field_of_the_configuration_is_explained():
+    explained = set(code_spans(ROOT / "docs/own-checkpoint.md"))
+    for part in (ModelConfig, DiTConfig, DecoderConfig, TextEncoderConfig):
+        assert {f.name for f in dataclasses.fields(part)} - explained == set()
