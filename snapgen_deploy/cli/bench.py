@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 
 def bench(
     bundle: Annotated[Path, typer.Argument(help="A bundle that `export` wrote.")],
-    target: Annotated[str | None, typer.Option(help="NAME or NAME:VARIANT; the first that runs when left out.")] = None,
+    target: Annotated[str | None, typer.Option(help="NAME or NAME:VARIANT. Default: the first that runs here.")] = None,
     profile: Annotated[
-        str, typer.Option(help="rapid (64 pictures and 6 s), quick (128 and 10 s) or normal (1024 and 60 s); 300 s at most.")
+        str, typer.Option(help="rapid (64 pictures, 6 s), quick (128, 10 s) or normal (1024, 60 s) at least; 300 s at most.")
     ] = "rapid",
     sustained: Annotated[
-        bool, typer.Option("--sustained", help="Back to back for five minutes at least, instead of in bursts.")
+        bool, typer.Option("--sustained", help="Run back to back for at least five minutes, instead of in bursts.")
     ] = False,
     link: Annotated[
-        str | None, typer.Option(help="A device instead of this host: adb[:SERIAL], iphone[:UDID] or mac.", show_default=False)
+        str | None,
+        typer.Option(help="Measure a device instead of this host: adb[:SERIAL], iphone[:UDID] or mac.", show_default=False),
     ] = None,
     link_option: Annotated[
         list[str] | None,
@@ -37,15 +38,15 @@ def bench(
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="CPU threads; when left out all of this host, 1 on a device.")
+        int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: all of this host, 1 on a device.")
     ] = None,
     save: Annotated[
-        bool, typer.Option("--save", help="Keep the result: it replaces estimates for the link's device, else for `host`.")
+        bool, typer.Option("--save", help="Keep the result: it replaces estimates for the device behind --link, or for `host`.")
     ] = False,
     save_as: Annotated[
         str | None,
         typer.Option(
-            help="Keep a result of this host as one of the device with this profile, which it is: a server, or your own.",
+            help="Keep the result for the device with this profile. For a host that is that device, such as a server.",
             metavar="ID",
             show_default=False,
         ),
@@ -53,15 +54,15 @@ def bench(
     form: Annotated[
         str, typer.Option("--format", help="native, pytorch-v3, openmetrics or github-action-benchmark.")
     ] = "native",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the result there, in --format.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write the plots to this PNG.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the result, in --format.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG file for the plots.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
 ) -> None:
-    """Measure how long a bundle takes to draw a picture: every sample kept, p50 and MLPerf's bound of p90.
+    """Measure how long a bundle takes to draw a picture: p50, and MLPerf's bound of p90. Every sample is kept.
 
-    One query is one picture: text encoder, every step of the student, decoder. The links adb, iphone and mac are complete and
-    tested against fakes of the devices' tools; they were never run on hardware.
+    One query is one picture: text encoder, every step of the student, decoder. The links adb, iphone and mac are tested against
+    fakes of the devices' tools; they have never been run on hardware.
     """
     from snapgen_deploy.bundle.reader import check_hashes, open_bundle
     from snapgen_deploy.device_profiles import load_profile

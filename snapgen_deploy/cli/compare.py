@@ -31,45 +31,54 @@ def compare(
     bundles: Annotated[
         list[Path],
         typer.Argument(
-            metavar="BASE CANDIDATE", help="Two bundles (BASE may be a manifest.json); CANDIDATE alone with --baseline."
+            metavar="BASE CANDIDATE", help="Two bundles (BASE may be a manifest.json). With --baseline, CANDIDATE alone."
         ),
     ],
-    target: Annotated[str | None, typer.Option(help="NAME or NAME:VARIANT; the first that runs when left out.")] = None,
+    target: Annotated[str | None, typer.Option(help="NAME or NAME:VARIANT. Default: the first that runs here.")] = None,
     fail_on: Annotated[
-        list[str] | None, typer.Option(help="METRIC:PERCENT%, repeatable; e2e_p50:5% when left out.", show_default=False)
+        list[str] | None, typer.Option(help="METRIC:PERCENT%, repeatable. Default: e2e_p50:5%.", show_default=False)
     ] = None,
-    warn_on: Annotated[list[str] | None, typer.Option(help="METRIC:PERCENT%, repeatable: reported, never fails.")] = None,
-    inconclusive: Annotated[str, typer.Option(help="What an unclear answer does: pass, warn or fail (exit 3).")] = "fail",
-    guards_only: Annotated[bool, typer.Option("--guards-only", help="Compare what the exports are made of; no clock.")] = False,
-    clock_only: Annotated[bool, typer.Option("--clock-only", help="Compare times; no guards.")] = False,
+    warn_on: Annotated[list[str] | None, typer.Option(help="METRIC:PERCENT%, repeatable. Reported, never fails.")] = None,
+    inconclusive: Annotated[
+        str, typer.Option(help="What an inconclusive answer does: pass, warn or fail (exit code 3).")
+    ] = "fail",
+    guards_only: Annotated[
+        bool, typer.Option("--guards-only", help="Compare what the bundles are made of; measure no times.")
+    ] = False,
+    clock_only: Annotated[bool, typer.Option("--clock-only", help="Compare times only; skip the guards.")] = False,
     baseline: Annotated[Path | None, typer.Option(help="Folder of stored runs to compare CANDIDATE with.")] = None,
     missing_baseline: Annotated[
-        str, typer.Option(help="Where fewer than three runs are stored: fail (exit 3) or warn.")
+        str, typer.Option(help="If fewer than three runs are stored: fail (exit code 3) or warn.")
     ] = "fail",
     update_baseline: Annotated[bool, typer.Option("--update-baseline", help="Add this run to the baseline.")] = False,
     order: Annotated[
-        str, typer.Option(help="interleaved (one process), abba (fresh processes) or auto, as the runtime allows.")
+        str, typer.Option(help="interleaved (one process), abba (fresh processes) or auto (what the runtime allows).")
     ] = "auto",
-    max_rounds: Annotated[int, typer.Option(min=10, help="Most rounds when the answer is not clear.")] = MAX_ROUNDS,
+    max_rounds: Annotated[
+        int, typer.Option(min=10, help="Maximum number of rounds while the answer is not clear.")
+    ] = MAX_ROUNDS,
     max_seconds: Annotated[
-        float, typer.Option(min=1, help="No rounds are begun that would end later; after one that shows how long they take.")
+        float, typer.Option(min=1, help="Start no round that would end later. The first round shows how long one takes.")
     ] = MAX_SECONDS,
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads; one is steadiest.")] = 1,
-    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML there.")] = None,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads. One thread varies least.")] = 1,
+    junit: Annotated[Path | None, typer.Option(help="File for JUnit XML.")] = None,
     summary: Annotated[
         Path | None,
-        typer.Option(help="Append Markdown there.", envvar="GITHUB_STEP_SUMMARY"),
+        typer.Option(help="File to append Markdown to.", envvar="GITHUB_STEP_SUMMARY"),
     ] = None,
     annotations: Annotated[
         bool, typer.Option("--annotations", help="Print GitHub annotations; on standard error with --json.")
     ] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the comparison as JSON, for `report`.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File for the comparison as JSON, for `report`.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
 ) -> None:
-    """Is CANDIDATE slower than BASE? Deterministic guards first, then interleaved rounds; four answers.
+    """Is CANDIDATE slower than BASE? Deterministic guards first, then interleaved rounds.
 
-    0: ok or improved. 1: regressed, or a guard changed that the device profile names. 3: inconclusive, or not comparable.
+    Exit codes: 0 ok or improved; 1 regressed, or a guard changed that the device profile names; 3 inconclusive, or not
+    comparable.
     """
     from snapgen_deploy.latency.compare.verdict import LOOKS, parse_threshold
 

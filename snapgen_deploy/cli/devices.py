@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 
 def devices(
-    device: Annotated[str | None, typer.Argument(help="Device id or path of a profile .toml; all when left out.")] = None,
-    precisions: Annotated[bool, typer.Option("--precisions", help="List what `export --precision` takes, instead.")] = False,
+    device: Annotated[str | None, typer.Argument(help="Device id or path of a profile .toml. Default: list all.")] = None,
+    precisions: Annotated[
+        bool, typer.Option("--precisions", help="List the precisions of `export --precision` instead.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
 ) -> None:

@@ -23,28 +23,30 @@ def doctor(
     bundle_or_package: Annotated[
         Path,
         typer.Argument(
-            help="A bundle that `export` wrote, an .mlpackage, or a .pte with Core ML inside; with --layers an .onnx, too."
+            help="A bundle that `export` wrote, an .mlpackage, or a .pte with a Core ML delegate. With --layers also an .onnx."
         ),
     ],
     layers: Annotated[
-        bool, typer.Option("--layers", help="Instead run every component, and name the first operation that is wrong.")
+        bool, typer.Option("--layers", help="Run every component instead, and name the first operation whose output is wrong.")
     ] = False,
-    target: Annotated[str | None, typer.Option(help="With --layers: NAME:VARIANT; all targets when left out.")] = None,
+    target: Annotated[str | None, typer.Option(help="With --layers: NAME:VARIANT. Default: all targets.")] = None,
     inputs: Annotated[
         Path | None,
-        typer.Option(help="With --layers of a file: an .npz of inputs, which a quantised one needs; else noise."),
+        typer.Option(help="With --layers and a file: .npz of inputs. Default: noise. A quantised file needs real inputs."),
     ] = None,
     limit: Annotated[
         float | None,
-        typer.Option(min=0, help="With --layers: relative error of a right output; the gate's, or 0.05 for a file."),
+        typer.Option(
+            min=0, help="With --layers: largest relative error of a correct output. Default: the gate's limit, 0.05 for a file."
+        ),
     ] = None,
     memory_limit: Annotated[
-        float | None, typer.Option(min=0, max=1e9, help="MB that the app may use; from the bundle's device when left out.")
+        float | None, typer.Option(min=0, max=1e9, help="MB that the app may use. Default: the budget of the bundle's device.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Reasons, sources, all examples; tracebacks.")] = False,
 ) -> None:
-    """Say what keeps Core ML packages off the Neural Engine, why, and how to mend it; or which layer comes out wrong."""
+    """Find what keeps Core ML packages off the Neural Engine, why, and how to fix it; or which layer is wrong (--layers)."""
     if layers and memory_limit is not None:
         raise BadInput("--memory-limit belongs to doctor without --layers; leave one of them out")
     if not layers and (target is not None or inputs is not None or limit is not None):
@@ -159,11 +161,11 @@ def _print(name: str, findings: tuple[Finding, ...], placement: Placement, verbo
             table.add_row(severity, rule, str(f.count), example)
         console.print(table)
         for f in findings:
-            console.print(Text.assemble((f"{f.rule}: ", "bold"), f.message, ("; to mend it: ", "dim"), f.mend))
+            console.print(Text.assemble((f"{f.rule}: ", "bold"), f.message, ("; fix: ", "dim"), f.mend))
             if verbose:
                 console.print(Text("\n".join((f"  {f.reason}", *(f"  {source}" for source in f.sources))), style="dim"))
     else:
-        console.print(Text.assemble((name, "bold"), ": nothing to mend"))
+        console.print(Text.assemble((name, "bold"), ": nothing to fix"))
     console.print(Text.assemble("placement: ", _placement_line(placement)))
     if verbose:
         for o in placement.operations:

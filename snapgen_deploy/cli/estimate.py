@@ -24,28 +24,31 @@ if TYPE_CHECKING:
 
 
 def estimate(
-    device: Annotated[str, typer.Option(help="Device id (see `devices`), path of a profile .toml, or `host`: this machine.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="Whose model to estimate; the embedded one when left out.")] = None,
-    preset: Annotated[str | None, typer.Option(help="A configuration without a checkpoint: snapgenpp or shapes.")] = None,
-    width: Annotated[str | None, typer.Option(help="Sub-network; all when left out.")] = None,
+    device: Annotated[
+        str, typer.Option(help="Device id (see `devices`), path of a profile .toml, or `host` for this machine.")
+    ],
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint of the model. Default: the embedded one.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A configuration instead of a checkpoint: snapgenpp or shapes.")] = None,
+    width: Annotated[str | None, typer.Option(help="Sub-network. Default: all.")] = None,
     resolution: Annotated[str | None, typer.Option(help="Picture size in pixels: N or HEIGHTxWIDTH.")] = None,
     target: Annotated[
-        str | None, typer.Option(help="NAME or NAME:VARIANT; when left out the profile's first that there is a basis for.")
+        str | None, typer.Option(help="NAME or NAME:VARIANT. Default: the profile's first that can be estimated.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; the model's own when left out.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads of the host; all when left out.")] = None,
-    sweep: Annotated[bool, typer.Option("--sweep", help="Over widths, picture sizes and steps; -o draws it.")] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. Default: the model's.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads of the host. Default: all.")] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Vary width, picture size and steps; -o draws the result.")] = False,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="First measure this host by micro-benchmarks: minutes. Needs --device host.")
+        bool, typer.Option("--calibrate", help="Measure this host by micro-benchmarks first (minutes). Needs --device host.")
     ] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="With --sweep: the PNG to draw.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="With --sweep: PNG file to draw.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
 ) -> None:
-    """Estimate how long a picture takes on a device, with an interval and what it rests on.
+    """Estimate how long a picture takes on a device, with an interval and its basis.
 
-    measured: saved by `bench --save`. calibrated: this host, by micro-benchmarks. fitted: to published times. derived: from the
-    profile's published figures. Exit code 3 where there is no basis. Phones' estimates were never checked on hardware here.
+    The basis is measured (saved by `bench --save`), calibrated (this host, by micro-benchmarks), fitted (to published times) or
+    derived (from the profile's published figures). Exit code 3 if there is none. Estimates for phones were never checked on
+    hardware.
     """
     from snapgen_deploy.latency.estimate.estimate_basis import HOST, Host
 

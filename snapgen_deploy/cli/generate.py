@@ -16,21 +16,23 @@ from snapgen_deploy.system.processors import default_threads
 def generate(
     bundle: Annotated[Path, typer.Argument(help="A bundle that `export` wrote.")],
     prompt: Annotated[
-        str | None, typer.Option(help="What to draw; left out where the bundle has no text encoder, see --embeddings.")
+        str | None, typer.Option(help="What to draw. Leave it out if the bundle has no text encoder; see --embeddings.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Starting noise; the same picture on every target.")] = 0,
-    target: Annotated[str | None, typer.Option(help="NAME or NAME:VARIANT; the first that runs here when left out.")] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Seed of the noise. One seed gives the same picture on every target.")
+    ] = 0,
+    target: Annotated[str | None, typer.Option(help="NAME or NAME:VARIANT. Default: the first that runs here.")] = None,
     resolution: Annotated[
-        str | None, typer.Option(help="One of the bundle's picture sizes, N or HEIGHTxWIDTH; its default one when left out.")
+        str | None, typer.Option(help="One of the bundle's picture sizes, N or HEIGHTxWIDTH. Default: its first.")
     ] = None,
     embeddings: Annotated[
         Path | None,
         typer.Option(
-            help="An .npz with text that no encoder of the bundle makes: NAME (1, L, D) and NAME_mask (1, L) a stream."
+            help=".npz with the text streams that the bundle does not encode: NAME (1, L, D) and NAME_mask (1, L) for each."
         ),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")] = Path("out.png"),
-    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads; all when left out.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: all.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
 ) -> None:

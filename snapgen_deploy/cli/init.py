@@ -13,10 +13,10 @@ from snapgen_deploy.errors import BadInput, nearest
 
 def init(
     preset: Annotated[str, typer.Option(help="Configuration: snapgenpp (full scale) or shapes.")],
-    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Directory of the new checkpoint.")],
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same weights.")] = 0,
-    dtype: Annotated[str, typer.Option(help="Of the stored weights: fp32, fp16 or bf16.")] = "fp32",
-    shard_size: Annotated[str, typer.Option(help="Largest data of one file, such as 500MB or 1GB.")] = "1GB",
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder of the new checkpoint.")],
+    seed: Annotated[int, typer.Option(min=0, help="One seed gives the same weights.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Type of the stored weights: fp32, fp16 or bf16.")] = "fp32",
+    shard_size: Annotated[str, typer.Option(help="Maximum data per file, such as 500MB or 1GB.")] = "1GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is already there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,

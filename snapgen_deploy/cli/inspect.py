@@ -20,8 +20,8 @@ TITLES = {"kv_heads": "KV heads"}
 
 
 def inspect(
-    checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint; the embedded one when left out.")] = None,
-    key_map: Annotated[Path | None, typer.Option(help="Renames the keys of a foreign checkpoint.")] = None,
+    checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint. Default: the embedded one.")] = None,
+    key_map: Annotated[Path | None, typer.Option(help="File that renames the tensors of a foreign checkpoint.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Read every tensor and check that it is finite.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,

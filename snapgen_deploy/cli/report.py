@@ -11,16 +11,16 @@ from snapgen_deploy.cli.console import megabytes, print_json, progress, save_tex
 
 
 def report(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundles that `export` wrote; several are compared.")],
-    latency: Annotated[list[Path] | None, typer.Option(help="A file that `bench` wrote, repeatable.")] = None,
-    comparison: Annotated[list[Path] | None, typer.Option(help="A file that `compare` wrote, repeatable.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the page is written.")] = Path("report.html"),
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles that `export` wrote. Several are compared.")],
+    latency: Annotated[list[Path] | None, typer.Option(help="File that `bench --output` wrote, repeatable.")] = None,
+    comparison: Annotated[list[Path] | None, typer.Option(help="File that `compare --output` wrote, repeatable.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
 ) -> None:
     """Write one self-contained HTML page: pictures, sizes, gates, latency, placement, estimates and comparisons.
 
-    The page shows failed gates and changed files as such; writing it exits 0 all the same.
+    Failed gates and changed files are shown as such. The exit code is 0 whatever the page shows.
     """
     from snapgen_deploy.report import collect, render
 

@@ -30,14 +30,19 @@ class Mode(StrEnum):
 
 def run_coreml(
     package: Annotated[Path, typer.Argument(help="A saved .mlpackage (ML Program).")],
-    inputs: Annotated[Path, typer.Option("--inputs", help="Named arrays (.npz); an image input is uint8 height x width x 3.")],
-    outputs: Annotated[Path, typer.Option("--outputs", help="Where to write the named results (.npz).")],
+    inputs: Annotated[
+        Path, typer.Option("--inputs", help=".npz of named arrays. An image input is uint8, height x width x 3.")
+    ],
+    outputs: Annotated[Path, typer.Option("--outputs", help=".npz file for the named results.")],
     mode: Annotated[
-        Mode, typer.Option("--mode", help="fp32: is the graph right? device: fp16 storage after every fp16 operation.")
+        Mode,
+        typer.Option(
+            "--mode", help="fp32: exact, to check the graph. device: fp16 storage after every fp16 operation, as a phone does."
+        ),
     ] = Mode.fp32,
-    function: Annotated[str | None, typer.Option("--function", help="Function of a multifunction package.")] = None,
+    function: Annotated[str | None, typer.Option("--function", help="Function to run, in a package of several.")] = None,
     report: Annotated[
-        Path | None, typer.Option("--report", help="Write statistics per operation (JSON; with --mode device).")
+        Path | None, typer.Option("--report", help="JSON file for statistics per operation. Needs --mode device.")
     ] = None,
     state: Annotated[
         Path | None, typer.Option("--state", help="States between calls (.npz): read where the file exists, then written.")

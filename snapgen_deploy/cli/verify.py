@@ -14,14 +14,14 @@ from snapgen_deploy.system.processors import default_threads
 
 def verify(
     bundle: Annotated[Path, typer.Argument(help="A bundle that `export` wrote.")],
-    hashes_only: Annotated[bool, typer.Option("--hashes-only", help="Check the files' hashes and run nothing.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads; all when left out.")] = None,
+    hashes_only: Annotated[bool, typer.Option("--hashes-only", help="Check the files' hashes only.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: all.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
 ) -> None:
     """Check that a bundle is what was exported, and run its gates again from its files and test vectors.
 
-    The fidelity gates, which need the checkpoint, are listed as not_run with what came of them at export.
+    The fidelity gates need the checkpoint: they are listed as not_run, with their verdict at export.
     """
     from snapgen_deploy.bundle.reader import check_hashes, open_bundle
     from snapgen_deploy.check.verify import rerun_gates

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = tuple(
-    sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md", ROOT / "examples/shapes/README.md"])
-)
+_OTHERS = ("README.md", "benchmarks/README.md", "examples/shapes/README.md")
+PAGES = tuple(sorted([*(ROOT / name for name in _OTHERS), *(ROOT / "docs").rglob("*.md")]))
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

@@ -49,7 +49,7 @@ def bundle(packages: Path, tmp_path: Path) -> Path:
 def test_a_clean_package_exits_0(packages: Path) -> None:
     result = run(packages / "clean.mlpackage")
     assert result.exit_code == 0, result.output
-    assert "clean.mlpackage: nothing to mend" in result.output
+    assert "clean.mlpackage: nothing to fix" in result.output
     assert "placement: " in result.output
 
 
