@@ -9,10 +9,12 @@ import ast
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from snapgen_deploy.device_profiles import PRECISIONS, TARGETS, load_profile, profile_ids
+from snapgen_deploy.device_profiles import load_profile, profile_ids
 from snapgen_deploy.device_profiles.schema import GUARDS
 from snapgen_deploy.errors import EXIT_CODES
 from snapgen_deploy.export.lint import RULES
+from snapgen_deploy.export.precisions import PRECISIONS
+from snapgen_deploy.export.registry import specs
 from snapgen_deploy.latency.results import RUN_PROFILES
 from snapgen_deploy.system.source import package_root
 from tests.docs.pages import PAGES, text_of
@@ -47,25 +49,20 @@ def devices() -> str:
     return table(("id", "device", "chip", "budgets", "default targets"), rows)
 
 
-def _keys() -> dict[str, str]:
-    """Key as on the command line -> name of its row in TARGETS."""
-    return {key if ":" in key or not spec.variants else f"{key}:{spec.variants[0]}": key for key, spec in TARGETS.items()}
-
-
 def targets() -> str:
     """Every target with what it offers."""
     rows = []
-    for key, name in _keys().items():
-        spec = TARGETS[name]
-        sizes = "one" if spec.one_size else "several"
-        rows.append((f"`{key}`", f"`{spec.precisions[0]}`", spec.layout, sizes, "yes" if spec.palette_bits else ""))
-    return table(("target", "default precision", "layout", "picture sizes per bundle", "mixed precision"), rows)
+    for spec in specs().values():
+        extra = f"`{spec.extra.name}`" if spec.extra else ""
+        sizes, links = "one" if spec.one_size else "several", _code(spec.links)
+        rows.append((f"`{spec.key}`", f"`{spec.suffix}`", f"`{spec.precisions[0]}`", spec.layout, extra, sizes, links))
+    head = ("target", "files", "default precision", "layout", "extra", "picture sizes per bundle", "`bench --link`")
+    return table(head, rows)
 
 
 def precisions_by_target() -> str:
     """What each target offers, the default first."""
-    rows = [(f"`{key}`", _code(TARGETS[name].precisions)) for key, name in _keys().items()]
-    return table(("target", "precisions"), rows)
+    return table(("target", "precisions"), [(f"`{spec.key}`", _code(spec.precisions)) for spec in specs().values()])
 
 
 def precisions() -> str:
