@@ -8,6 +8,7 @@ import pytest
 import typer
 
 from snapgen_deploy.cli import app
+from snapgen_deploy.families import student_types
 from snapgen_deploy.models import DecoderConfig, DiTConfig, ModelConfig, TextEncoderConfig
 from snapgen_deploy.models.serialise import config_from_dict
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, code_spans, links, text_of
@@ -68,7 +69,7 @@ def test_options_in_running_text_exist(page):
 
 def test_the_example_configuration_is_one():
     (example,) = blocks(ROOT / "docs/own-checkpoint.md", "json")
-    config = config_from_dict(json.loads(example)["snapgen_config"])
+    config = config_from_dict(json.loads(example)["snapgen_config"], student_types())
     assert config.student.grid_problems(config.resolution[0] // 8, config.resolution[1] // 8) == []
 
 
