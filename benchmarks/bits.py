@@ -143,7 +143,7 @@ def point(checkpoint: Checkpoint, bits: float, iterations: int, judged: Judge) -
     start = time.monotonic()
     plan = plan_for(checkpoint, bits, iterations)
     assert plan.mixed is not None
-    folder = make_recipe(checkpoint, plan.width, plan.latent, plan.mixed, executor_of("here"), default_root(), _Shown())
+    folder = make_recipe(checkpoint, plan.width, plan.latent, plan.mixed, executor_of("here"), default_root(), report=_Shown())
     recipe = load_recipe(folder)
     assert recipe is not None
     row, verdicts, fidelity = judged.row(recipe.apply(load_student(checkpoint, plan.width)))

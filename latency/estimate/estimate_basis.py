@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from snapgen_deploy.device_profiles import Profile
-from snapgen_deploy.export.registry import spec_of
+from snapgen_deploy.export.registry import host_default, spec_of
 from snapgen_deploy.latency.estimate import calibrate
 from snapgen_deploy.latency.estimate.cost_ops import KINDS
 from snapgen_deploy.latency.estimate.estimate_fitted import PEAK_BANDWIDTH, fitted
@@ -68,6 +68,14 @@ def basis_of(device: Device, target: str) -> Basis | NoBasis:
     if basis == "arm_cpu" and device.os == "Android":
         return _arm_cpu(device)
     return NoBasis(f"no basis for {target} on {device.name}: nothing is published about it there, and nothing was measured")
+
+
+def target_of_estimate(device: Device, wanted: str | None) -> str:
+    """The key of the target: as on the command line, with the first variant where none is given; else the first known one."""
+    if wanted is None:
+        keys = [host_default().key] if isinstance(device, Host) else [t.key for t in device.targets]
+        return next((key for key in keys if not isinstance(basis_of(device, key), NoBasis)), keys[0])
+    return spec_of(wanted).key
 
 
 def _calibrated(host: Host, target: str) -> Basis | NoBasis:

@@ -39,6 +39,7 @@ def sweep(
     device: Device,
     target: str,
     widths: Sequence[str],
+    *,
     resolution: tuple[int, int],
     steps: int,
     progress: Progress,

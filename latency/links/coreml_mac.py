@@ -142,20 +142,21 @@ class CoreMLMacLink:
     def run(self, job: Job, warmups: int, queries: int) -> Block:
         """One process with all components; each picture calls them in turn."""
         before = self.state()
-        arguments = (_paths(job), dict(job.inputs), dict(job.calls), self.units, warmups, queries)
-        samples, peak = self._call("mac: pictures", draw, *arguments)
+        samples, peak = self._draw("mac: pictures", job, warmups, queries)
         return Block(samples, before, self.state(), peak)
 
     def memory(self, job: Job) -> int | None:
         """Peak resident bytes of a process that draws two pictures; memory of the Neural Engine may be outside of it."""
-        arguments = (_paths(job), dict(job.inputs), dict(job.calls), self.units, 0, 2)
-        return self._call("mac: memory", draw, *arguments)[1]
+        return self._draw("mac: memory", job, 0, 2)[1]
 
     def restore(self) -> None:
         """Nothing was set and nothing copied."""
 
     def _says(self, *argv: str) -> str:
         return checked(self._shell, argv, QUICK).out.strip()
+
+    def _draw(self, what: str, job: Job, warmups: int, queries: int) -> tuple[Any, int]:
+        return self._call(what, draw, _paths(job), dict(job.inputs), dict(job.calls), self.units, warmups, queries)
 
     def _call(self, what: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
         """In a child; whatever coremltools raises becomes one line."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from snapgen_deploy.bundle.reader import Bundle
 from snapgen_deploy.bundle.vectors import port_values
+from snapgen_deploy.device_profiles import load_profile, profile_ids
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import specs
@@ -25,6 +26,7 @@ def measure_device(
     wanted: str | None,
     link_name: str,
     options: Sequence[str],
+    *,
     profile: RunProfile,
     mode: str,
     threads: int,
@@ -64,6 +66,16 @@ def target_for(bundle: Bundle, link_name: str, wanted: str | None) -> str:
         asked = f", and {wanted} was asked for" if wanted else ""
         raise BadInput(f"{link_name} runs {' and '.join(takes)}; {bundle.name} holds {', '.join(bundle.targets)}{asked}")
     return fitting[0] if fitting else bundle.targets[0]  # an unknown link: opening it says so
+
+
+def check_device(device: str, link: str) -> None:
+    """BadInput where what the link reaches cannot be the bundle's device, for which `--save` would keep the times."""
+    if device not in profile_ids():
+        return  # a profile of the user's own
+    system, reached = load_profile(device).os, link.partition(":")[0]
+    expected = {"adb": "Android", "iphone": "iOS", "mac": "macOS"}.get(reached, system)
+    if expected.lower() not in (system.lower(), {"ipados": "ios"}.get(system.lower())):
+        raise BadInput(f"--save keeps times as those of {device} ({system}), and --link {reached} reaches no such device")
 
 
 def parse_link_options(options: Sequence[str]) -> dict[str, str]:

@@ -41,6 +41,16 @@ class Work:
     limit: float | None = None
 
 
+def of_path(path: Path, target: str | None, inputs: Path | None) -> Iterator[Work]:
+    """The graphs of a bundle, or of one file; BadInput where there is none."""
+    if not path.exists():
+        raise BadInput(f"{path} does not exist; give a bundle directory, an .onnx file or a .mlpackage")
+    if (path / "manifest.json").is_file():
+        yield from of_bundle(path, target)
+    else:
+        yield of_file(path, inputs)
+
+
 def of_bundle(path: Path, wanted: str | None) -> Iterator[Work]:
     """Every component of the target asked for, or of all; inputs are those of the first step of the first test vector."""
     from snapgen_deploy.bundle.vectors import port_values

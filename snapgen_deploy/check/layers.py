@@ -68,6 +68,19 @@ class Found:
         """The largest error that was measured."""
         return float(np.max(list(self.errors.values()))) if self.errors else math.nan
 
+    def as_dict(self, limit: float) -> dict[str, Any]:
+        """For `--json`, with the limit that errors were held to; an error that is not a number is null."""
+        wrong = self.wrong
+        return {
+            "verdict": "passed" if wrong is None else "failed",
+            "limit": limit,
+            "first_wrong": None if wrong is None else {"name": wrong.name, "op": wrong.op, "output": wrong.output},
+            "warnings": list(self.warnings),
+            "looked_at": self.looked_at,
+            "layers": self.layers,
+            "errors": {name: float(f"{error:.3g}") if error == error else None for name, error in self.errors.items()},
+        }
+
 
 def first_wrong(probe: Probe, limit: float) -> Found:
     """Bisect over the layers for the first whose error exceeds `limit` though its inputs' errors do not; NaN exceeds."""

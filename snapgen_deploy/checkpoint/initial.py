@@ -97,4 +97,4 @@ def write_initial(
         note(infos[name].nbytes)
         return initial_tensor(name, shapes[name], seed).to(kind)
 
-    return stream_sharded(infos, make, config, directory, max_shard_bytes, tokenizer, "Apache-2.0")
+    return stream_sharded(infos, make, config, directory, max_shard_bytes, tokenizer=tokenizer, license="Apache-2.0")

@@ -76,7 +76,7 @@ def save_sharded(
     Every shard carries the metadata. Returns the shards in order.
     """
     infos = _infos(directory, state)
-    return stream_sharded(infos, state.__getitem__, config, directory, max_shard_bytes, tokenizer, license)
+    return stream_sharded(infos, state.__getitem__, config, directory, max_shard_bytes, tokenizer=tokenizer, license=license)
 
 
 def stream_sharded(
@@ -85,6 +85,7 @@ def stream_sharded(
     config: ModelConfig,
     directory: Path,
     max_shard_bytes: int,
+    *,
     tokenizer: str | None = None,
     license: str | None = None,
 ) -> list[Path]:

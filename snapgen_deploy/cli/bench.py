@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def bench(
     bundle: Annotated[Path, typer.Argument(help="A bundle that `export` wrote.")],
+    *,
     target: Annotated[str | None, typer.Option(help="NAME or NAME:VARIANT. Default: the first that runs here.")] = None,
     profile: Annotated[
         str, typer.Option(help="rapid (64 pictures, 6 s), quick (128, 10 s) or normal (1024, 60 s) at least; 300 s at most.")
@@ -84,7 +85,9 @@ def bench(
     opened = open_bundle(bundle)
     check_hashes(opened)
     if save and link is not None:
-        _check_device(opened.manifest["device"]["id"], link)
+        from snapgen_deploy.latency.measure.device import check_device
+
+        check_device(opened.manifest["device"]["id"], link)
     run, mode = RUN_PROFILES[profile], "sustained" if sustained else "burst"
     shown = progress(quiet=as_json)
     if link is None:
@@ -97,7 +100,8 @@ def bench(
     else:
         from snapgen_deploy.latency.measure.device import measure_device
 
-        result = measure_device(opened, target, link, tuple(link_option or ()), run, mode, threads or 1, shown)
+        given = tuple(link_option or ())
+        result = measure_device(opened, target, link, given, profile=run, mode=mode, threads=threads or 1, progress=shown)
     known = foretell.beside(opened, result, on_host=link is None)
     result = replace(result, environment={**result.environment, **known, **stamp_of_now()})
     if output is not None:
@@ -115,18 +119,6 @@ def bench(
         print_json(as_record(result))
     else:
         print_measurement(result, run)
-
-
-def _check_device(device: str, link: str) -> None:
-    """BadInput where what the link reaches cannot be the bundle's device, for which `--save` would keep the times."""
-    from snapgen_deploy.device_profiles import load_profile, profile_ids
-
-    if device not in profile_ids():
-        return  # a profile of the user's own
-    system, reached = load_profile(device).os, link.partition(":")[0]
-    expected = {"adb": "Android", "iphone": "iOS", "mac": "macOS"}.get(reached, system)
-    if expected.lower() not in (system.lower(), {"ipados": "ios"}.get(system.lower())):
-        raise BadInput(f"--save keeps times as those of {device} ({system}), and --link {reached} reaches no such device")
 
 
 def print_measurement(result: Measurement, run: RunProfile) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +34,7 @@ def compare(
             metavar="BASE CANDIDATE", help="Two bundles (BASE may be a manifest.json). With --baseline, CANDIDATE alone."
         ),
     ],
+    *,
     target: Annotated[str | None, typer.Option(help="NAME or NAME:VARIANT. Default: the first that runs here.")] = None,
     fail_on: Annotated[
         list[str] | None, typer.Option(help="METRIC:PERCENT%, repeatable. Default: e2e_p50:5%.", show_default=False)
@@ -80,7 +81,9 @@ def compare(
     Exit codes: 0 ok or improved; 1 regressed, or a guard changed that the device profile names; 3 inconclusive, or not
     comparable.
     """
-    from snapgen_deploy.latency.compare.verdict import LOOKS, parse_threshold
+    from snapgen_deploy.latency.compare.baseline import FEWEST_RUNS, store_baseline
+    from snapgen_deploy.latency.compare.run import Wanted, compare_paths, compare_stored, measure_run
+    from snapgen_deploy.latency.compare.verdict import parse_threshold
 
     for name, got, choices in (
         ("--inconclusive", inconclusive, INCONCLUSIVE),
@@ -105,22 +108,32 @@ def compare(
         if wrong:
             raise BadInput(f"{option} belongs to {belongs}; leave it out")
     check_places({**reports, "--summary": summary})
-    looks = (*(n for n in LOOKS[:-1] if n < max_rounds), max_rounds)  # no more looks than each has its share of the error of
     shown = progress(quiet=as_json)
     if baseline is not None:
         if len(bundles) != 1:
             raise BadInput(f"got {len(bundles)} bundles and --baseline, expected CANDIDATE alone")
-        found = _against_stored(bundles[0], baseline, target, thresholds, missing_baseline, update_baseline, threads, shown)
-        if found is None and as_json:
-            print_json({"baseline": str(baseline), "stored": True, "verdict": None})
+        measured = measure_run(bundles[0], target, threads, shown)
+        if update_baseline:
+            place, count = store_baseline(baseline, measured)
+            tell(f"stored: {place}, run {count}" + (f"; {FEWEST_RUNS} are needed" if count < FEWEST_RUNS else ""))
+            if as_json:
+                print_json({"baseline": str(baseline), "stored": True, "verdict": None})
+            return
+        found = compare_stored(bundles[0], measured, baseline, thresholds, missing_baseline)
     else:
         if len(bundles) != 2 or update_baseline:
             raise BadInput(f"got {len(bundles)} bundles, expected BASE and CANDIDATE; or CANDIDATE with --baseline DIR")
-        found = _head_to_head(
-            bundles[0], bundles[1], target, thresholds, guards_only, clock_only, order, looks, max_seconds, threads, shown
+        wanted = Wanted(
+            thresholds,
+            target,
+            guards=not clock_only,
+            clock=not guards_only,
+            order=order,
+            max_rounds=max_rounds,
+            max_seconds=max_seconds,
+            threads=threads,
         )
-    if found is None:
-        return
+        found = compare_paths(bundles[0], bundles[1], wanted, shown)
     from snapgen_deploy.latency.compare.compare import stamped
 
     record = stamped(found).as_dict()
@@ -144,80 +157,6 @@ def exit_code(verdict: str, inconclusive: str) -> int:
             err().print("warning: the comparison is inconclusive", style="yellow")
         return 3 if inconclusive == "fail" else 0
     return 1 if verdict in ("regressed", "failed") else 0
-
-
-def _head_to_head(
-    base_path: Path, candidate_path: Path, target: str | None, thresholds: Any, guards_only: bool, clock_only: bool,
-    order: str, looks: Sequence[int], cap: float, threads: int, shown: Any,
-) -> Comparison:  # fmt: skip
-    from snapgen_deploy.bundle.reader import check_hashes, open_bundle
-    from snapgen_deploy.latency.compare.compare import compare_bundles, guards_alone, read_side, refuse_unlike_pictures
-    from snapgen_deploy.latency.compare.guards import guards_of
-
-    candidate = open_bundle(candidate_path)
-    check_hashes(candidate)
-    manifest = read_side(base_path)
-    named = {g for m in (manifest, candidate.manifest) for g in failing_guards(m.get("device", {}))}
-    guards = () if clock_only else guards_of(manifest, candidate.manifest, named)
-    if guards_only:
-        refuse_unlike_pictures(manifest, candidate.manifest)
-        return guards_alone(base_path, candidate, guards)
-    if base_path.is_file():
-        raise BadInput(f"{base_path} has no files to time; give the bundle, or add --guards-only")
-    base = open_bundle(base_path)
-    check_hashes(base)
-    key = _target(candidate_path, target)
-    return compare_bundles(base, candidate, key, thresholds, guards, shown, threads=threads, order=order, looks=looks, cap=cap)
-
-
-def failing_guards(device: Mapping[str, Any]) -> tuple[str, ...]:
-    """The guards whose change fails on a device: those of its profile as of the export.
-
-    A manifest that does not say is of an earlier version; the profile of ours with the device's name speaks for it.
-    """
-    from snapgen_deploy.device_profiles import load_profile, profile_ids
-
-    if "guards" in device:
-        return tuple(device["guards"])
-    return load_profile(device["id"]).guards if device.get("id") in profile_ids() else ()
-
-
-def _target(path: Path, wanted: str | None) -> str:
-    from snapgen_deploy.bundle.draw import choose_target
-    from snapgen_deploy.bundle.reader import open_bundle
-    from snapgen_deploy.latency.measure.session import first_timed
-
-    bundle = open_bundle(path)
-    return choose_target(bundle, wanted) if wanted else first_timed(bundle)
-
-
-def _against_stored(
-    path: Path, directory: Path, target: str | None, thresholds: Any, missing: str, update: bool, threads: int, shown: Any
-) -> Comparison | None:
-    from snapgen_deploy.bundle.reader import check_hashes, open_bundle
-    from snapgen_deploy.errors import Refused
-    from snapgen_deploy.latency.compare.baseline import FEWEST_RUNS, find_baseline, judge_stored, path_of, store_baseline
-    from snapgen_deploy.latency.compare.compare import Comparison
-    from snapgen_deploy.latency.measure.host import measure_host
-    from snapgen_deploy.latency.results import RUN_PROFILES
-
-    bundle = open_bundle(path)
-    check_hashes(bundle)
-    measured = measure_host(bundle, _target(path, target), RUN_PROFILES["rapid"], "burst", threads, shown)
-    if update:
-        place, count = store_baseline(directory, measured)
-        tell(f"stored: {place}, run {count}" + (f"; {FEWEST_RUNS} are needed" if count < FEWEST_RUNS else ""))
-        return None
-    place, runs = path_of(directory, measured), find_baseline(directory, measured)
-    if len(runs) < FEWEST_RUNS:
-        line = f"{place} holds {len(runs)} runs, {FEWEST_RUNS} at least are needed; add one with --update-baseline"
-        if missing == "fail":
-            raise Refused(line)
-        return Comparison(place, path, measured.key, "stored", 0, None, (), (), (line,))
-    metrics = judge_stored(runs, measured, thresholds)
-    notes = (f"against {len(runs)} stored runs, whose differences are in the interval; BASE CANDIDATE tells smaller changes",)
-    rounds = sum(r.valid for r in measured.rounds)
-    return Comparison(place, path, measured.key, "stored", rounds, None, metrics, (), notes)
 
 
 def _write_reports(record: dict[str, Any], junit: Path | None, summary: Path | None, output: Path | None) -> None:

@@ -26,6 +26,7 @@ def doctor(
             help="A bundle that `export` wrote, an .mlpackage, or a .pte with a Core ML delegate. With --layers also an .onnx."
         ),
     ],
+    *,
     layers: Annotated[
         bool, typer.Option("--layers", help="Run every component instead, and name the first operation whose output is wrong.")
     ] = False,

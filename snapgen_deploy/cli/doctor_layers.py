@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ from snapgen_deploy.cli.console import print_json, progress, say, tell
 from snapgen_deploy.errors import BadInput, MeasurementFailed
 
 if TYPE_CHECKING:
-    from snapgen_deploy.check.layer_check import Work
     from snapgen_deploy.check.layers import Found
 
 FILE_LIMIT = 0.05
@@ -20,19 +18,19 @@ FILE_LIMIT = 0.05
 
 def check_layers(path: Path, target: str | None, inputs: Path | None, limit: float | None, as_json: bool, changes: str) -> None:
     """Compare, print, and exit with 1 where a layer is wrong, with 4 where nothing could be compared."""
-    from snapgen_deploy.check.layer_check import compare
+    from snapgen_deploy.check.layer_check import compare, of_path
 
     if inputs is not None and (path / "manifest.json").is_file():
         raise BadInput("--inputs is for a file; a bundle brings its own test vectors")
     shown = progress(quiet=as_json)
     rows = []
-    for work in _work(path, target, inputs):
+    for work in of_path(path, target, inputs):
         held_to = limit if limit is not None else work.limit or FILE_LIMIT
         with shown(f"comparing the layers of {work.name}"):
             found = compare(work, held_to)
         rows.append((work.name, held_to, found))
     if as_json:
-        components = {name: _as_data(held_to, found) for name, held_to, found in rows}
+        components = {name: _as_dict(held_to, found) for name, held_to, found in rows}
         print_json({"path": str(path), "changes": changes, "components": components})
     else:
         for row in rows:
@@ -45,30 +43,8 @@ def check_layers(path: Path, target: str | None, inputs: Path | None, limit: flo
         raise MeasurementFailed(f"{path}: no layer could be compared")
 
 
-def _work(path: Path, target: str | None, inputs: Path | None) -> Iterator[Work]:
-    from snapgen_deploy.check.layer_check import of_bundle, of_file
-
-    if not path.exists():
-        raise BadInput(f"{path} does not exist; give a bundle directory, an .onnx file or a .mlpackage")
-    if (path / "manifest.json").is_file():
-        yield from of_bundle(path, target)
-    else:
-        yield of_file(path, inputs)
-
-
-def _as_data(limit: float, found: Found | str) -> Mapping[str, Any]:
-    if isinstance(found, str):
-        return {"verdict": "not_run", "reason": found}
-    wrong = found.wrong
-    return {
-        "verdict": "passed" if wrong is None else "failed",
-        "limit": limit,
-        "first_wrong": None if wrong is None else {"name": wrong.name, "op": wrong.op, "output": wrong.output},
-        "warnings": list(found.warnings),
-        "looked_at": found.looked_at,
-        "layers": found.layers,
-        "errors": {name: float(f"{error:.3g}") if error == error else None for name, error in found.errors.items()},
-    }
+def _as_dict(limit: float, found: Found | str) -> dict[str, Any]:
+    return {"verdict": "not_run", "reason": found} if isinstance(found, str) else found.as_dict(limit)
 
 
 def _print(name: str, limit: float, found: Found | str) -> None:

@@ -27,6 +27,7 @@ def estimate(
     device: Annotated[
         str, typer.Option(help="Device id (see `devices`), path of a profile .toml, or `host` for this machine.")
     ],
+    *,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint of the model. Default: the embedded one.")] = None,
     preset: Annotated[str | None, typer.Option(help="A configuration instead of a checkpoint: snapgenpp or shapes.")] = None,
     width: Annotated[str | None, typer.Option(help="Sub-network. Default: all.")] = None,
@@ -50,7 +51,7 @@ def estimate(
     derived (from the profile's published figures). Exit code 3 if there is none. Estimates for phones were never checked on
     hardware.
     """
-    from snapgen_deploy.latency.estimate.estimate_basis import HOST, Host
+    from snapgen_deploy.latency.estimate.estimate_basis import HOST, Host, target_of_estimate
 
     if checkpoint is not None and preset is not None:
         raise BadInput("got --checkpoint and --preset, expected one of them")
@@ -66,15 +67,18 @@ def estimate(
     if width is not None and width not in config.student.widths:
         raise BadInput(f"{config.name} has no width '{width}': it has {', '.join(config.student.widths)}")
     found: Device = Host(threads or default_threads()) if device == HOST else _profile(device)
-    key = _target(found, target)
+    key = target_of_estimate(found, target)
     shown = progress(quiet=as_json)
     if calibrate:
         _calibrate(key, threads or default_threads(), shown)
     widths = [width] if width else sorted(config.student.widths, key=lambda w: config.student.widths[w])
     if sweep:
-        _sweep(config, found, key, widths, size, steps or config.steps, output, as_json, shown)
+        _sweep(
+            config, found, key, widths,
+            size=size, steps=steps or config.steps, output=output, as_json=as_json, shown=shown,
+        )  # fmt: skip
     else:
-        _table(config, found, key, widths, size, steps or config.steps, as_json, shown)
+        _table(config, found, key, widths, size=size, steps=steps or config.steps, as_json=as_json, shown=shown)
 
 
 def _config(checkpoint: Path | None, preset: str | None) -> ModelConfig:
@@ -94,17 +98,6 @@ def _profile(device: str) -> Device:
     return load_profile(device)
 
 
-def _target(device: Device, wanted: str | None) -> str:
-    """The key of the target: as on the command line, with the first variant where none is given; else the first known one."""
-    from snapgen_deploy.export.registry import host_default, spec_of
-    from snapgen_deploy.latency.estimate.estimate_basis import Host, NoBasis, basis_of
-
-    if wanted is None:
-        keys = [host_default().key] if isinstance(device, Host) else [t.key for t in device.targets]
-        return next((key for key in keys if not isinstance(basis_of(device, key), NoBasis)), keys[0])
-    return spec_of(wanted).key
-
-
 def _calibrate(target: str, threads: int, shown: Progress) -> None:
     from snapgen_deploy.latency.estimate import calibrate
 
@@ -122,6 +115,7 @@ def _table(
     device: Device,
     target: str,
     widths: list[str],
+    *,
     size: tuple[int, int],
     steps: int,
     as_json: bool,
@@ -150,6 +144,7 @@ def _sweep(
     device: Device,
     target: str,
     widths: list[str],
+    *,
     size: tuple[int, int],
     steps: int,
     output: Path | None,
@@ -159,7 +154,7 @@ def _sweep(
     from snapgen_deploy.latency.estimate.estimate import NoBasis, estimate_picture
     from snapgen_deploy.latency.estimate.sweep import plot, sweep
 
-    found = sweep(config, device, target, widths, size, steps, shown)
+    found = sweep(config, device, target, widths, resolution=size, steps=steps, progress=shown)
     if not found.widths:
         missing = estimate_picture(config, widths[0], size, device, target, steps=steps)
         raise Refused(missing.reason if isinstance(missing, NoBasis) else f"nothing to sweep at {size[0]}x{size[1]}")

@@ -25,6 +25,7 @@ FEWER, SAME_PICTURE, HERE = "Fewer bits", "Still the same picture?", "This compu
 
 def export(
     device: Annotated[str, typer.Option(help="Device id (see `devices`) or path of a profile .toml.", metavar="ID")],
+    *,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Elastic checkpoint; the embedded one when left out.", metavar="PATH")
     ] = None,

@@ -15,6 +15,7 @@ from snapgen_deploy.system.processors import default_threads
 
 def generate(
     bundle: Annotated[Path, typer.Argument(help="A bundle that `export` wrote.")],
+    *,
     prompt: Annotated[
         str | None, typer.Option(help="What to draw. Leave it out if the bundle has no text encoder; see --embeddings.")
     ] = None,

@@ -13,6 +13,7 @@ from snapgen_deploy.errors import BadInput, nearest
 
 def init(
     preset: Annotated[str, typer.Option(help="Configuration: snapgenpp (full scale) or shapes.")],
+    *,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder of the new checkpoint.")],
     seed: Annotated[int, typer.Option(min=0, help="One seed gives the same weights.")] = 0,
     dtype: Annotated[str, typer.Option(help="Type of the stored weights: fp32, fp16 or bf16.")] = "fp32",

@@ -30,6 +30,7 @@ class Mode(StrEnum):
 
 def run_coreml(
     package: Annotated[Path, typer.Argument(help="A saved .mlpackage (ML Program).")],
+    *,
     inputs: Annotated[
         Path, typer.Option("--inputs", help=".npz of named arrays. An image input is uint8, height x width x 3.")
     ],

@@ -12,7 +12,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role, Runner
 from snapgen_deploy.families import Components
 from snapgen_deploy.families.component import LATENT, MASK, PICTURE, TIME, TOKENS, VELOCITY
-from snapgen_deploy.models import Schedule, euler, initial_noise
+from snapgen_deploy.models import Schedule, euler_by_step, initial_noise
 from snapgen_deploy.models.tokenizer import WordTokenizer
 from snapgen_deploy.system.progress import Done
 
@@ -48,15 +48,15 @@ class Pipeline:
         """Noise (1, C, h, w) -> clean latent (1, C, h, w); one call of the student per step."""
         student = self.runners[self.components.denoiser.name]
 
-        def velocity(latent: torch.Tensor, sigma: float) -> torch.Tensor:
-            features = self.schedule.features(self.schedule.sigmas.index(sigma))
+        def velocity(latent: torch.Tensor, step: int) -> torch.Tensor:
+            features = self.schedule.features(step)
             out = student({LATENT: latent.numpy(), TIME: features, **text})[VELOCITY]
             if trace is not None:
                 trace.latents.append(latent.numpy())
                 trace.velocities.append(out)
             return torch.from_numpy(out)
 
-        return euler(velocity, torch.from_numpy(noise), self.schedule.sigmas).numpy()
+        return euler_by_step(velocity, torch.from_numpy(noise), self.schedule.sigmas).numpy()
 
     @property
     def decodes(self) -> bool:

@@ -48,10 +48,15 @@ def time_features(sigma: Tensor, count: int) -> Tensor:
 
 
 def euler(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, levels: tuple[float, ...]) -> Tensor:
-    """x <- x + (next - sigma) * v from noise (B, C, h, w) down the levels; one call of `velocity` per step."""
+    """x <- x + (next - sigma) * v(x, sigma) from noise (B, C, h, w) down the levels; one call of `velocity` per step."""
+    return euler_by_step(lambda x, step: velocity(x, levels[step]), noise, levels)
+
+
+def euler_by_step(velocity: Callable[[Tensor, int], Tensor], noise: Tensor, levels: tuple[float, ...]) -> Tensor:
+    """As `euler`, with the number of the step (0, 1, ...) in place of its sigma."""
     x = noise
-    for sigma, following in itertools.pairwise(levels):
-        x = x + (following - sigma) * velocity(x, sigma)
+    for step, (sigma, following) in enumerate(itertools.pairwise(levels)):
+        x = x + (following - sigma) * velocity(x, step)
     return x
 
 

@@ -81,6 +81,7 @@ def make_recipe(
     settings: MixedSettings,
     executor: Executor,
     root: Path,
+    *,
     report: Report = lambda what, done, total: None,
 ) -> Path:
     """The folder of the finished recipe below `root`; what of it is already there is taken as it is.
@@ -101,7 +102,8 @@ def make_recipe(
     )
     _refuse_changed(checkpoint, before, root, base)
     levels = levels_for(settings.bits)
-    found, measured = _sensitivities(checkpoint, width, trajectories, executor, root / f"sensitivity-{base}", levels, report)
+    known = root / f"sensitivity-{base}"
+    found, measured = _sensitivities(checkpoint, width, trajectories, executor, known, levels=levels, report=report)
     chosen = allocate([Candidate(s.name, s.weights, s.errors) for s in found.values()], settings.bits)
     palettes = {name: found[name].palettes[b] for name, b in chosen.bits.items()}
     student = quantise(load_student(checkpoint, width), palettes)
@@ -182,6 +184,7 @@ def _sensitivities(
     trajectories: Trajectories,
     executor: Executor,
     folder: Path,
+    *,
     levels: tuple[int, int],
     report: Report,
 ) -> tuple[dict[str, Sensitivity], int]:

@@ -44,4 +44,4 @@ def _make(task: RecipeTask, tell: Tell) -> Path:
     assert plan.mixed is not None
     torch.set_num_threads(task.threads)
     opened = task.checkpoint.open()
-    return make_recipe(opened, plan.width, plan.latent, plan.mixed, executor_of(task.executor), task.root, tell)
+    return make_recipe(opened, plan.width, plan.latent, plan.mixed, executor_of(task.executor), task.root, report=tell)

@@ -44,7 +44,7 @@ def make(checkpoint: Checkpoint, root: Path, settings: MixedSettings = SETTINGS)
         if done and kind not in heard:
             heard.append(kind)
 
-    return make_recipe(checkpoint, "full", LATENT, settings, Here(), root, report), heard
+    return make_recipe(checkpoint, "full", LATENT, settings, Here(), root, report=report), heard
 
 
 def test_what_it_holds(checkpoint: Checkpoint, root: Path) -> None:
@@ -157,5 +157,5 @@ def test_a_checkpoint_that_changes_meanwhile_leaves_nothing_under_its_hash(durin
             own.files[0].write_bytes(data)  # a trainer saves anew
 
     with pytest.raises(BadInput, match="was changed while it was exported"):
-        make_recipe(own, "full", LATENT, SETTINGS, Here(), root, report)
+        make_recipe(own, "full", LATENT, SETTINGS, Here(), root, report=report)
     assert list(root.iterdir()) == []

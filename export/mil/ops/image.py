@@ -193,6 +193,7 @@ def _pixels(coordinate: Tensor, size: int, mode: str, align: bool) -> Tensor:
 def resample(
     x: Tensor,
     coordinates: Tensor,
+    *,
     sampling_mode: str,
     padding_mode: str,
     padding_value: float,
@@ -210,6 +211,7 @@ def resample(
 def affine(
     x: Tensor,
     transform_matrix: Tensor,
+    *,
     output_height: int,
     output_width: int,
     sampling_mode: str,
@@ -235,6 +237,7 @@ def crop_resize(
     roi: Tensor | None = None,
     boxes: Tensor | None = None,
     box_indices: Tensor | None = None,
+    *,
     target_height: int = 1,
     target_width: int = 1,
     normalized_coordinates: bool = False,

@@ -55,6 +55,7 @@ def avg_pool(
     x: Tensor,
     kernel_sizes: tuple[int, ...],
     pad_type: str,
+    *,
     exclude_padding_from_average: bool = False,
     strides: tuple[int, ...] = (),
     pad: tuple[int, ...] = (),

@@ -13,6 +13,7 @@ def _ranges(
     begin: tuple[int, ...],
     end: tuple[int, ...],
     stride: tuple[int, ...],
+    *,
     begin_mask: tuple[bool, ...],
     end_mask: tuple[bool, ...],
     squeeze_mask: tuple[bool, ...],
@@ -42,12 +43,13 @@ def slice_by_index(
     begin: tuple[int, ...],
     end: tuple[int, ...],
     stride: tuple[int, ...] = (),
+    *,
     begin_mask: tuple[bool, ...] = (),
     end_mask: tuple[bool, ...] = (),
     squeeze_mask: tuple[bool, ...] = (),
 ) -> Tensor:
     """x[begin:end:stride] per axis; masked ends are open, squeezed axes are indexed and removed."""
-    taken = _ranges(x.shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)
+    taken = _ranges(x.shape, begin, end, stride, begin_mask=begin_mask, end_mask=end_mask, squeeze_mask=squeeze_mask)
     for axis, indices in enumerate(taken):
         if indices.step > 0:
             if len(indices) != x.shape[axis]:
@@ -65,12 +67,13 @@ def slice_update(
     begin: tuple[int, ...],
     end: tuple[int, ...],
     stride: tuple[int, ...] = (),
+    *,
     begin_mask: tuple[bool, ...] = (),
     end_mask: tuple[bool, ...] = (),
     squeeze_mask: tuple[bool, ...] = (),
 ) -> Tensor:
     """A copy of x whose slice (as in `slice_by_index`) holds `update`."""
-    taken = _ranges(x.shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)
+    taken = _ranges(x.shape, begin, end, stride, begin_mask=begin_mask, end_mask=end_mask, squeeze_mask=squeeze_mask)
     shape = [len(t) for t in taken]
     kept = [n for i, n in enumerate(shape) if not (squeeze_mask and squeeze_mask[i])]
     if list(update.shape) != kept:

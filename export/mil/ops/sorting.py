@@ -19,6 +19,7 @@ def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
 def topk(
     x: Tensor,
     declared: tuple[ValueType, ...],
+    *,
     k: int = 1,
     axis: int = -1,
     ascending: bool = False,
@@ -40,6 +41,7 @@ def topk(
 def non_maximum_suppression(
     boxes: Tensor,
     scores: Tensor,
+    *,
     iou_threshold: float,
     max_boxes: int,
     opset: int,

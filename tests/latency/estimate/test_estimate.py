@@ -140,7 +140,7 @@ def test_bad_questions(change, message):
 
 def test_a_sweep_grows_with_width_size_and_steps(tmp_path):
     device = load_profile("iphone16pm")
-    found = sweep(shapes(), device, "coreml", ["tiny", "small", "full"], SIZE, 4, quiet)
+    found = sweep(shapes(), device, "coreml", ["tiny", "small", "full"], resolution=SIZE, steps=4, progress=quiet)
     assert [e.width for e in found.widths] == ["tiny", "small", "full"]
     assert [e.ms for e in found.widths] == sorted(e.ms for e in found.widths)
     for width in ("tiny", "full"):

@@ -1,0 +1,118 @@
+"""A comparison as it is asked for: two bundles against each other, or one against stored runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snapgen_deploy.bundle.draw import choose_target
+from snapgen_deploy.bundle.reader import Bundle, check_hashes, open_bundle
+from snapgen_deploy.device_profiles import load_profile, profile_ids
+from snapgen_deploy.errors import BadInput, Refused
+from snapgen_deploy.latency.compare.baseline import FEWEST_RUNS, find_baseline, judge_stored, path_of
+from snapgen_deploy.latency.compare.compare import (
+    CAP_SECONDS,
+    Comparison,
+    compare_bundles,
+    guards_alone,
+    read_side,
+    refuse_unlike_pictures,
+)
+from snapgen_deploy.latency.compare.guards import guards_of
+from snapgen_deploy.latency.compare.verdict import LOOKS, Threshold
+from snapgen_deploy.latency.measure.host import measure_host
+from snapgen_deploy.latency.measure.session import first_timed
+from snapgen_deploy.latency.results import RUN_PROFILES, Measurement
+from snapgen_deploy.system.progress import Progress
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What two bundles are held against each other by."""
+
+    thresholds: Sequence[Threshold]
+    target: str | None = None  # None: the first that can be timed here
+    guards: bool = True
+    clock: bool = True
+    order: str = "auto"
+    max_rounds: int = LOOKS[-1]
+    max_seconds: float = CAP_SECONDS
+    threads: int = 1
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """After how many rounds the verdict is looked at: no more looks than each has its share of the error of."""
+        return (*(n for n in LOOKS[:-1] if n < self.max_rounds), self.max_rounds)
+
+
+def compare_paths(base_path: Path, candidate_path: Path, wanted: Wanted, progress: Progress) -> Comparison:
+    """Guards and clock of two bundles; `base_path` may be a manifest.json where the clock is left out.
+
+    Raises BadInput for what is no bundle or has no such target, Refused where the two are not comparable.
+    """
+    candidate = open_bundle(candidate_path)
+    check_hashes(candidate)
+    manifest = read_side(base_path)
+    named = {g for m in (manifest, candidate.manifest) for g in failing_guards(m.get("device", {}))}
+    guards = guards_of(manifest, candidate.manifest, named) if wanted.guards else ()
+    if not wanted.clock:
+        refuse_unlike_pictures(manifest, candidate.manifest)
+        return guards_alone(base_path, candidate, guards)
+    if base_path.is_file():
+        raise BadInput(f"{base_path} has no files to time; give the bundle, or add --guards-only")
+    base = open_bundle(base_path)
+    check_hashes(base)
+    return compare_bundles(
+        base,
+        candidate,
+        _target(candidate, wanted.target),
+        wanted.thresholds,
+        guards,
+        progress,
+        threads=wanted.threads,
+        order=wanted.order,
+        looks=wanted.looks,
+        cap=wanted.max_seconds,
+    )
+
+
+def measure_run(path: Path, target: str | None, threads: int, progress: Progress) -> Measurement:
+    """One run of a bundle as baselines store them."""
+    bundle = open_bundle(path)
+    check_hashes(bundle)
+    return measure_host(bundle, _target(bundle, target), RUN_PROFILES["rapid"], "burst", threads, progress)
+
+
+def compare_stored(
+    path: Path, measured: Measurement, directory: Path, thresholds: Sequence[Threshold], missing: str
+) -> Comparison:
+    """A run of the bundle at `path` against the stored runs of its key below `directory`.
+
+    Where too few are stored: Refused (exit 3), or with `missing` as `warn` a comparison without metrics.
+    """
+    place, runs = path_of(directory, measured), find_baseline(directory, measured)
+    if len(runs) < FEWEST_RUNS:
+        line = f"{place} holds {len(runs)} runs, {FEWEST_RUNS} at least are needed; add one with --update-baseline"
+        if missing == "fail":
+            raise Refused(line)
+        return Comparison(place, path, measured.key, "stored", 0, None, (), (), (line,))
+    metrics = judge_stored(runs, measured, thresholds)
+    notes = (f"against {len(runs)} stored runs, whose differences are in the interval; BASE CANDIDATE tells smaller changes",)
+    rounds = sum(r.valid for r in measured.rounds)
+    return Comparison(place, path, measured.key, "stored", rounds, None, metrics, (), notes)
+
+
+def failing_guards(device: Mapping[str, Any]) -> tuple[str, ...]:
+    """The guards whose change fails on a device: those of its profile as of the export.
+
+    A manifest that does not say is of an earlier version; the profile of ours with the device's name speaks for it.
+    """
+    if "guards" in device:
+        return tuple(device["guards"])
+    return load_profile(device["id"]).guards if device.get("id") in profile_ids() else ()
+
+
+def _target(bundle: Bundle, wanted: str | None) -> str:
+    return choose_target(bundle, wanted) if wanted else first_timed(bundle)
