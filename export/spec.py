@@ -109,7 +109,7 @@ class TargetSpec:
     loaded_as: Mapping[str, str] = field(default_factory=dict)  # precision -> that of its weights in the device's memory
     one_size: str = ""  # why it cannot hold several picture sizes, where it cannot
     from_figures: tuple[str, ...] = ()  # figures of a profile that become options of the same name; all are needed
-    folders: Mapping[str, str] = field(default_factory=dict)  # option `folders` -> module that arranges all components so
+    folders: Mapping[str, str] = field(default_factory=dict)  # value of the option `folders` -> module that arranges them so
     writing: Writing = field(default_factory=Writing)
     memory: Memory = field(default_factory=Memory)
     tools: tuple[str, ...] = ()  # packages whose version may change a converted file

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,7 @@ from snapgen_deploy.system.files import files_under
 
 if TYPE_CHECKING:
     from snapgen_deploy.export.mil import Report
+    from snapgen_deploy.export.probe import Probe
 
 TIGHTEST = 5  # operations that a record of fp16 headroom names
 MAX_RANK = 5  # the highest that Core ML's multi-arrays and the Neural Engine take
@@ -198,6 +199,22 @@ class CoreML:
     def weights(self, path: Path, entry: str = "") -> dict[str, Weight]:
         """Every constant of one function's weights, by its name, and how it is stored."""
         return dict(coreml_weights.stored(_function(read_spec(path), path.name, entry)[1]))
+
+    def probe(self, path: Path, inputs: Arrays | None, entry: str = "") -> Probe | str:
+        """The package in our executor, with its inputs or noise."""
+        from snapgen_deploy.export.coreml.probe import CoreMLProbe, noise_for
+
+        return CoreMLProbe(path, noise_for(path) if inputs is None else inputs, entry)
+
+    def packages(self, path: Path, folder: Path) -> Sequence[Path]:
+        """The package itself."""
+        return (path,)
+
+    def recognises(self, path: Path) -> bool:
+        """Whether it looks like a package, whatever it is called."""
+        from snapgen_deploy.export.lint import is_package
+
+        return is_package(path)
 
     def versions(self) -> dict[str, str]:
         """Versions of the packages that take part in an export."""

@@ -24,7 +24,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,6 +191,10 @@ class ExecuTorchCoreML(ExecuTorch):
                 place.mkdir()
                 found.append(model_of(Stored(path, program, base, delegate), place))
         return tuple(found)
+
+    def packages(self, path: Path, folder: Path) -> Sequence[Path]:
+        """The packages of a saved program's delegates, taken out into `folder`."""
+        return [model.package for model in self.models(path, folder)]
 
     def _contents(self, stored: Stored, index: int) -> Delegate:
         from snapgen_deploy.export.executorch.coreml_model import model_of

@@ -55,6 +55,8 @@ from snapgen_deploy.export.shared.quiet import first_line, quiet
 if TYPE_CHECKING:
     import onnx_ir
 
+    from snapgen_deploy.export.probe import Probe
+
 # Each session has threads of its own, which after a run wait for the next one in a busy loop: three sessions that take turns,
 # as a picture's do, take the processors from each other.
 SESSION_CONFIG: Mapping[str, str] = {"session.force_spinning_stop": "1"}
@@ -179,6 +181,15 @@ class Onnx:
         """Every weight of a saved file, by its name, and how it is stored."""
         _no_entry(path, entry)
         return onnx_weights.stored(onnx_file.read(path)[0])
+
+    def probe(self, path: Path, inputs: Arrays | None, entry: str = "") -> Probe | str:
+        """The file in onnxruntime, with its inputs or noise; not one whose operators hold their own quantisation."""
+        from snapgen_deploy.export.onnx.probe import CLOSED, OnnxProbe, noise_for, operators, run_on_cpu
+
+        _no_entry(path, entry)
+        if closed := operators(path) & set(CLOSED):
+            return f"its operator {min(closed)} quantises by itself; single precision with the same weights is not in the file"
+        return OnnxProbe(path, noise_for(path) if inputs is None else inputs, run_on_cpu)
 
     def versions(self) -> dict[str, str]:
         """Versions of the packages that take part in an export."""

@@ -18,8 +18,6 @@ import numpy as np
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.shared.quiet import quiet
 
-DEQUANTISE = "DequantizeLinear"
-
 
 def divide(model: Any) -> None:
     """In place: `a * (1 / x)` becomes `a / x`, and a reciprocal that is used otherwise `1 / x`."""
@@ -73,37 +71,3 @@ class _Reader:
     def rewind(self) -> None:
         """Begin again."""
         self._inputs = self._component.calibrating()
-
-
-def in_floats(model: Any) -> Any:
-    """A copy whose activations are not quantised: pairs of `QuantizeLinear` and `DequantizeLinear` are gone, weights stay."""
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    graph = copy.graph
-    sources = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "QuantizeLinear"}
-    through = {n.output[0]: sources[n.input[0]] for n in graph.node if n.op_type == DEQUANTISE and n.input[0] in sources}
-    outputs = {o.name for o in graph.output}
-    kept = []
-    for node in graph.node:
-        if node.op_type == "QuantizeLinear" and node.output[0] in sources:
-            continue
-        if node.op_type == DEQUANTISE and node.output[0] in through:
-            if node.output[0] in outputs:  # the graph promises this name
-                kept.append(onnx.helper.make_node("Identity", [through[node.output[0]]], [node.output[0]], node.name))
-            continue
-        node.input[:] = [_origin(name, through) for name in node.input]
-        kept.append(node)
-    for node in kept:
-        if node.op_type == "Identity":
-            node.input[:] = [_origin(name, through) for name in node.input]
-    del graph.node[:]
-    graph.node.extend(kept)
-    return copy
-
-
-def _origin(name: str, through: dict[str, str]) -> str:
-    while name in through:
-        name = through[name]
-    return name

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -50,6 +50,9 @@ from snapgen_deploy.export.shared.extras import check_extra, missing_extra
 from snapgen_deploy.export.shared.graph import check_inputs, check_offered, parse_options
 from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.system.companion import Companion
+
+if TYPE_CHECKING:
+    from snapgen_deploy.export.probe import Probe
 
 GRAPH = "-graph"  # ending of the name of the file that was compiled
 CHIP_KEYS = ("soc_model", "htp_arch")
@@ -164,6 +167,20 @@ class OnnxQnn:
                 *not_quantised(skipped),
             ),
         )
+
+    def probe(self, path: Path, inputs: Arrays | None, entry: str = "") -> Probe | str:
+        """The graph that was compiled, on the emulation, with its inputs or noise."""
+        from snapgen_deploy.export.onnx.probe import OnnxProbe, noise_for
+
+        _no_entry(path, entry)
+        graph, chip = graph_of(path), chip_of(path)
+        return OnnxProbe(graph, noise_for(graph) if inputs is None else inputs, lambda p, given: serve(p, chip)(given))
+
+    def recognises(self, path: Path) -> bool:
+        """Whether it is an ONNX file around a compiled context."""
+        from snapgen_deploy.export.onnx.probe import operators
+
+        return path.suffix == self.suffix and "EPContext" in operators(path)
 
     def versions(self) -> dict[str, str]:
         """Versions of the packages that take part in an export, and of Qualcomm's compiler."""

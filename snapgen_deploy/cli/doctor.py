@@ -14,8 +14,8 @@ from snapgen_deploy.errors import BadInput, GateFailed
 
 if TYPE_CHECKING:
     from snapgen_deploy.export.lint import Finding, Placement
+    from snapgen_deploy.export.probe import HoldsPackages
 
-PROGRAM = ".pte"
 _STYLES = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
@@ -98,39 +98,35 @@ def _packages(path: Path, scratch: Path) -> tuple[dict[str, Path], int | None]:
     Packages inside ExecuTorch programs are taken out into `scratch`.
     """
     from snapgen_deploy.bundle.reader import open_bundle
-    from snapgen_deploy.export.lint import is_package
+    from snapgen_deploy.export.probe import HoldsPackages, holder_of, owner_of
+    from snapgen_deploy.export.registry import target_of
 
     if not path.exists():
         raise BadInput(f"{path} does not exist; give a bundle directory, a .mlpackage or a .pte")
-    if is_package(path):
-        return {path.name: path}, None
-    if path.suffix == PROGRAM:
-        return _inside(path, path.name, scratch), None
-    if path.suffix == ".onnx":
-        raise BadInput(f"{path} has nothing for the Neural Engine; look at its layers with --layers")
+    if owner_of(path) is not None:
+        if (holder := holder_of(path)) is None:
+            raise BadInput(f"{path} has nothing for the Neural Engine; look at its layers with --layers")
+        return _inside(holder, path, path.name, scratch), None
     bundle = open_bundle(path)
     packages: dict[str, Path] = {}
     for key in bundle.targets:
-        for role, artifact in bundle.artifacts(key).items():
-            if is_package(artifact.path):
-                packages[f"{role} ({key})"] = artifact.path
-            elif key == "executorch:coreml":
-                packages |= _inside(artifact.path, f"{role} ({key})", scratch)
+        target, _ = target_of(key)
+        if isinstance(target, HoldsPackages):
+            for role, artifact in bundle.artifacts(key).items():
+                packages |= _inside(target, artifact.path, f"{role} ({key})", scratch)
     if not packages:
         raise BadInput(f"{path} holds no Core ML package: its targets are {', '.join(bundle.targets)}")
     budget = bundle.manifest.get("device", {}).get("memory_budget")
     return packages, budget if isinstance(budget, int) else None
 
 
-def _inside(program: Path, name: str, scratch: Path) -> dict[str, Path]:
-    """Core ML packages of an ExecuTorch program; of several, each by its number. BadInput where there is none."""
-    from snapgen_deploy.export.executorch.coreml import ExecuTorchCoreML
-
+def _inside(target: HoldsPackages, path: Path, name: str, scratch: Path) -> dict[str, Path]:
+    """Core ML packages of a saved artifact; of several, each by its number. BadInput where there is none."""
     folder = scratch / str(len(list(scratch.iterdir())))
     folder.mkdir()
-    found = [model.package for model in ExecuTorchCoreML().models(program, folder)]
+    found = target.packages(path, folder)
     if not found:
-        raise BadInput(f"{program} holds no Core ML package: no part of it is for the Core ML delegate")
+        raise BadInput(f"{path} holds no Core ML package: no part of it is for the Core ML delegate")
     return {name if number == 0 else f"{name} {number}": package for number, package in enumerate(found)}
 
 

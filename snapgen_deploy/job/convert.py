@@ -82,7 +82,7 @@ def _once_more(part: Exported, root: Path, to: Path) -> Exported:
     for file, place in places.items():
         place.parent.mkdir(parents=True, exist_ok=True)
         place.unlink(missing_ok=True)
-        if file.suffix == ".onnx":  # the layout writes the new name of the weights into it
+        if file.suffix == part.artifact.path.suffix:  # the layout may write into it, such as the new name of the weights
             shutil.copyfile(file, place)
         else:
             place.hardlink_to(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 
 from snapgen_deploy.checkpoint import Checkpoint
@@ -22,19 +23,23 @@ def folder_of(root: Path, key: str) -> Path:
 
 def is_arranged(target: TargetPlan) -> bool:
     """Whether the target's files are moved into the folders of a layout when all are there."""
-    return dict(target.options).get("folders") == "diffusers"
+    return _module_of(target) is not None
+
+
+def _module_of(target: TargetPlan) -> str | None:
+    """The module with the `arrange` and `renamed` of the layout that the option `folders` names; None for one flat folder."""
+    return target.spec.folders.get(dict(target.options).get("folders", ""))
 
 
 def arranged(job: Job, target: TargetPlan, parts: Mapping[Role, Exported]) -> Mapping[Role, Exported]:
-    """The folder layout that the profile asks for; only `diffusers` differs from one flat folder a target."""
-    if not is_arranged(target):
+    """The components in the folder layout that the profile asks for."""
+    if (name := _module_of(target)) is None:
         return parts
-    from snapgen_deploy.export.onnx.optimum_layout import arrange, renamed
-
+    layout = import_module(name)
     root, checkpoint = folder_of(job.stage.root, target.key), job.checkpoint
     artifacts = {role: whole(part) for role, part in parts.items()}
-    moved = arrange(root, artifacts, checkpoint.config, tokenizers_of(checkpoint), width=job.plan.width)
-    return {role: relocated(part, moved[role], renamed) for role, part in parts.items()}
+    moved = layout.arrange(root, artifacts, checkpoint.config, tokenizers_of(checkpoint), width=job.plan.width)
+    return {role: relocated(part, moved[role], layout.renamed) for role, part in parts.items()}
 
 
 def tokenizers_of(checkpoint: Checkpoint) -> dict[Role, str]:

@@ -15,10 +15,12 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from snapgen_deploy.check.layer_check import Work, compare
-from snapgen_deploy.check.layers import Layer, OnnxProbe, first_wrong, run_on_cpu
+from snapgen_deploy.check.layers import first_wrong
 from snapgen_deploy.cli.doctor import doctor
 from snapgen_deploy.errors import MeasurementFailed
 from snapgen_deploy.export.base import Arrays
+from snapgen_deploy.export.onnx.probe import OnnxProbe, run_on_cpu
+from snapgen_deploy.export.probe import Layer
 from tests.cli.conftest import invoke
 from tests.mil.mil_harness import TARGETS, Function, Program, mb, save, types
 

@@ -13,10 +13,12 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from snapgen_deploy.check.gates import relative_error
-from snapgen_deploy.check.layers import OnnxProbe, first_wrong, run_on_cpu
+from snapgen_deploy.check.layers import first_wrong
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Arrays, Artifact, Component
+from snapgen_deploy.export.onnx.probe import OnnxProbe, run_on_cpu
+from snapgen_deploy.export.onnx.qdq import in_floats
 from snapgen_deploy.export.qnn import graph as qnn_graph
 from snapgen_deploy.export.qnn import session as qnn_session
 from snapgen_deploy.export.qnn.target import OnnxQnn, chip_of, graph_of, serve
@@ -116,7 +118,7 @@ def test_a_graph_in_floats_is_the_quantised_one_without_its_activations_rounded(
     qnn_graph.divide(model)
     onnx.save(model, str(plain))
     qnn_graph.quantise(plain, made, quantised)
-    floats = qnn_graph.in_floats(onnx.load(str(quantised)))
+    floats = in_floats(onnx.load(str(quantised)))
     onnx.save(floats, str(tmp_path / "floats.onnx"))
     kinds = [n.op_type for n in floats.graph.node]
     assert "QuantizeLinear" not in kinds
