@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from collections.abc import Iterator, Mapping, Set
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from snapgen_deploy.export.registry import specs
 from snapgen_deploy.system.source import package_root
 
 # From the ground up. A room imports rooms of the rows above its own, and itself.
@@ -104,3 +106,52 @@ def test_the_rules_can_fail() -> None:
     with pytest.raises(ValueError, match="cycle"):
         TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
     assert ROW["cli"] > ROW["job"] > ROW["export"] > ROW["errors"]
+
+
+# Rooms of one target each, what talks to the devices' own tools, and the list of targets itself.
+TARGET_ROOMS = ("export.coreml", "export.coreai", "export.executorch", "export.onnx", "export.qnn")
+MAY_NAME_TARGETS = (*TARGET_ROOMS, "latency.links", "export.registry")
+PUBLISHED = ("latency.estimate.published", "export.coreml.spec")  # times that were published of Core ML
+
+
+def general(module: str) -> bool:
+    return not any(module == room or module.startswith(f"{room}.") for room in MAY_NAME_TARGETS)
+
+
+def texts(tree: ast.Module) -> Iterator[ast.Constant]:
+    """Every string that is not a docstring."""
+    owners = (n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef))
+    docstrings = {id(o.body[0].value) for o in owners if o.body and isinstance(o.body[0], ast.Expr)}
+    constants = (n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str))
+    return (n for n in constants if id(n) not in docstrings)
+
+
+def naming(tree: ast.Module) -> list[str]:
+    """Strings of a module that hold a target's name or key as a word: `onnx`, `executorch:xnnpack`; not `.onnx`, `onnx/`."""
+    names = sorted({spec.name for spec in specs().values()})
+    word = re.compile(rf"(?<![\w./-])({'|'.join(map(re.escape, names))})(:\w+)?(?![\w/-])")
+    return [f"line {n.lineno}: {n.value!r}" for n in texts(tree) if word.search(n.value)]
+
+
+def test_general_code_names_no_target() -> None:
+    files = {dotted(path): path for path in python_files(package_root())}
+    found = {m: naming(ast.parse(p.read_text(encoding="utf-8"))) for m, p in files.items() if general(m)}
+    assert {module: named for module, named in found.items() if named} == {}
+
+
+def test_general_code_imports_no_target(imports: Graph) -> None:
+    wrong = {(m, o) for m, others in imports.items() if general(m) for o in others if o.startswith(TARGET_ROOMS)}
+    assert wrong == {PUBLISHED}
+
+
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        ("x = 'onnx'", 1),
+        ("x = y == 'onnx:qnn'", 1),
+        ("x = f'compare it as executorch:xnnpack, {y}'", 1),
+        ("'''Of coreml.'''\nx = '.onnx', 'onnx/student', 'coremltools', 'onnxruntime'", 0),
+    ],
+)
+def test_the_rule_about_names_can_fail(code: str, count: int) -> None:
+    assert len(naming(ast.parse(code))) == count

@@ -43,7 +43,7 @@ def export(
     bits: Annotated[
         float | None,
         typer.Option(
-            help="Bits a weight on average with --precision mixed, 3 to 8 (onnx from 4); 4.3 when left out.",
+            help="Bits a weight on average with --precision mixed, 3 to 8 (a target may begin higher); 4.3 when left out.",
             metavar="N",
             rich_help_panel=FEWER,
         ),
