@@ -71,7 +71,7 @@ def in_this_process(
     """Have the work of child processes that `modules` start done here; `names` takes what they would have started."""
 
     def here(
-        what: str, function: Callable[..., Any], *arguments: Any, tell: Callable[..., None] | None = None
+        what: str, function: Callable[..., Any], *arguments: Any, tell: Callable[..., None] | None = None, method: str = ""
     ) -> tuple[Any, int]:
         if names is not None:
             names.append(what)

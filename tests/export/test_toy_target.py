@@ -103,13 +103,15 @@ def test_the_export_passes_every_gate_and_the_manifest_says_what_is_there(toy_bu
     assert set(target["versions"]) == {"torch"}
     assert target["components"]["student"]["weight_dtypes"] == {"float32": len(target["components"]["student"]["weights"])}
     gates = {(g["component"], g["name"]): g for g in bundle.manifest["gates"]}
-    assert {g["verdict"] for where, g in gates.items() if where != ("pipeline", "score_change")} == {"passed"}  # no scorer
+    assert {g["verdict"] for where, g in gates.items() if where != ("pipeline", "fidelity_score_change")} == {
+        "passed"
+    }  # no scorer
     assert all(g["target"] == "toy" for g in gates.values())
     limits = PRECISIONS["fp32"].limits
     for role in target["components"]:
         assert gates[role, "relative_error"]["value"] <= limits.error
     assert gates["pipeline", "psnr"]["value"] >= limits.psnr
-    assert gates["pipeline", "mean_psnr"]["value"] >= limits.mean_psnr
+    assert gates["pipeline", "fidelity_mean_psnr"]["value"] >= limits.mean_psnr
     assert (toy_bundle / "preview.png").is_file()
 
 
@@ -167,4 +169,4 @@ def test_without_its_line_it_is_unknown(toy_bundle: Path, registered: pytest.Mon
         patch.delitem(registry.TARGETS, "toy")
         one_line(invoke("devices", profile), "targets[0].target: got 'toy', expected one of coreml")
         for command in (("bench", toy_bundle), ("verify", toy_bundle), ("doctor", toy_bundle, "--layers")):
-            one_line(invoke(*command), "unknown target 'toy'")
+            one_line(invoke(*command), "manifest.json: targets: got 'toy', expected one of coreml")
