@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -21,6 +22,13 @@ def _inside(name: str) -> str:
     return name
 
 
+def _size(name: str) -> str:
+    """A part of files' names."""
+    if not re.fullmatch(r"[0-9]{1,6}x[0-9]{1,6}", name):
+        raise ValueError("HEIGHTxWIDTH")
+    return name
+
+
 def _known(key: str) -> str:
     if find_spec(key) is None:
         raise ValueError(f"one of {', '.join(target_keys())}")
@@ -28,6 +36,8 @@ def _known(key: str) -> str:
 
 
 Inside = Annotated[str, AfterValidator(_inside)]
+SizeName = Annotated[str, AfterValidator(_size)]
+Counts = dict[str, Amount]
 Picture = Annotated[tuple[Count, Count], Field(description="[height, width]")]
 Latent = Annotated[tuple[Count, Count, Count], Field(description="[channels, height, width]")]
 Numbers = Annotated[list[Number], Field(min_length=2, description="a list of numbers")]
@@ -66,23 +76,32 @@ class _Gate(BaseModel):
 
 
 class _Size(BaseModel):
-    name: Text
+    name: SizeName
     resolution: Picture
     latent: Latent
 
 
-class _AtSize(BaseModel):
+class _Graph(BaseModel):
+    entry: str = ""
+    macs: Amount | None = None
+    notes: list[str] = []
+    ops: Counts = {}
+    placement: Counts = {}
+    portable_ops: Counts = {}
+    lint: Counts = {}
+
+
+class _AtSize(_Graph):
     path: Inside | None = None
     files: list[Inside] = []
-    macs: Amount | None = None
 
 
-class _Component(BaseModel):
+class _Component(_Graph):
     path: Inside
     files: dict[Inside, Table]
     bytes: Amount
-    macs: Amount | None = None
-    sizes: dict[str, _AtSize] = {}
+    weight_dtypes: Counts = {}
+    sizes: dict[SizeName, _AtSize] = {}
 
     @field_validator("sizes")
     @classmethod
@@ -95,7 +114,15 @@ class _Component(BaseModel):
 class _Target(BaseModel):
     precision: Annotated[str, OneOf(tuple(PRECISIONS))]
     components: dict[str, _Component]
+    attention_form: str = ""
+    layout: str = ""
+    versions: dict[str, str] = {}
     limits: dict[Annotated[str, OneOf(LIMIT_NAMES)], Number] = {}
+
+
+class _Checkpoint(BaseModel):
+    sha256: str
+    license: str | None
 
 
 class _Manifest(BaseModel):
@@ -107,8 +134,12 @@ class _Manifest(BaseModel):
     latent: _Latent
     schedule: _Schedule
     prompts: list[str]
-    seeds: list[Annotated[int, Field(strict=True)]]
+    seeds: list[Amount]
     gates: list[_Gate]
+    checkpoint: _Checkpoint | None = None
+    reasons: list[str] = []
+    estimates: list[Table] = []
+    vectors_of: SizeName | None = None
     sizes: Annotated[list[_Size], Field(min_length=1)] = []
     files: dict[Inside, Table]
     targets: dict[Annotated[str, AfterValidator(_known)], _Target]

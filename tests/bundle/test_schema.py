@@ -50,6 +50,13 @@ def manifest():
         ("schedule.shift", 10**400, "schedule.shift: got 1000"),
         ("schedule.time_features.values", [[10**400]], "schedule.time_features.values[0][0]: got 1000"),
         ("gates", [{"target": {}}], "gates[0].target: got {}, expected a non-empty string; gates[0].component: got nothing"),
+        ("targets.onnx:cpu.components.student.sizes", {"../x": {}}, "student.sizes: got '../x', expected HEIGHTxWIDTH"),
+        ("targets.onnx:cpu.components.student.ops", [], "student.ops: got [], expected a table"),
+        ("targets.onnx:cpu.components.student.placement", {"cpu": "x"}, "placement.cpu: got 'x', expected a whole number"),
+        ("checkpoint", {}, "checkpoint.sha256: got nothing, expected a string; checkpoint.license: got nothing, expected"),
+        ("sizes", [{"name": "../../x", "resolution": [8, 8], "latent": [1, 1, 1]}], "sizes[0].name: got '../../x', expected H"),
+        ("seeds", [10**400], "seeds[0]: got 1000"),
+        ("vectors_of", "../x", "vectors_of: got '../x', expected HEIGHTxWIDTH"),
         ("prompts", [3], "prompts[0]: got 3, expected a string"),
     ],
 )  # fmt: skip
