@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, GetCoreSchemaHandler, ValidationInfo, create_model, field_validator
@@ -39,6 +38,13 @@ def _id(value: str) -> str:
     return value
 
 
+def _known(key: str) -> str:
+    if find_spec(key) is None:
+        raise ValueError(f"one of {', '.join(target_keys())}")
+    return key
+
+
+TargetKey = Annotated[Text, AfterValidator(_known)]
 Positive = Annotated[float, Field(strict=True, ge=LEAST, le=MOST, description=f"a positive number, {LEAST:g} to {MOST:g}")]
 Texts = Annotated[tuple[Text, ...], Field(description="a list of strings")]
 Guards = Annotated[tuple[Annotated[str, OneOf(tuple(GUARDS))], ...], Field(description="a list of guards")]
@@ -92,18 +98,11 @@ class _System(Closed):
 
 
 class _Target(Closed):
-    target: Text
+    target: TargetKey
     precision: Text
     layout: Annotated[str, OneOf(LAYOUTS)]
     options: dict[str, Text] = Field(default_factory=dict)
     limits: Annotated[dict[str, float], Keys(dict.fromkeys(LIMIT_NAMES, Positive))] = Field(default_factory=dict)
-
-    @field_validator("target")
-    @classmethod
-    def _known(cls, key: str) -> str:
-        if find_spec(key) is None:
-            raise ValueError(f"one of {', '.join(target_keys())}")
-        return key
 
     @field_validator("precision")
     @classmethod
@@ -130,10 +129,6 @@ class _Latency(Closed):
     step: dict[str, Milliseconds]
     decoder: Milliseconds
 
-    def made(self) -> LatencyBasis:
-        """As the estimator takes it."""
-        return LatencyBasis(self.preset, self.resolution, self.target, MappingProxyType(self.step), self.decoder)
-
 
 class _Profile(Closed):
     id: Annotated[str, AfterValidator(_id)]
@@ -152,23 +147,16 @@ class _Profile(Closed):
 
     def made(self) -> Profile:
         """The profile, whose tables lie flat."""
-        return Profile(
-            id=self.id,
-            name=self.name,
-            kind=self.kind,
-            soc=self.soc,
-            os=self.os.name,
-            os_minimum=self.os.minimum,
-            source=self.source,
-            figures=MappingProxyType(self.figures),
-            targets=tuple(t.made() for t in self.targets),
-            offers=tuple(Offer(o.made(), o.source) for o in self.offers),
-            memory_budget=self.budget.get("memory"),
-            latency_budget=self.budget.get("latency"),
-            latency=None if self.latency is None else self.latency.made(),
-            guards=self.guards,
-            notes=self.notes,
-        )
+        flat: dict[str, Any] = {
+            "os": self.os.name,
+            "os_minimum": self.os.minimum,
+            "targets": tuple(t.made() for t in self.targets),
+            "offers": tuple(Offer(o.made(), o.source) for o in self.offers),
+            "latency": None if self.latency is None else LatencyBasis(**dict(self.latency)),
+            "memory_budget": self.budget.get("memory"),
+            "latency_budget": self.budget.get("latency"),
+        }
+        return Profile(**{name: value for name, value in self if name not in ("budget", *flat)}, **flat)
 
 
 def read_profile(table: Mapping[str, Any]) -> tuple[Profile | None, list[str]]:

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator
 
+from snapgen_deploy.device_profiles.validate import TargetKey
 from snapgen_deploy.export.precisions import LIMIT_NAMES, PRECISIONS
-from snapgen_deploy.export.registry import find_spec, target_keys
 from snapgen_deploy.system.documents import refuse
 from snapgen_deploy.system.typed import Amount, Count, Number, OneOf, Table, Text, read_as
 
@@ -27,12 +27,6 @@ def _size(name: str) -> str:
     if not re.fullmatch(r"[0-9]{1,6}x[0-9]{1,6}", name):
         raise ValueError("HEIGHTxWIDTH")
     return name
-
-
-def _known(key: str) -> str:
-    if find_spec(key) is None:
-        raise ValueError(f"one of {', '.join(target_keys())}")
-    return key
 
 
 Inside = Annotated[str, AfterValidator(_inside)]
@@ -81,7 +75,15 @@ class _Size(BaseModel):
     latent: Latent
 
 
+class _Port(BaseModel):
+    name: Text
+    shape: list[Amount]
+    dtype: Text
+
+
 class _Graph(BaseModel):
+    inputs: list[_Port] = []
+    outputs: list[_Port] = []
     entry: str = ""
     macs: Amount | None = None
     notes: list[str] = []
@@ -142,7 +144,7 @@ class _Manifest(BaseModel):
     vectors_of: SizeName | None = None
     sizes: Annotated[list[_Size], Field(min_length=1)] = []
     files: dict[Inside, Table]
-    targets: dict[Annotated[str, AfterValidator(_known)], _Target]
+    targets: dict[TargetKey, _Target]
     target_order: Annotated[list[Text], Field(min_length=1)]
 
     @field_validator("target_order")

@@ -55,12 +55,12 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def read_as(kind: type[T], data: object, context: Any = None) -> tuple[T | None, list[str]]:
-    """`data` as `kind` and no problems, or None and every problem, one text each; `context` is for validators of `kind`."""
+def read_as(kind: type[T], data: object) -> tuple[T | None, list[str]]:
+    """`data` as `kind` and no problems, or None and every problem, one text each."""
     key: Any = kind
     adapter: TypeAdapter[T] = _adapter(key)
     try:
-        return adapter.validate_python(data, context=context), []
+        return adapter.validate_python(data), []
     except ValidationError as error:
         schema = adapter.json_schema()
         return None, [_line(found, schema) for found in error.errors(include_url=False)]
