@@ -24,11 +24,11 @@ def _sizes(x: Any, *more: int) -> Any:
     return mb.concat(values=[first, np.array(more, np.int32)], axis=0)
 
 
-def _column(x: Any) -> Any:
+def column(x: Any) -> Any:
     return mb.expand_dims(x=x, axes=[1])
 
 
-def _ones(i: Any) -> Any:
+def ones(i: Any) -> Any:
     """As many ones as i has numbers."""
     return mb.add(x=mb.mul(x=i, y=np.int32(0)), y=np.int32(1))
 
@@ -50,7 +50,7 @@ VECTORS: dict[str, RoundTrip] = {
         lambda v, m, i: np.repeat(m, 2, 1),
     ),
     "conv": (
-        lambda v, m, i: mb.conv(x=_column(m), weight=np.ones((2, 1, 2), np.float32), pad_type="valid"),
+        lambda v, m, i: mb.conv(x=column(m), weight=np.ones((2, 1, 2), np.float32), pad_type="valid"),
         lambda v, m, i: np.stack([m[:, :-1] + m[:, 1:]] * 2, 1),
     ),
     "cumsum": (lambda v, m, i: mb.cumsum(x=v, axis=0), lambda v, m, i: np.cumsum(v)),
@@ -61,17 +61,17 @@ VECTORS: dict[str, RoundTrip] = {
     "flatten2d": (lambda v, m, i: mb.flatten2d(x=m, axis=0), lambda v, m, i: m.reshape(1, m.size)),
     "gather": (lambda v, m, i: mb.gather(x=TABLE, indices=i, axis=0), lambda v, m, i: TABLE[i]),
     "gather__batch": (
-        lambda v, m, i: mb.gather(x=m, indices=mb.tile(x=_column(_ones(i)), reps=[1, 2]), axis=1, batch_dims=1),
+        lambda v, m, i: mb.gather(x=m, indices=mb.tile(x=column(ones(i)), reps=[1, 2]), axis=1, batch_dims=1),
         lambda v, m, i: m[:, [1, 1]],
     ),
-    "gather__rank_of_batch": (lambda v, m, i: mb.gather(x=m, indices=_ones(i), axis=1, batch_dims=1), lambda v, m, i: m[:, 1]),
+    "gather__rank_of_batch": (lambda v, m, i: mb.gather(x=m, indices=ones(i), axis=1, batch_dims=1), lambda v, m, i: m[:, 1]),
     "gather_along_axis": (
-        lambda v, m, i: mb.gather_along_axis(x=m, indices=_column(_ones(i)), axis=1),
+        lambda v, m, i: mb.gather_along_axis(x=m, indices=column(ones(i)), axis=1),
         lambda v, m, i: m[:, 1:2],
     ),
-    "gather_nd": (lambda v, m, i: mb.gather_nd(x=TABLE, indices=_column(i)), lambda v, m, i: TABLE[i]),
+    "gather_nd": (lambda v, m, i: mb.gather_nd(x=TABLE, indices=column(i)), lambda v, m, i: TABLE[i]),
     "gather_nd__rank_of_batch": (
-        lambda v, m, i: mb.gather_nd(x=m, indices=_column(_ones(i)), batch_dims=1),
+        lambda v, m, i: mb.gather_nd(x=m, indices=column(ones(i)), batch_dims=1),
         lambda v, m, i: m[:, 1],
     ),
     "layer_norm": (
@@ -113,7 +113,7 @@ VECTORS: dict[str, RoundTrip] = {
         lambda v, m, i: _put(TABLE, i, m),
     ),
     "scatter_nd": (
-        lambda v, m, i: mb.scatter_nd(data=TABLE, indices=_column(i), updates=m, mode="add"),
+        lambda v, m, i: mb.scatter_nd(data=TABLE, indices=column(i), updates=m, mode="add"),
         lambda v, m, i: _put(TABLE, i, TABLE[i] + m),
     ),
     "select": (

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from snapgen_deploy.export.mil import Runner, open_package
+from tests.mil.mil_cases_batches import BATCHES
 from tests.mil.mil_cases_ranks import SCALARS, VECTORS
 from tests.mil.mil_harness import TARGETS, Arrays, Function, Program, mb, plain, relative, save, types
 
 IOS = 17
+ALONG = VECTORS | BATCHES
 COUNTS = {
     0: np.array([-1, -0.5, -0.1, -0.2, -0.3, -0.9], np.float32),
     1: np.array([-1, -0.5, 0.4, -0.2, -0.3, -0.9], np.float32),
@@ -29,7 +31,7 @@ def _build(x: Any, k: Any) -> list[Any]:
     i = mb.squeeze(x=places, axes=[1])
     m = mb.mul(x=mb.expand_dims(x=v, axes=[1]), y=np.array([1, 2, 3], np.float32))
     s, k = mb.abs(x=mb.gather(x=x, indices=np.int32(2), axis=0)), mb.squeeze(x=k)
-    made = {f"vector__{name}": build(v, m, i) for name, (build, _) in VECTORS.items()}
+    made = {f"vector__{name}": build(v, m, i) for name, (build, _) in ALONG.items()}
     made |= {f"scalar__{name}": build(s, k) for name, (build, _) in SCALARS.items()}
     outputs = []
     for name, vars_ in made.items():
@@ -65,7 +67,7 @@ def test_sizes_of_run_time(runner: Runner, count: int) -> None:
     i = np.flatnonzero(x > 0).astype(np.int32)
     v = x[i]
     m = v[:, None] * np.array([1, 2, 3], np.float32)
-    for name, (_, expect) in VECTORS.items():
+    for name, (_, expect) in ALONG.items():
         _compare(outputs, f"vector__{name}", expect(v, m, i))
 
 
