@@ -66,14 +66,16 @@ def is_stored(op: Operation) -> bool:
 
 
 def graph_of(function: Function) -> Graph:
-    """Index one function."""
-    operations = tuple(op for op in function.operations if not is_stored(op))
-    constants = tuple((op, b) for op in function.operations for bs in op.inputs.values() for b in bs if isinstance(b, Constant))
+    """Index one function, operations of blocks among the others."""
+    every = tuple(function.every_operation())
+    operations = tuple(op for op in every if not is_stored(op))
+    constants = tuple((op, b) for op in every for bs in op.inputs.values() for b in bs if isinstance(b, Constant))
     consumers: dict[str, list[Operation]] = {}
-    for op in function.operations:
+    for op in every:
         for name in (b for bindings in op.inputs.values() for b in bindings if isinstance(b, str)):
             consumers.setdefault(name, []).append(op)
-    types = {v.name: v.type for v in function.inputs} | {v.name: v.type for op in operations for v in op.outputs}
+    made = (v for op in operations for v in (*op.outputs, *(v for block in op.blocks for v in block.inputs)))
+    types = {v.name: v.type for v in (*function.inputs, *made)}
     return Graph(
         function,
         operations,
@@ -81,7 +83,7 @@ def graph_of(function: Function) -> Graph:
         {v.name: op for op in operations for v in op.outputs},
         {name: tuple(ops) for name, ops in consumers.items()},
         types,
-        {v.name: v.type for op in function.operations if is_stored(op) for v in op.outputs},
+        {v.name: v.type for op in every if is_stored(op) for v in op.outputs},
         {op.outputs[0].name: constant for op, constant in constants if op.type == "const" and op.outputs},
     )
 

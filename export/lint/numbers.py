@@ -68,6 +68,17 @@ def _check_fp32(subject: Subject) -> Found | None:
     return Found(tuple(subject.example(op) for op in wide), f"operations that compute in fp32, {where}: {len(wide)}")
 
 
+def _check_mask_rows(subject: Subject) -> Found | None:
+    examples = []
+    for graph, op in subject.operations():
+        mask = graph.parameter(op, "attn_mask") if op.type == "scaled_dot_product_attention" else None
+        if isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and (rows := int((~mask.any(-1)).sum())):
+            examples.append(subject.example(op, f"{rows} of {mask[..., 0].size} rows"))
+    if not examples:
+        return None
+    return Found(tuple(examples), f"fused attentions whose mask leaves rows no key: {len(examples)}")
+
+
 def _cast_before(graph: Graph, op: Operation) -> Operation | None:
     """The cast from which an operation's input comes with nothing but layout operations between."""
     current = op
@@ -108,6 +119,15 @@ RULES = (
         ),
         "use a finite mask value such as -4e4, which exp() takes to zero in half precision",
         _check_constants,
+    ),
+    Rule(
+        "empty-mask-row",
+        "warning",
+        "a row that a mask leaves no key is a softmax over infinities: NaN by the formula, 0 in PyTorch and on this machine, "
+        "either on a device",
+        ("https://apple.github.io/coremltools/source/coremltools.converters.mil.mil.ops.defs.html",),
+        "leave every row at least one key, for instance its own",
+        _check_mask_rows,
     ),
     Rule(
         "fp32-island",

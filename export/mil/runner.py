@@ -16,7 +16,7 @@ from snapgen_deploy.export.mil.interpreter import Plan
 from snapgen_deploy.export.mil.ports import Feature, give, take
 from snapgen_deploy.export.mil.precision import Mode, Precision, Report, precision_for
 from snapgen_deploy.export.mil.saved.errors import PackageError
-from snapgen_deploy.export.mil.saved.program import Function, Interface, Port
+from snapgen_deploy.export.mil.saved.program import Function, Interface, Operation, Port
 from snapgen_deploy.export.mil.saved.reader import read_package
 from snapgen_deploy.export.mil.trace import Trace
 
@@ -131,14 +131,16 @@ def _threads(count: int) -> Iterator[None]:
 
 def unquantised(function: Function) -> Function:
     """The same with pairs of `quantize` and `dequantize` of values made at run time as `identity`, under the second's name."""
-    sources = {o.outputs[0].name: o.inputs["input"] for o in function.operations if o.type == "quantize"}
-    operations = []
-    for o in function.operations:
-        source = o.inputs["input"][0] if o.type == "dequantize" else None
+    sources = {o.outputs[0].name: o.inputs["input"] for o in function.every_operation() if o.type == "quantize"}
+
+    def plain(operation: Operation) -> Operation:
+        source = operation.inputs["input"][0] if operation.type == "dequantize" else None
         if isinstance(source, str) and source in sources:
-            o = replace(o, type="identity", inputs={"x": sources[source]})
-        operations.append(o)
-    return replace(function, operations=tuple(operations))
+            return replace(operation, type="identity", inputs={"x": sources[source]})
+        blocks = tuple(replace(b, operations=tuple(map(plain, b.operations))) for b in operation.blocks)
+        return replace(operation, blocks=blocks)
+
+    return replace(function, operations=tuple(map(plain, function.operations)))
 
 
 def open_package(

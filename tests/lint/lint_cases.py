@@ -90,6 +90,16 @@ def constant_range(path: Path) -> Path:
     return save(path, body, IMAGE)
 
 
+def empty_mask_row(path: Path) -> Path:
+    """A causal mask one step too strict: the first row sees nothing."""
+    mask = np.tril(np.ones((64, 64), bool), -1)
+
+    def body(x: Any) -> Any:
+        return mb.scaled_dot_product_attention(query=x, key=x, value=x, attn_mask=mask, name="y")
+
+    return save(path, body, ((1, 4, 64, 32), HALF))
+
+
 def fp32_island(path: Path) -> Path:
     """exp in fp32 between half-precision convolutions."""
 
@@ -210,6 +220,7 @@ def width_slice(path: Path) -> Path:
 
 CASES: dict[str, Callable[[Path], Path]] = {
     "constant-range": constant_range,
+    "empty-mask-row": empty_mask_row,
     "fp32-island": fp32_island,
     "cast-pair": cast_pair,
     "rank": rank,

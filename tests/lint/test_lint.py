@@ -18,6 +18,7 @@ from tests.lint.lint_cases import CASES, HALF, IMAGE, clean, edit, mb, save, wei
 # What each broken package shows first, and how many offenders it has.
 EXPECTED = {
     "constant-range": (2, "const add_0_y_0 fp16[1, 1, 8, 32] (holds -inf)"),
+    "empty-mask-row": (1, "scaled_dot_product_attention y fp16[1, 4, 64, 32] (1 of 64 rows)"),
     "fp32-island": (1, "exp exp_0 fp32[1, 64, 8, 32]"),
     "cast-pair": (1, "cast cast_1 fp16[1, 64, 8, 32] (fp16 → fp32 → fp16)"),
     "rank": (1, "reshape folded fp16[1, 1, 2, 32, 8, 32]"),
@@ -80,6 +81,20 @@ def test_masks_are_seen_wherever_the_value_stands(tmp_path: Path) -> None:
 
     (found,) = (f for f in lint_package(save(tmp_path / "m.mlpackage", body, IMAGE)) if f.rule == "constant-range")
     assert sorted(e.note for e in found.examples) == ["holds -inf", "holds nan"]
+
+
+def test_operations_of_blocks_are_looked_at(tmp_path: Path) -> None:
+    def body(x):  # type: ignore[no-untyped-def]
+        return mb.cond(
+            pred=mb.greater(x=mb.squeeze(x=mb.slice_by_size(x=x, begin=[0] * 4, size=[1] * 4)), y=np.float16(0)),
+            _true_fn=lambda: mb.add(x=x, y=np.float16(-np.inf), name="hidden"),
+            _false_fn=lambda: mb.relu(x=x),
+            name="y",
+        )
+
+    found = {f.rule: f for f in lint_package(save(tmp_path / "c.mlpackage", body, IMAGE))}
+    assert set(found) == {"constant-range", "off-engine"}
+    assert [e.op for e in found["off-engine"].examples] == ["cond"]
 
 
 def test_a_whole_program_in_fp32_is_said_to_be_one(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ def layer_norm(
     epsilon: float = 1e-5,
 ) -> Tensor:
     """gamma * (x - mean) / sqrt(var + epsilon) + beta over `axes` (all when not given); gamma and beta have their shape."""
+    if not x.numel():  # nothing has no mean, which torch would warn of
+        return x
     positive = list(range(x.dim())) if axes is None else sorted(a % x.dim() for a in axes)
     if positive and positive == list(range(x.dim() - len(positive), x.dim())):
         return F.layer_norm(x, [x.shape[a] for a in positive], gamma, beta, epsilon)
@@ -33,6 +35,8 @@ def layer_norm(
 @op("instance_norm")
 def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5) -> Tensor:
     """Normalises each channel of each sample over its spatial axes."""
+    if not x.numel():
+        return x
     axes = tuple(range(2, x.dim()))
     variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
     return _affine((x - mean) * torch.rsqrt(variance + epsilon), gamma, beta)
