@@ -1,0 +1,148 @@
+"""Every command of every page: run where that takes seconds (exports as far as their plan), else read by the tool's parser."""
+
+import ast
+import re
+import shutil
+import subprocess
+import tomllib
+
+import numpy as np
+import pytest
+import typer
+
+from snapgen_deploy.checkpoint import opener
+from snapgen_deploy.cli import app
+from snapgen_deploy.latency.estimate import estimate
+from tests.cli.conftest import invoke
+from tests.docs.pages import PAGES, ROOT, blocks, code_spans, commands
+
+# Commands that are only parsed: how they begin, and why they are not run. The first that fits counts.
+PARSED = {
+    "bench": "a minute of timing, or a phone; tests/cli/test_latency.py runs it",
+    "compare base-bundle candidate-bundle --fail-on": "minutes of timing; tests/cli/test_latency.py runs it",
+    "compare candidate-bundle --baseline": "a minute of timing; tests/cli/test_latency.py runs it",
+    "verify bundles/shapes-iphone16pm --hashes-only": "",
+    "verify": "half a minute of checks in processes of their own; tests/cli/test_end_to_end.py runs it",
+    "doctor bundles/shapes-iphone16pm --layers --target onnx:cpu": "",
+    "doctor bundles/shapes-iphone16pm --layers": "half a minute; tests/cli and tests/check run it",
+    "estimate --device host --calibrate": "minutes of micro-benchmarks; tests/latency runs it",
+    "estimate --device iphone16pm --preset snapgenpp": "traces a full-scale network; tests/cli/test_estimate.py runs it small",
+    "export --device server --tune": "times kernels; tests/latency/test_tune.py runs it",
+    "init --preset snapgenpp": "writes 7 GB; tests/cli/test_init.py runs it with `shapes`",
+    "generate coreai/": "needs an export with the extra `coreai`; tests/export/test_coreai.py draws with one",
+    "generate bundles/snapgenpp-iphone16pm": "needs a full-scale bundle; tests/cli/test_embeddings.py runs it",
+    "export --device iphone16pm --checkpoint untrained": "needs a checkpoint of 7 GB; tests/test_full_scale.py runs it",
+}
+
+
+def reason(words):
+    """Why a command is only parsed; "" where it is run."""
+    line = " ".join(words)
+    return next((why for start, why in PARSED.items() if line.startswith(start)), "")
+
+
+OURS = list(dict.fromkeys(c.words[1:] for page in PAGES for c in commands(page) if c.words[0] == "snapgen-deploy"))
+OTHERS = [c for page in PAGES for c in commands(page) if c.words[0] != "snapgen-deploy"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _costs_once():
+    """Most plans here are of the same networks: each is traced once."""
+    real, known = estimate.picture_costs, {}
+
+    def once(config, *rest):
+        if (config.name, *rest) not in known:
+            known[config.name, *rest] = real(config, *rest)
+        return known[config.name, *rest]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "picture_costs", once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def desk(checkpoint, tmp_path_factory):
+    """A folder with the files that the pages name; the checkpoint is that of tests/cli."""
+    folder = tmp_path_factory.mktemp("desk")
+    shutil.copy(checkpoint, folder / "model.safetensors")
+    (folder / "prompts.txt").write_text(blocks(ROOT / "docs/formats.md", "text")[0], encoding="utf-8")
+    shutil.copy(folder / "prompts.txt", folder / "judged.txt")
+    (folder / "profile.toml").write_text(blocks(ROOT / "docs/formats.md", "toml")[0], encoding="utf-8")
+    (folder / "map.toml").write_text('"student.patch.weight" = "student.patch.weight"\n', encoding="utf-8")
+    (folder / "my_scores.py").write_text(blocks(ROOT / "docs/formats.md", "python")[0], encoding="utf-8")
+    np.savez(folder / "x.npz", latent=np.zeros((1, 4, 8, 8), np.float32))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def desk_with_bundles(desk, bundle):
+    """The same with the bundles that the pages name: all are that of tests/cli."""
+    for name in ("bundles/shapes-iphone16pm", "base-bundle", "candidate-bundle"):
+        shutil.copytree(bundle, desk / name)
+    return desk
+
+
+@pytest.mark.parametrize("words", OURS, ids=" ".join)
+def test_our_commands(words, request, monkeypatch):
+    command = typer.main.get_command(app).commands[words[0]]
+    command.make_context(words[0], list(words[1:]))  # exits where an option is unknown or a value is not of its type
+    if reason(words):
+        return
+    folder = request.getfixturevalue("desk_with_bundles" if "bundle" in " ".join(words[1:2]) else "desk")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    if "mixed" not in words:  # needs more prompts than the small checkpoint has
+        monkeypatch.setattr(opener, "embedded_path", lambda: folder / "model.safetensors")
+    extra = ["--dry-run"] if words[0] == "export" and "--dry-run" not in words else []
+    done = invoke(*words, *extra)
+    assert done.exit_code == 0, done.output
+
+
+def test_every_reason_is_used():
+    lines = [" ".join(words) for words in OURS]
+    first = [next((start for start in PARSED if line.startswith(start)), None) for line in lines]
+    assert set(PARSED) == set(first) - {None}
+
+
+def assert_module_takes(words):
+    """The module can be run, and its argparse has every option of the words (read, not imported: some take seconds)."""
+    file = ROOT / (words[0].replace(".", "/") + ".py")
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    assert '__name__ == "__main__"' in ast.unparse(tree.body[-1]).replace("'", '"'), words[0]
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+    added = [n.args[0].value for n in calls if n.func.attr == "add_argument" and isinstance(n.args[0], ast.Constant)]
+    assert {w for w in words if w.startswith("--")} <= {*added, "--help"}
+    assert "BUNDLE" not in words or "bundle" in added
+
+
+@pytest.mark.parametrize("command", OTHERS, ids=str)
+def test_other_commands(command, request):
+    words = command.words
+    if words[0] == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(words[1:]) <= set(targets)
+    elif words[:2] == ("pip", "install"):
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+        assert re.fullmatch(r"\.\[(\w+)\]", words[3])[1] in extras
+    elif words[0] == "sha256sum":
+        folder = request.getfixturevalue("desk_with_bundles") / command.folder
+        subprocess.run(words, cwd=folder, check=True, capture_output=True)
+    elif words[:2] == ("python", "-m"):
+        assert_module_takes(words[2:])
+    else:
+        assert words == ("source", ".venv/bin/activate")
+
+
+IN_TEXT = sorted(
+    {
+        tuple(span.replace("[", "").replace("]", "").split()[2:])
+        for page in PAGES
+        for span in code_spans(page)
+        if span.startswith(("python -m benchmarks.", "python -m examples."))
+    }
+)
+
+
+@pytest.mark.parametrize("words", IN_TEXT, ids=" ".join)
+def test_benchmarks_in_running_text(words):
+    assert_module_takes(words)
