@@ -27,23 +27,23 @@ def export(
     device: Annotated[str, typer.Option(help="Device id (see `devices`) or path of a profile .toml.", metavar="ID")],
     *,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Elastic checkpoint; the embedded one when left out.", metavar="PATH")
+        Path | None, typer.Option(help="Elastic checkpoint. Default: the embedded one.", metavar="PATH")
     ] = None,
-    key_map: Annotated[Path | None, typer.Option(help="Renames the keys of a foreign checkpoint.", metavar="FILE")] = None,
+    key_map: Annotated[
+        Path | None, typer.Option(help="File that renames the tensors of a foreign checkpoint.", metavar="FILE")
+    ] = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="NAME or NAME:VARIANT, repeatable; the profile's when left out.", metavar="NAME")
+        list[str] | None, typer.Option(help="NAME or NAME:VARIANT, repeatable. Default: the profile's.", metavar="NAME")
     ] = None,
-    width: Annotated[str | None, typer.Option(help="Sub-network; the widest that fits when left out.", metavar="NAME")] = None,
+    width: Annotated[str | None, typer.Option(help="Sub-network. Default: the widest that fits.", metavar="NAME")] = None,
     precision: Annotated[
         str | None,
-        typer.Option(
-            help="Precision for all targets (see `devices --precisions`); the profile's when left out.", metavar="NAME"
-        ),
+        typer.Option(help="Precision for all targets (see `devices --precisions`). Default: the profile's.", metavar="NAME"),
     ] = None,
     bits: Annotated[
         float | None,
         typer.Option(
-            help="Bits a weight on average with --precision mixed, 3 to 8 (a target may begin higher); 4.3 when left out.",
+            help="With --precision mixed: average bits per weight, 3 to 8 (some targets start higher). Default: 4.3.",
             metavar="N",
             rich_help_panel=FEWER,
         ),
@@ -51,7 +51,7 @@ def export(
     tune_iterations: Annotated[
         int | None,
         typer.Option(
-            help="Iterations of self-distillation with --precision mixed; 1000 when left out.",
+            help="With --precision mixed: iterations of self-distillation. Default: 1000.",
             metavar="N",
             rich_help_panel=FEWER,
         ),
@@ -59,8 +59,8 @@ def export(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="For calibrated and mixed precisions: text file, a prompt a line; or, not for mixed, .npz of arrays "
-            "'<component>.<input>'.",
+            help="For calibrated and mixed precisions: text file with one prompt per line. Calibrated ones also take an .npz "
+            "of arrays '<component>.<input>'.",
             metavar="FILE",
             rich_help_panel=FEWER,
         ),
@@ -68,7 +68,7 @@ def export(
     calibration_pictures: Annotated[
         int | None,
         typer.Option(
-            help="Pictures that --precision mixed draws to measure and tune on; 256 when left out.",
+            help="With --precision mixed: pictures to measure and tune on. Default: 256.",
             metavar="N",
             rich_help_panel=FEWER,
         ),
@@ -76,7 +76,7 @@ def export(
     executor: Annotated[
         str | None,
         typer.Option(
-            help="Where --precision mixed measures layers: here, processes:N or dask://host:port.",
+            help="With --precision mixed: where layers are measured: here, processes:N or dask://host:port.",
             metavar="WHERE",
             rich_help_panel=FEWER,
         ),
@@ -85,7 +85,7 @@ def export(
         bool,
         typer.Option(
             "--fidelity",
-            help="Hold exact precisions against the reference over many prompts, too.",
+            help="Also run the fidelity gate for a target's default precision.",
             rich_help_panel=SAME_PICTURE,
         ),
     ] = False,
@@ -94,7 +94,7 @@ def export(
         typer.Option(
             min=1,
             max=10_000,
-            help="Pictures of the fidelity gate; 100 when left out, 8 above 512x512.",
+            help="Pictures of the fidelity gate. Default: 100, 8 above 512x512.",
             metavar="N",
             rich_help_panel=SAME_PICTURE,
         ),
@@ -110,59 +110,58 @@ def export(
     resolution: Annotated[
         list[str] | None,
         typer.Option(
-            help="Picture size in pixels, N or HEIGHTxWIDTH, repeatable: one bundle for several sizes, whose graphs share the "
-            "weights; the first is the default one. The checkpoint's own size when left out.",
+            help="Picture size in pixels, N or HEIGHTxWIDTH, repeatable: one bundle with a graph per size over shared weights. "
+            "The first is the bundle's default. Default: the checkpoint's own size.",
             metavar="SIZE",
         ),
     ] = None,
     memory_budget: Annotated[
         str | None,
         typer.Option(
-            help="What the model may take on the device, such as 5GB, in place of the profile's budget.", metavar="SIZE"
+            help="Memory that the model may use on the device, such as 5GB. Default: the profile's budget.", metavar="SIZE"
         ),
     ] = None,
     max_latency: Annotated[
-        str | None, typer.Option(help="Widest width whose upper latency estimate fits: 1.5s or 1500ms.", metavar="TIME")
+        str | None,
+        typer.Option(help="Take the widest sub-network whose upper latency estimate fits: 1.5s or 1500ms.", metavar="TIME"),
     ] = None,
     tune: Annotated[
         bool,
-        typer.Option("--tune", help="Time the kernel forms of the local attention here, and take the quickest."),
+        typer.Option("--tune", help="Time the kernel forms of the local attention on this host and take the fastest."),
     ] = False,
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="Text file, a prompt a line (a tab and a seed may follow): the first 4 (1 above 512x512) for gates and "
-            "preview, all for the fidelity gate.",
+            help="Text file with one prompt per line, optionally a tab and a seed. Gates and preview draw the first 4 (1 above "
+            "512x512), the fidelity gate draws all.",
             metavar="FILE",
             rich_help_panel=SAME_PICTURE,
         ),
     ] = None,
-    output_dir: Annotated[
-        Path, typer.Option("--output-dir", "-o", help="Where the bundle is written.", metavar="FOLDER")
-    ] = Path("bundles"),
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the bundle.", metavar="FOLDER")] = Path(
+        "bundles"
+    ),
     threads: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="CPU threads; all when left out.", metavar="N", rich_help_panel=HERE)
+        int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: all.", metavar="N", rich_help_panel=HERE)
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a bundle that is already there.", rich_help_panel=HERE)
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.", rich_help_panel=HERE)] = False,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Take up an export of the same plan that was killed; keep what is done if this one is interrupted.",
+            help="Continue an interrupted export of the same plan. Keep finished parts if this one is interrupted.",
             rich_help_panel=HERE,
         ),
     ] = False,
     no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Convert everything anew, and keep nothing.", rich_help_panel=HERE)
+        bool, typer.Option("--no-cache", help="Neither read nor write the cache of converted components.", rich_help_panel=HERE)
     ] = False,
     cache_limit: Annotated[
         str,
         typer.Option(
             envvar="SNAPGEN_DEPLOY_CACHE_LIMIT",
-            help="Size of the cache of converted components.",
+            help="Maximum size of the cache of converted components.",
             metavar="SIZE",
             rich_help_panel=HERE,
         ),
@@ -170,7 +169,7 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
 ) -> None:
-    """Export a checkpoint for a device, run what was saved, and write the bundle if every gate held."""
+    """Export a checkpoint for a device, run the saved files, and write the bundle if every gate passed."""
     from snapgen_deploy.checkpoint import CheckpointPlace
     from snapgen_deploy.device_profiles import load_profile
     from snapgen_deploy.job.pictures import Asked, pictures_of

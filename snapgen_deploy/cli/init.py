@@ -18,7 +18,7 @@ def init(
     seed: Annotated[int, typer.Option(min=0, help="One seed gives the same weights.")] = 0,
     dtype: Annotated[str, typer.Option(help="Type of the stored weights: fp32, fp16 or bf16.")] = "fp32",
     shard_size: Annotated[str, typer.Option(help="Maximum data per file, such as 500MB or 1GB.")] = "1GB",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is already there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
 ) -> None:

@@ -46,7 +46,7 @@ def run_coreml(
         Path | None, typer.Option("--report", help="JSON file for statistics per operation. Needs --mode device.")
     ] = None,
     state: Annotated[
-        Path | None, typer.Option("--state", help="States between calls (.npz): read where the file exists, then written.")
+        Path | None, typer.Option("--state", help=".npz file for states between calls: read if it exists, then written.")
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, max=1024, help="CPU threads.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
@@ -54,8 +54,8 @@ def run_coreml(
 ) -> None:
     """Run a saved Core ML package on the CPU, from its files, and write its results.
 
-    Exits with 1 where NaN or infinity begins in an operation or a result holds one, and where a whole result of an operation
-    vanishes in half precision (--mode device).
+    Exit code 1 if NaN or infinity begins in an operation, if a result holds one, or (--mode device) if a whole result of an
+    operation becomes 0 in half precision.
     """
     if report is not None and mode is not Mode.device:
         raise BadInput("--report needs --mode device: fp32 mode rounds nothing, so it has nothing to report")
