@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.system.documents import DuplicateName, parse_json
+from snapgen_deploy.system.documents import DuplicateName, parse_json, refuse, shown
 
 # Bytes of one element, from the specification. Sub-byte dtypes are left out: no component of ours can hold them.
 DTYPE_BYTES: Mapping[str, int] = {
@@ -69,15 +68,14 @@ def read_header(path: Path) -> Header:
     for name, entry in document.items():
         problem = _entry_problem(entry)
         if problem:
-            problems.append(f"{name!r} {problem}")
+            problems.append(f"{shown(name)} {problem}")
             continue
         begin, end = entry["data_offsets"]
         spans.append((begin, end, name))
         tensors[name] = TensorInfo(tuple(entry["shape"]), entry["dtype"], end - begin)
     if not problems:  # spans mean something only once every entry is sound
         problems = _span_problems(sorted(spans), size - start)
-    if problems:
-        raise BadInput(f"{path}: the safetensors header is wrong: {listed(problems)}; fetch or write the file again")
+    refuse(f"{path}: the safetensors header is wrong", problems, "; fetch or write the file again")
     return Header(tensors, metadata, start)
 
 
@@ -126,14 +124,14 @@ def _entry_problem(entry: object) -> str | None:
         return "must have exactly dtype, shape and data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        return f"has dtype {dtype!r}, expected one of {', '.join(DTYPE_BYTES)}"
+        return f"has dtype {shown(dtype)}, expected one of {', '.join(DTYPE_BYTES)}"
     if not isinstance(shape, list) or len(shape) > 8 or not all(map(_is_count, shape)):
-        return f"has shape {str(shape)[:60]}, expected at most 8 counts"
+        return f"has shape {shown(shape)}, expected at most 8 counts"
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
-        return f"has data_offsets {str(offsets)[:60]}, expected [begin, end]"
+        return f"has data_offsets {shown(offsets)}, expected [begin, end]"
     expected = math.prod(shape) * DTYPE_BYTES[dtype]
     if offsets[1] - offsets[0] != expected:
-        return f"spans {offsets[1] - offsets[0]} bytes, {dtype} of shape {shape} takes {expected}"
+        return f"spans {shown(offsets[1] - offsets[0])} bytes, {dtype} of shape {shown(shape)} takes {shown(expected)}"
     return None
 
 
@@ -142,13 +140,14 @@ def _span_problems(spans: list[tuple[int, int, str]], available: int) -> list[st
     found, position = [], 0
     last = max((end for _, end, _ in spans), default=0)
     if last > available:
-        found.append(f"truncated: the tensors take {last} bytes, the file has {available} after its header")
+        found.append(f"truncated: the tensors take {shown(last)} bytes, the file has {available} after its header")
     elif last < available:
         found.append(f"{available - last} bytes after the last tensor belong to none")
     for begin, end, name in spans:  # each against its neighbour only, so that one bad span does not accuse all that follow
+        place = f"{shown(name)} begins at byte {shown(begin)}"
         if begin < position:
-            found.append(f"{name!r} begins at byte {begin} and overlaps the tensor before it, which ends at {position}")
+            found.append(f"{place} and overlaps the tensor before it, which ends at {shown(position)}")
         elif begin > position:
-            found.append(f"{name!r} begins at byte {begin}, the one before it ends at {position}: bytes of no tensor between")
+            found.append(f"{place}, the one before it ends at {shown(position)}: bytes of no tensor between")
         position = end
     return found

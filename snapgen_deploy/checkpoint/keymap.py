@@ -23,9 +23,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.system.documents import parse_json, parse_toml
+from snapgen_deploy.system.documents import LONGEST_NAME, cut, parse_json, parse_toml, refuse, shown
 
 RESERVED = ("prefix", "regex", "drop")  # no tensor of these names can have a rule of its own
 
@@ -52,11 +51,10 @@ class KeyMap:
             if new is None:
                 continue
             if new in ours:
-                problems.append(f"{ours[new]!r} and {name!r} both become {new!r}")
+                problems.append(f"{shown(ours[new])} and {shown(name)} both become {shown(new)}")
             ours.setdefault(new, name)
-        problems += [f"{rule} applies to no tensor" for rule in sorted(unused)]
-        if problems:
-            raise BadInput(f"key map {self.path}: {listed(problems)}")
+        problems += [f"{cut(rule, LONGEST_NAME)} applies to no tensor" for rule in sorted(unused)]
+        refuse(f"key map {self.path}", problems)
         return ours
 
     def _rename(self, name: str) -> tuple[str, str | None]:
@@ -95,11 +93,10 @@ def load_key_map(path: Path) -> KeyMap:
         problems.append("drop must be a list of regular expressions")
         drops = []
     known = {*RESERVED, *names}
-    problems += [f"{key!r} must be our name, as a string (quote names that have dots)" for key in data if key not in known]
+    problems += [f"{shown(key)} must be our name, as a string (quote names that have dots)" for key in data if key not in known]
     patterns = tuple((p, new) for p, new in ((_compile(k, v, problems), v) for k, v in tables["regex"].items()) if p)
     dropped = tuple(p for p in (_compile(d, "", problems) for d in drops) if p)
-    if problems:
-        raise BadInput(f"key map {path}: {listed(problems)}")
+    refuse(f"key map {path}", problems)
     return KeyMap(path, names, tables["prefix"], patterns, dropped)
 
 
@@ -117,6 +114,6 @@ def _compile(text: str, template: str, problems: list[str]) -> re.Pattern[str] |
         end = "\n" if pattern.flags & re.VERBOSE else ""  # of a comment
         re.compile(f"{text}{end}|").fullmatch("").expand(template)  # type: ignore[union-attr]  # the empty branch always matches
     except (re.error, IndexError, OverflowError, RecursionError) as error:
-        problems.append(f"regular expression {text!r} -> {template!r}: {error}")
+        problems.append(f"regular expression {shown(text)} -> {shown(template)}: {error}")
         return None
     return pattern

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from snapgen_deploy.checkpoint import open_checkpoint, save_checkpoint, save_sharded, validate
+from snapgen_deploy.checkpoint.keymap import load_key_map
 from snapgen_deploy.checkpoint.networks import load_student
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families import student_types
@@ -310,3 +311,46 @@ def test_a_tokenizer_that_does_not_fit(tmp_path: Path, tokenizer: str, message: 
     path = tmp_path / "a.safetensors"
     save_checkpoint(state, tiny_config(), path, tokenizer=tokenizer)
     refused(lambda: open_checkpoint(path), "a.safetensors", message)
+
+
+def one_entry(name: str = "a", dtype: str = "F32", shape: str = "1", end: str = "4") -> str:
+    return f'{{"{name}":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[0,{end}]}}}}'
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        one_entry(shape="1" + "0" * 400),
+        one_entry(shape=", ".join(["9" * 4000] * 8)),
+        one_entry(end="1" + "0" * 400),
+        one_entry(dtype="F" * 20_000),
+        one_entry(name="a" * 20_000, shape="2"),
+        one_entry(shape="[" * 3000 + "]" * 3000),
+        one_entry(shape="9" * 5000),
+        json.dumps({f"a{i}": 3 for i in range(500)}),
+    ],
+    ids=range(8),
+)
+def test_headers_of_any_size_are_told_in_a_short_line(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(4))
+    assert len(refused(lambda: open_checkpoint(path), "a.safetensors")) <= 300
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text", "said"),
+    [
+        ("toml", "a = " + "[" * 3000 + "]" * 3000, "it is nested too deeply"),
+        ("toml", "a = " + "9" * 5000, "it holds a number of thousands of digits"),
+        ("toml", "a = 0x" + "f" * 5000, "'a' must be our name"),
+        ("json", "[" * 3000 + "]" * 3000, "it is nested too deeply"),
+        ("json", json.dumps({"k" * 20_000: 1}), "must be our name"),
+        ("json", json.dumps({"drop": ["(" * 20_000]}), "regular expression '((("),
+        ("json", json.dumps({f"k{i}": 1 for i in range(1000)}), "; and 99"),
+    ],
+    ids=range(7),
+)
+def test_key_maps_of_any_size_are_told_in_a_short_line(tmp_path: Path, suffix: str, text: str, said: str) -> None:
+    path = tmp_path / f"map.{suffix}"
+    path.write_text(text)
+    assert len(refused(lambda: load_key_map(path), said)) <= 300
