@@ -6,8 +6,9 @@ import torch
 
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.export.base import Component, Role
-from snapgen_deploy.families import Spelling, components_of
+from snapgen_deploy.families.component import Spelling
 from snapgen_deploy.families.names import STUDENT
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.plan.make import make_plan
 

@@ -30,7 +30,7 @@ from snapgen_deploy.cli.parsing import parse_resolution
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.drawing.ports import ports_of
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.families import components_of
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.job.convert import ComponentTask, export_in_child
 from snapgen_deploy.job.records import Exported
 from snapgen_deploy.job.sizes import join_sizes

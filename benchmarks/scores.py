@@ -26,7 +26,7 @@ from snapgen_deploy.drawing.pipeline import Pipeline, tokenize_all
 from snapgen_deploy.drawing.reference import reference_runners, schedule_of
 from snapgen_deploy.export.base import Role, Runner
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.families import components_of
+from snapgen_deploy.families.registry import components_of
 
 RESULTS = Path(__file__).parent / "results"
 BUNDLES = Path("bundles/benchmark")

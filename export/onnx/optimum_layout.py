@@ -25,8 +25,8 @@ from typing import Any
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact, Role
-from snapgen_deploy.families import components_of, family_of
 from snapgen_deploy.families.names import tokenizer_name
+from snapgen_deploy.families.registry import components_of, family_of
 from snapgen_deploy.models import ModelConfig
 
 MODEL = "model.onnx"

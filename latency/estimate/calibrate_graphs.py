@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snapgen_deploy.export.base import Component
-from snapgen_deploy.families import Port
+from snapgen_deploy.families.component import Port
 from snapgen_deploy.families.names import STUDENT
 from snapgen_deploy.families.registry import FAMILIES
 from snapgen_deploy.models.attention import AdaptiveSparseSelfAttention, CrossAttention, SelfAttention

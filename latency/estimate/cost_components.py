@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from snapgen_deploy import families
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.registry import spec_of
-from snapgen_deploy.families import ComponentSpec, components_of, family_of
+from snapgen_deploy.families import component
+from snapgen_deploy.families.component import ComponentSpec
+from snapgen_deploy.families.registry import components_of, family_of
 from snapgen_deploy.latency.estimate.cost import OpCost, trace_module
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.plan.sizes import latent_of
@@ -77,7 +78,7 @@ def component_costs(config: ModelConfig, spec: ComponentSpec, network: nn.Module
     """
     how, latent = spelling_of(target), (drawn.latent[1], drawn.latent[2])
     with torch.device("meta"), torch.no_grad():
-        module = spec.rewrite(network, latent, families.Spelling(how.layout, how.ops, how.upsample, form))
+        module = spec.rewrite(network, latent, component.Spelling(how.layout, how.ops, how.upsample, form))
         example = [torch.zeros(p.shape, dtype=getattr(torch, p.dtype)) for p in spec.ports(drawn).inputs]
     found = trace_module(module, example, how.element)
     if not spec.has_forms:

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from snapgen_deploy.export.coreml.spec import COREML
-from snapgen_deploy.families import components_of
 from snapgen_deploy.families.names import DECODER, STUDENT
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.latency.estimate.cost import OpCost
 from snapgen_deploy.latency.estimate.cost_components import Drawn, component_costs
 from snapgen_deploy.latency.estimate.machine import excess

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.families import family_of
 from snapgen_deploy.families.names import STEP
+from snapgen_deploy.families.registry import family_of
 from snapgen_deploy.latency.estimate.estimate import Estimate, estimate_picture
 from snapgen_deploy.latency.estimate.estimate_basis import Device
 from snapgen_deploy.models import ModelConfig

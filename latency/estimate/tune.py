@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from snapgen_deploy.export.registry import spec_of
-from snapgen_deploy.families import family_of
 from snapgen_deploy.families.base import Layer
+from snapgen_deploy.families.registry import family_of
 from snapgen_deploy.latency.estimate.calibrate import prepare, timed, unavailable
 from snapgen_deploy.latency.estimate.calibrate_graphs import Graph
 from snapgen_deploy.latency.estimate.cost_components import spelling_of

@@ -14,7 +14,7 @@ from snapgen_deploy.device_profiles import load_profile, profile_ids
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import specs
-from snapgen_deploy.families import components_of
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.latency.links.base import Job
 from snapgen_deploy.latency.measure.session import identity
 from snapgen_deploy.latency.results import Measurement, RunProfile

@@ -17,7 +17,7 @@ from snapgen_deploy.drawing.ports import recorded_tokens
 from snapgen_deploy.errors import MeasurementFailed
 from snapgen_deploy.export.base import Arrays, Role, Runner
 from snapgen_deploy.export.registry import spec_of, target_of
-from snapgen_deploy.families import components_of
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.latency.results import QUERY
 from snapgen_deploy.system.files import sha256_of
 

@@ -13,7 +13,7 @@ from snapgen_deploy.drawing.pipeline import Pipeline, tokenize_all
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.families import components_of
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.system.files import write_bytes
 

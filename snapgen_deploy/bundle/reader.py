@@ -13,7 +13,7 @@ from snapgen_deploy.bundle.sizes import at_size, vectors_name
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Artifact, Role
 from snapgen_deploy.export.precisions import PRECISIONS, Limits
-from snapgen_deploy.families import components_of, student_types
+from snapgen_deploy.families.registry import components_of, student_types
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.models.schedule import Schedule
 from snapgen_deploy.models.serialise import config_from_dict

@@ -6,8 +6,8 @@ from snapgen_deploy.bundle.reader import Bundle
 from snapgen_deploy.drawing.reference import LATENTS, VELOCITIES, ReferenceVectors
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role
-from snapgen_deploy.families import components_of
 from snapgen_deploy.families.component import LATENT
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.system.documents import parse_json
 from snapgen_deploy.system.typed import read_as
 

@@ -15,7 +15,7 @@ from snapgen_deploy.drawing.ports import token_arrays
 from snapgen_deploy.drawing.prompts import SEEDS
 from snapgen_deploy.drawing.reference import ReferenceVectors, schedule_of
 from snapgen_deploy.errors import GateFailed
-from snapgen_deploy.families import components_of
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.plan.sizes import latent_of
 
 CLOSE = 1e-5  # of time features, levels and noise

@@ -30,7 +30,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.precisions import Limits
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.export.shared.quiet import first_line
-from snapgen_deploy.families import components_of
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.plan.plan import TargetPlan
 from snapgen_deploy.quantise.trajectories import Recording, Trajectories, load
 from snapgen_deploy.system.progress import Done, untold

@@ -20,8 +20,8 @@ from snapgen_deploy.export.base import Artifact, Description, Headroom, Role, Ru
 from snapgen_deploy.export.precisions import PRECISIONS, Limits
 from snapgen_deploy.export.registry import spec_of, target_of
 from snapgen_deploy.export.spec import OneDelegate, OneUnit
-from snapgen_deploy.families import ComponentSpec, components_of
-from snapgen_deploy.families.component import LATENT, PICTURE
+from snapgen_deploy.families.component import LATENT, PICTURE, ComponentSpec
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import ModelConfig, Schedule
 from snapgen_deploy.system.progress import Done, untold
 

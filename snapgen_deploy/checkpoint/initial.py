@@ -97,4 +97,7 @@ def write_initial(
         note(infos[name].nbytes)
         return initial_tensor(name, shapes[name], seed).to(kind)
 
-    return stream_sharded(infos, make, config, directory, max_shard_bytes, tokenizer=tokenizer, license="Apache-2.0")
+    others = [] if tokenizer is None else [tokenizer] * len(config.other_text_encoders)
+    return stream_sharded(
+        infos, make, config, directory, max_shard_bytes, tokenizer=tokenizer, license="Apache-2.0", other_tokenizers=others
+    )

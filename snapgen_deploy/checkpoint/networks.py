@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from snapgen_deploy.checkpoint.opener import Checkpoint
 from snapgen_deploy.checkpoint.validation import FLOATS, non_finite, raise_problems
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.families import ComponentSpec, components_of
+from snapgen_deploy.families.component import ComponentSpec
 from snapgen_deploy.families.names import DECODER, TEXT_ENCODER, title_of
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models.decoder import TinyDecoder
 from snapgen_deploy.models.student import Student
 from snapgen_deploy.models.text_encoder import TextEncoder

@@ -18,8 +18,9 @@ from snapgen_deploy.checkpoint.keymap import load_key_map
 from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.checkpoint.sources import KEYS, SafetensorsSource, Source, TorchSource
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.families import ComponentSpec, components_of, student_types
+from snapgen_deploy.families.component import ComponentSpec
 from snapgen_deploy.families.names import TEXT_ENCODER, TOKENIZER
+from snapgen_deploy.families.registry import components_of, student_types
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.models.serialise import config_from_dict, config_from_json
 from snapgen_deploy.system.documents import parse_json

@@ -10,8 +10,8 @@ from torch import Tensor
 from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.checkpoint.opener import Checkpoint
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.families import components_of
 from snapgen_deploy.families.names import DECODER, TEXT_ENCODER
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models.config import ModelConfig
 
 FLOATS = ("F32", "F16", "BF16")

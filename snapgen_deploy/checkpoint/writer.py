@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from snapgen_deploy.checkpoint.header import DTYPE_BYTES, TensorInfo
 from snapgen_deploy.checkpoint.opener import INDEX
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.families.names import DECODER, STUDENT, TEXT_ENCODER, numbered
+from snapgen_deploy.families.names import DECODER, STUDENT, TEXT_ENCODER, TOKENIZER, numbered
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.models.serialise import config_to_json
 
@@ -58,9 +58,14 @@ def save_checkpoint(
     path: Path,
     tokenizer: str | None = None,
     license: str | None = None,
+    *,
+    other_tokenizers: Sequence[str] = (),
 ) -> None:
-    """Write one safetensors file with the configuration in its header; the file appears whole or not at all."""
-    _write(path, _infos(path, state), state.__getitem__, _metadata(config, tokenizer, license))
+    """Write one safetensors file with the configuration in its header; the file appears whole or not at all.
+
+    `tokenizer` is the text of a tokenizer.json for the first text encoder, `other_tokenizers` for the others in order.
+    """
+    _write(path, _infos(path, state), state.__getitem__, _metadata(config, tokenizer, license, other_tokenizers))
 
 
 def save_sharded(
@@ -70,13 +75,24 @@ def save_sharded(
     max_shard_bytes: int,
     tokenizer: str | None = None,
     license: str | None = None,
+    *,
+    other_tokenizers: Sequence[str] = (),
 ) -> list[Path]:
     """Write `directory` as shards of at most `max_shard_bytes` of data (a larger tensor gets a shard of its own) and an index.
 
     Every shard carries the metadata. Returns the shards in order.
     """
     infos = _infos(directory, state)
-    return stream_sharded(infos, state.__getitem__, config, directory, max_shard_bytes, tokenizer=tokenizer, license=license)
+    return stream_sharded(
+        infos,
+        state.__getitem__,
+        config,
+        directory,
+        max_shard_bytes,
+        tokenizer=tokenizer,
+        license=license,
+        other_tokenizers=other_tokenizers,
+    )
 
 
 def stream_sharded(
@@ -88,6 +104,7 @@ def stream_sharded(
     *,
     tokenizer: str | None = None,
     license: str | None = None,
+    other_tokenizers: Sequence[str] = (),
 ) -> list[Path]:
     """As `save_sharded`, with tensors that `read` makes when they are due: one is held at a time.
 
@@ -103,7 +120,7 @@ def stream_sharded(
         filled += infos[name].nbytes
     paths = [directory / f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
     for path, group in zip(paths, groups, strict=True):
-        _write(path, {name: infos[name] for name in group}, read, _metadata(config, tokenizer, license))
+        _write(path, {name: infos[name] for name in group}, read, _metadata(config, tokenizer, license, other_tokenizers))
     total = sum(info.nbytes for info in infos.values())
     owners = {name: path.name for path, group in zip(paths, groups, strict=True) for name in group}
     index = {"metadata": {"total_size": total}, "weight_map": owners}
@@ -111,8 +128,9 @@ def stream_sharded(
     return paths
 
 
-def _metadata(config: ModelConfig, tokenizer: str | None, license: str | None) -> dict[str, str]:
-    optional = {"tokenizer": tokenizer, "license": license}
+def _metadata(config: ModelConfig, tokenizer: str | None, license: str | None, others: Sequence[str]) -> dict[str, str]:
+    optional = {TOKENIZER: tokenizer, "license": license}
+    optional |= {numbered(TOKENIZER, 1 + i): text for i, text in enumerate(others)}
     return {"format": "pt", "snapgen_config": config_to_json(config)} | {k: v for k, v in optional.items() if v is not None}
 
 

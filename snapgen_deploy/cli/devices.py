@@ -108,9 +108,12 @@ def _show(p: Profile) -> None:
     for name, figure in {**budgets, **p.figures}.items():
         if figure is not None:
             figures.add_row(name.replace("_", " "), _short(figure), figure.status, escape(figure.source))
+    from snapgen_deploy.families.names import DECODER, title_of
+
     if p.latency is not None:
         model = f"{p.latency.preset} {p.latency.resolution[0]}x{p.latency.resolution[1]}, {p.latency.target}"
-        for name, figure in {**{f"step, {w}": f for w, f in p.latency.step.items()}, "decoder": p.latency.decoder}.items():
+        steps = {f"step, {width}": figure for width, figure in p.latency.step.items()}
+        for name, figure in {**steps, title_of(DECODER): p.latency.decoder}.items():
             figures.add_row(f"{name} ({model})", _short(figure), figure.status, escape(figure.source))
     console.print(figures)
 

@@ -186,10 +186,11 @@ def _sweep_as_dict(found: Sweep) -> dict[str, Any]:
 
 def _print(estimates: Sequence[Estimate], varied: str = "") -> None:
     """A row an estimate, in ms; `varied` (size or steps) has a column of its own, what is the same in all rows has none."""
-    from snapgen_deploy.families.names import DECODER, STEP, TEXT_ENCODER
+    from snapgen_deploy.families.names import DECODER, STEP, TEXT_ENCODER, title_of
 
     table = new_table()
-    for column in ("width", *([varied] if varied else []), "ms", "from", "to", "text", "a step", "decoder", "beside", "basis"):
+    parts = ("text", "a step", title_of(DECODER), "beside")
+    for column in ("width", *([varied] if varied else []), "ms", "from", "to", *parts, "basis"):
         table.add_column(column, justify="left" if column in ("width", "basis") else "right", no_wrap=True)
     for e in estimates:
         place = {"size": f"{e.resolution[0]}x{e.resolution[1]}", "steps": str(e.steps)}

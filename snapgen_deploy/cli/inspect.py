@@ -44,8 +44,8 @@ def inspect(
 
 def summary(checkpoint: Checkpoint) -> dict[str, Any]:
     """What `inspect` shows, as plain data."""
-    from snapgen_deploy.families import components_of, family_of
     from snapgen_deploy.families.names import DECODER, TEXT_ENCODER
+    from snapgen_deploy.families.registry import components_of, family_of
     from snapgen_deploy.models.serialise import config_to_dict
 
     config, specs = checkpoint.config, components_of(checkpoint.config)

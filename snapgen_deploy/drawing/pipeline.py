@@ -10,8 +10,7 @@ import torch
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role, Runner
-from snapgen_deploy.families import Components
-from snapgen_deploy.families.component import LATENT, MASK, PICTURE, TIME, TOKENS, VELOCITY
+from snapgen_deploy.families.component import LATENT, MASK, PICTURE, TIME, TOKENS, VELOCITY, Components
 from snapgen_deploy.models import Schedule, euler_by_step, initial_noise
 from snapgen_deploy.models.tokenizer import WordTokenizer
 from snapgen_deploy.system.progress import Done

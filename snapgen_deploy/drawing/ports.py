@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from snapgen_deploy.export.base import Arrays, Role
-from snapgen_deploy.families import Components, Drawing, Ports, components_of
-from snapgen_deploy.families.component import MASK, TOKENS
+from snapgen_deploy.families.component import MASK, TOKENS, Components, Drawing, Ports
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import ModelConfig
 
 

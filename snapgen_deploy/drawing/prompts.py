@@ -10,7 +10,7 @@ from pathlib import Path
 
 from snapgen_deploy.checkpoint import Checkpoint, embedded_path
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.families import components_of
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models.tokenizer import WordTokenizer
 
 SEEDS = 2**63  # torch's generators take no larger one

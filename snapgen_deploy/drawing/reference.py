@@ -15,9 +15,9 @@ from snapgen_deploy.drawing.pipeline import Pipeline, Trace, counted, noise_for,
 from snapgen_deploy.drawing.ports import recorded_tokens, token_arrays
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role, Runner
-from snapgen_deploy.families import ComponentSpec, components_of, family_of
-from snapgen_deploy.families.component import LATENT, MASK, PARTS, PICTURE, TIME, TOKENS, Part
+from snapgen_deploy.families.component import LATENT, MASK, PARTS, PICTURE, TIME, TOKENS, ComponentSpec, Part
 from snapgen_deploy.families.names import STUDENT
+from snapgen_deploy.families.registry import components_of, family_of
 from snapgen_deploy.models import ModelConfig, Schedule, Student
 from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.system.progress import Done, untold

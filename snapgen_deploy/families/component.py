@@ -116,6 +116,8 @@ class ComponentSpec:
     shapes: Callable[[], dict[str, Shape]] | None = None  # of all that is stored, where that is more than one network's
     text: TextInput | None = None  # of a text encoder
     holds: Callable[[Collection[str], str], bool] = lambda tensors, width: True  # whether a checkpoint has a width
+    latent_mean: tuple[float, ...] = ()  # per channel, that a decoder undoes; () means zeros
+    latent_std: tuple[float, ...] = ()  # per channel; () means ones
     has_constants: bool = False  # that are no part of its state: it is built with storage
     sized: bool = True  # depends on the picture's size
     elastic: bool = False  # depends on the width

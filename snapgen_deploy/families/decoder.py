@@ -34,6 +34,8 @@ def _spec(config: DecoderConfig) -> ComponentSpec:
         folder="vae_decoder",
         hyperparameters=lambda width: {**asdict(config), "scaling_factor": 1.0, "shift_factor": 0.0},
         activations=partial(_activations, config),
+        latent_mean=config.latent_mean,
+        latent_std=config.latent_std,
         has_constants=True,  # the latent's mean and deviation
     )
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import specs
-from snapgen_deploy.families import components_of
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.job.records import Exported, read_record, record_path, write_record
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.system.files import cache_root, discard_oldest, files_under, is_disk_full, sha256_of

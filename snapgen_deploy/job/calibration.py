@@ -15,7 +15,8 @@ from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.drawing.prompts import CALIBRATION, Sample, own_samples, read_samples
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role
-from snapgen_deploy.families import Port, components_of
+from snapgen_deploy.families.component import Port
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.quantise.trajectories import NO_PROMPT, load
 from snapgen_deploy.system.files import read_arrays, sha256_of

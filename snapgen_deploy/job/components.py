@@ -9,7 +9,8 @@ import torch
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.checkpoint.networks import load_component
 from snapgen_deploy.export.base import Component, Role
-from snapgen_deploy.families import Spelling, components_of
+from snapgen_deploy.families.component import Spelling
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.quantise.layers import layers_of
 from snapgen_deploy.quantise.recipe import Recipe

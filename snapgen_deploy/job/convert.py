@@ -13,8 +13,8 @@ from snapgen_deploy.checkpoint import CheckpointPlace
 from snapgen_deploy.export.base import Role, packed
 from snapgen_deploy.export.precisions import PRECISIONS
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.families import components_of
 from snapgen_deploy.families.names import title_of
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.job.cache import ExportCache
 from snapgen_deploy.job.calibration import Calibration, is_calibrated
 from snapgen_deploy.job.components import build_component

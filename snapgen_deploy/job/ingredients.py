@@ -7,7 +7,7 @@ from pathlib import Path
 
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.export.base import Role
-from snapgen_deploy.families import components_of
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.job.cache import export_key
 from snapgen_deploy.job.calibration import Calibration, is_calibrated
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan

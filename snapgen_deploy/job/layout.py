@@ -8,7 +8,7 @@ from pathlib import Path
 
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.export.base import Role
-from snapgen_deploy.families import components_of
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.job.records import Exported
 from snapgen_deploy.job.sizes import relocated, whole
 from snapgen_deploy.job.state import Job

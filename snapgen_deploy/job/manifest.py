@@ -12,7 +12,7 @@ from snapgen_deploy.bundle.reader import MANIFEST, SCHEMA_VERSION, SUMS
 from snapgen_deploy.drawing.ports import ports_of
 from snapgen_deploy.drawing.reference import schedule_of
 from snapgen_deploy.export.base import Role
-from snapgen_deploy.families import components_of
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.job.manifest_sizes import add_sizes
 from snapgen_deploy.job.records import Exported
 from snapgen_deploy.job.sizes import whole
@@ -42,7 +42,8 @@ def _of_default_size(job: Job, made: Made) -> dict[str, Any]:
     root, checkpoint, plan = job.stage.root, job.checkpoint, job.plan
     config, schedule = checkpoint.config, schedule_of(checkpoint.config)
     vectors, foretold = made.reference.vectors[plan.sizes[0]], job.foretold[plan.sizes[0]]
-    decoder = config.decoder
+    components = components_of(config)
+    decoder, encoders = components.decoder, components.encoders
     targets = {t.key: _target(job, t, made.parts[t.key]) for t in plan.targets}
     fidelity = {key: target.judgement.record for key, target in made.targets.items()}
     owned = {name for t in targets.values() for c in t["components"].values() for name in c["files"]}
@@ -88,6 +89,8 @@ def _of_default_size(job: Job, made: Made) -> dict[str, Any]:
         "estimates": list(foretold.estimates),
         "fidelity": {key: record for key, record in fidelity.items() if record is not None},
         "gates": [g.as_dict() for g in made.gates],
+        # of several text encoders, which file has whose tokenizer; that of the only one is tokenizer.json
+        **({"tokenizers": {spec.name: spec.reads.file for spec in encoders}} if len(encoders) > 1 else {}),
         "files": {
             name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
             for name, path in common.items()

@@ -9,8 +9,8 @@ from typing import Any
 from snapgen_deploy.errors import Refused
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.spec import Cost
-from snapgen_deploy.families import components_of
 from snapgen_deploy.families.names import title_of
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.plan.widths import activation_bytes

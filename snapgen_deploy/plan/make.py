@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from snapgen_deploy.device_profiles import Profile
 from snapgen_deploy.errors import BadInput, Refused, nearest
-from snapgen_deploy.families import family_of
+from snapgen_deploy.families.registry import family_of
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.plan.sizes import check_systems, sizes_of

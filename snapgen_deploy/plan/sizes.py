@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.families import family_of
+from snapgen_deploy.families.registry import family_of
 from snapgen_deploy.models.config import ModelConfig
 
 # Systems that read Core ML packages, but none with several functions.

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from snapgen_deploy.device_profiles import Profile
 from snapgen_deploy.export.precisions import PRECISIONS
-from snapgen_deploy.families import components_of
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.plan.plan import TargetPlan
 from snapgen_deploy.plan.sizes import Size

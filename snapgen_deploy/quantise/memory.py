@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from snapgen_deploy.families import components_of
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.models.student import Student, TrainingCost
 from snapgen_deploy.quantise.executors import Executor, Here

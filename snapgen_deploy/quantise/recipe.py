@@ -283,5 +283,5 @@ def _hash(*parts: object) -> str:
 @cache
 def _sources() -> str:
     """Hash of the code and the tools that compute a recipe."""
-    code = source_sha256("quantise", "models", "checkpoint", "drawing", "plan")
+    code = source_sha256("quantise", "families", "models", "checkpoint", "drawing", "plan")
     return _hash(code, metadata.version("torch"), metadata.version("numpy"))

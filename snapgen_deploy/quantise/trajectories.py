@@ -24,8 +24,8 @@ from snapgen_deploy.drawing.prompts import Sample
 from snapgen_deploy.drawing.reference import prompt_tokens, random_text, reference_runners, schedule_of
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role
-from snapgen_deploy.families import Components, ComponentSpec, components_of
-from snapgen_deploy.families.component import LATENT, TIME
+from snapgen_deploy.families.component import LATENT, TIME, Components, ComponentSpec
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import ModelConfig, Schedule
 from snapgen_deploy.system.documents import parse_json
 from snapgen_deploy.system.progress import Done, untold

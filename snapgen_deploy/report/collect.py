@@ -13,8 +13,8 @@ from typing import Any
 from snapgen_deploy.bundle.reader import SUMS, Bundle, check_hashes, open_bundle
 from snapgen_deploy.bundle.sizes import preview_name
 from snapgen_deploy.errors import BadInput, GateFailed
-from snapgen_deploy.families import components_of
 from snapgen_deploy.families.names import in_order
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.latency.formats.reporters import guard_sentence, self_check_sentence
 from snapgen_deploy.latency.results import Measurement, read_measurement
 from snapgen_deploy.report.estimates import estimates_of

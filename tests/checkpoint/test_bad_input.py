@@ -18,7 +18,7 @@ from snapgen_deploy.checkpoint import open_checkpoint, save_checkpoint, save_sha
 from snapgen_deploy.checkpoint.keymap import load_key_map
 from snapgen_deploy.checkpoint.networks import load_student
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.families import student_types
+from snapgen_deploy.families.registry import student_types
 from snapgen_deploy.models.serialise import config_from_dict, config_from_json, config_to_dict
 from snapgen_deploy.models.tokenizer import WordTokenizer
 from tests.checkpoint.cases import refused, tiny_config, tiny_model

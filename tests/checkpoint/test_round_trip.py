@@ -13,7 +13,7 @@ from torch import Tensor
 
 from snapgen_deploy.checkpoint import Checkpoint, open_checkpoint, read_header, save_checkpoint, save_sharded, validate
 from snapgen_deploy.checkpoint.networks import load_decoder, load_student, load_text_encoder, widths_of
-from snapgen_deploy.families import student_types
+from snapgen_deploy.families.registry import student_types
 from snapgen_deploy.models import PRESETS, ElasticDiT
 from snapgen_deploy.models.serialise import config_from_json, config_to_dict, config_to_json
 from tests.checkpoint.cases import TOKENIZER, refused, tiny_config

@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from snapgen_deploy.cli import app
-from snapgen_deploy.families import student_types
+from snapgen_deploy.families.registry import student_types
 from snapgen_deploy.models import DecoderConfig, DiTConfig, ModelConfig, TextEncoderConfig
 from snapgen_deploy.models.serialise import config_from_dict
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, code_spans, links, text_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from snapgen_deploy.drawing.pipeline import Pipeline, Trace
-from snapgen_deploy.families import components_of
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import PRESETS, Schedule
 
 

@@ -21,7 +21,7 @@ from snapgen_deploy.cli.devices import devices, plan_as_dict, render_plan
 from snapgen_deploy.device_profiles import Figure, Profile, load_profile, profile_ids
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.export.precisions import PRECISIONS
-from snapgen_deploy.families import components_of
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import PRESETS, DiT, ModelConfig, TinyDecoder
 from snapgen_deploy.models.dit_config import StageKind
 from snapgen_deploy.plan import widths as plan_width

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from snapgen_deploy.export.registry import TARGETS
-from snapgen_deploy.families import components_of
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.latency.estimate.cost import total, trace_module
 from snapgen_deploy.latency.estimate.cost_components import Drawn, component_costs, picture_costs, spelling_of
 from snapgen_deploy.latency.estimate.cost_ops import UnknownOperation
