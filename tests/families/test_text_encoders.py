@@ -40,8 +40,9 @@ SECOND = WordTokenizer.from_words(WORDS[::-1]).to_json()
 
 def two_encoders() -> ModelConfig:
     config = tiny_config()
-    streams = (TextStream("text", 16, 8), TextStream("llm", 24, 12))
-    second = TextEncoderConfig(vocab=12, length=12, width=24, layers=1, heads=3, stream="llm")
+    assert config.text_encoder is not None
+    streams = (*config.student.text_streams, TextStream("llm", 24, 12))
+    second = TextEncoderConfig(config.text_encoder.vocab, length=12, width=24, layers=1, heads=3, stream="llm")
     student = replace(dit_of(config), text_streams=streams)
     return replace(config, student=student, other_text_encoders=(second,), name="two-encoders", prompts=("a red ring",))
 
@@ -105,7 +106,7 @@ def test_the_configuration_says_what_each_encoder_feeds() -> None:
     assert config_from_dict(json.loads(json.dumps(data)), student_types()) == two_encoders()
     assert "other_text_encoders" not in config_to_dict(tiny_config())
     data["other_text_encoders"][0]["stream"] = "text"
-    with pytest.raises(BadInput, match=r"other_text_encoders\[0\]: gives 12 x 24, stream text .* fed by 2 text encoders"):
+    with pytest.raises(BadInput, match=r"other_text_encoders\[0\]: gives 12 x 24, stream text .* is fed by 2 text encoders"):
         config_from_dict(data, student_types())
 
 
