@@ -25,7 +25,7 @@ STUDENT = ToyConfig(latent_channels=4, latent_factor=8, hidden=16, time_features
 CONFIG = ModelConfig(
     STUDENT,
     DecoderConfig(latent_channels=4, channels=(16, 8, 8, 8), blocks=(1, 0, 0, 0), groups=4),
-    TextEncoderConfig(vocab=10, length=8, width=16, layers=1, heads=2),
+    TextEncoderConfig(vocab=len(WORDS) + 4, length=8, width=16, layers=1, heads=2),
     name="toy-test",
     resolution=(64, 64),
     prompts=("a red ring",),
