@@ -80,6 +80,14 @@ class Extra:
 
 
 @dataclass(frozen=True)
+class OlderSystems:
+    """Systems that read a target's files, but none that holds several picture sizes."""
+
+    deployments: tuple[str, ...]  # values of the option `deployment`
+    needed: str  # the first systems that do, for people
+
+
+@dataclass(frozen=True)
 class OneUnit:
     """Every node of a file runs on one processing unit."""
 
@@ -108,6 +116,7 @@ class TargetSpec:
     palette_bits: tuple[int, ...] = ()  # of an index, that `mixed` may choose; () where there is no mixed precision
     loaded_as: Mapping[str, str] = field(default_factory=dict)  # precision -> that of its weights in the device's memory
     one_size: str = ""  # why it cannot hold several picture sizes, where it cannot
+    older_systems: OlderSystems | None = None
     from_figures: tuple[str, ...] = ()  # figures of a profile that become options of the same name; all are needed
     folders: Mapping[str, str] = field(default_factory=dict)  # value of the option `folders` -> module that arranges them so
     writing: Writing = field(default_factory=Writing)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from snapgen_deploy.export.spec import Cost, Memory, Runtime, TargetSpec
+from snapgen_deploy.export.spec import Cost, Memory, OlderSystems, Runtime, TargetSpec
 
 # What coremltools stores: by itself, inside ExecuTorch, and, by the same names, Core AI.
 STORED = (
     "fp16", "fp32", "palette8", "palette6", "palette4", "palette8-grouped", "palette6-grouped", "palette4-grouped",
     "int8", "int4",
 )  # fmt: skip
+
+# They read packages of one function.
+OLDER = OlderSystems(("iOS15", "iOS16", "iOS17", "macOS12", "macOS13", "macOS14"), "iOS 18 or macOS 15")
 
 COREML = TargetSpec(
     name="coreml",
@@ -18,6 +21,7 @@ COREML = TargetSpec(
     suffix=".mlpackage",
     calibrated=("w8a8",),
     palette_bits=(3, 4, 8),
+    older_systems=OLDER,
     memory=Memory(Cost(600_000_000, 1.7), Cost(600_000_000, 1.65, 2.1)),
     tools=("coremltools", "scikit-learn", "protobuf"),
     runtime=Runtime(

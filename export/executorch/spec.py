@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from snapgen_deploy.export.coreml.spec import STORED
+from snapgen_deploy.export.coreml.spec import OLDER, STORED
 from snapgen_deploy.export.spec import Cost, Memory, OneDelegate, Runtime, TargetSpec, Writing
 
 TOOLS = ("executorch", "torchao", "flatbuffers")
@@ -38,6 +38,7 @@ COREML = TargetSpec(
     precisions=STORED,
     layout="channels",
     suffix=".pte",
+    older_systems=OLDER,
     memory=Memory(Cost(800_000_000, 2.4), Cost(700_000_000, 1.65, 2.1), loop=LOOP),
     tools=(*TOOLS, "coremltools", "scikit-learn", "protobuf"),
     runtime=Runtime(

@@ -10,8 +10,8 @@ from snapgen_deploy.errors import BadInput, Refused, nearest
 from snapgen_deploy.families.registry import family_of
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.plan.plan import ExportPlan
-from snapgen_deploy.plan.sizes import check_systems, sizes_of
-from snapgen_deploy.plan.targets import pick_targets, plan_target
+from snapgen_deploy.plan.sizes import sizes_of
+from snapgen_deploy.plan.targets import check_systems, pick_targets, plan_target
 from snapgen_deploy.plan.widths import Estimator, LatencyLimits, judge, memory_hint
 
 
@@ -40,7 +40,8 @@ def make_plan(
     form = family.form(config, sizes[0].latent[1:])
     picked, left_out = pick_targets(profile, targets, several=len(sizes) > 1)
     chosen = [plan_target(t, precision, form, profile) for t in picked]
-    check_systems(sizes, {t.key: dict(t.options).get("deployment", "") for t in chosen})
+    if len(sizes) > 1:
+        check_systems(chosen)
     calibrated = [t for t in chosen if t.precision in (*t.spec.calibrated, "mixed")]
     if len(sizes) > 1 and calibrated:
         one = calibrated[0]  # its ranges are found on trajectories of one picture size

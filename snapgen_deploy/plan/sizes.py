@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.registry import family_of
 from snapgen_deploy.models.config import ModelConfig
-
-# Systems that read Core ML packages, but none with several functions.
-BEFORE_FUNCTIONS = ("iOS15", "iOS16", "iOS17", "macOS12", "macOS13", "macOS14")
 
 
 @dataclass(frozen=True)
@@ -38,16 +35,6 @@ def sizes_of(config: ModelConfig, resolutions: Sequence[tuple[int, int]]) -> tup
     if twice:
         raise BadInput(f"resolution {size_name(twice[0])} was given twice; give each once, the default one first")
     return tuple(Size(r, latent_of(config, r)) for r in resolutions)
-
-
-def check_systems(sizes: Sequence[Size], deployments: Mapping[str, str]) -> None:
-    """BadInput where several sizes are to share weights on a system that cannot; `deployments` by target, "" for no choice."""
-    for key, system in deployments.items():
-        if len(sizes) > 1 and system in BEFORE_FUNCTIONS:
-            raise BadInput(
-                f"{key}: several resolutions in one package need iOS 18 or macOS 15, the profile has deployment = {system}; "
-                "give one --resolution, or another profile"
-            )
 
 
 def latent_of(config: ModelConfig, size: tuple[int, int]) -> tuple[int, int, int]:

@@ -45,6 +45,17 @@ def pick_targets(profile: Profile, wanted: Sequence[str], *, several: bool) -> t
     return list({t.key: t for t in found}.values()), lines  # a bare name and a full one may mean the same
 
 
+def check_systems(targets: Sequence[TargetPlan]) -> None:
+    """BadInput where several picture sizes are to share a file that the target's oldest system reads one of only."""
+    for target in targets:
+        system, older = dict(target.options).get("deployment"), target.spec.older_systems
+        if older is not None and system in older.deployments:
+            raise BadInput(
+                f"{target.key}: several resolutions in one package need {older.needed}, the profile has deployment = {system}; "
+                "give one --resolution, or another profile"
+            )
+
+
 def plan_target(target: ProfileTarget, precision: str | None, form: str, profile: Profile) -> TargetPlan:
     """How a target is exported: at the precision asked for, else the profile's. BadInput where it does not offer that."""
     spec = spec_of(target.key)
