@@ -77,3 +77,14 @@ def test_every_field_of_the_configuration_is_explained():
     explained = set(code_spans(ROOT / "docs/own-checkpoint.md"))
     for part in (ModelConfig, DiTConfig, DecoderConfig, TextEncoderConfig):
         assert {f.name for f in dataclasses.fields(part)} - explained == set()
+
+
+def test_quoted_errors_are_in_the_code():
+    """Of docs/troubleshooting.md: the longest piece of each message between what changes."""
+    code = " ".join(p.read_text(encoding="utf-8") for top in ("snapgen_deploy", "export") for p in (ROOT / top).rglob("*.py"))
+    table = text_of(ROOT / "docs/troubleshooting.md").partition("## Common errors")[2].partition("\n## ")[0]
+    quoted = re.findall(r"^\| `(.*?)`", table, re.MULTILINE)
+    assert len(quoted) > 5
+    for message in quoted:
+        piece = max(re.split(r"…|\b[NMX]\b|\bFILE\b", message), key=len).strip(" :")
+        assert piece in code, message
