@@ -17,8 +17,8 @@ class Limits:
     """What exported files are held to.
 
     `error` is the largest relative error of a component fed with the reference's inputs; `psnr` the least of the few pictures
-    of the preview, in dB. Of the fidelity gate's many pictures: `least_psnr` the least, where one in a hundred hangs by a
-    thread and turns out another picture; `mean_psnr` the mean; `ssim` the mean structural similarity, at most 1;
+    of the preview, in dB. Of the fidelity gate's many pictures: `least_psnr` the least, since rounding turns about one in a
+    hundred into another picture; `mean_psnr` the mean; `ssim` the mean structural similarity, at most 1;
     `latent_error` the relative error of the latent after the worst step, a mean; `score_loss` the share of a scorer's points
     that may be lost beyond what its 95 % interval leaves open.
     """
@@ -68,9 +68,9 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
         (
             _row("fp32", 4, "single precision", _FP32),
             _row("fp16", 2, "half precision", _FP16),
-            _row("palette8", 1.01, "k-means palettes of 256 values, one a layer; computes in fp16", _EIGHT),
-            _row("palette6", 0.76, "k-means palettes of 64 values, one a layer; computes in fp16", _SIX),
-            _row("palette4", 0.51, "k-means palettes of 16 values, one a layer; computes in fp16", _FOUR),
+            _row("palette8", 1.01, "k-means palettes of 256 values, one per layer; computes in fp16", _EIGHT),
+            _row("palette6", 0.76, "k-means palettes of 64 values, one per layer; computes in fp16", _SIX),
+            _row("palette4", 0.51, "k-means palettes of 16 values, one per layer; computes in fp16", _FOUR),
             _row("palette8-grouped", 1.15, "as palette8, a palette for every 16 output channels", _EIGHT),
             _row("palette6-grouped", 0.80, "as palette6, a palette for every 16 output channels", _SIX),
             _row("palette4-grouped", 0.53, "as palette4, a palette for every 16 output channels", _FOUR_BLOCKS),
@@ -78,10 +78,10 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
             _row("int8", 1.07, "8-bit linear weights, a scale for every 32 inputs; computes in fp16", _EIGHT),
             _row("int4", 0.65, "4-bit linear weights, a scale for every 32 inputs; activations stay exact", _FOUR_BLOCKS),
             _row("w8a8", 1.02, "8-bit weights, and 8-bit activations with fixed calibrated ranges", _EIGHT),
-            _row("int8-dynamic", 1.04, "8-bit weights a channel, 8-bit activations measured at run time", _EIGHT),
-            _row("int4-dynamic", 0.58, "4-bit weights a group of 32, 8-bit activations measured at run time", _FOUR_BLOCKS),
+            _row("int8-dynamic", 1.04, "8-bit weights per channel, 8-bit activations measured at run time", _EIGHT),
+            _row("int4-dynamic", 0.58, "4-bit weights per group of 32, 8-bit activations measured at run time", _FOUR_BLOCKS),
             _row("w8a16", 1.01, "8-bit weights, and 16-bit activations with calibrated ranges", _EIGHT_SIXTEEN),
-            _row("int8-static", 1.04, "8-bit weights a channel, 8-bit activations with calibrated ranges", _EIGHT),
+            _row("int8-static", 1.04, "8-bit weights per channel, 8-bit activations with calibrated ranges", _EIGHT),
         )
     )
 )
