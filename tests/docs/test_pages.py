@@ -79,12 +79,26 @@ def test_every_field_of_the_configuration_is_explained():
         assert {f.name for f in dataclasses.fields(part)} - explained == set()
 
 
+def code():
+    """The text of all modules of the package."""
+    tops = ("snapgen_deploy", "export", "device_profiles", "latency")
+    return "\n".join(path.read_text(encoding="utf-8") for top in tops for path in (ROOT / top).rglob("*.py"))
+
+
+def test_the_walk_through_an_export_uses_the_names_of_the_code():
+    walk = text_of(ROOT / "docs/architecture.md").partition("## One export")[2].partition("\n## ")[0]
+    names = {name for name in re.findall(r"`([A-Za-z_.]+)`", walk) if ("." not in name and "_" in name) or name[:1].isupper()}
+    defined = set(re.findall(r"^ *(?:def|class) (\w+)", code(), re.MULTILINE))
+    assert len(names) > 20
+    assert {part for name in names for part in name.split(".")} - defined == set()
+
+
 def test_quoted_errors_are_in_the_code():
     """Of docs/troubleshooting.md: the longest piece of each message between what changes."""
-    code = " ".join(p.read_text(encoding="utf-8") for top in ("snapgen_deploy", "export") for p in (ROOT / top).rglob("*.py"))
     table = text_of(ROOT / "docs/troubleshooting.md").partition("## Common errors")[2].partition("\n## ")[0]
     quoted = re.findall(r"^\| `(.*?)`", table, re.MULTILINE)
     assert len(quoted) > 5
+    found = code()
     for message in quoted:
         piece = max(re.split(r"…|\b[NMX]\b|\bFILE\b", message), key=len).strip(" :")
-        assert piece in code, message
+        assert piece in found, message
