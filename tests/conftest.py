@@ -22,8 +22,12 @@ KEPT = ("pymp-", "torchinductor_")  # multiprocessing's sockets, which go when a
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the run a folder of temporary files of its own; pytest's own stay where it looks for those of earlier runs."""
+    """Give the run a folder of temporary files of its own; pytest's own stay where it looks for those of earlier runs.
+
+    One thread of arithmetic a process: small networks gain nothing by more, and workers would wait for each other.
+    """
     if WORKER not in os.environ:
+        os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
         folder = tempfile.mkdtemp(prefix="sg-")  # short: sockets lie below
         os.environ["TMPDIR"] = tempfile.tempdir = folder
@@ -91,8 +95,13 @@ _modules = 0  # how many were imported when what they hold was last set aside
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown() -> None:
-    """Set aside what imports left: converters collect garbage often, and looked at all of it each time (a third of a test)."""
+    """Set aside what imports left: converters collect garbage often, and looked at all of it each time (a third of a test).
+
+    A command that ran in this process may have left torch with more threads.
+    """
     global _modules
+    if (torch := sys.modules.get("torch")) is not None and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
     if len(sys.modules) > _modules + 200:
         gc.collect()
         gc.freeze()
