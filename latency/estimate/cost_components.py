@@ -5,8 +5,10 @@ Built on the meta device from the configuration alone: neither a checkpoint nor 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -18,6 +20,7 @@ from snapgen_deploy.families.component import ComponentSpec
 from snapgen_deploy.families.registry import components_of, family_of
 from snapgen_deploy.latency.estimate.cost import OpCost, trace_module
 from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.models.serialise import config_to_json
 from snapgen_deploy.plan.sizes import latent_of
 from snapgen_deploy.plan.widths import WEIGHT_BYTES
 from snapgen_deploy.sparse import Layout, OpForm, UpsampleForm
@@ -58,16 +61,33 @@ def spelling_of(target: str) -> Spelling:
 
 
 def picture_costs(config: ModelConfig, width: str, resolution: tuple[int, int], target: str) -> Costs:
-    """Trace all components at a width and picture size, as `target` exports them."""
+    """Trace all components at a width and picture size, as `target` exports them; once in a process."""
     if width not in config.student.widths:
         raise BadInput(f"no width '{width}': expected one of {', '.join(config.student.widths)}")
+    return _traced(_Picture(config_to_json(config), width, resolution, target, config))
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """What `picture_costs` was asked for; the configuration is compared as its text."""
+
+    text: str
+    width: str
+    resolution: tuple[int, int]
+    target: str
+    config: ModelConfig = field(compare=False)
+
+
+@functools.lru_cache(maxsize=32)
+def _traced(picture: _Picture) -> Costs:
+    config, width, resolution, target = picture.config, picture.width, picture.resolution, picture.target
     latent, found = latent_of(config, resolution), dict[str, Ops]()
     form = family_of(config).form(config, latent[1:])
     for spec in components_of(config):
         with torch.device("meta"):
             network = spec.build(width)
         found[spec.name] = component_costs(config, spec, network, Drawn(width, resolution, latent), target, form)
-    return found
+    return MappingProxyType(found)
 
 
 def component_costs(config: ModelConfig, spec: ComponentSpec, network: nn.Module, drawn: Drawn, target: str, form: str) -> Ops:

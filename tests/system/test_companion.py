@@ -1,5 +1,6 @@
 import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,22 @@ def test_a_process_that_does_nothing_is_ended_before_its_time(monkeypatch):
         companion.call(time.sleep, 600, seconds=600)
 
 
-def test_it_ends_with_an_owner_that_is_killed(tmp_path: Path):
+def leave_a_file():
+    return tempfile.mkstemp(suffix=".aimodelx")[1]
+
+
+def test_its_temporary_files_go_with_it():
+    companion = Companion("compiler")
+    left = Path(companion.call(leave_a_file, seconds=60))
+    assert left.exists()
+    companion.close()
+    assert not left.exists()
+    assert not left.parent.exists()
+
+
+def test_it_ends_with_an_owner_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     script = (
         "import os, time\n"
         "from snapgen_deploy.system.companion import Companion\n"
@@ -81,6 +97,7 @@ def test_it_ends_with_an_owner_that_is_killed(tmp_path: Path):
         "    companion.call(time.sleep, 600, seconds=600)\n"
     )
     assert not outlives_its_owner(script, tmp_path)
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_a_hang_is_one_line_after_the_time_allowed():

@@ -154,6 +154,7 @@ def test_other_samples_than_asked_for(job: Job, monkeypatch: pytest.MonkeyPatch)
         link.memory(job)
     with pytest.raises(MeasurementFailed, match="1 load times"):
         link.load(job)
+    link.restore()
 
 
 def test_every_identifier_of_the_project_is_defined() -> None:
