@@ -98,6 +98,23 @@ def test_our_commands(words, request, monkeypatch):
     assert done.exit_code == 0, done.output
 
 
+def test_the_gitlab_job():
+    """Its commands are parsed only: they time two bundles."""
+    text = (ROOT / "docs/gitlab-ci.yml").read_text(encoding="utf-8")
+    lines = re.findall(r"- snapgen-deploy (.*)$", text, re.MULTILINE)
+    assert len(lines) == 2
+    for words in map(str.split, lines):
+        typer.main.get_command(app).commands[words[0]].make_context(words[0], words[1:])
+
+
+def test_the_github_step_gives_what_the_action_takes():
+    (step,) = blocks(ROOT / "docs/latency.md", "yaml")
+    inputs = (ROOT / "action.yml").read_text(encoding="utf-8").partition("inputs:")[2].partition("outputs:")[0]
+    given = re.findall(r"^    ([\w-]+):", step, re.MULTILINE)
+    assert len(given) == 3
+    assert set(given) <= set(re.findall(r"^  ([\w-]+):", inputs, re.MULTILINE))
+
+
 def test_every_reason_is_used():
     lines = [" ".join(words) for words in OURS]
     first = [next((start for start in PARSED if line.startswith(start)), None) for line in lines]
