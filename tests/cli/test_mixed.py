@@ -62,7 +62,7 @@ def test_a_bundle_says_what_its_file_holds_and_computes_what_was_tuned(
     assert target["precision"] == "mixed"
     config = open_checkpoint(student_only).config
     plan = make_plan(config, load_profile("iphone16pm"), width="full", targets=[key], precision="mixed")
-    assert 100e6 < open_bundle(bundle).run()["recipe_peak_bytes"] < predicted_peak(config.student, "full", plan.latent)
+    assert 100e6 < open_bundle(bundle).run()["recipe_peak_bytes"] < predicted_peak(config, "full", plan.latent)
 
     mixed, recipe = target["mixed"], target["mixed"]["recipe"]
     file = bundle / target["components"]["student"]["path"]

@@ -105,6 +105,6 @@ def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPa
 
 
 def test_processes_count_in_the_prediction() -> None:
-    config = tiny_config().student
+    config = tiny_config()
     alone, four, eight = (predicted_peak(config, "full", LATENT, e) for e in (None, Processes(4), Processes(8)))
     assert min(four - alone, eight - four) > 3.9 * WORKER
