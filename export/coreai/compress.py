@@ -13,7 +13,7 @@ from typing import Any
 
 from snapgen_deploy.export.coreml.compress import BLOCK, GROUP, LEAST_VALUES, Exact, Linear, Palette
 
-LAYERS = ("conv2d", "batch_matmul", "broadcasting_batch_matmul", "gather_nd", "transpose")  # coreai-opt 0.3.0, without prefixes
+LAYERS = ("conv2d", "batch_matmul", "broadcasting_batch_matmul", "gather_nd", "transpose")  # coreai-opt 0.4.0, without prefixes
 
 How = Exact | Palette | Linear
 PRECISIONS: Mapping[str, How] = MappingProxyType(
