@@ -36,7 +36,7 @@ from snapgen_deploy.models import Student, initial_noise, sigmas
 from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.quantise.executors import executor_of
-from snapgen_deploy.quantise.recipe import default_root, load_recipe, make_recipe
+from snapgen_deploy.quantise.recipe import load_recipe, make_recipe, recipes_root
 from snapgen_deploy.quantise.settings import PICTURES, with_mixed
 from snapgen_deploy.system.quantiles import bootstrap_interval, quantile
 
@@ -143,7 +143,7 @@ def point(checkpoint: Checkpoint, bits: float, iterations: int, judged: Judge) -
     start = time.monotonic()
     plan = plan_for(checkpoint, bits, iterations)
     assert plan.mixed is not None
-    folder = make_recipe(checkpoint, plan.width, plan.latent, plan.mixed, executor_of("here"), default_root(), report=_Shown())
+    folder = make_recipe(checkpoint, plan.width, plan.latent, plan.mixed, executor_of("here"), recipes_root(), report=_Shown())
     recipe = load_recipe(folder)
     assert recipe is not None
     row, verdicts, fidelity = judged.row(recipe.apply(load_student(checkpoint, plan.width)))

@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from benchmarks.networks import component
 from snapgen_deploy.export.base import Component, Role
 from snapgen_deploy.latency.environment import canary, environment
-from snapgen_deploy.latency.estimate.calibrate import Sample, fit, prepare, timed
-from snapgen_deploy.latency.estimate.calibrate_graphs import graphs
+from snapgen_deploy.latency.estimate.calibrate import MicroBenchmark, fit_machine, prepare, timed
+from snapgen_deploy.latency.estimate.calibrate_graphs import benchmark_graphs
 from snapgen_deploy.latency.estimate.estimate_fitted import fitted
 from snapgen_deploy.latency.estimate.machine import component_times
 from snapgen_deploy.models import DecoderConfig, DiTConfig, ModelConfig, TextEncoderConfig, TextStream
@@ -66,15 +66,15 @@ def main() -> None:
     argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        listed = graphs("native")
+        listed = benchmark_graphs("native")
         micro = [prepare(g.name, g.component(), TARGET, THREADS, Path(folder)) for g in listed]
         tests = [prepare(name, c, TARGET, THREADS, Path(folder)) for name, c in components().items()]
         print(f"{len(micro)} micro-benchmarks and {len(tests)} configurations exported")
         before = canary()
         seconds = timed([r.call for r in (*micro, *tests)], THREADS, ROUNDS)
         after = canary()
-    machine, fit_error = fit(
-        [Sample(g.name, r.ops, s, g.weight) for g, r, s in zip(listed, micro, seconds[: len(micro)], strict=True)]
+    machine, fit_error = fit_machine(
+        [MicroBenchmark(g.name, r.ops, s, g.weight) for g, r, s in zip(listed, micro, seconds[: len(micro)], strict=True)]
     )
     rows = []
     for ready, measured in zip(tests, seconds[len(micro) :], strict=True):

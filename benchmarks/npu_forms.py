@@ -23,7 +23,7 @@ from snapgen_deploy.errors import SnapgenError
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.families.elastic_dit import untrained
-from snapgen_deploy.latency.estimate.calibrate_graphs import Graph
+from snapgen_deploy.latency.estimate.calibrate_graphs import BenchmarkGraph
 from snapgen_deploy.models import PRESETS
 from snapgen_deploy.models.dit_config import dit_of
 from snapgen_deploy.sparse import FORMS
@@ -79,7 +79,7 @@ def layer(form: str, size: int) -> Component:
     grid = c.grid(size // c.latent_factor, size // c.latent_factor)
     cos, sin = (t.t().contiguous() for t in rope_constants(*grid, c.head_dim, c.rope_theta))  # (d, N)
     module = WithRope(ChannelsSparseAttention(untrained(c, WIDTH), CHANNELS_FORMS[form], grid), (cos, sin))
-    return Graph(form, module, ((1, c.hidden_at(WIDTH), 1, grid[0] * grid[1]),)).component()
+    return BenchmarkGraph(form, module, ((1, c.hidden_at(WIDTH), 1, grid[0] * grid[1]),)).component()
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from snapgen_deploy.check.fidelity import COUNT, DETECTOR, Measured, draw_reference, measure_fidelity
+from snapgen_deploy.check.fidelity import DETECTOR, FIDELITY_PICTURES, Measured, draw_reference, measure_fidelity
 from snapgen_deploy.check.gates import SavedTarget
 from snapgen_deploy.checkpoint import CheckpointPlace, open_checkpoint
 from snapgen_deploy.device_profiles import load_profile
@@ -33,7 +33,7 @@ from snapgen_deploy.drawing.reference import schedule_of
 from snapgen_deploy.errors import SnapgenError
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import spec_of, target_of
-from snapgen_deploy.job.calibration import COUNT as CALIBRATED
+from snapgen_deploy.job.calibration import CALIBRATION_PICTURES as CALIBRATED
 from snapgen_deploy.job.calibration import calibration_of
 from snapgen_deploy.job.convert import ComponentTask, export_in_child
 from snapgen_deploy.job.drawn import CALIBRATION_FOLDER, record_calibration
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--widths", nargs="+", default=["full"], choices=["full", "small", "tiny"])
     parser.add_argument("--targets", nargs="+", default=list(ORDER))
     parser.add_argument("--precisions", nargs="+", default=None)
-    parser.add_argument("--pictures", type=int, default=COUNT)
+    parser.add_argument("--pictures", type=int, default=FIDELITY_PICTURES)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--resume", action="store_true", help="keep the rows that precisions.json has")
     options = parser.parse_args()

@@ -27,8 +27,8 @@ from benchmarks.timing import in_turn
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.latency.environment import environment
-from snapgen_deploy.latency.estimate.calibrate_graphs import Graph
-from snapgen_deploy.latency.estimate.cost import total, trace
+from snapgen_deploy.latency.estimate.calibrate_graphs import BenchmarkGraph
+from snapgen_deploy.latency.estimate.cost import total, trace_costs
 from snapgen_deploy.models import PRESETS, ModelConfig
 from snapgen_deploy.models.dit_config import dit_of
 from snapgen_deploy.sparse.fold import rope_constants
@@ -85,7 +85,7 @@ def exported(config: ModelConfig, options: argparse.Namespace, folder: Path) -> 
     for key in KEYS:
         whole = component(config, options.width, size, key)
         parts = {
-            ROOF: Graph(ROOF, nn.Linear(512, 1536), ((1, 4096, 512),)).component(),
+            ROOF: BenchmarkGraph(ROOF, nn.Linear(512, 1536), ((1, 4096, 512),)).component(),
             "ASSA layer": sparse_layer(config, options.width, size, whole),
         }
         if options.step:
@@ -96,7 +96,7 @@ def exported(config: ModelConfig, options: argparse.Namespace, folder: Path) -> 
             place.mkdir()
             target, variant = target_of(key)
             path = target.export(part, variant, "fp32", place, {}).path
-            run, macs = target.open(path, threads=options.threads), total(trace(part)).macs
+            run, macs = target.open(path, threads=options.threads), total(trace_costs(part)).macs
             feed = {p.name: t.numpy() for p, t in zip(part.inputs, part.example, strict=True)}
             print(f"{key}, {name}: {macs / 1e9:.2f} GMAC, ready in {time.monotonic() - start:.0f} s", flush=True)
             yield Entry(key, name, macs, lambda run=run, feed=feed: run(feed), path, feed)  # type: ignore[misc]
@@ -107,7 +107,7 @@ def sparse_layer(config: ModelConfig, width: str, size: tuple[int, int], whole: 
     c = dit_of(config)
     rows, cols = c.grid(size[0] // c.latent_factor, size[1] // c.latent_factor)
     layer = WithRope(whole.module.get_submodule("down.0.attention"), rope_constants(rows, cols, c.head_dim, c.rope_theta))
-    return Graph("ASSA layer", layer, ((1, rows * cols, c.hidden_at(width)),)).component()
+    return BenchmarkGraph("ASSA layer", layer, ((1, rows * cols, c.hidden_at(width)),)).component()
 
 
 def rows(entries: list[Entry], times: list[list[float]]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-KINDS = ("phone", "tablet", "desktop", "server")
+DEVICE_KINDS = ("phone", "tablet", "desktop", "server")
 STATUSES = ("published", "derived", "anecdotal")
 BUDGET_STATUSES = (*STATUSES, "chosen")
 LAYOUTS = ("token", "channels")

@@ -13,9 +13,9 @@ from pydantic_core import CoreSchema, core_schema
 from snapgen_deploy.device_profiles.schema import (
     BUDGET_STATUSES,
     BYTES_IN,
+    DEVICE_KINDS,
     FIGURES,
     GUARDS,
-    KINDS,
     LAYOUTS,
     STATUSES,
     Figure,
@@ -45,13 +45,13 @@ def _known(key: str) -> str:
 
 
 TargetKey = Annotated[Text, AfterValidator(_known)]
-Positive = Annotated[float, Field(strict=True, ge=LEAST, le=MOST, description=f"a positive number, {LEAST:g} to {MOST:g}")]
+_Positive = Annotated[float, Field(strict=True, ge=LEAST, le=MOST, description=f"a positive number, {LEAST:g} to {MOST:g}")]
 Texts = Annotated[tuple[Text, ...], Field(description="a list of strings")]
 Guards = Annotated[tuple[Annotated[str, OneOf(tuple(GUARDS))], ...], Field(description="a list of guards")]
 
 
 class _Figure(Closed):
-    value: Positive
+    value: _Positive
     unit: str
     status: str
     source: Text
@@ -102,7 +102,7 @@ class _Target(Closed):
     precision: Text
     layout: Annotated[str, OneOf(LAYOUTS)]
     options: dict[str, Text] = Field(default_factory=dict)
-    limits: Annotated[dict[str, float], Keys(dict.fromkeys(LIMIT_NAMES, Positive))] = Field(default_factory=dict)
+    limits: Annotated[dict[str, float], Keys(dict.fromkeys(LIMIT_NAMES, _Positive))] = Field(default_factory=dict)
 
     @field_validator("precision")
     @classmethod
@@ -133,7 +133,7 @@ class _Latency(Closed):
 class _Profile(Closed):
     id: Annotated[str, AfterValidator(_id)]
     name: Text
-    kind: Annotated[str, OneOf(KINDS)]
+    kind: Annotated[str, OneOf(DEVICE_KINDS)]
     soc: Text
     os: _System
     source: Text

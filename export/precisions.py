@@ -36,7 +36,7 @@ LIMIT_NAMES = tuple(f.name for f in fields(Limits))
 
 
 @dataclass(frozen=True)
-class Precision:
+class _Precision:
     """One way to store weights and to compute."""
 
     name: str
@@ -45,8 +45,8 @@ class Precision:
     limits: Limits
 
 
-def _row(name: str, weight_bytes: float, doc: str, limits: Limits) -> tuple[str, Precision]:
-    return name, Precision(name, weight_bytes, doc, limits)
+def _row(name: str, weight_bytes: float, doc: str, limits: Limits) -> tuple[str, _Precision]:
+    return name, _Precision(name, weight_bytes, doc, limits)
 
 
 # fp32 artifacts differ from the reference only by the order of summation; fp16 has 11 significant bits, 5e-4 per operation.
@@ -63,7 +63,7 @@ _MIXED = Limits(error=0.35, psnr=8.0, least_psnr=8.0, mean_psnr=18.0, ssim=0.6, 
 _FOUR = Limits(error=0.8, psnr=8.0, least_psnr=8.0, mean_psnr=20.0, ssim=0.8, latent_error=0.45, score_loss=0.1)
 _FOUR_BLOCKS = Limits(error=0.6, psnr=8.0, least_psnr=8.0, mean_psnr=24.0, ssim=0.85, latent_error=0.4, score_loss=0.05)
 
-PRECISIONS: Mapping[str, Precision] = MappingProxyType(
+PRECISIONS: Mapping[str, _Precision] = MappingProxyType(
     dict(
         (
             _row("fp32", 4, "single precision", _FP32),

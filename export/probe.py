@@ -15,7 +15,7 @@ from snapgen_deploy.export.registry import spec_of, specs, target_of
 
 
 @dataclass(frozen=True)
-class Layer:
+class GraphLayer:
     """One operation and what it makes; `inputs` are the values that other operations or the caller gave it."""
 
     name: str
@@ -30,7 +30,7 @@ class Layer:
 class Probe(Protocol):
     """A saved graph whose inner values can be had."""
 
-    layers: Sequence[Layer]  # in the order of the file
+    layers: Sequence[GraphLayer]  # in the order of the file
     warnings: Sequence[str]  # what the runtime had to say about the values so far
 
     def exact(self, names: Sequence[str]) -> Arrays:

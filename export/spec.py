@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from snapgen_deploy.sparse import Layout, OpForm, UpsampleForm
 
-Basis = Literal["neural_engine", "arm_cpu"]
+_Basis = Literal["neural_engine", "arm_cpu"]
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class TargetSpec:
     tools: tuple[str, ...] = ()  # packages whose version may change a converted file
     runtime: Runtime = field(default_factory=Runtime)
     links: tuple[str, ...] = ()  # of `bench --link`, that run its files
-    basis: Basis | None = None  # what an estimate of its time on a device without measurements rests on
+    basis: _Basis | None = None  # what an estimate of its time on a device without measurements rests on
     extra: Extra | None = None  # of this package, that its tools come with
     placement: OneUnit | OneDelegate | None = None  # None: its files do not say where operators run
     closed: str = "its files show no value between inputs and outputs"  # why `doctor --layers` cannot look inside, if so

@@ -16,7 +16,7 @@ from snapgen_deploy.export.registry import spec_of, specs
 from snapgen_deploy.job.cache import version_of
 from snapgen_deploy.latency.results import DeviceKey
 
-UNKNOWN = "unknown"  # what the host does not tell
+_UNKNOWN = "unknown"  # what the host does not tell
 
 
 def canary() -> float:
@@ -54,9 +54,9 @@ def state() -> dict[str, str]:
     found = {
         "clock_khz": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"),
         "temperature_millicelsius": _read("/sys/class/thermal/thermal_zone0/temp"),
-        "load_1min": f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else UNKNOWN,
+        "load_1min": f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else _UNKNOWN,
     }
-    return {name: value for name, value in found.items() if value != UNKNOWN}
+    return {name: value for name, value in found.items() if value != _UNKNOWN}
 
 
 def environment() -> dict[str, str]:
@@ -82,6 +82,6 @@ def stamp_of_now() -> dict[str, str]:
 def _read(path: str) -> str:
     file = Path(path)
     try:
-        return file.read_text().strip() or UNKNOWN
+        return file.read_text().strip() or _UNKNOWN
     except OSError:  # containers and virtual machines often hide these
-        return UNKNOWN
+        return _UNKNOWN

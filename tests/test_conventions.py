@@ -63,6 +63,48 @@ def _is_own_parameter(tree: ast.Module, call: ast.Call, given: ast.Starred) -> b
     )
 
 
+# What the modules of every target, and those of lint rules, offer under one name for the same thing.
+SHARED_NAMES = {
+    "LAYERS", "PRECISIONS", "RULES", "check_compressed", "compress", "dtype", "graph_of", "join", "load", "operations",
+    "packed", "palettise", "quantise", "read", "run", "shared_bytes", "skipped", "stored", "thrifty", "write",
+}  # fmt: skip
+# Those of converters and of the Core ML executor, packages of their own, that have a name of the bundle's or of each other's.
+EXECUTOR_NAMES = {
+    "ALIGNMENT", "BLOCK", "COREML", "DTYPES", "Port", "Runner", "Source", "Stored", "gelu", "noise_for", "ports_of", "quiet",
+}  # fmt: skip
+OPERATIONS = "export.mil.ops."  # a function there has the name of its operation, which Core ML gives
+
+
+def public_names(tree: ast.Module) -> Iterator[str]:
+    """The classes, functions and constants that a module defines for others; type variables are its own."""
+    for node in tree.body:
+        if isinstance(node, Function | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign) and not _is_type_variable(node.value):
+            names = [n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names = [node.target.id]
+        else:
+            names = []
+        yield from (name for name in names if not name.startswith("_"))
+
+
+def _is_type_variable(value: ast.expr) -> bool:
+    return isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "TypeVar"
+
+
+def test_a_public_name_is_one_thing(trees: dict[str, ast.Module]) -> None:
+    """What only its own module uses begins with an underscore; what others use has a name that no other module gives."""
+    homes: dict[str, set[str]] = {}
+    for module, tree in trees.items():
+        for name in () if module.startswith(OPERATIONS) else public_names(tree):
+            homes.setdefault(name, set()).add(module)
+    several = {name: sorted(found) for name, found in homes.items() if len(found) > 1}
+    assert {n: m for n, m in several.items() if n not in SHARED_NAMES | EXECUTOR_NAMES} == {}
+    assert several.keys() >= SHARED_NAMES, "take what is one thing by now off the list"
+    assert all(any(m.startswith("export.") for m in found) for found in several.values())
+
+
 def test_the_rules_can_fail() -> None:
     tree = ast.parse(
         "class A:\n"

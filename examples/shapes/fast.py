@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from snapgen_deploy.models import DiT, DiTConfig, ElasticDiT, elastic_name
 from snapgen_deploy.models.attention import AdaptiveSparseSelfAttention, position_table, rope_table
-from snapgen_deploy.models.dit import Block, modulate
+from snapgen_deploy.models.dit import DiTBlock, modulate
 
 Grid = tuple[int, int]
 
@@ -65,7 +65,7 @@ def compress(conv: nn.Conv2d, x: Tensor, grid: Grid) -> Tensor:
 class FastBlock(nn.Module):
     """`Block.forward` in the fast operations, for one grid."""
 
-    def __init__(self, block: Block, rope: tuple[Tensor, Tensor], grid: Grid) -> None:
+    def __init__(self, block: DiTBlock, rope: tuple[Tensor, Tensor], grid: Grid) -> None:
         super().__init__()
         self.block, self.grid = block, grid
         self.cos: Tensor

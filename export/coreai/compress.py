@@ -15,8 +15,8 @@ from snapgen_deploy.export.coreml.compress import BLOCK, GROUP, LEAST_VALUES, Ex
 
 LAYERS = ("conv2d", "batch_matmul", "broadcasting_batch_matmul", "gather_nd", "transpose")  # coreai-opt 0.4.0, without prefixes
 
-How = Exact | Palette | Linear
-PRECISIONS: Mapping[str, How] = MappingProxyType(
+_How = Exact | Palette | Linear
+PRECISIONS: Mapping[str, _How] = MappingProxyType(
     {
         "fp16": Exact("fp16"),
         "fp32": Exact("fp32"),
@@ -28,7 +28,7 @@ PRECISIONS: Mapping[str, How] = MappingProxyType(
 )
 
 
-def compress(program: Any, how: How) -> Any:
+def compress(program: Any, how: _How) -> Any:
     """The program with its layers' weights in fewer bits, changed in place; nothing to do for `Exact`.
 
     The same program gives the same weights: one worker, one thread, a fixed seed.

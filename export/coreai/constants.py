@@ -26,7 +26,7 @@ def by_content(program: Any) -> None:
     known: dict[str, Any] = {}
     for graph in graphs(program).values():
         for op in operations(graph):
-            if short(op.name) != CONSTANT or (now := key_of(op)) is None:
+            if short(op.name) != CONSTANT or (now := _key_of(op)) is None:
                 continue
             kind = op.results[0].type
             data = np.empty(bytes_of(op), np.uint8)
@@ -45,13 +45,13 @@ def shared_bytes(program: Any) -> int:
     sizes: dict[str, int] = {}
     for name, graph in graphs(program).items():
         for op in operations(graph):
-            if short(op.name) == CONSTANT and (key := key_of(op)) is not None:
+            if short(op.name) == CONSTANT and (key := _key_of(op)) is not None:
                 users.setdefault(key, set()).add(name)
                 sizes[key] = bytes_of(op)
     return sum(sizes[key] for key, found in users.items() if len(found) > 1)
 
 
-def key_of(constant: Any) -> str | None:
+def _key_of(constant: Any) -> str | None:
     """The key of a constant in the resource section; None for one that is written in its place."""
     found = re.match(r"dense_resource<(\w+)>", str(constant.attributes["value"]))
     return found[1] if found else None

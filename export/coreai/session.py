@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 T = TypeVar("T")
-LOOP = asyncio.new_event_loop()  # the runtime's calls are coroutines, and what it loaded belongs to the loop it was loaded in
+_LOOP = asyncio.new_event_loop()  # the runtime's calls are coroutines, and what it loaded belongs to the loop it was loaded in
 
 _functions: dict[tuple[str, str], tuple[Any, Any]] = {}  # (path, function): the loaded model, kept open, and its function
 
@@ -57,7 +57,7 @@ def _wait(what: str, work: Coroutine[Any, Any, T]) -> T:
         return await work
 
     try:
-        return LOOP.run_until_complete(waited())
+        return _LOOP.run_until_complete(waited())
     except Exception as error:
         raise RuntimeError(f"Apple's runtime {what}: {' '.join(str(error).split()) or type(error).__name__}") from None
 

@@ -56,18 +56,18 @@ from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.system.companion import Companion
 from snapgen_deploy.system.files import files_under
 
-MAX_RANK = 5  # the Neural Engine's, as for Core ML
+_MAX_RANK = 5  # the Neural Engine's, as for Core ML
 MAIN = "main"  # coreai-torch's own name of a single function
-METADATA, PROGRAM, DIGEST = "metadata.json", "main.mlirb", "main.hash"
+_METADATA, PROGRAM, DIGEST = "metadata.json", "main.mlirb", "main.hash"
 MAGIC = b"ML\xefR"  # of MLIR bytecode: https://mlir.llvm.org/docs/BytecodeFormat/
-DATE_KEY = "creationDate"
+_DATE_KEY = "creationDate"
 # Of one load or call. Apple's runtime for Linux interprets: it took 1.2 s for a step of 9M parameters over 256 tokens in fp16.
 LIMIT_S = 4 * 3600.0
 DEPLOYMENTS = ("iOS27", "macOS27")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class _Settings:
     """Options of one export."""
 
     deployment: str = "iOS27"
@@ -91,11 +91,11 @@ class CoreAI:
 
         Inputs and outputs keep the ports' dtypes at every precision; all but fp32 compute in half precision inside, for which
         the module of the component is changed in place. Raises BadInput for a variant, precision or option that is not
-        offered, and where the extra is not installed; Refused for a graph with tensors of rank above `MAX_RANK`; RuntimeError,
+        offered, and where the extra is not installed; Refused for a graph with tensors of rank above `_MAX_RANK`; RuntimeError,
         in one line, where torch or Apple's tools refuse the network.
         """
         check_offered(self.name, (variant, precision), self.variants, self.precisions)
-        settings = parse_options(Settings, self.name, options)
+        settings = parse_options(_Settings, self.name, options)
         if settings.deployment not in DEPLOYMENTS:
             raise BadInput(f"coreai: option deployment={settings.deployment!r}; expected one of {', '.join(DEPLOYMENTS)}")
         check_extra(self.name)
@@ -205,7 +205,7 @@ def _convert(component: Component, precision: str, what: str) -> Any:
     if precision != "fp32":
         component = dataclasses.replace(component, module=HalfInside(component.module).eval())
     program = trace(component).run_decompositions(coreai_torch.get_decomp_table())
-    check_rank(program.graph.nodes, MAX_RANK, what)
+    check_rank(program.graph.nodes, _MAX_RANK, what)
     converter = coreai_torch.TorchConverter(mode=coreai_torch.TorchConverter.Mode.RELEASE)
     names = ([p.name for p in component.inputs], [p.name for p in component.outputs])
     converter.add_exported_program(program, input_names=names[0], output_names=names[1], entrypoint_name=MAIN)
@@ -219,7 +219,7 @@ def _check_ports(graph: Any, component: Component) -> None:
         raise RuntimeError(f"ports of the program are {got}, expected {expected}")
 
 
-def _metadata(component: Component, settings: Settings) -> dict[str, Any]:
+def _metadata(component: Component, settings: _Settings) -> dict[str, Any]:
     """metadata.json of an asset, in the keys of coreai-core 1.0.0b3, whose `creatorDefinedMetadata` is ours to fill."""
     sides = {"inputs": component.inputs, "outputs": component.outputs}
     function = {side: [dataclasses.asdict(p) | {"shape": list(p.shape)} for p in found] for side, found in sides.items()}
@@ -238,17 +238,17 @@ def _write(program: Any, scratch: Path, about: Mapping[str, Any], path: Path) ->
     coreai_constants.by_content(program)
     program.save_asset(scratch)
     stamped = _read_metadata(scratch)
-    stamped.pop(DATE_KEY, None)
-    kept = {key: value for key, value in about.items() if key != DATE_KEY}
+    stamped.pop(_DATE_KEY, None)
+    kept = {key: value for key, value in about.items() if key != _DATE_KEY}
     text = json.dumps(stamped | kept, indent=2, sort_keys=True, ensure_ascii=False)
-    (scratch / METADATA).write_text(text + "\n", encoding="utf-8")
+    (scratch / _METADATA).write_text(text + "\n", encoding="utf-8")
     if path.exists():
         shutil.rmtree(path)
     os.replace(scratch, path)
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((path / METADATA).read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((path / _METADATA).read_text(encoding="utf-8"))
     return found
 
 

@@ -19,7 +19,7 @@ from snapgen_deploy.export.coreml.weights import per
 CONSTANT, RETURN = "constant", "output"
 PALETTE, SCALED = "lut_to_dense", "blockwise_shift_scale"  # constants in fewer bits -> floats
 PREFIXES = ("coreai.decomposable.", "coreai.")
-KINDS = {"f": "float", "bf": "bfloat", "si": "int", "ui": "uint", "i": "bool"}  # of MLIR's element types
+_KINDS = {"f": "float", "bf": "bfloat", "si": "int", "ui": "uint", "i": "bool"}  # of MLIR's element types
 
 
 def short(operation: str) -> str:
@@ -86,7 +86,7 @@ def dtype(kind: Any) -> str:
     """Name of the element type of a tensor type: `f16` -> float16, `si4` -> int4."""
     text = str(kind.element_type)
     letters = text.rstrip("0123456789")
-    return "bool" if text == "i1" else f"{KINDS.get(letters, letters)}{text.removeprefix(letters)}"
+    return "bool" if text == "i1" else f"{_KINDS.get(letters, letters)}{text.removeprefix(letters)}"
 
 
 def _weights(graph: Any) -> dict[Any, Weight]:

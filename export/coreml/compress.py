@@ -54,8 +54,8 @@ class WeightsAndActivations:
     """8-bit weights, a scale a channel, and 8-bit inputs of convolutions and linear layers, a fixed scale each."""
 
 
-How = Exact | Palette | Linear | WeightsAndActivations
-PRECISIONS: Mapping[str, How] = MappingProxyType(
+_How = Exact | Palette | Linear | WeightsAndActivations
+PRECISIONS: Mapping[str, _How] = MappingProxyType(
     {
         "fp16": Exact("fp16"),
         "fp32": Exact("fp32"),
@@ -68,7 +68,7 @@ PRECISIONS: Mapping[str, How] = MappingProxyType(
 )
 
 
-def compress(package: Path, how: How, component: Component) -> None:
+def compress(package: Path, how: _How, component: Component) -> None:
     """Replace the package with its compressed form; nothing to do for `Exact`.
 
     The same package gives the same weights: k-means starts from a fixed seed, with one worker and one thread. Raises BadInput
@@ -89,7 +89,7 @@ def compress(package: Path, how: How, component: Component) -> None:
     made.rename(package)
 
 
-def _step(model: Any, package: Path, how: How, component: Component) -> Any:
+def _step(model: Any, package: Path, how: _How, component: Component) -> Any:
     import coremltools.optimize.coreml as cto
 
     if isinstance(how, Palette):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from snapgen_deploy.export.base import Arrays
-from snapgen_deploy.export.probe import Layer, noise
+from snapgen_deploy.export.probe import GraphLayer, noise
 
 
 @dataclass
@@ -19,7 +19,7 @@ class CoreMLProbe:
     inputs: Arrays
     entry: str = ""
     threads: int = 1
-    layers: Sequence[Layer] = field(init=False)
+    layers: Sequence[GraphLayer] = field(init=False)
     warnings: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -30,7 +30,7 @@ class CoreMLProbe:
         floating = {v.name for o in operations for v in o.outputs if v.type.dtype.floating and v.type.kind == "tensor"}
         known = floating | set(self.inputs)
         self.layers = [
-            Layer(o.name, o.type, o.outputs[0].name, _named(o.inputs, known))
+            GraphLayer(o.name, o.type, o.outputs[0].name, _named(o.inputs, known))
             for o in operations
             if o.outputs and o.outputs[0].name in floating
         ]

@@ -56,23 +56,23 @@ from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.system.files import files_under
 
 if TYPE_CHECKING:
-    from snapgen_deploy.export.mil import Report
+    from snapgen_deploy.export.mil import RunReport
     from snapgen_deploy.export.probe import Probe
 
-TIGHTEST = 5  # operations that a record of fp16 headroom names
-MAX_RANK = 5  # the highest that Core ML's multi-arrays and the Neural Engine take
+_TIGHTEST = 5  # operations that a record of fp16 headroom names
+_MAX_RANK = 5  # the highest that Core ML's multi-arrays and the Neural Engine take
 AUTHOR = "com.apple.CoreML"  # of both items in every package
 DATA = Path("Data") / AUTHOR
 SPEC = DATA / "model.mlmodel"
 WEIGHTS = DATA / "weights"
-DATE_KEY = "com.github.apple.coremltools.conversion_date"
+_DATE_KEY = "com.github.apple.coremltools.conversion_date"
 # Specification version -> first systems that read it (coremltools, `AvailableTarget`).
 SYSTEMS = {6: "iOS 15, macOS 12", 7: "iOS 16, macOS 13", 8: "iOS 17, macOS 14", 9: "iOS 18, macOS 15", 10: "iOS 26, macOS 26"}
 FIRST_MLPROGRAM = 6  # specification version
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class _Settings:
     """Options of one export."""
 
     deployment: str = "iOS18"
@@ -97,10 +97,10 @@ class CoreML:
         Inputs and outputs keep the ports' dtypes at every precision; inside, fp16 computes and stores in half precision,
         and mixed computes in half precision and stores the component's palettes as palettes.
         Raises BadInput for a variant, precision or option that is not offered, Refused for a graph with tensors of rank
-        above `MAX_RANK`, and RuntimeError, in one line, where torch or coremltools refuse the network.
+        above `_MAX_RANK`, and RuntimeError, in one line, where torch or coremltools refuse the network.
         """
         check_offered(self.name, (variant, precision), self.variants, self.precisions)
-        settings = parse_options(Settings, self.name, options)
+        settings = parse_options(_Settings, self.name, options)
         path = directory / f"{component.role}{self.suffix}"
         what = f"{component.role} -> {self.name}"
         with speaking_for(what), tempfile.TemporaryDirectory(dir=directory) as scratch:
@@ -244,7 +244,7 @@ class Loaded:
         report = self._report()
         if report is None or not report.ops:
             return None
-        tightest = report.tightest(TIGHTEST)
+        tightest = report.tightest(_TIGHTEST)
         return Headroom(tightest[0].largest, float(np.finfo(np.float16).max), tuple(map(str, tightest)))
 
     @property
@@ -252,7 +252,7 @@ class Loaded:
         """Why there is no record of the values inside; nothing where there is one."""
         return "" if hasattr(self.predict, "report") else "Core ML shows no value inside a network"
 
-    def _report(self) -> Report | None:
+    def _report(self) -> RunReport | None:
         return self.predict.report() if hasattr(self.predict, "report") else None
 
 
@@ -275,7 +275,7 @@ def deployment_target(name: str) -> Any:
     return members[name]
 
 
-def _convert(component: Component, precision: str, settings: Settings, what: str, path: Path) -> Path:
+def _convert(component: Component, precision: str, settings: _Settings, what: str, path: Path) -> Path:
     """Trace and convert; coremltools writes the package to `path` itself, so that the weights are written once."""
     ct = coreml_thrift.load()
     coreml_torch.mend()
@@ -284,7 +284,7 @@ def _convert(component: Component, precision: str, settings: Settings, what: str
         raise BadInput(f"coreml: precision mixed with deployment={settings.deployment!r}; expected iOS18 or later")
     program = trace(component).run_decompositions({})
     gc.collect()  # the program as traced is larger, and held by reference cycles
-    check_rank(program.graph.nodes, MAX_RANK, what)
+    check_rank(program.graph.nodes, _MAX_RANK, what)
     with coreml_thrift.thrifty(component.release):
         ct.convert(
             program,
@@ -300,7 +300,7 @@ def _convert(component: Component, precision: str, settings: Settings, what: str
     return path
 
 
-def _normalise(package: Path, component: Component, settings: Settings) -> None:
+def _normalise(package: Path, component: Component, settings: _Settings) -> None:
     """Document the ports and the model, check them, and rewrite what differs from run to run."""
     spec = read_spec(package)
     for features, ports in ((spec.description.input, component.inputs), (spec.description.output, component.outputs)):
@@ -317,7 +317,7 @@ def _normalise(package: Path, component: Component, settings: Settings) -> None:
 
 def write_plainly(package: Path, spec: Any) -> None:
     """Write the model message of a package without what differs from run to run, and a manifest that follows from it."""
-    spec.description.metadata.userDefined.pop(DATE_KEY, None)
+    spec.description.metadata.userDefined.pop(_DATE_KEY, None)
     for entry in package.iterdir():  # coremltools leaves its debug map of torch operations beside the manifest
         if entry.is_file():
             entry.unlink()

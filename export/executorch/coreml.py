@@ -58,7 +58,7 @@ from snapgen_deploy.export.executorch.program import (
     read_program,
 )
 from snapgen_deploy.export.executorch.spec import COREML
-from snapgen_deploy.export.executorch.target import ExecuTorch, Settings
+from snapgen_deploy.export.executorch.target import ExecuTorch, ExecuTorchSettings
 from snapgen_deploy.export.executorch.weights import Delegate
 from snapgen_deploy.export.shared import coremltools as coreml_thrift
 from snapgen_deploy.export.shared.graph import speaking_for, trace
@@ -68,11 +68,11 @@ if TYPE_CHECKING:
 
     from snapgen_deploy.export.executorch.coreml_model import Model
 
-UNITS = ("all", "cpu_and_ne", "cpu_and_gpu", "cpu_only")
+_UNITS = ("all", "cpu_and_ne", "cpu_and_gpu", "cpu_only")
 
 
 @dataclasses.dataclass(frozen=True)
-class CoreMLSettings(Settings):
+class CoreMLSettings(ExecuTorchSettings):
     """Options of one export."""
 
     deployment: str = "iOS18"
@@ -85,22 +85,22 @@ class ExecuTorchCoreML(ExecuTorch):
     variants: tuple[str, ...] = COREML.variants
     precisions: tuple[str, ...] = COREML.precisions
     backend: str = "CoreMLBackend"
-    settings: type[Settings] = CoreMLSettings
+    settings: type[ExecuTorchSettings] = CoreMLSettings
 
     def _traced(self, component: Component, precision: str) -> torch.export.ExportedProgram:
         """The graph as it is: Core ML's converter decides what is fp16."""
         return trace(component)
 
-    def _partitioner(self, precision: str, settings: Settings) -> Any:
+    def _partitioner(self, precision: str, settings: ExecuTorchSettings) -> Any:
         ct = coreml_thrift.load()
         from executorch.backends.apple.coreml.compiler import CoreMLBackend
         from executorch.backends.apple.coreml.partition import CoreMLPartitioner
 
         coreml_torch.mend()
-        if not isinstance(settings, CoreMLSettings) or settings.compute_units not in UNITS:
+        if not isinstance(settings, CoreMLSettings) or settings.compute_units not in _UNITS:
             raise BadInput(
                 f"executorch:coreml: option compute_units={getattr(settings, 'compute_units', '')!r}; "
-                f"expected one of {', '.join(UNITS)}"
+                f"expected one of {', '.join(_UNITS)}"
             )
         specs = CoreMLBackend.generate_compile_specs(
             compute_unit=ct.ComputeUnit[settings.compute_units.upper()],

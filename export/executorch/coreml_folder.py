@@ -13,8 +13,8 @@ from typing import Any
 
 from snapgen_deploy.errors import BadInput
 
-FILE, FOLDER = 0, 1  # kinds of nodes
-ROOT = "lowered_module"  # what ExecuTorch calls the folder itself
+FILE, _FOLDER = 0, 1  # kinds of nodes
+_ROOT = "lowered_module"  # what ExecuTorch calls the folder itself
 FIRST_LOOK = 1 << 16  # bytes from the end in which the JSON is looked for first
 
 
@@ -22,7 +22,7 @@ def pack(folder: Path) -> bytes:
     """The folder's content."""
     nodes: list[dict[str, Any]] = []
     pieces: list[bytes] = []
-    _add(folder, ROOT, nodes, pieces)
+    _add(folder, _ROOT, nodes, pieces)
     return b"".join((*pieces, json.dumps({"nodes": nodes}, separators=(",", ":")).encode()[::-1]))
 
 
@@ -34,7 +34,7 @@ def _add(path: Path, name: str, nodes: list[dict[str, Any]], pieces: list[bytes]
     else:
         region = {"offset": sum(map(len, pieces)), "size": path.stat().st_size}
         pieces.append(path.read_bytes())
-    kind = FOLDER if path.is_dir() else FILE
+    kind = _FOLDER if path.is_dir() else FILE
     nodes.append({"name": name, "kind": kind, "dataRegion": region, "children": children})
     return len(nodes) - 1
 

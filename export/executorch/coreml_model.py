@@ -21,9 +21,9 @@ from snapgen_deploy.export.base import Arrays, Port
 from snapgen_deploy.export.coreml.target import SPEC, WEIGHTS, identifier
 from snapgen_deploy.export.executorch.coreml_folder import pack, unpack
 from snapgen_deploy.export.executorch.program import Stored
-from snapgen_deploy.export.mil import Report, Runner
+from snapgen_deploy.export.mil import Runner, RunReport
 
-PACKAGE, METADATA = "model.mlpackage", "metadata.json"
+PACKAGE, _METADATA = "model.mlpackage", "metadata.json"
 REFERENCE = b"CMJR"
 INPUTS, OUTPUTS, METHODS = "inputNames", "outputNames", "methods"  # keys of the metadata
 DEBUG = "debug_info.json"  # beside them; it names the operators of one run
@@ -55,9 +55,9 @@ def model_of(stored: Stored, folder: Path) -> Model:
 def model_in(data: bytes, folder: Path, function: str = "") -> Model:
     """The model in a delegate's folder, `function` of several; BadInput where there is none."""
     unpack(data, folder)
-    if not (folder / PACKAGE).is_dir() or not (folder / METADATA).is_file():
+    if not (folder / PACKAGE).is_dir() or not (folder / _METADATA).is_file():
         raise BadInput(f"the Core ML delegate's folder holds {sorted(p.name for p in folder.iterdir())}, expected {PACKAGE}")
-    about = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+    about = json.loads((folder / _METADATA).read_text(encoding="utf-8"))
     names = about[METHODS][function] if function else about
     return Model(folder / PACKAGE, function, tuple(names[INPUTS]), tuple(names[OUTPUTS]))
 
@@ -70,13 +70,13 @@ def packed(package: Path, about: Mapping[str, Any]) -> bytes:
     folder = package.parent
     weights = sorted((package / WEIGHTS).iterdir()) if (package / WEIGHTS).is_dir() else []
     name = f"executorch_{identifier(package / SPEC, *weights)}"
-    (folder / METADATA).write_text(json.dumps({"identifier": name, **about}, sort_keys=True), encoding="utf-8")
+    (folder / _METADATA).write_text(json.dumps({"identifier": name, **about}, sort_keys=True), encoding="utf-8")
     (folder / DEBUG).unlink(missing_ok=True)
     return pack(folder)
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
+class _Call:
     """One call of a delegate: its model, ready to run, and the places of its inputs and outputs among the program's values."""
 
     runner: Runner
@@ -87,7 +87,7 @@ class Call:
 class Chain:
     """A program that does nothing but call delegates: values go from model to model by their places."""
 
-    def __init__(self, calls: Sequence[Call], plan: Any, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
+    def __init__(self, calls: Sequence[_Call], plan: Any, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
         self.calls = calls
         self.inputs = {port.name: place for port, place in zip(inputs, plan.inputs, strict=True)}
         self.outputs = {port.name: place for port, place in zip(outputs, plan.outputs, strict=True)}
@@ -100,13 +100,13 @@ class Chain:
             values.update({place: found[name] for name, place in call.outputs.items()})
         return {name: values[place] for name, place in self.outputs.items()}
 
-    def report(self) -> Report:
+    def report(self) -> RunReport:
         """The records of all models."""
         reports = [call.runner.report() for call in self.calls]
         return dataclasses.replace(reports[0], ops=tuple(stat for report in reports for stat in report.ops))
 
 
-def calls_of(plan: Any, runners: Mapping[int, tuple[Model, Runner]]) -> tuple[Call, ...]:
+def calls_of(plan: Any, runners: Mapping[int, tuple[Model, Runner]]) -> tuple[_Call, ...]:
     """The calls of a program's method in order; `runners` by the number of the delegate."""
     found = []
     for instruction in (i.instr_args for chain in plan.chains for i in chain.instructions):
@@ -116,5 +116,5 @@ def calls_of(plan: Any, runners: Mapping[int, tuple[Model, Runner]]) -> tuple[Ca
             raise BadInput(f"a delegate is called with {len(places)} values, its model has {model.inputs} and {model.outputs}")
         count = len(model.inputs)
         names = dict(zip(model.inputs, places[:count], strict=True)), dict(zip(model.outputs, places[count:], strict=True))
-        found.append(Call(runner, *names))
+        found.append(_Call(runner, *names))
     return tuple(found)

@@ -21,46 +21,46 @@ from snapgen_deploy.export.shared.half import HalfInside
 if TYPE_CHECKING:
     import torch
 
-GROUP = 32  # inputs that share a scale in 4-bit weights; XNNPACK takes multiples of 32
+_GROUP = 32  # inputs that share a scale in 4-bit weights; XNNPACK takes multiples of 32
 
 
 @dataclasses.dataclass(frozen=True)
-class Exact:
+class _Exact:
     """fp32, as the network is."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Half:
+class _Half:
     """Weights and arithmetic in fp16; inputs and outputs of the program stay fp32 and are converted at its ends."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Dynamic:
+class _Dynamic:
     """Linear weights of `bits` with 8-bit activations measured at run time; convolutions in 8 bits with calibrated ranges."""
 
     bits: int
     group: int | None  # inputs that share a scale; None: one scale an output channel
 
 
-How = Exact | Half | Dynamic
-PRECISIONS: Mapping[str, How] = MappingProxyType(
-    {"fp32": Exact(), "fp16": Half(), "int8-dynamic": Dynamic(8, None), "int4-dynamic": Dynamic(4, GROUP)}
+_How = _Exact | _Half | _Dynamic
+PRECISIONS: Mapping[str, _How] = MappingProxyType(
+    {"fp32": _Exact(), "fp16": _Half(), "int8-dynamic": _Dynamic(8, None), "int4-dynamic": _Dynamic(4, _GROUP)}
 )
 
 
-def traced(component: Component, how: How) -> torch.export.ExportedProgram:
+def traced(component: Component, how: _How) -> torch.export.ExportedProgram:
     """The component's graph at a precision, ready to lower; the module of the component is changed in place.
 
     Raises RuntimeError where the network has layers that can be quantised and the quantiser took none of them.
     """
-    if isinstance(how, Exact):
+    if isinstance(how, _Exact):
         return trace(component)
-    if isinstance(how, Half):
+    if isinstance(how, _Half):
         return _in_half(component)
     return _dynamic(component, how)
 
 
-def _dynamic(component: Component, how: Dynamic) -> torch.export.ExportedProgram:
+def _dynamic(component: Component, how: _Dynamic) -> torch.export.ExportedProgram:
     import torch
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
     from torchao.quantization.granularity import PerAxis, PerGroup

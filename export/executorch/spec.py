@@ -5,13 +5,13 @@ from __future__ import annotations
 from snapgen_deploy.export.coreml.spec import OLDER, STORED
 from snapgen_deploy.export.spec import Cost, Memory, OneDelegate, Runtime, TargetSpec, Writing
 
-TOOLS = ("executorch", "torchao", "flatbuffers")
-CLOSED = "a .pte file hands whole graphs to its delegate, which shows no value inside"
+_TOOLS = ("executorch", "torchao", "flatbuffers")
+_CLOSED = "a .pte file hands whole graphs to its delegate, which shows no value inside"
 RUNTIME = Runtime(package="executorch", module="executorch.runtime", shared_process=True)
 # The delegate has no conversion of dtypes: a network that is fp16 inside has one at each of its ports.
 PLACEMENT = OneDelegate(at_ports="dim_order_ops::_to_dim_order_copy.out")
 # Sets of ExecuTorch's partitioner that grow with the square of the number of operators.
-LOOP = 700_000_000
+_LOOP = 700_000_000
 
 XNNPACK = TargetSpec(
     name="executorch",
@@ -21,13 +21,13 @@ XNNPACK = TargetSpec(
     layout="token",
     suffix=".pte",
     calibrated=("int8-dynamic", "int4-dynamic"),  # for their convolutions
-    memory=Memory(Cost(650_000_000, 1.3), Cost(400_000_000, 2.1, 1.2), loop=LOOP),
-    tools=TOOLS,
+    memory=Memory(Cost(650_000_000, 1.3), Cost(400_000_000, 2.1, 1.2), loop=_LOOP),
+    tools=_TOOLS,
     runtime=RUNTIME,
     links=("adb",),
     basis="arm_cpu",
     placement=PLACEMENT,
-    closed=CLOSED,
+    closed=_CLOSED,
 )
 # Of the delegates below only the embedded checkpoint was measured; what they take for each byte of a weight counts the copies
 # that the conversion makes. The links of Apple's devices run packages only.
@@ -39,8 +39,8 @@ COREML = TargetSpec(
     layout="channels",
     suffix=".pte",
     older_systems=OLDER,
-    memory=Memory(Cost(800_000_000, 2.4), Cost(700_000_000, 1.65, 2.1), loop=LOOP),
-    tools=(*TOOLS, "coremltools", "scikit-learn", "protobuf"),
+    memory=Memory(Cost(800_000_000, 2.4), Cost(700_000_000, 1.65, 2.1), loop=_LOOP),
+    tools=(*_TOOLS, "coremltools", "scikit-learn", "protobuf"),
     runtime=Runtime(
         package="executorch",
         module="executorch.runtime",
@@ -48,7 +48,7 @@ COREML = TargetSpec(
         numbers_only="this host runs the Core ML packages inside for their numbers, not for their speed",
     ),
     placement=PLACEMENT,
-    closed=CLOSED,
+    closed=_CLOSED,
 )
 VULKAN = TargetSpec(
     name="executorch",
@@ -59,10 +59,10 @@ VULKAN = TargetSpec(
     suffix=".pte",
     # The delegate takes whole norms, too, and then does not load those without a weight (executorch 1.4.1).
     writing=Writing(upsample="native"),
-    memory=Memory(Cost(700_000_000, 2.4), Cost(400_000_000, 2.1, 1.2), loop=LOOP),
-    tools=TOOLS,
+    memory=Memory(Cost(700_000_000, 2.4), Cost(400_000_000, 2.1, 1.2), loop=_LOOP),
+    tools=_TOOLS,
     runtime=RUNTIME,
     links=("adb",),
     placement=PLACEMENT,
-    closed=CLOSED,
+    closed=_CLOSED,
 )

@@ -57,11 +57,11 @@ from snapgen_deploy.export.shared.graph import check_inputs, check_offered, chec
 if TYPE_CHECKING:
     import torch
 
-MAX_RANK = 5  # rank 7 lowers without complaint and then fails to load (measured); XNNPACK's own limit is 6
+_MAX_RANK = 5  # rank 7 lowers without complaint and then fails to load (measured); XNNPACK's own limit is 6
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class ExecuTorchSettings:
     """Options of one export."""
 
     author: str = ""
@@ -77,7 +77,7 @@ class ExecuTorch:
     precisions: tuple[str, ...] = XNNPACK.precisions
     suffix: str = XNNPACK.suffix
     backend: str = "XnnpackBackend"  # the delegate's id in a file
-    settings: type[Settings] = Settings
+    settings: type[ExecuTorchSettings] = ExecuTorchSettings
 
     def export(
         self, component: Component, variant: str, precision: str, directory: Path, options: Mapping[str, str]
@@ -85,7 +85,7 @@ class ExecuTorch:
         """Write `<role>.pte` into `directory`; nothing is left behind on failure.
 
         Raises BadInput for a variant, precision or option that is not offered, Refused for a graph with tensors of rank
-        above `MAX_RANK`, and RuntimeError, in one line, where torch or ExecuTorch refuse the network.
+        above `_MAX_RANK`, and RuntimeError, in one line, where torch or ExecuTorch refuse the network.
         """
         check_offered(self.name, (variant, precision), self.variants, self.precisions)
         settings = parse_options(self.settings, self.name, options)
@@ -100,7 +100,7 @@ class ExecuTorch:
         """The graph at a precision, ready for the delegate."""
         return executorch_quantise.traced(component, executorch_quantise.PRECISIONS[precision])
 
-    def _partitioner(self, precision: str, settings: Settings) -> Any:
+    def _partitioner(self, precision: str, settings: ExecuTorchSettings) -> Any:
         """What hands parts of the graph to the delegate."""
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
@@ -118,18 +118,18 @@ class ExecuTorch:
         """What one delegate of a saved program holds."""
         return executorch_weights.read(stored.payload(), index)
 
-    def _lower(self, component: Component, precision: str, settings: Settings, what: str, path: Path) -> Path:
+    def _lower(self, component: Component, precision: str, settings: ExecuTorchSettings, what: str, path: Path) -> Path:
         """Trace, lower and write; every stage's graph is dropped as soon as the next one is there."""
         from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
         from torch.fx.passes.infra.pass_base import PassResult
 
         def refuse_high_rank(module: torch.fx.GraphModule) -> PassResult:
             """Again after decomposition, which can raise ranks (pixel shuffle)."""
-            check_rank(module.graph.nodes, MAX_RANK, what)
+            check_rank(module.graph.nodes, _MAX_RANK, what)
             return PassResult(module, False)
 
         program = self._traced(component, precision)
-        check_rank(program.graph.nodes, MAX_RANK, what)
+        check_rank(program.graph.nodes, _MAX_RANK, what)
         constants = [*program.state_dict.values(), *program.constants.values()]
         with thrifty(), shared_by_copies(constants), self._lowering(component):
             edge = to_edge_transform_and_lower(
@@ -266,7 +266,7 @@ class ExecuTorch:
         )
 
 
-def ports_json(component: Component, settings: Settings) -> str:
+def ports_json(component: Component, settings: ExecuTorchSettings) -> str:
     """What the method `ports` of a program returns."""
     data = {
         "role": component.role,

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from snapgen_deploy.export.base import Component, Weight
 from snapgen_deploy.export.executorch.program import Stored
 from snapgen_deploy.export.executorch.spec import VULKAN
-from snapgen_deploy.export.executorch.target import ExecuTorch, Settings
+from snapgen_deploy.export.executorch.target import ExecuTorch, ExecuTorchSettings
 from snapgen_deploy.export.executorch.weights import BITS, Delegate, decompiled
 from snapgen_deploy.export.shared.graph import trace
 from snapgen_deploy.sparse.decoder import ImageGroupNorm
@@ -31,7 +31,7 @@ from snapgen_deploy.sparse.decoder import ImageGroupNorm
 if TYPE_CHECKING:
     import torch
 
-WEIGHT, GROUPS = 1, 6  # arguments of a convolution
+_WEIGHT, GROUPS = 1, 6  # arguments of a convolution
 TENSOR = "VkTensor"  # in the delegate's schema
 
 
@@ -58,7 +58,7 @@ class ExecuTorchVulkan(ExecuTorch):
                 tensor.data = tensor.detach().clone()
         return program
 
-    def _partitioner(self, precision: str, settings: Settings) -> Any:
+    def _partitioner(self, precision: str, settings: ExecuTorchSettings) -> Any:
         level = logging.root.level
         from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 
@@ -98,7 +98,7 @@ def _refuse_grouped(nodes: Iterable[torch.fx.Node]) -> None:
     """RuntimeError for a convolution in groups of more than one channel."""
     for node in nodes:
         if "conv" in str(node.target) and len(node.args) > GROUPS:
-            members = node.args[WEIGHT].meta["val"].shape[1]  # type: ignore[union-attr]
+            members = node.args[_WEIGHT].meta["val"].shape[1]  # type: ignore[union-attr]
             if int(node.args[GROUPS]) > 1 and members > 1:  # type: ignore[arg-type]
                 raise RuntimeError(
                     f"'{node.name}' convolves {node.args[GROUPS]} groups of {members} channels, which Vulkan's delegate "

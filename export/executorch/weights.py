@@ -21,7 +21,7 @@ DTYPES = {
     "qcint8": "int8", "qint8": "int8", "qcint4": "int4", "qbint4": "int4", "qcint32": "int32", "qint32": "int32",
 }  # fmt: skip
 BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4, "int32": 32, "int64": 64}
-LAYERS = ("XNNFullyConnected", "XNNConv2d", "XNNDepthwiseConv2d", "XNNConvTranspose2d")
+_LAYERS = ("XNNFullyConnected", "XNNConv2d", "XNNDepthwiseConv2d", "XNNConvTranspose2d")
 SCALE_BITS = {"PerChannelQuant": 32, "PerChannelGroupQuant": 16}  # XNNPACK keeps group scales in bfloat16
 
 
@@ -87,6 +87,6 @@ def _skipped(nodes: Any, names: Mapping[int, str], weights: Mapping[str, Weight]
     found = {}
     for node in nodes:
         name = names.get(node["xnode_union"].get("filter_id", -1))
-        if node["xnode_union_type"] in LAYERS and name is not None and weights[name].kind.startswith("float"):
+        if node["xnode_union_type"] in _LAYERS and name is not None and weights[name].kind.startswith("float"):
             found[name] = f"{weights[name].kind}: {'x'.join(map(str, weights[name].shape))} does not divide into groups"
     return found

@@ -12,7 +12,7 @@ from snapgen_deploy.export.lint.graph import ALIGNMENT, LAYOUT, Graph, padded_by
 from snapgen_deploy.export.lint.rule import Found, Rule, Subject
 from snapgen_deploy.export.mil.saved.program import Operation, Port
 
-MAX_RANK = 5
+_MAX_RANK = 5
 MAX_AXIS = 16384
 LARGE_ACTIVATION = 256 * 1024
 """Padded bytes from which a narrow last axis is worth a word: an eighth of the smallest figure for on-chip memory (2 MB)."""
@@ -30,9 +30,9 @@ def _check_rank(subject: Subject) -> Found | None:
     examples = tuple(
         Example(op, value.name, str(value.type))
         for op, value in subject.activations()
-        if value.type.shape is not None and len(value.type.shape) > MAX_RANK
+        if value.type.shape is not None and len(value.type.shape) > _MAX_RANK
     )
-    return Found(examples, f"tensors with more than {MAX_RANK} axes: {len(examples)}") if examples else None
+    return Found(examples, f"tensors with more than {_MAX_RANK} axes: {len(examples)}") if examples else None
 
 
 def _check_last_axis(subject: Subject) -> Found | None:

@@ -7,7 +7,7 @@ from snapgen_deploy.export.lint.graph import VIEWS, Graph, padded_bytes
 from snapgen_deploy.export.lint.rule import Found, Rule, Subject
 from snapgen_deploy.export.mil.saved.program import Operation
 
-ON_CHIP = (2_000_000, 5_000_000)
+_ON_CHIP = (2_000_000, 5_000_000)
 """Bytes of activations that a phone's Neural Engine keeps on the chip: the community's lower and upper figure, no
 specification. (On an M4 a figure of 32 MB was measured: https://github.com/aosama/astronomical/issues/534.)"""
 
@@ -44,7 +44,7 @@ def live_bytes(graph: Graph) -> list[tuple[int, Operation]]:
 
 
 def _check_working_set(subject: Subject) -> Found | None:
-    lower, upper = ON_CHIP
+    lower, upper = _ON_CHIP
     over = [(size, op) for graph in subject.graphs for size, op in live_bytes(graph) if size > lower]
     if not over:
         return None

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-DEVICES = {"MLCPUComputeDevice": "CPU", "MLGPUComputeDevice": "GPU", "MLNeuralEngineComputeDevice": "Neural Engine"}
+_DEVICES = {"MLCPUComputeDevice": "CPU", "MLGPUComputeDevice": "GPU", "MLNeuralEngineComputeDevice": "Neural Engine"}
 """Class of coremltools.models.compute_device -> name."""
-UNKNOWN = "unknown"
+_UNKNOWN = "unknown"
 NEURAL_ENGINE = "Neural Engine"
 
 
@@ -104,14 +104,14 @@ def _operation(plan: Any, op: Any) -> OpPlacement:
     return OpPlacement(
         _name(op),
         op.outputs[0].name if op.outputs else "",
-        UNKNOWN if usage is None else _device(usage.preferred_compute_device),
+        _UNKNOWN if usage is None else _device(usage.preferred_compute_device),
         () if usage is None else tuple(_device(d) for d in usage.supported_compute_devices),
         None if cost is None else float(cost.weight),
     )
 
 
 def _device(device: Any) -> str:
-    return DEVICES.get(type(device).__name__, type(device).__name__)
+    return _DEVICES.get(type(device).__name__, type(device).__name__)
 
 
 def _load_plan(package: Path) -> Any:

@@ -9,12 +9,13 @@ is rounded and recorded, `trace` finds where NaN and infinity begin, `ports` con
 public face.
 """
 
-from snapgen_deploy.export.mil.precision import OpStat, Report
+from snapgen_deploy.export.mil.precision import OpStat, RunReport
 from snapgen_deploy.export.mil.runner import Runner, State, functions, open_package
 from snapgen_deploy.export.mil.saved.errors import OpError, PackageError
 from snapgen_deploy.export.mil.saved.program import Port
 from snapgen_deploy.export.mil.trace import Beginning, Trace
 
 __all__ = [
-    "Beginning", "OpError", "OpStat", "PackageError", "Port", "Report", "Runner", "State", "Trace", "functions", "open_package",
+    "Beginning", "OpError", "OpStat", "PackageError", "Port", "RunReport", "Runner", "State", "Trace", "functions",
+    "open_package",
 ]  # fmt: skip

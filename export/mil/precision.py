@@ -66,7 +66,7 @@ class OpStat:
 
 
 @dataclass(frozen=True)
-class Report:
+class RunReport:
     """Statistics of a run, one entry per operation that computes fp16 values, in program order."""
 
     mode: Mode
@@ -112,7 +112,7 @@ class Precision(Protocol):
         """The result as it is stored; `finite` tells whether all arguments of the operation are."""
         ...
 
-    def report(self, runs: int) -> Report:
+    def report(self, runs: int) -> RunReport:
         """What was seen so far."""
         ...
 
@@ -126,9 +126,9 @@ class Fp32:
         """The result itself."""
         return x
 
-    def report(self, runs: int) -> Report:
+    def report(self, runs: int) -> RunReport:
         """No statistics."""
-        return Report("fp32", runs, ())
+        return RunReport("fp32", runs, ())
 
 
 class Device:
@@ -153,9 +153,9 @@ class Device:
         self._stats[key] = self._stats[key].merged(stat) if key in self._stats else stat
         return rounded.float()
 
-    def report(self, runs: int) -> Report:
+    def report(self, runs: int) -> RunReport:
         """Everything recorded since opening."""
-        return Report("device", runs, tuple(self._stats[key] for key in sorted(self._stats)))
+        return RunReport("device", runs, tuple(self._stats[key] for key in sorted(self._stats)))
 
 
 def _observe(x: Tensor, rounded: Tensor, op: str, output: str, place: int) -> OpStat:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from snapgen_deploy.export.mil.interpreter import Plan
 from snapgen_deploy.export.mil.ports import Feature, give, take
-from snapgen_deploy.export.mil.precision import Mode, Precision, Report, precision_for
+from snapgen_deploy.export.mil.precision import Mode, Precision, RunReport, precision_for
 from snapgen_deploy.export.mil.saved.errors import PackageError
 from snapgen_deploy.export.mil.saved.program import Function, Interface, Operation, Port
 from snapgen_deploy.export.mil.saved.reader import read_package
@@ -94,7 +94,7 @@ class Runner:
         """What operations had to say about their values since opening, the first of each, with the operation in front."""
         return tuple(f"{where}: {text}" for where, text in self._plan.warnings.items())
 
-    def report(self) -> Report:
+    def report(self) -> RunReport:
         """Statistics of every call since opening; without entries in fp32 mode."""
         return self._precision.report(self._runs)
 

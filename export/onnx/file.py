@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import onnx_ir
 
 BIG = 2_000_000_000  # bytes of a file from which weights lie outside of it: protobuf ends at 2 GiB
-LARGE = 1024  # bytes; weights below are left in the message
-GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9  # field numbers in ModelProto, GraphProto and TensorProto
+_LARGE = 1024  # bytes; weights below are left in the message
+_GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9  # field numbers in ModelProto, GraphProto and TensorProto
 VARINT, FIXED64, MESSAGE, FIXED32 = 0, 1, 2, 5  # wire types
 Places = dict[str, tuple[int, int]]  # initializer -> offset and length of its data in the file, bytes
 
@@ -35,7 +35,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, Places]:
     places: Places = {}
     with path.open("rb") as file:
         size = path.stat().st_size
-        rest, graphs = _without(file, size, GRAPH)
+        rest, graphs = _without(file, size, _GRAPH)
         model = onnx.ModelProto.FromString(rest)
         for begin, end in graphs:
             file.seek(begin)
@@ -43,7 +43,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, Places]:
             model.graph.MergeFromString(rest)
             for first, last in initializers:
                 file.seek(first)
-                rest, data = _without(file, last, RAW_DATA, LARGE)
+                rest, data = _without(file, last, RAW_DATA, _LARGE)
                 tensor = model.graph.initializer.add()
                 tensor.MergeFromString(rest)
                 if data:
@@ -99,7 +99,7 @@ def infer_shapes(model: onnx.ModelProto) -> None:
     for name in ("node", "input", "output", "value_info"):
         getattr(bare.graph, name).extend(getattr(model.graph, name))
     for tensor in model.graph.initializer:
-        if len(tensor.raw_data) < LARGE:
+        if len(tensor.raw_data) < _LARGE:
             bare.graph.initializer.append(tensor)
         else:
             bare.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
@@ -148,7 +148,7 @@ def _streamed(tensor: Any) -> bool:
     import onnx_ir
 
     as_numbers = isinstance(tensor, onnx_ir.serde.TensorProtoTensor) and not tensor.raw.HasField("raw_data")
-    return bool(tensor.nbytes >= LARGE) and not as_numbers
+    return bool(tensor.nbytes >= _LARGE) and not as_numbers
 
 
 def _write(model: onnx.ModelProto, tensors: Mapping[str, Any], file: IO[bytes]) -> None:
@@ -170,8 +170,8 @@ def _write(model: onnx.ModelProto, tensors: Mapping[str, Any], file: IO[bytes]) 
     first, last = _around(model.graph, INITIALIZER)
     size = sum(len(before) + (0 if tensor is None else tensor.nbytes) + len(after) for before, tensor, after in parts)
     model.ClearField("graph")
-    head, tail = _around(model, GRAPH)
-    file.write(head + _head(GRAPH, len(first) + size + len(last)) + first)
+    head, tail = _around(model, _GRAPH)
+    file.write(head + _head(_GRAPH, len(first) + size + len(last)) + first)
     for before, tensor, after in parts:
         file.write(before)
         if tensor is not None:

@@ -21,7 +21,7 @@ MOVES = frozenset(
     + ["Transpose", "Unsqueeze"]
 )
 LARGEST = float(np.finfo(np.float16).max)
-TIGHTEST = 5  # operations that are named
+_TIGHTEST = 5  # operations that are named
 PREFIX = "largest_value_of."
 
 
@@ -39,7 +39,7 @@ def measure(path: Path, calls: Iterable[Mapping[str, np.ndarray]], options: Any)
     names = list(values)
     found = np.array([session.run(names, dict(inputs)) for inputs in calls], np.float64)  # (calls, values)
     largest = found.max(0) if len(found) else np.full(len(names), np.nan)
-    order = np.argsort(-np.nan_to_num(largest, nan=np.inf), kind="stable")[:TIGHTEST]
+    order = np.argsort(-np.nan_to_num(largest, nan=np.inf), kind="stable")[:_TIGHTEST]
     lines = tuple(f"{values[names[i]]}: largest {largest[i]:g} ({100 * largest[i] / LARGEST:.2f}% of 65504)" for i in order)
     return Headroom(float(largest[order[0]]), LARGEST, lines)
 

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from snapgen_deploy.export.base import Component
-from snapgen_deploy.export.onnx.write import Settings, without_weights, write
+from snapgen_deploy.export.onnx.write import OnnxSettings, without_weights, write
 from snapgen_deploy.export.shared.quiet import first_line, quiet
 from snapgen_deploy.export.shared.replaced import replaced
 from snapgen_deploy.families.component import TIME
@@ -175,7 +175,7 @@ def exporter_config(component: Component) -> Any:
     return construct(SnapgenConfig(component))
 
 
-def optimise(config: Any, component: Component, reference: Recorded, plain: Path, settings: Settings) -> Path:
+def optimise(config: Any, component: Component, reference: Recorded, plain: Path, settings: OnnxSettings) -> Path:
     """Optimise the exported file `plain` with ORTOptimizer and return the path of the file to ship.
 
     The optimised graph is shipped where optimum's validator accepts it; otherwise the plain one is, and its metadata says
@@ -186,16 +186,16 @@ def optimise(config: Any, component: Component, reference: Recorded, plain: Path
     gc.collect()  # the exported program holds the weights, too, in reference cycles
     try:
         chosen = _optimised(config, component, plain, settings)
-        validate(config, reference, chosen)
+        _validate(config, reference, chosen)
         return chosen
     except Exception as error:
         refused = first_line(error).replace(str(work), "")
-    validate(config, reference, plain)
+    _validate(config, reference, plain)
     origin = f"as exported; optimum's optimised graph was refused: {refused}"
     return write(onnx_ir.load(without_weights(plain)), component, origin, work / "kept" / plain.name, settings)
 
 
-def _optimised(config: Any, component: Component, plain: Path, settings: Settings) -> Path:
+def _optimised(config: Any, component: Component, plain: Path, settings: OnnxSettings) -> Path:
     """ORTOptimizer's graph and its `ort_config.json`, cleaned, in a directory of their own beside `plain`'s."""
     raw = plain.parent.parent / "raw"
     level = OptimizationConfig(optimization_level=2, enable_transformers_specific_optimizations=False)
@@ -212,7 +212,7 @@ def _optimised(config: Any, component: Component, plain: Path, settings: Setting
     return path
 
 
-def validate(config: Any, reference: Recorded, path: Path) -> None:
+def _validate(config: Any, reference: Recorded, path: Path) -> None:
     """Run optimum's validator on the saved file against what the component's module computed, with the config's inputs.
 
     Each value may differ by `RELATIVE_LIMIT` of the largest reference value (plus numpy.allclose's 1e-5 of itself). Raises

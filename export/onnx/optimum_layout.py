@@ -30,7 +30,7 @@ from snapgen_deploy.families.registry import components_of, family_of
 from snapgen_deploy.models import ModelConfig
 
 MODEL = "model.onnx"
-DATA = "model.onnx_data"  # optimum looks for this name beside a model
+_DATA = "model.onnx_data"  # optimum looks for this name beside a model
 SETTINGS = "ort_config.json"  # what ORTOptimizer was told
 LOADER = ["optimum.onnxruntime", "ORTModelForCustomTasks"]
 
@@ -146,7 +146,7 @@ def _move(artifact: Artifact, folder: Path) -> tuple[Path, ...]:
         for model in (file for file in artifact.files if file.suffix == artifact.path.suffix):
             _relocate(model)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (MODEL, DATA, SETTINGS):
+    for name in (MODEL, _DATA, SETTINGS):
         (folder / name).unlink(missing_ok=True)
     moved = [folder / renamed(artifact, file) for file in artifact.files]
     for source, target in zip(artifact.files, moved, strict=True):
@@ -156,7 +156,7 @@ def _move(artifact: Artifact, folder: Path) -> tuple[Path, ...]:
 
 def renamed(artifact: Artifact, file: Path) -> Path:
     """The name in its folder of a file of an artifact that `arrange` moved."""
-    names = {artifact.path: MODEL, artifact.path.with_name(f"{artifact.path.name}.data"): DATA}
+    names = {artifact.path: MODEL, artifact.path.with_name(f"{artifact.path.name}.data"): _DATA}
     if file.name.startswith(f"{artifact.role}-"):  # another picture size
         return Path(f"model{file.name.removeprefix(artifact.role)}")
     return Path(names.get(file, file.name.removeprefix(f"{artifact.role}.")))
@@ -170,7 +170,7 @@ def _relocate(path: Path) -> None:
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
-                entry.value = DATA
+                entry.value = _DATA
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 

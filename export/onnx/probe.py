@@ -14,7 +14,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays
 from snapgen_deploy.export.onnx import file as onnx_file
 from snapgen_deploy.export.onnx.qdq import DEQUANTISE, QUANTISE, after_quantisers, in_floats
-from snapgen_deploy.export.probe import Layer, noise
+from snapgen_deploy.export.probe import GraphLayer, noise
 from snapgen_deploy.export.shared.quiet import first_line, quiet
 
 # Operators that hold their own quantisation: single precision with the same weights is not in such a file.
@@ -29,7 +29,7 @@ class OnnxProbe:
     graph: Path
     inputs: Arrays
     run: RunGraph
-    layers: Sequence[Layer] = field(init=False)
+    layers: Sequence[GraphLayer] = field(init=False)
     warnings: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class OnnxProbe:
         plain = [n for n in self._plain.graph.node if n.op_type not in (QUANTISE, DEQUANTISE, "Identity")]
         known = {*(n.output[0] for n in plain), *self.inputs}
         self.layers = [
-            Layer(n.name, n.op_type, n.output[0], tuple(i for i in n.input if i in known and i in floating))
+            GraphLayer(n.name, n.op_type, n.output[0], tuple(i for i in n.input if i in known and i in floating))
             for n in plain
             if n.output[0] in floating
         ]

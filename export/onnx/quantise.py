@@ -20,21 +20,21 @@ from snapgen_deploy.export.onnx import file as onnx_file
 from snapgen_deploy.export.onnx.palettes import Owners, owners, palettise
 from snapgen_deploy.export.shared.quiet import quiet
 
-BLOCK = 32  # inputs that share a scale in MatMulNBits
+_BLOCK = 32  # inputs that share a scale in MatMulNBits
 
 
 @dataclass(frozen=True)
-class Exact:
+class _Exact:
     """fp32, as exported."""
 
 
 @dataclass(frozen=True)
-class Half:
+class _Half:
     """Weights and operators in fp16; inputs and outputs stay fp32. The CPU provider converts back what it cannot compute."""
 
 
 @dataclass(frozen=True)
-class Dynamic:
+class _Dynamic:
     """8-bit weights of products, a scale a channel, and 8-bit activations whose range is measured at run time."""
 
 
@@ -48,7 +48,7 @@ class Blocks:
     """`MatMulNBits`: weights of products in few bits, a scale for every `block` inputs; activations stay fp32."""
 
     bits: int
-    block: int = BLOCK
+    block: int = _BLOCK
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class Palettes:
     known: Owners = field(default_factory=dict)
 
 
-How = Exact | Half | Dynamic | Static | Blocks | Palettes
+How = _Exact | _Half | _Dynamic | Static | Blocks | Palettes
 PRECISIONS: Mapping[str, How] = MappingProxyType(
-    {"fp32": Exact(), "fp16": Half(), "int8-dynamic": Dynamic(), "int8-static": Static(), "int4": Blocks(4)}
+    {"fp32": _Exact(), "fp16": _Half(), "int8-dynamic": _Dynamic(), "int8-static": Static(), "int4": Blocks(4)}
 )
 TAKEN: Mapping[type[How], tuple[str, ...]] = MappingProxyType(  # operators whose weights each quantiser takes
-    {Dynamic: ("MatMul",), Static: ("MatMul", "Conv"), Blocks: ("MatMul",)}
+    {_Dynamic: ("MatMul",), Static: ("MatMul", "Conv"), Blocks: ("MatMul",)}
 )
 
 
@@ -74,17 +74,17 @@ def how_of(precision: str, component: Component) -> How:
     """
     if precision != "mixed":
         return PRECISIONS[precision]
-    return Palettes(owners(component)) if component.palettes else Half()
+    return Palettes(owners(component)) if component.palettes else _Half()
 
 
 def quantise(source: Path, how: How, component: Component, made: Path) -> Path:
-    """Write the quantised form of `source` to `made` and return the path to ship: `source` itself for `Exact`.
+    """Write the quantised form of `source` to `made` and return the path to ship: `source` itself for `_Exact`.
 
     Also `source` where the network has no layer that the quantiser takes (a decoder without products). The same file and
     calibration inputs give the same weights. Raises BadInput where calibration inputs are needed and there are none,
     RuntimeError where there are layers to quantise and none was, or a palette's weight is not in the graph.
     """
-    if isinstance(how, Exact):
+    if isinstance(how, _Exact):
         return source
     made.parent.mkdir(parents=True, exist_ok=True)
     model = onnx_file.load(source)
@@ -94,7 +94,7 @@ def quantise(source: Path, how: How, component: Component, made: Path) -> Path:
             palettise(model, component.palettes, how.known)
             onnx_file.save(model, made, onnx_file.BIG)
             return made
-        if isinstance(how, Half):
+        if isinstance(how, _Half):
             from onnxruntime.quantization.onnx_model import ONNXModel
             from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -159,7 +159,7 @@ def _eight_bits(plain: Path, how: How, component: Component, made: Path) -> None
         "use_external_data_format": True,
     }
     options = {"MatMulConstBOnly": True}  # products of two activations, which attention is made of, stay exact
-    if isinstance(how, Dynamic):
+    if isinstance(how, _Dynamic):
         quantize_dynamic(plain, made, extra_options=options, **shared)
         return
     quantize_static(

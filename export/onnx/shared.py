@@ -16,7 +16,7 @@ from typing import Any
 
 from snapgen_deploy.export.onnx import file as onnx_file
 
-ALIGNMENT = 64  # bytes, of tensors in the shared file
+_ALIGNMENT = 64  # bytes, of tensors in the shared file
 CHUNK = 1 << 22
 
 
@@ -70,7 +70,7 @@ def join(sources: Mapping[Path, Path], data: Path) -> None:
                     tensor.raw_data = b"".join(place.chunks())
                     continue
                 if digest not in offsets:
-                    file.write(bytes(-file.tell() % ALIGNMENT))
+                    file.write(bytes(-file.tell() % _ALIGNMENT))
                     offsets[digest] = file.tell()
                     file.writelines(place.chunks())
                 onnx_file.refer_one(tensor, data.name, offsets[digest], place.length)

@@ -49,7 +49,7 @@ from snapgen_deploy.export.onnx import quantise as onnx_quantise
 from snapgen_deploy.export.onnx import weights as onnx_weights
 from snapgen_deploy.export.onnx.rules import rules_of_linear_time
 from snapgen_deploy.export.onnx.spec import ONNX
-from snapgen_deploy.export.onnx.write import GRAPH_KEY, Settings, write
+from snapgen_deploy.export.onnx.write import GRAPH_KEY, OnnxSettings, write
 from snapgen_deploy.export.shared.quiet import first_line, quiet
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 SESSION_CONFIG: Mapping[str, str] = {"session.force_spinning_stop": "1"}
 REMEMBERED = 4  # calls whose inputs are kept: the steps of a picture
 ORT_TYPES = {"tensor(float)": "float32", "tensor(int32)": "int32"}
-QUANTISED = "quantised"  # how the record of a graph begins that went through a quantiser
+_QUANTISED = "quantised"  # how the record of a graph begins that went through a quantiser
 
 
 class Onnx:
@@ -86,7 +86,7 @@ class Onnx:
                 f"onnx: got variant {variant!r} and precision {precision!r}; "
                 f"offered are {', '.join(self.variants)} and {', '.join(self.precisions)}"
             )
-        settings = Settings.parse(options)
+        settings = OnnxSettings.parse(options)
         how = onnx_quantise.how_of(precision, component)
         if isinstance(how, onnx_quantise.Palettes):
             settings = dataclasses.replace(settings, opset=max(settings.opset, onnx_palettes.OPSET))
@@ -137,7 +137,7 @@ class Onnx:
         _no_entry(path, entry)
         session = _session(path, threads)
         ports = {i.name: (ORT_TYPES.get(i.type, i.type), list(i.shape)) for i in session.get_inputs()}
-        return Loaded(path, threads, session, ports, [o.name for o in session.get_outputs()])
+        return _Loaded(path, threads, session, ports, [o.name for o in session.get_outputs()])
 
     def unavailable(self, variant: str) -> str | None:
         """None where onnxruntime is installed and the variant is offered."""
@@ -164,7 +164,7 @@ class Onnx:
         weights = onnx_weights.stored(model)
         opsets = ", ".join(f"{o.domain or 'ai.onnx'} {o.version}" for o in model.opset_import)
         graph = {p.key: p.value for p in model.metadata_props}.get(GRAPH_KEY, "unknown")
-        skipped = onnx_weights.skipped(model, weights) if graph.startswith(QUANTISED) else {}
+        skipped = onnx_weights.skipped(model, weights) if graph.startswith(_QUANTISED) else {}
         data = external_files(model, path)
         gc.collect()  # what an export left in reference cycles would be resident together with onnxruntime's copy
         return Description(
@@ -198,7 +198,7 @@ class Onnx:
 
 
 @dataclasses.dataclass
-class Loaded:
+class _Loaded:
     """A file in a session of onnxruntime, and the inputs of its last calls."""
 
     path: Path
@@ -242,7 +242,7 @@ def external_files(model: Any, path: Path) -> tuple[Path, ...]:
     return tuple(path.parent / name for name in sorted(names))
 
 
-def _make(component: Component, settings: Settings, scratch: Path) -> Path:
+def _make(component: Component, settings: OnnxSettings, scratch: Path) -> Path:
     """Export into `scratch`, check, and return the model's path there."""
     names = ([p.name for p in component.inputs], [p.name for p in component.outputs])
     example = component.example
@@ -262,7 +262,7 @@ def _make(component: Component, settings: Settings, scratch: Path) -> Path:
 
 
 def _quantised(
-    plain: Path, precision: str, how: onnx_quantise.How, component: Component, settings: Settings, scratch: Path
+    plain: Path, precision: str, how: onnx_quantise.How, component: Component, settings: OnnxSettings, scratch: Path
 ) -> Path:
     """The file at a precision, cleaned, with a word on how it came about."""
     import onnx_ir
@@ -272,7 +272,7 @@ def _quantised(
     gc.collect()  # as torch's programs do, in reference cycles
     raw = onnx_quantise.quantise(plain, how, component, scratch / "raw-bits" / plain.name)
     by = "the recipe" if isinstance(how, onnx_quantise.Palettes) else f"onnxruntime {metadata.version('onnxruntime')}"
-    origin = f"{QUANTISED} by {by}: {precision}"
+    origin = f"{_QUANTISED} by {by}: {precision}"
     if raw == plain:
         origin += ", which takes no layer of this component"
     gc.collect()  # what the quantiser held

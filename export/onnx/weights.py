@@ -10,9 +10,9 @@ from snapgen_deploy.export.base import Weight, element_bits, packed
 from snapgen_deploy.export.onnx.palettes import INDICES, TABLE
 
 NAMES = {"float": "float32", "double": "float64"}  # of ONNX's types, where they differ from numpy's
-LAYERS = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}  # operator -> input that is the weight
+_LAYERS = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}  # operator -> input that is the weight
 AUXILIARY = ("_scale", "_zero_point")  # endings of what onnxruntime's quantisers put beside a weight
-QUANTISED = "_quantized"
+_QUANTISED = "_quantized"
 
 
 def stored(model: Any) -> dict[str, Weight]:
@@ -32,8 +32,8 @@ def stored(model: Any) -> dict[str, Weight]:
         bits = own.bits + plain[table].bits
         found[name] = Weight(f"palette{element_bits(own.kind)}", own.values, bits, own.shape)
         used.update((indices, table))
-    for name in [n for n in plain if n.endswith(QUANTISED)]:
-        base = name.removesuffix(QUANTISED)
+    for name in [n for n in plain if n.endswith(_QUANTISED)]:
+        base = name.removesuffix(_QUANTISED)
         parts = [name, *(base + end for end in AUXILIARY if base + end in plain)]
         scale = plain.get(f"{base}_scale")
         per = " per channel" if scale is not None and scale.values > 1 else ""
@@ -53,7 +53,7 @@ def skipped(model: Any, weights: Mapping[str, Weight]) -> dict[str, str]:
         return {}
     found = {}
     for node in model.graph.node:
-        place = LAYERS.get(node.op_type)
+        place = _LAYERS.get(node.op_type)
         if place is None or place >= len(node.input):
             continue
         weight = weights.get(node.input[place])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx_ir
 
 
-OPSET = 20  # the first with Gelu as one operator
+_OPSET = 20  # the first with Gelu as one operator
 
 
 EXTERNAL_DATA_BYTES = 2_000_000_000
@@ -33,20 +33,20 @@ GRAPH_KEY = "snapgen_graph"  # metadata of the file: how its graph came about
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class OnnxSettings:
     """Options of one export, checked."""
 
     optimize: str = "none"
-    opset: int = OPSET
+    opset: int = _OPSET
     external_data_bytes: int = EXTERNAL_DATA_BYTES
     folders: str = "flat"
     license: str = ""
     author: str = ""
 
     @staticmethod
-    def parse(options: Mapping[str, str]) -> Settings:
+    def parse(options: Mapping[str, str]) -> OnnxSettings:
         """From the plan's text options; raises BadInput for an unknown name or an inadmissible value."""
-        known = [f.name for f in dataclasses.fields(Settings)]
+        known = [f.name for f in dataclasses.fields(OnnxSettings)]
         if unknown := sorted(set(options) - set(known)):
             raise BadInput(f"onnx: unknown option {unknown[0]!r}; known are {', '.join(known)}")
         optimize = options.get("optimize", "none")
@@ -55,9 +55,9 @@ class Settings:
         folders = options.get("folders", "flat")
         if folders not in ("flat", "diffusers"):
             raise BadInput(f"onnx: option folders={folders!r}; expected flat or diffusers")
-        return Settings(
+        return OnnxSettings(
             optimize,
-            _whole(options, "opset", OPSET, OPSET),
+            _whole(options, "opset", _OPSET, _OPSET),
             _whole(options, "external_data_bytes", EXTERNAL_DATA_BYTES, 0),
             folders,
             options.get("license", ""),
@@ -72,7 +72,7 @@ def _whole(options: Mapping[str, str], name: str, default: int, least: int) -> i
     return int(text)
 
 
-def write(model: onnx_ir.Model, component: Component, origin: str, path: Path, settings: Settings) -> Path:
+def write(model: onnx_ir.Model, component: Component, origin: str, path: Path, settings: OnnxSettings) -> Path:
     """Clean `model`, save it at `path` with its weights inside or beside, check the file, and return `path`.
 
     The model loses its weights: onnxscript's rewriting rules, which live on, keep the graphs that they saw last.

@@ -54,13 +54,13 @@ from snapgen_deploy.system.companion import Companion
 if TYPE_CHECKING:
     from snapgen_deploy.export.probe import Probe
 
-GRAPH = "-graph"  # ending of the name of the file that was compiled
+_GRAPH = "-graph"  # ending of the name of the file that was compiled
 CHIP_KEYS = ("soc_model", "htp_arch")
 PRECISION_KEY, NODES_KEY = "precision", "nodes_"  # metadata of a context's .onnx, beside the chip
 
 
 @dataclass(frozen=True)
-class Settings:
+class _Settings:
     """Options of one export."""
 
     soc_model: str = ""
@@ -68,9 +68,9 @@ class Settings:
     seconds: str = "3600"
 
     @staticmethod
-    def parse(options: Mapping[str, str]) -> Settings:
+    def parse(options: Mapping[str, str]) -> _Settings:
         """From the plan's text options; raises BadInput for an unknown name, a missing chip or a value that is no number."""
-        found = parse_options(Settings, "onnx:qnn", options)
+        found = parse_options(_Settings, "onnx:qnn", options)
         for name in (*CHIP_KEYS, "seconds"):
             text = getattr(found, name)
             if not text.isdecimal() or int(text) < 1:
@@ -95,7 +95,7 @@ class OnnxQnn:
         node (its name and operator), ChildDied where the vendor's compiler crashed or hung, RuntimeError for other failures.
         """
         check_offered("onnx:qnn", (variant, precision), self.variants, self.precisions)
-        settings = Settings.parse(options)
+        settings = _Settings.parse(options)
         check_extra("onnx:qnn")
         what = f"{component.role} -> onnx:qnn"
         try:
@@ -106,7 +106,7 @@ class OnnxQnn:
                 chip = Chip(settings.soc_model, settings.htp_arch)
                 compiled = _compile(what, graph, made, chip, float(settings.seconds))
                 _note(made, chip, precision, compiled)
-                graph = Path(shutil.move(graph, made.with_name(f"{component.role}{GRAPH}{self.suffix}")))
+                graph = Path(shutil.move(graph, made.with_name(f"{component.role}{_GRAPH}{self.suffix}")))
                 files = tuple(directory / f.name for f in sorted(made.parent.iterdir()))
                 for file in files:
                     os.replace(made.parent / file.name, file)
@@ -190,7 +190,7 @@ class OnnxQnn:
 
 def graph_of(path: Path) -> Path:
     """The file that a context was compiled from."""
-    graph = path.with_name(f"{path.stem}{GRAPH}{path.suffix}")
+    graph = path.with_name(f"{path.stem}{_GRAPH}{path.suffix}")
     if not graph.is_file():
         raise BadInput(f"{graph}: no such file; export the bundle again")
     return graph

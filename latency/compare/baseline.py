@@ -23,7 +23,7 @@ from snapgen_deploy.system.documents import in_one_line
 from snapgen_deploy.system.files import read_json, write_text
 from snapgen_deploy.system.typed import read_as
 
-SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 1
 STORED_STATISTICS = tuple(f"{name}_p50" for name in (QUERY, TEXT_ENCODER, STUDENT, DECODER))
 FEWEST_RUNS, MOST_RUNS = 3, 20  # that are compared with; that are kept, the newest
 DIGITS = 4  # significant digits in a stored file: keeps changes small in a review
@@ -38,7 +38,7 @@ class _Baseline:
     runs: tuple[Measurement, ...]
 
 
-def path_of(directory: Path, measurement: Measurement) -> Path:
+def baseline_path(directory: Path, measurement: Measurement) -> Path:
     """Where the baseline of a measurement lies: `<dir>/<bundle>-<width>/<key id>.json`."""
     return directory / f"{measurement.bundle}-{measurement.width}" / f"{measurement.key.id}.json"
 
@@ -54,7 +54,7 @@ def read_baseline(path: Path) -> tuple[Measurement, ...]:
 
 def find_baseline(directory: Path, measurement: Measurement) -> tuple[Measurement, ...]:
     """The runs with the same key, none where nothing is stored. Refused (exit 3) where there are only runs of other keys."""
-    path = path_of(directory, measurement)
+    path = baseline_path(directory, measurement)
     if path.is_file():
         return read_baseline(path)
     others = [runs[-1] for p in sorted(path.parent.glob("*.json")) if (runs := read_baseline(p))]
@@ -73,10 +73,10 @@ def store_baseline(directory: Path, measurement: Measurement) -> tuple[Path, int
 
     Runs of another picture than this one's make room for it.
     """
-    path = path_of(directory, measurement)
+    path = baseline_path(directory, measurement)
     before = read_baseline(path) if path.is_file() else ()
     runs = [*(m for m in before if not _unlike(m, measurement)), measurement][-MOST_RUNS:]
-    data = {"schema_version": SCHEMA_VERSION, "kind": "baseline", "runs": [_rounded(m.as_dict()) for m in runs]}
+    data = {"schema_version": _SCHEMA_VERSION, "kind": "baseline", "runs": [_rounded(m.as_dict()) for m in runs]}
     text = json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
     write_text(path, text, "choose another place with --baseline", parents=True)
     return path, len(runs)

@@ -15,14 +15,14 @@ from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.latency.compare.duel import DuelRound, RoundOf, Sides, abba, interleaved, mode_for
 from snapgen_deploy.latency.compare.guards import Guard, guard_verdict
 from snapgen_deploy.latency.compare.self_check import COUNTS, SelfCheck, gravest, paced, self_check
-from snapgen_deploy.latency.compare.verdict import LOAD, LOOKS, Judged, Threshold, judge, worst
+from snapgen_deploy.latency.compare.verdict import LOAD, LOOKS, Judged, Threshold, judge_metric, worst
 from snapgen_deploy.latency.environment import host_key, stamp_of_now
 from snapgen_deploy.latency.measure.session import runs_here
 from snapgen_deploy.latency.results import QUERY, DeviceKey
 from snapgen_deploy.system.files import is_file, read_json, sha256_of
 from snapgen_deploy.system.progress import Progress
 
-SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 1
 GUARDS_ALONE = "guards"  # mode of a comparison that asked for no clock
 CAP_SECONDS = 170.0  # no more rounds are begun that would end later
 
@@ -55,7 +55,7 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, the reporters and the report."""
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": _SCHEMA_VERSION,
             "kind": "comparison",
             "base": _side(self.base),
             "candidate": _side(self.candidate),
@@ -176,4 +176,4 @@ def compare_bundles(
 
 def _judge(threshold: Threshold, rounds: Sequence[DuelRound]) -> Judged:
     name = threshold.metric
-    return judge(threshold, [r.base[name] for r in rounds], [r.candidate[name] for r in rounds])
+    return judge_metric(threshold, [r.base[name] for r in rounds], [r.candidate[name] for r in rounds])

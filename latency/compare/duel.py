@@ -21,7 +21,7 @@ from snapgen_deploy.system.child import run_in_child
 from snapgen_deploy.system.quantiles import quantile
 
 PAIRS = 10  # calls of each side in a round
-WARM_UPS = 2
+_WARM_UPS = 2
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _interleave(sides: Sides, number: int) -> DuelRound:
     paths = {"base": sides.base, "candidate": sides.candidate}
     draw.shuffle(names)
     sessions = {name: open_session(open_bundle(paths[name]), sides.key, sides.threads) for name in names}
-    for name in names * WARM_UPS:
+    for name in names * _WARM_UPS:
         sessions[name].query()
     times: dict[str, Times] = {name: {} for name in names}
     before = canary()
@@ -100,7 +100,7 @@ def _interleave(sides: Sides, number: int) -> DuelRound:
 
 def _alone(path: Path, sides: Sides) -> dict[str, float]:
     session, times = open_session(open_bundle(path), sides.key, sides.threads), Times()
-    for _ in range(WARM_UPS):
+    for _ in range(_WARM_UPS):
         session.query()
     for _ in range(max(2, sides.pairs // 2)):
         _add(times, session.query())

@@ -11,7 +11,7 @@ from snapgen_deploy.bundle.draw import choose_target
 from snapgen_deploy.bundle.reader import Bundle, check_hashes, open_bundle
 from snapgen_deploy.device_profiles import load_profile, profile_ids
 from snapgen_deploy.errors import BadInput, Refused
-from snapgen_deploy.latency.compare.baseline import FEWEST_RUNS, find_baseline, judge_stored, path_of
+from snapgen_deploy.latency.compare.baseline import FEWEST_RUNS, baseline_path, find_baseline, judge_stored
 from snapgen_deploy.latency.compare.compare import (
     CAP_SECONDS,
     Comparison,
@@ -92,7 +92,7 @@ def compare_stored(
 
     Where too few are stored: Refused (exit 3), or with `missing` as `warn` a comparison without metrics.
     """
-    place, runs = path_of(directory, measured), find_baseline(directory, measured)
+    place, runs = baseline_path(directory, measured), find_baseline(directory, measured)
     if len(runs) < FEWEST_RUNS:
         line = f"{place} holds {len(runs)} runs, {FEWEST_RUNS} at least are needed; add one with --update-baseline"
         if missing == "fail":

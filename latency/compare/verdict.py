@@ -31,7 +31,7 @@ LOAD = "load"
 TIMINGS = (QUERY, TEXT_ENCODER, STUDENT, DECODER, LOAD)
 METRICS = tuple(f"{name}_{statistic}" for name in TIMINGS for statistic in ("p50", "p90"))
 OTHERS = re.compile(rf"{TEXT_ENCODER}_\d_p[59]0")  # of further text encoders
-VERDICTS = ("regressed", "inconclusive", "improved", "ok")  # the worst first
+_VERDICTS = ("regressed", "inconclusive", "improved", "ok")  # the worst first
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ def parse_threshold(text: str, *, warn: bool = False) -> Threshold:
     return Threshold(found[1], float(found[2]) / 100, warn)
 
 
-def judge(threshold: Threshold, base: Sequence[float], candidate: Sequence[float], confidence: float = CONFIDENCE) -> Judged:
+def judge_metric(
+    threshold: Threshold, base: Sequence[float], candidate: Sequence[float], confidence: float = CONFIDENCE
+) -> Judged:
     """The verdict on one metric from its value in every round (ms), base and candidate paired; two rounds at least."""
     ratios = [math.log(c / b) for b, c in zip(base, candidate, strict=True)]
     base_ms, candidate_ms = (math.exp(sum(map(math.log, side)) / len(side)) for side in (base, candidate))
@@ -110,4 +112,4 @@ def decide(mean: float, low: float, high: float, bound: float) -> str:
 
 def worst(verdicts: Sequence[str]) -> str:
     """The gravest of several answers."""
-    return min(verdicts, key=VERDICTS.index, default="ok")
+    return min(verdicts, key=_VERDICTS.index, default="ok")

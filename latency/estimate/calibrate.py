@@ -25,11 +25,11 @@ from snapgen_deploy.errors import MeasurementFailed
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.registry import spec_of, target_of
 from snapgen_deploy.latency.environment import host_key
-from snapgen_deploy.latency.estimate.calibrate_graphs import graphs
-from snapgen_deploy.latency.estimate.cost import OpCost, trace
+from snapgen_deploy.latency.estimate.calibrate_graphs import benchmark_graphs
+from snapgen_deploy.latency.estimate.cost import OpCost, trace_costs
 from snapgen_deploy.latency.estimate.cost_components import spelling_of
-from snapgen_deploy.latency.estimate.cost_ops import KINDS
-from snapgen_deploy.latency.estimate.machine import FEATURES, Machine, Rate, counts, excess
+from snapgen_deploy.latency.estimate.cost_ops import OP_KINDS
+from snapgen_deploy.latency.estimate.machine import FEATURES, Machine, Rate, coefficients_of, excess
 from snapgen_deploy.latency.results import DeviceKey
 from snapgen_deploy.system.documents import refuse
 from snapgen_deploy.system.files import cache_root, read_json, write_text
@@ -38,13 +38,13 @@ from snapgen_deploy.system.typed import Number, read_as
 
 ROUNDS = 9
 BURST_SECONDS = 0.004  # a graph runs for about this long in every round
-ON_CHIP = tuple(2.0**n for n in range(17, 25))  # bytes of cache to choose from, 128 KiB to 16 MiB
-SCHEMA_VERSION = 1
-COLUMNS = ("call", "spill", *(f"{kind}.{feature}" for kind in KINDS for feature in FEATURES))
+_ON_CHIP = tuple(2.0**n for n in range(17, 25))  # bytes of cache to choose from, 128 KiB to 16 MiB
+_SCHEMA_VERSION = 1
+COLUMNS = ("call", "spill", *(f"{kind}.{feature}" for kind in OP_KINDS for feature in FEATURES))
 
 
 @dataclass(frozen=True)
-class Sample:
+class MicroBenchmark:
     """A timed list of operations, for the fit."""
 
     name: str
@@ -54,7 +54,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class HostCalibration:
     """A machine with what it was fitted to."""
 
     key: DeviceKey
@@ -63,20 +63,20 @@ class Calibration:
     samples: Mapping[str, Number]  # name -> ms
 
 
-def calibrate(target: str, threads: int, progress: Progress) -> Calibration:
+def calibrate(target: str, threads: int, progress: Progress) -> HostCalibration:
     """Measure and fit; MeasurementFailed (exit 4) where the target does not run here or its times here mean nothing."""
     if reason := unavailable(target):
         raise MeasurementFailed(f"{target}: {reason}")
     key = key_of(target, threads)
     with tempfile.TemporaryDirectory() as folder:
         with progress(f"{target}: exporting micro-benchmarks"):
-            listed = graphs(spelling_of(target).ops)
+            listed = benchmark_graphs(spelling_of(target).ops)
             ready = [prepare(g.name, g.component(), target, threads, Path(folder)) for g in listed]
         with progress(f"{target}: timing {len(ready)} micro-benchmarks, {ROUNDS} rounds"):
             seconds = timed([r.call for r in ready], threads)
-    samples = [Sample(g.name, r.ops, s, g.weight) for g, r, s in zip(listed, ready, seconds, strict=True)]
-    machine, error = fit(samples)
-    return Calibration(key, machine, error, {s.name: 1000 * s.seconds for s in samples})
+    samples = [MicroBenchmark(g.name, r.ops, s, g.weight) for g, r, s in zip(listed, ready, seconds, strict=True)]
+    machine, error = fit_machine(samples)
+    return HostCalibration(key, machine, error, {s.name: 1000 * s.seconds for s in samples})
 
 
 def unavailable(target: str) -> str | None:
@@ -109,7 +109,7 @@ def prepare(name: str, component: Component, target: str, threads: int, folder: 
     artifact = found.export(component, variant, spec_of(target).precisions[0], place, {})
     run = found.open(artifact.path, threads=threads)
     feed = {p.name: e.numpy() for p, e in zip(component.inputs, component.example, strict=True)}
-    return Ready(name, trace(component, spelling_of(target).element), lambda: run(feed))
+    return Ready(name, trace_costs(component, spelling_of(target).element), lambda: run(feed))
 
 
 def timed(calls: Sequence[Callable[[], object]], threads: int, rounds: int = ROUNDS) -> list[float]:
@@ -136,20 +136,20 @@ def features(ops: Sequence[OpCost], on_chip: float) -> np.ndarray:
     """The row of the design matrix for one call of a component; columns as in `COLUMNS`."""
     row = dict.fromkeys(COLUMNS, 0.0) | {"call": 1.0, "spill": excess(ops, on_chip, overlap=False)}
     for o in ops:
-        for feature, value in zip(FEATURES, counts(o), strict=True):
+        for feature, value in zip(FEATURES, coefficients_of(o), strict=True):
             row[f"{o.kind}.{feature}"] += value
     return np.array([row[c] for c in COLUMNS])
 
 
-def fit(samples: Sequence[Sample]) -> tuple[Machine, float]:
+def fit_machine(samples: Sequence[MicroBenchmark]) -> tuple[Machine, float]:
     """The machine with the smallest weighted sum of squared relative errors, all coefficients >= 0, and its mean error."""
-    fitted = [_fit_with(samples, on_chip) for on_chip in ON_CHIP]
+    fitted = [_fit_with(samples, on_chip) for on_chip in _ON_CHIP]
     weights = np.array([s.weight for s in samples])
     machine, residual = min(fitted, key=lambda f: float((weights * np.square(f[1])).sum()))
     return machine, float(np.abs(residual).mean())
 
 
-def _fit_with(samples: Sequence[Sample], on_chip: float) -> tuple[Machine, np.ndarray]:
+def _fit_with(samples: Sequence[MicroBenchmark], on_chip: float) -> tuple[Machine, np.ndarray]:
     """The best machine with so much cache, and the relative errors it leaves."""
     from scipy.optimize import nnls
 
@@ -158,19 +158,19 @@ def _fit_with(samples: Sequence[Sample], on_chip: float) -> tuple[Machine, np.nd
     root = np.sqrt([s.weight for s in samples])
     solution = nnls(root[:, None] * matrix / scale, root)[0] / scale
     found = dict(zip(COLUMNS, solution.tolist(), strict=True))
-    rates: dict[str, Rate] = {kind: Rate(*(found[f"{kind}.{f}"] for f in FEATURES)) for kind in KINDS}
+    rates: dict[str, Rate] = {kind: Rate(*(found[f"{kind}.{f}"] for f in FEATURES)) for kind in OP_KINDS}
     return Machine(rates, call=found["call"], on_chip=on_chip, spill=found["spill"]), matrix @ solution - 1
 
 
-def path_of(key: DeviceKey) -> Path:
+def calibration_path(key: DeviceKey) -> Path:
     """Where the calibration of a key is stored."""
     return cache_root() / "calibration" / f"{key.id}.json"
 
 
-def store(calibration: Calibration) -> Path:
+def store(calibration: HostCalibration) -> Path:
     """Write a calibration, whole or not at all."""
-    path = path_of(calibration.key)
-    data = {"schema_version": SCHEMA_VERSION, **asdict(calibration)}
+    path = calibration_path(calibration.key)
+    data = {"schema_version": _SCHEMA_VERSION, **asdict(calibration)}
     write_json(path, data)
     return path
 
@@ -181,15 +181,15 @@ def write_json(path: Path, data: object) -> None:
     write_text(path, text, "point XDG_CACHE_HOME to another place", parents=True)
 
 
-def load(key: DeviceKey) -> Calibration | None:
+def load_calibration(key: DeviceKey) -> HostCalibration | None:
     """The stored calibration of a key; None where there is none; BadInput where the file is damaged."""
-    path = path_of(key)
+    path = calibration_path(key)
     if not path.is_file():
         return None
     mend = "run `estimate --device host --calibrate` again"
     data = read_json(path, mend)
-    if isinstance(data, dict) and data.get("schema_version") != SCHEMA_VERSION:
+    if isinstance(data, dict) and data.get("schema_version") != _SCHEMA_VERSION:
         return None  # an older version's: as good as none
-    found, problems = read_as(Calibration, data)
+    found, problems = read_as(HostCalibration, data)
     refuse(f"{path} is damaged", problems, f"; {mend}")
     return found

@@ -35,13 +35,13 @@ from snapgen_deploy.sparse.token_layers import (
     TokenSelfAttention,
     TokenSparseAttention,
     merge_heads,
-    rotate,
+    rotate_tokens,
     split_heads,
 )
 from snapgen_deploy.sparse.token_student import TokenDownsample, TokenTime, TokenUpsample
 from snapgen_deploy.sparse.with_rope import WithRope
 
-Shape = tuple[int, ...]
+_Shape = tuple[int, ...]
 # Whole networks are what is estimated, and there are few of them: a network takes 1.1 to 1.5 times the sum of what its
 # operations take alone (students; decoders 0.6 to 0.9 times, measured in onnxruntime). From 8 to 32 the error on unseen
 # networks hardly changed.
@@ -49,12 +49,12 @@ NETWORK_WEIGHT = 16.0
 
 
 @dataclass(frozen=True)
-class Graph:
+class BenchmarkGraph:
     """One micro-benchmark."""
 
     name: str
     module: nn.Module
-    shapes: tuple[Shape, ...]  # of its inputs
+    shapes: tuple[_Shape, ...]  # of its inputs
     weight: float = 1.0  # in the fit
 
     def component(self) -> Component:
@@ -78,7 +78,7 @@ class Apply(nn.Module):
         return self.function(*inputs)
 
 
-def graphs(ops: OpForm) -> tuple[Graph, ...]:
+def benchmark_graphs(ops: OpForm) -> tuple[BenchmarkGraph, ...]:
     """All of them, spelled as the target spells networks (`ops`)."""
     torch.manual_seed(0)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def _chain(*layers: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _linear() -> list[Graph]:
+def _linear() -> list[BenchmarkGraph]:
     sizes = [
         (1, 320, 320), (1, 320, 1920), (24, 160, 96), (64, 320, 320), (64, 512, 1536), (144, 96, 384), (256, 480, 480),
         (576, 96, 96), (576, 224, 896), (1296, 80, 320), (2304, 48, 48),
@@ -103,11 +103,11 @@ def _linear() -> list[Graph]:
     found = []
     for tokens, wide, wider in sizes:
         layers = [nn.Linear(a, b) for a, b in ((wide, wider), (wider, wide), (wide, wider), (wider, wide))]
-        found.append(Graph(f"linear {tokens}x{wide}x{wider}", Apply(_chain(*layers), *layers), ((1, tokens, wide),)))
+        found.append(BenchmarkGraph(f"linear {tokens}x{wide}x{wider}", Apply(_chain(*layers), *layers), ((1, tokens, wide),)))
     return found
 
 
-def _products() -> list[Graph]:
+def _products() -> list[BenchmarkGraph]:
     def both(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.bmm(torch.bmm(q, k.transpose(1, 2)), v)
 
@@ -121,22 +121,24 @@ def _products() -> list[Graph]:
     found = []
     for heads, n, m, d in sizes:
         shapes = ((heads, n, d), (heads, m, d), (heads, m, d))
-        found += [Graph(f"{what} {heads}x{n}x{m}x{d}", Apply(f), shapes) for what, f in (("bmm", both), ("attention", core))]
+        found += [
+            BenchmarkGraph(f"{what} {heads}x{n}x{m}x{d}", Apply(f), shapes) for what, f in (("bmm", both), ("attention", core))
+        ]
     return found
 
 
-def _rowwise(ops: OpForm) -> list[Graph]:
+def _rowwise(ops: OpForm) -> list[BenchmarkGraph]:
     found = []
     for heads, n, d in ((1, 144, 96), (1, 576, 480), (4, 576, 16), (6, 576, 32), (3, 576, 64), (1, 2304, 48)):
         norms = [TokenNorm(heads, d, 1e-6, ops, torch.ones(d), torch.zeros(d)) for _ in range(3)]
-        found.append(Graph(f"norm {heads}x{n}x{d}", Apply(_chain(*norms), *norms), ((heads, n, d),)))
+        found.append(BenchmarkGraph(f"norm {heads}x{n}x{d}", Apply(_chain(*norms), *norms), ((heads, n, d),)))
     for heads, n, m in ((2, 48, 48), (6, 100, 40), (4, 144, 36), (20, 56, 88), (1, 400, 100), (3, 576, 144), (2, 576, 576)):
         twice = _chain(lambda x: x.softmax(-1), lambda x: x.softmax(-1))
-        found.append(Graph(f"softmax {heads}x{n}x{m}", Apply(twice), ((heads, n, m),)))
+        found.append(BenchmarkGraph(f"softmax {heads}x{n}x{m}", Apply(twice), ((heads, n, m),)))
     return found
 
 
-def _elementwise(ops: OpForm) -> list[Graph]:
+def _elementwise(ops: OpForm) -> list[BenchmarkGraph]:
     def modulated(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         for _ in range(3):
             x = x + a * (x * a + b)
@@ -147,18 +149,18 @@ def _elementwise(ops: OpForm) -> list[Graph]:
 
     found = []
     for n, d in ((36, 96), (144, 160), (576, 96), (2304, 48), (1296, 320), (2304, 400)):
-        found.append(Graph(f"modulated {n}x{d}", Apply(modulated), ((1, n, d), (1, 1, d), (1, 1, d))))
-        found.append(Graph(f"added {n}x{d}", Apply(added), ((1, n, d), (1, n, d))))
-        found.append(Graph(f"gelu {n}x{d}", Apply(_chain(GELUS[ops], GELUS[ops])), ((1, n, d),)))
+        found.append(BenchmarkGraph(f"modulated {n}x{d}", Apply(modulated), ((1, n, d), (1, 1, d), (1, 1, d))))
+        found.append(BenchmarkGraph(f"added {n}x{d}", Apply(added), ((1, n, d), (1, n, d))))
+        found.append(BenchmarkGraph(f"gelu {n}x{d}", Apply(_chain(GELUS[ops], GELUS[ops])), ((1, n, d),)))
     for n, d in ((144, 160), (1296, 320)):
-        found.append(Graph(f"sigmoid {n}x{d}", Apply(_chain(torch.sigmoid, torch.sigmoid)), ((1, n, d),)))
+        found.append(BenchmarkGraph(f"sigmoid {n}x{d}", Apply(_chain(torch.sigmoid, torch.sigmoid)), ((1, n, d),)))
     for heads, n, d in ((4, 144, 16), (6, 576, 32), (3, 1152, 64)):
-        rope = Apply(lambda x, c, s: rotate(rotate(x, (c, s)), (c, s)))
-        found.append(Graph(f"rotate {heads}x{n}x{d}", rope, ((heads, n, d), (n, d), (n, d))))
+        rope = Apply(lambda x, c, s: rotate_tokens(rotate_tokens(x, (c, s)), (c, s)))
+        found.append(BenchmarkGraph(f"rotate {heads}x{n}x{d}", rope, ((heads, n, d), (n, d), (n, d))))
     return found
 
 
-def _moves() -> list[Graph]:
+def _moves() -> list[BenchmarkGraph]:
     def turned(x: Tensor) -> Tensor:
         tokens = merge_heads(x, 1) * 2.0  # not a pair of transposes that an optimiser cancels: the heads are cut anew
         return split_heads(tokens, 8) + 1.0
@@ -173,40 +175,40 @@ def _moves() -> list[Graph]:
 
     found = []
     for n, heads, d in ((144, 4, 16), (144, 6, 48), (576, 6, 32), (576, 6, 64), (1296, 12, 16)):
-        found.append(Graph(f"turned {heads}x{n}x{d}", Apply(turned), ((heads, n, d),)))
-        found.append(Graph(f"cut {heads}x{n}x{d}", Apply(cut), ((heads, n, d),)))
-        found.append(Graph(f"halves {heads}x{n}x{d}", Apply(halves), ((heads, n, d),)))
+        found.append(BenchmarkGraph(f"turned {heads}x{n}x{d}", Apply(turned), ((heads, n, d),)))
+        found.append(BenchmarkGraph(f"cut {heads}x{n}x{d}", Apply(cut), ((heads, n, d),)))
+        found.append(BenchmarkGraph(f"halves {heads}x{n}x{d}", Apply(halves), ((heads, n, d),)))
         for axis in (1, 2):
             joined = Apply(lambda x, y, z, axis=axis: torch.cat([torch.cat([x, y, z], axis) * 2.0, x], axis))
-            found.append(Graph(f"joined {heads}x{n}x{d} along {axis}", joined, ((heads, n, d),) * 3))
+            found.append(BenchmarkGraph(f"joined {heads}x{n}x{d} along {axis}", joined, ((heads, n, d),) * 3))
     return found
 
 
-def _images() -> list[Graph]:
+def _images() -> list[BenchmarkGraph]:
     found = []
     for side, a, b in ((12, 4, 80), (24, 24, 48), (24, 80, 160), (48, 24, 48), (96, 12, 24)):
         twice = [nn.Conv2d(a, b, 1), nn.Conv2d(b, a, 1)]
-        found.append(Graph(f"pointwise {side} {a}-{b}", Apply(_chain(*twice), *twice), ((1, a, side, side),)))
+        found.append(BenchmarkGraph(f"pointwise {side} {a}-{b}", Apply(_chain(*twice), *twice), ((1, a, side, side),)))
     for side, a, b in ((12, 4, 80), (24, 16, 24), (48, 12, 24), (96, 12, 3), (160, 24, 3)):
         conv = nn.Conv2d(a, b, 3, padding=1)
-        found.append(Graph(f"conv {side} {a}-{b}", Apply(conv, conv), ((1, a, side, side),)))
+        found.append(BenchmarkGraph(f"conv {side} {a}-{b}", Apply(conv, conv), ((1, a, side, side),)))
     for side, a in ((12, 80), (24, 48), (48, 24), (48, 80), (96, 24)):
         deep = [nn.Conv2d(a, a, 3, padding=1, groups=a) for _ in range(2)]
-        found.append(Graph(f"depthwise {side} {a}", Apply(_chain(*deep), *deep), ((1, a, side, side),)))
+        found.append(BenchmarkGraph(f"depthwise {side} {a}", Apply(_chain(*deep), *deep), ((1, a, side, side),)))
     for side, a in ((12, 48), (48, 12)):
 
         def doubled(x: Tensor) -> Tensor:
             return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
-        found.append(Graph(f"doubled {side} {a}", Apply(doubled), ((1, a, side, side),)))
+        found.append(BenchmarkGraph(f"doubled {side} {a}", Apply(doubled), ((1, a, side, side),)))
     for side, a, b in ((12, 80, 80), (24, 48, 24), (48, 24, 24), (96, 24, 16)):
         groups = DecoderConfig().groups
         block = ImageBlock(ResidualBlock(a, b, 2, groups))
-        found.append(Graph(f"decoder block {side} {a}-{b}", block, ((1, a, side, side),)))
+        found.append(BenchmarkGraph(f"decoder block {side} {a}-{b}", block, ((1, a, side, side),)))
     return found
 
 
-def _blocks(ops: OpForm) -> list[Graph]:
+def _blocks(ops: OpForm) -> list[BenchmarkGraph]:
     """Single layers, in which a runtime finds what it fuses: attention of each sort, a feed-forward layer, time, resampling."""
     found = []
     for (n, d), ratio in (((144, 96), 3), ((400, 160), 4), ((1296, 80), 4), ((36, 320), 3)):
@@ -216,7 +218,7 @@ def _blocks(ops: OpForm) -> list[Graph]:
             y: Tensor = x + a * down(GELUS[ops](up(norm(x) * a + a)))
             return y
 
-        found.append(Graph(f"feed-forward {n}x{d}", Apply(feed, norm, up, down), ((1, n, d), (1, 1, d))))
+        found.append(BenchmarkGraph(f"feed-forward {n}x{d}", Apply(feed, norm, up, down), ((1, n, d), (1, 1, d))))
     for side, d, head, runs, radius, form in (
         (12, 96, 16, 6, 1, "batched"), (12, 288, 48, 4, 1, "batched"), (20, 160, 16, 10, 2, "batched"),
         (20, 224, 56, 5, 0, "loop"), (28, 96, 48, 7, 1, "loop"), (36, 160, 40, 12, 1, "loop"), (36, 64, 16, 9, 1, "batched"),
@@ -225,12 +227,14 @@ def _blocks(ops: OpForm) -> list[Graph]:
         layer = TokenSparseAttention(sparse, 1, ops, (side, side), FORMS[form])
         rope = rope_constants(side, side, head, 1e4)
         found.append(
-            Graph(f"sparse attention {side} {d} {head} {runs} {radius} {form}", WithRope(layer, rope), ((1, side * side, d),))
+            BenchmarkGraph(
+                f"sparse attention {side} {d} {head} {runs} {radius} {form}", WithRope(layer, rope), ((1, side * side, d),)
+            )
         )
     for side, d, head in ((6, 224, 56), (12, 160, 40), (12, 96, 16), (20, 288, 48)):
         dense_layer = TokenSelfAttention(SelfAttention(d, d // head, d // head // 2, head), 1, ops)
         rope = rope_constants(side, side, head, 1e4)
-        found.append(Graph(f"attention {side} {d} {head}", WithRope(dense_layer, rope), ((1, side * side, d),)))
+        found.append(BenchmarkGraph(f"attention {side} {d} {head}", WithRope(dense_layer, rope), ((1, side * side, d),)))
     for n, d, length, inner, head in (
         (36, 224, 24, 96, 16),
         (144, 96, 56, 96, 48),
@@ -238,28 +242,32 @@ def _blocks(ops: OpForm) -> list[Graph]:
         (1296, 64, 48, 96, 32),
     ):
         cross = TokenCrossAttention(CrossAttention(d, 96, inner, head), 1)
-        found.append(Graph(f"cross-attention {n} {d} {length} {inner}", cross, ((1, n, d), (1, length, 96), (1, 1, length))))
+        found.append(
+            BenchmarkGraph(f"cross-attention {n} {d} {length} {inner}", cross, ((1, n, d), (1, length, 96), (1, 1, length)))
+        )
     for d in (96, 320):
         time = TokenTime(TimeEmbedding(160, d))
-        found.append(Graph(f"time {d}", Apply(lambda x, time=time: torch.cat([*time(x)], 1), time), ((1, 160),)))
+        found.append(BenchmarkGraph(f"time {d}", Apply(lambda x, time=time: torch.cat([*time(x)], 1), time), ((1, 160),)))
     for side, d in ((12, 160), (28, 96)):
         both = [
             TokenDownsample(nn.Conv2d(d, d, 2, 2), (side, side)),
             TokenUpsample(nn.ConvTranspose2d(d, d, 2, 2), (side, side)),
         ]
-        found.append(Graph(f"resampling {side} {d}", Apply(_chain(*both), *both), ((1, side * side, d),)))
+        found.append(BenchmarkGraph(f"resampling {side} {d}", Apply(_chain(*both), *both), ((1, side * side, d),)))
     for length, width in ((24, 96), (56, 320)):
         text = TokenTextBlock(TextBlock(width, width // 32), 1, ops)
-        found.append(Graph(f"text block {length} {width}", text, ((1, length, width), (1, 1, length))))
+        found.append(BenchmarkGraph(f"text block {length} {width}", text, ((1, length, width), (1, 1, length))))
     return found
 
 
-def _networks(ops: OpForm) -> list[Graph]:
+def _networks(ops: OpForm) -> list[BenchmarkGraph]:
     """Students and decoders of a few milliseconds."""
-    found = [Graph(e.name, e.module, e.shapes, NETWORK_WEIGHT) for family in FAMILIES.values() for e in family.examples(ops)]
+    found = [
+        BenchmarkGraph(e.name, e.module, e.shapes, NETWORK_WEIGHT) for family in FAMILIES.values() for e in family.examples(ops)
+    ]
     for side, channels, levels in ((12, (80, 48, 24, 24), (1, 1, 1, 0)), (20, (96, 48, 24, 16), (2, 1, 1, 1))):
         decoder = TinyDecoder(DecoderConfig(4, channels, levels, groups=4))
         upsample: UpsampleForm = "native" if ops == "native" else "transposed"
         rewritten = rewrite_decoder(decoder, (side, side), layout="token", upsample=upsample)
-        found.append(Graph(f"decoder {side} {channels}", rewritten, ((1, 4, side, side),), NETWORK_WEIGHT))
+        found.append(BenchmarkGraph(f"decoder {side} {channels}", rewritten, ((1, 4, side, side),), NETWORK_WEIGHT))
     return found

@@ -22,7 +22,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from snapgen_deploy.export.base import Component
-from snapgen_deploy.latency.estimate.cost_ops import FREE, PRODUCTS, RESHAPES, TRANSPOSES, Kind, kind_of, macs_of, rows, rows_of
+from snapgen_deploy.latency.estimate.cost_ops import (
+    FREE,
+    PRODUCTS,
+    RESHAPES,
+    TRANSPOSES,
+    OpKind,
+    kind_of,
+    macs_of,
+    rows,
+    rows_of,
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class OpCost:
     `cost_ops.rows_of`. A view has zeros everywhere."""
 
     name: str  # of the aten operation
-    kind: Kind
+    kind: OpKind
     macs: int
     read: int  # bytes, weights included
     written: int  # bytes
@@ -61,7 +71,7 @@ def total(ops: Iterable[OpCost]) -> Total:
     return Total(sum(o.kind != "view" for o in listed), *sums)
 
 
-def trace(component: Component, element: int = 4) -> tuple[OpCost, ...]:
+def trace_costs(component: Component, element: int = 4) -> tuple[OpCost, ...]:
     """The operations of a component that a runtime dispatches, in order. `element`: bytes of a number on the device.
 
     Raises `cost_ops.UnknownOperation` for an operation without a rule.
@@ -70,7 +80,7 @@ def trace(component: Component, element: int = 4) -> tuple[OpCost, ...]:
 
 
 def trace_module(module: nn.Module, example: Sequence[Tensor], element: int = 4) -> tuple[OpCost, ...]:
-    """`trace` of any module; its tensors and the example may be on any device and are not touched."""
+    """`trace_costs` of any module; its tensors and the example may be on any device and are not touched."""
     stored = {n: t.detach().to("meta") for n, t in (*module.named_parameters(), *module.named_buffers())}
     inputs = tuple(t.to("meta") for t in example)
     with torch.no_grad(), _Recorder(stored.values(), element) as recorder:

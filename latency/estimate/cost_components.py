@@ -29,7 +29,7 @@ Ops = tuple[OpCost, ...]
 
 
 @dataclass(frozen=True)
-class Spelling:
+class _Spelling:
     """How a target spells a network: what `components.build_component` does for it."""
 
     layout: Layout
@@ -50,14 +50,14 @@ class Drawn:
     latent: tuple[int, int, int]
 
 
-def spelling_of(target: str) -> Spelling:
+def spelling_of(target: str) -> _Spelling:
     """The spelling of `name` or `name:variant` at its default precision; BadInput for a target that is not known.
 
     Activations of w8a16 are 16 bits, as fp16's are.
     """
     spec = spec_of(target)
     precision, writing = spec.precisions[0], spec.writing
-    return Spelling(spec.layout, int(WEIGHT_BYTES[precision]), writing.ops_at(precision), writing.upsample)
+    return _Spelling(spec.layout, int(WEIGHT_BYTES[precision]), writing.ops_at(precision), writing.upsample)
 
 
 def picture_costs(config: ModelConfig, width: str, resolution: tuple[int, int], target: str) -> Costs:

@@ -1,4 +1,4 @@
-"""What one operation costs in arithmetic and in memory traffic, from the shapes of its tensors. The rules of `cost.trace`.
+"""What one operation costs in arithmetic and memory traffic, from the shapes of its tensors. The rules of `cost.trace_costs`.
 
 A MAC is one multiply-accumulate. Products: rows * columns * inner. Convolution: outputs * inputs per group * taps (a transposed
 one: inputs * outputs per group * taps). Element-wise work is counted in bytes only, since no machine here is bound by its adds.
@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-Kind = Literal[
+OpKind = Literal[
     "linear", "product", "pointwise", "conv", "depthwise", "softmax", "norm", "activation", "elementwise", "transpose", "slice",
     "concat", "reduce", "move", "view",
 ]  # fmt: skip
-KINDS: tuple[Kind, ...] = (
+OP_KINDS: tuple[OpKind, ...] = (
     "linear",  # a product with stored weights
     "product",  # a product of two activations (attention)
     "pointwise",  # a 1x1 convolution
@@ -42,7 +42,7 @@ FREE = frozenset({"expand", "alias", "detach", "clone", "lift_fresh"})
 TRANSPOSES = frozenset({"t", "transpose", "permute"})
 PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
 
-_KIND: Mapping[str, Kind] = MappingProxyType(
+_KIND: Mapping[str, OpKind] = MappingProxyType(
     {
         "_softmax": "softmax",
         "native_layer_norm": "norm",
@@ -75,7 +75,7 @@ class UnknownOperation(LookupError):
     """An operation that the cost model has no rule for; estimates must not leave work out in silence."""
 
 
-def kind_of(name: str, args: Sequence[Any], constant: Callable[[Tensor], bool]) -> Kind:
+def kind_of(name: str, args: Sequence[Any], constant: Callable[[Tensor], bool]) -> OpKind:
     """The class of an operation by its aten name; raises UnknownOperation."""
     if name in PRODUCTS:
         return "linear" if any(constant(a) for a in args[-2:]) else "product"

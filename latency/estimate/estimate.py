@@ -16,8 +16,8 @@ from typing import Any
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.names import STEP
 from snapgen_deploy.latency.estimate.cost_components import Costs, picture_costs, spelling_of
-from snapgen_deploy.latency.estimate.estimate_basis import Basis, Device, Host, Kind, NoBasis, basis_of
-from snapgen_deploy.latency.estimate.estimate_measured import find_measured, interval_ms, parts_ms, parts_of
+from snapgen_deploy.latency.estimate.estimate_basis import Basis, BasisKind, EstimatedDevice, Host, NoBasis, basis_of
+from snapgen_deploy.latency.estimate.estimate_measured import find_measured, interval_ms, measured_parts, parts_ms
 from snapgen_deploy.latency.estimate.machine import Machine, component_times
 from snapgen_deploy.latency.results import Measurement
 from snapgen_deploy.models import ModelConfig
@@ -32,8 +32,8 @@ class Estimate:
     ms: float
     low: float
     high: float
-    basis: Kind
-    parts: Mapping[str, float]  # ms: text encoders, student_step, decoder, beside; see `parts_of`
+    basis: BasisKind
+    parts: Mapping[str, float]  # ms: text encoders, student_step, decoder, beside; see `measured_parts`
     width: str
     resolution: tuple[int, int]
     steps: int
@@ -54,7 +54,7 @@ def estimate_picture(
     config: ModelConfig,
     width: str,
     resolution: tuple[int, int],
-    device: Device,
+    device: EstimatedDevice,
     target: str,
     *,
     steps: int | None = None,
@@ -101,11 +101,13 @@ def from_costs(costs: Costs, basis: Basis, width: str, resolution: tuple[int, in
 
 def picture_parts(costs: Costs, machine: Machine) -> dict[str, float]:
     """Times of the components in ms, each once."""
-    return parts_of({name: 1e3 * component_times(machine, ops).seconds for name, ops in costs.items()}, 1e3 * machine.picture)
+    return measured_parts(
+        {name: 1e3 * component_times(machine, ops).seconds for name, ops in costs.items()}, 1e3 * machine.picture
+    )
 
 
 def plan_estimator(
-    config: ModelConfig, device: Device, resolution: tuple[int, int] | None = None
+    config: ModelConfig, device: EstimatedDevice, resolution: tuple[int, int] | None = None
 ) -> Callable[[str, str, str], Estimate | None]:
     """What a plan asks for every width, target key and precision; None where there is no basis."""
 

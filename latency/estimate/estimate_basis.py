@@ -8,11 +8,11 @@ from typing import Literal
 from snapgen_deploy.device_profiles import Profile
 from snapgen_deploy.export.registry import host_default, spec_of
 from snapgen_deploy.latency.estimate import calibrate
-from snapgen_deploy.latency.estimate.cost_ops import KINDS
+from snapgen_deploy.latency.estimate.cost_ops import OP_KINDS
 from snapgen_deploy.latency.estimate.estimate_fitted import PEAK_BANDWIDTH, fitted
 from snapgen_deploy.latency.estimate.machine import Machine, Rate
 
-Kind = Literal["measured", "calibrated", "fitted", "derived"]
+BasisKind = Literal["measured", "calibrated", "fitted", "derived"]
 
 HOST = "host"  # the device id of this machine
 FITTED_DEVICE, FITTED_OPS = "iphone16pm", 35.0  # TOPS, the unit in which Apple publishes all its Neural Engines
@@ -37,14 +37,14 @@ class Host:
     name: str = "this host"
 
 
-Device = Profile | Host
+EstimatedDevice = Profile | Host
 
 
 @dataclass(frozen=True)
 class Basis:
     """The machine, and the machines at both ends of the interval."""
 
-    kind: Kind
+    kind: BasisKind
     machine: Machine
     fast: Machine
     slow: Machine
@@ -58,7 +58,7 @@ class NoBasis:
     reason: str
 
 
-def basis_of(device: Device, target: str) -> Basis | NoBasis:
+def basis_of(device: EstimatedDevice, target: str) -> Basis | NoBasis:
     """The basis for a target (`name` or `name:variant`) on a device, or why there is none; nothing is invented."""
     if isinstance(device, Host):
         return _calibrated(device, target)
@@ -70,7 +70,7 @@ def basis_of(device: Device, target: str) -> Basis | NoBasis:
     return NoBasis(f"no basis for {target} on {device.name}: nothing is published about it there, and nothing was measured")
 
 
-def target_of_estimate(device: Device, wanted: str | None) -> str:
+def target_of_estimate(device: EstimatedDevice, wanted: str | None) -> str:
     """The key of the target: as on the command line, with the first variant where none is given; else the first known one."""
     if wanted is None:
         keys = [host_default().key] if isinstance(device, Host) else [t.key for t in device.targets]
@@ -81,7 +81,7 @@ def target_of_estimate(device: Device, wanted: str | None) -> str:
 def _calibrated(host: Host, target: str) -> Basis | NoBasis:
     if reason := calibrate.unavailable(target):
         return NoBasis(f"{target}: {reason}")
-    found = calibrate.load(calibrate.key_of(target, host.threads))
+    found = calibrate.load_calibration(calibrate.key_of(target, host.threads))
     if found is None:
         threads = f"{host.threads} thread{'s' if host.threads > 1 else ''}"
         return NoBasis(
@@ -132,7 +132,7 @@ def _arm_cpu(device: Profile) -> Basis | NoBasis:
         return NoBasis(f"no basis for the CPU of {device.name}: its profile has no published {missing}")
     count = cores.value if cores is not None else 1
     mac, byte = 1 / (clock.value * 1e9 * ARM_MACS_PER_CYCLE * count), 1 / (bandwidth.value * 1e9)
-    used = [k for k in KINDS if k != "view"]
+    used = [k for k in OP_KINDS if k != "view"]
     machine = Machine({k: Rate(mac=mac, read=byte, written=byte) for k in used})
     line = (
         f"derived from published figures: {count:g} core{'s' if count > 1 else ''} at {clock} x {ARM_MACS_PER_CYCLE} fp32 "

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from snapgen_deploy.families.names import DECODER
-from snapgen_deploy.latency.estimate.cost_ops import KINDS
+from snapgen_deploy.latency.estimate.cost_ops import OP_KINDS
 from snapgen_deploy.latency.estimate.machine import Machine, Rate
 from snapgen_deploy.latency.estimate.published import ON_CHIP, PICTURE_MS, POINTS, Load, Point
 
 PEAK_MACS = 17.5e12 / 2  # per second, fp16: half of 35 TOPS, two operations a MAC (profile iphone16pm)
 PEAK_BANDWIDTH = 60e9  # bytes per second (profile iphone16pm)
 STREAM_LIMIT = 10 * PEAK_BANDWIDTH  # on-chip memory is quicker than main memory; nothing is published of how much
-STEPS = 4  # of the published picture
+_STEPS = 4  # of the published picture
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Fit:
     def machine(self) -> Machine:
         """The accelerator as a machine."""
         a = self.accelerator
-        rates: Mapping[str, Rate] = {kind: Rate(mac=1 / a.macs, read=1 / a.stream) for kind in KINDS if kind != "view"}
+        rates: Mapping[str, Rate] = {kind: Rate(mac=1 / a.macs, read=1 / a.stream) for kind in OP_KINDS if kind != "view"}
         return Machine(rates, picture=self.picture_ms / 1e3, on_chip=ON_CHIP, spill=1 / a.spill, overlap=True)
 
 
@@ -101,4 +101,4 @@ def fitted() -> Fit:
     rms = math.sqrt(sum(math.log1p(p.error) ** 2 for p in points) / len(points))
     factor = math.exp(float(stats.t.ppf(0.95, len(POINTS) - len(vars(accelerator)))) * rms)
     known = {p.name: p.ms for p in POINTS}
-    return Fit(accelerator, points, factor, PICTURE_MS - STEPS * known["small"] - known[DECODER])
+    return Fit(accelerator, points, factor, PICTURE_MS - _STEPS * known["small"] - known[DECODER])

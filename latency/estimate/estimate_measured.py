@@ -71,10 +71,10 @@ def parts_ms(measurement: Measurement) -> dict[str, float]:
     parts = {name: statistics.median(measurement.samples(name) or [0.0]) for name in timed}
     steps = (measurement.steps - 1) * parts.get(STUDENT, 0.0)
     rest = statistics.median(measurement.samples(QUERY)) - sum(parts.values()) - steps
-    return parts_of(parts, max(0.0, rest))
+    return measured_parts(parts, max(0.0, rest))
 
 
-def parts_of(components: Mapping[str, float], beside: float) -> dict[str, float]:
+def measured_parts(components: Mapping[str, float], beside: float) -> dict[str, float]:
     """Times in ms of the components and of what a picture takes beside them, under the names that estimates have for them.
 
     The student counts one step. Of a text encoder or a decoder that there is not, 0.

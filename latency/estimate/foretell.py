@@ -12,7 +12,7 @@ from snapgen_deploy.job.foretold import Foretold
 from snapgen_deploy.latency.estimate.cost import total
 from snapgen_deploy.latency.estimate.cost_components import Costs, picture_costs
 from snapgen_deploy.latency.estimate.estimate import from_costs
-from snapgen_deploy.latency.estimate.estimate_basis import Device, Host, NoBasis, basis_of
+from snapgen_deploy.latency.estimate.estimate_basis import EstimatedDevice, Host, NoBasis, basis_of
 from snapgen_deploy.latency.results import Measurement
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.plan.plan import ExportPlan
@@ -41,7 +41,7 @@ def beside(bundle: Bundle, measurement: Measurement, *, on_host: bool) -> dict[s
 
 
 def _entry(
-    config: ModelConfig, width: str, resolution: tuple[int, int], costs: Costs, device: Device, target: str
+    config: ModelConfig, width: str, resolution: tuple[int, int], costs: Costs, device: EstimatedDevice, target: str
 ) -> dict[str, Any] | None:
     basis = basis_of(device, target)
     if isinstance(basis, NoBasis):

@@ -70,7 +70,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Times:
+class _Times:
     """Seconds of a component, by cause."""
 
     call: float
@@ -96,12 +96,12 @@ def excess(ops: Iterable[OpCost], on_chip: float, *, overlap: bool) -> float:
     return moved + max(0.0, sum(o.weights for o in listed) - on_chip)
 
 
-def counts(op: OpCost) -> tuple[int, ...]:
+def coefficients_of(op: OpCost) -> tuple[int, ...]:
     """What the coefficients of `Rate` are multiplied with, in their order."""
     return 1, op.rows, op.macs, op.read, op.written
 
 
-def component_times(machine: Machine, ops: Iterable[OpCost]) -> Times:
+def component_times(machine: Machine, ops: Iterable[OpCost]) -> _Times:
     """The time of one run of a component; all zero for a component without operations."""
     dispatch = compute = traffic = 0.0
     listed = tuple(ops)
@@ -114,4 +114,4 @@ def component_times(machine: Machine, ops: Iterable[OpCost]) -> Times:
         else:
             traffic += rate.read * op.read + rate.written * op.written
     spill = machine.spill * excess(listed, machine.on_chip, overlap=machine.overlap)
-    return Times(machine.call if listed else 0.0, dispatch, compute, traffic, spill, machine.overlap)
+    return _Times(machine.call if listed else 0.0, dispatch, compute, traffic, spill, machine.overlap)

@@ -16,10 +16,10 @@ from snapgen_deploy.latency.results import QUERY, Measurement
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK, SOFT, BAD, MARK = "#1f5fbf", "#9db9e3", "#c0392b", "#222222"  # blue and red are told apart by shape too
+_INK, SOFT, BAD, MARK = "#1f5fbf", "#9db9e3", "#c0392b", "#222222"  # blue and red are told apart by shape too
 SUFFIXES = (".png", ".svg", ".pdf")
 # Nothing that changes from run to run: no date, no version of the library.
-METADATA: dict[str, dict[str, None]] = {
+_METADATA: dict[str, dict[str, None]] = {
     ".png": {"Software": None},
     ".svg": {"Date": None, "Creator": None},
     ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
@@ -27,7 +27,7 @@ METADATA: dict[str, dict[str, None]] = {
 
 
 @dataclass(frozen=True)
-class Point:
+class _Point:
     """One sample on the clock of its measurement."""
 
     seconds: float  # since the first round
@@ -36,15 +36,15 @@ class Point:
     valid: bool
 
 
-def timeline(measurement: Measurement, name: str = QUERY) -> tuple[Point, ...]:
+def timeline(measurement: Measurement, name: str = QUERY) -> tuple[_Point, ...]:
     """The samples of one name in their order. Rounds begin when they say so (`started_s`), else one after the other."""
     starts = [r.state.get("started_s") for r in measurement.rounds]
-    points: list[Point] = []
+    points: list[_Point] = []
     clock = 0.0
     for i, (r, start) in enumerate(zip(measurement.rounds, starts, strict=True)):
         clock = float(start) if start is not None and None not in starts else clock
         for ms in r.samples.get(name, ()):
-            points.append(Point(clock, ms, i, r.valid))
+            points.append(_Point(clock, ms, i, r.valid))
             clock += ms / 1000
     return tuple(points)
 
@@ -58,7 +58,7 @@ def minute_medians(measurement: Measurement, name: str = QUERY) -> tuple[tuple[i
     return tuple((minute, statistics.median(values)) for minute, values in sorted(minutes.items()))
 
 
-def plot(measurement: Measurement, path: Path) -> None:
+def plot_measurement(measurement: Measurement, path: Path) -> None:
     """Draw a measurement into a .png, .svg or .pdf; the same measurement always gives the same bytes."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -66,7 +66,7 @@ def plot(measurement: Measurement, path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise BadInput(f"plot: got {path.name}, expected a name that ends with {', '.join(SUFFIXES)}")
-    names = in_order(n for n in measurement.names if measurement.samples(n))
+    names = statistics_in_order(n for n in measurement.names if measurement.samples(n))
     if not names:
         raise BadInput(f"the measurement of {measurement.bundle} has no valid sample to plot; measure again")
     sustained = measurement.mode == "sustained"
@@ -82,7 +82,7 @@ def plot(measurement: Measurement, path: Path) -> None:
         key = measurement.key
         figure.suptitle(f"{measurement.bundle} ({measurement.width})  ·  {key.backend}  ·  {key.soc}", parse_math=False)
         try:
-            figure.savefig(path, dpi=150, metadata=METADATA[suffix])
+            figure.savefig(path, dpi=150, metadata=_METADATA[suffix])
         except OSError as error:
             raise BadInput(f"plot: {path} cannot be written ({error.strerror}); choose another place") from None
 
@@ -92,14 +92,14 @@ def label(name: str) -> str:
     return "whole picture" if name == QUERY else timing_title(name)
 
 
-def in_order(names: Iterable[str]) -> list[str]:
+def statistics_in_order(names: Iterable[str]) -> list[str]:
     """The whole picture first, then the components as a picture passes through them."""
     return sorted(components_in_order(names), key=lambda n: n != QUERY)
 
 
 def _distribution(axes: Axes, measurement: Measurement, name: str) -> None:
     values, summary = measurement.samples(name), measurement.summary(name)
-    axes.hist(values, bins=min(40, max(5, len(values) // 4)), color=SOFT, edgecolor=INK, linewidth=0.4)
+    axes.hist(values, bins=min(40, max(5, len(values) // 4)), color=SOFT, edgecolor=_INK, linewidth=0.4)
     axes.axvline(summary["p50"], color=MARK, linewidth=1.2)
     figures = f"p50 {summary['p50']:.4g}"
     if summary["p90_bound"] is not None:
@@ -112,7 +112,7 @@ def _distribution(axes: Axes, measurement: Measurement, name: str) -> None:
 
 def _against_time(axes: Axes, measurement: Measurement, name: str) -> None:
     points = timeline(measurement, name)
-    for valid, colour, marker, said in ((True, INK, ".", "valid round"), (False, BAD, "x", "discarded round")):
+    for valid, colour, marker, said in ((True, _INK, ".", "valid round"), (False, BAD, "x", "discarded round")):
         chosen = [p for p in points if p.valid is valid]
         if chosen:
             axes.plot(
@@ -133,7 +133,7 @@ def _against_time(axes: Axes, measurement: Measurement, name: str) -> None:
 
 def _minutes(axes: Axes, measurement: Measurement, name: str) -> None:
     medians = minute_medians(measurement, name)
-    axes.plot([m for m, _ in medians], [ms for _, ms in medians], "o-", color=INK, markersize=4)
+    axes.plot([m for m, _ in medians], [ms for _, ms in medians], "o-", color=_INK, markersize=4)
     axes.set_title(f"{label(name)}, median of every minute")
     axes.set_xlabel("minute")
     axes.set_ylabel("ms")

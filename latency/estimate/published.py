@@ -25,7 +25,7 @@ from snapgen_deploy.models.dit_config import DiTConfig, dit_of
 from snapgen_deploy.models.presets import snapgenpp
 
 SOURCE = "SnapGen++, arXiv 2601.08303, iPhone 16 Pro Max, Core ML, 1024 x 1024"
-LATENT = (128, 128)
+_LATENT = (128, 128)
 ON_CHIP = 5e6  # bytes; community measurements: activations past 2 to 5 MB stream from memory
 PICTURE_MS = 1750.0  # four steps of `small` and the decoder: 1.7 to 1.8 s published, the middle
 
@@ -100,7 +100,7 @@ def trace_point(name: str) -> tuple[OpCost, ...]:
         network = spec.build(width)
     if name in ("A", "C"):
         network.skips = nn.ModuleList()  # dense skips came with (D)
-    drawn = Drawn(width, config.resolution, (student.latent_channels, *LATENT))
+    drawn = Drawn(width, config.resolution, (student.latent_channels, *_LATENT))
     return component_costs(config, spec, network, drawn, COREML.key, "loop")
 
 

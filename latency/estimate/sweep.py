@@ -11,7 +11,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.names import STEP
 from snapgen_deploy.families.registry import family_of
 from snapgen_deploy.latency.estimate.estimate import Estimate, estimate_picture
-from snapgen_deploy.latency.estimate.estimate_basis import Device
+from snapgen_deploy.latency.estimate.estimate_basis import EstimatedDevice
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.plan.sizes import latent_of
 from snapgen_deploy.system.progress import Progress
@@ -19,10 +19,10 @@ from snapgen_deploy.system.progress import Progress
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK = ("#1f5fbf", "#c0392b", "#2e7d32", "#8e44ad", "#b7791f")
+_INK = ("#1f5fbf", "#c0392b", "#2e7d32", "#8e44ad", "#b7791f")
 MARKS = "osD^v"  # so that lines are told apart without colour
 SHARES = (0.5, 0.75, 1.0)  # of the picture's side
-STEPS = (1, 2, 4, 8)
+_STEPS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Sweep:
     steps: tuple[Estimate, ...]
 
 
-def sweep(
+def sweep_estimates(
     config: ModelConfig,
-    device: Device,
+    device: EstimatedDevice,
     target: str,
     widths: Sequence[str],
     *,
@@ -46,15 +46,15 @@ def sweep(
 ) -> Sweep:
     """All estimates there are; a size without a basis (a measurement holds for one size only) is left out."""
     grown: list[Estimate] = []
-    for size in sizes(config, resolution):
+    for size in _sizes(config, resolution):
         with progress(f"estimating {size[0]}x{size[1]}"):
             found = [estimate_picture(config, w, size, device, target, steps=steps) for w in widths]
         grown += [e for e in found if isinstance(e, Estimate)]
     asked = tuple(e for e in grown if e.resolution == resolution)
-    return Sweep(asked, tuple(grown), tuple(with_steps(e, n) for e in asked for n in sorted({*STEPS, steps})))
+    return Sweep(asked, tuple(grown), tuple(with_steps(e, n) for e in asked for n in sorted({*_STEPS, steps})))
 
 
-def sizes(config: ModelConfig, resolution: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+def _sizes(config: ModelConfig, resolution: tuple[int, int]) -> tuple[tuple[int, int], ...]:
     """Smaller pictures of about the same shape that the model admits, and the one asked for; BadInput where it does not fit."""
     latent_of(config, resolution)
     family, factor = family_of(config), config.student.latent_factor
@@ -74,7 +74,7 @@ def with_steps(estimate: Estimate, steps: int) -> Estimate:
     return replace(estimate, ms=ms, low=estimate.low * share, high=estimate.high * share, steps=steps)
 
 
-def plot(found: Sweep, device: Device, path: Path) -> None:
+def plot_sweep(found: Sweep, device: EstimatedDevice, path: Path) -> None:
     """Three panels: latency against width, picture size and steps, with intervals. The same sweep gives the same bytes."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -99,7 +99,7 @@ def plot(found: Sweep, device: Device, path: Path) -> None:
 
 def _bars(axes: Axes, estimates: Sequence[Estimate]) -> None:
     values, ends = [e.ms for e in estimates], [[e.ms - e.low for e in estimates], [e.high - e.ms for e in estimates]]
-    colours = [INK[i % len(INK)] for i in range(len(estimates))]
+    colours = [_INK[i % len(_INK)] for i in range(len(estimates))]
     axes.bar([e.width for e in estimates], values, yerr=ends, color=colours, alpha=0.75, capsize=4, width=0.6)
     axes.set_xlabel("width")
     axes.set_ylabel("ms")
@@ -109,7 +109,7 @@ def _bars(axes: Axes, estimates: Sequence[Estimate]) -> None:
 def _lines(axes: Axes, estimates: Sequence[Estimate], label: str, place: Callable[[Estimate], float]) -> None:
     for i, width in enumerate(dict.fromkeys(e.width for e in estimates)):
         ours = sorted((e for e in estimates if e.width == width), key=place)
-        x, colour = [place(e) for e in ours], INK[i % len(INK)]
+        x, colour = [place(e) for e in ours], _INK[i % len(_INK)]
         axes.plot(x, [e.ms for e in ours], MARKS[i % len(MARKS)] + "-", color=colour, markersize=4, label=width)
         axes.fill_between(x, [e.low for e in ours], [e.high for e in ours], color=colour, alpha=0.15, linewidth=0)
     axes.set_xlabel(label)

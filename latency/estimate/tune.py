@@ -11,7 +11,7 @@ from snapgen_deploy.export.registry import spec_of
 from snapgen_deploy.families.base import Layer
 from snapgen_deploy.families.registry import family_of
 from snapgen_deploy.latency.estimate.calibrate import prepare, timed, unavailable
-from snapgen_deploy.latency.estimate.calibrate_graphs import Graph
+from snapgen_deploy.latency.estimate.calibrate_graphs import BenchmarkGraph
 from snapgen_deploy.latency.estimate.cost_components import spelling_of
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
@@ -19,7 +19,7 @@ from snapgen_deploy.system.progress import Progress
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TunedForms:
     """Times in ms of one layer per form, the quickest first."""
 
     ms: Mapping[str, float]
@@ -55,7 +55,7 @@ def tune_plan(config: ModelConfig, plan: ExportPlan, threads: int, progress: Pro
             reasons.append(f"{target.key}: not tuned ({reason}); stored form {target.form}")
             continue
         with progress(f"{target.key}: timing {', '.join(target.spec.writing.forms)}"):
-            found = tune(config, plan, target, threads)
+            found = tune_forms(config, plan, target, threads)
         targets.append(replace(target, form=found.form, form_ms=tuple(found.ms.items())))
         times = ", ".join(f"{name} {ms:.3g} ms" for name, ms in found.ms.items())
         said = f"{100 * found.margin:.0f} % ahead ({times} a layer, threads: {threads})"
@@ -63,16 +63,16 @@ def tune_plan(config: ModelConfig, plan: ExportPlan, threads: int, progress: Pro
     return replace(plan, targets=tuple(targets), reasons=tuple(reasons))
 
 
-def tune(config: ModelConfig, plan: ExportPlan, target: TargetPlan, threads: int) -> Tuned:
+def tune_forms(config: ModelConfig, plan: ExportPlan, target: TargetPlan, threads: int) -> TunedForms:
     """Export a layer in every form, at the plan's width and size, and time them in turns."""
     with tempfile.TemporaryDirectory() as folder:
         calls = {}
         for name, layer in layers(config, plan, target.key).items():
-            graph = Graph(name, layer.module, layer.shapes)
+            graph = BenchmarkGraph(name, layer.module, layer.shapes)
             calls[name] = prepare(name, graph.component(), target.key, threads, Path(folder)).call
         seconds = timed(list(calls.values()), threads)
     by_time = sorted(zip(calls, seconds, strict=True), key=lambda pair: pair[1])
-    return Tuned({name: 1e3 * value for name, value in by_time})
+    return TunedForms({name: 1e3 * value for name, value in by_time})
 
 
 def layers(config: ModelConfig, plan: ExportPlan, key: str) -> Mapping[str, Layer]:

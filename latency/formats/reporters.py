@@ -18,7 +18,7 @@ Reporter = Callable[[Record], str]
 
 SUMMARY_LIMIT = (1 << 20) - 1024  # bytes; GitHub refuses a step summary over 1 MiB as a whole, other steps' text included
 ANNOTATIONS = 10  # of one type that GitHub shows per step
-SIGNS = {"regressed": "❌", "failed": "❌", "inconclusive": "❔", "changed": "⚠️", "ok": "✅", "same": "✅", "improved": "✅"}
+_SIGNS = {"regressed": "❌", "failed": "❌", "inconclusive": "❔", "changed": "⚠️", "ok": "✅", "same": "✅", "improved": "✅"}
 
 
 def as_json(record: Record) -> str:
@@ -33,7 +33,7 @@ def step_summary(record: Record, limit: int = SUMMARY_LIMIT) -> str:
     """Markdown for $GITHUB_STEP_SUMMARY: verdict, metrics, guards, notes; at most `limit` bytes, and says what it left out."""
     verdict = record["verdict"]
     lines = [
-        f"### {SIGNS.get(verdict, '')} Latency: {_markdown(verdict)}",
+        f"### {_SIGNS.get(verdict, '')} Latency: {_markdown(verdict)}",
         "",
         f"{_markdown(record['base']['bundle'])} → {_markdown(record['candidate']['bundle'])}, "
         f"{_markdown(record['target'])} on {_markdown(record['key'].get('soc', 'unknown'))}, "
@@ -58,7 +58,7 @@ def _metric_rows(metrics: Sequence[Record]) -> list[str]:
         limit = "—" if m["limit"] is None else f"{percent(m['limit'])}{' (warns)' if m['warn'] else ''}"
         rows.append(
             f"| {_markdown(m['name'])} | {milliseconds(m['base_ms'])} | {milliseconds(m['candidate_ms'])} | {change_text(m)} "
-            f"| {SIGNS.get(m['verdict'], '')} {_markdown(m['verdict'])} | {percent(m['detectable'])} | {limit} |"
+            f"| {_SIGNS.get(m['verdict'], '')} {_markdown(m['verdict'])} | {percent(m['detectable'])} | {limit} |"
         )
     return [*rows, ""]
 
@@ -70,7 +70,7 @@ def _guard_rows(guards: Sequence[Record]) -> list[str]:
     if moved:
         rows = ["| guard | component | verdict | difference |", "| :--- | :--- | :--- | :--- |"]
     for g in moved:
-        cells = (g["name"], g["component"], f"{SIGNS.get(g['verdict'], '')} {g['verdict']}", guard_sentence(g))
+        cells = (g["name"], g["component"], f"{_SIGNS.get(g['verdict'], '')} {g['verdict']}", guard_sentence(g))
         rows.append("| " + " | ".join(_markdown(c) for c in cells) + " |")
     same = len(guards) - len(moved)
     return [*rows, *([""] if moved else []), *([f"- {same} deterministic guards unchanged"] if same else [])]

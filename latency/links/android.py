@@ -16,7 +16,7 @@ from pathlib import Path
 from snapgen_deploy.errors import BadInput, MeasurementFailed
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.latency.links.android_runners import RESULT, Engine, ExecuTorchEngine, OnnxEngine, Ran
-from snapgen_deploy.latency.links.base import Block, Job, State
+from snapgen_deploy.latency.links.base import DeviceState, LinkJob, SampleBlock
 from snapgen_deploy.latency.links.shell import QUICK, SLOW, Adb, Shell, restoring, run_command
 from snapgen_deploy.latency.results import DeviceKey, Loads
 
@@ -29,7 +29,7 @@ FIXED = "cmd power set-fixed-performance-mode-enabled"  # Android 11 and later
 
 
 @dataclass(frozen=True)
-class Options:
+class AndroidOptions:
     """Options of the link, as text."""
 
     runner: str = ""  # executor_runner on this host
@@ -46,7 +46,7 @@ class AndroidLink:
     e2e_is = "composed"
     never_run_on_hardware = True
 
-    def __init__(self, serial: str | None, options: Options, shell: Shell = run_command) -> None:
+    def __init__(self, serial: str | None, options: AndroidOptions, shell: Shell = run_command) -> None:
         if options.fixed_performance not in ("on", "off"):
             raise BadInput(f"fixed_performance is '{options.fixed_performance}', expected 'on' or 'off'")
         self.options = options
@@ -55,7 +55,7 @@ class AndroidLink:
         self._fixed = False  # whether fixed performance mode may be on
         self._fresh = False  # whether nothing was run since the push
 
-    def key(self, job: Job) -> DeviceKey:
+    def key(self, job: LinkJob) -> DeviceKey:
         """System on chip and build as the phone says them; the runner by its version or hash."""
         soc = self._property("ro.soc.model") or self._property("ro.board.platform")
         engine = self._engine(job)
@@ -72,15 +72,15 @@ class AndroidLink:
         adb = self.adb.run(["adb", "version"], QUICK).out.partition("\n")[0].strip()
         return said | {"serial": self.adb.serial, "adb": adb, "kernel": self.adb.shell("uname -r").out.strip()}
 
-    def state(self) -> State:
+    def state(self) -> DeviceState:
         """Thermal status, battery and clocks; MeasurementFailed where what the phone says cannot be read."""
         thermal = self.adb.shell("dumpsys thermalservice", check=False).text
         battery = self.adb.shell("dumpsys battery").out
         saver = self.adb.shell("settings get global low_power").out.strip()
         clocks = self.adb.shell("grep . /sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq", check=False).out
-        return parse_state(thermal, battery, saver, clocks)
+        return android_state(thermal, battery, saver, clocks)
 
-    def prepare(self, job: Job) -> None:
+    def prepare(self, job: LinkJob) -> None:
         """Check storage, push, turn on fixed performance mode; all is undone when one of them fails."""
         engine = self._engine(job)
         with restoring(self.restore, only_on_failure=True), tempfile.TemporaryDirectory() as scratch:
@@ -102,13 +102,13 @@ class AndroidLink:
                         "option fixed_performance=off"
                     )
 
-    def load(self, job: Job) -> Loads:
+    def load(self, job: LinkJob) -> Loads:
         """First-ever is the first after the push; cold the best of three processes; warm the runners cannot do."""
         first = sum(self._execute(job, role, 1).load for role in job.components) if self._fresh else None
         cold = sum(min(self._execute(job, role, 1).load for _ in range(COLD_LOADS)) for role in job.components)
         return Loads(first, cold, None)
 
-    def run(self, job: Job, warmups: int, queries: int) -> Block:
+    def run(self, job: LinkJob, warmups: int, queries: int) -> SampleBlock:
         """One process for each component; its first calls are the warm-ups."""
         before = self.state()
         samples = {}
@@ -116,9 +116,9 @@ class AndroidLink:
             calls = job.calls[role]
             ran = self._execute(job, role, calls * (warmups + queries))
             samples[role] = ran.samples[calls * warmups :]
-        return Block({str(role): values for role, values in samples.items()}, before, self.state())
+        return SampleBlock({str(role): values for role, values in samples.items()}, before, self.state())
 
-    def memory(self, job: Job) -> int | None:
+    def memory(self, job: LinkJob) -> int | None:
         """Sum of the components' peaks (VmHWM of each process, sampled every 50 ms): what an app that keeps all of them
         loaded needs at most."""
         peaks = []
@@ -156,7 +156,7 @@ class AndroidLink:
     def _property(self, name: str) -> str:
         return self.adb.shell(f"getprop {name}").out.strip()
 
-    def _engine(self, job: Job) -> Engine:
+    def _engine(self, job: LinkJob) -> Engine:
         target = job.target.partition(":")[0]
         known = {"executorch": ("runner", self.options.runner), "onnx": ("perf_test", self.options.perf_test)}
         if target not in known:
@@ -168,7 +168,7 @@ class AndroidLink:
             )
         return ExecuTorchEngine(Path(path)) if target == "executorch" else OnnxEngine(Path(path))
 
-    def _files(self, job: Job, engine: Engine, scratch: Path) -> list[tuple[Path, str]]:
+    def _files(self, job: LinkJob, engine: Engine, scratch: Path) -> list[tuple[Path, str]]:
         """What goes to the phone: a folder for each component, the binary and its libraries above them."""
         beside = [engine.binary, *(Path(name) for name in self.options.libraries.split(",") if name)]
         files = [(path, path.name) for path in beside]
@@ -190,7 +190,7 @@ class AndroidLink:
                 f"{SPARE / 1e6:.0f} MB to spare; free storage on it"
             )
 
-    def _execute(self, job: Job, role: Role, times: int) -> Ran:
+    def _execute(self, job: LinkJob, role: Role, times: int) -> Ran:
         """One process of one component."""
         engine, folder = self._engine(job), f"{self._folder}/{role}"
         self.adb.shell("logcat -c")
@@ -200,7 +200,7 @@ class AndroidLink:
         return engine.read(self.adb, folder, done, times)
 
 
-def parse_state(thermal: str, battery: str, saver: str, clocks: str) -> State:
+def android_state(thermal: str, battery: str, saver: str, clocks: str) -> DeviceState:
     """From `dumpsys thermalservice`, `dumpsys battery`, the setting low_power and the files scaling_cur_freq (kHz)."""
     status = re.search(r"Thermal Status: (\d+)", thermal)
     level = re.search(r"^\s*level: (\d+)", battery, re.M)
@@ -215,7 +215,7 @@ def parse_state(thermal: str, battery: str, saver: str, clocks: str) -> State:
     notes = {f"{cpu}_khz": khz for cpu, khz in re.findall(r"/(cpu\d+)/cpufreq/scaling_cur_freq:(\d+)", clocks)}
     if charging is not None:
         notes["battery_status"] = BATTERY_STATUS.get(charging[1], charging[1])
-    return State(int(status[1]) if status else None, float(level[1]), int(tenths[1]) / 10, saver == "1", notes)
+    return DeviceState(int(status[1]) if status else None, float(level[1]), int(tenths[1]) / 10, saver == "1", notes)
 
 
 def _short(text: str) -> str:

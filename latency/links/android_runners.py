@@ -18,11 +18,11 @@ from typing import Protocol
 
 from snapgen_deploy.errors import MeasurementFailed
 from snapgen_deploy.export.base import Role
-from snapgen_deploy.latency.links.base import Job
+from snapgen_deploy.latency.links.base import LinkJob
 from snapgen_deploy.latency.links.shell import Adb, Completed
 
 RESULT = "result.csv"  # of onnxruntime_perf_test, in the component's folder
-LOG = "logcat -d -v threadtime -s ExecuTorch:V"
+_LOG = "logcat -d -v threadtime -s ExecuTorch:V"
 LOG_LINE = re.compile(r"^\S+ \S+\s+(\d+)\s+\d+ [VDIWEF] ExecuTorch\s*: (.*?)\s*$", re.M)
 OLD_RUNNER = (
     "this executor_runner prints only a mean, expected a time for each iteration; build it from ExecuTorch 1.3 or later"
@@ -45,11 +45,11 @@ class Engine(Protocol):
         """The runner's file on this host."""
         ...
 
-    def inputs(self, job: Job, role: Role, scratch: Path) -> list[tuple[Path, str]]:
+    def inputs(self, job: LinkJob, role: Role, scratch: Path) -> list[tuple[Path, str]]:
         """The input files: on this host, and their names in the component's folder on the phone."""
         ...
 
-    def command(self, job: Job, role: Role, times: int) -> str:
+    def command(self, job: LinkJob, role: Role, times: int) -> str:
         """The line that runs a component `times` times in one process, from within the component's folder."""
         ...
 
@@ -64,11 +64,11 @@ class ExecuTorchEngine:
 
     binary: Path
 
-    def inputs(self, job: Job, role: Role, scratch: Path) -> list[tuple[Path, str]]:
+    def inputs(self, job: LinkJob, role: Role, scratch: Path) -> list[tuple[Path, str]]:
         """The raw files as they are."""
         return [(path, f"input_{i}.bin") for i, path in enumerate(job.inputs[role])]
 
-    def command(self, job: Job, role: Role, times: int) -> str:
+    def command(self, job: LinkJob, role: Role, times: int) -> str:
         """Inputs in the ports' order; the program's second method, `ports`, must not be taken for the network."""
         names = ",".join(name for _, name in self.inputs(job, role, Path()))
         return (
@@ -82,9 +82,9 @@ class ExecuTorchEngine:
             raise MeasurementFailed(f"{OLD_RUNNER} (it said: {done.last_line})")
         found = re.search(r"^pid=(\d+)$", done.out, re.M)
         pid = found[1] if found else ""
-        log = adb.shell(LOG).out
+        log = adb.shell(_LOG).out
         if "Model executed successfully" not in log:
-            log = adb.shell(f"sleep 1; {LOG}").out
+            log = adb.shell(f"sleep 1; {_LOG}").out
         said = [message for owner, message in LOG_LINE.findall(log) if owner == pid]
         if done.code != 0:
             raise MeasurementFailed(f"executor_runner ended with status {done.code}: {said[-1] if said else done.last_line}")
@@ -114,7 +114,7 @@ class OnnxEngine:
 
     binary: Path
 
-    def inputs(self, job: Job, role: Role, scratch: Path) -> list[tuple[Path, str]]:
+    def inputs(self, job: LinkJob, role: Role, scratch: Path) -> list[tuple[Path, str]]:
         """The raw files wrapped as ONNX tensors with the model's own names, types and shapes."""
         import onnx
 
@@ -129,7 +129,7 @@ class OnnxEngine:
             made.append((local, f"test_data_set_0/input_{i}.pb"))
         return made
 
-    def command(self, job: Job, role: Role, times: int) -> str:
+    def command(self, job: LinkJob, role: Role, times: int) -> str:
         """`times` mode, which adds to the result file."""
         provider = job.target.partition(":")[2] or "cpu"
         model = shlex.quote(job.components[role].name)

@@ -12,7 +12,7 @@ from snapgen_deploy.latency.results import DeviceKey, Loads
 
 
 @dataclass(frozen=True)
-class State:
+class DeviceState:
     """The device's condition at one moment; None where the device does not say."""
 
     thermal: int | None = None  # 0 nominal ... as Android's thermal status; iOS: 0 nominal, 1 fair, 2 serious, 3 critical
@@ -33,7 +33,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Job:
+class LinkJob:
     """What a device runs: the components of one target, with one file of raw input bytes per port, in the ports' order."""
 
     target: str  # e.g. "executorch:xnnpack"
@@ -46,12 +46,12 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Block:
+class SampleBlock:
     """One round on the device: samples in ms per role (one per call), or per "e2e" where whole pictures were timed."""
 
     samples: Mapping[str, tuple[float, ...]]
-    before: State
-    after: State
+    before: DeviceState
+    after: DeviceState
     peak_bytes: int | None = None
 
 
@@ -62,7 +62,7 @@ class Link(Protocol):
     e2e_is: str  # "measured" where whole pictures are timed, "composed" where components are timed apart
     never_run_on_hardware: bool  # said in `--help` and in the measurement's notes
 
-    def key(self, job: Job) -> DeviceKey:
+    def key(self, job: LinkJob) -> DeviceKey:
         """What the measurement must share with another to be comparable."""
         ...
 
@@ -70,23 +70,23 @@ class Link(Protocol):
         """Model, OS build, tool versions, as the device says them."""
         ...
 
-    def state(self) -> State:
+    def state(self) -> DeviceState:
         """The condition now."""
         ...
 
-    def prepare(self, job: Job) -> None:
+    def prepare(self, job: LinkJob) -> None:
         """Push the files, set what must be set (fixed performance mode); nothing is set when it raises."""
         ...
 
-    def load(self, job: Job) -> Loads:
+    def load(self, job: LinkJob) -> Loads:
         """Time the three loads, as far as the device can."""
         ...
 
-    def run(self, job: Job, warmups: int, queries: int) -> Block:
+    def run(self, job: LinkJob, warmups: int, queries: int) -> SampleBlock:
         """`warmups` untimed and `queries` timed pictures' worth of calls, in one process per component at most."""
         ...
 
-    def memory(self, job: Job) -> int | None:
+    def memory(self, job: LinkJob) -> int | None:
         """Peak resident bytes, in a pass of its own."""
         ...
 

@@ -27,20 +27,20 @@ import numpy as np
 from snapgen_deploy.errors import BadInput, MeasurementFailed
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.shared.quiet import first_line
-from snapgen_deploy.latency.links.base import Block, Job, State
+from snapgen_deploy.latency.links.base import DeviceState, LinkJob, SampleBlock
 from snapgen_deploy.latency.links.shell import QUICK, Shell, checked, run_command
 from snapgen_deploy.latency.results import DeviceKey, Loads
 from snapgen_deploy.system.child import ChildDied, run_in_child
 
-UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
-DTYPES = {65568: "float32", 131104: "int32"}  # ArrayFeatureType.ArrayDataType of Core ML's FeatureTypes.proto
-DEVICES = {"MLCPUComputeDevice": "cpu", "MLGPUComputeDevice": "gpu", "MLNeuralEngineComputeDevice": "neural engine"}
+_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
+_DTYPES = {65568: "float32", 131104: "int32"}  # ArrayFeatureType.ArrayDataType of Core ML's FeatureTypes.proto
+_DEVICES = {"MLCPUComputeDevice": "cpu", "MLGPUComputeDevice": "gpu", "MLNeuralEngineComputeDevice": "neural engine"}
 
 Child = Callable[..., tuple[Any, int]]  # run_in_child: (what, function, *arguments) -> its result and peak bytes
 
 
 @dataclass(frozen=True)
-class Options:
+class MacOptions:
     """Options of the link, as text."""
 
     compute_units: str = "all"
@@ -56,7 +56,7 @@ class PackageInput:
 
 
 @dataclass(frozen=True)
-class Placement:
+class _Placement:
     """Where the system plans to run a component."""
 
     operations: Mapping[str, int]  # device -> operations that it is preferred for
@@ -79,16 +79,16 @@ def package_inputs(path: Path) -> tuple[PackageInput, ...]:
     found = []
     for feature in functions.get(described.defaultFunctionName, described.input):
         array = feature.type.multiArrayType
-        if array.dataType not in DTYPES:
+        if array.dataType not in _DTYPES:
             raise MeasurementFailed(f"{path.name}: input {feature.name} has type {array.dataType}, expected float32 or int32")
-        found.append(PackageInput(feature.name, tuple(array.shape), DTYPES[array.dataType]))
+        found.append(PackageInput(feature.name, tuple(array.shape), _DTYPES[array.dataType]))
     return tuple(found)
 
 
 def check_units(name: str) -> str:
     """The option `compute_units`, or BadInput."""
-    if name not in UNITS:
-        raise BadInput(f"compute_units is '{name}', expected one of {', '.join(UNITS)}")
+    if name not in _UNITS:
+        raise BadInput(f"compute_units is '{name}', expected one of {', '.join(_UNITS)}")
     return name
 
 
@@ -99,7 +99,7 @@ class CoreMLMacLink:
     e2e_is = "composed"
     never_run_on_hardware = True
 
-    def __init__(self, options: Options, shell: Shell = run_command, child: Child = run_in_child) -> None:
+    def __init__(self, options: MacOptions, shell: Shell = run_command, child: Child = run_in_child) -> None:
         if platform.system() != "Darwin":
             raise MeasurementFailed(
                 f"the link mac times Core ML, which this system ({platform.system()}) has not; run it on a Mac, or use iphone"
@@ -108,7 +108,7 @@ class CoreMLMacLink:
         self._shell, self._child = shell, child
         self._placement: dict[str, str] = {}
 
-    def key(self, job: Job) -> DeviceKey:
+    def key(self, job: LinkJob) -> DeviceKey:
         """Chip, build of macOS, coremltools' version with the compute units, power source."""
         soc, build = self._says("sysctl", "-n", "machdep.cpu.brand_string"), self._says("sw_vers", "-buildVersion")
         runtime = f"coremltools {metadata.version('coremltools')}, {self.units}"
@@ -121,31 +121,31 @@ class CoreMLMacLink:
         told = {"model": self._says("sysctl", "-n", "hw.model"), "macos": self._says("sw_vers", "-productVersion")}
         return told | {"compute_units": self.units} | {f"placement_{role}": text for role, text in self._placement.items()}
 
-    def state(self) -> State:
+    def state(self) -> DeviceState:
         """From `pmset`: thermal warnings, battery level (None on a desktop), low power mode."""
-        return parse_state(*(self._says("pmset", "-g", *what) for what in (("therm",), ("batt",), ())))
+        return mac_state(*(self._says("pmset", "-g", *what) for what in (("therm",), ("batt",), ())))
 
-    def prepare(self, job: Job) -> None:
+    def prepare(self, job: LinkJob) -> None:
         """Check the target and the inputs, and read the compute plan of each component."""
         if job.target.partition(":")[0] != "coreml":
             raise BadInput(f"mac cannot run the target '{job.target}', expected coreml; choose it with --target")
         self._placement = {}
         for role, path in job.components.items():
             read_inputs(package_inputs(path), job.inputs[role])
-            self._placement[role] = str(self._call(f"{role}: compute plan", placement_of, str(path), self.units)[0])
+            self._placement[role] = str(self._call(f"{role}: compute plan", mac_placement, str(path), self.units)[0])
 
-    def load(self, job: Job) -> Loads:
+    def load(self, job: LinkJob) -> Loads:
         """Cold: the first in a new process; warm: again in that process."""
         cold, warm = self._call("mac: load", load_times, _paths(job), self.units)[0]
         return Loads(None, cold, warm)
 
-    def run(self, job: Job, warmups: int, queries: int) -> Block:
+    def run(self, job: LinkJob, warmups: int, queries: int) -> SampleBlock:
         """One process with all components; each picture calls them in turn."""
         before = self.state()
         samples, peak = self._draw("mac: pictures", job, warmups, queries)
-        return Block(samples, before, self.state(), peak)
+        return SampleBlock(samples, before, self.state(), peak)
 
-    def memory(self, job: Job) -> int | None:
+    def memory(self, job: LinkJob) -> int | None:
         """Peak resident bytes of a process that draws two pictures; memory of the Neural Engine may be outside of it."""
         return self._draw("mac: memory", job, 0, 2)[1]
 
@@ -155,8 +155,8 @@ class CoreMLMacLink:
     def _says(self, *argv: str) -> str:
         return checked(self._shell, argv, QUICK).out.strip()
 
-    def _draw(self, what: str, job: Job, warmups: int, queries: int) -> tuple[Any, int]:
-        return self._call(what, draw, _paths(job), dict(job.inputs), dict(job.calls), self.units, warmups, queries)
+    def _draw(self, what: str, job: LinkJob, warmups: int, queries: int) -> tuple[Any, int]:
+        return self._call(what, _draw, _paths(job), dict(job.inputs), dict(job.calls), self.units, warmups, queries)
 
     def _call(self, what: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
         """In a child; whatever coremltools raises becomes one line."""
@@ -170,7 +170,7 @@ class CoreMLMacLink:
             ) from None
 
 
-def parse_state(therm: str, batt: str, settings: str) -> State:
+def mac_state(therm: str, batt: str, settings: str) -> DeviceState:
     """From `pmset -g therm`, `pmset -g batt` and `pmset -g`."""
     warning = re.search(r"thermal (?:warning )?level\s*=\s*(\d+)", therm, re.IGNORECASE)
     limit = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", therm)
@@ -179,7 +179,7 @@ def parse_state(therm: str, batt: str, settings: str) -> State:
     saver = re.search(r"^\s*lowpowermode\s+(\d)", settings, re.M)
     notes = {"cpu_speed_limit": limit[1]} if limit else {}
     thermal = int(warning[1]) if warning else 1 if slowed else 0
-    return State(thermal, float(level[1]) if level else None, None, saver[1] == "1" if saver else None, notes)
+    return DeviceState(thermal, float(level[1]) if level else None, None, saver[1] == "1" if saver else None, notes)
 
 
 def read_inputs(ports: Sequence[PackageInput], files: Sequence[Path]) -> dict[str, np.ndarray]:
@@ -205,7 +205,7 @@ def load_times(paths: Mapping[Role, str], units: str) -> tuple[float, float]:
     return sum(s[0] for s in samples), sum(s[1] for s in samples)
 
 
-def draw(
+def _draw(
     paths: Mapping[Role, str],
     files: Mapping[Role, Sequence[Path]],
     calls: Mapping[Role, int],
@@ -229,7 +229,7 @@ def draw(
     return {role: tuple(values) for role, values in samples.items()}
 
 
-def placement_of(path: str, units: str) -> Placement:
+def mac_placement(path: str, units: str) -> _Placement:
     """In a child: the compute plan of a package, its operations in order, nested blocks included."""
     import coremltools as ct
     from coremltools.models.compute_plan import MLComputePlan
@@ -245,11 +245,11 @@ def placement_of(path: str, units: str) -> Placement:
             usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
             cost = plan.get_estimated_cost_for_mlprogram_operation(operation)
             if usage is not None:  # constants have none
-                order.append(DEVICES.get(type(usage.preferred_compute_device).__name__, "unknown device"))
+                order.append(_DEVICES.get(type(usage.preferred_compute_device).__name__, "unknown device"))
                 weight[order[-1]] += cost.weight if cost is not None else 0.0
     switches = sum(a != b for a, b in itertools.pairwise(order))
     whole = sum(weight.values())
-    return Placement(dict(sorted(Counter(order).items())), weight["neural engine"] / whole if whole else None, switches)
+    return _Placement(dict(sorted(Counter(order).items())), weight["neural engine"] / whole if whole else None, switches)
 
 
 def _operations(block: Any) -> Iterator[Any]:
@@ -267,5 +267,5 @@ def _benchmarker(path: str, units: str) -> Any:
     return MLModelBenchmarker(ct.models.MLModel(path, compute_units=ct.ComputeUnit[units.upper()], skip_model_load=True))
 
 
-def _paths(job: Job) -> dict[Role, str]:
+def _paths(job: LinkJob) -> dict[Role, str]:
     return {role: str(path) for role, path in job.components.items()}

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from snapgen_deploy.errors import BadInput, MeasurementFailed
-from snapgen_deploy.latency.links.base import Block, Job, State
+from snapgen_deploy.latency.links.base import DeviceState, LinkJob, SampleBlock
 from snapgen_deploy.latency.links.coreml_mac import check_units, package_inputs, read_inputs
 from snapgen_deploy.latency.links.shell import QUICK, SLOW, Known, Shell, checked, restoring, run_command
 from snapgen_deploy.latency.results import DeviceKey, Loads
@@ -54,7 +54,7 @@ ERRORS: Known = (
 
 
 @dataclass(frozen=True)
-class Options:
+class IPhoneOptions:
     """Options of the link, as text."""
 
     team: str = ""  # ten letters and digits of an Apple developer team
@@ -124,7 +124,7 @@ class IPhoneLink:
     e2e_is = "measured"
     never_run_on_hardware = True
 
-    def __init__(self, udid: str | None, options: Options, shell: Shell = run_command) -> None:
+    def __init__(self, udid: str | None, options: IPhoneOptions, shell: Shell = run_command) -> None:
         if not re.fullmatch(r"[A-Z0-9]{10}", options.team):
             raise BadInput(
                 f"iphone needs a signing team, got '{options.team}', expected ten capitals and digits; give "
@@ -138,7 +138,7 @@ class IPhoneLink:
         self._installed = self._fresh = False
         self._runs = 0
 
-    def key(self, job: Job) -> DeviceKey:
+    def key(self, job: LinkJob) -> DeviceKey:
         """Model and build of iOS, which Core ML is part of; compute units; power is known by the state alone."""
         runtime = f"Core ML of iOS {self.phone.version}, {self.units}"
         return DeviceKey(self.phone.model, self.phone.build, job.target, runtime, job.precision, job.threads, "default")
@@ -148,11 +148,11 @@ class IPhoneLink:
         xcode = " ".join(checked(self._shell, ["xcodebuild", "-version"], QUICK, ERRORS).out.split())
         return {"model": self.phone.model, "ios": self.phone.version, "xcode": xcode, "compute_units": self.units}
 
-    def state(self) -> State:
+    def state(self) -> DeviceState:
         """From a test run of its own: only an app on the phone can ask. Takes about ten seconds."""
         return _state(self._test("testState").get("after"))
 
-    def prepare(self, job: Job) -> None:
+    def prepare(self, job: LinkJob) -> None:
         """Write the project, compile the components, build, and remove an older runner with the caches of its models."""
         if job.target.partition(":")[0] != "coreml":
             raise BadInput(f"iphone cannot run the target '{job.target}', expected coreml; choose it with --target")
@@ -166,22 +166,22 @@ class IPhoneLink:
             self._uninstall()
             self._installed = self._fresh = True
 
-    def load(self, job: Job) -> Loads:
+    def load(self, job: LinkJob) -> Loads:
         """First-ever in the first run after the installation; cold and warm in the second."""
         first = self._loads() if self._fresh else None
         again = self._loads()
         return Loads(first[0] if first else None, again[0], again[1])
 
-    def run(self, job: Job, warmups: int, queries: int) -> Block:
+    def run(self, job: LinkJob, warmups: int, queries: int) -> SampleBlock:
         """One test run: loads, draws `warmups` and then `queries` pictures."""
         said = self._test("testPictures", SNAPGEN_WARMUPS=warmups, SNAPGEN_QUERIES=queries)
         expected = {"e2e": queries} | {str(role): queries * job.calls[role] for role in job.components}
         samples = {name: _numbers(values) for name, values in said.get("samples", {}).items()}
         if {name: len(values) for name, values in samples.items()} != expected:
             raise MeasurementFailed(f"the phone sent other samples than the expected {expected}; measure again")
-        return Block(samples, _state(said.get("before")), _state(said.get("after")))
+        return SampleBlock(samples, _state(said.get("before")), _state(said.get("after")))
 
-    def memory(self, job: Job) -> int | None:
+    def memory(self, job: LinkJob) -> int | None:
         """The largest phys_footprint of a process that draws two pictures; what jetsam's limits are about."""
         peak = self._test("testMemory").get("peak_bytes")
         if not isinstance(peak, int) or peak <= 0:
@@ -200,7 +200,7 @@ class IPhoneLink:
                 raise MeasurementFailed(f"the app Runner stays on the phone ({error}); delete it by hand") from None
             self._installed = self._fresh = False
 
-    def _write_bench(self, job: Job, bench: Path) -> None:
+    def _write_bench(self, job: LinkJob, bench: Path) -> None:
         """Compiled components, raw inputs and plan.json, which RunnerTests.swift reads."""
         bench.mkdir()
         components = []
@@ -276,10 +276,10 @@ def _numbers(values: Any) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
 
 
-def _state(data: Any) -> State:
+def _state(data: Any) -> DeviceState:
     """From the runner's JSON; iOS does not tell the battery's temperature."""
     try:
         percent = data["battery_percent"]
-        return State(int(data["thermal"]), None if percent is None else float(percent), None, bool(data["low_power"]))
+        return DeviceState(int(data["thermal"]), None if percent is None else float(percent), None, bool(data["low_power"]))
     except (KeyError, TypeError, ValueError):
         raise MeasurementFailed(f"the phone sent the state {data!r}, expected thermal, battery_percent and low_power") from None

@@ -12,7 +12,7 @@ from snapgen_deploy.latency.links import android, coreml_mac, iphone
 from snapgen_deploy.latency.links.base import Link
 from snapgen_deploy.latency.links.shell import Shell, run_command
 
-Kind = TypeVar("Kind")
+_Kind = TypeVar("_Kind")
 
 NEVER_RUN = (
     "The links adb, iphone and mac are complete and tested against fakes of adb, xcodebuild, devicectl and coremltools, but "
@@ -21,17 +21,17 @@ NEVER_RUN = (
 
 
 def _adb(which: str | None, options: Mapping[str, str], shell: Shell) -> Link:
-    return android.AndroidLink(which, _options(android.Options, "adb", options), shell)
+    return android.AndroidLink(which, _options(android.AndroidOptions, "adb", options), shell)
 
 
 def _iphone(which: str | None, options: Mapping[str, str], shell: Shell) -> Link:
-    return iphone.IPhoneLink(which, _options(iphone.Options, "iphone", options), shell)
+    return iphone.IPhoneLink(which, _options(iphone.IPhoneOptions, "iphone", options), shell)
 
 
 def _mac(which: str | None, options: Mapping[str, str], shell: Shell) -> Link:
     if which is not None:
         raise BadInput(f"mac is this computer and takes no '{which}'; give --link mac")
-    return coreml_mac.CoreMLMacLink(_options(coreml_mac.Options, "mac", options), shell)
+    return coreml_mac.CoreMLMacLink(_options(coreml_mac.MacOptions, "mac", options), shell)
 
 
 LINKS: dict[str, Callable[[str | None, Mapping[str, str], Shell], Link]] = {"adb": _adb, "iphone": _iphone, "mac": _mac}
@@ -47,7 +47,7 @@ def open_link(text: str, options: Mapping[str, str], shell: Shell = run_command)
     return LINKS[name](which or None, options, shell)
 
 
-def _options(kind: type[Kind], link: str, given: Mapping[str, str]) -> Kind:
+def _options(kind: type[_Kind], link: str, given: Mapping[str, str]) -> _Kind:
     known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for name in given:
         if name not in known:

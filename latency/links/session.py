@@ -13,18 +13,18 @@ from dataclasses import dataclass
 
 from snapgen_deploy.errors import MeasurementFailed
 from snapgen_deploy.export.base import Role
-from snapgen_deploy.latency.links.base import Block, Job, Link, State
+from snapgen_deploy.latency.links.base import DeviceState, Link, LinkJob, SampleBlock
 from snapgen_deploy.latency.links.shell import restoring
 from snapgen_deploy.latency.results import QUERY, Loads, Round, RunProfile
-from snapgen_deploy.system.progress import Progress, quiet
+from snapgen_deploy.system.progress import Progress, no_progress
 
-WARM_UPS = 3  # pictures, in the process that is timed
+_WARM_UPS = 3  # pictures, in the process that is timed
 FIRST_ROUND = 4  # pictures; later rounds are as long as ROUND_SECONDS
-ROUND_SECONDS = 5.0
+_ROUND_SECONDS = 5.0
 LONGER_ROUNDS = {"iphone": 30.0}  # seconds; there each round starts a test run anew, which takes about ten of its own
 LARGEST_ROUND = 64  # pictures: a log buffer of 256 KiB holds the lines of that many
 BURST_PAUSE = 10.0  # seconds of cool-down between rounds
-SUSTAINED_SECONDS = 300.0  # 3DMark's stress tests and MLPerf's rests are minutes, too
+_SUSTAINED_SECONDS = 300.0  # 3DMark's stress tests and MLPerf's rests are minutes, too
 POLL = 10.0  # seconds between two looks at a gate
 PATIENCE = 900.0  # seconds that a gate may stay shut: one and a half of MLPerf Mobile's cool-down
 HOTTER = 2.0  # degrees C over the start that a round may begin with
@@ -40,7 +40,7 @@ class Gates:
     min_percent: float
     start_celsius: float | None = None  # of the first round
 
-    def shut(self, state: State) -> str | None:
+    def shut(self, state: DeviceState) -> str | None:
         """Why a round may not begin in this state, or None."""
         if state.thermal:
             return f"thermal status is {state.thermal}, expected 0; let the device cool"
@@ -56,14 +56,14 @@ class Gates:
 
 def measure_on(
     link: Link,
-    job: Job,
+    job: LinkJob,
     profile: RunProfile,
     mode: str,
     *,
     max_celsius: float = 37.0,
     min_percent: float = 50,
     wait: Callable[[float], None] = time.sleep,
-    progress: Progress = quiet,
+    progress: Progress = no_progress,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[tuple[Round, ...], Loads, int | None]:
     """Rounds, load times and peak memory of a job on a device.
@@ -106,7 +106,7 @@ class _Session:
     """One measurement in progress."""
 
     link: Link
-    job: Job
+    job: LinkJob
     gates: Gates
     wait: Callable[[float], None]
     clock: Callable[[], float]
@@ -139,8 +139,8 @@ class _Session:
         self._pass_gates()
         rounds: list[Round] = []
         begin, size = self.clock(), FIRST_ROUND
-        while self.clock() - begin < SUSTAINED_SECONDS:
-            made, _ = self._round(size, begin, tolerant=True, said=f"{self.clock() - begin:.0f} of {SUSTAINED_SECONDS:g} s")
+        while self.clock() - begin < _SUSTAINED_SECONDS:
+            made, _ = self._round(size, begin, tolerant=True, said=f"{self.clock() - begin:.0f} of {_SUSTAINED_SECONDS:g} s")
             rounds.append(made)
             size = _next_size(self.link.name, made)
         return tuple(rounds)
@@ -149,7 +149,7 @@ class _Session:
         """One round and the seconds that it took. `tolerant`: throttling is noted, but the round stays valid."""
         with self.progress(f"{self.link.name}: drawing, {said}"):
             start = self.clock()
-            block = self.link.run(self.job, WARM_UPS, size)
+            block = self.link.run(self.job, _WARM_UPS, size)
             took = self.clock() - start
         samples = dict(block.samples)
         if QUERY not in samples:
@@ -177,11 +177,11 @@ def _next_size(name: str, made: Round) -> int:
     """Pictures of the next round: as many as its seconds hold, and half as many after one that got too hot."""
     if not made.valid:
         return max(FIRST_ROUND, len(made.samples[QUERY]) // 2)
-    values, seconds = made.samples[QUERY], LONGER_ROUNDS.get(name, ROUND_SECONDS)
+    values, seconds = made.samples[QUERY], LONGER_ROUNDS.get(name, _ROUND_SECONDS)
     return min(LARGEST_ROUND, max(FIRST_ROUND, round(1000 * seconds * len(values) / max(math.fsum(values), 1e-3))))
 
 
-def _throttled(name: str, block: Block) -> str:
+def _throttled(name: str, block: SampleBlock) -> str:
     """Why the device was slowed down during the block, or nothing."""
     first = THROTTLED_FROM.get(name, 1)
     if block.after.thermal is not None and block.after.thermal >= first:
@@ -191,7 +191,7 @@ def _throttled(name: str, block: Block) -> str:
     return ""
 
 
-def _both(block: Block) -> dict[str, str]:
+def _both(block: SampleBlock) -> dict[str, str]:
     """The states around a block, as flat text."""
     sides = {"before": block.before, "after": block.after}
     return {f"{side}.{name}": value for side, state in sides.items() for name, value in state.as_notes().items()}

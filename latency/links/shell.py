@@ -51,11 +51,11 @@ def run_command(argv: Sequence[str], timeout: float) -> Completed:
     except PermissionError:
         raise MeasurementFailed(f"`{argv[0]}` may not be executed; run `chmod +x` on it") from None
     except subprocess.TimeoutExpired:
-        raise MeasurementFailed(f"{shown(argv)} did not end within {timeout:g} s; check that the device answers") from None
+        raise MeasurementFailed(f"{_shown(argv)} did not end within {timeout:g} s; check that the device answers") from None
     return Completed(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
 
-def shown(argv: Sequence[str]) -> str:
+def _shown(argv: Sequence[str]) -> str:
     """A command line for a message, cut to a readable length."""
     text = " ".join(argv)
     return f"`{text if len(text) <= 100 else text[:97] + '...'}`"
@@ -69,7 +69,7 @@ def checked(shell: Shell, argv: Sequence[str], timeout: float, known: Known = ()
     for pattern, meaning in known:
         if found := re.search(pattern, done.text, re.IGNORECASE):
             raise MeasurementFailed(f"{meaning} ({_tool(argv)} said: {_line_of(done.text, found.start())})")
-    raise MeasurementFailed(f"{shown(argv)} ended with status {done.code}, expected 0: {done.last_line}")
+    raise MeasurementFailed(f"{_shown(argv)} ended with status {done.code}, expected 0: {done.last_line}")
 
 
 def _tool(argv: Sequence[str]) -> str:

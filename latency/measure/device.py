@@ -15,8 +15,8 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import specs
 from snapgen_deploy.families.registry import components_of
-from snapgen_deploy.latency.links.base import Job
-from snapgen_deploy.latency.measure.session import identity
+from snapgen_deploy.latency.links.base import LinkJob
+from snapgen_deploy.latency.measure.session import bundle_identity
 from snapgen_deploy.latency.results import Measurement, RunProfile
 from snapgen_deploy.system.progress import Progress
 
@@ -44,7 +44,7 @@ def measure_device(
         rounds, loads, peak = measure_on(link, job, profile, mode, progress=progress)
         environment = dict(link.environment())  # a Mac tells its placement only once the files are there
     return Measurement(
-        **identity(bundle),
+        **bundle_identity(bundle),
         key=device_key,
         profile=profile.name,
         mode=mode,
@@ -86,7 +86,7 @@ def parse_link_options(options: Sequence[str]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def make_job(bundle: Bundle, key: str, threads: int, folder: Path) -> Job:
+def make_job(bundle: Bundle, key: str, threads: int, folder: Path) -> LinkJob:
     """The files of a target, and its first test vector as one file of raw little-endian bytes per port, in the ports' order."""
     artifacts = bundle.artifacts(key)
     components = bundle.manifest["targets"][key]["components"]
@@ -100,7 +100,7 @@ def make_job(bundle: Bundle, key: str, threads: int, folder: Path) -> Job:
             paths[-1].write_bytes(value.tobytes())
         inputs[role] = tuple(paths)
     steps = len(bundle.schedule.sigmas) - 1
-    return Job(
+    return LinkJob(
         target=key,
         precision=bundle.precision(key),
         threads=threads,

@@ -10,17 +10,17 @@ from pathlib import Path
 from snapgen_deploy.bundle.reader import Bundle, open_bundle
 from snapgen_deploy.errors import MeasurementFailed
 from snapgen_deploy.latency.environment import canary, environment, host_key, state
-from snapgen_deploy.latency.measure.session import Times, identity, open_session, runs_here
+from snapgen_deploy.latency.measure.session import Times, bundle_identity, open_session, runs_here
 from snapgen_deploy.latency.results import QUERY, Loads, Measurement, Round, RunProfile
 from snapgen_deploy.system.child import run_in_child
 from snapgen_deploy.system.files import files_under
 from snapgen_deploy.system.progress import Progress
 
-WARM_UPS = 3
+_WARM_UPS = 3
 DRIFT = 0.10  # a round whose canaries differ by more, or from the first canary, is discarded
-ROUND_SECONDS = 1.0
-SUSTAINED_SECONDS = 300.0
-BURST_PAUSE = 0.2  # seconds between rounds
+_ROUND_SECONDS = 1.0
+_SUSTAINED_SECONDS = 300.0
+_BURST_PAUSE = 0.2  # seconds between rounds
 LOADS = 3
 FRESH = "spawn"  # how a measured process starts: with nothing of the export's in its memory
 
@@ -29,7 +29,7 @@ def measure_host(bundle: Bundle, key: str, profile: RunProfile, mode: str, threa
     """Measure one target of a bundle; MeasurementFailed (exit 4) where it cannot be, or no round was valid."""
     runs_here(key)
     if mode == "sustained":
-        seconds = max(profile.seconds, SUSTAINED_SECONDS)
+        seconds = max(profile.seconds, _SUSTAINED_SECONDS)
         profile = replace(profile, seconds=seconds, cap=max(profile.cap, seconds))
     with progress(f"{key}: loading {LOADS + 1} times"):
         loads = _loads(bundle, key, threads)
@@ -42,7 +42,7 @@ def measure_host(bundle: Bundle, key: str, profile: RunProfile, mode: str, threa
             f"{key}: none of {len(rounds)} rounds was valid ({rounds[-1].reason}); quiet the machine and measure again"
         )
     return Measurement(
-        **identity(bundle),
+        **bundle_identity(bundle),
         key=host_key(key, bundle.precision(key), threads),
         profile=profile.name,
         mode=mode,
@@ -92,8 +92,8 @@ def _draw_twice(path: Path, key: str, threads: int) -> None:
 def _rounds(path: Path, key: str, profile: RunProfile, mode: str, threads: int) -> tuple[Round, ...]:
     """In a child: warm-ups, then rounds until the profile is met by valid ones, or its cap is reached."""
     session = open_session(open_bundle(path), key, threads)
-    warm = [session.query()[QUERY][0] for _ in range(WARM_UPS)]
-    size = max(4, round(ROUND_SECONDS * 1000 / min(warm)))
+    warm = [session.query()[QUERY][0] for _ in range(_WARM_UPS)]
+    size = max(4, round(_ROUND_SECONDS * 1000 / min(warm)))
     begin, first = time.monotonic(), canary()
     rounds: list[Round] = []
     done, spent = 0, 0.0
@@ -113,7 +113,7 @@ def _rounds(path: Path, key: str, profile: RunProfile, mode: str, threads: int) 
         if valid:
             done, spent = done + size, spent + sum(samples[QUERY]) / 1000
         if mode == "burst":
-            time.sleep(BURST_PAUSE)
+            time.sleep(_BURST_PAUSE)
     return tuple(rounds)
 
 

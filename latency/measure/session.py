@@ -45,7 +45,7 @@ class Session:
         return {QUERY: [total], **{name: list(values) for name, values in self.clock.items()}}
 
 
-def identity(bundle: Bundle) -> dict[str, Any]:
+def bundle_identity(bundle: Bundle) -> dict[str, Any]:
     """What a measurement says of the bundle itself: fields of `results.Measurement`."""
     height, width = bundle.manifest["resolution"]
     return {

@@ -32,7 +32,7 @@ def _size(name: str) -> str:
 Inside = Annotated[str, AfterValidator(_inside)]
 SizeName = Annotated[str, AfterValidator(_size)]
 Counts = dict[str, Amount]
-Picture = Annotated[tuple[Count, Count], Field(description="[height, width]")]
+_Picture = Annotated[tuple[Count, Count], Field(description="[height, width]")]
 Latent = Annotated[tuple[Count, Count, Count], Field(description="[channels, height, width]")]
 Numbers = Annotated[list[Number], Field(min_length=2, description="a list of numbers")]
 
@@ -71,7 +71,7 @@ class _Gate(BaseModel):
 
 class _Size(BaseModel):
     name: SizeName
-    resolution: Picture
+    resolution: _Picture
     latent: Latent
 
 
@@ -132,7 +132,7 @@ class _Manifest(BaseModel):
     width: Text
     device: _Device
     config: Table
-    resolution: Picture
+    resolution: _Picture
     latent: _Latent
     schedule: _Schedule
     prompts: list[str]

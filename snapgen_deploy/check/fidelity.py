@@ -22,7 +22,7 @@ import numpy as np
 from snapgen_deploy.check.gates import Gate, SavedTarget, at_least, at_most, psnr, relative_error
 from snapgen_deploy.check.similarity import ssim
 from snapgen_deploy.checkpoint import Checkpoint
-from snapgen_deploy.drawing.pipeline import Pipeline, Trace, noise_for, to_bytes
+from snapgen_deploy.drawing.pipeline import Pipeline, StudentTrace, noise_for, to_bytes
 from snapgen_deploy.drawing.ports import recorded_tokens
 from snapgen_deploy.drawing.prompts import Sample, is_embedded
 from snapgen_deploy.drawing.reference import reference_runners, schedule_of
@@ -32,14 +32,14 @@ from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.plan.plan import TargetPlan
-from snapgen_deploy.quantise.trajectories import Recording, Trajectories, load
+from snapgen_deploy.quantise.trajectories import Recording, Trajectories, load_trajectories
 from snapgen_deploy.system.progress import Done, untold
 from snapgen_deploy.system.quantiles import bootstrap_interval
 from snapgen_deploy.system.source import package_root
 
 Scorer = Callable[[Sequence[str], Sequence[np.ndarray]], Sequence[tuple[float, float]]]
-COUNT = 100  # pictures, where nothing else is asked for
-PICTURES, SCORES = "pictures.npy", "scores.json"
+FIDELITY_PICTURES = 100  # pictures, where nothing else is asked for
+_PICTURES, _SCORES = "pictures.npy", "scores.json"
 RESAMPLES = 2000  # of the bootstrap over prompts
 DETECTOR = "examples.shapes.score:right_and_counted"  # of the embedded checkpoint
 NO_SCORER = "no scorer is known for this checkpoint; name one with --scorer"
@@ -102,23 +102,23 @@ def draw_reference(recording: Recording, scorer: str | None, tell: Done = untold
     file = None
     for number, picture in enumerate(drawn):
         if file is None:
-            file = np.lib.format.open_memmap(folder / PICTURES, "w+", np.float32, (len(samples), *picture.shape))
+            file = np.lib.format.open_memmap(folder / _PICTURES, "w+", np.float32, (len(samples), *picture.shape))
         file[number] = picture
     if scorer is not None and file is not None:
-        (folder / SCORES).write_text(json.dumps(points_of(scorer, samples, [to_bytes(p[None]) for p in file])))
+        (folder / _SCORES).write_text(json.dumps(points_of(scorer, samples, [to_bytes(p[None]) for p in file])))
 
 
 def measure_fidelity(saved: SavedTarget, folder: Path, scorer: str | None, tell: Done = untold) -> Measured:
     """In a child process: draw what `draw_reference` left in `folder` with a target's saved files, and compare."""
     target, _ = target_of(saved.key)
     runners = {role: target.open(a.path, threads=saved.threads) for role, a in saved.artifacts.items()}
-    reference = load(folder, saved.config)
-    pictures = np.load(folder / PICTURES, mmap_mode="r") if (folder / PICTURES).is_file() else None
+    reference = load_trajectories(folder, saved.config)
+    pictures = np.load(folder / _PICTURES, mmap_mode="r") if (folder / _PICTURES).is_file() else None
     shape = reference.arrays["latents"].shape[2:]
     pipeline = Pipeline(components_of(saved.config), runners, saved.schedule, (shape[0], shape[1], shape[2]))
     decibels, similar, errors, drawn = [], [], [], []
     for i, sample in enumerate(reference.samples):
-        trace = Trace()
+        trace = StudentTrace()
         latent = pipeline.denoise(noise_for(sample.seed, pipeline.latent), _text(reference, i, pipeline), trace)
         expected = [*reference.arrays["latents"][i][1:], reference.arrays["drawn"][i]]
         errors.append([relative_error(got[0], want) for got, want in zip([*trace.latents[1:], latent], expected, strict=True)])
@@ -244,7 +244,7 @@ def _share(points: np.ndarray) -> np.ndarray:
 
 
 def _scored(reference: Trajectories, folder: Path, scorer: str, drawn: Sequence[np.ndarray]) -> Score:
-    prompts, expected = [s.prompt for s in reference.samples], json.loads((folder / SCORES).read_text())
+    prompts, expected = [s.prompt for s in reference.samples], json.loads((folder / _SCORES).read_text())
     return compare_points(prompts, points_of(scorer, reference.samples, drawn), expected)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from snapgen_deploy.bundle.draw import full_key
 from snapgen_deploy.bundle.reader import open_bundle
 from snapgen_deploy.check.gates import error_limit
-from snapgen_deploy.check.layers import Found, first_wrong
+from snapgen_deploy.check.layers import FoundLayers, first_wrong
 from snapgen_deploy.errors import BadInput, SnapgenError
 from snapgen_deploy.export.base import Arrays
 from snapgen_deploy.export.probe import Probe, Probed, owner_of
@@ -63,7 +63,7 @@ def of_file(path: Path, inputs: Path | None) -> Work:
     return Work(path.name, path, target, read_arrays(inputs, f"--inputs {inputs}"))
 
 
-def compare(work: Work, limit: float) -> Found | str:
+def compare_layers(work: Work, limit: float) -> FoundLayers | str:
     """The first wrong layer, or why nothing can be compared."""
     try:
         probe = _probe(work)

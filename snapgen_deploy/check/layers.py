@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from snapgen_deploy.export.probe import Layer, Probe
+from snapgen_deploy.export.probe import GraphLayer, Probe
 
 AT_ONCE = 24  # outputs of one round
 SMALL = 0.01  # of the root mean square of an operation's inputs: what is smaller is told from zero no better than that
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundLayers:
     """What a comparison gave: the first wrong layer (None: none of those looked at) and the errors that were measured."""
 
-    wrong: Layer | None
+    wrong: GraphLayer | None
     errors: Mapping[str, float]  # output -> error, in the order of the file
     looked_at: int
     layers: int
@@ -49,7 +49,7 @@ class Found:
         }
 
 
-def first_wrong(probe: Probe, limit: float) -> Found:
+def first_wrong(probe: Probe, limit: float) -> FoundLayers:
     """Bisect over the layers for the first whose error exceeds `limit` though its inputs' errors do not; NaN exceeds."""
     layers, errors = probe.layers, dict[str, float]()
     place = {layer.output: i for i, layer in enumerate(layers)}
@@ -81,7 +81,7 @@ def first_wrong(probe: Probe, limit: float) -> Found:
         high = min(earlier)
     ordered = {layer.output: errors[layer.output] for layer in layers if layer.output in errors}
     first = layers[high] if high < len(layers) else None
-    return Found(first, ordered, len(ordered), len(layers), tuple(probe.warnings))
+    return FoundLayers(first, ordered, len(ordered), len(layers), tuple(probe.warnings))
 
 
 def _spread(low: int, high: int) -> list[int]:
@@ -90,7 +90,7 @@ def _spread(low: int, high: int) -> list[int]:
     return sorted({low + round((high - low - 1) * (i + 1) / count) for i in range(count)})
 
 
-def _errors(probe: Probe, layers: Sequence[Layer]) -> dict[str, float]:
+def _errors(probe: Probe, layers: Sequence[GraphLayer]) -> dict[str, float]:
     """Root mean square of the difference by that of the value, or a hundredth of its largest input's where that is more."""
     outputs = [layer.output for layer in layers]
     exact = probe.exact(list(dict.fromkeys([*outputs, *(name for layer in layers for name in layer.inputs)])))

@@ -16,7 +16,7 @@ from snapgen_deploy.check.gates import Gate, SavedTarget, check_sizes
 from snapgen_deploy.system.child import run_in_child
 from snapgen_deploy.system.progress import Progress
 
-FIDELITY = "fidelity_"  # how the names of its gates begin
+_FIDELITY = "fidelity_"  # how the names of its gates begin
 
 
 def rerun_gates(bundle: Bundle, threads: int, progress: Progress) -> tuple[Gate, ...]:
@@ -44,7 +44,7 @@ def rerun_gates(bundle: Bundle, threads: int, progress: Progress) -> tuple[Gate,
             checked, _ = run_in_child(f"{key} check", check_sizes, saved, vectors, tell=tell)
             gates += [gate for one in checked.values() for gate in one.gates]
     refuse_other_limits(bundle, gates)
-    left = (g for g in bundle.manifest["gates"] if g["name"].startswith(FIDELITY))
+    left = (g for g in bundle.manifest["gates"] if g["name"].startswith(_FIDELITY))
     return (*gates, *(replace(Gate(**g), value=None, verdict="not_run", detail=_left(g)) for g in left))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from snapgen_deploy.checkpoint.opener import INDEX, SINGLE
+from snapgen_deploy.checkpoint.opener import INDEX, SINGLE_FILE
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.system.files import is_old
 
@@ -69,6 +69,6 @@ def _check_place(final: Path, overwrite: bool) -> None:
         strange = sorted(p.name for p in final.iterdir() if not p.name.endswith(ours))
     except OSError as error:
         raise BadInput(f"{final} cannot be read ({error.strerror}); choose another place with --output-dir") from None
-    if strange or not ((final / INDEX).is_file() or (final / SINGLE).is_file() or not any(final.iterdir())):
+    if strange or not ((final / INDEX).is_file() or (final / SINGLE_FILE).is_file() or not any(final.iterdir())):
         what = strange[0] if strange else "no checkpoint"
         raise BadInput(f"{final} holds {what}, --overwrite replaces only a checkpoint's directory; choose another with -o")

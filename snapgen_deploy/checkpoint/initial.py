@@ -24,7 +24,7 @@ from snapgen_deploy.families.names import TEXT_ENCODER
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.models.presets import SHAPES_PROMPTS
 
-DTYPES = {"fp32": ("F32", torch.float32), "fp16": ("F16", torch.float16), "bf16": ("BF16", torch.bfloat16)}
+WEIGHT_DTYPES = {"fp32": ("F32", torch.float32), "fp16": ("F16", torch.float16), "bf16": ("BF16", torch.bfloat16)}
 
 
 def initial_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -58,7 +58,7 @@ def _deviation(name: str, shape: tuple[int, ...]) -> float:
     return float((shape[0] if transposed else math.prod(shape[1:])) ** -0.5)
 
 
-def untrained(config: ModelConfig) -> tuple[ModelConfig, str | None]:
+def _untrained(config: ModelConfig) -> tuple[ModelConfig, str | None]:
     """The configuration marked as untrained, and a tokenizer for its text encoders (None where it has none).
 
     The tokenizer is the embedded checkpoint's, whose few words fit any vocabulary, and its prompts are used where the
@@ -72,7 +72,7 @@ def untrained(config: ModelConfig) -> tuple[ModelConfig, str | None]:
 
 def initial_bytes(config: ModelConfig, dtype: str) -> int:
     """Bytes of all tensors of a checkpoint at `dtype` (fp32, fp16 or bf16)."""
-    return sum(math.prod(s) for s in expected_shapes(config).values()) * DTYPE_BYTES[DTYPES[dtype][0]]
+    return sum(math.prod(s) for s in expected_shapes(config).values()) * DTYPE_BYTES[WEIGHT_DTYPES[dtype][0]]
 
 
 def write_initial(
@@ -88,8 +88,8 @@ def write_initial(
 
     Peak memory is one tensor in fp32 and once more in `dtype`. Raises BadInput where the place cannot be written or is full.
     """
-    code, kind = DTYPES[dtype]
-    config, tokenizer = untrained(config)
+    code, kind = WEIGHT_DTYPES[dtype]
+    config, tokenizer = _untrained(config)
     shapes = expected_shapes(config)
     infos = {n: TensorInfo(s, code, math.prod(s) * DTYPE_BYTES[code]) for n, s in shapes.items()}
 

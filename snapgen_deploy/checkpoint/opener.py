@@ -25,7 +25,7 @@ from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.models.serialise import config_from_dict, config_from_json
 from snapgen_deploy.system.documents import parse_json
 
-SINGLE = "model.safetensors"
+SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
@@ -184,11 +184,11 @@ def _locate(path: Path) -> tuple[Source, Path | None]:
 
 
 def _directory(path: Path) -> tuple[Source, Path | None]:
-    if (path / SINGLE).is_file():
-        return SafetensorsSource.of((path / SINGLE,)), None
+    if (path / SINGLE_FILE).is_file():
+        return SafetensorsSource.of((path / SINGLE_FILE,)), None
     if (path / INDEX).is_file():
         return _sharded(path / INDEX)
-    raise BadInput(f"checkpoint {path}: the directory has neither {SINGLE} nor {INDEX}; name the checkpoint's file itself")
+    raise BadInput(f"checkpoint {path}: the directory has neither {SINGLE_FILE} nor {INDEX}; name the checkpoint's file itself")
 
 
 def _sharded(index: Path) -> tuple[Source, Path | None]:

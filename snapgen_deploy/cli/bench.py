@@ -107,7 +107,7 @@ def bench(
     if output is not None:
         save_text(output, FORMATS[form](result))
     if plot is not None:
-        from snapgen_deploy.latency.estimate.plots import plot as draw_plots
+        from snapgen_deploy.latency.estimate.plots import plot_measurement as draw_plots
 
         draw_plots(result, plot)
     if save or owner is not None:

@@ -205,13 +205,13 @@ def byte_progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Cal
         yield lambda count: bar.advance(task, count)
 
 
-UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 def parse_bytes(text: str, option: str) -> int:
     """`500MB`, `1.5 GiB` -> bytes; BadInput that names `option` for anything else and for nothing at all."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.strip().lower())
-    count = float(found[1]) * UNITS[found[2]] if found and found[2] in UNITS else 0.0
+    count = float(found[1]) * _UNITS[found[2]] if found and found[2] in _UNITS else 0.0
     if not 1 <= count < 1e18:
         raise BadInput(f"{option}: got '{text}', expected a size such as 500MB or 1GB")
     return int(count)

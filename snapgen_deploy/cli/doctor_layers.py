@@ -11,14 +11,14 @@ from snapgen_deploy.cli.console import print_json, progress, say, tell
 from snapgen_deploy.errors import BadInput, MeasurementFailed
 
 if TYPE_CHECKING:
-    from snapgen_deploy.check.layers import Found
+    from snapgen_deploy.check.layers import FoundLayers
 
 FILE_LIMIT = 0.05
 
 
 def check_layers(path: Path, target: str | None, inputs: Path | None, limit: float | None, as_json: bool, changes: str) -> None:
     """Compare, print, and exit with 1 where a layer is wrong, with 4 where nothing could be compared."""
-    from snapgen_deploy.check.layer_check import compare, of_path
+    from snapgen_deploy.check.layer_check import compare_layers, of_path
 
     if inputs is not None and (path / "manifest.json").is_file():
         raise BadInput("--inputs is for a file; a bundle brings its own test vectors")
@@ -27,7 +27,7 @@ def check_layers(path: Path, target: str | None, inputs: Path | None, limit: flo
     for work in of_path(path, target, inputs):
         held_to = limit if limit is not None else work.limit or FILE_LIMIT
         with shown(f"comparing the layers of {work.name}"):
-            found = compare(work, held_to)
+            found = compare_layers(work, held_to)
         rows.append((work.name, held_to, found))
     if as_json:
         components = {name: _as_dict(held_to, found) for name, held_to, found in rows}
@@ -43,11 +43,11 @@ def check_layers(path: Path, target: str | None, inputs: Path | None, limit: flo
         raise MeasurementFailed(f"{path}: no layer could be compared")
 
 
-def _as_dict(limit: float, found: Found | str) -> dict[str, Any]:
+def _as_dict(limit: float, found: FoundLayers | str) -> dict[str, Any]:
     return {"verdict": "not_run", "reason": found} if isinstance(found, str) else found.as_dict(limit)
 
 
-def _print(name: str, limit: float, found: Found | str) -> None:
+def _print(name: str, limit: float, found: FoundLayers | str) -> None:
     if isinstance(found, str):
         say(f"{name}: not_run ({found})")
         return

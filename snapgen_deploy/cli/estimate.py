@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from snapgen_deploy.latency.estimate.estimate import Estimate
-    from snapgen_deploy.latency.estimate.estimate_basis import Device
+    from snapgen_deploy.latency.estimate.estimate_basis import EstimatedDevice
     from snapgen_deploy.latency.estimate.sweep import Sweep
     from snapgen_deploy.models import ModelConfig
     from snapgen_deploy.system.progress import Progress
@@ -66,7 +66,7 @@ def estimate(
     size = parse_resolution(resolution) if resolution else config.resolution
     if width is not None and width not in config.student.widths:
         raise BadInput(f"{config.name} has no width '{width}': it has {', '.join(config.student.widths)}")
-    found: Device = Host(threads or default_threads()) if device == HOST else _profile(device)
+    found: EstimatedDevice = Host(threads or default_threads()) if device == HOST else _profile(device)
     key = target_of_estimate(found, target)
     shown = progress(quiet=as_json)
     if calibrate:
@@ -92,7 +92,7 @@ def _config(checkpoint: Path | None, preset: str | None) -> ModelConfig:
     return PRESETS[preset]()
 
 
-def _profile(device: str) -> Device:
+def _profile(device: str) -> EstimatedDevice:
     from snapgen_deploy.device_profiles import load_profile
 
     return load_profile(device)
@@ -112,7 +112,7 @@ def _calibrate(target: str, threads: int, shown: Progress) -> None:
 
 def _table(
     config: ModelConfig,
-    device: Device,
+    device: EstimatedDevice,
     target: str,
     widths: list[str],
     *,
@@ -141,7 +141,7 @@ def _table(
 
 def _sweep(
     config: ModelConfig,
-    device: Device,
+    device: EstimatedDevice,
     target: str,
     widths: list[str],
     *,
@@ -152,14 +152,14 @@ def _sweep(
     shown: Progress,
 ) -> None:
     from snapgen_deploy.latency.estimate.estimate import NoBasis, estimate_picture
-    from snapgen_deploy.latency.estimate.sweep import plot, sweep
+    from snapgen_deploy.latency.estimate.sweep import plot_sweep, sweep_estimates
 
-    found = sweep(config, device, target, widths, resolution=size, steps=steps, progress=shown)
+    found = sweep_estimates(config, device, target, widths, resolution=size, steps=steps, progress=shown)
     if not found.widths:
         missing = estimate_picture(config, widths[0], size, device, target, steps=steps)
         raise Refused(missing.reason if isinstance(missing, NoBasis) else f"nothing to sweep at {size[0]}x{size[1]}")
     if output is not None:
-        plot(found, device, output)
+        plot_sweep(found, device, output)
     if as_json:
         print_json(_head(config, device, target) | _sweep_as_dict(found))
         return
@@ -175,7 +175,7 @@ def _sweep(
         say(f"plot: {output}")
 
 
-def _head(config: ModelConfig, device: Device, target: str) -> dict[str, Any]:
+def _head(config: ModelConfig, device: EstimatedDevice, target: str) -> dict[str, Any]:
     return {"device": device.id, "model": config.name, "target": target}
 
 

@@ -216,7 +216,7 @@ def export(
         _show_plan(opened, plan, pictures, executor, as_json=as_json)
     if dry_run:
         return
-    from snapgen_deploy.job.cache import ExportCache, default_root
+    from snapgen_deploy.job.cache import ExportCache, export_cache_root
     from snapgen_deploy.job.request import Request
     from snapgen_deploy.job.run import run_export
     from snapgen_deploy.latency.estimate import foretell
@@ -228,7 +228,7 @@ def export(
         threads,
         overwrite=overwrite,
         resume=resume,
-        cache=None if no_cache else ExportCache(default_root(), limit),
+        cache=None if no_cache else ExportCache(export_cache_root(), limit),
         calibration=pictures.calibration,
         fidelity=pictures.fidelity,
         executor=executor,

@@ -24,13 +24,13 @@ def init(
 ) -> None:
     """Write an untrained checkpoint with seeded weights, to try every step at scale before training is done."""
     from snapgen_deploy.checkpoint.directory import new_directory
-    from snapgen_deploy.checkpoint.initial import DTYPES, initial_bytes, write_initial
+    from snapgen_deploy.checkpoint.initial import WEIGHT_DTYPES, initial_bytes, write_initial
     from snapgen_deploy.models import PRESETS
 
     if preset not in PRESETS:
         raise BadInput(f"unknown preset '{preset}': expected {' or '.join(PRESETS)}{nearest(preset, PRESETS)}")
-    if dtype not in DTYPES:
-        raise BadInput(f"--dtype: got '{dtype}', expected one of {', '.join(DTYPES)}")
+    if dtype not in WEIGHT_DTYPES:
+        raise BadInput(f"--dtype: got '{dtype}', expected one of {', '.join(WEIGHT_DTYPES)}")
     largest = parse_bytes(shard_size, "--shard-size")
     config = PRESETS[preset]()
     total = initial_bytes(config, dtype)

@@ -15,13 +15,13 @@ from snapgen_deploy.system.files import read_arrays, write_bytes, write_text
 if TYPE_CHECKING:
     import numpy as np
 
-    from snapgen_deploy.export.mil import OpStat, Report, Runner, Trace
+    from snapgen_deploy.export.mil import OpStat, Runner, RunReport, Trace
 
 
-SHOWN = 5  # operations of a list on the screen
+_SHOWN = 5  # operations of a list on the screen
 
 
-class Mode(StrEnum):
+class _Mode(StrEnum):
     """How real numbers are stored between operations."""
 
     fp32 = "fp32"
@@ -36,11 +36,11 @@ def run_coreml(
     ],
     outputs: Annotated[Path, typer.Option("--outputs", help=".npz file for the named results.")],
     mode: Annotated[
-        Mode,
+        _Mode,
         typer.Option(
             "--mode", help="fp32: exact, to check the graph. device: fp16 storage after every fp16 operation, as a phone does."
         ),
-    ] = Mode.fp32,
+    ] = _Mode.fp32,
     function: Annotated[str | None, typer.Option("--function", help="Function to run, in a package of several.")] = None,
     report: Annotated[
         Path | None, typer.Option("--report", help="JSON file for statistics per operation. Needs --mode device.")
@@ -57,7 +57,7 @@ def run_coreml(
     Exit code 1 if NaN or infinity begins in an operation, if a result holds one, or (--mode device) if a whole result of an
     operation becomes 0 in half precision.
     """
-    if report is not None and mode is not Mode.device:
+    if report is not None and mode is not _Mode.device:
         raise BadInput("--report needs --mode device: fp32 mode rounds nothing, so it has nothing to report")
     check_places({"--outputs": outputs, "--report": report, "--state": state})
     arrays = read_arrays(inputs, str(inputs))
@@ -77,7 +77,7 @@ def run_coreml(
     _write(outputs, results, "--outputs")
     if state is not None:
         _write(state, states.arrays(), "--state")
-    statistics = runner.report() if mode is Mode.device else None
+    statistics = runner.report() if mode is _Mode.device else None
     if report is not None and statistics is not None:
         _write_report(report, statistics)
     unfinished = _not_finite(results)
@@ -133,13 +133,13 @@ def _where(trace: Trace, outputs: list[str]) -> dict[str, Any]:
     }
 
 
-def _verdict(report: Report) -> dict[str, Any]:
+def _verdict(report: RunReport) -> dict[str, Any]:
     return {
         "overflowed": report.overflowed,
         "nan": report.has_nan,
         "vanished": report.emptied,
         "clean": report.clean,
-        "tightest": [_entry(s) for s in report.tightest(SHOWN)],
+        "tightest": [_entry(s) for s in report.tightest(_SHOWN)],
     }
 
 
@@ -160,7 +160,7 @@ def _said(kind: str, array: np.ndarray) -> str:
     if kind == "label":
         return str(array)
     if kind == "classes":
-        best = sorted(array, key=lambda record: -record["probability"])[:SHOWN]
+        best = sorted(array, key=lambda record: -record["probability"])[:_SHOWN]
         first = ", ".join(f"{record['class']} {record['probability']:.4f}" for record in best)
         return f"{first} ({len(array)} classes)"
     span = f", {float(array.min()):.6g} ... {float(array.max()):.6g}" if array.size else ""
@@ -171,13 +171,13 @@ def _print_trace(trace: Trace, outputs: list[str]) -> None:
     counts = [f"{what} in {n} operations" for what in ("NaN", "infinity") if (n := trace.holding(what))]
     if counts and (trace.beginnings or outputs):
         typer.echo(f"not finite: {', '.join(counts)}; {', '.join(outputs) or 'none'} of the results")
-    for beginning in trace.beginnings[:SHOWN]:
+    for beginning in trace.beginnings[:_SHOWN]:
         typer.echo(f"  {beginning}")
-    if len(trace.beginnings) > SHOWN:
-        typer.echo(f"  and in {len(trace.beginnings) - SHOWN} further operations")
+    if len(trace.beginnings) > _SHOWN:
+        typer.echo(f"  and in {len(trace.beginnings) - _SHOWN} further operations")
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: RunReport) -> None:
     count = len(report.ops)
     affected = {
         "overflow": [s for s in report.ops if s.overflow],
@@ -186,15 +186,15 @@ def _print_report(report: Report) -> None:
     }
     found = {what: stats for what, stats in affected.items() if stats}
     verdict = ", ".join(f"{what} in {len(stats)} of {count} operations" for what, stats in found.items())
-    shown = list(dict.fromkeys(s for stats in found.values() for s in stats))[:SHOWN]
+    shown = list(dict.fromkeys(s for stats in found.values() for s in stats))[:_SHOWN]
     typer.echo(
         f"half precision: {verdict or f'no overflow, no NaN in {count} operations'}; {'first' if found else 'the tightest'}:"
     )
-    for stat in shown or report.tightest(SHOWN):
+    for stat in shown or report.tightest(_SHOWN):
         typer.echo(f"  {stat}")
 
 
-def _write_report(path: Path, report: Report) -> None:
+def _write_report(path: Path, report: RunReport) -> None:
     import json
 
     data = _verdict(report) | {"mode": report.mode, "runs": report.runs, "ops": [_entry(s) for s in report.ops]}

@@ -17,7 +17,7 @@ from snapgen_deploy.system.progress import Done
 
 
 @dataclass
-class Trace:
+class StudentTrace:
     """What went in and came out of the student, step by step; arrays of shape (1, C, h, w)."""
 
     latents: list[np.ndarray] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Pipeline:
                 text |= {stream: embeddings, f"{stream}_mask": given[MASK]}
         return text
 
-    def denoise(self, noise: np.ndarray, text: Arrays, trace: Trace | None = None) -> np.ndarray:
+    def denoise(self, noise: np.ndarray, text: Arrays, trace: StudentTrace | None = None) -> np.ndarray:
         """Noise (1, C, h, w) -> clean latent (1, C, h, w); one call of the student per step."""
         student = self.runners[self.components.denoiser.name]
 

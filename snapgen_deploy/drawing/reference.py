@@ -11,7 +11,7 @@ from torch import nn
 
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.checkpoint.networks import load_component
-from snapgen_deploy.drawing.pipeline import Pipeline, Trace, counted, noise_for, tokenize
+from snapgen_deploy.drawing.pipeline import Pipeline, StudentTrace, counted, noise_for, tokenize
 from snapgen_deploy.drawing.ports import recorded_tokens, token_arrays
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role, Runner
@@ -117,7 +117,7 @@ def make_vectors(
         inputs = prompt_tokens(checkpoint, prompt, seed)
         text = random_text(config, seed) | pipeline.encode(inputs)
         row = token_arrays(components, inputs) | {f"{STUDENT}.{name}": value for name, value in text.items()}
-        trace = Trace()
+        trace = StudentTrace()
         row["noise"] = noise_for(seed, plan.latent)
         row["latent"] = pipeline.denoise(row["noise"], text, trace)
         row[LATENTS] = np.stack(trace.latents, axis=1)  # (1, steps, C, h, w)

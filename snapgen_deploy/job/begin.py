@@ -22,10 +22,10 @@ from snapgen_deploy.job.foretold import Foretell
 from snapgen_deploy.job.ingredients import Ingredients
 from snapgen_deploy.job.memory import Prediction, predict, refuse_what_does_not_fit
 from snapgen_deploy.job.mixed import known_recipe
-from snapgen_deploy.job.records import sweep
+from snapgen_deploy.job.records import remove_unowned
 from snapgen_deploy.job.request import Request
 from snapgen_deploy.job.staging import check_place, staging
-from snapgen_deploy.job.state import Job, MixedRecipe
+from snapgen_deploy.job.state import ExportJob, MixedRecipe
 from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.system.child import preload
 from snapgen_deploy.system.files import files_under, stamps, temporary_files_in
@@ -37,7 +37,9 @@ IN_EVERY_CHILD = ("torch", "torch._dynamo", "snapgen_deploy.job.run")  # modules
 
 
 @contextmanager
-def begun(request: Request, plan: ExportPlan, *, foretell: Foretell, progress: Progress, counting: Counting) -> Iterator[Job]:
+def begun(
+    request: Request, plan: ExportPlan, *, foretell: Foretell, progress: Progress, counting: Counting
+) -> Iterator[ExportJob]:
     """A job whose checkpoint is sound, which fits this computer, and whose bundle is built in a directory of its own."""
     checkpoint = request.checkpoint.open()
     final = request.output_dir / bundle_name(checkpoint.config.name, plan.device)
@@ -53,9 +55,9 @@ def begun(request: Request, plan: ExportPlan, *, foretell: Foretell, progress: P
         staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage,
         temporary_files_in(stage.scratch),  # of this process and all that it starts
     ):
-        sweep(stage.root)
+        remove_unowned(stage.root)
         _check_space(stage.root, checkpoint, plan)
-        yield Job(request, plan, checkpoint, before, foretold, stage=stage, progress=progress, counting=counting)
+        yield ExportJob(request, plan, checkpoint, before, foretold, stage=stage, progress=progress, counting=counting)
 
 
 def _plan_key(checkpoint: Checkpoint, plan: ExportPlan, calibration: str) -> str:

@@ -28,12 +28,12 @@ from snapgen_deploy.system.files import cache_root, discard_oldest, files_under,
 from snapgen_deploy.system.source import source_sha256
 
 DEFAULT_LIMIT = 10 * 10**9  # bytes
-TOOLS = ("torch", "numpy", "safetensors")  # of every export, beside those of the targets
+_TOOLS = ("torch", "numpy", "safetensors")  # of every export, beside those of the targets
 SEAL = "record.sha256"  # of the record, so that a change of its figures is found too
-ABANDONED = 24 * 3600  # seconds after which the temporary folder of another process is taken for left over
+_ABANDONED = 24 * 3600  # seconds after which the temporary folder of another process is taken for left over
 
 
-def default_root() -> Path:
+def export_cache_root() -> Path:
     """`$XDG_CACHE_HOME/snapgen-deploy/exports`, or the same below ~/.cache."""
     return cache_root() / "exports"
 
@@ -69,7 +69,7 @@ def export_key(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, rol
 @cache
 def tool_versions() -> tuple[tuple[str, str], ...]:
     """Installed versions of whatever may change a converted file, read without importing it. An absent package counts, too."""
-    named = dict.fromkeys((*TOOLS, *(tool for spec in specs().values() for tool in spec.tools)))
+    named = dict.fromkeys((*_TOOLS, *(tool for spec in specs().values() for tool in spec.tools)))
     return tuple((name, version_of(name)) for name in named)
 
 
@@ -164,7 +164,7 @@ class ExportCache:
         try:
             for path in self.root.iterdir():
                 if path.name.startswith("."):
-                    if time.time() - path.stat().st_mtime > ABANDONED:
+                    if time.time() - path.stat().st_mtime > _ABANDONED:
                         shutil.rmtree(path, ignore_errors=True)
                 elif (path / SEAL).is_file():
                     size = sum(p.stat().st_size for p in files_under(path))

@@ -18,10 +18,12 @@ from snapgen_deploy.export.base import Arrays, Role
 from snapgen_deploy.families.component import Port
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
-from snapgen_deploy.quantise.trajectories import NO_PROMPT, load
+from snapgen_deploy.quantise.trajectories import NO_PROMPT, load_trajectories
 from snapgen_deploy.system.files import read_arrays, sha256_of
 
-COUNT = 16  # pictures drawn where the user gives no file; each gives the student as many inputs as there are steps
+CALIBRATION_PICTURES = (
+    16  # pictures drawn where the user gives no file; each gives the student as many inputs as there are steps
+)
 FIRST_SEED = 1_000_000  # far from the seeds of the gates
 ARRAYS = ".npz"
 
@@ -42,7 +44,7 @@ class Calibration:
     def inputs(self, checkpoint: Checkpoint, folder: Path, role: Role) -> Iterator[Arrays]:
         """Inputs of a component by the names of its ports; `folder` holds the drawn samples where there are such."""
         if self.arrays is None:
-            yield from load(folder, checkpoint.config).inputs(role)
+            yield from load_trajectories(folder, checkpoint.config).inputs(role)
             return
         with np.load(self.arrays) as file:
             found = {n.partition(".")[2]: file[n] for n in file.files if n.startswith(f"{role}.")}
@@ -72,7 +74,7 @@ def calibration_of(checkpoint: Checkpoint, plan: ExportPlan, path: Path | None) 
     """
     if path is None:
         prompts = checkpoint.config.prompts or (NO_PROMPT,)
-        return Calibration(own_samples(checkpoint, CALIBRATION, prompts, COUNT, FIRST_SEED))
+        return Calibration(own_samples(checkpoint, CALIBRATION, prompts, CALIBRATION_PICTURES, FIRST_SEED))
     if path.suffix != ARRAYS:
         if not checkpoint.reads_prompts:
             raise BadInput(f"--calibration: this checkpoint reads no prompts; give a {ARRAYS} of arrays '<component>.<input>'")

@@ -12,12 +12,12 @@ from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.job.drawn import FIDELITY_FOLDER
 from snapgen_deploy.job.records import Exported
-from snapgen_deploy.job.state import CheckedFiles, Job, Judgement, Reference, TargetResult
+from snapgen_deploy.job.state import CheckedFiles, ExportJob, Judgement, Reference, TargetResult
 from snapgen_deploy.plan.plan import TargetPlan
 from snapgen_deploy.system.child import run_in_child
 
 
-def check_files(job: Job, target: TargetPlan, parts: Mapping[Role, Exported], reference: Reference) -> CheckedFiles:
+def check_files(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exported], reference: Reference) -> CheckedFiles:
     """Run what was saved of a target, and hold it against the reference's test vectors."""
     saved = {size: _saved(job, target, parts, size) for size in job.plan.sizes}
     with job.progress(f"{target.key}: running what was saved") as tell:
@@ -25,7 +25,7 @@ def check_files(job: Job, target: TargetPlan, parts: Mapping[Role, Exported], re
     return CheckedFiles(checked, peak)
 
 
-def judge_fidelity(job: Job, target: TargetPlan, parts: Mapping[Role, Exported]) -> Judgement:
+def judge_fidelity(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exported]) -> Judgement:
     """Hold a target's files against the pictures that `draw_for_fidelity` left, where the gate judges the target."""
     wanted = job.request.fidelity
     if wanted is None or not wanted.judges(target):
@@ -49,7 +49,7 @@ def refuse_failed(targets: Mapping[str, TargetResult]) -> None:
         raise GatesFailed(said, [g.as_dict() for g in gates])
 
 
-def _saved(job: Job, target: TargetPlan, parts: Mapping[Role, Exported], size: str) -> SavedTarget:
+def _saved(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exported], size: str) -> SavedTarget:
     """The target's files at one picture size."""
     config = job.checkpoint.config
     return SavedTarget(

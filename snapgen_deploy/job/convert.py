@@ -23,8 +23,8 @@ from snapgen_deploy.job.ingredients import Ingredients
 from snapgen_deploy.job.keep import Keep
 from snapgen_deploy.job.layout import folder_of, is_arranged
 from snapgen_deploy.job.records import Exported, read_record, write_record
-from snapgen_deploy.job.sizes import PARTS, join_sizes
-from snapgen_deploy.job.state import Job, MixedRecipe
+from snapgen_deploy.job.sizes import SIZES_FOLDER, join_sizes
+from snapgen_deploy.job.state import ExportJob, MixedRecipe
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan, target_at
 from snapgen_deploy.quantise.recipe import load_recipe
 from snapgen_deploy.system.child import run_in_child
@@ -35,7 +35,7 @@ from snapgen_deploy.system.host_memory import hand_back_what_is_freed
 class Conversion:
     """What the components of one target share on their way."""
 
-    job: Job
+    job: ExportJob
     recipe: MixedRecipe
     target: TargetPlan
     keep: Keep
@@ -61,9 +61,9 @@ class ComponentTask:
     recipe: Path | None = None  # folder of the recipe of mixed precision
 
 
-def convert(work: Conversion, role: Role) -> Exported:
+def convert_component(work: Conversion, role: Role) -> Exported:
     """One component, from the cache or an interrupted run where it is there; several picture sizes are joined."""
-    job, key, apart = work.job, work.target.key, work.job.stage.root / PARTS
+    job, key, apart = work.job, work.target.key, work.job.stage.root / SIZES_FOLDER
     if not job.plan.other_sizes or not components_of(job.checkpoint.config)[role].sized:
         if not is_arranged(work.target):
             return _convert_one(work, job.plan, role, job.stage.root)

@@ -13,7 +13,7 @@ from snapgen_deploy.drawing.reference import ReferenceVectors, make_vectors, wit
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.job.calibration import is_calibrated
-from snapgen_deploy.job.state import Job, MixedRecipe, Reference
+from snapgen_deploy.job.state import ExportJob, MixedRecipe, Reference
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.quantise.recipe import load_recipe
 from snapgen_deploy.quantise.trajectories import Recording
@@ -34,7 +34,7 @@ class VectorsTask:
     threads: int
 
 
-def reference_vectors(job: Job, recipe: MixedRecipe) -> Reference:
+def reference_vectors(job: ExportJob, recipe: MixedRecipe) -> Reference:
     """The test vectors of all picture sizes."""
     request, plan = job.request, job.plan
     task = VectorsTask(request.checkpoint, plan, request.samples, recipe.folder, request.threads)
@@ -43,7 +43,7 @@ def reference_vectors(job: Job, recipe: MixedRecipe) -> Reference:
     return Reference(vectors, peak)
 
 
-def draw_calibration(job: Job, plan: ExportPlan, target: TargetPlan) -> int:
+def draw_calibration(job: ExportJob, plan: ExportPlan, target: TargetPlan) -> int:
     """Draw, once for all targets, what the target's quantiser looks at; the process's peak in bytes.
 
     0, and nothing is drawn, where the target is not calibrated, the user gave arrays, or it was drawn before.
@@ -59,7 +59,7 @@ def draw_calibration(job: Job, plan: ExportPlan, target: TargetPlan) -> int:
     return peak
 
 
-def draw_for_fidelity(job: Job) -> int:
+def draw_for_fidelity(job: ExportJob) -> int:
     """Draw what the fidelity gate compares with; the process's peak in bytes.
 
     0, and nothing is drawn, where the gate judges no target, or none that runs on this computer.

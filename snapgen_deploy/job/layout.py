@@ -11,7 +11,7 @@ from snapgen_deploy.export.base import Role
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.job.records import Exported
 from snapgen_deploy.job.sizes import relocated, whole
-from snapgen_deploy.job.state import Job
+from snapgen_deploy.job.state import ExportJob
 from snapgen_deploy.models.tokenizer import WordTokenizer
 from snapgen_deploy.plan.plan import TargetPlan
 
@@ -31,7 +31,7 @@ def _module_of(target: TargetPlan) -> str | None:
     return target.spec.folders.get(dict(target.options).get("folders", ""))
 
 
-def arranged(job: Job, target: TargetPlan, parts: Mapping[Role, Exported]) -> Mapping[Role, Exported]:
+def arranged(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exported]) -> Mapping[Role, Exported]:
     """The components in the folder layout that the profile asks for."""
     if (name := _module_of(target)) is None:
         return parts

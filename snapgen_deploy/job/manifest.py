@@ -16,7 +16,7 @@ from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.job.manifest_sizes import add_sizes
 from snapgen_deploy.job.records import Exported
 from snapgen_deploy.job.sizes import whole
-from snapgen_deploy.job.state import Job, Made
+from snapgen_deploy.job.state import ExportJob, Made
 from snapgen_deploy.models.serialise import config_to_dict
 from snapgen_deploy.plan.plan import TargetPlan
 from snapgen_deploy.quantise.report import add_to_manifest
@@ -25,7 +25,7 @@ from snapgen_deploy.system.files import files_under, sha256_of
 TIME_FEATURES_FORMULA = "concat(cos(a), sin(a)), a[i] = 1000 * sigma * exp(-ln(10000) * i / (count/2)), i = 0 ... count/2 - 1"
 
 
-def manifest_of(job: Job, made: Made) -> dict[str, Any]:
+def manifest_of(job: ExportJob, made: Made) -> dict[str, Any]:
     """The manifest of the job's bundle, whose files lie in its directory, as plain JSON data."""
     manifest = _of_default_size(job, made)
     if job.plan.other_sizes:
@@ -37,7 +37,7 @@ def manifest_of(job: Job, made: Made) -> dict[str, Any]:
     return manifest
 
 
-def _of_default_size(job: Job, made: Made) -> dict[str, Any]:
+def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
     """What every bundle says; of several picture sizes that of the default one."""
     root, checkpoint, plan = job.stage.root, job.checkpoint, job.plan
     config, schedule = checkpoint.config, schedule_of(checkpoint.config)
@@ -99,7 +99,7 @@ def _of_default_size(job: Job, made: Made) -> dict[str, Any]:
     }
 
 
-def _target(job: Job, target: TargetPlan, parts: Mapping[Role, Exported]) -> dict[str, Any]:
+def _target(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exported]) -> dict[str, Any]:
     root, components = job.stage.root, {}
     macs = job.foretold[job.plan.sizes[0]].macs.get(target.key, {})
     for role, part in parts.items():

@@ -19,13 +19,13 @@ from snapgen_deploy.bundle.sizes import preview_name, vectors_name
 from snapgen_deploy.drawing.ports import ports_of
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.job.records import Exported
-from snapgen_deploy.job.state import Job, Made
+from snapgen_deploy.job.state import ExportJob, Made
 from snapgen_deploy.plan.plan import target_at
 
 DESCRIBED = ("ops", "placement", "portable_ops", "lint")
 
 
-def add_sizes(manifest: dict[str, Any], job: Job, made: Made) -> None:
+def add_sizes(manifest: dict[str, Any], job: ExportJob, made: Made) -> None:
     """Add the sizes of the plan to the manifest of the job's bundle."""
     root, plan = job.stage.root, job.plan
     manifest["sizes"] = []
@@ -59,7 +59,7 @@ def add_sizes(manifest: dict[str, Any], job: Job, made: Made) -> None:
         target["sharing"] = _sharing(target["components"], len(plan.sizes))
 
 
-def _size(job: Job, size: str, key: str, role: Role, part: Exported) -> dict[str, Any]:
+def _size(job: ExportJob, size: str, key: str, role: Role, part: Exported) -> dict[str, Any]:
     """One component at one size."""
     root, plan = job.stage.root, job.plan.at(size)
     inputs, outputs, _ = ports_of(job.checkpoint.config, plan, role)

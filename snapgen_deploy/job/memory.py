@@ -21,7 +21,7 @@ from snapgen_deploy.quantise.memory import predicted_peak
 # lies a little above all that was measured on x86-64 Linux: the embedded checkpoint and an untrained student of 114M parameters
 # (`python -m benchmarks.export_memory`), snapgenpp at 1024 x 1024 (`python -m benchmarks.scale`). Activations are the plan's
 # estimate of the largest. Checkpoints in PyTorch's format, which are mapped as a whole while they are read, were not measured.
-REFERENCE = Cost(420_000_000, 1.15, 1.7)
+_REFERENCE = Cost(420_000_000, 1.15, 1.7)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def predict(config: ModelConfig, plan: ExportPlan, executor: str = "here") -> tu
     shapes = [(plan.latent, plan.resolution), *((s.latent, s.resolution) for s in plan.other_sizes)]
     activations = max(activation_bytes(config, plan.width, latent, size) for latent, size in shapes)
     own = {spec.name: max(spec.activations(plan.width, latent, size) for latent, size in shapes) for spec in components}
-    found = [Prediction(REFERENCE.of(weights, activations))]
+    found = [Prediction(_REFERENCE.of(weights, activations))]
     if plan.mixed is not None:
         peak = predicted_peak(config, plan.width, plan.latent, executor_of(executor))
         found.append(Prediction(peak, shared="recipe"))

@@ -6,9 +6,9 @@ import shutil
 
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.job.request import Request
-from snapgen_deploy.job.state import Job, MixedRecipe
+from snapgen_deploy.job.state import ExportJob, MixedRecipe
 from snapgen_deploy.plan.plan import ExportPlan
-from snapgen_deploy.quantise.recipe import default_root, finished_recipe
+from snapgen_deploy.quantise.recipe import finished_recipe, recipes_root
 from snapgen_deploy.quantise.stage import RecipeTask, run_stage
 
 
@@ -16,10 +16,10 @@ def known_recipe(request: Request, checkpoint: Checkpoint, plan: ExportPlan) -> 
     """The plan's recipe where an earlier export left it in the cache."""
     if plan.mixed is None or request.cache is None:
         return MixedRecipe()
-    return MixedRecipe(finished_recipe(checkpoint, plan.width, plan.latent, plan.mixed, default_root()))
+    return MixedRecipe(finished_recipe(checkpoint, plan.width, plan.latent, plan.mixed, recipes_root()))
 
 
-def mixed_recipe(job: Job) -> MixedRecipe:
+def mixed_recipe(job: ExportJob) -> MixedRecipe:
     """A copy of the plan's recipe in the job's scratch folder: another export may make room where recipes are kept.
 
     Without a cache nothing is kept.
@@ -27,7 +27,7 @@ def mixed_recipe(job: Job) -> MixedRecipe:
     request, plan, scratch = job.request, job.plan, job.stage.scratch
     if plan.mixed is None:
         return MixedRecipe()
-    limit, root = (request.cache.limit, default_root()) if request.cache is not None else (None, scratch / "recipes")
+    limit, root = (request.cache.limit, recipes_root()) if request.cache is not None else (None, scratch / "recipes")
     recipe, peak = finished_recipe(job.checkpoint, plan.width, plan.latent, plan.mixed, root), 0
     if recipe is None:
         task = RecipeTask(request.checkpoint, plan, request.executor, request.threads, root)

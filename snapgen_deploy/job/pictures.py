@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from snapgen_deploy.check.fidelity import COUNT, Fidelity, scorer_of
+from snapgen_deploy.check.fidelity import FIDELITY_PICTURES, Fidelity, scorer_of
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.drawing.prompts import FIDELITY, Sample, check_prompts, own_samples, read_samples, samples_of
 from snapgen_deploy.errors import BadInput
@@ -14,7 +14,7 @@ from snapgen_deploy.job.calibration import Calibration, calibration_of, is_calib
 from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.quantise.trajectories import NO_PROMPT
 
-LARGE = 512 * 512  # pixels above which a reference picture takes minutes
+_LARGE = 512 * 512  # pixels above which a reference picture takes minutes
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ def pictures_of(checkpoint: Checkpoint, plan: ExportPlan, asked: Asked) -> Pictu
 
     Raises BadInput where an option would not be used, a file cannot be, or the tokenizer does not read a prompt.
     """
-    small = plan.resolution[0] * plan.resolution[1] <= LARGE
+    small = plan.resolution[0] * plan.resolution[1] <= _LARGE
     chosen = prompts_of(checkpoint, asked.prompts)
     own = () if asked.prompts is None else chosen
-    fidelity = _fidelity(checkpoint, plan, asked, own, asked.fidelity_samples or (COUNT if small else 8))
+    fidelity = _fidelity(checkpoint, plan, asked, own, asked.fidelity_samples or (FIDELITY_PICTURES if small else 8))
     if plan.mixed is None and not any(is_calibrated(t) for t in plan.targets):
         _refuse_idle({"--calibration": asked.calibration}, "calibrated and mixed precisions", "choose one by --precision")
     calibration = calibration_of(checkpoint, plan, asked.calibration)

@@ -66,7 +66,7 @@ def read_record(root: Path, target_key: str, role: Role, recipe: str = "") -> Ex
         return None
 
 
-def sweep(root: Path) -> None:
+def remove_unowned(root: Path) -> None:
     """Remove what no record owns: half-written files of processes that were killed would become a part of the bundle."""
     owned: set[Path] = set()
     for record in root.rglob(".*.done"):

@@ -11,14 +11,14 @@ from snapgen_deploy.check.gates import Gate, failed
 from snapgen_deploy.drawing.ports import roles_of
 from snapgen_deploy.job.begin import begun
 from snapgen_deploy.job.checked import check_files, judge_fidelity, refuse_failed
-from snapgen_deploy.job.convert import Conversion, convert
+from snapgen_deploy.job.convert import Conversion, convert_component
 from snapgen_deploy.job.drawn import draw_for_fidelity, reference_vectors
 from snapgen_deploy.job.foretold import Foretell
 from snapgen_deploy.job.keep import kept
 from snapgen_deploy.job.layout import arranged
 from snapgen_deploy.job.mixed import mixed_recipe
 from snapgen_deploy.job.request import Request
-from snapgen_deploy.job.state import Job, Made, MixedRecipe, Reference, TargetResult
+from snapgen_deploy.job.state import ExportJob, Made, MixedRecipe, Reference, TargetResult
 from snapgen_deploy.job.write import write_bundle
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.system.progress import Counting, Progress, silent
@@ -51,11 +51,11 @@ def run_export(
     return Result(open_bundle(job.stage.final), tuple(made.gates), made.peak_bytes, run)
 
 
-def export_target(job: Job, target: TargetPlan, recipe: MixedRecipe, reference: Reference) -> TargetResult:
+def export_target(job: ExportJob, target: TargetPlan, recipe: MixedRecipe, reference: Reference) -> TargetResult:
     """Convert a target's components, run what was saved, and hold it against the reference; what is sound is cached."""
     with kept(job.request.cache, job.checkpoint, job.before) as keep:
         work = Conversion(job, recipe, target, keep)
-        parts = arranged(job, target, {role: convert(work, role) for role in roles_of(job.checkpoint.config)})
+        parts = arranged(job, target, {role: convert_component(work, role) for role in roles_of(job.checkpoint.config)})
         checked = check_files(job, target, parts, reference)
         result = TargetResult(parts, checked, judge_fidelity(job, target, parts))
         keep.sound = not failed(result.gates)

@@ -10,7 +10,7 @@ from snapgen_deploy.export.base import Artifact
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.job.records import Exported
 
-PARTS = ".sizes"  # folder of a bundle in the making: a folder for every size, with what is to be joined
+SIZES_FOLDER = ".sizes"  # folder of a bundle in the making: a folder for every size, with what is to be joined
 
 
 def join_sizes(key: str, parts: Mapping[str, Exported], directory: Path) -> Exported:

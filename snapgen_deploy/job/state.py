@@ -24,7 +24,7 @@ from snapgen_deploy.system.progress import Counting, Progress
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportJob:
     """An export that was begun: what it is asked for, what it works on, and where."""
 
     request: Request

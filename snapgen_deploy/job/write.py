@@ -17,16 +17,16 @@ from snapgen_deploy.job.layout import tokenizers_of
 from snapgen_deploy.job.manifest import manifest_of
 from snapgen_deploy.job.records import forget
 from snapgen_deploy.job.run_record import write_run_record
-from snapgen_deploy.job.sizes import PARTS
-from snapgen_deploy.job.state import Job, Made
+from snapgen_deploy.job.sizes import SIZES_FOLDER
+from snapgen_deploy.job.state import ExportJob, Made
 from snapgen_deploy.quantise.report import copy_into
 
 
-def write_bundle(job: Job, made: Made) -> Mapping[str, Any]:
+def write_bundle(job: ExportJob, made: Made) -> Mapping[str, Any]:
     """Everything in the bundle's directory but the components, which lie there; returns the record of the run."""
     root = job.stage.root
     forget(root)
-    shutil.rmtree(root / PARTS, ignore_errors=True)  # there where an interrupted run may be taken up again
+    shutil.rmtree(root / SIZES_FOLDER, ignore_errors=True)  # there where an interrupted run may be taken up again
     if made.recipe.folder is not None:
         copy_into(root, made.recipe.folder)
     for role, text in tokenizers_of(job.checkpoint).items():

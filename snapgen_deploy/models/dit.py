@@ -27,7 +27,7 @@ from snapgen_deploy.models.time_embedding import TimeEmbedding
 
 # Maps of (tokens, hidden) that a block keeps for its gradients, and copies of its attention scores: fitted to
 # `benchmarks.recipe_memory`.
-MAPS, SCORES = 32, 2
+MAPS, _SCORES = 32, 2
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class TextProjection(nn.Module):
         return y
 
 
-class Block(nn.Module):
+class DiTBlock(nn.Module):
     """h -> LN -> scale/shift -> SA or ASSA -> gate -> + ; cross-attention -> + ; LN -> scale/shift -> FFN -> gate -> + ."""
 
     def __init__(self, config: DiTConfig, width: str, kind: StageKind, ffn_ratio: int) -> None:
@@ -103,16 +103,16 @@ class DiT(Student):
         self.text = nn.ModuleDict({s.name: TextProjection(s.dim, config.text_width) for s in config.text_streams})
         stages = zip(STAGES, config.depths, config.attention, config.ffn_ratios, strict=True)
         for name, depth, kind, ratio in stages:
-            self.add_module(name, nn.ModuleList([Block(config, width, kind, ratio) for _ in range(depth)]))
+            self.add_module(name, nn.ModuleList([DiTBlock(config, width, kind, ratio) for _ in range(depth)]))
         self.skips = nn.ModuleList([DenseSkip(hidden) for _ in range(config.depths[1] // 2)])
         self.downsample = nn.Conv2d(hidden, hidden, 2, stride=2)
         self.upsample = nn.ConvTranspose2d(hidden, hidden, 2, stride=2)
         self.final_table = nn.Parameter(torch.zeros(2, hidden))
         self.unpatch = nn.ConvTranspose2d(hidden, config.latent_channels, config.patch, stride=config.patch)
 
-    def blocks_of(self, stage: str) -> list[Block]:
+    def blocks_of(self, stage: str) -> list[DiTBlock]:
         """The blocks of one stage, in order."""
-        return [b for b in self.get_submodule(stage).children() if isinstance(b, Block)]
+        return [b for b in self.get_submodule(stage).children() if isinstance(b, DiTBlock)]
 
     def training_cost(self, latent: tuple[int, int]) -> TrainingCost:
         """Image tokens of Down and Up, and bytes that the gradients need of every stage's blocks, estimated.
@@ -124,10 +124,10 @@ class DiT(Student):
         tokens, hidden, stages = rows * cols, c.hidden_at(self.width), []
         for kind, depth, n in zip(c.attention, c.depths, (tokens, tokens // 4, tokens), strict=True):
             seen = n if kind == "full" else n // 4 + min(n, n * (2 * c.radius + 1) // c.blocks)
-            stages.append(Stage(depth, 4 * depth * (MAPS * tokens * hidden + SCORES * hidden // c.head_dim * n * seen)))
+            stages.append(Stage(depth, 4 * depth * (MAPS * tokens * hidden + _SCORES * hidden // c.head_dim * n * seen)))
         return TrainingCost(tokens, hidden, tuple(stages))
 
-    def recomputable(self) -> list[Block]:
+    def recomputable(self) -> list[DiTBlock]:
         """All blocks, in order."""
         return [block for stage in STAGES for block in self.blocks_of(stage)]
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from snapgen_deploy.errors import BadInput
 
 LISTED = 200  # a vocabulary of more words is not listed in a message
-PAD, BOS, EOS, UNKNOWN = "[PAD]", "[BOS]", "[EOS]", "[UNK]"
+PAD, BOS, EOS, _UNKNOWN = "[PAD]", "[BOS]", "[EOS]", "[UNK]"
 
 
 class WordTokenizer:
@@ -28,15 +28,15 @@ class WordTokenizer:
         numbered = json.loads(text)["model"].get("unk_id") if isinstance(model, models.Unigram) else None
         self._tokenizer.no_padding()  # a file may ask for both; `encode` pads itself, and cuts nothing off in silence
         self._tokenizer.no_truncation()
-        self._unknown = self._tokenizer.token_to_id(UNKNOWN if unknown is None else unknown) if numbered is None else numbered
+        self._unknown = self._tokenizer.token_to_id(_UNKNOWN if unknown is None else unknown) if numbered is None else numbered
         self._pad = padding.get("pad_id", self._tokenizer.token_to_id(PAD) or 0)
         self._left = padding.get("direction") == "left"
 
     @classmethod
     def from_words(cls, words: Sequence[str]) -> WordTokenizer:
         """A tokenizer whose vocabulary is the special tokens and these words, in this order."""
-        vocabulary = {word: i for i, word in enumerate([PAD, BOS, EOS, UNKNOWN, *words])}
-        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+        vocabulary = {word: i for i, word in enumerate([PAD, BOS, EOS, _UNKNOWN, *words])}
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
         tokenizer.normalizer = normalizers.Lowercase()
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         specials = [(BOS, vocabulary[BOS]), (EOS, vocabulary[EOS])]
@@ -51,7 +51,7 @@ class WordTokenizer:
     def words(self) -> list[str]:
         """The vocabulary without its special tokens, in order of their numbers."""
         vocabulary = self._tokenizer.get_vocab()
-        return [w for w in sorted(vocabulary, key=vocabulary.__getitem__) if w not in (PAD, BOS, EOS, UNKNOWN)]
+        return [w for w in sorted(vocabulary, key=vocabulary.__getitem__) if w not in (PAD, BOS, EOS, _UNKNOWN)]
 
     def to_json(self) -> str:
         """The tokenizer.json text, with sorted keys."""

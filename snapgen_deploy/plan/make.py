@@ -12,7 +12,7 @@ from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.plan.sizes import sizes_of
 from snapgen_deploy.plan.targets import check_systems, pick_targets, plan_target
-from snapgen_deploy.plan.widths import Estimator, LatencyLimits, judge, memory_hint
+from snapgen_deploy.plan.widths import Estimator, LatencyLimits, judge_width, memory_hint
 
 
 def make_plan(
@@ -52,7 +52,7 @@ def make_plan(
     if width is not None and width not in widths:
         raise BadInput(f"the checkpoint has no width '{width}': it has {', '.join(widths)}{nearest(width, widths)}")
     limits = LatencyLimits(estimator, max_latency_ms)
-    judged = [judge(config, profile, w, chosen, sizes, limits) for w in widths]
+    judged = [judge_width(config, profile, w, chosen, sizes, limits) for w in widths]
     if width is None:
         fitting = [j for j in judged if not j.obstacles]
         if not fitting:

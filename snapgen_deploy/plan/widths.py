@@ -50,7 +50,7 @@ class LatencyLimits:
 
 
 @dataclass(frozen=True)
-class Judged:
+class _Judged:
     """One width: bytes on the device, ms of a picture, and what stands in its way."""
 
     width: str
@@ -60,14 +60,14 @@ class Judged:
     line: str
 
 
-def judge(
+def judge_width(
     config: ModelConfig,
     profile: Profile,
     width: str,
     targets: Sequence[TargetPlan],
     sizes: Sequence[Size],
     limits: LatencyLimits,
-) -> Judged:
+) -> _Judged:
     """One width against the budgets, with its figures in a line."""
     weight_bytes = max(map(_weight_bytes, targets))
     largest = max(sizes, key=lambda s: s.resolution[0] * s.resolution[1])  # all activations grow with the area
@@ -86,7 +86,7 @@ def judge(
     if obstacle:
         obstacles.append(obstacle)
     verdict = f"does not fit ({', '.join(obstacles)})" if obstacles else "fits"
-    return Judged(width, memory, latency, tuple(obstacles), f"{width} {verdict}: {', '.join(said)}")
+    return _Judged(width, memory, latency, tuple(obstacles), f"{width} {verdict}: {', '.join(said)}")
 
 
 def _weight_bytes(target: TargetPlan) -> float:
@@ -150,7 +150,7 @@ def activation_bytes(config: ModelConfig, width: str, latent: tuple[int, int, in
     return max(spec.activations(width, latent, size) for spec in components_of(config))
 
 
-def memory_hint(judged: Sequence[Judged]) -> str:
+def memory_hint(judged: Sequence[_Judged]) -> str:
     """What to say where memory stands in the way."""
     short = any("memory" in j.obstacles for j in judged)
     return "; where the app may take more memory, say how much with --memory-budget" if short else ""

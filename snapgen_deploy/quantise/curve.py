@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from snapgen_deploy.quantise.tuning import Tuned
+from snapgen_deploy.quantise.tuning import TunedNetwork
 from snapgen_deploy.system.files import write_text
 
 
-def write_curve(data: Path, picture: Path, tuned: Tuned) -> None:
+def write_curve(data: Path, picture: Path, tuned: TunedNetwork) -> None:
     """Write losses and held-out errors to `data` (JSON) and draw them to `picture` (PNG); the same run gives the same bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

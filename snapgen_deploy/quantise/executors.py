@@ -22,7 +22,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 CONNECTING = 10.0  # seconds until a cluster that does not answer is given up
 AHEAD = 1  # tasks a worker that are handed out in advance: matrices of large layers must not all wait in memory
-FORMS = "here, processes:N or dask://host:port"
+_FORMS = "here, processes:N or dask://host:port"
 
 
 class WorkerLost(SnapgenError):
@@ -142,7 +142,7 @@ def executor_of(text: str) -> Executor:
     host, _, port = rest.removeprefix("//").rpartition(":")
     if kind == "dask" and rest.startswith("//") and host and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536:
         return Cluster(f"tcp://{host}:{port}")
-    raise BadInput(f"--executor: got '{text}', expected {FORMS}")
+    raise BadInput(f"--executor: got '{text}', expected {_FORMS}")
 
 
 def _in_order(submit: Callable[[T], Any], tasks: Iterable[T], ahead: int) -> Iterator[Any]:

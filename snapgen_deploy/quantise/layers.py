@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Layer = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
+WeightLayer = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
 
 
-def layers_of(network: nn.Module) -> dict[str, Layer]:
+def layers_of(network: nn.Module) -> dict[str, WeightLayer]:
     """Every linear and convolution layer by its name, in the network's order: the paper quantises exactly these weights."""
-    return {name: m for name, m in network.named_modules() if isinstance(m, Layer)}
+    return {name: m for name, m in network.named_modules() if isinstance(m, WeightLayer)}
 
 
-def matrix_of(layer: Layer, weight: Tensor) -> Tensor:
+def matrix_of(layer: WeightLayer, weight: Tensor) -> Tensor:
     """The weight of `layer`, or one of its shape, as (groups, rows, columns)."""
     if isinstance(layer, nn.Linear):
         return weight[None]  # (1, out, in)
@@ -32,7 +32,7 @@ def matrix_of(layer: Layer, weight: Tensor) -> Tensor:
     return weight.reshape(layer.groups, layer.out_channels // layer.groups, -1)  # (g, out/g, in/g*kh*kw)
 
 
-def columns_of(layer: Layer, x: Tensor) -> Tensor:
+def columns_of(layer: WeightLayer, x: Tensor) -> Tensor:
     """The columns (groups, n, columns) that the matrix is multiplied with, cut out of the layer's input.
 
     Raises ValueError for a transposed convolution whose windows overlap: its output is no such product.
@@ -67,7 +67,7 @@ def moments(network: nn.Module, names: Iterable[str], run: Callable[[], None]) -
 
 
 @contextmanager
-def _listening(layers: Mapping[str, Layer], note: Callable[[str, Tensor], None]) -> Iterator[None]:
+def _listening(layers: Mapping[str, WeightLayer], note: Callable[[str, Tensor], None]) -> Iterator[None]:
     """While this lasts, `note` hears every input of the layers."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -12,10 +12,10 @@ from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.models.student import Student, TrainingCost
 from snapgen_deploy.quantise.executors import Executor, Here
-from snapgen_deploy.quantise.layers import Layer, layers_of, matrix_of
+from snapgen_deploy.quantise.layers import WeightLayer, layers_of, matrix_of
 from snapgen_deploy.system.host_memory import available_bytes
 
-TOKENS = 2048  # image tokens that run together at most: activations of a full-scale student take gigabytes a call
+MOST_TOKENS = 2048  # image tokens that run together at most: activations of a full-scale student take gigabytes a call
 MEASURED_CALLS = 8  # calls of the student that run together while layers are measured
 LESSON = 16  # calls of one iteration of the tuning
 MOMENTS = 1 << 30  # bytes of second moments that are held at once, where little is free
@@ -24,17 +24,17 @@ KEPT = 2 << 30  # bytes of activations of all blocks that are kept for the gradi
 PASSING = 36
 BASE = 480_000_000  # of the process without a network
 WORKER = 250_000_000  # of each process of an executor without its task (an estimate: what the imports take)
-WEIGHTS = 1.05  # bytes for each byte of the student's weights in fp32
+_WEIGHTS = 1.05  # bytes for each byte of the student's weights in fp32
 # For each byte of the largest layer in fp32: its palettes are fitted and errors found, in double precision.
 EVALUATED = 12
 
 
 def together(tokens: int, most: int) -> int:
-    """How many calls of so many image tokens run together: at most `most`, and at most `TOKENS` tokens (or one call)."""
-    return max(1, min(most, TOKENS // tokens))
+    """How many calls of so many image tokens run together: at most `most`, and at most `MOST_TOKENS` tokens (or one call)."""
+    return max(1, min(most, MOST_TOKENS // tokens))
 
 
-def moment_bytes(layer: Layer) -> int:
+def moment_bytes(layer: WeightLayer) -> int:
     """Bytes of a layer's second moments (groups, columns, columns) in double precision."""
     groups, _, columns = matrix_of(layer, layer.weight).shape
     return 8 * groups * columns**2
@@ -77,7 +77,7 @@ def predicted_peak(
         student = components_of(config).denoiser.build(width)
     assert isinstance(student, Student)
     cost = student.training_cost(latent[1:])
-    weights = round(WEIGHTS * 4 * sum(p.numel() for p in student.parameters()))
+    weights = round(_WEIGHTS * 4 * sum(p.numel() for p in student.parameters()))
     moments = [moment_bytes(layer) for layer in layers_of(student).values()]
     # beside the sums, one batch's own product in single and double precision
     outside = executor or Here()

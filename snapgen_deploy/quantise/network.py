@@ -14,10 +14,10 @@ from snapgen_deploy.quantise.palettes import snap
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def quantise(student: Network, palettes: Mapping[str, Any]) -> Network:
+def quantise_network(student: Network, palettes: Mapping[str, Any]) -> Network:
     """Replace the weights of the named layers by the nearest entries of their palettes, in place; returns the student.
 
-    A sequence of numbers per layer, as `palettes.fit` gives. The layers' biases stay.
+    A sequence of numbers per layer, as `palettes.fit_palette` gives. The layers' biases stay.
     """
     layers = layers_of(student)
     with torch.no_grad():

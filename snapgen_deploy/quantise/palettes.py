@@ -14,10 +14,10 @@ HISTOGRAM = 1 << 16  # values, or bins of a larger tensor: 1/65536 of the range 
 CANDIDATES = 512  # cells of the coarse problem that is solved exactly
 EXACT_CLUSTERS = 32  # beyond, cells would be hardly finer than clusters: the start then comes from the density alone
 STARTS = (0.5, 1, 2, 4)  # cells for each of many clusters
-ITERATIONS = 300
+_ITERATIONS = 300
 
 
-def fit(weight: np.ndarray, clusters: int) -> np.ndarray:
+def fit_palette(weight: np.ndarray, clusters: int) -> np.ndarray:
     """The palette of a tensor: at most `clusters` sorted distinct float32 values that fp16 holds.
 
     Raises ValueError for fewer than one cluster, no weights, or weights that are not finite.
@@ -125,7 +125,7 @@ def _optimal(points: np.ndarray, counts: np.ndarray, clusters: int) -> np.ndarra
 def _lloyd(points: np.ndarray, counts: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """Centres moved to the means of their intervals until they stay; one that nothing is near to is dropped."""
     weight, first = (np.concatenate([[0.0], np.cumsum(counts * points**p)]) for p in (0, 1))
-    for _ in range(ITERATIONS):
+    for _ in range(_ITERATIONS):
         bounds = np.concatenate([[0], np.searchsorted(points, (centres[1:] + centres[:-1]) / 2), [len(points)]])
         mass = np.diff(weight[bounds])
         moved = np.diff(first[bounds])[mass > 0] / mass[mass > 0]

@@ -30,17 +30,17 @@ from snapgen_deploy.quantise.allocation import Allocation, Candidate, allocate
 from snapgen_deploy.quantise.curve import write_curve
 from snapgen_deploy.quantise.executors import Executor
 from snapgen_deploy.quantise.memory import moments_at_once
-from snapgen_deploy.quantise.network import Network, load_tuned, quantise
-from snapgen_deploy.quantise.sensitivity import Sensitivity, measure, measured_pictures
+from snapgen_deploy.quantise.network import Network, load_tuned, quantise_network
+from snapgen_deploy.quantise.sensitivity import Sensitivity, measure_sensitivities, measured_pictures
 from snapgen_deploy.quantise.trajectories import NO_PROMPT, Trajectories, record
-from snapgen_deploy.quantise.tuning import Tuned, Tuning, tune
+from snapgen_deploy.quantise.tuning import TunedNetwork, Tuning, tune_network
 from snapgen_deploy.system.documents import parse_json
 from snapgen_deploy.system.files import cache_root, discard_oldest, files_under, sha256_of, stamps, write_text
 from snapgen_deploy.system.source import source_sha256
 from snapgen_deploy.system.typed import Closed, Number, Table, read_as
 
-Report = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
-RECIPE, TUNED, CURVE, PICTURE = "recipe.json", "tuned.safetensors", "tuning.json", "tuning.png"
+_Report = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
+RECIPE, TUNED_WEIGHTS, CURVE, CURVE_PICTURE = "recipe.json", "tuned.safetensors", "tuning.json", "tuning.png"
 MEND = "choose another place with XDG_CACHE_HOME"
 
 
@@ -55,7 +55,7 @@ class Recipe:
 
     def apply(self, student: Network) -> Network:
         """Put it into the fp32 student that it was made for, in place; returns the student."""
-        return load_tuned(quantise(student, self.palettes), self.tuned)
+        return load_tuned(quantise_network(student, self.palettes), self.tuned)
 
 
 class _Layer(Closed):
@@ -69,7 +69,7 @@ class _RecipeFile(Closed):
     tuned_sha256: str
 
 
-def default_root() -> Path:
+def recipes_root() -> Path:
     """`$XDG_CACHE_HOME/snapgen-deploy/recipes`, or the same below ~/.cache."""
     return cache_root() / "recipes"
 
@@ -82,7 +82,7 @@ def make_recipe(
     executor: Executor,
     root: Path,
     *,
-    report: Report = lambda what, done, total: None,
+    report: _Report = lambda what, done, total: None,
 ) -> Path:
     """The folder of the finished recipe below `root`; what of it is already there is taken as it is.
 
@@ -106,11 +106,13 @@ def make_recipe(
     found, measured = _sensitivities(checkpoint, width, trajectories, executor, known, levels=levels, report=report)
     chosen = allocate([Candidate(s.name, s.weights, s.errors) for s in found.values()], settings.bits)
     palettes = {name: found[name].palettes[b] for name, b in chosen.bits.items()}
-    student = quantise(load_student(checkpoint, width), palettes)
+    student = quantise_network(load_student(checkpoint, width), palettes)
     _refuse_changed(checkpoint, before, root, base)  # nothing is read of it from here on
     state, total = root / f"tuning-{_hash(base, settings.as_key())}", settings.iterations
     report("tuning", 0, total)
-    tuned = tune(student, trajectories, Tuning(total), state, lambda n, loss: report(f"tuning (error {loss:.2g})", n, total))
+    tuned = tune_network(
+        student, trajectories, Tuning(total), state, lambda n, loss: report(f"tuning (error {loss:.2g})", n, total)
+    )
     _write(folder, settings, found, measured, chosen, tuned)
     shutil.rmtree(state, ignore_errors=True)
     return folder
@@ -155,9 +157,9 @@ def load_recipe(folder: Path) -> Recipe | None:
 
     try:
         data, _ = read_as(_RecipeFile, parse_json((folder / RECIPE).read_text(encoding="utf-8")))
-        if data is None or sha256_of(folder / TUNED) != data.tuned_sha256:
+        if data is None or sha256_of(folder / TUNED_WEIGHTS) != data.tuned_sha256:
             return None
-        tuned = load_file(folder / TUNED)
+        tuned = load_file(folder / TUNED_WEIGHTS)
     except (OSError, ValueError, SafetensorError):
         return None
     bits = {name: layer.bits for name, layer in data.layers.items()}
@@ -186,7 +188,7 @@ def _sensitivities(
     folder: Path,
     *,
     levels: tuple[int, int],
-    report: Report,
+    report: _Report,
 ) -> tuple[dict[str, Sensitivity], int]:
     """Every layer's, at these levels, and on how many pictures; each found is appended to a file at once, for good."""
     path = folder.with_name(f"{folder.name}-{levels[0]}-{levels[1]}.jsonl")
@@ -206,7 +208,7 @@ def _sensitivities(
             report("measuring layers", done, total)
 
         memory = moments_at_once(student, executor)
-        found = measure(student, trajectories, pictures, levels, executor, known=known, memory=memory, note=note)
+        found = measure_sensitivities(student, trajectories, pictures, levels, executor, known=known, memory=memory, note=note)
     return found, pictures
 
 
@@ -228,14 +230,19 @@ def _read_lines(path: Path) -> list[Sensitivity]:
 
 
 def _write(
-    folder: Path, settings: MixedSettings, found: Mapping[str, Sensitivity], measured: int, chosen: Allocation, tuned: Tuned
+    folder: Path,
+    settings: MixedSettings,
+    found: Mapping[str, Sensitivity],
+    measured: int,
+    chosen: Allocation,
+    tuned: TunedNetwork,
 ) -> None:
     """The recipe's files; recipe.json last, since it makes the others valid."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({n: t.contiguous() for n, t in tuned.values.items()}, folder / TUNED)
-    write_curve(folder / CURVE, folder / PICTURE, tuned)
+    save_file({n: t.contiguous() for n, t in tuned.values.items()}, folder / TUNED_WEIGHTS)
+    write_curve(folder / CURVE, folder / CURVE_PICTURE, tuned)
     about = {
         "asked_bits": settings.bits,
         "average_bits": chosen.average,
@@ -256,7 +263,7 @@ def _write(
         },
     }
     layers = {name: {"bits": b, "palette": list(found[name].palettes[b])} for name, b in chosen.bits.items()}
-    data = {"about": about, "layers": layers, "tuned_sha256": sha256_of(folder / TUNED)}
+    data = {"about": about, "layers": layers, "tuned_sha256": sha256_of(folder / TUNED_WEIGHTS)}
     write_text(folder / RECIPE, json.dumps(data, sort_keys=True, allow_nan=False) + "\n", MEND)
     if load_recipe(folder) is None:
         raise BadInput(f"the recipe in {folder} cannot be read back; {MEND}")

@@ -11,9 +11,9 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact, HoldsPalettes
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.plan.plan import ExportPlan
-from snapgen_deploy.quantise.recipe import CURVE, PICTURE, RECIPE, Recipe, load_recipe
+from snapgen_deploy.quantise.recipe import CURVE, CURVE_PICTURE, RECIPE, Recipe, load_recipe
 
-FOLDER = "mixed"  # of the bundle
+_FOLDER = "mixed"  # of the bundle
 
 
 def add_to_manifest(manifest: dict[str, Any], plan: ExportPlan, students: Mapping[str, Artifact], folder: Path) -> None:
@@ -49,9 +49,9 @@ def about_files(student: Artifact, recipe: Recipe) -> dict[str, Any]:
 
 def copy_into(root: Path, recipe: Path) -> None:
     """The recipe and its loss curve, for whoever wants to know how the bits were chosen."""
-    (root / FOLDER).mkdir(exist_ok=True)
-    for name in (RECIPE, CURVE, PICTURE):
-        shutil.copyfile(recipe / name, root / FOLDER / name)
+    (root / _FOLDER).mkdir(exist_ok=True)
+    for name in (RECIPE, CURVE, CURVE_PICTURE):
+        shutil.copyfile(recipe / name, root / _FOLDER / name)
 
 
 def _digits(value: float) -> float:

@@ -16,9 +16,9 @@ import torch
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.student import Student, TrainingCost
 from snapgen_deploy.quantise.executors import Executor
-from snapgen_deploy.quantise.layers import Layer, layers_of, matrix_of, moments, output_mse
+from snapgen_deploy.quantise.layers import WeightLayer, layers_of, matrix_of, moments, output_mse
 from snapgen_deploy.quantise.memory import MEASURED_CALLS, MOMENTS, moment_bytes, together
-from snapgen_deploy.quantise.palettes import fit, snap
+from snapgen_deploy.quantise.palettes import fit_palette, snap
 from snapgen_deploy.quantise.trajectories import Trajectories
 from snapgen_deploy.system.typed import Count, Number
 
@@ -55,7 +55,7 @@ class Sensitivity:
 
 def evaluate(task: Task) -> Sensitivity:
     """Fit a palette at every level and measure what it does to the layer's output."""
-    palettes = {bits: fit(task.matrix, 2**bits) for bits in task.levels}
+    palettes = {bits: fit_palette(task.matrix, 2**bits) for bits in task.levels}
     return Sensitivity(
         name=task.name,
         weights=task.matrix.size,
@@ -71,7 +71,7 @@ def measured_pictures(student: Student, trajectories: Trajectories) -> int:
     return min(len(trajectories.samples), max(FEWEST_MEASURED, min(MOST_MEASURED, enough)))
 
 
-def measure(
+def measure_sensitivities(
     student: Student,
     trajectories: Trajectories,
     pictures: int,
@@ -110,7 +110,7 @@ def _tasks(
             yield Task(name, matrix, second.pop(name), levels)
 
 
-def _groups(layers: Mapping[str, Layer], memory: int) -> Iterator[list[str]]:
+def _groups(layers: Mapping[str, WeightLayer], memory: int) -> Iterator[list[str]]:
     """Neighbouring layers whose second moments fit into `memory` bytes together; a larger one stands alone."""
     group: list[str] = []
     held = 0
@@ -129,11 +129,11 @@ def _groups(layers: Mapping[str, Layer], memory: int) -> Iterator[list[str]]:
 def _run(student: Student, trajectories: Trajectories, pictures: int) -> None:
     """Every step of the first trajectories, in batches."""
     calls = [(p, s) for p in range(min(pictures, len(trajectories.samples))) for s in range(trajectories.steps)]
-    for part in parts_of(calls, student, trajectories, MEASURED_CALLS):
+    for part in call_groups(calls, student, trajectories, MEASURED_CALLS):
         ask(student, trajectories, part)
 
 
-def parts_of(
+def call_groups(
     calls: Sequence[tuple[int, int]], student: Student, trajectories: Trajectories, most: int
 ) -> list[Sequence[tuple[int, int]]]:
     """The calls in parts that run together, as many as `memory.together` allows."""

@@ -12,7 +12,7 @@ from snapgen_deploy.plan.mixed import levels_for, mixed_settings
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.quantise.executors import executor_of
 
-BITS, ITERATIONS, PICTURES, EXECUTOR = 4.3, 1000, 256, "here"
+_BITS, _ITERATIONS, PICTURES, EXECUTOR = 4.3, 1000, 256, "here"
 
 
 def with_mixed(
@@ -42,7 +42,7 @@ def with_mixed(
             raise BadInput(f"{named[0]} belongs to mixed precision; add --precision mixed")
         return plan
     executor_of(executor or EXECUTOR)
-    wanted = BITS if bits is None else bits
+    wanted = _BITS if bits is None else bits
     levels = levels_for(wanted)
     for target in (t for t in plan.targets if t.precision == "mixed"):
         fewest = min(target.spec.palette_bits)
@@ -55,7 +55,7 @@ def with_mixed(
     prompts, source = _prompts(checkpoint, calibration)
     settings = mixed_settings(
         bits=wanted,
-        iterations=ITERATIONS if iterations is None else iterations,
+        iterations=_ITERATIONS if iterations is None else iterations,
         pictures=PICTURES if pictures is None else pictures,
         prompts=prompts,
         reads_prompts=checkpoint.reads_prompts,

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from snapgen_deploy.checkpoint import Checkpoint, CheckpointPlace
-from snapgen_deploy.drawing.pipeline import Pipeline, Trace, noise_for
+from snapgen_deploy.drawing.pipeline import Pipeline, StudentTrace, noise_for
 from snapgen_deploy.drawing.ports import recorded_tokens, token_arrays
 from snapgen_deploy.drawing.prompts import Sample
 from snapgen_deploy.drawing.reference import prompt_tokens, random_text, reference_runners, schedule_of
@@ -31,7 +31,7 @@ from snapgen_deploy.system.documents import parse_json
 from snapgen_deploy.system.progress import Done, untold
 from snapgen_deploy.system.typed import Closed, read_as
 
-INDEX = "trajectories.json"  # written last: a folder without it is not complete
+TRAJECTORIES_INDEX = "trajectories.json"  # written last: a folder without it is not complete
 
 
 NO_PROMPT = "no prompt: seeded random text"  # label of a picture where nothing reads prompts
@@ -128,8 +128,8 @@ def record(
     """
     if not samples:
         raise BadInput("calibration: got no prompts; give at least one")
-    if (folder / INDEX).is_file():
-        found = load(folder, checkpoint.config)
+    if (folder / TRAJECTORIES_INDEX).is_file():
+        found = load_trajectories(folder, checkpoint.config)
         if found.samples == tuple(samples):
             return found
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -137,22 +137,22 @@ def record(
     try:
         _draw(checkpoint, width, latent, samples, part, note)
         index = {"samples": [asdict(s) for s in samples]}
-        (part / INDEX).write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
+        (part / TRAJECTORIES_INDEX).write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return load(folder, checkpoint.config)
+    return load_trajectories(folder, checkpoint.config)
 
 
 class _Index(Closed):
     samples: tuple[Sample, ...]
 
 
-def load(folder: Path, config: ModelConfig) -> Trajectories:
+def load_trajectories(folder: Path, config: ModelConfig) -> Trajectories:
     """What `record` left in `folder`; BadInput where it cannot be read."""
     try:
-        index, problems = read_as(_Index, parse_json((folder / INDEX).read_text(encoding="utf-8")))
+        index, problems = read_as(_Index, parse_json((folder / TRAJECTORIES_INDEX).read_text(encoding="utf-8")))
         if index is None:
             raise ValueError(problems[0])
         arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
@@ -178,7 +178,7 @@ def _draw(
     for number, sample in enumerate(samples):
         inputs = prompt_tokens(checkpoint, sample.prompt, sample.seed)
         text, row = random_text(config, sample.seed) | pipeline.encode(inputs), token_arrays(components, inputs)
-        trace = Trace()
+        trace = StudentTrace()
         row["drawn"] = pipeline.denoise(noise_for(sample.seed, latent), text, trace)
         if not np.isfinite(row["drawn"]).all():
             raise BadInput(f"calibration: the student at width {width} draws values that are not finite for {sample.prompt!r}")

@@ -26,13 +26,13 @@ from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.models import Student
 from snapgen_deploy.quantise import memory
 from snapgen_deploy.quantise.network import tunable
-from snapgen_deploy.quantise.sensitivity import ask, cost_of, parts_of
+from snapgen_deploy.quantise.sensitivity import ask, call_groups, cost_of
 from snapgen_deploy.quantise.trajectories import Trajectories
 
 HELD_OUT = 8  # every eighth prompt, or picture
 SAVE = 25  # iterations between two saved states
 STATE = "tuning.pt"
-Call = tuple[int, int]  # sample, step
+_Call = tuple[int, int]  # sample, step
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Tuning:
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TunedNetwork:
     """Values of the tunable parameters, and how it went: errors are mean squares relative to the velocities' own."""
 
     values: dict[str, Tensor]
@@ -70,13 +70,13 @@ def held_out(samples: Sequence[Sample]) -> frozenset[int]:
     return frozenset(i for i, n in enumerate(of) if n % HELD_OUT == HELD_OUT - 1)
 
 
-def tune(
+def tune_network(
     student: Student,
     trajectories: Trajectories,
     settings: Tuning,
     folder: Path,
     note: Callable[[int, float], None] = lambda i, e: None,
-) -> Tuned:
+) -> TunedNetwork:
     """Tune a quantised student in place, or take up what a run with the same settings left in `folder`.
 
     `note` hears every iteration's number and loss. The caller keys `folder` by what decides the result: the student, the
@@ -116,13 +116,13 @@ def tune(
         with torch.no_grad():
             for name, p in parameters.items():
                 p.copy_(start[name])
-    return Tuned({name: p.detach().clone() for name, p in parameters.items()}, tuple(losses), before, after)
+    return TunedNetwork({name: p.detach().clone() for name, p in parameters.items()}, tuple(losses), before, after)
 
 
-def learn(student: Student, trajectories: Trajectories, calls: Sequence[Call]) -> float:
+def learn(student: Student, trajectories: Trajectories, calls: Sequence[_Call]) -> float:
     """Add the gradients of one lesson's mean error; returns the error. Parts of a lesson follow one another at full scale."""
     total = 0.0
-    parts = parts_of(calls, student, trajectories, len(calls))
+    parts = call_groups(calls, student, trajectories, len(calls))
     with _recomputing(student, memory.recomputes(cost_of(student, trajectories), len(parts[0]))):
         for part in parts:
             error = _relative(ask(student, trajectories, part), _velocities(trajectories, part)) * (len(part) / len(calls))
@@ -153,7 +153,7 @@ def rate(settings: Tuning, iteration: int) -> float:
     return settings.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fall)))
 
 
-def lesson(settings: Tuning, iteration: int, calls: Sequence[Call]) -> list[Call]:
+def lesson(settings: Tuning, iteration: int, calls: Sequence[_Call]) -> list[_Call]:
     """The lesson of an iteration: all calls once in a new order, over and over."""
     found = []
     for place in range(iteration * settings.batch, (iteration + 1) * settings.batch):
@@ -164,9 +164,9 @@ def lesson(settings: Tuning, iteration: int, calls: Sequence[Call]) -> list[Call
 
 
 @torch.no_grad()
-def error(student: Student, trajectories: Trajectories, calls: Sequence[Call]) -> float:
+def error(student: Student, trajectories: Trajectories, calls: Sequence[_Call]) -> float:
     """Mean over calls of the squared error, relative to the mean square of what the fp32 student answered; six digits."""
-    parts = parts_of(calls, student, trajectories, 16)
+    parts = call_groups(calls, student, trajectories, 16)
     sums = [float(_relative(ask(student, trajectories, p), _velocities(trajectories, p))) * len(p) for p in parts]
     return float(f"{sum(sums) / len(calls):.6g}")
 
@@ -177,11 +177,11 @@ def _relative(got: Tensor, wanted: Tensor) -> Tensor:
     return (difference / wanted.square().flatten(1).sum(1).clamp(min=1e-12)).mean()
 
 
-def _calls(trajectories: Trajectories) -> list[Call]:
+def _calls(trajectories: Trajectories) -> list[_Call]:
     return [(p, s) for p in range(len(trajectories.samples)) for s in range(trajectories.steps)]
 
 
-def _velocities(trajectories: Trajectories, calls: Sequence[Call]) -> Tensor:
+def _velocities(trajectories: Trajectories, calls: Sequence[_Call]) -> Tensor:
     return torch.from_numpy(np.concatenate([trajectories.velocity(*call) for call in calls]))
 
 

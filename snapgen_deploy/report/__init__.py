@@ -7,6 +7,6 @@ page       the templates, rendered                    *.j2      the templates
 
 from snapgen_deploy.report.collect import collect
 from snapgen_deploy.report.page import render
-from snapgen_deploy.report.views import Report
+from snapgen_deploy.report.views import ReportView
 
-__all__ = ["Report", "collect", "render"]
+__all__ = ["ReportView", "collect", "render"]

@@ -13,10 +13,10 @@ from snapgen_deploy.report.views import ComparisonView, MeasuredView
 from snapgen_deploy.system.quantiles import quantile
 
 WIDTH = 340
-SIDE = 8  # left and right of the plot
-RIDGE, CAPTION, AXIS = 40, 23, 34  # heights: a distribution, the line of text above it, the axis below all
+_SIDE = 8  # left and right of the plot
+RIDGE, _CAPTION, AXIS = 40, 23, 34  # heights: a distribution, the line of text above it, the axis below all
 BINS = 44
-SHOWN = 0.99  # share of the samples that the axis reaches; the rest is counted in words
+_SHOWN = 0.99  # share of the samples that the axis reaches; the rest is counted in words
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,12 @@ def distributions(measured: Sequence[MeasuredView], name: str, title: str) -> Di
     if not rows:
         return None
     low = min(min(values) for _, _, values in rows)
-    high = max(quantile(values, SHOWN) for _, _, values in rows)
+    high = max(quantile(values, _SHOWN) for _, _, values in rows)
     if not high > low:  # every sample alike: an axis needs some width
         low, high = low * 0.99, high * 1.01 + 1e-6
     span = (low - 0.03 * (high - low), high + 0.03 * (high - low))
     ridges = tuple(_ridge(k, i, view, values, name, span) for k, (i, view, values) in enumerate(rows))
-    axis = len(rows) * (RIDGE + CAPTION)
+    axis = len(rows) * (RIDGE + _CAPTION)
     return Distributions(
         name=name,
         title=title,
@@ -120,19 +120,19 @@ def _ridge(row: int, slot: int, view: MeasuredView, values: Sequence[float], nam
     for v in values:
         if v <= span[1]:
             counts[min(BINS - 1, int(BINS * (v - span[0]) / (span[1] - span[0])))] += 1
-    top = row * (RIDGE + CAPTION)
-    base, tallest = top + RIDGE + CAPTION, max(counts)
-    step = (WIDTH - 2 * SIDE) / BINS
+    top = row * (RIDGE + _CAPTION)
+    base, tallest = top + RIDGE + _CAPTION, max(counts)
+    step = (WIDTH - 2 * _SIDE) / BINS
     steps = []
     for i, count in enumerate(counts):
         y = base - (RIDGE - 6) * count / tallest
-        steps.append(f"V{_round(y)}H{_round(SIDE + (i + 1) * step)}")
+        steps.append(f"V{_round(y)}H{_round(_SIDE + (i + 1) * step)}")
     bound = summary["p90_bound"]
     key = view.measurement.key
     return Ridge(
         label=f"{key.backend} · {view.measurement.width} · {key.soc}",
         caption=f"{summary['p50']:.4g} ms",
-        path=f"M{SIDE} {base}{''.join(steps)}V{base}Z",
+        path=f"M{_SIDE} {base}{''.join(steps)}V{base}Z",
         top=top,
         base=base,
         p50=_x(summary["p50"], span),
@@ -141,7 +141,7 @@ def _ridge(row: int, slot: int, view: MeasuredView, values: Sequence[float], nam
     )
 
 
-def stack(parts: Sequence[tuple[str, int]], most: int = 5) -> tuple[Segment, ...]:
+def segments_of(parts: Sequence[tuple[str, int]], most: int = 5) -> tuple[Segment, ...]:
     """Shares of a whole, the smallest together as "other" where there are more than `most`."""
     total = sum(n for _, n in parts)
     if total <= 0:
@@ -174,14 +174,14 @@ def _history(metric: str, target: str, rows: Sequence[tuple[int, ComparisonView]
     def y(value: float) -> float:
         return _round(bottom - (bottom - top) * (value - low) / (high - low))
 
-    gap = (WIDTH - left - 2 * SIDE) / len(judged)
+    gap = (WIDTH - left - 2 * _SIDE) / len(judged)
     dots = []
     for i, (c, m) in enumerate(judged):
         change = m.change or 0.0
         ends = (change if m.low is None else m.low, change if m.high is None else m.high)
         when = c.created[:10] or f"no. {i + 1}"
         text = f"{when}: {100 * change:+.1f} %, {m.verdict}"
-        dots.append(Dot(_round(left + SIDE + gap * (i + 0.5)), y(change), y(ends[0]), y(ends[1]), m.verdict, text))
+        dots.append(Dot(_round(left + _SIDE + gap * (i + 0.5)), y(change), y(ends[0]), y(ends[1]), m.verdict, text))
     limit = next((m.limit for _, m in reversed(judged) if m.limit is not None), None)
     ticks = tuple(Tick(y(t), f"{100 * t:+.3g} %" if t else "0 %") for t in nice_ticks(low, high, 4))
     return History(metric, target, height, tuple(dots), ticks, y(0), None if limit is None else y(limit))
@@ -199,7 +199,7 @@ def nice_ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def _x(value: float, span: tuple[float, float]) -> float:
-    return _round(SIDE + (WIDTH - 2 * SIDE) * (value - span[0]) / (span[1] - span[0]))
+    return _round(_SIDE + (WIDTH - 2 * _SIDE) * (value - span[0]) / (span[1] - span[0]))
 
 
 def _round(value: float, digits: int = 1) -> float:

@@ -26,15 +26,15 @@ from snapgen_deploy.report.views import (
     GateView,
     MeasuredView,
     MetricView,
-    Report,
+    ReportView,
     TargetView,
 )
 from snapgen_deploy.system.files import read_json, sha256_of
 
-VERDICTS = ("passed", "failed", "not_run")
+_VERDICTS = ("passed", "failed", "not_run")
 
 
-def collect(bundles: Sequence[Path], latency: Sequence[Path] = (), comparisons: Sequence[Path] = ()) -> Report:
+def collect(bundles: Sequence[Path], latency: Sequence[Path] = (), comparisons: Sequence[Path] = ()) -> ReportView:
     """Read everything that the report is about; BadInput in one line for the first thing that cannot be read."""
     opened = [open_bundle(path) for path in bundles]
     labels = _unique([b.path.resolve().name for b in opened])
@@ -45,7 +45,7 @@ def collect(bundles: Sequence[Path], latency: Sequence[Path] = (), comparisons: 
         with _well_formed(bundle.path, "bundle"):
             estimates += estimates_of(view, bundle.manifest, measured)
     history = sorted((_comparison(p) for p in comparisons), key=lambda c: _moment(c.created))
-    return Report(views, measured, tuple(estimates), tuple(history))
+    return ReportView(views, measured, tuple(estimates), tuple(history))
 
 
 @contextmanager
@@ -115,8 +115,8 @@ def _bundle(bundle: Bundle, label: str, anchor: str) -> BundleView:
 
 def _gate(gate: Mapping[str, Any]) -> GateView:
     verdict = gate["verdict"]
-    if verdict not in VERDICTS:
-        raise ValueError(f"verdict of a gate: got {verdict!r}, expected one of {', '.join(VERDICTS)}")
+    if verdict not in _VERDICTS:
+        raise ValueError(f"verdict of a gate: got {verdict!r}, expected one of {', '.join(_VERDICTS)}")
     texts = [str(gate[k]) for k in ("target", "component", "name")]
     texts[1] = " ".join((texts[1], str(gate.get("size", "")))).strip()
     return GateView(texts[0], texts[1], texts[2], _number(gate["value"]), _sure(gate["limit"]), verdict, str(gate["detail"]))

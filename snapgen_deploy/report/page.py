@@ -7,17 +7,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from snapgen_deploy import __version__
 from snapgen_deploy.check.gates import limit_text
 from snapgen_deploy.latency.compare.verdict import CONFIDENCE
-from snapgen_deploy.latency.estimate.plots import in_order, label
+from snapgen_deploy.latency.estimate.plots import label, statistics_in_order
 from snapgen_deploy.latency.formats.reporters import milliseconds, percent
-from snapgen_deploy.report.charts import WIDTH, distributions, histories, stack
-from snapgen_deploy.report.views import BundleView, GateView, MeasuredView, PromptRow, Report
+from snapgen_deploy.report.charts import WIDTH, distributions, histories, segments_of
+from snapgen_deploy.report.views import BundleView, GateView, MeasuredView, PromptRow, ReportView
 
 # Colour and sign of a verdict. What was not run, or could not be told, is never green.
 TONES = {"passed": "good", "ok": "good", "improved": "good", "failed": "bad", "regressed": "bad"}
-SIGNS = {"good": "✓", "bad": "✕", "open": "○"}
+_SIGNS = {"good": "✓", "bad": "✕", "open": "○"}
 
 
-def render(report: Report) -> str:
+def render(report: ReportView) -> str:
     """The page as text; the same report always gives the same text."""
     environment = Environment(
         loader=PackageLoader("snapgen_deploy.report", "."),
@@ -29,7 +29,7 @@ def render(report: Report) -> str:
     )
     environment.filters.update(
         bytes=bytes_text,
-        in_order=in_order,
+        in_order=statistics_in_order,
         limit=lambda gate: limit_text(gate.name, gate.limit),
         ms=milliseconds,
         percent=percent,
@@ -37,8 +37,8 @@ def render(report: Report) -> str:
         value=value_text,
         words=words,
     )
-    environment.globals.update(sign=SIGNS.__getitem__, stack=stack, tone=tone)
-    names = in_order({n for v in report.measured for n in v.measurement.names})
+    environment.globals.update(sign=_SIGNS.__getitem__, stack=segments_of, tone=tone)
+    names = statistics_in_order({n for v in report.measured for n in v.measurement.names})
     charts = [c for n in names if (c := distributions(report.measured, n, label(n))) is not None]
     page = environment.get_template("page.html.j2").render(
         report=report,
@@ -56,7 +56,7 @@ def render(report: Report) -> str:
     return page.encode("utf-8", "replace").decode("utf-8")  # JSON can hold lone surrogates, a file cannot
 
 
-def headline(report: Report) -> str:
+def headline(report: ReportView) -> str:
     """The whole report in one sentence."""
     passed, failed, idle = (sum(b.count(v) for b in report.bundles) for v in ("passed", "failed", "not_run"))
     said = [f"{b.label} is not what was exported" for b in report.bundles if b.damage]
@@ -79,7 +79,7 @@ def shared_prompts(bundles: tuple[BundleView, ...]) -> tuple[PromptRow, ...]:
     return tuple(PromptRow(prompt, tuple(d[prompt] for d in drawn)) for prompt in common)
 
 
-def fastest(report: Report) -> dict[str, MeasuredView]:
+def fastest(report: ReportView) -> dict[str, MeasuredView]:
     """Bundle label -> its measurement with the smallest median of a picture, among those of this very export."""
     found: dict[str, MeasuredView] = {}
     for v in report.measured:
@@ -90,7 +90,7 @@ def fastest(report: Report) -> dict[str, MeasuredView]:
     return found
 
 
-def times(report: Report) -> dict[tuple[str, str], list[str]]:
+def times(report: ReportView) -> dict[tuple[str, str], list[str]]:
     """(bundle label, target) -> medians of a picture and where they were timed, of this very export."""
     found: dict[tuple[str, str], list[str]] = {}
     for v in report.measured:

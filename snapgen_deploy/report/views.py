@@ -203,7 +203,7 @@ class ComparisonView:
 
 
 @dataclass(frozen=True)
-class Report:
+class ReportView:
     """The whole page."""
 
     bundles: tuple[BundleView, ...]

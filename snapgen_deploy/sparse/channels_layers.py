@@ -16,7 +16,7 @@ from snapgen_deploy.sparse import fold
 from snapgen_deploy.sparse.channels_forms import ChannelsForm
 from snapgen_deploy.sparse.geometry import Heads
 
-Grid = tuple[int, int]
+MapGrid = tuple[int, int]
 
 
 class ChannelsNorm(nn.Module):
@@ -53,7 +53,7 @@ class ChannelsNorm(nn.Module):
         return y
 
 
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary positions; x (B, h, d, N), rope: C and S (d, N)."""
     half = x.shape[2] // 2
     swapped = torch.cat([x.narrow(2, half, half), x.narrow(2, 0, half)], dim=2)  # (B, h, d, N)
@@ -88,8 +88,8 @@ class ChannelsSelfAttention(nn.Module):
         """x (B, D, 1, N) -> q (B, h*d, 1, N) scaled, k and v (B, h_kv*d, 1, N)."""
         q, k = self.q(x), self.k(x)
         batch, _, _, tokens = x.shape
-        q = rotate(self.q_norm(q.reshape(batch, self.heads.queries, self.heads.dim, tokens)), rope).reshape(q.shape)
-        k = rotate(self.k_norm(k.reshape(batch, self.heads.keys, self.heads.dim, tokens)), rope).reshape(k.shape)
+        q = _rotate(self.q_norm(q.reshape(batch, self.heads.queries, self.heads.dim, tokens)), rope).reshape(q.shape)
+        k = _rotate(self.k_norm(k.reshape(batch, self.heads.keys, self.heads.dim, tokens)), rope).reshape(k.shape)
         return q, k, self.v(x)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -106,7 +106,9 @@ class ChannelsSparseAttention(ChannelsSelfAttention):
 
     spread: Tensor
 
-    def __init__(self, source: AdaptiveSparseSelfAttention, form: ChannelsForm, grid: Grid, keep_weights: bool = False) -> None:
+    def __init__(
+        self, source: AdaptiveSparseSelfAttention, form: ChannelsForm, grid: MapGrid, keep_weights: bool = False
+    ) -> None:
         super().__init__(source, form, keep_weights)
         self.blocks, self.radius, self.grid = source.blocks, source.radius, grid
         self.k_compress, self.v_compress = source.k_compress, source.v_compress

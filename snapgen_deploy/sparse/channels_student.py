@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snapgen_deploy.models.attention import MASKED, AdaptiveSparseSelfAttention
-from snapgen_deploy.models.dit import Block, DenseSkip, DiT, TextProjection
+from snapgen_deploy.models.dit import DenseSkip, DiT, DiTBlock, TextProjection
 from snapgen_deploy.models.dit_config import STAGES
 from snapgen_deploy.models.time_embedding import TimeEmbedding
 from snapgen_deploy.sparse import fold
@@ -18,16 +18,16 @@ from snapgen_deploy.sparse.channels_layers import (
     ChannelsNorm,
     ChannelsSelfAttention,
     ChannelsSparseAttention,
-    Grid,
+    MapGrid,
 )
 
 
 class ChannelsBlock(nn.Module):
-    """`models.dit.Block`; the modulation table carries the 1 of 1 + scale."""
+    """`models.dit.DiTBlock`; the modulation table carries the 1 of 1 + scale."""
 
     table: Tensor
 
-    def __init__(self, source: Block, form: ChannelsForm, grid: Grid, keep_weights: bool) -> None:
+    def __init__(self, source: DiTBlock, form: ChannelsForm, grid: MapGrid, keep_weights: bool) -> None:
         super().__init__()
         attention = source.attention
         self.hidden = source.table.shape[1]
@@ -91,7 +91,7 @@ class ChannelsStudent(nn.Module):
     final_table: Tensor
     positions: Tensor
 
-    def __init__(self, dit: DiT, grid: Grid, form: ChannelsForm, keep_weights: bool = False) -> None:
+    def __init__(self, dit: DiT, grid: MapGrid, form: ChannelsForm, keep_weights: bool = False) -> None:
         super().__init__()
         config, half = dit.config, (grid[0] // 2, grid[1] // 2)
         self.fine, self.coarse, self.hidden = grid, half, config.hidden_at(dit.width)

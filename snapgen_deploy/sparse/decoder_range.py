@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from snapgen_deploy.models.decoder import TinyDecoder
 
-LARGE = 64.0  # squares overflow half precision from 256 on: room for pictures unlike the latents tried
+_LARGE = 64.0  # squares overflow half precision from 256 on: room for pictures unlike the latents tried
 WANTED = 16.0
-SIDE = 16  # of the latents tried
+_SIDE = 16  # of the latents tried
 
 Scales = Mapping[nn.GroupNorm, Tensor]
 
@@ -34,7 +34,7 @@ def norm_scales(decoder: TinyDecoder) -> Scales:
         (x,) = inputs
         grouped = x.reshape(x.shape[0], norm.num_groups, -1)  # (B, G, C/G*H*W)
         largest = (grouped - grouped.mean(2, keepdim=True)).abs().amax((0, 2))  # (G,)
-        too_large = (largest > LARGE) & largest.isfinite()
+        too_large = (largest > _LARGE) & largest.isfinite()
         if bool(too_large.any()):
             smaller = torch.exp2(-torch.ceil(torch.log2(largest / WANTED)))
             of_groups = torch.where(too_large, smaller, torch.ones_like(largest))  # (G,)
@@ -68,6 +68,6 @@ def _times(layer: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
 def _latents(channels: int) -> Tensor:
     """Standard normal latents (4, C, 16, 16): two white, two smooth over a quarter of a side."""
     generator = torch.Generator().manual_seed(0)
-    white = torch.randn(2, channels, SIDE, SIDE, generator=generator)
+    white = torch.randn(2, channels, _SIDE, _SIDE, generator=generator)
     coarse = torch.randn(2, channels, 4, 4, generator=generator)
-    return torch.cat([white, F.interpolate(coarse, size=(SIDE, SIDE), mode="bilinear")])
+    return torch.cat([white, F.interpolate(coarse, size=(_SIDE, _SIDE), mode="bilinear")])

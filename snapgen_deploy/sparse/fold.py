@@ -12,7 +12,7 @@ from snapgen_deploy.models.attention import position_table, rope_table
 from snapgen_deploy.models.dit import DiT
 
 
-def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def linear_around(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A Linear layer around existing tensors, weight (out, in) and bias (out,): no copy."""
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)

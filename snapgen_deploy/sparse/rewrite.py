@@ -18,7 +18,7 @@ from snapgen_deploy.sparse.decoder import ImageDecoder, UpsampleForm
 from snapgen_deploy.sparse.decoder_range import Scales
 from snapgen_deploy.sparse.forms import FORMS
 from snapgen_deploy.sparse.text_encoder import ChannelsTextEncoder, TokenTextEncoder
-from snapgen_deploy.sparse.token_layers import OPS, OpForm
+from snapgen_deploy.sparse.token_layers import OP_FORMS, OpForm
 from snapgen_deploy.sparse.token_student import TokenStudent
 
 Layout = Literal["token", "channels"]
@@ -46,7 +46,7 @@ def rewrite_student(
     """
     _known("layout", layout, UPSAMPLING)
     _known("form", form, FORMS)
-    _known("ops", ops, OPS)
+    _known("ops", ops, OP_FORMS)
     if batch < 1:
         raise BadInput(f"got batch {batch}, expected 1 or more")
     problems = dit.config.grid_problems(*latent)
@@ -91,7 +91,7 @@ def rewrite_text_encoder(
     """
     _known("layout", layout, UPSAMPLING)
     _known("form", form, FORMS)
-    _known("ops", ops, OPS)
+    _known("ops", ops, OP_FORMS)
     if batch < 1:
         raise BadInput(f"got batch {batch}, expected 1 or more")
     if layout == "token":

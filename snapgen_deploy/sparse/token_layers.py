@@ -22,7 +22,7 @@ from snapgen_deploy.sparse import fold
 from snapgen_deploy.sparse.forms import Kernel, dense
 
 OpForm = Literal["spelled", "half", "native"]
-OPS: tuple[OpForm, ...] = get_args(OpForm)
+OP_FORMS: tuple[OpForm, ...] = get_args(OpForm)
 Grid = tuple[int, int]
 
 
@@ -111,7 +111,7 @@ def merge_heads(x: Tensor, batch: int) -> Tensor:
     return x.reshape(batch, -1, tokens, dim).transpose(1, 2).reshape(batch, tokens, -1)
 
 
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def rotate_tokens(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary positions; x (B*h, N, d), rope: C and S (N, d) of `fold.rope_constants`."""
     half = x.shape[2] // 2
     swapped = torch.cat([x.narrow(2, half, half), x.narrow(2, 0, half)], dim=2)  # (B*h, N, d)
@@ -127,7 +127,7 @@ class TokenSelfAttention(nn.Module):
     def __init__(self, source: SelfAttention, batch: int, ops: OpForm, keep_weights: bool = False) -> None:
         super().__init__()
         self.batch, self.dim, self.centred = batch, source.head_dim, not keep_weights
-        self.q, self.k = (fold.linear(*fold.centred(p, self.dim)) if self.centred else p for p in (source.q, source.k))
+        self.q, self.k = (fold.linear_around(*fold.centred(p, self.dim)) if self.centred else p for p in (source.q, source.k))
         self.v, self.out = source.v, source.out
         scale = self.dim**-0.5
         q_norm, k_norm = source.q_norm, source.k_norm
@@ -140,8 +140,8 @@ class TokenSelfAttention(nn.Module):
 
     def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, N, D) -> q (B*h, N, d) scaled, k and v (B*h_kv, N, d)."""
-        q = rotate(self._normed(self.q_norm, self.q(x)), rope)
-        k = rotate(self._normed(self.k_norm, self.k(x)), rope)
+        q = rotate_tokens(self._normed(self.q_norm, self.q(x)), rope)
+        k = rotate_tokens(self._normed(self.k_norm, self.k(x)), rope)
         return q, k, split_heads(self.v(x), self.dim)
 
     def _normed(self, norm: TokenNorm, x: Tensor) -> Tensor:

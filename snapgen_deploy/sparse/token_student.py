@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snapgen_deploy.models.attention import MASKED, AdaptiveSparseSelfAttention
-from snapgen_deploy.models.dit import Block, DenseSkip, DiT, TextProjection
+from snapgen_deploy.models.dit import DenseSkip, DiT, DiTBlock, TextProjection
 from snapgen_deploy.models.dit_config import STAGES
 from snapgen_deploy.models.time_embedding import TimeEmbedding
 from snapgen_deploy.sparse import fold
@@ -25,11 +25,11 @@ from snapgen_deploy.sparse.token_layers import (
 
 
 class TokenBlock(nn.Module):
-    """`models.dit.Block`; the modulation table carries the 1 of 1 + scale."""
+    """`models.dit.DiTBlock`; the modulation table carries the 1 of 1 + scale."""
 
     table: Tensor
 
-    def __init__(self, source: Block, batch: int, ops: OpForm, grid: Grid, kernel: Kernel, keep_weights: bool) -> None:
+    def __init__(self, source: DiTBlock, batch: int, ops: OpForm, grid: Grid, kernel: Kernel, keep_weights: bool) -> None:
         super().__init__()
         attention = source.attention
         self.register_buffer("table", fold.modulation_table(source.table, (1, 4)))
@@ -97,7 +97,7 @@ class TokenPatch(nn.Module):
     def __init__(self, source: nn.Conv2d, grid: Grid) -> None:
         super().__init__()
         self.grid, self.patch = grid, source.kernel_size[0]
-        self.project = fold.linear(source.weight.reshape(source.out_channels, -1), source.bias)
+        self.project = fold.linear_around(source.weight.reshape(source.out_channels, -1), source.bias)
 
     def forward(self, latent: Tensor) -> Tensor:
         """latent (B, C, p*H, p*W) -> (B, H*W, D)."""
@@ -116,7 +116,7 @@ class TokenUnpatch(nn.Module):
         self.grid, self.patch, self.channels = grid, source.kernel_size[0], source.out_channels
         weight = source.weight.detach().permute(1, 2, 3, 0).reshape(-1, source.in_channels)  # (C*p*p, D)
         assert source.bias is not None  # `models` always builds it with one
-        self.project = fold.linear(weight, source.bias.repeat_interleave(self.patch**2))
+        self.project = fold.linear_around(weight, source.bias.repeat_interleave(self.patch**2))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H*W, D) -> (B, C, p*H, p*W)."""
@@ -132,7 +132,7 @@ class TokenDownsample(nn.Module):
     def __init__(self, source: nn.Conv2d, grid: Grid) -> None:
         super().__init__()
         self.grid = grid
-        self.project = fold.linear(source.weight.permute(0, 2, 3, 1).reshape(source.out_channels, -1), source.bias)
+        self.project = fold.linear_around(source.weight.permute(0, 2, 3, 1).reshape(source.out_channels, -1), source.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H*W, D) -> (B, H/2*W/2, D)."""
@@ -150,7 +150,7 @@ class TokenUpsample(nn.Module):
         self.grid = grid
         weight = source.weight.detach().permute(2, 3, 1, 0).reshape(-1, source.in_channels)  # (4*D, D)
         assert source.bias is not None  # `models` always builds it with one
-        self.project = fold.linear(weight, source.bias.repeat(4))
+        self.project = fold.linear_around(weight, source.bias.repeat(4))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H/2*W/2, D) -> (B, H*W, D)."""

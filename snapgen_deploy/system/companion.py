@@ -20,8 +20,8 @@ from snapgen_deploy.system.child import ChildDied, cause, end_with_owner, note_c
 START_SECONDS = 120.0  # beyond those of the first call: a process starts and imports
 IDLE_SECONDS = 120.0  # without any processor time: what waits that long waits for ever
 LOOK_SECONDS = 2.0  # between two looks
-LOG = "printed"  # in the companion's folder
-KEPT = 1 << 20  # bytes of the end of what the process printed that are looked at
+_LOG = "printed"  # in the companion's folder
+_KEPT = 1 << 20  # bytes of the end of what the process printed that are looked at
 
 
 class Companion:
@@ -35,7 +35,7 @@ class Companion:
     def __init__(self, what: str, chatter: str | None = None) -> None:
         self.what, self._chatter = what, chatter
         folder = tempfile.TemporaryDirectory(prefix="companion-", ignore_cleanup_errors=True)
-        self._log = Path(folder.name) / LOG
+        self._log = Path(folder.name) / _LOG
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
         process = context.Process(target=_serve, args=(there, folder.name), name=what, daemon=True)
@@ -94,7 +94,7 @@ class Companion:
             data = self._log.read_bytes()
         except OSError:
             return ""
-        return data[-KEPT:].decode("utf-8", errors="replace")
+        return data[-_KEPT:].decode("utf-8", errors="replace")
 
     def close(self) -> None:
         """End the process."""
@@ -120,7 +120,7 @@ def _end(process: BaseProcess, here: Connection, folder: tempfile.TemporaryDirec
 
 def _serve(there: Connection, folder: str) -> None:
     end_with_owner(lambda: shutil.rmtree(folder, ignore_errors=True))
-    sink = os.open(Path(folder) / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    sink = os.open(Path(folder) / _LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for descriptor in (1, 2):
         os.dup2(sink, descriptor)
     os.environ["TMPDIR"] = tempfile.tempdir = folder

@@ -15,7 +15,7 @@ def untold(done: int, total: int) -> None:
     """Tells nobody."""
 
 
-def quiet(what: str) -> AbstractContextManager[Done]:
+def no_progress(what: str) -> AbstractContextManager[Done]:
     """Progress that shows nothing."""
     return nullcontext(untold)
 

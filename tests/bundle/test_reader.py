@@ -8,7 +8,7 @@ import pytest
 from snapgen_deploy.bundle.reader import MANIFEST, RUN, SUMS, check_hashes, open_bundle, write_manifest
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Artifact, Description
-from snapgen_deploy.job.records import Exported, read_record, sweep, write_record
+from snapgen_deploy.job.records import Exported, read_record, remove_unowned, write_record
 from snapgen_deploy.job.staging import check_place, staging
 from snapgen_deploy.system.files import ABANDONED
 from tests.manifests import component, files_of, least_manifest
@@ -104,7 +104,7 @@ def test_what_a_killed_process_left_is_no_part_of_the_bundle(tmp_path):
         file.write_text(file.name)
     artifact = Artifact("onnx:cpu", "student", files[0], (files[0],))
     write_record(root, Exported(artifact, Description(1, {}), {}, 1), recipe="a")
-    sweep(root)
+    remove_unowned(root)
     assert [p for p in files if p.exists()] == files[:1]
     assert not files[1].parent.parent.exists()
     found = read_record(root, "onnx:cpu", "student", "a")

@@ -16,7 +16,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.onnx.target import Onnx
 from snapgen_deploy.export.precisions import PRECISIONS
 from snapgen_deploy.job import checked
-from snapgen_deploy.job.cache import default_root
+from snapgen_deploy.job.cache import export_cache_root
 from snapgen_deploy.plan import plan
 from tests.cli.conftest import in_this_process, invoke
 
@@ -38,13 +38,13 @@ def first(checkpoint, tmp_path_factory):
         in_this_process(patch)
         done = export(checkpoint, place / "a")
         assert done.exit_code == 0, done.output
-        return done, place / "a" / "tiny-test-server", default_root()
+        return done, place / "a" / "tiny-test-server", export_cache_root()
 
 
 @pytest.fixture
 def filled(first):
     """This test's cache holds what the first export stored."""
-    shutil.copytree(first[2], default_root())
+    shutil.copytree(first[2], export_cache_root())
 
 
 def export(checkpoint, place, *more):
@@ -54,7 +54,7 @@ def export(checkpoint, place, *more):
 
 
 def entries():
-    return sorted(default_root().iterdir()) if default_root().exists() else []
+    return sorted(export_cache_root().iterdir()) if export_cache_root().exists() else []
 
 
 def test_the_second_export_is_cached_verified_and_equal(checkpoint, tmp_path, ran, first, filled):
@@ -127,7 +127,7 @@ def test_a_full_disk_says_nothing_of_an_entry(checkpoint, tmp_path, ran, filled,
 
 
 def test_a_damaged_entry_is_exported_again(checkpoint, tmp_path, ran, filled):
-    victim = next(p for p in default_root().rglob("student.onnx"))
+    victim = next(p for p in export_cache_root().rglob("student.onnx"))
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
     done = export(checkpoint, tmp_path, "--json")
     assert done.exit_code == 0, done.output

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from snapgen_deploy.latency.estimate.calibrate import Calibration, key_of, store
-from snapgen_deploy.latency.estimate.cost_ops import KINDS
+from snapgen_deploy.latency.estimate.calibrate import HostCalibration, key_of, store
+from snapgen_deploy.latency.estimate.cost_ops import OP_KINDS
 from snapgen_deploy.latency.estimate.machine import Machine, Rate
 from tests.cli.conftest import invoke
 
@@ -40,8 +40,8 @@ def test_a_host_that_is_not_calibrated_is_refused_and_told_how():
     done = invoke("estimate", "--device", "host", "--threads", 1)
     assert done.exit_code == 3
     assert "--calibrate" in done.stderr
-    rates = {k: Rate(op=1e-6, mac=1e-10) for k in KINDS}
-    store(Calibration(key_of("onnx:cpu", 1), Machine(rates), 0.05, {"a": 1.0}))
+    rates = {k: Rate(op=1e-6, mac=1e-10) for k in OP_KINDS}
+    store(HostCalibration(key_of("onnx:cpu", 1), Machine(rates), 0.05, {"a": 1.0}))
     done = invoke("estimate", "--device", "host", "--threads", 1)
     assert done.exit_code == 0, done.output
     assert "calibrated" in done.stdout

@@ -15,12 +15,12 @@ from snapgen_deploy.latency.compare.compare import CAP_SECONDS, compare_bundles,
 from snapgen_deploy.latency.compare.duel import DuelRound, Sides, abba, interleaved
 from snapgen_deploy.latency.compare.verdict import parse_threshold
 from snapgen_deploy.latency.environment import host_key
-from snapgen_deploy.latency.estimate.calibrate import Calibration, key_of, store
-from snapgen_deploy.latency.estimate.cost_ops import KINDS
+from snapgen_deploy.latency.estimate.calibrate import HostCalibration, key_of, store
+from snapgen_deploy.latency.estimate.cost_ops import OP_KINDS
 from snapgen_deploy.latency.estimate.estimate_measured import find_measured
 from snapgen_deploy.latency.estimate.foretell import beside
 from snapgen_deploy.latency.estimate.machine import Machine, Rate
-from snapgen_deploy.latency.links.base import Block, State
+from snapgen_deploy.latency.links.base import DeviceState, SampleBlock
 from snapgen_deploy.latency.measure.session import open_session
 from snapgen_deploy.latency.results import DeviceKey, Loads, read_measurement
 from tests.cli.conftest import invoke
@@ -69,8 +69,8 @@ def test_bench_keeps_every_sample_and_writes_every_format(bundle, tmp_path):
 
 
 def test_a_calibrated_host_s_measurement_carries_its_estimate(bundle):
-    rates = {k: Rate(op=1e-6, mac=1e-10, read=1e-10) for k in KINDS}
-    store(Calibration(key_of("onnx:cpu", 1), Machine(rates), 0.05, {"a": 1.0}))
+    rates = {k: Rate(op=1e-6, mac=1e-10, read=1e-10) for k in OP_KINDS}
+    store(HostCalibration(key_of("onnx:cpu", 1), Machine(rates), 0.05, {"a": 1.0}))
     opened = open_bundle(bundle)
     result = measurement(key=host_key("onnx:cpu", "fp32", 1))
     result = replace(result, bundle=bundle.name, width=opened.manifest["width"], resolution=opened.config.resolution)
@@ -106,7 +106,7 @@ class FakePhone:
         return {"model": "a phone"}
 
     def state(self):
-        return State(thermal=0, battery_percent=90.0, battery_celsius=30.0, low_power=False)
+        return DeviceState(thermal=0, battery_percent=90.0, battery_celsius=30.0, low_power=False)
 
     def prepare(self, job):
         self.jobs.append(job)
@@ -116,7 +116,7 @@ class FakePhone:
 
     def run(self, job, warmups, queries):
         times = {role: tuple(10.0 + i / 100 for i in range(n * queries)) for role, n in job.calls.items()}
-        return Block(times, self.state(), self.state())
+        return SampleBlock(times, self.state(), self.state())
 
     def memory(self, job):
         return 10**8

@@ -24,7 +24,7 @@ from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.quantise import executors, stage
 from snapgen_deploy.quantise.layers import layers_of
 from snapgen_deploy.quantise.memory import predicted_peak
-from snapgen_deploy.quantise.recipe import default_root
+from snapgen_deploy.quantise.recipe import recipes_root
 from tests.cli.conftest import in_this_process, invoke
 from tests.quantise.quantise_cases import tiny_checkpoint, tiny_config
 
@@ -87,7 +87,7 @@ def test_a_bundle_says_what_its_file_holds_and_computes_what_was_tuned(
     assert json.loads(again.stdout)["run"]["cached"] is True
     for name in ("manifest.json", "SHA256SUMS"):
         assert (tmp_path / "again" / bundle.name / name).read_bytes() == (bundle / name).read_bytes()
-    assert len(list(default_root().glob("recipe-*"))) == 1
+    assert len(list(recipes_root().glob("recipe-*"))) == 1
 
 
 def test_tables_hold_every_value_of_large_half_precision_arrays() -> None:

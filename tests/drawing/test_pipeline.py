@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from snapgen_deploy.drawing.pipeline import Pipeline, Trace
+from snapgen_deploy.drawing.pipeline import Pipeline, StudentTrace
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import PRESETS, Schedule
 
@@ -26,7 +26,7 @@ def test_every_step_has_its_own_features_where_noise_levels_look_alike() -> None
         return {"velocity": np.full_like(inputs["latent"], inputs["time_features"][0, 0])}
 
     components = components_of(PRESETS["shapes"]())
-    pipeline, trace = Pipeline(components, {"student": student}, Numbered(sigmas, 3.0, 1), (1, 2, 2)), Trace()
+    pipeline, trace = Pipeline(components, {"student": student}, Numbered(sigmas, 3.0, 1), (1, 2, 2)), StudentTrace()
     latent = pipeline.denoise(np.zeros((1, 1, 2, 2), np.float32), {}, trace)
     assert told == [0, 1, 2, 3, 4]
     assert len(trace.latents) == len(trace.velocities) == 5

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-from snapgen_deploy.check.layer_check import Work, compare
+from snapgen_deploy.check.layer_check import Work, compare_layers
 from snapgen_deploy.check.layers import first_wrong
 from snapgen_deploy.cli.doctor import doctor
 from snapgen_deploy.errors import MeasurementFailed
 from snapgen_deploy.export.base import Arrays
 from snapgen_deploy.export.onnx.probe import OnnxProbe, run_on_cpu
-from snapgen_deploy.export.probe import Layer
+from snapgen_deploy.export.probe import GraphLayer
 from tests.cli.conftest import invoke
 from tests.mil.mil_harness import TARGETS, Function, Program, mb, save, types
 
@@ -35,7 +35,7 @@ class Made:
     warnings = ()
 
     def __init__(self, count: int, first: int | None) -> None:
-        self.layers = [Layer(f"n{i}", "Op", f"v{i}", (f"v{i - 1}",) if i else ("x",)) for i in range(count)]
+        self.layers = [GraphLayer(f"n{i}", "Op", f"v{i}", (f"v{i - 1}",) if i else ("x",)) for i in range(count)]
         self.first, self.asked = first, set[str]()
 
     def exact(self, names: list[str]) -> Arrays:
@@ -92,7 +92,7 @@ def test_a_runtime_that_gets_one_operator_wrong_is_told_by_its_node(tmp_path: Pa
 
     graph = chain(tmp_path / "chain.onnx")
     found = first_wrong(OnnxProbe(graph, {"x": X}, lossy), 0.01)
-    assert found.wrong == Layer("rooting", "Sqrt", "root", ("square",))
+    assert found.wrong == GraphLayer("rooting", "Sqrt", "root", ("square",))
     right = first_wrong(OnnxProbe(graph, {"x": X}, run_on_cpu), 1e-5)
     assert right.wrong is None
     assert right.looked_at == right.layers == 3
@@ -171,7 +171,7 @@ def test_doctor_takes_an_onnx_file_and_says_what_it_cannot_look_into(tmp_path: P
 
 
 def test_an_asset_of_core_ai_is_told_to_be_closed(tmp_path: Path) -> None:
-    found = compare(Work("student", tmp_path / "student.aimodel", "coreai", None), 0.1)
+    found = compare_layers(Work("student", tmp_path / "student.aimodel", "coreai", None), 0.1)
     assert found == "Apple's runtime takes an asset as a whole and shows no value inside: compare it as onnx:cpu"
 
 

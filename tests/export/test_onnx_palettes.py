@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from snapgen_deploy.export.base import Component, Port
 from snapgen_deploy.export.onnx.target import Onnx
-from snapgen_deploy.quantise.palettes import fit, snap
+from snapgen_deploy.quantise.palettes import fit_palette, snap
 
 TARGET = Onnx()
 
@@ -29,7 +29,7 @@ class Two(nn.Module):
         with torch.no_grad():
             for layer, clusters in ((self.few, 16), (self.many, 256)):
                 weight = layer.weight.numpy()
-                layer.weight.copy_(torch.from_numpy(snap(weight, fit(weight, clusters))))
+                layer.weight.copy_(torch.from_numpy(snap(weight, fit_palette(weight, clusters))))
 
     def forward(self, latent: Tensor) -> Tensor:
         hidden = self.few(latent).relu()

@@ -16,7 +16,7 @@ import numpy as np
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Joined, Port, Runner, Weight, average_bits
-from snapgen_deploy.export.probe import Layer, Probe, noise
+from snapgen_deploy.export.probe import GraphLayer, Probe, noise
 from snapgen_deploy.export.shared.graph import check_inputs, check_offered, parse_options, speaking_for, trace
 from snapgen_deploy.export.spec import Cost, Memory, Runtime, TargetSpec
 
@@ -135,7 +135,7 @@ class ToyProbe:
             Hearing(module).run(*(torch.from_numpy(np.array(inputs[p.name])) for p in ports))
         self._seen = seen
         self.layers = [
-            Layer(n.name, str(n.target), n.name, tuple(i.name for i in n.all_input_nodes if i.name in seen))
+            GraphLayer(n.name, str(n.target), n.name, tuple(i.name for i in n.all_input_nodes if i.name in seen))
             for n in module.graph.nodes
             if n.op == "call_function" and n.name in seen
         ]

@@ -12,7 +12,7 @@ from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact, Description
 from snapgen_deploy.job import cache as module
-from snapgen_deploy.job.cache import ExportCache, default_root, export_key, tool_versions
+from snapgen_deploy.job.cache import ExportCache, export_cache_root, export_key, tool_versions
 from snapgen_deploy.job.records import Exported
 from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.system import source
@@ -106,9 +106,9 @@ def test_a_cache_that_cannot_be_written_is_a_note(tmp_path):
 
 def test_where_it_lies(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_root() == tmp_path / "snapgen-deploy" / "exports"
+    assert export_cache_root() == tmp_path / "snapgen-deploy" / "exports"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert default_root() == Path.home() / ".cache" / "snapgen-deploy" / "exports"
+    assert export_cache_root() == Path.home() / ".cache" / "snapgen-deploy" / "exports"
 
 
 def test_the_key_knows_all_that_decides_the_files(tmp_path, monkeypatch):

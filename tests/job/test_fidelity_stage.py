@@ -15,20 +15,20 @@ from snapgen_deploy.drawing.prompts import Sample
 from snapgen_deploy.export.onnx.target import Onnx
 from snapgen_deploy.job import checked, drawn
 from snapgen_deploy.job.request import Request
-from snapgen_deploy.job.state import Job
+from snapgen_deploy.job.state import ExportJob
 from snapgen_deploy.plan.make import make_plan
-from snapgen_deploy.system.progress import quiet, silent
+from snapgen_deploy.system.progress import no_progress, silent
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
+def job(tmp_path: Path) -> ExportJob:
     place = CheckpointPlace(None)
     opened = place.open()
     plan = make_plan(opened.config, load_profile("server"), width="tiny", targets=["onnx"], precision="int8-dynamic")
     fidelity = Fidelity(tuple(Sample("a red ring", seed) for seed in range(100)), None)
     request = Request(place, tmp_path, fidelity.samples[:1], threads=1, fidelity=fidelity)
     stage: Any = SimpleNamespace(root=tmp_path, scratch=tmp_path / "scratch")
-    return Job(request, plan, opened, [], {}, stage=stage, progress=quiet, counting=silent)
+    return ExportJob(request, plan, opened, [], {}, stage=stage, progress=no_progress, counting=silent)
 
 
 @pytest.fixture
@@ -45,12 +45,14 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_the_reference_draws_where_the_target_runs(job: Job, started: list[str]) -> None:
+def test_the_reference_draws_where_the_target_runs(job: ExportJob, started: list[str]) -> None:
     assert drawn.draw_for_fidelity(job) == 7
     assert started == ["fidelity reference"]
 
 
-def test_a_target_that_does_not_run_here_costs_nothing(job: Job, started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_that_does_not_run_here_costs_nothing(
+    job: ExportJob, started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Onnx, "unavailable", lambda self, variant: "not on this computer")
     assert drawn.draw_for_fidelity(job) == 0
     found = checked.judge_fidelity(job, job.plan.targets[0], {})

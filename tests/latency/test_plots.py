@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.latency.estimate.plots import minute_medians, plot, timeline
+from snapgen_deploy.latency.estimate.plots import minute_medians, plot_measurement, timeline
 from snapgen_deploy.latency.results import Round
 from tests.report.report_cases import make_measurement
 
@@ -19,7 +19,7 @@ from tests.report.report_cases import make_measurement
 def test_the_same_measurement_gives_the_same_bytes(tmp_path: Path, suffix: str, mode: str) -> None:
     paths = [tmp_path / f"{name}{suffix}" for name in "ab"]
     for path in paths:
-        plot(make_measurement("$odd_{name$ %", mode=mode), path)
+        plot_measurement(make_measurement("$odd_{name$ %", mode=mode), path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
     if suffix == ".png":
         with Image.open(paths[0]) as image:
@@ -49,14 +49,14 @@ def test_medians_of_minutes_leave_out_discarded_rounds() -> None:
 
 def test_without_whole_pictures_the_first_component_is_drawn(tmp_path: Path) -> None:
     rounds = tuple(Round({"student": (5.0, 6.0, 5.5)}) for _ in range(3))
-    plot(replace(make_measurement(mode="sustained"), rounds=rounds), tmp_path / "p.png")
+    plot_measurement(replace(make_measurement(mode="sustained"), rounds=rounds), tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 5000
 
 
 def test_what_cannot_be_drawn_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="expected a name that ends with .png"):
-        plot(make_measurement(), tmp_path / "p.jpeg")
+        plot_measurement(make_measurement(), tmp_path / "p.jpeg")
     with pytest.raises(BadInput, match="cannot be written"):
-        plot(make_measurement(), tmp_path / "nowhere" / "p.png")
+        plot_measurement(make_measurement(), tmp_path / "nowhere" / "p.png")
     with pytest.raises(BadInput, match="no valid sample"):
-        plot(replace(make_measurement(), rounds=(Round({"e2e": (9.0,)}, False, "drifted"),)), tmp_path / "p.png")
+        plot_measurement(replace(make_measurement(), rounds=(Round({"e2e": (9.0,)}, False, "drifted"),)), tmp_path / "p.png")

@@ -7,9 +7,9 @@ import pytest
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.latency.compare.baseline import (
     MOST_RUNS,
+    baseline_path,
     find_baseline,
     judge_stored,
-    path_of,
     read_baseline,
     store_baseline,
 )
@@ -78,7 +78,7 @@ def test_keys_tell_what_differs():
 def test_a_baseline_is_found_by_its_key_and_refused_across_keys(tmp_path):
     first = measurement()
     assert find_baseline(tmp_path, first) == ()
-    assert store_baseline(tmp_path, first) == (path_of(tmp_path, first), 1)
+    assert store_baseline(tmp_path, first) == (baseline_path(tmp_path, first), 1)
     (stored,) = find_baseline(tmp_path, first)
     assert stored.summary()["p50"] == pytest.approx(first.summary()["p50"], rel=1e-3)
     other = measurement(key=DeviceKey("chip", "os 1", "onnx:cpu", "1.31", "fp32", 2, "performance"))

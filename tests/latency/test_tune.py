@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.latency.estimate import tune
-from snapgen_deploy.latency.estimate.tune import Tuned, tune_plan
+from snapgen_deploy.latency.estimate.tune import TunedForms, tune_plan
 from snapgen_deploy.models.presets import shapes
 from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.sparse.forms import FORMS
@@ -29,7 +29,7 @@ def test_every_form_is_timed_in_onnxruntime(monkeypatch):
 
 
 def test_what_does_not_run_here_keeps_the_stored_choice(monkeypatch):
-    monkeypatch.setattr(tune, "tune", lambda *_: Tuned({"per_head": 1.0, "loop": 1.5, "batched": 2.0}))
+    monkeypatch.setattr(tune, "tune_forms", lambda *_: TunedForms({"per_head": 1.0, "loop": 1.5, "batched": 2.0}))
     plan = make_plan(shapes(), load_profile("iphone16pm"))
     found = tune_plan(shapes(), plan, 1, quiet)
     before, after = ({t.key: t.form for t in p.targets} for p in (plan, found))

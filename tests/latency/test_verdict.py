@@ -4,7 +4,7 @@ import random
 import pytest
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.latency.compare.verdict import LOOKS, decide, judge, parse_threshold, worst
+from snapgen_deploy.latency.compare.verdict import LOOKS, decide, judge_metric, parse_threshold, worst
 
 NAN = math.nan
 
@@ -34,13 +34,13 @@ def rounds(draw, count, slower, noise=0.012):
 @pytest.mark.parametrize(("slower", "expected"), [(1.0, "ok"), (1.05, "regressed"), (0.9, "improved")])
 def test_simulated_comparisons_are_right_nearly_always(slower, expected):
     draw = random.Random(11)
-    found = [judge(parse_threshold("e2e_p50:3%"), *rounds(draw, LOOKS[1], slower)).verdict for _ in range(100)]
+    found = [judge_metric(parse_threshold("e2e_p50:3%"), *rounds(draw, LOOKS[1], slower)).verdict for _ in range(100)]
     assert found.count(expected) >= 97
     assert slower != 1.0 or "regressed" not in found
 
 
 def test_a_judgement_tells_ratios_and_geometric_means():
-    found = judge(parse_threshold("decoder_p90:10%", warn=True), [10.0, 40.0], [11.0, 44.0])
+    found = judge_metric(parse_threshold("decoder_p90:10%", warn=True), [10.0, 40.0], [11.0, 44.0])
     assert found.change == pytest.approx(0.1)
     assert found.base_ms == pytest.approx(20.0)
     assert found.warn

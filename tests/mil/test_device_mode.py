@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from snapgen_deploy.export.mil import Report, Runner, open_package
+from snapgen_deploy.export.mil import Runner, RunReport, open_package
 from tests.mil.mil_harness import TARGETS, Function, Program, mb, save, types
 
 HALF = types.fp16
@@ -29,7 +29,7 @@ def run(runner: Runner, *values: float) -> np.ndarray:
     return result
 
 
-def stat(report: Report, output: str) -> Any:
+def stat(report: RunReport, output: str) -> Any:
     (found,) = [s for s in report.ops if s.output == output]
     return found
 

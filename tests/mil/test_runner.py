@@ -16,7 +16,7 @@ from PIL import Image
 
 from snapgen_deploy.export.mil import OpError, PackageError, functions, open_package
 from snapgen_deploy.export.mil.interpreter import Plan
-from snapgen_deploy.export.mil.precision import Device, OpStat, Report
+from snapgen_deploy.export.mil.precision import Device, OpStat, RunReport
 from snapgen_deploy.export.mil.saved.reader import model_file, read_package
 from tests.mil.mil_harness import TARGETS, Function, Program, ct, mb, save, types
 
@@ -345,8 +345,8 @@ class Alive(Device):
         self.peak = max(self.peak, sum(r() is not None for r in self.results))
         return rounded
 
-    def report(self, runs: int) -> Report:
-        return Report("device", runs, tuple[OpStat, ...]())
+    def report(self, runs: int) -> RunReport:
+        return RunReport("device", runs, tuple[OpStat, ...]())
 
 
 @pytest.mark.parametrize("how", ["divided by what vanished", "masked", "of an infinite input"])

@@ -15,7 +15,7 @@ from snapgen_deploy.plan.mixed import MixedSettings, mixed_settings
 from snapgen_deploy.quantise.executors import Here
 from snapgen_deploy.quantise.layers import layers_of
 from snapgen_deploy.quantise.network import tunable
-from snapgen_deploy.quantise.recipe import CURVE, PICTURE, RECIPE, TUNED, keep_within, load_recipe, make_recipe
+from snapgen_deploy.quantise.recipe import CURVE, CURVE_PICTURE, RECIPE, TUNED_WEIGHTS, keep_within, load_recipe, make_recipe
 from tests.quantise.quantise_cases import LATENT, PROMPTS, tiny_checkpoint
 
 SETTINGS = MixedSettings(4.3, 6, 16, PROMPTS)
@@ -69,7 +69,7 @@ def test_what_it_holds(checkpoint: Checkpoint, root: Path) -> None:
         assert any(not torch.equal(before[n], p) for n, p in tunable(student).items())
     curve = json.loads((folder / CURVE).read_text())
     assert len(curve["losses"]) == 6
-    assert (folder / PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert (folder / CURVE_PICTURE).read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_recipes_share_is_made_once(checkpoint: Checkpoint, root: Path) -> None:
@@ -90,7 +90,7 @@ def test_the_same_bytes_elsewhere(checkpoint: Checkpoint, root: Path, tmp_path: 
     other, heard = make(checkpoint, tmp_path)
     assert heard == ["recording trajectories", "measuring layers", "tuning"]
     assert folder.name == other.name
-    for name in (RECIPE, TUNED, CURVE, PICTURE):
+    for name in (RECIPE, TUNED_WEIGHTS, CURVE, CURVE_PICTURE):
         assert (folder / name).read_bytes() == (other / name).read_bytes(), name
 
 
@@ -99,7 +99,7 @@ def test_a_cut_line_and_damage_are_noticed(checkpoint: Checkpoint, root: Path, t
     lines = next(tmp_path.glob("sensitivity-*.jsonl"))
     whole = lines.read_text()
     lines.write_text(whole[: len(whole) // 2])  # as a kill leaves it
-    (folder / TUNED).write_bytes((folder / TUNED).read_bytes()[:-4])
+    (folder / TUNED_WEIGHTS).write_bytes((folder / TUNED_WEIGHTS).read_bytes()[:-4])
     assert load_recipe(folder) is None
     again, heard = make(checkpoint, tmp_path)
     assert heard == ["measuring layers", "tuning"]

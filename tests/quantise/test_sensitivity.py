@@ -17,8 +17,8 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models import DiT
 from snapgen_deploy.quantise.executors import Cluster, Executor, Here, Processes
 from snapgen_deploy.quantise.layers import columns_of, layers_of, matrix_of
-from snapgen_deploy.quantise.network import quantise
-from snapgen_deploy.quantise.sensitivity import Sensitivity, measure
+from snapgen_deploy.quantise.network import quantise_network
+from snapgen_deploy.quantise.sensitivity import Sensitivity, measure_sensitivities
 from snapgen_deploy.quantise.trajectories import Trajectories, record
 from snapgen_deploy.system.typed import read_as
 from tests.quantise.quantise_cases import LATENT, PROMPTS, tiny_checkpoint
@@ -36,7 +36,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 @pytest.fixture(scope="module")
 def found(case: Case) -> dict[str, Sensitivity]:
-    return measure(*case, 4, (4, 8), Here())
+    return measure_sensitivities(*case, 4, (4, 8), Here())
 
 
 def outputs(student: DiT, name: str, trajectories: Trajectories) -> list[Tensor]:
@@ -65,7 +65,7 @@ def test_it_is_the_error_of_the_layers_own_output(case: Case, found: dict[str, S
         # Outputs of the layer fed with the fp32 network's inputs: the layer alone is changed, what lies before it is not.
         before = outputs(own, name, trajectories)
         kept = layers_of(own)[name].weight.detach().clone()
-        quantise(own, {name: found[name].palettes[bits]})
+        quantise_network(own, {name: found[name].palettes[bits]})
         after = outputs(own, name, trajectories)
         with torch.no_grad():
             layers_of(own)[name].weight.copy_(kept)
@@ -83,7 +83,7 @@ def test_all_layers_and_more_bits_are_better(case: Case, found: dict[str, Sensit
 
 
 def test_memory_decides_the_passes_and_not_the_result(case: Case, found: dict[str, Sensitivity]) -> None:
-    assert measure(*case, 4, (4, 8), Here(), memory=20_000) == found
+    assert measure_sensitivities(*case, 4, (4, 8), Here(), memory=20_000) == found
 
 
 def test_known_layers_are_not_measured_again(case: Case, found: dict[str, Sensitivity]) -> None:
@@ -91,7 +91,7 @@ def test_known_layers_are_not_measured_again(case: Case, found: dict[str, Sensit
     assert known is not None
     assert known == list(found.values())[:30]
     heard: list[str] = []
-    again = measure(*case, 4, (4, 8), Here(), known=known, note=lambda s: heard.append(s.name))
+    again = measure_sensitivities(*case, 4, (4, 8), Here(), known=known, note=lambda s: heard.append(s.name))
     assert again == found
     assert list(again) == list(found)
     assert heard == list(found)[30:]
@@ -111,7 +111,7 @@ def test_processes_and_a_cluster_give_the_same_bits(
     kind: str, case: Case, found: dict[str, Sensitivity], request: pytest.FixtureRequest
 ) -> None:
     executor: Executor = Processes(2) if kind == "processes" else request.getfixturevalue("cluster")
-    elsewhere = measure(*case, 4, (4, 8), executor)
+    elsewhere = measure_sensitivities(*case, 4, (4, 8), executor)
     assert json.dumps([s.as_dict() for s in elsewhere.values()]) == json.dumps([s.as_dict() for s in found.values()])
 
 
@@ -132,7 +132,7 @@ def test_broken_weights_are_one_line(case: Case) -> None:
     with torch.no_grad():
         broken.up[0].ffn.up.weight[0, 0] = float("nan")  # type: ignore[index, union-attr]
     with pytest.raises(BadInput, match="not finite"):
-        measure(broken, trajectories, 2, (4, 8), Here())
+        measure_sensitivities(broken, trajectories, 2, (4, 8), Here())
 
 
 LAYERS: list[tuple[Any, tuple[int, ...]]] = [

@@ -14,7 +14,7 @@ from snapgen_deploy.drawing.pipeline import noise_for
 from snapgen_deploy.drawing.prompts import samples_of
 from snapgen_deploy.drawing.reference import reference_runners
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.quantise.trajectories import INDEX, load, record
+from snapgen_deploy.quantise.trajectories import TRAJECTORIES_INDEX, load_trajectories, record
 from tests.quantise.quantise_cases import LATENT, PROMPTS, tiny_checkpoint
 
 
@@ -77,9 +77,9 @@ def test_bad_input_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(BadInput, match="got no prompts"):
         record(checkpoint, "full", LATENT, (), tmp_path / "t")
     (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / INDEX).write_text("{")
+    (tmp_path / "bad" / TRAJECTORIES_INDEX).write_text("{")
     with pytest.raises(BadInput, match="cannot be read"):
-        load(tmp_path / "bad", checkpoint.config)
+        load_trajectories(tmp_path / "bad", checkpoint.config)
     student = load_student(checkpoint, "full")
     with torch.no_grad():
         student.patch.weight[0, 0] = float("nan")

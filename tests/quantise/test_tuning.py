@@ -17,11 +17,11 @@ from snapgen_deploy.quantise import memory, tuning
 from snapgen_deploy.quantise.allocation import Candidate, allocate
 from snapgen_deploy.quantise.executors import Here
 from snapgen_deploy.quantise.layers import layers_of
-from snapgen_deploy.quantise.network import quantise, tunable
-from snapgen_deploy.quantise.palettes import fit
-from snapgen_deploy.quantise.sensitivity import Sensitivity, measure
+from snapgen_deploy.quantise.network import quantise_network, tunable
+from snapgen_deploy.quantise.palettes import fit_palette
+from snapgen_deploy.quantise.sensitivity import Sensitivity, measure_sensitivities
 from snapgen_deploy.quantise.trajectories import Trajectories, record
-from snapgen_deploy.quantise.tuning import HELD_OUT, SAVE, STATE, Tuning, error, held_out, lesson, rate, tune
+from snapgen_deploy.quantise.tuning import HELD_OUT, SAVE, STATE, Tuning, error, held_out, lesson, rate, tune_network
 from snapgen_deploy.system.child import ChildDied, run_in_child
 from tests.quantise.quantise_cases import LATENT, PROMPTS, tiny_checkpoint
 
@@ -37,7 +37,9 @@ def trajectories(tmp_path_factory: pytest.TempPathFactory) -> Trajectories:
 def coarse(folder: Path) -> DiT:
     """The student with four values a weight."""
     student = load_student(tiny_checkpoint(folder), "full")
-    return quantise(student, {n: tuple(fit(m.weight.detach().numpy(), 4)) for n, m in layers_of(student).items()})
+    return quantise_network(
+        student, {n: tuple(fit_palette(m.weight.detach().numpy(), 4)) for n, m in layers_of(student).items()}
+    )
 
 
 def test_the_error_falls_and_weights_stay_frozen(trajectories: Trajectories, tmp_path: Path) -> None:
@@ -45,7 +47,7 @@ def test_the_error_falls_and_weights_stay_frozen(trajectories: Trajectories, tmp
     weights = {n: m.weight.detach().clone() for n, m in layers_of(student).items()}
     start = {n: p.detach().clone() for n, p in tunable(student).items()}
     heard: list[int] = []
-    tuned = tune(student, trajectories, SETTINGS, tmp_path / "state", lambda i, loss: heard.append(i))
+    tuned = tune_network(student, trajectories, SETTINGS, tmp_path / "state", lambda i, loss: heard.append(i))
     assert heard == list(range(1, SETTINGS.iterations + 1))
     assert tuned.helped
     assert tuned.after < 0.9 * tuned.before
@@ -61,28 +63,28 @@ def test_the_error_falls_and_weights_stay_frozen(trajectories: Trajectories, tmp
 def killed(folder: Path, checkpoint: Path, after: int) -> None:
     """In a process of its own, which dies in the middle."""
     from snapgen_deploy.checkpoint import open_checkpoint
-    from snapgen_deploy.quantise.trajectories import load
+    from snapgen_deploy.quantise.trajectories import load_trajectories
 
     torch.set_num_threads(1)
-    trajectories = load(folder / "t", open_checkpoint(checkpoint).config)
+    trajectories = load_trajectories(folder / "t", open_checkpoint(checkpoint).config)
 
     def die(iteration: int, loss: float) -> None:
         if iteration == after:
             os._exit(9)
 
-    tune(coarse(folder), trajectories, SETTINGS, folder / "state", die)
+    tune_network(coarse(folder), trajectories, SETTINGS, folder / "state", die)
 
 
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     checkpoint = tiny_checkpoint(tmp_path)
     found = record(checkpoint, "full", LATENT, samples_of(PROMPTS, 16), tmp_path / "t")
-    whole = tune(coarse(tmp_path), found, SETTINGS, tmp_path / "whole")
+    whole = tune_network(coarse(tmp_path), found, SETTINGS, tmp_path / "whole")
     with pytest.raises(ChildDied):
         run_in_child("tuning", killed, tmp_path, checkpoint.path, SAVE + 7)
     assert (tmp_path / "state" / STATE).is_file()
     heard: list[int] = []
-    resumed = tune(coarse(tmp_path), found, SETTINGS, tmp_path / "state", lambda i, loss: heard.append(i))
+    resumed = tune_network(coarse(tmp_path), found, SETTINGS, tmp_path / "state", lambda i, loss: heard.append(i))
     assert heard[0] == SAVE + 1
     assert resumed.losses == whole.losses
     assert (resumed.before, resumed.after) == (whole.before, whole.after)
@@ -92,10 +94,10 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
 def test_values_that_do_not_help_are_not_used(trajectories: Trajectories, tmp_path: Path) -> None:
     student = coarse(tmp_path)
     start = {n: p.detach().clone() for n, p in tunable(student).items()}
-    tuned = tune(student, trajectories, Tuning(iterations=4, batch=4, rate=5.0), tmp_path / "state")
+    tuned = tune_network(student, trajectories, Tuning(iterations=4, batch=4, rate=5.0), tmp_path / "state")
     assert not tuned.helped
     assert all(torch.equal(p, start[n]) for n, p in tunable(student).items())
-    nothing = tune(student, trajectories, Tuning(iterations=0), tmp_path / "nothing")
+    nothing = tune_network(student, trajectories, Tuning(iterations=0), tmp_path / "nothing")
     assert nothing.losses == ()
     assert nothing.after == nothing.before
 
@@ -106,7 +108,7 @@ def test_at_full_scale_parts_and_recomputing_give_the_same_gradients(
     calls = [(p, s) for p in (0, 3, 5) for s in range(2)]
     found = []
     for tokens, kept in ((2048, 1 << 30), (32, 0)):  # 16 tokens a call: all at once, or two calls at a time
-        monkeypatch.setattr(memory, "TOKENS", tokens)
+        monkeypatch.setattr(memory, "MOST_TOKENS", tokens)
         monkeypatch.setattr(memory, "KEPT", kept)
         student = coarse(tmp_path)
         for p in tunable(student).values():
@@ -136,10 +138,10 @@ def test_broken_lessons_and_too_few_pictures(trajectories: Trajectories, tmp_pat
     with torch.no_grad():
         student.final_table[0, 0] = float("nan")
     with pytest.raises(GateFailed, match="iteration 1 is not finite"):
-        tune(student, trajectories, SETTINGS, tmp_path / "state")
+        tune_network(student, trajectories, SETTINGS, tmp_path / "state")
     few = replace(trajectories, samples=trajectories.samples[:7])
     with pytest.raises(BadInput, match="got 7 calibration pictures, expected at least 8"):
-        tune(coarse(tmp_path), few, SETTINGS, tmp_path / "state")
+        tune_network(coarse(tmp_path), few, SETTINGS, tmp_path / "state")
 
 
 def test_on_a_larger_random_network_mixed_beats_uniform_and_tuned_beats_untuned(tmp_path: Path) -> None:
@@ -147,15 +149,15 @@ def test_on_a_larger_random_network_mixed_beats_uniform_and_tuned_beats_untuned(
     checkpoint = tiny_checkpoint(tmp_path, hidden=128)
     found = record(checkpoint, "full", LATENT, samples_of(PROMPTS, 16), tmp_path / "t")
     held = [(p, s) for p in (7, 15) for s in range(4)]
-    layers: dict[str, Sensitivity] = measure(load_student(checkpoint, "full"), found, 16, (4, 8), Here())
+    layers: dict[str, Sensitivity] = measure_sensitivities(load_student(checkpoint, "full"), found, 16, (4, 8), Here())
     errors = {}
     for bits in (4.0, 4.3, 8.0):
         chosen = allocate([Candidate(s.name, s.weights, s.errors) for s in layers.values()], bits)
         assert bits - 0.05 < chosen.average <= bits
-        student = quantise(load_student(checkpoint, "full"), {n: layers[n].palettes[b] for n, b in chosen.bits.items()})
+        student = quantise_network(load_student(checkpoint, "full"), {n: layers[n].palettes[b] for n, b in chosen.bits.items()})
         errors[bits] = error(student, found, held)
         if bits == 4.3:
-            tuned = tune(student, found, Tuning(iterations=40, batch=8), tmp_path / "state")
+            tuned = tune_network(student, found, Tuning(iterations=40, batch=8), tmp_path / "state")
     assert errors[8.0] < 0.1 * errors[4.3]
     assert errors[4.3] < 0.8 * errors[4.0]
     assert tuned.before == errors[4.3]

@@ -13,7 +13,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models import TextStream
 from snapgen_deploy.sparse import FORMS, rewrite_decoder, rewrite_student, rewrite_text_encoder
 from snapgen_deploy.sparse.channels_layers import ChannelsNorm
-from snapgen_deploy.sparse.token_layers import GELUS, OPS, TokenNorm
+from snapgen_deploy.sparse.token_layers import GELUS, OP_FORMS, TokenNorm
 
 LAYOUTS = ("token", "channels")
 BOUND = 1e-5
@@ -46,7 +46,7 @@ def test_student_equals_reference(kit, layout, data):
         attention=draw(st.sampled_from([("assa", "full", "assa"), ("full", "assa", "assa")])),
     )
     latent = (grid[0] * patch, grid[1] * patch)
-    form, ops = draw(st.sampled_from(sorted(FORMS))), draw(st.sampled_from(OPS))
+    form, ops = draw(st.sampled_from(sorted(FORMS))), draw(st.sampled_from(OP_FORMS))
     if dit.config.attention[1] == "assa" and (grid[0] % 4 or grid[1] % 4 or tokens // 4 % dit.config.blocks):
         with pytest.raises(BadInput, match="tokens of stage middle do not divide"):
             rewrite_student(dit, latent, layout=layout, form=form, batch=batch, ops=ops)
@@ -98,7 +98,7 @@ def test_decoder_equals_reference(kit, layout, upsample, size, batch):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("ops", OPS)
+@pytest.mark.parametrize("ops", OP_FORMS)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_text_encoder_equals_reference(kit, layout, ops, batch):
     encoder = kit.encoder(5)

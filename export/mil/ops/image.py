@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from snapgen_deploy.export.mil.ops.registry import op
 
-Grid = Callable[[Tensor, float, int], Tensor]
+_Grid = Callable[[Tensor, float, int], Tensor]
 """Points in [0, size - 1] for `count` results: (0 ... count - 1, size, count) -> points, before clamping."""
 
 
@@ -27,7 +27,7 @@ def _offset(i: Tensor, size: float, count: int) -> Tensor:
     return (i + 0.5) * (max(1.0, size - 1) / count)
 
 
-GRIDS: dict[str, Grid] = {
+GRIDS: dict[str, _Grid] = {
     "STRICT_ALIGN_CORNERS": _aligned,
     "ALIGN_CORNERS": _centred,
     "DEFAULT": lambda i, size, count: i * (size / count),

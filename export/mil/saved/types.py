@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike
 
-Kind = Literal["tensor", "state", "list", "other"]
+_Kind = Literal["tensor", "state", "list", "other"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ValueType:
 
     dtype: DType
     shape: tuple[int | None, ...] | None
-    kind: Kind = "tensor"
+    kind: _Kind = "tensor"
 
     def admits(self, shape: tuple[int, ...]) -> bool:
         """Whether a tensor of `shape` is of this type."""

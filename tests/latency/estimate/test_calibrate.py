@@ -9,11 +9,20 @@ from torch import nn
 
 from snapgen_deploy.errors import BadInput, MeasurementFailed
 from snapgen_deploy.latency.estimate import calibrate
-from snapgen_deploy.latency.estimate.calibrate import Calibration, Sample, fit, key_of, load, path_of, store, timed
+from snapgen_deploy.latency.estimate.calibrate import (
+    HostCalibration,
+    MicroBenchmark,
+    calibration_path,
+    fit_machine,
+    key_of,
+    load_calibration,
+    store,
+    timed,
+)
 from snapgen_deploy.latency.estimate.calibrate import calibrate as measure
-from snapgen_deploy.latency.estimate.calibrate_graphs import Graph, graphs
-from snapgen_deploy.latency.estimate.cost import OpCost, trace
-from snapgen_deploy.latency.estimate.cost_ops import KINDS
+from snapgen_deploy.latency.estimate.calibrate_graphs import BenchmarkGraph, benchmark_graphs
+from snapgen_deploy.latency.estimate.cost import OpCost, trace_costs
+from snapgen_deploy.latency.estimate.cost_ops import OP_KINDS
 from snapgen_deploy.latency.estimate.machine import Machine, Rate, component_times, excess
 from tests.latency.estimate.conftest import quiet
 
@@ -33,8 +42,10 @@ def test_the_fit_finds_the_machine_that_made_the_times(seed):
     kinds = ("linear", "product", "softmax", "elementwise")
     rates = {k: Rate(*(float(v) for v in rng.uniform(0.3, 3, 5) * (2e-6, 1e-9, 2e-11, 1e-10, 1e-10))) for k in kinds}
     true = Machine(rates, call=5e-6, on_chip=2.0**20, spill=3e-10)
-    samples = [Sample(f"{i}", ops := random_ops(rng, kinds, 1 + i % 6), component_times(true, ops).seconds) for i in range(150)]
-    found, error = fit(samples)
+    samples = [
+        MicroBenchmark(f"{i}", ops := random_ops(rng, kinds, 1 + i % 6), component_times(true, ops).seconds) for i in range(150)
+    ]
+    found, error = fit_machine(samples)
     assert error < 0.02
     unseen = random_ops(rng, kinds, 40)
     assert component_times(found, unseen).seconds == pytest.approx(component_times(true, unseen).seconds, rel=0.03)
@@ -42,8 +53,8 @@ def test_the_fit_finds_the_machine_that_made_the_times(seed):
 
 def test_no_coefficient_is_negative_whatever_was_measured():
     rng = np.random.default_rng(7)
-    samples = [Sample(f"{i}", random_ops(rng, KINDS[:6], 3), float(rng.uniform(1e-5, 1e-2))) for i in range(60)]
-    machine, error = fit(samples)
+    samples = [MicroBenchmark(f"{i}", random_ops(rng, OP_KINDS[:6], 3), float(rng.uniform(1e-5, 1e-2))) for i in range(60)]
+    machine, error = fit_machine(samples)
     assert error > 0.1  # noise cannot be explained, and is not said to be
     assert min([machine.call, machine.spill, *(v for r in machine.rates.values() for v in vars(r).values())]) >= 0
 
@@ -60,9 +71,9 @@ def test_excess_counts_what_the_cache_does_not_hold():
 
 @pytest.mark.parametrize("ops", ["native", "spelled"])
 def test_every_micro_benchmark_runs_and_has_a_cost_for_every_operation(ops):
-    found = graphs(ops)
+    found = benchmark_graphs(ops)
     assert len({g.name for g in found}) == len(found) > 100
-    kinds = {o.kind for g in found for o in trace(g.component())}
+    kinds = {o.kind for g in found for o in trace_costs(g.component())}
     assert kinds >= {"linear", "product", "softmax", "pointwise", "conv", "depthwise", "transpose", "slice", "concat"}
 
 
@@ -83,7 +94,7 @@ def test_timing_goes_round_all_calls_and_tells_what_each_takes(monkeypatch):
 
 def two_graphs(_):
     torch.manual_seed(0)
-    return tuple(Graph(f"linear {n}", nn.Linear(n, n), ((1, 8, n),)) for n in (32, 64, 96))
+    return tuple(BenchmarkGraph(f"linear {n}", nn.Linear(n, n), ((1, 8, n),)) for n in (32, 64, 96))
 
 
 def test_a_calibration_through_onnxruntime_is_stored_and_found_again(monkeypatch):
@@ -93,14 +104,14 @@ def test_a_calibration_through_onnxruntime_is_stored_and_found_again(monkeypatch
         seconds.extend(timed(calls, threads))
         return seconds
 
-    monkeypatch.setattr(calibrate, "graphs", two_graphs)
+    monkeypatch.setattr(calibrate, "benchmark_graphs", two_graphs)
     monkeypatch.setattr(calibrate, "timed", watched)
     found = measure("onnx:cpu", 1, quiet)
     assert found.samples == {f"linear {n}": 1000 * s for n, s in zip((32, 64, 96), seconds, strict=True)}
-    assert load(found.key) is None
+    assert load_calibration(found.key) is None
     store(found)
-    assert load(key_of("onnx:cpu", 1)) == found
-    assert load(key_of("onnx:cpu", 2)) is None  # another number of threads is another machine
+    assert load_calibration(key_of("onnx:cpu", 1)) == found
+    assert load_calibration(key_of("onnx:cpu", 2)) is None  # another number of threads is another machine
 
 
 def test_core_ml_on_this_host_is_never_calibrated():
@@ -110,15 +121,15 @@ def test_core_ml_on_this_host_is_never_calibrated():
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema_version": 1}'])
 def test_a_damaged_calibration_says_how_to_mend_it(text):
-    path = path_of(key_of("onnx:cpu", 1))
+    path = calibration_path(key_of("onnx:cpu", 1))
     path.parent.mkdir(parents=True)
     path.write_text(text)
     with pytest.raises(BadInput, match="--calibrate"):
-        load(key_of("onnx:cpu", 1))
+        load_calibration(key_of("onnx:cpu", 1))
 
 
 def test_an_older_schema_is_as_good_as_none():
     key = key_of("onnx:cpu", 1)
-    path = store(Calibration(key, Machine({}), 0.1, {}))
+    path = store(HostCalibration(key, Machine({}), 0.1, {}))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 0}))
-    assert load(key) is None
+    assert load_calibration(key) is None

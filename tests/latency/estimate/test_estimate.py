@@ -7,21 +7,21 @@ import pytest
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.latency.environment import host_key
-from snapgen_deploy.latency.estimate.calibrate import Calibration, key_of, store
-from snapgen_deploy.latency.estimate.cost_ops import KINDS
+from snapgen_deploy.latency.estimate.calibrate import HostCalibration, key_of, store
+from snapgen_deploy.latency.estimate.cost_ops import OP_KINDS
 from snapgen_deploy.latency.estimate.estimate import Estimate, Host, NoBasis, estimate_picture, plan_estimator
 from snapgen_deploy.latency.estimate.estimate_basis import CPU_SLOWER, basis_of
 from snapgen_deploy.latency.estimate.estimate_fitted import PEAK_BANDWIDTH, PEAK_MACS, fitted
 from snapgen_deploy.latency.estimate.estimate_measured import find_measured, measured_dir, save_measured
 from snapgen_deploy.latency.estimate.machine import Machine, Rate
 from snapgen_deploy.latency.estimate.published import ON_CHIP, POINTS, load_of, trace_point
-from snapgen_deploy.latency.estimate.sweep import plot, sweep
+from snapgen_deploy.latency.estimate.sweep import plot_sweep, sweep_estimates
 from snapgen_deploy.models.presets import shapes, snapgenpp
 from tests.latency.estimate.conftest import quiet
 from tests.latency.test_results import measurement
 
 SIZE = (128, 128)
-CPU = Machine({k: Rate(op=1e-6, mac=1e-10, read=1e-10, written=1e-10) for k in KINDS}, call=1e-5, on_chip=2e6, spill=1e-10)
+CPU = Machine({k: Rate(op=1e-6, mac=1e-10, read=1e-10, written=1e-10) for k in OP_KINDS}, call=1e-5, on_chip=2e6, spill=1e-10)
 
 
 def test_the_fit_keeps_the_published_order_and_stays_within_published_peaks():
@@ -75,7 +75,7 @@ def test_no_figure_no_estimate():
 
 
 def test_a_host_is_estimated_from_its_calibration():
-    store(Calibration(key_of("onnx:cpu", 1), CPU, 0.05, {"a": 1.0}))
+    store(HostCalibration(key_of("onnx:cpu", 1), CPU, 0.05, {"a": 1.0}))
     narrow, wide = (estimate_picture(shapes(), w, SIZE, Host(1), "onnx:cpu") for w in ("tiny", "full"))
     assert narrow.basis == "calibrated"
     assert narrow.low < narrow.ms < wide.ms < wide.high
@@ -91,7 +91,7 @@ def measured():
 
 
 def test_a_measurement_replaces_the_estimate(measured):
-    store(Calibration(key_of("onnx:cpu", 1), CPU, 0.05, {"a": 1.0}))
+    store(HostCalibration(key_of("onnx:cpu", 1), CPU, 0.05, {"a": 1.0}))
     before = estimate_picture(shapes(), "full", SIZE, Host(1), "onnx:cpu")
     save_measured(measured)
     found = estimate_picture(shapes(), "full", SIZE, Host(1), "onnx:cpu")
@@ -140,7 +140,7 @@ def test_bad_questions(change, message):
 
 def test_a_sweep_grows_with_width_size_and_steps(tmp_path):
     device = load_profile("iphone16pm")
-    found = sweep(shapes(), device, "coreml", ["tiny", "small", "full"], resolution=SIZE, steps=4, progress=quiet)
+    found = sweep_estimates(shapes(), device, "coreml", ["tiny", "small", "full"], resolution=SIZE, steps=4, progress=quiet)
     assert [e.width for e in found.widths] == ["tiny", "small", "full"]
     assert [e.ms for e in found.widths] == sorted(e.ms for e in found.widths)
     for width in ("tiny", "full"):
@@ -152,7 +152,7 @@ def test_a_sweep_grows_with_width_size_and_steps(tmp_path):
         assert [e.ms for e in steps] == sorted(e.ms for e in steps)
         assert all(e.low <= e.ms <= e.high for e in steps)
     for name in ("a.png", "b.png"):
-        plot(found, device, tmp_path / name)
+        plot_sweep(found, device, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     with pytest.raises(BadInput, match=r"ends with \.png"):
-        plot(found, device, tmp_path / "a.svg")
+        plot_sweep(found, device, tmp_path / "a.svg")

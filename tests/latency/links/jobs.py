@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from snapgen_deploy.latency.links.base import Job
+from snapgen_deploy.latency.links.base import LinkJob
 
 STEPS = 4
 CALLS = {"text_encoder": 1, "student": STEPS, "decoder": 1}
 
 
-def make_job(folder: Path, target: str = "executorch:xnnpack", suffix: str = ".pte") -> Job:
+def make_job(folder: Path, target: str = "executorch:xnnpack", suffix: str = ".pte") -> LinkJob:
     components, inputs = {}, {}
     for role in CALLS:
         components[role] = folder / f"{role}{suffix}"
@@ -24,4 +24,4 @@ def make_job(folder: Path, target: str = "executorch:xnnpack", suffix: str = ".p
         inputs[role][0].write_bytes(np.ones((2, 3), np.float32).tobytes())
         inputs[role][1].write_bytes(np.arange(4, dtype=np.int32).tobytes())
     files = {role: (path,) for role, path in components.items()}
-    return Job(target, "fp32", 2, components, files, inputs, CALLS)
+    return LinkJob(target, "fp32", 2, components, files, inputs, CALLS)

@@ -11,9 +11,9 @@ import pytest
 
 from snapgen_deploy.errors import BadInput, MeasurementFailed
 from snapgen_deploy.latency.links import android
-from snapgen_deploy.latency.links.android import AndroidLink, Options, parse_state
+from snapgen_deploy.latency.links.android import AndroidLink, AndroidOptions, android_state
 from snapgen_deploy.latency.links.android_runners import parse_log
-from snapgen_deploy.latency.links.base import Job
+from snapgen_deploy.latency.links.base import LinkJob
 from snapgen_deploy.latency.links.session import measure_on
 from snapgen_deploy.latency.links.shell import Completed
 from snapgen_deploy.latency.results import RUN_PROFILES
@@ -22,21 +22,21 @@ from tests.latency.links.jobs import make_job
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
+def job(tmp_path: Path) -> LinkJob:
     return make_job(tmp_path)
 
 
 def connect(phone: FakePhone, tmp_path: Path, serial: str | None = None, **options: str) -> AndroidLink:
     runner = tmp_path / "executor_runner"
     runner.write_bytes(b"ELF" * 5000)
-    return AndroidLink(serial, Options(**{"runner": str(runner)} | options), phone)
+    return AndroidLink(serial, AndroidOptions(**{"runner": str(runner)} | options), phone)
 
 
-def measure(link: AndroidLink, phone: FakePhone, job: Job, mode: str = "burst"):  # type: ignore[no-untyped-def]
+def measure(link: AndroidLink, phone: FakePhone, job: LinkJob, mode: str = "burst"):  # type: ignore[no-untyped-def]
     return measure_on(link, job, RUN_PROFILES["rapid"], mode, wait=phone.wait, clock=phone.clock)
 
 
-def test_whole_measurement(tmp_path: Path, job: Job) -> None:
+def test_whole_measurement(tmp_path: Path, job: LinkJob) -> None:
     phone = FakePhone()
     link = connect(phone, tmp_path)
     rounds, loads, peak = measure(link, phone, job)
@@ -57,7 +57,7 @@ def test_whole_measurement(tmp_path: Path, job: Job) -> None:
     assert any("set-fixed-performance-mode-enabled true" in c for c in phone.commands)
 
 
-def test_key_and_environment(tmp_path: Path, job: Job) -> None:
+def test_key_and_environment(tmp_path: Path, job: LinkJob) -> None:
     phone = FakePhone()
     key = connect(phone, tmp_path, runner_version="1.4.1").key(job)
     assert (key.soc, key.backend, key.threads, key.power_mode) == ("SM7550", "executorch:xnnpack", 2, "fixed-performance")
@@ -67,7 +67,7 @@ def test_key_and_environment(tmp_path: Path, job: Job) -> None:
     assert connect(phone, tmp_path).environment()["model"] == "Phone 7"
 
 
-def test_prepare_turns_the_mode_on_and_restore_off_twice(tmp_path: Path, job: Job) -> None:
+def test_prepare_turns_the_mode_on_and_restore_off_twice(tmp_path: Path, job: LinkJob) -> None:
     phone = FakePhone()
     link = connect(phone, tmp_path)
     link.prepare(job)
@@ -84,7 +84,7 @@ def test_state(tmp_path: Path) -> None:
     state = connect(FakePhone(celsius=36.5, level=49, low_power="1"), tmp_path).state()
     assert (state.thermal, state.battery_percent, state.battery_celsius, state.low_power) == (0, 49.0, 36.5, True)
     assert state.notes == {"cpu0_khz": "1804800", "cpu7_khz": "2630400", "battery_status": "charging"}
-    old = parse_state("Can't find service: thermalservice", "  level: 7\n  temperature: -15\n", "null", "")
+    old = android_state("Can't find service: thermalservice", "  level: 7\n  temperature: -15\n", "null", "")
     assert (old.thermal, old.battery_celsius, old.low_power) == (None, -1.5, False)
 
 
@@ -126,7 +126,7 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("phone", "message"), FAILURES, ids=[m[:24] for _, m in FAILURES])
-def test_failures_leave_nothing_behind(tmp_path: Path, job: Job, phone: FakePhone, message: str) -> None:
+def test_failures_leave_nothing_behind(tmp_path: Path, job: LinkJob, phone: FakePhone, message: str) -> None:
     if phone.free_kib == 70_000:
         phone.free_kib = 60_000  # less than is to stay free
     with pytest.raises(MeasurementFailed, match=message) as caught:
@@ -136,7 +136,7 @@ def test_failures_leave_nothing_behind(tmp_path: Path, job: Job, phone: FakePhon
     assert not phone.files
 
 
-def test_storage_that_fills_up_while_copying(tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_that_fills_up_while_copying(tmp_path: Path, job: LinkJob, monkeypatch: pytest.MonkeyPatch) -> None:
     phone = FakePhone(free_kib=10)
     monkeypatch.setattr(android, "SPARE", -1 << 30)
     with pytest.raises(MeasurementFailed, match="storage is full.*No space left on device"):
@@ -146,7 +146,7 @@ def test_storage_that_fills_up_while_copying(tmp_path: Path, job: Job, monkeypat
 
 
 @pytest.mark.parametrize("at", [" push ", "enabled true", "exec ", "dumpsys battery", "grep VmHWM"])
-def test_unplugged_midway(tmp_path: Path, job: Job, at: str) -> None:
+def test_unplugged_midway(tmp_path: Path, job: LinkJob, at: str) -> None:
     phone = FakePhone(unplug_at=at, unplug_after=2 if at in ("exec ", " push ") else 1)
     link = connect(phone, tmp_path)
     by_hand = f"adb -s {SERIAL} shell '.*rm -rf /data/local/tmp/snapgen-deploy/"
@@ -161,7 +161,7 @@ def test_unplugged_midway(tmp_path: Path, job: Job, at: str) -> None:
     assert not phone.files
 
 
-def test_throttling_makes_a_round_invalid_and_cools_down(tmp_path: Path, job: Job) -> None:
+def test_throttling_makes_a_round_invalid_and_cools_down(tmp_path: Path, job: LinkJob) -> None:
     phone = FakePhone(heat=0.02, throttles_at=38.0)
     rounds, _, _ = measure(connect(phone, tmp_path), phone, job)
     invalid = [r for r in rounds if not r.valid]
@@ -173,7 +173,7 @@ def test_throttling_makes_a_round_invalid_and_cools_down(tmp_path: Path, job: Jo
     assert not phone.fixed
 
 
-def test_sustained_keeps_throttled_rounds(tmp_path: Path, job: Job) -> None:
+def test_sustained_keeps_throttled_rounds(tmp_path: Path, job: LinkJob) -> None:
     phone = FakePhone(heat=0.002, throttles_at=36.0)
     rounds, _, _ = measure(connect(phone, tmp_path), phone, job, "sustained")
     assert all(r.valid for r in rounds)
@@ -182,7 +182,7 @@ def test_sustained_keeps_throttled_rounds(tmp_path: Path, job: Job) -> None:
     assert not phone.fixed
 
 
-def test_interrupt_from_the_keyboard_restores(tmp_path: Path, job: Job) -> None:
+def test_interrupt_from_the_keyboard_restores(tmp_path: Path, job: LinkJob) -> None:
     phone = FakePhone()
 
     def interrupt(_seconds: float) -> None:
@@ -193,7 +193,7 @@ def test_interrupt_from_the_keyboard_restores(tmp_path: Path, job: Job) -> None:
     assert not phone.fixed
 
 
-def test_crash_of_the_runner_quotes_its_log(tmp_path: Path, job: Job) -> None:
+def test_crash_of_the_runner_quotes_its_log(tmp_path: Path, job: LinkJob) -> None:
     class Crashing(FakePhone):
         def _run(self, line: str) -> Completed:
             self._say("Loading of method forward failed with status 0x32")
@@ -212,7 +212,7 @@ def test_log_must_hold_every_iteration_once() -> None:
     assert parse_log([*lines, "Iteration 2 of 3: 1.5 ms"], 3).samples == (1.0, 1.5, 2.0)
 
 
-def onnx_job(tmp_path: Path) -> Job:
+def onnx_job(tmp_path: Path) -> LinkJob:
     import onnx
 
     job = make_job(tmp_path, "onnx:cpu", ".onnx")
@@ -258,7 +258,7 @@ def test_inputs_as_onnx_tensors(tmp_path: Path) -> None:
     assert numpy_helper.to_array(onnx.TensorProto.FromString(x.read_bytes())).shape == (2, 3)
 
 
-def test_bad_options(tmp_path: Path, job: Job) -> None:
+def test_bad_options(tmp_path: Path, job: LinkJob) -> None:
     with pytest.raises(BadInput, match="expected 'on' or 'off'"):
         connect(FakePhone(), tmp_path, fixed_performance="maybe")
     with pytest.raises(BadInput, match="--link-option runner=FILE"):

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from snapgen_deploy.errors import BadInput, MeasurementFailed
-from snapgen_deploy.latency.links.base import Job
-from snapgen_deploy.latency.links.coreml_mac import CoreMLMacLink, Options, package_inputs, parse_state, placement_of
+from snapgen_deploy.latency.links.base import LinkJob
+from snapgen_deploy.latency.links.coreml_mac import CoreMLMacLink, MacOptions, mac_placement, mac_state, package_inputs
 from snapgen_deploy.latency.links.session import measure_on
 from snapgen_deploy.latency.links.shell import Completed
 from snapgen_deploy.latency.results import RunProfile
@@ -53,12 +53,12 @@ def log(monkeypatch: pytest.MonkeyPatch) -> fake_coremltools.Benchmarks:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
+def job(tmp_path: Path) -> LinkJob:
     return make_job(tmp_path, "coreml", ".mlpackage")
 
 
-def test_whole_measurement(log: fake_coremltools.Benchmarks, job: Job) -> None:
-    link = CoreMLMacLink(Options(), mac, here)
+def test_whole_measurement(log: fake_coremltools.Benchmarks, job: LinkJob) -> None:
+    link = CoreMLMacLink(MacOptions(), mac, here)
     rounds, loads, peak = measure_on(link, job, RunProfile("test", 8, 0.01), "burst", wait=lambda _: None)
     assert set(rounds[0].samples["student"]) == {8.0}
     assert set(rounds[0].samples["e2e"]) == {2.0 + 4 * 8.0 + 3.0}
@@ -75,11 +75,11 @@ def test_whole_measurement(log: fake_coremltools.Benchmarks, job: Job) -> None:
 def test_off_macos(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     with pytest.raises(MeasurementFailed, match=r"which this system \(Linux\) has not; run it on a Mac"):
-        CoreMLMacLink(Options(), mac)
+        CoreMLMacLink(MacOptions(), mac)
 
 
-def test_failures_in_one_line(log: fake_coremltools.Benchmarks, job: Job, tmp_path: Path) -> None:
-    link = CoreMLMacLink(Options(), mac, here)
+def test_failures_in_one_line(log: fake_coremltools.Benchmarks, job: LinkJob, tmp_path: Path) -> None:
+    link = CoreMLMacLink(MacOptions(), mac, here)
     log.fails = "Error in declaring network.\nmore lines"
     with pytest.raises(MeasurementFailed, match="mac: pictures: Core ML failed: Error in declaring network.; open") as caught:
         link.run(job, 0, 1)
@@ -89,11 +89,11 @@ def test_failures_in_one_line(log: fake_coremltools.Benchmarks, job: Job, tmp_pa
         raise ChildDied("mac: load: the process was ended by SIGKILL")
 
     with pytest.raises(MeasurementFailed, match="SIGKILL"):
-        CoreMLMacLink(Options(), mac, killed).load(job)
+        CoreMLMacLink(MacOptions(), mac, killed).load(job)
     with pytest.raises(BadInput, match="expected coreml"):
         link.prepare(make_job(tmp_path))
     with pytest.raises(BadInput, match="expected one of all, cpu_only"):
-        CoreMLMacLink(Options("gpu"), mac)
+        CoreMLMacLink(MacOptions("gpu"), mac)
     job.inputs["student"][0].write_bytes(b"1234")
     with pytest.raises(MeasurementFailed, match="holds 1 numbers, x takes 6"):
         link.prepare(job)
@@ -104,15 +104,15 @@ def test_failures_in_one_line(log: fake_coremltools.Benchmarks, job: Job, tmp_pa
 def test_of_a_package_of_several_sizes_the_default_one_counts(log: fake_coremltools.Benchmarks) -> None:
     one, several = "one.mlpackage", f"{fake_coremltools.SEVERAL}.mlpackage"
     assert [p.name for p in package_inputs(Path(several))] == ["x", "n"]
-    assert placement_of(several, "all") == placement_of(one, "all")
+    assert mac_placement(several, "all") == mac_placement(one, "all")
 
 
 def test_states_of_pmset() -> None:
-    hot = parse_state("CPU_Speed_Limit \t= 70\n", " 42%; discharging", " lowpowermode  1")
+    hot = mac_state("CPU_Speed_Limit \t= 70\n", " 42%; discharging", " lowpowermode  1")
     assert (hot.thermal, hot.battery_percent, hot.low_power) == (1, 42.0, True)
-    desktop = parse_state(QUIET, "Now drawing from 'AC Power'\n", "")
+    desktop = mac_state(QUIET, "Now drawing from 'AC Power'\n", "")
     assert (desktop.thermal, desktop.battery_percent, desktop.low_power) == (0, None, None)
-    assert parse_state("Thermal Warning Level = 2", "", "").thermal == 2
+    assert mac_state("Thermal Warning Level = 2", "", "").thermal == 2
 
 
 def test_the_fake_has_the_shape_of_the_real_classes() -> None:

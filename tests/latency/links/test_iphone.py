@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from snapgen_deploy.errors import BadInput, MeasurementFailed
-from snapgen_deploy.latency.links.base import Job
-from snapgen_deploy.latency.links.iphone import TEMPLATE, IPhoneLink, Options
+from snapgen_deploy.latency.links.base import LinkJob
+from snapgen_deploy.latency.links.iphone import TEMPLATE, IPhoneLink, IPhoneOptions
 from snapgen_deploy.latency.links.session import measure_on
 from snapgen_deploy.latency.results import RunProfile
 from tests.latency.links import fake_coremltools
@@ -23,21 +23,21 @@ PROFILE = RunProfile("test", 8, 0.01)
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LinkJob:
     fake_coremltools.install(monkeypatch)
     return make_job(tmp_path, "coreml", ".mlpackage")
 
 
 def connect(xcode: FakeXcode, wanted: str | None = None, **options: str) -> IPhoneLink:
-    return IPhoneLink(wanted, Options(**{"team": "ABCDE12345"} | options), xcode)
+    return IPhoneLink(wanted, IPhoneOptions(**{"team": "ABCDE12345"} | options), xcode)
 
 
-def measure(xcode: FakeXcode, job: Job, mode: str = "burst"):  # type: ignore[no-untyped-def]
+def measure(xcode: FakeXcode, job: LinkJob, mode: str = "burst"):  # type: ignore[no-untyped-def]
     return measure_on(connect(xcode), job, PROFILE, mode, wait=lambda _: None)
 
 
 @pytest.mark.parametrize("attachments", [True, False], ids=["attachment", "marked line"])
-def test_whole_measurement(job: Job, attachments: bool) -> None:
+def test_whole_measurement(job: LinkJob, attachments: bool) -> None:
     xcode = FakeXcode(attachments=attachments)
     rounds, loads, peak = measure(xcode, job)
     assert set(rounds[0].samples["e2e"]) == {37.5}  # as measured, not composed
@@ -49,7 +49,7 @@ def test_whole_measurement(job: Job, attachments: bool) -> None:
     assert not xcode.projects[0].exists()
 
 
-def test_plan_that_the_runner_reads(job: Job) -> None:
+def test_plan_that_the_runner_reads(job: LinkJob) -> None:
     xcode = FakeXcode()
     link = connect(xcode, compute_units="cpu_and_ne")
     link.prepare(job)
@@ -64,7 +64,7 @@ def test_plan_that_the_runner_reads(job: Job) -> None:
     assert not xcode.projects[0].exists()
 
 
-def test_key_and_environment(job: Job) -> None:
+def test_key_and_environment(job: LinkJob) -> None:
     link = connect(FakeXcode())
     key = link.key(job)
     assert (key.soc, key.os_build, key.runtime_version) == ("iPhone17,2", "22D63", "Core ML of iOS 18.3, all")
@@ -108,7 +108,7 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("xcode", "message"), FAILURES, ids=[m[:20] for _, m in FAILURES])
-def test_failures_leave_nothing_behind(job: Job, xcode: FakeXcode, message: str) -> None:
+def test_failures_leave_nothing_behind(job: LinkJob, xcode: FakeXcode, message: str) -> None:
     with pytest.raises(MeasurementFailed, match=message) as caught:
         measure(xcode, job)
     assert "\n" not in str(caught.value)
@@ -116,16 +116,16 @@ def test_failures_leave_nothing_behind(job: Job, xcode: FakeXcode, message: str)
     assert not any(project.exists() for project in xcode.projects)
 
 
-def test_no_xcode_and_no_team(job: Job) -> None:
+def test_no_xcode_and_no_team(job: LinkJob) -> None:
     with pytest.raises(MeasurementFailed, match="Xcode is not there.*xcode-select -s"):
         connect(FakeXcode(missing=True))
     with pytest.raises(BadInput, match="needs a signing team, got ''"):
         connect(FakeXcode(), team="")
     with pytest.raises(BadInput, match="expected coreml"):
-        connect(FakeXcode()).prepare(Job("onnx:cpu", "fp32", 1, {}, {}, {}, {}))
+        connect(FakeXcode()).prepare(LinkJob("onnx:cpu", "fp32", 1, {}, {}, {}, {}))
 
 
-def test_gone_midway_says_that_the_app_stays(job: Job) -> None:
+def test_gone_midway_says_that_the_app_stays(job: LinkJob) -> None:
     xcode = FakeXcode(test_error="Lost connection to the device")
     link = connect(xcode)
     link.prepare(job)
@@ -136,7 +136,7 @@ def test_gone_midway_says_that_the_app_stays(job: Job) -> None:
     link.restore()
 
 
-def test_other_samples_than_asked_for(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_samples_than_asked_for(job: LinkJob, monkeypatch: pytest.MonkeyPatch) -> None:
     xcode = FakeXcode()
     link = connect(xcode)
     link.prepare(job)

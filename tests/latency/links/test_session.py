@@ -13,7 +13,7 @@ import pytest
 from snapgen_deploy.errors import BadInput, MeasurementFailed
 from snapgen_deploy.latency.links import registry
 from snapgen_deploy.latency.links.android import AndroidLink
-from snapgen_deploy.latency.links.base import Block, Job, State
+from snapgen_deploy.latency.links.base import DeviceState, LinkJob, SampleBlock
 from snapgen_deploy.latency.links.coreml_mac import CoreMLMacLink
 from snapgen_deploy.latency.links.iphone import IPhoneLink
 from snapgen_deploy.latency.links.session import Gates, composed, measure_on
@@ -22,7 +22,7 @@ from tests.latency.links.fake_adb import SERIAL, FakePhone
 from tests.latency.links.fake_xcode import FakeXcode
 from tests.latency.links.jobs import CALLS, make_job
 
-COOL = State(0, 80.0, 30.0, False)
+COOL = DeviceState(0, 80.0, 30.0, False)
 PROFILE = RunProfile("test", 64, 6.0, 30.0)
 
 
@@ -31,9 +31,9 @@ class TinyLink:
     """A device that takes `ms` for a picture."""
 
     ms: float = 100.0
-    states: Callable[[int], State] = lambda _: COOL
-    before: State = COOL
-    after: State = COOL
+    states: Callable[[int], DeviceState] = lambda _: COOL
+    before: DeviceState = COOL
+    after: DeviceState = COOL
     name: str = "tiny"
     never_run_on_hardware: bool = True
     asked: int = 0
@@ -42,26 +42,26 @@ class TinyLink:
     restored: int = 0
     fails: str = ""
 
-    def key(self, job: Job) -> DeviceKey:
+    def key(self, job: LinkJob) -> DeviceKey:
         raise NotImplementedError
 
     def environment(self) -> Mapping[str, str]:
         return {}
 
-    def state(self) -> State:
+    def state(self) -> DeviceState:
         self.asked += 1
         return self.states(self.asked)
 
-    def prepare(self, job: Job) -> None: ...
+    def prepare(self, job: LinkJob) -> None: ...
 
-    def load(self, job: Job) -> Loads:
+    def load(self, job: LinkJob) -> Loads:
         return Loads(None, 1.0, None)
 
-    def run(self, job: Job, warmups: int, queries: int) -> Block:
+    def run(self, job: LinkJob, warmups: int, queries: int) -> SampleBlock:
         self.now += self.ms * (warmups + queries) / 1000
-        return Block({"e2e": (self.ms,) * queries}, self.before, self.after)
+        return SampleBlock({"e2e": (self.ms,) * queries}, self.before, self.after)
 
-    def memory(self, job: Job) -> int | None:
+    def memory(self, job: LinkJob) -> int | None:
         return None
 
     def restore(self) -> None:
@@ -74,15 +74,15 @@ class TinyLink:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
+def job(tmp_path: Path) -> LinkJob:
     return make_job(tmp_path)
 
 
-def measure(link: TinyLink, job: Job, mode: str = "burst", profile: RunProfile = PROFILE):  # type: ignore[no-untyped-def]
+def measure(link: TinyLink, job: LinkJob, mode: str = "burst", profile: RunProfile = PROFILE):  # type: ignore[no-untyped-def]
     return measure_on(link, job, profile, mode, wait=link.wait, clock=lambda: link.now)
 
 
-def test_burst_ends_when_the_profile_is_met(job: Job) -> None:
+def test_burst_ends_when_the_profile_is_met(job: LinkJob) -> None:
     link = TinyLink()
     rounds, loads, peak = measure(link, job)
     assert [len(r.samples["e2e"]) for r in rounds] == [4, 50, 50]
@@ -90,13 +90,13 @@ def test_burst_ends_when_the_profile_is_met(job: Job) -> None:
     assert (loads.cold, peak, link.restored) == (1.0, None, 1)
 
 
-def test_the_cap_counts_work_and_not_cool_downs(job: Job) -> None:
+def test_the_cap_counts_work_and_not_cool_downs(job: LinkJob) -> None:
     link = TinyLink(ms=2000.0)
     rounds, _, _ = measure(link, job)
     assert [len(r.samples["e2e"]) for r in rounds] == [4, 4, 4]  # 14 s each, with warm-ups
 
 
-def test_sustained_lasts_five_minutes_without_gates(job: Job) -> None:
+def test_sustained_lasts_five_minutes_without_gates(job: LinkJob) -> None:
     link = TinyLink(after=replace(COOL, thermal=3))
     rounds, _, _ = measure(link, job, "sustained")
     assert link.now >= 300
@@ -106,7 +106,7 @@ def test_sustained_lasts_five_minutes_without_gates(job: Job) -> None:
 
 
 @pytest.mark.parametrize(("name", "status", "valid"), [("tiny", 1, False), ("iphone", 1, True), ("iphone", 2, False)])
-def test_what_throttled_means(job: Job, name: str, status: int, valid: bool) -> None:
+def test_what_throttled_means(job: LinkJob, name: str, status: int, valid: bool) -> None:
     link = TinyLink(name=name, after=replace(COOL, thermal=status))
     if valid:
         assert all(r.valid for r in measure(link, job)[0])
@@ -117,7 +117,7 @@ def test_what_throttled_means(job: Job, name: str, status: int, valid: bool) -> 
 
 
 @pytest.mark.parametrize(("before", "reason"), [({"battery_celsius": 45.0}, "45 C"), ({"battery_percent": 20.0}, "20 %")])
-def test_a_round_that_began_outside_the_gates_does_not_count(job: Job, before: dict[str, float], reason: str) -> None:
+def test_a_round_that_began_outside_the_gates_does_not_count(job: LinkJob, before: dict[str, float], reason: str) -> None:
     link = TinyLink(before=replace(COOL, **before))
     with pytest.raises(MeasurementFailed, match=f"5 rounds in a row were not valid .*{reason}"):
         measure(link, job)
@@ -125,7 +125,7 @@ def test_a_round_that_began_outside_the_gates_does_not_count(job: Job, before: d
     assert all(r.valid for r in rounds)
 
 
-def test_a_gate_opens_after_a_while(job: Job) -> None:
+def test_a_gate_opens_after_a_while(job: LinkJob) -> None:
     hot = replace(COOL, battery_celsius=41.0)
     link = TinyLink(states=lambda asked: hot if asked <= 3 else COOL)
     rounds, _, _ = measure(link, job)
@@ -133,7 +133,7 @@ def test_a_gate_opens_after_a_while(job: Job) -> None:
     assert all(r.valid for r in rounds)
 
 
-def test_a_gate_that_stays_shut(job: Job) -> None:
+def test_a_gate_that_stays_shut(job: LinkJob) -> None:
     link = TinyLink(states=lambda _: replace(COOL, battery_percent=49.0))
     with pytest.raises(MeasurementFailed, match="after 15 minutes the battery is at 49 %, expected 50 % or more"):
         measure(link, job)
@@ -145,7 +145,7 @@ def test_a_gate_that_stays_shut(job: Job) -> None:
     ("state", "start", "open_"),
     [
         (COOL, None, True),
-        (State(), None, True),
+        (DeviceState(), None, True),
         (replace(COOL, thermal=1), None, False),
         (replace(COOL, low_power=True), None, False),
         (replace(COOL, battery_percent=50.0), None, True),
@@ -155,11 +155,11 @@ def test_a_gate_that_stays_shut(job: Job) -> None:
         (replace(COOL, battery_celsius=39.1), 37.0, False),
     ],
 )
-def test_gates(state: State, start: float | None, open_: bool) -> None:
+def test_gates(state: DeviceState, start: float | None, open_: bool) -> None:
     assert (Gates(37.0, 50, start).shut(state) is None) == open_
 
 
-def test_both_errors_are_told(job: Job) -> None:
+def test_both_errors_are_told(job: LinkJob) -> None:
     link = TinyLink(states=lambda _: replace(COOL, low_power=True), fails="could not be restored")
     with pytest.raises(MeasurementFailed, match="low power mode is on.*; could not be restored"):
         measure(link, job)
