@@ -12,7 +12,6 @@ import typer
 
 from snapgen_deploy.checkpoint import opener
 from snapgen_deploy.cli import app
-from snapgen_deploy.latency.estimate import estimate
 from tests.cli.conftest import invoke
 from tests.docs.pages import PAGES, ROOT, blocks, code_spans, commands
 
@@ -43,21 +42,6 @@ def reason(words):
 
 OURS = list(dict.fromkeys(c.words[1:] for page in PAGES for c in commands(page) if c.words[0] == "snapgen-deploy"))
 OTHERS = [c for page in PAGES for c in commands(page) if c.words[0] != "snapgen-deploy"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _costs_once():
-    """Most plans here are of the same networks: each is traced once."""
-    real, known = estimate.picture_costs, {}
-
-    def once(config, *rest):
-        if (config.name, *rest) not in known:
-            known[config.name, *rest] = real(config, *rest)
-        return known[config.name, *rest]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(estimate, "picture_costs", once)
-        yield
 
 
 @pytest.fixture(scope="module")
