@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from snapgen_deploy.bundle.reader import MANIFEST, SUMS
+from snapgen_deploy.models.serialise import config_to_dict
 from snapgen_deploy.system.files import files_under, sha256_of
+from tests.checkpoint.cases import tiny_config
 
 
 def component(path: str) -> dict[str, Any]:
@@ -20,7 +22,7 @@ def least_manifest(targets: dict[str, dict[str, Any]], **changes: Any) -> dict[s
         "name": "shapes",
         "width": "full",
         "device": {"id": "phone", "name": "A phone"},
-        "config": {},
+        "config": config_to_dict(tiny_config()),
         "resolution": [64, 96],
         "latent": {"shape": [4, 8, 12]},
         "schedule": {"sampler": "euler", "shift": 3.0, "sigmas": [1.0, 0.0], "time_features": {"count": 16}},
