@@ -334,7 +334,7 @@ def one_entry(name: str = "a", dtype: str = "F32", shape: str = "1", end: str = 
 def test_headers_of_any_size_are_told_in_a_short_line(tmp_path: Path, header: str) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(4))
-    assert len(refused(lambda: open_checkpoint(path), "a.safetensors")) <= 300
+    assert len(refused(lambda: open_checkpoint(path), "a.safetensors").replace(str(tmp_path), "")) <= 300
 
 
 @pytest.mark.parametrize(
@@ -353,4 +353,4 @@ def test_headers_of_any_size_are_told_in_a_short_line(tmp_path: Path, header: st
 def test_key_maps_of_any_size_are_told_in_a_short_line(tmp_path: Path, suffix: str, text: str, said: str) -> None:
     path = tmp_path / f"map.{suffix}"
     path.write_text(text)
-    assert len(refused(lambda: load_key_map(path), said)) <= 300
+    assert len(refused(lambda: load_key_map(path), said).replace(str(tmp_path), "")) <= 300

@@ -183,7 +183,7 @@ def test_an_error_that_nobody_foresaw_is_neither_a_gate_nor_a_regression(bundle,
     def fails(*_):
         raise KeyError("a library's")
 
-    monkeypatch.setattr("snapgen_deploy.bundle.reader.check_hashes", fails)
+    monkeypatch.setattr("snapgen_deploy.latency.compare.run.check_hashes", fails)
     one_line(invoke("compare", bundle, bundle, "--guards-only"), "KeyError", "-v for the traceback", code=70)
 
 
