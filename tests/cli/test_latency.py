@@ -367,7 +367,7 @@ def test_stored_baselines(bundle, tmp_path, monkeypatch):
         made.append(key)
         return measurement(scale=1.0 + len(made) / 100 if len(made) < 6 else 2.0)
 
-    monkeypatch.setattr("snapgen_deploy.latency.measure.host.measure_host", measure)
+    monkeypatch.setattr("snapgen_deploy.latency.compare.run.measure_host", measure)
     options = ("--baseline", tmp_path / "stored", "--target", "onnx:cpu", "--fail-on", "e2e_p50:20%")
     missing = invoke("compare", bundle, *options)
     assert missing.exit_code == 3
