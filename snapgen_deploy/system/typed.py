@@ -119,7 +119,7 @@ def _words(node: Table) -> str:
     if "description" in node:
         return str(node["description"])
     if "enum" in node or "const" in node:
-        return f"one of {', '.join(node.get('enum', [node.get('const')]))}"
+        return f"one of {', '.join(map(str, node.get('enum', [node.get('const')])))}"
     if kind == "array":
         least, most = node.get("minItems", 0), node.get("maxItems")
         sizes = str(least) if least == most else f"{least} or more" if most is None else f"{least} to {most}"

@@ -25,6 +25,7 @@ from snapgen_deploy.quantise import executors, stage
 from snapgen_deploy.quantise.layers import layers_of
 from snapgen_deploy.quantise.memory import predicted_peak
 from snapgen_deploy.quantise.recipe import recipes_root
+from snapgen_deploy.system.child import peak_bytes, run_in_child
 from tests.cli.conftest import in_this_process, invoke
 from tests.quantise.quantise_cases import tiny_checkpoint, tiny_config
 
@@ -62,7 +63,9 @@ def test_a_bundle_says_what_its_file_holds_and_computes_what_was_tuned(
     assert target["precision"] == "mixed"
     config = open_checkpoint(student_only).config
     plan = make_plan(config, load_profile("iphone16pm"), width="full", targets=[key], precision="mixed")
-    assert 100e6 < open_bundle(bundle).run()["recipe_peak_bytes"] < predicted_peak(config, "full", plan.latent)
+    inherited, _ = run_in_child("nothing", peak_bytes)  # the tests' server holds more imports than an export's
+    peak = open_bundle(bundle).run()["recipe_peak_bytes"]
+    assert 100e6 < inherited <= peak < inherited + predicted_peak(config, "full", plan.latent)
 
     mixed, recipe = target["mixed"], target["mixed"]["recipe"]
     file = bundle / target["components"]["student"]["path"]

@@ -216,11 +216,12 @@ def test_one_problem_says_path_got_and_expected(tmp_path: Path, old: str, new: s
     assert len(str(caught.value)) <= 300
 
 
-def test_all_problems_at_once(tmp_path: Path) -> None:
+def test_all_problems_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a path as long as pytest's leaves room for fewer problems
     text = MINIMAL.replace('soc = "Chip"', "").replace('kind = "phone"', 'kind = "toaster"')
     text = text.replace("value = 2,", 'value = "2",')
     with pytest.raises(BadInput) as caught:
-        load_profile(write(tmp_path, text))
+        load_profile(write(Path(), text))
     for part in ("3 problems", "soc", "toaster", "budget.memory.value"):
         assert part in str(caught.value)
 

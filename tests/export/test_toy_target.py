@@ -144,7 +144,7 @@ def test_bench_times_it_here(toy_bundle: Path, registered: pytest.MonkeyPatch) -
         in_this_process(patch, modules=(host,))
         patch.setitem(RUN_PROFILES, "rapid", RunProfile("rapid", 8, 0.01))
         patch.setattr(host, "DRIFT", math.inf)  # of a machine that does other work
-        for name in ("BURST_PAUSE", "ROUND_SECONDS"):
+        for name in ("_BURST_PAUSE", "_ROUND_SECONDS"):
             patch.setattr(host, name, 0.0)
         patch.setattr(host, "LOADS", 1)
         found = as_json("bench", toy_bundle, "--threads", 1)
