@@ -68,7 +68,7 @@ def bench(
     from snapgen_deploy.bundle.reader import check_hashes, open_bundle
     from snapgen_deploy.device_profiles import load_profile
     from snapgen_deploy.latency.environment import stamp_of_now
-    from snapgen_deploy.latency.estimate import foretell
+    from snapgen_deploy.latency.estimate import bundle_estimate
     from snapgen_deploy.latency.formats.exporters import FORMATS, as_record
     from snapgen_deploy.latency.results import RUN_PROFILES
 
@@ -102,7 +102,7 @@ def bench(
 
         given = tuple(link_option or ())
         result = measure_device(opened, target, link, given, profile=run, mode=mode, threads=threads or 1, progress=shown)
-    known = foretell.beside(opened, result, on_host=link is None)
+    known = bundle_estimate.for_measurement(opened, result, on_host=link is None)
     result = replace(result, environment={**result.environment, **known, **stamp_of_now()})
     if output is not None:
         save_text(output, FORMATS[form](result))

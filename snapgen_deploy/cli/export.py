@@ -219,7 +219,7 @@ def export(
     from snapgen_deploy.job.cache import ExportCache, export_cache_root
     from snapgen_deploy.job.request import Request
     from snapgen_deploy.job.run import run_export
-    from snapgen_deploy.latency.estimate import foretell
+    from snapgen_deploy.latency.estimate import bundle_estimate
 
     request = Request(
         place,
@@ -237,7 +237,7 @@ def export(
         result = run_export(
             request,
             plan,
-            foretell=partial(foretell.of_plan, profile=profile),
+            estimate_speed=partial(bundle_estimate.of_plan, profile=profile),
             progress=progress(quiet=as_json),
             counting=counting(quiet=as_json),
         )

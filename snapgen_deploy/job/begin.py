@@ -18,12 +18,12 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.job.cache import tool_versions
 from snapgen_deploy.job.calibration import calibration_key
 from snapgen_deploy.job.convert import all_cached
-from snapgen_deploy.job.foretold import Foretell
 from snapgen_deploy.job.ingredients import Ingredients
 from snapgen_deploy.job.memory import Prediction, predict, refuse_what_does_not_fit
 from snapgen_deploy.job.mixed import known_recipe
 from snapgen_deploy.job.records import remove_unowned
 from snapgen_deploy.job.request import Request
+from snapgen_deploy.job.speed_estimate import EstimateSpeed
 from snapgen_deploy.job.staging import check_place, staging
 from snapgen_deploy.job.state import ExportJob, MixedRecipe
 from snapgen_deploy.plan.plan import ExportPlan
@@ -38,7 +38,7 @@ IN_EVERY_CHILD = ("torch", "torch._dynamo", "snapgen_deploy.job.run")  # modules
 
 @contextmanager
 def begun(
-    request: Request, plan: ExportPlan, *, foretell: Foretell, progress: Progress, counting: Counting
+    request: Request, plan: ExportPlan, *, estimate_speed: EstimateSpeed, progress: Progress, counting: Counting
 ) -> Iterator[ExportJob]:
     """A job whose checkpoint is sound, which fits this computer, and whose bundle is built in a directory of its own."""
     checkpoint = request.checkpoint.open()
@@ -49,7 +49,7 @@ def begun(
     preload(IN_EVERY_CHILD)
     with progress("checking the checkpoint"):
         validate(checkpoint)
-    foretold = {size: foretell(checkpoint.config, plan.at(size)) for size in plan.sizes}
+    speed_estimates = {size: estimate_speed(checkpoint.config, plan.at(size)) for size in plan.sizes}
     key = _plan_key(checkpoint, plan, calibration_key(request.calibration, plan))
     with (
         staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage,
@@ -57,7 +57,7 @@ def begun(
     ):
         remove_unowned(stage.root)
         _check_space(stage.root, checkpoint, plan)
-        yield ExportJob(request, plan, checkpoint, before, foretold, stage=stage, progress=progress, counting=counting)
+        yield ExportJob(request, plan, checkpoint, before, speed_estimates, stage=stage, progress=progress, counting=counting)
 
 
 def _plan_key(checkpoint: Checkpoint, plan: ExportPlan, calibration: str) -> str:

@@ -41,7 +41,7 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
     """What every bundle says; of several picture sizes that of the default one."""
     root, checkpoint, plan = job.stage.root, job.checkpoint, job.plan
     config, schedule = checkpoint.config, schedule_of(checkpoint.config)
-    vectors, foretold = made.reference.vectors[plan.sizes[0]], job.foretold[plan.sizes[0]]
+    vectors, estimate = made.reference.vectors[plan.sizes[0]], job.speed_estimates[plan.sizes[0]]
     components = components_of(config)
     decoder, encoders = components.decoder, components.encoders
     targets = {t.key: _target(job, t, made.parts[t.key]) for t in plan.targets}
@@ -86,7 +86,7 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
         "noise": "torch.randn of the latent's shape, float32, torch.Generator().manual_seed(seed) on the CPU",
         "target_order": [t.key for t in plan.targets],
         "targets": targets,
-        "estimates": list(foretold.estimates),
+        "estimates": list(estimate.estimates),
         "fidelity": {key: record for key, record in fidelity.items() if record is not None},
         "gates": [g.as_dict() for g in made.gates],
         # of several text encoders, which file has whose tokenizer; that of the only one is tokenizer.json
@@ -101,7 +101,7 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
 
 def _target(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exported]) -> dict[str, Any]:
     root, components = job.stage.root, {}
-    macs = job.foretold[job.plan.sizes[0]].macs.get(target.key, {})
+    macs = job.speed_estimates[job.plan.sizes[0]].macs.get(target.key, {})
     for role, part in parts.items():
         artifact, description = whole(part), part.description
         inputs, outputs, doc = ports_of(job.checkpoint.config, job.plan, role)

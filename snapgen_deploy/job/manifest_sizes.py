@@ -71,7 +71,7 @@ def _size(job: ExportJob, size: str, key: str, role: Role, part: Exported) -> di
         "inputs": [asdict(p) for p in inputs],
         "outputs": [asdict(p) for p in outputs],
         "attention_form": target_at(plan, key).form,
-        "macs": job.foretold[size].macs.get(key, {}).get(role),
+        "macs": job.speed_estimates[size].macs.get(key, {}).get(role),
         "notes": list(part.description.notes),
         **{name: about[name] for name in DESCRIBED},
     }

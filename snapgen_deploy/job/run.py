@@ -13,11 +13,11 @@ from snapgen_deploy.job.begin import begun
 from snapgen_deploy.job.checked import check_files, judge_fidelity, refuse_failed
 from snapgen_deploy.job.convert import Conversion, convert_component
 from snapgen_deploy.job.drawn import draw_for_fidelity, reference_vectors
-from snapgen_deploy.job.foretold import Foretell
 from snapgen_deploy.job.keep import kept
 from snapgen_deploy.job.layout import arranged
 from snapgen_deploy.job.mixed import mixed_recipe
 from snapgen_deploy.job.request import Request
+from snapgen_deploy.job.speed_estimate import EstimateSpeed
 from snapgen_deploy.job.state import ExportJob, Made, MixedRecipe, Reference, TargetResult
 from snapgen_deploy.job.write import write_bundle
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
@@ -35,10 +35,10 @@ class Result:
 
 
 def run_export(
-    request: Request, plan: ExportPlan, *, foretell: Foretell, progress: Progress, counting: Counting = silent
+    request: Request, plan: ExportPlan, *, estimate_speed: EstimateSpeed, progress: Progress, counting: Counting = silent
 ) -> Result:
     """Export, run what was saved, hold it against the reference, and publish the bundle only if every gate held."""
-    with begun(request, plan, foretell=foretell, progress=progress, counting=counting) as job:
+    with begun(request, plan, estimate_speed=estimate_speed, progress=progress, counting=counting) as job:
         recipe = mixed_recipe(job)
         reference = reference_vectors(job, recipe)
         drawing = max(reference.peak_bytes, draw_for_fidelity(job))

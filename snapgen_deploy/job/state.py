@@ -15,9 +15,9 @@ from snapgen_deploy.check.gates import Checked, Gate
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.drawing.reference import ReferenceVectors
 from snapgen_deploy.export.base import Role
-from snapgen_deploy.job.foretold import Foretold
 from snapgen_deploy.job.records import Exported
 from snapgen_deploy.job.request import Request
+from snapgen_deploy.job.speed_estimate import SpeedEstimate
 from snapgen_deploy.job.staging import Staging
 from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.system.progress import Counting, Progress
@@ -31,7 +31,7 @@ class ExportJob:
     plan: ExportPlan
     checkpoint: Checkpoint
     before: list[tuple[int, int, int]]  # `stamps` of the checkpoint's files as it was opened
-    foretold: Mapping[str, Foretold]  # by picture size
+    speed_estimates: Mapping[str, SpeedEstimate]  # by picture size
     stage: Staging
     progress: Progress
     counting: Counting

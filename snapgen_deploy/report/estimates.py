@@ -1,4 +1,4 @@
-"""Estimate against measurement: pairs up what a manifest or a measurement's environment foretold with what was timed."""
+"""Estimate against measurement: pairs up what a manifest or a measurement's environment predicted with what was timed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ESTIMATE, LOW, HIGH, BASIS = "estimate_ms", "estimate_low_ms", "estimate_high_ms
 def estimates_of(bundle: BundleView, manifest: Mapping[str, Any], measured: Sequence[MeasuredView]) -> list[EstimateView]:
     """A row for every measurement of a bundle and for every estimate that nothing was measured for; one row that has
     neither figure for a target without any."""
-    foretold = {str(e["target"]): e for e in manifest.get("estimates", ())}
+    estimated = {str(e["target"]): e for e in manifest.get("estimates", ())}
     rows: list[EstimateView] = []
     for target in bundle.targets:
         ours = [v for v in measured if v.owner == bundle.label and v.measurement.key.backend == target.key]
         rows += [_measured_row(bundle, target.key, v) for v in ours]
-        if target.key in foretold or not ours:
-            e = foretold.get(target.key, {})
+        if target.key in estimated or not ours:
+            e = estimated.get(target.key, {})
             figures = [_positive(e.get(k)) for k in ("ms", "low_ms", "high_ms")]
             basis = str(e.get("basis", ""))
             rows.append(EstimateView(bundle.label, target.key, bundle.device, figures[0], figures[1], figures[2], basis, None))

@@ -49,7 +49,7 @@ def render(report: ReportView) -> str:
         shared=shared_prompts(report.bundles),
         fastest=fastest(report),
         times=times(report),
-        foretold=any(e.estimate is not None for e in report.estimates),
+        has_estimates=any(e.estimate is not None for e in report.estimates),
         confidence=percent(CONFIDENCE),
         version=__version__,
     )

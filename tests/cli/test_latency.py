@@ -15,10 +15,10 @@ from snapgen_deploy.latency.compare.compare import CAP_SECONDS, compare_bundles,
 from snapgen_deploy.latency.compare.duel import DuelRound, Sides, abba, interleaved
 from snapgen_deploy.latency.compare.verdict import parse_threshold
 from snapgen_deploy.latency.environment import host_key
+from snapgen_deploy.latency.estimate.bundle_estimate import for_measurement
 from snapgen_deploy.latency.estimate.calibrate import HostCalibration, key_of, store
 from snapgen_deploy.latency.estimate.cost_ops import OP_KINDS
 from snapgen_deploy.latency.estimate.estimate_measured import find_measured
-from snapgen_deploy.latency.estimate.foretell import beside
 from snapgen_deploy.latency.estimate.machine import Machine, Rate
 from snapgen_deploy.latency.links.base import DeviceState, SampleBlock
 from snapgen_deploy.latency.measure.session import open_session
@@ -74,13 +74,13 @@ def test_a_calibrated_host_s_measurement_carries_its_estimate(bundle):
     opened = open_bundle(bundle)
     result = measurement(key=host_key("onnx:cpu", "fp32", 1))
     result = replace(result, bundle=bundle.name, width=opened.manifest["width"], resolution=opened.config.resolution)
-    found = beside(opened, result, on_host=True)
+    found = for_measurement(opened, result, on_host=True)
     assert found["estimate_basis"] == "calibrated"
     assert 0 < float(found["estimate_low_ms"]) < float(found["estimate_ms"]) < float(found["estimate_high_ms"])
     phone = replace(result, key=replace(result.key, backend="coreml"))
     (listed,) = [e for e in opened.manifest["estimates"] if e["target"] == "coreml"]
     assert listed["basis"] == "fitted"
-    assert beside(opened, phone, on_host=False)["estimate_ms"] == str(listed["ms"])
+    assert for_measurement(opened, phone, on_host=False)["estimate_ms"] == str(listed["ms"])
 
 
 def test_one_query_of_executorch_times_every_call(bundle):

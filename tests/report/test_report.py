@@ -137,8 +137,8 @@ def test_measurements_find_their_bundle(tmp_path: Path) -> None:
 
 
 def test_an_estimate_in_the_manifest(tmp_path: Path) -> None:
-    foretold = [{"target": "coreml", "ms": 1480.0, "low_ms": 1300.0, "high_ms": 1700.0, "basis": "published figures"}]
-    view = collect([make_bundle(tmp_path / "b", changes={"estimates": foretold})])
+    estimates = [{"target": "coreml", "ms": 1480.0, "low_ms": 1300.0, "high_ms": 1700.0, "basis": "published figures"}]
+    view = collect([make_bundle(tmp_path / "b", changes={"estimates": estimates})])
     assert next((e.target, e.estimate, e.measured) for e in view.estimates) == ("coreml", 1480.0, None)
     assert "published figures" in said(render(view))
 

@@ -30,7 +30,7 @@ def test_the_fit_keeps_the_published_order_and_stays_within_published_peaks():
     assert [p.fitted_ms for p in by_time] == sorted(p.fitted_ms for p in fit.points)
     assert fit.accelerator.macs <= PEAK_MACS * 1.0001
     assert fit.accelerator.spill <= PEAK_BANDWIDTH * 1.0001
-    assert max(abs(p.error) for p in fit.points) < 0.25  # each foretold by the others alone
+    assert max(abs(p.error) for p in fit.points) < 0.25  # each predicted from the others alone
     assert all(p.published_ms / fit.factor < p.predicted_ms < p.published_ms * fit.factor for p in fit.points)
 
 

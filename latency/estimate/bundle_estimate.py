@@ -8,7 +8,7 @@ from typing import Any
 from snapgen_deploy.bundle.reader import Bundle
 from snapgen_deploy.device_profiles import Profile
 from snapgen_deploy.export.base import Role
-from snapgen_deploy.job.foretold import Foretold
+from snapgen_deploy.job.speed_estimate import SpeedEstimate
 from snapgen_deploy.latency.estimate.cost import total
 from snapgen_deploy.latency.estimate.cost_components import Costs, picture_costs
 from snapgen_deploy.latency.estimate.estimate import from_costs
@@ -18,17 +18,17 @@ from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.plan.plan import ExportPlan
 
 
-def of_plan(config: ModelConfig, plan: ExportPlan, profile: Profile) -> Foretold:
+def of_plan(config: ModelConfig, plan: ExportPlan, profile: Profile) -> SpeedEstimate:
     """The figures of a plan, from the graphs alone: the same for the same plan, whatever has been measured meanwhile."""
     costs = {t.key: picture_costs(config, plan.width, plan.resolution, t.key) for t in plan.targets}
     macs: dict[str, Mapping[Role, int]] = {
         key: {role: total(ops).macs for role, ops in found.items()} for key, found in costs.items()
     }
     listed = [_entry(config, plan.width, plan.resolution, found, profile, key) for key, found in costs.items()]
-    return Foretold(macs, tuple(e for e in listed if e is not None))
+    return SpeedEstimate(macs, tuple(e for e in listed if e is not None))
 
 
-def beside(bundle: Bundle, measurement: Measurement, *, on_host: bool) -> dict[str, str]:
+def for_measurement(bundle: Bundle, measurement: Measurement, *, on_host: bool) -> dict[str, str]:
     """Keys for a measurement's environment: this host's estimate where it is calibrated, else the manifest's for the device."""
     m = measurement
     if on_host:
