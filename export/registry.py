@@ -52,8 +52,8 @@ def spec_of(key: str) -> TargetSpec:
         near = difflib.get_close_matches(name, names, n=1) or names
         raise BadInput(f"unknown target '{name}': did you mean {' or '.join(near)}?")
     variants = [spec.variant for spec in specs().values() if spec.name == name and spec.variant]
-    mend = f"expected one of {', '.join(variants)}" if variants else f"it has none; write {name}"
-    raise BadInput(f"target {name} has no variant '{variant}': {mend}")
+    fix = f"expected one of {', '.join(variants)}" if variants else f"it has none; write {name}"
+    raise BadInput(f"target {name} has no variant '{variant}': {fix}")
 
 
 def host_default() -> TargetSpec:

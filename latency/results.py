@@ -152,8 +152,8 @@ class Measurement:
 
 def read_measurement(path: Path) -> Measurement:
     """A measurement from its JSON file, without what was added to it; BadInput in one line when it is none."""
-    mend = "give a file that `bench --json` or `--save` wrote"
-    measurement, problems = read_as(Measurement, read_json(path, mend))
+    fix = "give a file that `bench --json` or `--save` wrote"
+    measurement, problems = read_as(Measurement, read_json(path, fix))
     if measurement is None:
-        raise BadInput(in_one_line(f"{path} is no latency measurement of this version", problems, f"; {mend}"))
+        raise BadInput(in_one_line(f"{path} is no latency measurement of this version", problems, f"; {fix}"))
     return measurement

@@ -1,4 +1,4 @@
-"""Operators of PyTorch that coremltools 9.0 converts to something else; `mend` registers right conversions in their place."""
+"""Fixes for operators of PyTorch that coremltools 9.0 converts to something else; `register_fixes` replaces the conversions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 GELU_MODES = {"none": "EXACT", "tanh": "TANH_APPROXIMATION"}
 
 
-def mend() -> None:
+def register_fixes() -> None:
     """From now on, in this process; more than once is as good as once."""
     from coremltools.converters.mil.frontend.torch.torch_op_registry import register_torch_op
 

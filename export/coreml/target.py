@@ -278,7 +278,7 @@ def deployment_target(name: str) -> Any:
 def _convert(component: Component, precision: str, settings: _Settings, what: str, path: Path) -> Path:
     """Trace and convert; coremltools writes the package to `path` itself, so that the weights are written once."""
     ct = coreml_thrift.load()
-    coreml_torch.mend()
+    coreml_torch.register_fixes()
     target = deployment_target(settings.deployment)
     if precision == "mixed" and target.value < ct.target.iOS18.value:
         raise BadInput(f"coreml: precision mixed with deployment={settings.deployment!r}; expected iOS18 or later")

@@ -96,7 +96,7 @@ class ExecuTorchCoreML(ExecuTorch):
         from executorch.backends.apple.coreml.compiler import CoreMLBackend
         from executorch.backends.apple.coreml.partition import CoreMLPartitioner
 
-        coreml_torch.mend()
+        coreml_torch.register_fixes()
         if not isinstance(settings, CoreMLSettings) or settings.compute_units not in _UNITS:
             raise BadInput(
                 f"executorch:coreml: option compute_units={getattr(settings, 'compute_units', '')!r}; "

@@ -3,7 +3,7 @@
     findings = lint_package(Path("student.mlpackage"), memory_limit=3_000_000_000)
     manifest["lint"] = counts(findings)
 
-Each rule is a small function in `RULES` with an id, a severity, a reason, its sources and a mend. Rules read the file, never
+Each rule is a small function in `RULES` with an id, a severity, a reason, its sources and a fix. Rules read the file, never
 the conversion; what the system really does with it only a Mac can say (`read_placement`).
 """
 

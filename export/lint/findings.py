@@ -36,7 +36,7 @@ class Finding:
     message: str
     reason: str
     sources: tuple[str, ...]
-    mend: str
+    fix: str
 
     def as_dict(self) -> dict[str, Any]:
         """The finding as JSON data."""

@@ -57,7 +57,7 @@ class Rule:
     severity: Severity
     reason: str
     sources: tuple[str, ...]
-    mend: str
+    fix: str
     check: Callable[[Subject], Found | None]
 
     def apply(self, subject: Subject) -> Finding | None:
@@ -73,5 +73,5 @@ class Rule:
             found.message,
             self.reason,
             self.sources,
-            self.mend,
+            self.fix,
         )

@@ -266,10 +266,10 @@ def _refusal(refused: Sequence[tuple[str, str]], graph: Path, chip: Chip) -> str
     first, op = min(refused, key=lambda r: order.index(r[0]) if r[0] in order else len(order))
     kinds = Counter(kind for _, kind in refused)
     half = len(refused) > len(order) / 2
-    mend = "it computes nothing in fp16: choose --precision w8a16" if half else "write it in other operations"
+    fix = "it computes nothing in fp16: choose --precision w8a16" if half else "write it in other operations"
     return (
         f"the NPU (SoC model {chip.soc_model}, v{chip.htp_arch}) does not take {len(refused)} of {len(order)} nodes, first "
-        f"'{first}' ({op}); by operator {', '.join(f'{n} {k}' for k, n in sorted(kinds.items()))}; {mend}"
+        f"'{first}' ({op}); by operator {', '.join(f'{n} {k}' for k, n in sorted(kinds.items()))}; {fix}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Another attribute for a while: how the exporters mend what a library does wrongly, slowly or in too much memory."""
+"""Another attribute for a while: how the exporters fix what a library does wrongly, slowly or in too much memory."""
 
 from __future__ import annotations
 

@@ -45,10 +45,10 @@ def baseline_path(directory: Path, measurement: Measurement) -> Path:
 
 def read_baseline(path: Path) -> tuple[Measurement, ...]:
     """The runs of a baseline, the oldest first; BadInput in one line where it is none."""
-    mend = "remove it, and store runs with --update-baseline"
-    baseline, problems = read_as(_Baseline, read_json(path, mend))
+    fix = "remove it, and store runs with --update-baseline"
+    baseline, problems = read_as(_Baseline, read_json(path, fix))
     if baseline is None:
-        raise BadInput(in_one_line(f"{path} is no baseline of this version", problems, f"; {mend}"))
+        raise BadInput(in_one_line(f"{path} is no baseline of this version", problems, f"; {fix}"))
     return baseline.runs
 
 

@@ -26,7 +26,7 @@ class SelfCheck:
     high: float
     detectable: float  # with the most rounds that will be run
     passed: bool
-    biased: bool = False  # one of two equal sides is preferred, which no number of rounds would mend
+    biased: bool = False  # one of two equal sides is preferred, which no number of rounds would fix
     reason: str = ""
 
     def sober(self, judged: Judged) -> Judged:

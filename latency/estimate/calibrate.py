@@ -186,10 +186,10 @@ def load_calibration(key: DeviceKey) -> HostCalibration | None:
     path = calibration_path(key)
     if not path.is_file():
         return None
-    mend = "run `estimate --device host --calibrate` again"
-    data = read_json(path, mend)
+    fix = "run `estimate --device host --calibrate` again"
+    data = read_json(path, fix)
     if isinstance(data, dict) and data.get("schema_version") != _SCHEMA_VERSION:
         return None  # an older version's: as good as none
     found, problems = read_as(HostCalibration, data)
-    refuse(f"{path} is damaged", problems, f"; {mend}")
+    refuse(f"{path} is damaged", problems, f"; {fix}")
     return found

@@ -39,7 +39,7 @@ class Completed:
 
 
 Shell = Callable[[Sequence[str], float], Completed]  # (argv, timeout in seconds) -> what it left behind
-Known = Sequence[tuple[str, str]]  # (regular expression over the output, what it means and how to mend it)
+Known = Sequence[tuple[str, str]]  # (regular expression over the output, what it means and how to fix it)
 
 
 def run_command(argv: Sequence[str], timeout: float) -> Completed:
@@ -129,10 +129,8 @@ class Adb:
             raise MeasurementFailed(f"adb sees {len(found)} phones ({', '.join(found)}), expected one; say which: adb:SERIAL")
         serial = wanted or next(iter(found))
         if found[serial] != "device":
-            mend = (
-                "unlock it and accept the question about USB debugging" if found[serial] == "unauthorized" else "reconnect it"
-            )
-            raise MeasurementFailed(f"the phone {serial} is {found[serial]}, expected 'device'; {mend}")
+            fix = "unlock it and accept the question about USB debugging" if found[serial] == "unauthorized" else "reconnect it"
+            raise MeasurementFailed(f"the phone {serial} is {found[serial]}, expected 'device'; {fix}")
         return cls(run, serial)
 
     def shell(self, command: str, timeout: float = QUICK, *, check: bool = True) -> Completed:

@@ -33,7 +33,7 @@ from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.plan.plan import TargetPlan
 from snapgen_deploy.quantise.trajectories import Recording, Trajectories, load_trajectories
-from snapgen_deploy.system.progress import Done, untold
+from snapgen_deploy.system.progress import OnProgress, ignore_progress
 from snapgen_deploy.system.quantiles import bootstrap_interval
 from snapgen_deploy.system.source import package_root
 
@@ -90,10 +90,10 @@ class Measured:
         return data
 
 
-def draw_reference(recording: Recording, scorer: str | None, tell: Done = untold) -> None:
+def draw_reference(recording: Recording, scorer: str | None, on_progress: OnProgress = ignore_progress) -> None:
     """In a child process: draw the samples with the fp32 reference; leave trajectories, pictures and scores in the folder."""
     samples, folder, opened = recording.samples, recording.folder, recording.checkpoint.open()
-    trajectories = recording.run(opened, tell)
+    trajectories = recording.run(opened, on_progress)
     runners = reference_runners(opened, recording.width, ("decode",))
     pipeline = Pipeline(components_of(opened.config), runners, schedule_of(opened.config), recording.latent)
     if not pipeline.decodes:
@@ -108,7 +108,9 @@ def draw_reference(recording: Recording, scorer: str | None, tell: Done = untold
         (folder / _SCORES).write_text(json.dumps(points_of(scorer, samples, [to_bytes(p[None]) for p in file])))
 
 
-def measure_fidelity(saved: SavedTarget, folder: Path, scorer: str | None, tell: Done = untold) -> Measured:
+def measure_fidelity(
+    saved: SavedTarget, folder: Path, scorer: str | None, on_progress: OnProgress = ignore_progress
+) -> Measured:
     """In a child process: draw what `draw_reference` left in `folder` with a target's saved files, and compare."""
     target, _ = target_of(saved.key)
     runners = {role: target.open(a.path, threads=saved.threads) for role, a in saved.artifacts.items()}
@@ -122,7 +124,7 @@ def measure_fidelity(saved: SavedTarget, folder: Path, scorer: str | None, tell:
         latent = pipeline.denoise(noise_for(sample.seed, pipeline.latent), _text(reference, i, pipeline), trace)
         expected = [*reference.arrays["latents"][i][1:], reference.arrays["drawn"][i]]
         errors.append([relative_error(got[0], want) for got, want in zip([*trace.latents[1:], latent], expected, strict=True)])
-        tell(i + 1, len(reference.samples))
+        on_progress(i + 1, len(reference.samples))
         if pictures is None or not pipeline.decodes:
             decibels.append(psnr(latent / 4, reference.arrays["drawn"][i][None] / 4))  # standard normal: 4 covers them
             continue

@@ -23,7 +23,7 @@ from snapgen_deploy.export.spec import OneDelegate, OneUnit
 from snapgen_deploy.families.component import LATENT, PICTURE, ComponentSpec
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import ModelConfig, Schedule
-from snapgen_deploy.system.progress import Done, untold
+from snapgen_deploy.system.progress import OnProgress, ignore_progress
 
 Verdict = Literal["passed", "failed", "not_run"]
 
@@ -118,16 +118,16 @@ class SavedTarget:
 
 
 def check_sizes(
-    saved: Mapping[str, SavedTarget], vectors: Mapping[str, ReferenceVectors], tell: Done = untold
+    saved: Mapping[str, SavedTarget], vectors: Mapping[str, ReferenceVectors], on_progress: OnProgress = ignore_progress
 ) -> dict[str, Checked]:
     """`check_target` for every picture size, one after the other; files and vectors by size, the default one first.
 
-    With several sizes, gates carry theirs; what all share, as text encoders are, is checked by itself once. `tell` hears how
-    many of a size's calls of the student are done.
+    With several sizes, gates carry theirs; what all share, as text encoders are, is checked by itself once. `on_progress` gets
+    how many of a size's calls of the student are done.
     """
     found: dict[str, Checked] = {}
     for size, files in saved.items():
-        checked = check_target(files, vectors[size], tell)
+        checked = check_target(files, vectors[size], on_progress)
         if len(saved) > 1:
             shared = [spec.name for spec in components_of(files.config) if not spec.sized]
             kept = [g for g in checked.gates if not found or g.component not in shared]
@@ -136,7 +136,7 @@ def check_sizes(
     return found
 
 
-def check_target(saved: SavedTarget, vectors: ReferenceVectors, tell: Done = untold) -> Checked:
+def check_target(saved: SavedTarget, vectors: ReferenceVectors, on_progress: OnProgress = ignore_progress) -> Checked:
     """Every gate of one target: its saved files run against the test vectors, and where their operators are placed."""
     key, precision, limits, artifacts = saved.key, saved.precision, saved.limits, saved.artifacts
     config, schedule = saved.config, saved.schedule
@@ -153,7 +153,7 @@ def check_target(saved: SavedTarget, vectors: ReferenceVectors, tell: Done = unt
     calls = len(vectors.prompts) * (len(schedule.sigmas) - 1)  # of every comparison
     components = components_of(config)
     student = components.denoiser
-    runners[student.name] = counted(runners[student.name], calls * (3 if precision == "mixed" else 2), tell)
+    runners[student.name] = counted(runners[student.name], calls * (3 if precision == "mixed" else 2), on_progress)
     gates = [
         at_most(
             key,

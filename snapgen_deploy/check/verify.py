@@ -40,8 +40,8 @@ def rerun_gates(bundle: Bundle, threads: int, progress: Progress) -> tuple[Gate,
             )
             for size, view in views.items()
         }
-        with progress(f"{key}: running the bundle's files") as tell:
-            checked, _ = run_in_child(f"{key} check", check_sizes, saved, vectors, tell=tell)
+        with progress(f"{key}: running the bundle's files") as on_progress:
+            checked, _ = run_in_child(f"{key} check", check_sizes, saved, vectors, on_progress=on_progress)
             gates += [gate for one in checked.values() for gate in one.gates]
     refuse_other_limits(bundle, gates)
     left = (g for g in bundle.manifest["gates"] if g["name"].startswith(_FIDELITY))

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from snapgen_deploy.errors import BadInput, SnapgenError
 from snapgen_deploy.system.files import write_text
-from snapgen_deploy.system.progress import Counting, Done, Progress, Tell, untold
+from snapgen_deploy.system.progress import Counting, OnProgress, OnStep, Progress, ignore_progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -114,9 +114,9 @@ def progress(*, quiet: bool = False) -> Progress:
     console = err()
 
     @contextmanager
-    def work(what: str) -> Iterator[Done]:
+    def work(what: str) -> Iterator[OnProgress]:
         if quiet:
-            yield untold
+            yield ignore_progress
             return
         if not console.is_terminal:
             with _log(what) as told:
@@ -165,7 +165,7 @@ def counting(*, quiet: bool = False) -> Counting:
     console = err()
 
     @contextmanager
-    def work() -> Iterator[Tell]:
+    def work() -> Iterator[OnStep]:
         if quiet:
             yield lambda what, done, total: None
             return

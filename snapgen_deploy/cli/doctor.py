@@ -158,7 +158,7 @@ def _print(name: str, findings: tuple[Finding, ...], placement: Placement, verbo
             table.add_row(severity, rule, str(f.count), example)
         console.print(table)
         for f in findings:
-            console.print(Text.assemble((f"{f.rule}: ", "bold"), f.message, ("; fix: ", "dim"), f.mend))
+            console.print(Text.assemble((f"{f.rule}: ", "bold"), f.message, ("; fix: ", "dim"), f.fix))
             if verbose:
                 console.print(Text("\n".join((f"  {f.reason}", *(f"  {source}" for source in f.sources))), style="dim"))
     else:

@@ -13,7 +13,7 @@ from snapgen_deploy.export.base import Arrays, Role, Runner
 from snapgen_deploy.families.component import LATENT, MASK, PICTURE, TIME, TOKENS, VELOCITY, Components
 from snapgen_deploy.models import Schedule, euler_by_step, initial_noise
 from snapgen_deploy.models.tokenizer import WordTokenizer
-from snapgen_deploy.system.progress import Done
+from snapgen_deploy.system.progress import OnProgress
 
 
 @dataclass
@@ -83,15 +83,15 @@ def tokenize_all(components: Components, tokenizers: Mapping[Role, str], prompt:
     return {spec.name: tokenize(tokenizers[spec.name], prompt, spec.reads.length) for spec in components.encoders}
 
 
-def counted(runner: Runner, total: int, tell: Done) -> Runner:
-    """The same runner; `tell` hears after each call how many of `total` were made."""
+def counted(runner: Runner, total: int, on_progress: OnProgress) -> Runner:
+    """The same runner; `on_progress` gets after each call how many of `total` were made."""
     done = 0
 
     def run(inputs: Mapping[str, np.ndarray]) -> Arrays:
         nonlocal done
         found = runner(inputs)
         done += 1
-        tell(done, total)
+        on_progress(done, total)
         return found
 
     return run

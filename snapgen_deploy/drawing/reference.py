@@ -20,7 +20,7 @@ from snapgen_deploy.families.names import STUDENT
 from snapgen_deploy.families.registry import components_of, family_of
 from snapgen_deploy.models import ModelConfig, Schedule, Student
 from snapgen_deploy.plan.plan import ExportPlan
-from snapgen_deploy.system.progress import Done, untold
+from snapgen_deploy.system.progress import OnProgress, ignore_progress
 
 # Arrays of test vectors, beside those of ports; a student's text inputs lie beside them as `student.<port>`.
 LATENTS, VELOCITIES, TUNED = f"{STUDENT}.latents", f"{STUDENT}.velocities", "tuned.velocities"
@@ -99,17 +99,18 @@ def make_vectors(
     plan: ExportPlan,
     prompts: Sequence[str],
     seeds: Sequence[int] | None = None,
-    tell: Done = untold,
+    on_progress: OnProgress = ignore_progress,
 ) -> ReferenceVectors:
     """Draw each prompt with the reference and keep every component's inputs and outputs.
 
     Prompt i has the i-th of `seeds`, or seed i. Text streams that the checkpoint has no encoder for get seeded standard normal
-    embeddings; an encoder without a tokenizer gets seeded random tokens. `tell` hears how many calls of the student are done.
+    embeddings; an encoder without a tokenizer gets seeded random tokens. `on_progress` gets how many calls of the student are
+    done.
     """
     config, components = checkpoint.config, components_of(checkpoint.config)
     runners, schedule = reference_runners(checkpoint, plan.width), schedule_of(config)
     student = components.denoiser.name
-    runners[student] = counted(runners[student], len(prompts) * (len(schedule.sigmas) - 1), tell)
+    runners[student] = counted(runners[student], len(prompts) * (len(schedule.sigmas) - 1), on_progress)
     pipeline = Pipeline(components, runners, schedule, plan.latent)
     rows: dict[str, list[np.ndarray]] = {}
     seeds = tuple(range(len(prompts)) if seeds is None else seeds)

@@ -20,8 +20,8 @@ from snapgen_deploy.system.child import run_in_child
 def check_files(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exported], reference: Reference) -> CheckedFiles:
     """Run what was saved of a target, and hold it against the reference's test vectors."""
     saved = {size: _saved(job, target, parts, size) for size in job.plan.sizes}
-    with job.progress(f"{target.key}: running what was saved") as tell:
-        checked, peak = run_in_child(f"{target.key} check", check_sizes, saved, reference.vectors, tell=tell)
+    with job.progress(f"{target.key}: running what was saved") as on_progress:
+        checked, peak = run_in_child(f"{target.key} check", check_sizes, saved, reference.vectors, on_progress=on_progress)
     return CheckedFiles(checked, peak)
 
 
@@ -35,8 +35,10 @@ def judge_fidelity(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Expo
         gate = Gate(target.key, "pipeline", "fidelity_psnr", None, target.limits.least_psnr, "not_run", reason)
         return Judgement((gate,), {})
     saved, folder = _saved(job, target, parts, job.plan.sizes[0]), job.stage.scratch / FIDELITY_FOLDER
-    with job.progress(f"{target.key}: drawing {len(wanted.samples)} pictures at {target.precision}") as tell:
-        measured, peak = run_in_child(f"{target.key} fidelity", measure_fidelity, saved, folder, wanted.scorer, tell=tell)
+    with job.progress(f"{target.key}: drawing {len(wanted.samples)} pictures at {target.precision}") as on_progress:
+        measured, peak = run_in_child(
+            f"{target.key} fidelity", measure_fidelity, saved, folder, wanted.scorer, on_progress=on_progress
+        )
     gates = fidelity_gates(target.key, measured, target.limits, wanted.unscored)
     return Judgement(gates, measured.as_dict(), peak)
 

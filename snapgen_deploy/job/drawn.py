@@ -18,7 +18,7 @@ from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.quantise.recipe import load_recipe
 from snapgen_deploy.quantise.trajectories import Recording
 from snapgen_deploy.system.child import run_in_child
-from snapgen_deploy.system.progress import Done, untold
+from snapgen_deploy.system.progress import OnProgress, ignore_progress
 
 CALIBRATION_FOLDER, FIDELITY_FOLDER = "calibration", "fidelity"  # in the job's scratch folder
 
@@ -38,8 +38,8 @@ def reference_vectors(job: ExportJob, recipe: MixedRecipe) -> Reference:
     """The test vectors of all picture sizes."""
     request, plan = job.request, job.plan
     task = VectorsTask(request.checkpoint, plan, request.samples, recipe.folder, request.threads)
-    with job.progress(f"drawing {len(request.samples) + len(plan.other_sizes)} reference pictures") as tell:
-        vectors, peak = run_in_child("reference", draw_vectors, task, tell=tell)
+    with job.progress(f"drawing {len(request.samples) + len(plan.other_sizes)} reference pictures") as on_progress:
+        vectors, peak = run_in_child("reference", draw_vectors, task, on_progress=on_progress)
     return Reference(vectors, peak)
 
 
@@ -54,8 +54,8 @@ def draw_calibration(job: ExportJob, plan: ExportPlan, target: TargetPlan) -> in
     recording = Recording(
         job.request.checkpoint, plan.width, plan.latent, calibration.samples, folder=folder, threads=job.request.threads
     )
-    with job.progress(f"drawing {len(calibration.samples)} calibration pictures") as tell:
-        _, peak = run_in_child("calibration", record_calibration, recording, tell=tell)
+    with job.progress(f"drawing {len(calibration.samples)} calibration pictures") as on_progress:
+        _, peak = run_in_child("calibration", record_calibration, recording, on_progress=on_progress)
     return peak
 
 
@@ -75,8 +75,8 @@ def draw_for_fidelity(job: ExportJob) -> int:
         folder=job.stage.scratch / FIDELITY_FOLDER,
         threads=job.request.threads,
     )
-    with job.progress(f"drawing {len(fidelity.samples)} reference pictures for the fidelity gate") as tell:
-        _, peak = run_in_child("fidelity reference", draw_reference, recording, fidelity.scorer, tell=tell)
+    with job.progress(f"drawing {len(fidelity.samples)} reference pictures for the fidelity gate") as on_progress:
+        _, peak = run_in_child("fidelity reference", draw_reference, recording, fidelity.scorer, on_progress=on_progress)
     return peak
 
 
@@ -85,7 +85,7 @@ def _runs_here(target: TargetPlan) -> bool:
     return found.unavailable(variant) is None
 
 
-def draw_vectors(task: VectorsTask, tell: Done = untold) -> dict[str, ReferenceVectors]:
+def draw_vectors(task: VectorsTask, on_progress: OnProgress = ignore_progress) -> dict[str, ReferenceVectors]:
     """In a child process: the test vectors by picture size; every prompt at the default size, the first one at the others."""
     import torch
 
@@ -93,7 +93,7 @@ def draw_vectors(task: VectorsTask, tell: Done = untold) -> dict[str, ReferenceV
     checkpoint, plan = task.checkpoint.open(), task.plan
     samples = {size: task.samples if size == plan.sizes[0] else task.samples[:1] for size in plan.sizes}
     found = {
-        size: make_vectors(checkpoint, plan.at(size), [s.prompt for s in of], [s.seed for s in of], tell)
+        size: make_vectors(checkpoint, plan.at(size), [s.prompt for s in of], [s.seed for s in of], on_progress)
         for size, of in samples.items()
     }
     if task.recipe is None:
@@ -105,6 +105,6 @@ def draw_vectors(task: VectorsTask, tell: Done = untold) -> dict[str, ReferenceV
     return {size: with_tuned(vectors, tuned, checkpoint.config) for size, vectors in found.items()}
 
 
-def record_calibration(recording: Recording, tell: Done = untold) -> None:
+def record_calibration(recording: Recording, on_progress: OnProgress = ignore_progress) -> None:
     """In a child process: what every component sees when the reference draws the samples."""
-    recording.run(recording.checkpoint.open(), tell)
+    recording.run(recording.checkpoint.open(), on_progress)

@@ -88,8 +88,8 @@ def _fidelity_samples(checkpoint: Checkpoint, own: Sequence[Sample], count: int)
     return own_samples(checkpoint, FIDELITY, prompts, count, 0)
 
 
-def _refuse_idle(options: Mapping[str, object], user: str, mend: str) -> None:
+def _refuse_idle(options: Mapping[str, object], user: str, fix: str) -> None:
     """BadInput for the first of options that nothing of the plan would use, where one was given (is not None)."""
     for option, value in options.items():
         if value is not None:
-            raise BadInput(f"{option} is for {user}, which no target of this plan has; {mend}, or leave it out")
+            raise BadInput(f"{option} is for {user}, which no target of this plan has; {fix}, or leave it out")

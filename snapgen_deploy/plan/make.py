@@ -64,8 +64,8 @@ def make_plan(
         pick = next(j for j in judged if j.width == width)
         asked = [f"width {width} was asked for"]
         if "memory" in pick.obstacles or (max_latency_ms is not None and pick.obstacles):
-            mend = "choose a narrower width, a smaller --resolution or another device"
-            raise Refused(f"{pick.line} on {profile.name}; {mend}{memory_hint([pick])}")
+            fix = "choose a narrower width, a smaller --resolution or another device"
+            raise Refused(f"{pick.line} on {profile.name}; {fix}{memory_hint([pick])}")
     return ExportPlan(
         device=profile.id,
         device_name=profile.name,

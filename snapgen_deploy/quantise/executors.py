@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from snapgen_deploy.errors import BadInput, SnapgenError
-from snapgen_deploy.system.child import end_with_owner, note_children
+from snapgen_deploy.system.child import end_with_owner, record_peak_of_children
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -90,7 +90,7 @@ class Processes:
         with ProcessPoolExecutor(self.count, context, initializer=end_with_owner) as pool:
             try:
                 yield from _in_order(lambda task: pool.submit(_one_thread, function, task), tasks, AHEAD * self.count)
-                note_children()
+                record_peak_of_children()
             except BrokenProcessPool:
                 raise WorkerLost(f"one of {self.count} processes died; the usual cause is too little memory") from None
 

@@ -10,7 +10,7 @@ from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.quantise.executors import executor_of
 from snapgen_deploy.quantise.recipe import keep_within, make_recipe
 from snapgen_deploy.system.child import run_in_child
-from snapgen_deploy.system.progress import Counting, Tell
+from snapgen_deploy.system.progress import Counting, OnStep
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ def run_stage(task: RecipeTask, counting: Counting, limit: int | None = None) ->
 
     What lies longest unused below the root is removed beyond `limit` bytes.
     """
-    with counting() as tell:
-        made, peak = run_in_child("mixed precision", _make, task, tell=tell)
+    with counting() as on_step:
+        made, peak = run_in_child("mixed precision", _make, task, on_progress=on_step)
     if limit is not None:
         keep_within(task.root, limit, made)
     return made, peak
 
 
-def _make(task: RecipeTask, tell: Tell) -> Path:
+def _make(task: RecipeTask, on_progress: OnStep) -> Path:
     """In the child process."""
     import torch
 
@@ -44,4 +44,4 @@ def _make(task: RecipeTask, tell: Tell) -> Path:
     assert plan.mixed is not None
     torch.set_num_threads(task.threads)
     opened = task.checkpoint.open()
-    return make_recipe(opened, plan.width, plan.latent, plan.mixed, executor_of(task.executor), task.root, report=tell)
+    return make_recipe(opened, plan.width, plan.latent, plan.mixed, executor_of(task.executor), task.root, report=on_progress)

@@ -28,7 +28,7 @@ from snapgen_deploy.families.component import LATENT, TIME, Components, Componen
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import ModelConfig, Schedule
 from snapgen_deploy.system.documents import parse_json
-from snapgen_deploy.system.progress import Done, untold
+from snapgen_deploy.system.progress import OnProgress, ignore_progress
 from snapgen_deploy.system.typed import Closed, read_as
 
 TRAJECTORIES_INDEX = "trajectories.json"  # written last: a folder without it is not complete
@@ -102,13 +102,13 @@ class Recording:
     folder: Path
     threads: int
 
-    def run(self, opened: Checkpoint, tell: Done = untold) -> Trajectories:
+    def run(self, opened: Checkpoint, on_progress: OnProgress = ignore_progress) -> Trajectories:
         """`record` with the threads asked for."""
         import torch
 
         torch.set_num_threads(self.threads)
         count = len(self.samples)
-        return record(opened, self.width, self.latent, self.samples, self.folder, lambda done: tell(done, count))
+        return record(opened, self.width, self.latent, self.samples, self.folder, lambda done: on_progress(done, count))
 
 
 def record(

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 from snapgen_deploy.errors import SnapgenError
 
 T = TypeVar("T")
-_NOTED: list[int] = []  # by `note_children`, since a process that has ended no longer tells
+_PEAKS_OF_CHILDREN: list[int] = []  # by `record_peak_of_children`, since the peak of a process cannot be read after its end
 
 
 class ChildDied(SnapgenError):
@@ -50,7 +50,7 @@ def preload(modules: Sequence[str]) -> None:
     """
     if start_method() == "forkserver":
         multiprocessing.set_forkserver_preload(list(modules))
-        with contextlib.suppress(OSError):  # said below
+        with contextlib.suppress(OSError):  # `_context` falls back to spawn
             forkserver.ensure_running()
 
 
@@ -68,26 +68,28 @@ def _context(method: str) -> BaseContext:
 
 
 def run_in_child(
-    what: str, function: Callable[..., T], *args: Any, tell: Callable[..., None] | None = None, method: str = ""
+    what: str, function: Callable[..., T], *args: Any, on_progress: Callable[..., None] | None = None, method: str = ""
 ) -> tuple[T, int]:
     """Call `function(*args)` in a new process; return its result and the process's peak resident bytes.
 
     `what` names the work in messages; `method` is multiprocessing's start method, `start_method()` unless given. `function`
-    must be importable, arguments and result picklable. With `tell` the function gets an argument of that name, and what it
-    tells there is told here. An exception is raised here as it was there; a death by signal raises ChildDied and says
-    whether too little memory is the likely cause.
+    must be importable, arguments and result picklable. With `on_progress` the function gets an argument of that name; its calls
+    in the child are repeated here with the same arguments. An exception of the function is raised here, too.
+
+    Raises:
+        ChildDied: if the process ends without a result; the message says whether too little memory is the likely cause.
     """
     context = _context(method)
     receiver, sender = context.Pipe(duplex=False)
-    arguments = (sender, dict(os.environ), function, args, tell is not None)
+    arguments = (sender, dict(os.environ), function, args, on_progress is not None)
     process = context.Process(target=_call, args=arguments, name=what)  # type: ignore[attr-defined]
     process.start()
     sender.close()
     try:
         try:
-            while len(message := receiver.recv()) == 1:  # told on the way
-                if tell is not None:
-                    tell(*message[0])
+            while len(message := receiver.recv()) == 1:  # a call of `on_progress`
+                if on_progress is not None:
+                    on_progress(*message[0])
             ok, value, peak = message
         except EOFError:
             process.join()
@@ -128,11 +130,11 @@ def take_environment(variables: Mapping[str, str]) -> None:
 
 
 def _call(
-    sender: Connection, environment: Mapping[str, str], function: Callable[..., Any], args: tuple[Any, ...], telling: bool
+    sender: Connection, environment: Mapping[str, str], function: Callable[..., Any], args: tuple[Any, ...], reports: bool
 ) -> None:
     take_environment(environment)
     end_with_owner()
-    more = {"tell": lambda *told: sender.send((told,))} if telling else {}
+    more = {"on_progress": lambda *done: sender.send((done,))} if reports else {}
     try:
         message: tuple[bool, Any, int] = (True, function(*args, **more), peak_bytes())
     except Exception as error:
@@ -149,14 +151,14 @@ def peak_bytes() -> int:
     """Peak resident memory so far, in bytes: of this process, and the most that its noted children took together."""
     own = _peak_of("self")
     if own:  # where there is no /proc, getrusage, which on Linux would count the parent's peak too: fork and exec hand it on
-        return own + max(_NOTED, default=0)
+        return own + max(_PEAKS_OF_CHILDREN, default=0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
-def note_children() -> None:
+def record_peak_of_children() -> None:
     """Count the children that live now, each at its own peak, into `peak_bytes`; for an owner that is about to end one."""
-    _NOTED.append(sum(_peak_of(c.pid) for c in multiprocessing.active_children()))
+    _PEAKS_OF_CHILDREN.append(sum(_peak_of(c.pid) for c in multiprocessing.active_children()))
 
 
 def _peak_of(pid: int | str | None) -> int:

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from snapgen_deploy.system.child import ChildDied, cause, end_with_owner, note_children
+from snapgen_deploy.system.child import ChildDied, cause, end_with_owner, record_peak_of_children
 
 START_SECONDS = 120.0  # beyond those of the first call: a process starts and imports
 IDLE_SECONDS = 120.0  # without any processor time: what waits that long waits for ever
@@ -111,7 +111,7 @@ def _processor_seconds(pid: int | None) -> float | None:
 
 
 def _end(process: BaseProcess, here: Connection, folder: tempfile.TemporaryDirectory[str]) -> None:
-    note_children()
+    record_peak_of_children()
     process.kill()
     process.join()
     here.close()

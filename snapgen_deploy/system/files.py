@@ -44,14 +44,14 @@ def is_file(path: Path) -> bool:
         raise BadInput(f"{path} cannot be read ({error.strerror})") from None
 
 
-def read_json(path: Path, mend: str) -> Any:
-    """The document in a JSON file; BadInput that ends in `mend` where it cannot be read, or holds what JSON has not (NaN)."""
+def read_json(path: Path, fix: str) -> Any:
+    """The document in a JSON file; BadInput that ends in `fix` where it cannot be read, or holds what JSON has not (NaN)."""
     try:
         return parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}); {mend}") from None
+        raise BadInput(f"{path} cannot be read ({error.strerror}); {fix}") from None
     except ValueError as error:
-        raise BadInput(f"{path} is not readable JSON ({error}); {mend}") from None
+        raise BadInput(f"{path} is not readable JSON ({error}); {fix}") from None
 
 
 def files_under(root: Path) -> list[Path]:
@@ -102,13 +102,13 @@ def read_arrays(path: Path, what: str) -> dict[str, np.ndarray]:
         raise BadInput(f"{what} cannot be read ({error}); give an .npz that numpy.savez wrote") from None
 
 
-def write_text(path: Path, text: str, mend: str, *, parents: bool = False) -> None:
+def write_text(path: Path, text: str, fix: str, *, parents: bool = False) -> None:
     """`write_bytes` of a text in UTF-8."""
-    write_bytes(path, text.encode(), mend, parents=parents)
+    write_bytes(path, text.encode(), fix, parents=parents)
 
 
-def write_bytes(path: Path, data: bytes, mend: str, *, parents: bool = False) -> None:
-    """Write the whole file or nothing, with its folders where `parents`; BadInput that ends in `mend` where it cannot be.
+def write_bytes(path: Path, data: bytes, fix: str, *, parents: bool = False) -> None:
+    """Write the whole file or nothing, with its folders where `parents`; BadInput that ends in `fix` where it cannot be.
 
     A link's target is replaced, not the link; a device or a pipe, such as /dev/null, is written to.
     """
@@ -129,7 +129,7 @@ def write_bytes(path: Path, data: bytes, mend: str, *, parents: bool = False) ->
     except OSError as error:
         if part is not None:
             part.unlink(missing_ok=True)
-        raise BadInput(f"cannot write {path} ({error.strerror}); {mend}") from None
+        raise BadInput(f"cannot write {path} ({error.strerror}); {fix}") from None
 
 
 def sha256_of(path: Path) -> str:

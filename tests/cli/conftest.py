@@ -71,11 +71,15 @@ def in_this_process(
     """Have the work of child processes that `modules` start done here; `names` takes what they would have started."""
 
     def here(
-        what: str, function: Callable[..., Any], *arguments: Any, tell: Callable[..., None] | None = None, method: str = ""
+        what: str,
+        function: Callable[..., Any],
+        *arguments: Any,
+        on_progress: Callable[..., None] | None = None,
+        method: str = "",
     ) -> tuple[Any, int]:
         if names is not None:
             names.append(what)
-        return function(*arguments, **({} if tell is None else {"tell": tell})), 7
+        return function(*arguments, **({} if on_progress is None else {"on_progress": on_progress})), 7
 
     for module in modules:
         patch.setattr(module, "run_in_child", here)

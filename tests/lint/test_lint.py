@@ -45,7 +45,7 @@ def test_every_rule_has_a_case_and_says_why() -> None:
     for rule in RULES.values():
         assert rule.severity in SEVERITIES
         assert rule.reason
-        assert rule.mend
+        assert rule.fix
         assert any(source.startswith("https://") for source in rule.sources)
 
 

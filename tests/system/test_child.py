@@ -45,15 +45,15 @@ def test_result_and_peak_memory_come_back(method):
     assert high - low > 250_000_000
 
 
-def tells(count, tell):
+def reports(count, on_progress):
     for i in range(count):
-        tell(i + 1, count)
+        on_progress(i + 1, count)
     return "done"
 
 
 def test_what_is_told_on_the_way_is_heard():
     heard = []
-    assert run_in_child("telling", tells, 3, tell=lambda *told: heard.append(told))[0] == "done"
+    assert run_in_child("reporting", reports, 3, on_progress=lambda *done: heard.append(done))[0] == "done"
     assert heard == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -61,11 +61,11 @@ def test_it_ends_with_an_owner_that_is_killed(tmp_path):
     script = (
         "import os, time\n"
         "from snapgen_deploy.system.child import run_in_child\n"
-        "def work(tell):\n"
-        "    tell(os.getpid())\n"
+        "def work(on_progress):\n"
+        "    on_progress(os.getpid())\n"
         "    time.sleep(600)\n"
         "if __name__ == '__main__':\n"
-        "    run_in_child('work', work, tell=lambda process: print(process, flush=True))\n"
+        "    run_in_child('work', work, on_progress=lambda process: print(process, flush=True))\n"
     )
     assert not outlives_its_owner(script, tmp_path)
 

@@ -131,8 +131,8 @@ def test_large_values_are_shown_short_and_quickly() -> None:
 
 
 def test_all_problems_where_they_fit_else_how_many_more() -> None:
-    assert in_one_line("f", ["a\nb", "c"], "; mend it") == "f: a b; c; mend it"
-    line = in_one_line("f" * 80, [f"path.{i}: got nothing, expected a number" for i in range(50)], "; mend it")
+    assert in_one_line("f", ["a\nb", "c"], "; fix it") == "f: a b; c; fix it"
+    line = in_one_line("f" * 80, [f"path.{i}: got nothing, expected a number" for i in range(50)], "; fix it")
     assert len(line) <= 300
-    assert line.endswith("; and 46 more; mend it")
+    assert line.endswith("; and 46 more; fix it")
     assert len(in_one_line("f", ["x" * 5000])) <= 300

@@ -61,9 +61,9 @@ def not_a_program(path: Path, kind: str | None) -> str:
     if kind is None:
         return f"{path}: holds a model of unknown kind, expected an ML Program"
     if kind.startswith("neuralNetwork"):
-        mend = AS_PROGRAM
+        fix = AS_PROGRAM
     elif kind.startswith("pipeline"):
-        mend = "save each of its models as a package of its own"
+        fix = "save each of its models as a package of its own"
     else:
-        mend = "only Core ML on a Mac runs this kind"
-    return f"{path}: holds a {kind}, expected an ML Program; {mend}"
+        fix = "only Core ML on a Mac runs this kind"
+    return f"{path}: holds a {kind}, expected an ML Program; {fix}"
