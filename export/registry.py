@@ -18,7 +18,7 @@ TARGETS: dict[str, str] = {
     "coreml": "snapgen_deploy.export.coreml.spec:COREML",
     "coreai": "snapgen_deploy.export.coreai.spec:COREAI",
     "executorch": "snapgen_deploy.export.executorch.spec:XNNPACK",
-    "executorch:coreml": "snapgen_deploy.export.executorch.spec:COREML",
+    "executorch:coreml": "snapgen_deploy.export.executorch.spec:EXECUTORCH_COREML",
     "executorch:vulkan": "snapgen_deploy.export.executorch.spec:VULKAN",
     "onnx": "snapgen_deploy.export.onnx.spec:ONNX",
     "onnx:qnn": "snapgen_deploy.export.qnn.spec:QNN",

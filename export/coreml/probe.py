@@ -65,7 +65,7 @@ def _named(inputs: Mapping[str, tuple[Any, ...]], known: set[str]) -> tuple[str,
     return tuple(b for bindings in inputs.values() for b in bindings if isinstance(b, str) and b in known)
 
 
-def noise_for(path: Path) -> Arrays:
+def noise_inputs(path: Path) -> Arrays:
     """Made-up inputs of a package."""
     from snapgen_deploy.export.mil.runner import open_package
 

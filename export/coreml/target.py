@@ -202,9 +202,9 @@ class CoreML:
 
     def probe(self, path: Path, inputs: Arrays | None, entry: str = "") -> Probe | str:
         """The package in our executor, with its inputs or noise."""
-        from snapgen_deploy.export.coreml.probe import CoreMLProbe, noise_for
+        from snapgen_deploy.export.coreml.probe import CoreMLProbe, noise_inputs
 
-        return CoreMLProbe(path, noise_for(path) if inputs is None else inputs, entry)
+        return CoreMLProbe(path, noise_inputs(path) if inputs is None else inputs, entry)
 
     def packages(self, path: Path, folder: Path) -> Sequence[Path]:
         """The package itself."""

@@ -49,15 +49,15 @@ from snapgen_deploy.export.executorch import methods as executorch_methods
 from snapgen_deploy.export.executorch.program import (
     FORWARD,
     PORTS,
-    Stored,
+    StoredDelegate,
     constant_text,
     method_of,
     parse_ports,
-    ports_of,
+    ports_method_of,
     read_plan,
     read_program,
 )
-from snapgen_deploy.export.executorch.spec import COREML
+from snapgen_deploy.export.executorch.spec import EXECUTORCH_COREML
 from snapgen_deploy.export.executorch.target import ExecuTorch, ExecuTorchSettings
 from snapgen_deploy.export.executorch.weights import Delegate
 from snapgen_deploy.export.shared import coremltools as coreml_thrift
@@ -82,8 +82,8 @@ class CoreMLSettings(ExecuTorchSettings):
 class ExecuTorchCoreML(ExecuTorch):
     """`.pte` files, run by ExecuTorch with Core ML's delegate, or here by the MIL executor."""
 
-    variants: tuple[str, ...] = COREML.variants
-    precisions: tuple[str, ...] = COREML.precisions
+    variants: tuple[str, ...] = EXECUTORCH_COREML.variants
+    precisions: tuple[str, ...] = EXECUTORCH_COREML.precisions
     backend: str = "CoreMLBackend"
     settings: type[ExecuTorchSettings] = CoreMLSettings
 
@@ -115,7 +115,7 @@ class ExecuTorchCoreML(ExecuTorch):
 
     def _finished(self, path: Path, component: Component, precision: str) -> Path:
         """The file with its packages compressed, and the same bytes every time."""
-        from snapgen_deploy.export.executorch.coreml_model import model_in, packed
+        from snapgen_deploy.export.executorch.coreml_model import model_in, pack_model
 
         component.release()
         how = coreml_compress.PRECISIONS[precision]
@@ -128,7 +128,7 @@ class ExecuTorchCoreML(ExecuTorch):
                 if not isinstance(how, coreml_compress.Exact):
                     coreml_weights.check_compressed(list(operations(spec.mlProgram.functions[SINGLE])))
                 write_plainly(model.package, spec)
-                return packed(model.package, model.names())
+                return pack_model(model.package, model.names())
 
         made = path.with_name(f"finished-{path.name}")
         executorch_methods.join({"": (path, {FORWARD: FORWARD, PORTS: PORTS})}, read_program, made, rewritten)
@@ -137,7 +137,7 @@ class ExecuTorchCoreML(ExecuTorch):
     def join(self, parts: Mapping[str, Artifact], directory: Path) -> Joined:
         """Write `<role>.pte` with a method for every size over one package with a function for each (iOS 18 or later)."""
         from snapgen_deploy.export.coreml import functions as coreml_functions
-        from snapgen_deploy.export.executorch.coreml_model import METHODS, PACKAGE, REFERENCE, packed
+        from snapgen_deploy.export.executorch.coreml_model import METHODS, PACKAGE, REFERENCE, pack_model
 
         first = next(iter(parts.values()))
         path = directory / f"{first.role}{self.suffix}"
@@ -154,9 +154,11 @@ class ExecuTorchCoreML(ExecuTorch):
             shared = coreml_functions.shared_bytes(read_spec(package), package / DATA)
             for model in models.values():
                 shutil.rmtree(model.package.parent)
-            whole = packed(package, {METHODS: {method: model.names() for method, model in models.items()}})
+            whole = pack_model(package, {METHODS: {method: model.names() for method, model in models.items()}})
             key = f"coreml_{hashlib.sha256(whole).hexdigest()}"
-            named = {s: (p.path, {FORWARD: method_of(entries[s]), PORTS: ports_of(entries[s])}) for s, p in parts.items()}
+            named = {
+                s: (p.path, {FORWARD: method_of(entries[s]), PORTS: ports_method_of(entries[s])}) for s, p in parts.items()
+            }
 
             def reference(method: str, payload: bytes) -> bytes:
                 return REFERENCE + json.dumps({"version": 1, "key": key, "functionName": method}).encode()
@@ -189,14 +191,14 @@ class ExecuTorchCoreML(ExecuTorch):
             if delegate.id == self.backend:
                 place = folder / f"{entry or FORWARD}-{number}"
                 place.mkdir()
-                found.append(model_of(Stored(path, program, base, delegate), place))
+                found.append(model_of(StoredDelegate(path, program, base, delegate), place))
         return tuple(found)
 
     def packages(self, path: Path, folder: Path) -> Sequence[Path]:
         """The packages of a saved program's delegates, taken out into `folder`."""
         return [model.package for model in self.models(path, folder)]
 
-    def _contents(self, stored: Stored, index: int) -> Delegate:
+    def _contents(self, stored: StoredDelegate, index: int) -> Delegate:
         from snapgen_deploy.export.executorch.coreml_model import model_of
 
         with tempfile.TemporaryDirectory() as scratch:
@@ -233,7 +235,7 @@ class ExecuTorchCoreML(ExecuTorch):
         from snapgen_deploy.export.mil import open_package
 
         program, base, plan = read_plan(path, entry)
-        inputs, outputs = parse_ports(constant_text(program, ports_of(entry)))
+        inputs, outputs = parse_ports(constant_text(program, ports_method_of(entry)))
         if portable := self._description(path, program, plan, base).portable_ops:
             raise GateFailed(f"{path.name}: operators outside the Core ML delegate: {', '.join(portable)}")
         with speaking_for(f"{path.name} cannot be loaded"), tempfile.TemporaryDirectory() as scratch:

@@ -20,8 +20,8 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Port
 from snapgen_deploy.export.coreml.target import SPEC, WEIGHTS, identifier
 from snapgen_deploy.export.executorch.coreml_folder import pack, unpack
-from snapgen_deploy.export.executorch.program import Stored
-from snapgen_deploy.export.mil import Runner, RunReport
+from snapgen_deploy.export.executorch.program import StoredDelegate
+from snapgen_deploy.export.mil import PackageRunner, RunReport
 
 PACKAGE, _METADATA = "model.mlpackage", "metadata.json"
 REFERENCE = b"CMJR"
@@ -43,7 +43,7 @@ class Model:
         return {INPUTS: self.inputs, OUTPUTS: self.outputs}
 
 
-def model_of(stored: Stored, folder: Path) -> Model:
+def model_of(stored: StoredDelegate, folder: Path) -> Model:
     """The model of a delegate of a saved program, taken out into `folder`, an empty one."""
     payload = stored.payload()
     if not payload.startswith(REFERENCE):
@@ -62,7 +62,7 @@ def model_in(data: bytes, folder: Path, function: str = "") -> Model:
     return Model(folder / PACKAGE, function, tuple(names[INPUTS]), tuple(names[OUTPUTS]))
 
 
-def packed(package: Path, about: Mapping[str, Any]) -> bytes:
+def pack_model(package: Path, about: Mapping[str, Any]) -> bytes:
     """The delegate's folder around a package; its identifier follows from the package.
 
     The delegate keeps the compiled model in the app's cache under that name.
@@ -79,7 +79,7 @@ def packed(package: Path, about: Mapping[str, Any]) -> bytes:
 class _Call:
     """One call of a delegate: its model, ready to run, and the places of its inputs and outputs among the program's values."""
 
-    runner: Runner
+    runner: PackageRunner
     inputs: Mapping[str, int]
     outputs: Mapping[str, int]
 
@@ -106,7 +106,7 @@ class Chain:
         return dataclasses.replace(reports[0], ops=tuple(stat for report in reports for stat in report.ops))
 
 
-def calls_of(plan: Any, runners: Mapping[int, tuple[Model, Runner]]) -> tuple[_Call, ...]:
+def calls_of(plan: Any, runners: Mapping[int, tuple[Model, PackageRunner]]) -> tuple[_Call, ...]:
     """The calls of a program's method in order; `runners` by the number of the delegate."""
     found = []
     for instruction in (i.instr_args for chain in plan.chains for i in chain.instructions):

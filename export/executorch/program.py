@@ -10,7 +10,7 @@ from typing import Any
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Port, Weight
-from snapgen_deploy.export.executorch.weights import BITS, DTYPES
+from snapgen_deploy.export.executorch.weights import BITS, NUMPY_DTYPES
 from snapgen_deploy.export.shared.quiet import first_line, quiet
 
 FORWARD = "forward"
@@ -23,7 +23,7 @@ def method_of(entry: str) -> str:
     return entry or FORWARD
 
 
-def ports_of(entry: str) -> str:
+def ports_method_of(entry: str) -> str:
     """The method that returns the ports of an entry."""
     return f"{PORTS}_{entry}" if entry else PORTS
 
@@ -80,7 +80,7 @@ def constant_text(program: Any, method: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class StoredDelegate:
     """A delegate of a saved program (None: none of them), and the file that holds its data."""
 
     path: Path
@@ -121,7 +121,7 @@ def portable_constants(plan: Any) -> dict[str, Weight]:
         if isinstance(value, Tensor) and (value.data_buffer_idx or value.extra_tensor_info is not None):
             info = value.extra_tensor_info
             name = info.fully_qualified_name if info is not None and info.fully_qualified_name else f"constant.{index}"
-            kind = DTYPES.get(value.scalar_type.name.lower(), value.scalar_type.name.lower())
+            kind = NUMPY_DTYPES.get(value.scalar_type.name.lower(), value.scalar_type.name.lower())
             values = math.prod(value.sizes)
             found[name] = Weight(kind, values, values * BITS.get(kind, 32), tuple(value.sizes))
     return found

@@ -31,7 +31,7 @@ XNNPACK = TargetSpec(
 )
 # Of the delegates below only the embedded checkpoint was measured; what they take for each byte of a weight counts the copies
 # that the conversion makes. The links of Apple's devices run packages only.
-COREML = TargetSpec(
+EXECUTORCH_COREML = TargetSpec(
     name="executorch",
     variant="coreml",
     implementation="snapgen_deploy.export.executorch.coreml:ExecuTorchCoreML",

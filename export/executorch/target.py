@@ -43,11 +43,11 @@ from snapgen_deploy.export.executorch.partition import thrifty
 from snapgen_deploy.export.executorch.program import (
     FORWARD,
     PORTS,
-    Stored,
+    StoredDelegate,
     method_of,
     parse_ports,
     portable_constants,
-    ports_of,
+    ports_method_of,
     read_plan,
     read_program,
 )
@@ -114,7 +114,7 @@ class ExecuTorch:
         """What is to be published of a file as it was lowered."""
         return path
 
-    def _contents(self, stored: Stored, index: int) -> executorch_weights.Delegate:
+    def _contents(self, stored: StoredDelegate, index: int) -> executorch_weights.Delegate:
         """What one delegate of a saved program holds."""
         return executorch_weights.read(stored.payload(), index)
 
@@ -152,7 +152,7 @@ class ExecuTorch:
         first = next(iter(parts.values()))
         path = directory / f"{first.role}{self.suffix}"
         entries = {size: "" if size == next(iter(parts)) else f"size_{size}" for size in parts}
-        named = {s: (p.path, {FORWARD: method_of(entries[s]), PORTS: ports_of(entries[s])}) for s, p in parts.items()}
+        named = {s: (p.path, {FORWARD: method_of(entries[s]), PORTS: ports_method_of(entries[s])}) for s, p in parts.items()}
         with (
             speaking_for(f"{first.role} -> {first.target}, sizes joined"),
             tempfile.TemporaryDirectory(dir=directory) as scratch,
@@ -182,7 +182,7 @@ class ExecuTorch:
 
             portable_lib._unsafe_reset_threadpool(threads)
             program = Runtime.get().load_program(path)
-            wanted = (method_of(entry), ports_of(entry))
+            wanted = (method_of(entry), ports_method_of(entry))
             if not set(wanted) <= program.method_names:
                 raise BadInput(f"{path.name}: has methods {sorted(program.method_names)}, expected {' and '.join(wanted)}")
             inputs, outputs = parse_ports(program.load_method(wanted[1]).execute([])[0])
@@ -233,9 +233,9 @@ class ExecuTorch:
         for plan in program.execution_plan:
             for index, delegate in enumerate(plan.delegates):
                 if delegate.id == self.backend:
-                    constants = self._contents(Stored(path, program, base, delegate), index).weights
+                    constants = self._contents(StoredDelegate(path, program, base, delegate), index).weights
                     users.setdefault(plan.name, set()).update(constants)
-        return executorch_methods.shared_bytes(program, users, Stored(path, program, base, None).segment)
+        return executorch_methods.shared_bytes(program, users, StoredDelegate(path, program, base, None).segment)
 
     def _description(self, path: Path, program: Any, plan: Any, base: int) -> Description:
         from executorch.exir.schema import DelegateCall, KernelCall
@@ -247,7 +247,7 @@ class ExecuTorch:
         ops, weights, skipped = Counter(portable), portable_constants(plan), dict[str, str]()
         for index, delegate in enumerate(plan.delegates):
             if delegate.id == self.backend:
-                found = self._contents(Stored(path, program, base, delegate), index)
+                found = self._contents(StoredDelegate(path, program, base, delegate), index)
                 ops.update(found.nodes)
                 weights.update(found.weights)
                 skipped.update(found.skipped)

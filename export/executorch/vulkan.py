@@ -21,7 +21,7 @@ from importlib import metadata, resources
 from typing import TYPE_CHECKING, Any
 
 from snapgen_deploy.export.base import Component, Weight
-from snapgen_deploy.export.executorch.program import Stored
+from snapgen_deploy.export.executorch.program import StoredDelegate
 from snapgen_deploy.export.executorch.spec import VULKAN
 from snapgen_deploy.export.executorch.target import ExecuTorch, ExecuTorchSettings
 from snapgen_deploy.export.executorch.weights import BITS, Delegate, decompiled
@@ -69,7 +69,7 @@ class ExecuTorchVulkan(ExecuTorch):
     def _lowering(self, component: Component) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def _contents(self, stored: Stored, index: int) -> Delegate:
+    def _contents(self, stored: StoredDelegate, index: int) -> Delegate:
         from executorch.backends.vulkan import serialization
         from executorch.backends.vulkan.serialization.vulkan_graph_serialize import extract_vk_flatbuffer
 

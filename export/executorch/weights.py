@@ -16,7 +16,7 @@ from snapgen_deploy.export.base import Weight, packed
 
 BARE_INFINITY = re.compile(r"(: -?)inf\b")  # how flatc writes the open side of a clamp; JSON readers want Infinity
 # Names of dtypes in ExecuTorch's and XNNPACK's schemas -> numpy's; other names stay as they are.
-DTYPES = {
+NUMPY_DTYPES = {
     "float": "float32", "half": "float16", "int": "int32", "long": "int64", "fp32": "float32", "fp16": "float16",
     "qcint8": "int8", "qint8": "int8", "qcint4": "int4", "qbint4": "int4", "qcint32": "int32", "qint32": "int32",
 }  # fmt: skip
@@ -72,7 +72,7 @@ def decompiled(schema_text: bytes, data: bytes) -> Any:
 
 def _weight(tensor: Mapping[str, Any], union: Mapping[str, Any]) -> Weight:
     kind = tensor["datatype"].removeprefix("xnn_datatype_")
-    kind, shape = DTYPES.get(kind, kind), tuple(tensor["dims"])
+    kind, shape = NUMPY_DTYPES.get(kind, kind), tuple(tensor["dims"])
     values, parameters = math.prod(shape), union.get("quant_params") or {}
     bits = values * BITS.get(kind, 32) + parameters.get("num_scales", 0) * SCALE_BITS.get(union.get("quant_params_type", ""), 0)
     if kind in ("int8", "int4"):

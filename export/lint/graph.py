@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from snapgen_deploy.export.mil.saved.program import Constant, Data, Function, Operation
 from snapgen_deploy.export.mil.saved.types import ValueType
 
-ALIGNMENT = 64
+ROW_ALIGNMENT = 64
 """Bytes to which the Neural Engine pads the last axis of a tensor.
 Source: https://machinelearning.apple.com/research/neural-engine-transformers"""
 
@@ -102,8 +102,8 @@ def row_bytes(type_: ValueType, shape: tuple[int, ...]) -> int:
 
 
 def padded_bytes(type_: ValueType) -> int:
-    """Bytes of a tensor whose last axis is padded to ALIGNMENT; 0 where a size is not known."""
+    """Bytes of a tensor whose last axis is padded to ROW_ALIGNMENT; 0 where a size is not known."""
     shape = sizes(type_)
     if shape is None:
         return 0
-    return math.prod(shape[:-1]) * -(-row_bytes(type_, shape) // ALIGNMENT) * ALIGNMENT
+    return math.prod(shape[:-1]) * -(-row_bytes(type_, shape) // ROW_ALIGNMENT) * ROW_ALIGNMENT

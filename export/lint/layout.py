@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from snapgen_deploy.export.lint.findings import Example
-from snapgen_deploy.export.lint.graph import ALIGNMENT, LAYOUT, Graph, padded_bytes, row_bytes, sizes
+from snapgen_deploy.export.lint.graph import LAYOUT, ROW_ALIGNMENT, Graph, padded_bytes, row_bytes, sizes
 from snapgen_deploy.export.lint.rule import Found, Rule, Subject
-from snapgen_deploy.export.mil.saved.program import Operation, Port
+from snapgen_deploy.export.mil.saved.program import Operation, PackagePort
 
 _MAX_RANK = 5
 MAX_AXIS = 16384
@@ -39,16 +39,16 @@ def _check_last_axis(subject: Subject) -> Found | None:
     narrow: list[tuple[int, Example]] = []
     for op, value in subject.activations():
         shape, padded = sizes(value.type), padded_bytes(value.type)
-        if not shape or padded < LARGE_ACTIVATION or row_bytes(value.type, shape) >= ALIGNMENT:
+        if not shape or padded < LARGE_ACTIVATION or row_bytes(value.type, shape) >= ROW_ALIGNMENT:
             continue
         row = row_bytes(value.type, shape)
-        note = f"{row} bytes a row, {ALIGNMENT / row:.3g}x the memory"
+        note = f"{row} bytes a row, {ROW_ALIGNMENT / row:.3g}x the memory"
         narrow.append((padded - math.prod(shape[:-1]) * row, Example(op, value.name, str(value.type), note)))
     if not narrow:
         return None
     narrow.sort(key=lambda entry: -entry[0])
     waste = f"{narrow[0][0] / 1e6:.2f} MB"
-    message = f"large activations with a last axis under {ALIGNMENT} bytes: {len(narrow)}; the worst wastes {waste}"
+    message = f"large activations with a last axis under {ROW_ALIGNMENT} bytes: {len(narrow)}; the worst wastes {waste}"
     return Found(tuple(e for _, e in narrow), message)
 
 
@@ -61,7 +61,7 @@ def _check_long_axis(subject: Subject) -> Found | None:
     return Found(examples, f"tensors with an axis longer than {MAX_AXIS}: {len(examples)}") if examples else None
 
 
-def _flexible(port: Port) -> str:
+def _flexible(port: PackagePort) -> str:
     """How a port's shape may vary; "" when it may not."""
     if len(port.shapes) > 1:
         return f"{len(port.shapes)} enumerated shapes"

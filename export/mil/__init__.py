@@ -10,12 +10,21 @@ public face.
 """
 
 from snapgen_deploy.export.mil.precision import OpStat, RunReport
-from snapgen_deploy.export.mil.runner import Runner, State, functions, open_package
+from snapgen_deploy.export.mil.runner import PackageRunner, State, functions, open_package
 from snapgen_deploy.export.mil.saved.errors import OpError, PackageError
-from snapgen_deploy.export.mil.saved.program import Port
+from snapgen_deploy.export.mil.saved.program import PackagePort
 from snapgen_deploy.export.mil.trace import Beginning, Trace
 
 __all__ = [
-    "Beginning", "OpError", "OpStat", "PackageError", "Port", "RunReport", "Runner", "State", "Trace", "functions",
+    "Beginning",
+    "OpError",
+    "OpStat",
+    "PackageError",
+    "PackagePort",
+    "PackageRunner",
+    "RunReport",
+    "State",
+    "Trace",
+    "functions",
     "open_package",
 ]  # fmt: skip

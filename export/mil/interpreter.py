@@ -20,7 +20,7 @@ from snapgen_deploy.export.mil.precision import Precision
 from snapgen_deploy.export.mil.saved.errors import OpError
 from snapgen_deploy.export.mil.saved.program import Block, Constant, Data, Function, Operation, Value
 from snapgen_deploy.export.mil.saved.types import to_held
-from snapgen_deploy.export.mil.steps import AnyStep, Body, Control, Decoded, Env, Late, Source, Step, with_frees
+from snapgen_deploy.export.mil.steps import AnyStep, Body, Control, Decoded, Env, Late, Step, ValueSource, with_frees
 from snapgen_deploy.export.mil.trace import Trace
 
 _FAILURES = (RuntimeError, ValueError, IndexError, TypeError, KeyError, NotImplementedError, ArithmeticError)
@@ -149,11 +149,11 @@ class Plan:
             raise ValueError(f"value {name!r} is used before it is made")
         return self._slots[name]
 
-    def _source(self, binding: str | Constant) -> Source:
+    def _source(self, binding: str | Constant) -> ValueSource:
         if isinstance(binding, Constant):
-            return Source(-1, Decoded(binding))
+            return ValueSource(-1, Decoded(binding))
         known = self._constants.get(binding)
-        return Source(self._slot(binding)) if known is None else Source(-1, known)
+        return ValueSource(self._slot(binding)) if known is None else ValueSource(-1, known)
 
     def _constant(self, binding: str | Constant, form: Form) -> Any:
         """The value of a constant binding in its parameter's form, or None for a value made at run time."""

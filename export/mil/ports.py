@@ -10,14 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 from snapgen_deploy.export.mil.saved.errors import PackageError
-from snapgen_deploy.export.mil.saved.program import Port, Value
+from snapgen_deploy.export.mil.saved.program import PackagePort, Value
 from snapgen_deploy.export.mil.saved.types import DTYPES, dtype_named, from_held, to_held
 
 Feature = np.ndarray | Image.Image
 _MODES = {"RGB": "RGB", "BGR": "RGB", "GRAYSCALE": "L", "GRAYSCALE_FLOAT16": "F"}
 
 
-def admissible(port: Port, shape: tuple[int, ...]) -> bool:
+def admissible(port: PackagePort, shape: tuple[int, ...]) -> bool:
     """Whether `shape` (an image: height, width) is one that the port declares."""
     if port.shapes:
         return shape in port.shapes
@@ -28,7 +28,7 @@ def admissible(port: Port, shape: tuple[int, ...]) -> bool:
     return not port.shape or shape == port.shape
 
 
-def _expected(port: Port) -> str:
+def _expected(port: PackagePort) -> str:
     if port.shapes:
         return "one of " + ", ".join(str(list(s)) for s in port.shapes)
     if port.ranges:
@@ -36,13 +36,13 @@ def _expected(port: Port) -> str:
     return str(list(port.shape))
 
 
-def _refuse(port: Port, got: object) -> PackageError:
+def _refuse(port: PackagePort, got: object) -> PackageError:
     size = "height x width " if port.kind == "image" else "shape "
     what = "state" if port.kind == "state" else "input"
     return PackageError(f"{what} {port.name!r}: got {got}, expected {port.kind} {port.dtype}, {size}{_expected(port)}")
 
 
-def take(port: Port, value: Value, given: Feature) -> Tensor:
+def take(port: PackagePort, value: Value, given: Feature) -> Tensor:
     """One input as the program's tensor.
 
     Arrays may be of any numeric type whose values the declared type holds exactly enough: integers for integers, real
@@ -68,7 +68,7 @@ def take(port: Port, value: Value, given: Feature) -> Tensor:
     return to_held(np.array(array), dtype)
 
 
-def _take_image(port: Port, given: Feature) -> Tensor:
+def _take_image(port: PackagePort, given: Feature) -> Tensor:
     mode = _MODES.get(port.dtype)
     if mode is None:
         raise PackageError(f"input {port.name!r}: colour layout {port.dtype} is not supported")
@@ -87,7 +87,7 @@ def _take_image(port: Port, given: Feature) -> Tensor:
     return planes.flip(1) if port.dtype == "BGR" else planes.contiguous()
 
 
-def give(port: Port, value: Any, *, exact: bool) -> np.ndarray:
+def give(port: PackagePort, value: Any, *, exact: bool) -> np.ndarray:
     """One result as the array that an app receives.
 
     A classifier's label is an array without axes; its classes are records ("class", "probability") in the order of the file.
@@ -110,7 +110,7 @@ def give(port: Port, value: Any, *, exact: bool) -> np.ndarray:
     return from_held(value, declared).copy()  # a result may share memory with a constant or a state
 
 
-def _give_image(port: Port, value: Tensor) -> np.ndarray:
+def _give_image(port: PackagePort, value: Tensor) -> np.ndarray:
     channels = 3 if port.dtype in ("RGB", "BGR") else 1
     if value.dim() != 4 or value.shape[0] != 1 or value.shape[1] != channels:
         raise PackageError(f"output {port.name!r}: a {port.dtype} image cannot be made of {list(value.shape)}")

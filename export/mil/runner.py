@@ -16,14 +16,14 @@ from snapgen_deploy.export.mil.interpreter import Plan
 from snapgen_deploy.export.mil.ports import Feature, give, take
 from snapgen_deploy.export.mil.precision import Mode, Precision, RunReport, precision_for
 from snapgen_deploy.export.mil.saved.errors import PackageError
-from snapgen_deploy.export.mil.saved.program import Function, Interface, Operation, Port
+from snapgen_deploy.export.mil.saved.program import Function, Interface, Operation, PackagePort
 from snapgen_deploy.export.mil.saved.reader import read_package
 from snapgen_deploy.export.mil.trace import Trace
 
 
 @dataclass
 class State:
-    """Contents of a model's states between calls (`Runner.make_state`)."""
+    """Contents of a model's states between calls (`PackageRunner.make_state`)."""
 
     tensors: dict[str, Tensor]
 
@@ -37,14 +37,14 @@ class State:
         return {name: self.read(name) for name in self.tensors}
 
 
-class Runner:
+class PackageRunner:
     """One function of a package, callable with named arrays (and pictures for image inputs)."""
 
     def __init__(self, package: Path, function: Function, interface: Interface, precision: Precision, threads: int) -> None:
         self.package, self.function = package, function.name
-        self.inputs: tuple[Port, ...] = interface.inputs
-        self.outputs: tuple[Port, ...] = interface.outputs
-        self.states: tuple[Port, ...] = interface.states
+        self.inputs: tuple[PackagePort, ...] = interface.inputs
+        self.outputs: tuple[PackagePort, ...] = interface.outputs
+        self.states: tuple[PackagePort, ...] = interface.states
         self.ops: dict[str, int] = dict(Counter(o.type for o in function.every_operation() if o.type != "const"))
         self._types = {v.name: v for v in function.inputs}
         self._precision, self._threads, self._runs = precision, threads, 0
@@ -145,7 +145,7 @@ def unquantised(function: Function) -> Function:
 
 def open_package(
     path: Path, *, mode: Mode = "fp32", function: str | None = None, threads: int = 1, activations: bool = True
-) -> Runner:
+) -> PackageRunner:
     """A runner for `function` (None: the default one) of the .mlpackage at `path`.
 
     `mode` is "fp32" (is the graph right?) or "device" (fp16 storage, with statistics); `threads` is the number of CPU
@@ -163,7 +163,7 @@ def open_package(
     except KeyError as error:
         raise PackageError(f"mode {mode!r} is unknown; expected fp32 or device") from error
     found = package.functions[name] if activations else unquantised(package.functions[name])
-    return Runner(path, found, package.interfaces[name], precision, threads)
+    return PackageRunner(path, found, package.interfaces[name], precision, threads)
 
 
 def functions(path: Path) -> tuple[str, ...]:

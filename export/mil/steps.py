@@ -41,7 +41,7 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Source:
+class ValueSource:
     """Where a value is found: in a slot, or in the file (slot -1)."""
 
     slot: int
@@ -109,7 +109,7 @@ class Body:
 
     inputs: tuple[int, ...]
     steps: tuple[AnyStep, ...]
-    results: tuple[Source, ...]
+    results: tuple[ValueSource, ...]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Control:
     """A `cond` (given its predicate) or a `while_loop` (given its variables), ready to run."""
 
     operation: Operation
-    given: tuple[Source, ...]
+    given: tuple[ValueSource, ...]
     bodies: tuple[Body, ...]
     outputs: tuple[int, ...]
     frees: tuple[int, ...] = ()

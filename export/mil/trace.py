@@ -36,7 +36,7 @@ class Beginning:
 
 
 class Trace:
-    """Records of all runs since `Runner.trace`."""
+    """Records of all runs since `PackageRunner.trace`."""
 
     def __init__(self) -> None:
         self._beginnings: dict[tuple[int, str, What], Beginning] = {}

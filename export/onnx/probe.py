@@ -127,7 +127,7 @@ def operators(path: Path) -> set[str]:
         raise BadInput(f"{path} cannot be read as an ONNX model: {first_line(error)}") from None
 
 
-def noise_for(path: Path) -> Arrays:
+def noise_inputs(path: Path) -> Arrays:
     """Made-up inputs of a graph."""
     import onnx
 

@@ -184,12 +184,12 @@ class Onnx:
 
     def probe(self, path: Path, inputs: Arrays | None, entry: str = "") -> Probe | str:
         """The file in onnxruntime, with its inputs or noise; not one whose operators hold their own quantisation."""
-        from snapgen_deploy.export.onnx.probe import CLOSED, OnnxProbe, noise_for, operators, run_on_cpu
+        from snapgen_deploy.export.onnx.probe import CLOSED, OnnxProbe, noise_inputs, operators, run_on_cpu
 
         _no_entry(path, entry)
         if closed := operators(path) & set(CLOSED):
             return f"its operator {min(closed)} quantises by itself; single precision with the same weights is not in the file"
-        return OnnxProbe(path, noise_for(path) if inputs is None else inputs, run_on_cpu)
+        return OnnxProbe(path, noise_inputs(path) if inputs is None else inputs, run_on_cpu)
 
     def versions(self) -> dict[str, str]:
         """Versions of the packages that take part in an export."""

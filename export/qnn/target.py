@@ -142,7 +142,7 @@ class OnnxQnn:
         """Operators and weights of the graph that was compiled, and how many of onnxruntime's nodes each unit was given."""
         _no_entry(path, entry)
         chip, precision, nodes = _stated(path)
-        graph = graph_of(path)
+        graph = compiled_graph(path)
         model, _ = onnx_file.read(graph)
         weights = onnx_weights.stored(model)
         if precision == "fp16":
@@ -170,11 +170,11 @@ class OnnxQnn:
 
     def probe(self, path: Path, inputs: Arrays | None, entry: str = "") -> Probe | str:
         """The graph that was compiled, on the emulation, with its inputs or noise."""
-        from snapgen_deploy.export.onnx.probe import OnnxProbe, noise_for
+        from snapgen_deploy.export.onnx.probe import OnnxProbe, noise_inputs
 
         _no_entry(path, entry)
-        graph, chip = graph_of(path), chip_of(path)
-        return OnnxProbe(graph, noise_for(graph) if inputs is None else inputs, lambda p, given: serve(p, chip)(given))
+        graph, chip = compiled_graph(path), chip_of(path)
+        return OnnxProbe(graph, noise_inputs(graph) if inputs is None else inputs, lambda p, given: serve(p, chip)(given))
 
     def recognises(self, path: Path) -> bool:
         """Whether it is an ONNX file around a compiled context."""
@@ -188,7 +188,7 @@ class OnnxQnn:
         return {**there, "QNN": qnn_session.library_version()}
 
 
-def graph_of(path: Path) -> Path:
+def compiled_graph(path: Path) -> Path:
     """The file that a context was compiled from."""
     graph = path.with_name(f"{path.stem}{_GRAPH}{path.suffix}")
     if not graph.is_file():

@@ -28,14 +28,14 @@ from snapgen_deploy.export.shared.replaced import replaced
 
 LARGEST_FP16 = 65504.0
 INFINITE = 1e38  # as in coremltools: from here on a value stands for infinity, which fp16 has
-BLOCK = 1 << 20  # elements
+CHUNK_ELEMENTS = 1 << 20  # elements
 WEIGHT = 4096  # elements; a constant of fewer is left to coremltools
 
 
 def overflows(values: np.ndarray) -> bool:
     """Whether a number that does not stand for infinity is beyond fp16."""
     flat = values.reshape(-1)
-    blocks = (np.abs(flat[start : start + BLOCK]) for start in range(0, flat.size, BLOCK))
+    blocks = (np.abs(flat[start : start + CHUNK_ELEMENTS]) for start in range(0, flat.size, CHUNK_ELEMENTS))
     return any(bool(((block > LARGEST_FP16) & (block < INFINITE)).any()) for block in blocks)
 
 

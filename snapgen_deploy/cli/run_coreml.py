@@ -15,7 +15,7 @@ from snapgen_deploy.system.files import read_arrays, write_bytes, write_text
 if TYPE_CHECKING:
     import numpy as np
 
-    from snapgen_deploy.export.mil import OpStat, Runner, RunReport, Trace
+    from snapgen_deploy.export.mil import OpStat, PackageRunner, RunReport, Trace
 
 
 _SHOWN = 5  # operations of a list on the screen
@@ -103,7 +103,7 @@ def _write(path: Path, arrays: dict[str, np.ndarray], option: str) -> None:
     write_bytes(path, data.getvalue(), f"choose another place with {option}")
 
 
-def _summary(runner: Runner, results: dict[str, np.ndarray]) -> dict[str, Any]:
+def _summary(runner: PackageRunner, results: dict[str, np.ndarray]) -> dict[str, Any]:
     shapes = {name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in results.items()}
     return {
         "package": str(runner.package),
@@ -149,7 +149,7 @@ def _entry(stat: OpStat) -> dict[str, Any]:
     return asdict(stat) | {"tightness": stat.tightness, "underflow": stat.underflow}
 
 
-def _print(runner: Runner, results: dict[str, np.ndarray]) -> None:
+def _print(runner: PackageRunner, results: dict[str, np.ndarray]) -> None:
     count = sum(runner.ops.values())
     typer.echo(f"{runner.package}: function {runner.function}, {count} operations of {len(runner.ops)} types")
     for port in runner.outputs:

@@ -74,7 +74,7 @@ class Spelling:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """Where a checkpoint has a tensor of a component."""
 
     name: str  # without the component's own
@@ -112,7 +112,7 @@ class ComponentSpec:
     folder: str  # of diffusers' layout of a pipeline
     hyperparameters: Callable[[str], dict[str, object]]  # at a width, also under the names that transformers uses
     activations: Callable[[str, tuple[int, int, int], tuple[int, int]], int] = lambda width, latent, size: 0
-    stored: Callable[[str, str], Stored] = lambda name, width: Stored(name)
+    stored: Callable[[str, str], StoredTensor] = lambda name, width: StoredTensor(name)
     shapes: Callable[[], dict[str, Shape]] | None = None  # of all that is stored, where that is more than one network's
     text: TextInput | None = None  # of a text encoder
     holds: Callable[[Collection[str], str], bool] = lambda tensors, width: True  # whether a checkpoint has a width

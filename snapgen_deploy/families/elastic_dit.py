@@ -21,7 +21,7 @@ from snapgen_deploy.families.component import (
     Ports,
     Shape,
     Spelling,
-    Stored,
+    StoredTensor,
 )
 from snapgen_deploy.families.decoder import LATENT_DOC, decoder
 from snapgen_deploy.families.names import STUDENT
@@ -112,7 +112,7 @@ def _student(config: DiTConfig) -> ComponentSpec:
         folder="transformer",
         hyperparameters=partial(_hyperparameters, config),
         activations=partial(_activations, config),
-        stored=lambda name, width: Stored(elastic_name(name, width), whole=is_per_width(name)),
+        stored=lambda name, width: StoredTensor(elastic_name(name, width), whole=is_per_width(name)),
         shapes=partial(_shapes, config),
         holds=_holds,
         elastic=True,

@@ -28,7 +28,7 @@ from snapgen_deploy.job.state import ExportJob, MixedRecipe
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan, target_at
 from snapgen_deploy.quantise.recipe import load_recipe
 from snapgen_deploy.system.child import run_in_child
-from snapgen_deploy.system.host_memory import hand_back_what_is_freed
+from snapgen_deploy.system.host_memory import return_freed_memory
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def export_in_child(task: ComponentTask) -> Exported:
     """In a child process: load, slice, rewrite, export, and read the file back."""
     import torch
 
-    hand_back_what_is_freed()
+    return_freed_memory()
     torch.set_num_threads(task.threads)
     target_plan, role = task.target, task.role
     target, variant = target_of(target_plan.key)

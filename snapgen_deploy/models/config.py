@@ -15,11 +15,11 @@ from snapgen_deploy.system.typed import Number
 FAMILY = "elastic-dit"  # of a configuration that names none: those written before there were several
 # Bounds on what a document may ask for, so that a hostile one cannot make us build millions of modules. Both are far
 # above any published model of this family (28 blocks, 262144 words).
-LARGEST_SIZE = 1 << 20
+LARGEST_INT = 1 << 20
 LARGEST_DEPTH = 512
 MOST_STEPS = 1000
 MOST_OTHERS = 8  # text encoders beside the first
-MOST_LEVELS = LARGEST_SIZE.bit_length()  # of a decoder: each doubles the picture
+MOST_LEVELS = LARGEST_INT.bit_length()  # of a decoder: each doubles the picture
 LEAST_SHIFT = 1e-3  # beyond it and its inverse, steps of the schedule fall together
 
 
@@ -34,7 +34,7 @@ def _name(pattern: str, expected: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-PositiveSize = Annotated[int, Field(strict=True, ge=1, le=LARGEST_SIZE)]
+PositiveInt = Annotated[int, Field(strict=True, ge=1, le=LARGEST_INT)]
 Depth = Annotated[int, Field(strict=True, ge=1, le=LARGEST_DEPTH)]  # counts modules
 Positive = Annotated[Number, Field(gt=0)]
 # Names of widths and streams become parts of tensor and file names; the bundle's folder is called by the checkpoint's.
@@ -67,20 +67,20 @@ class TextStream(Document):
     """One text encoder whose tokens the student attends to; streams are concatenated along tokens."""
 
     name: Name
-    dim: PositiveSize
-    length: PositiveSize
+    dim: PositiveInt
+    length: PositiveInt
 
 
 @dataclass(frozen=True)
 class DecoderConfig(Document):
     """SnapGen's tiny decoder (arXiv 2412.09619): no attention, separable residual blocks."""
 
-    latent_channels: PositiveSize = 16
+    latent_channels: PositiveInt = 16
     # Per level, from the latent up; not published.
-    channels: Annotated[tuple[PositiveSize, ...], Field(min_length=1, max_length=MOST_LEVELS)] = (256, 128, 64, 32)
+    channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=MOST_LEVELS)] = (256, 128, 64, 32)
     blocks: tuple[Annotated[int, Field(strict=True, ge=0, le=LARGEST_DEPTH)], ...] = (4, 3, 3, 2)
-    expand: PositiveSize = 2
-    groups: PositiveSize = 8
+    expand: PositiveInt = 2
+    groups: PositiveInt = 8
     latent_mean: tuple[Number, ...] = ()  # per channel; () means zeros
     latent_std: tuple[Positive, ...] = ()  # per channel; () means ones
 
@@ -94,11 +94,11 @@ class DecoderConfig(Document):
 class TextEncoderConfig(Document):
     """A small bidirectional transformer over word or subword tokens."""
 
-    vocab: PositiveSize = 49408  # CLIP's byte-pair vocabulary
-    length: PositiveSize = 77
-    width: PositiveSize = 512
+    vocab: PositiveInt = 49408  # CLIP's byte-pair vocabulary
+    length: PositiveInt = 77
+    width: PositiveInt = 512
     layers: Depth = 6
-    heads: PositiveSize = 8
+    heads: PositiveInt = 8
     stream: str = "text"  # which of the student's text streams it feeds
 
 
@@ -149,7 +149,7 @@ class ModelConfig(Document):
     trained: StrictBool = True
     shift: Annotated[Number, Field(ge=LEAST_SHIFT, le=1 / LEAST_SHIFT)] = 3.0  # of the flow-matching schedule, published
     steps: Annotated[int, Field(strict=True, ge=1, le=MOST_STEPS)] = 4
-    resolution: tuple[PositiveSize, PositiveSize] = (1024, 1024)  # default picture height, width in pixels
+    resolution: tuple[PositiveInt, PositiveInt] = (1024, 1024)  # default picture height, width in pixels
     prompts: tuple[Prompt, ...] = ()  # shown and checked by every export
     family: str = FAMILY  # of the student, see `snapgen_deploy.families`
     # Beside `text_encoder`, each with a tokenizer of its own.

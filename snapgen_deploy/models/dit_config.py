@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool
 
-from snapgen_deploy.models.config import LARGEST_SIZE, Depth, Document, ModelConfig, Name, Positive, PositiveSize, TextStream
+from snapgen_deploy.models.config import LARGEST_INT, Depth, Document, ModelConfig, Name, Positive, PositiveInt, TextStream
 
 StageKind = Literal["assa", "full"]
 STAGES: tuple[str, str, str] = ("down", "middle", "up")
@@ -21,27 +21,27 @@ STAGES: tuple[str, str, str] = ("down", "middle", "up")
 class DiTConfig(Document):
     """Hyperparameters of the elastic three-stage diffusion transformer."""
 
-    latent_channels: PositiveSize = 16
-    latent_factor: PositiveSize = 8
-    patch: PositiveSize = 2
-    hidden: PositiveSize = 2048  # at width 1.0; not published, fits the published parameter counts
-    head_dim: PositiveSize = 64  # not published
-    kv_group: PositiveSize = 2  # query heads per key/value head; gives the published 8 KV heads at 0.5x
+    latent_channels: PositiveInt = 16
+    latent_factor: PositiveInt = 8
+    patch: PositiveInt = 2
+    hidden: PositiveInt = 2048  # at width 1.0; not published, fits the published parameter counts
+    head_dim: PositiveInt = 64  # not published
+    kv_group: PositiveInt = 2  # query heads per key/value head; gives the published 8 KV heads at 0.5x
     depths: tuple[Depth, Depth, Depth] = (8, 10, 10)  # blocks in Down, Middle, Up
     attention: tuple[StageKind, StageKind, StageKind] = ("assa", "full", "assa")
-    ffn_ratios: tuple[PositiveSize, PositiveSize, PositiveSize] = (4, 3, 4)
-    blocks: PositiveSize = 16  # B: blocks of the token sequence in the local branch
-    radius: Annotated[int, Field(strict=True, ge=0, le=LARGEST_SIZE)] = 1  # r: block b attends to blocks b-r ... b+r
+    ffn_ratios: tuple[PositiveInt, PositiveInt, PositiveInt] = (4, 3, 4)
+    blocks: PositiveInt = 16  # B: blocks of the token sequence in the local branch
+    radius: Annotated[int, Field(strict=True, ge=0, le=LARGEST_INT)] = 1  # r: block b attends to blocks b-r ... b+r
     text_streams: Annotated[tuple[TextStream, ...], Field(min_length=1)] = (
         TextStream("text", 512, 77),
         TextStream("llm", 2560, 128),
     )
-    text_width: PositiveSize = 768  # common width that every stream is projected to
-    cross_dim: PositiveSize = 1024  # inner width of cross-attention, the same at every network width
-    time_features: PositiveSize = 256  # sinusoidal features of sigma, PixArt-alpha
+    text_width: PositiveInt = 768  # common width that every stream is projected to
+    cross_dim: PositiveInt = 1024  # inner width of cross-attention, the same at every network width
+    time_features: PositiveInt = 256  # sinusoidal features of sigma, PixArt-alpha
     rope_theta: Positive = 10000.0
     absolute_positions: StrictBool = True  # PixArt-alpha's fixed sine-cosine table; RoPE alone cannot tell top from bottom
-    widths: Annotated[dict[Name, Annotated[Positive, Field(le=LARGEST_SIZE)]], Field(min_length=1)] = field(
+    widths: Annotated[dict[Name, Annotated[Positive, Field(le=LARGEST_INT)]], Field(min_length=1)] = field(
         default_factory=lambda: {"tiny": 0.375, "small": 0.5, "full": 1.0}
     )
 

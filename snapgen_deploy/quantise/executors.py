@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from snapgen_deploy.errors import BadInput, SnapgenError
-from snapgen_deploy.system.child import end_with_owner, record_peak_of_children
+from snapgen_deploy.system.child import exit_with_parent, record_peak_of_children
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -87,7 +87,7 @@ class Processes:
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """As `Executor.map`; WorkerLost where a process dies."""
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.count, context, initializer=end_with_owner) as pool:
+        with ProcessPoolExecutor(self.count, context, initializer=exit_with_parent) as pool:
             try:
                 yield from _in_order(lambda task: pool.submit(_one_thread, function, task), tasks, AHEAD * self.count)
                 record_peak_of_children()

@@ -106,7 +106,7 @@ def run_in_child(
     return value, peak
 
 
-def end_with_owner(first: Callable[[], object] = lambda: None) -> None:
+def exit_with_parent(first: Callable[[], object] = lambda: None) -> None:
     """Have this process call `first` and end when the one that started it does: work may take hours, and a killed owner
     cannot end it."""
 
@@ -121,7 +121,7 @@ def end_with_owner(first: Callable[[], object] = lambda: None) -> None:
         threading.Thread(target=wait, args=(owner,), daemon=True).start()
 
 
-def take_environment(variables: Mapping[str, str]) -> None:
+def replace_environment(variables: Mapping[str, str]) -> None:
     """Have this process see its owner's environment: a server's child has that of the time when the server started."""
     if dict(os.environ) != variables:
         os.environ.clear()
@@ -132,8 +132,8 @@ def take_environment(variables: Mapping[str, str]) -> None:
 def _call(
     sender: Connection, environment: Mapping[str, str], function: Callable[..., Any], args: tuple[Any, ...], reports: bool
 ) -> None:
-    take_environment(environment)
-    end_with_owner()
+    replace_environment(environment)
+    exit_with_parent()
     more = {"on_progress": lambda *done: sender.send((done,))} if reports else {}
     try:
         message: tuple[bool, Any, int] = (True, function(*args, **more), peak_bytes())

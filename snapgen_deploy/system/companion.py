@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from snapgen_deploy.system.child import ChildDied, cause, end_with_owner, record_peak_of_children
+from snapgen_deploy.system.child import ChildDied, cause, exit_with_parent, record_peak_of_children
 
 START_SECONDS = 120.0  # beyond those of the first call: a process starts and imports
 IDLE_SECONDS = 120.0  # without any processor time: what waits that long waits for ever
@@ -119,7 +119,7 @@ def _end(process: BaseProcess, here: Connection, folder: tempfile.TemporaryDirec
 
 
 def _serve(there: Connection, folder: str) -> None:
-    end_with_owner(lambda: shutil.rmtree(folder, ignore_errors=True))
+    exit_with_parent(lambda: shutil.rmtree(folder, ignore_errors=True))
     sink = os.open(Path(folder) / _LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for descriptor in (1, 2):
         os.dup2(sink, descriptor)

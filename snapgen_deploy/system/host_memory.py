@@ -15,7 +15,7 @@ M_MMAP_THRESHOLD = -3  # malloc.h of glibc
 LARGE_BLOCK = 256 * 1024  # bytes; blocks from here on, tensors for the most part, get a mapping of their own
 
 
-def hand_back_what_is_freed() -> None:
+def return_freed_memory() -> None:
     """From now on blocks of `LARGE_BLOCK` bytes and more leave this process when they are freed (glibc; elsewhere no effect).
 
     By default glibc raises that threshold to the largest block freed so far, up to 32 MiB. Tensors then share the heap with

@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from snapgen_deploy.export.onnx.probe import noise_for
+from snapgen_deploy.export.onnx.probe import noise_inputs
 
 NAMES = ("left", "kept", "text")  # equally long
-PRINT = "import sys; from pathlib import Path; from snapgen_deploy.export.onnx.probe import noise_for as of; "
+PRINT = "import sys; from pathlib import Path; from snapgen_deploy.export.onnx.probe import noise_inputs as of; "
 PRINT += "print(sum(float(a.ravel()[0]) for a in of(Path(sys.argv[1])).values()))"
 
 
@@ -28,7 +28,7 @@ def graph(folder: Path) -> Path:
 
 
 def test_equally_long_names_have_noise_of_their_own(tmp_path: Path) -> None:
-    made = noise_for(graph(tmp_path))
+    made = noise_inputs(graph(tmp_path))
     assert set(made) == set(NAMES)
     for i, name in enumerate(NAMES):
         assert made[name].dtype == np.float32
@@ -39,7 +39,7 @@ def test_equally_long_names_have_noise_of_their_own(tmp_path: Path) -> None:
 
 def test_it_is_the_same_in_every_process(tmp_path: Path) -> None:
     path = graph(tmp_path)
-    here = sum(float(a.ravel()[0]) for a in noise_for(path).values())
+    here = sum(float(a.ravel()[0]) for a in noise_inputs(path).values())
     for seed in ("1", "2"):  # of Python's own hashes of texts
         there = subprocess.run(
             [sys.executable, "-c", PRINT, str(path)], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True

@@ -48,7 +48,7 @@ def test_the_answer_is_coremltools_own(number: float, shape: tuple[int, ...]) ->
 
 
 def test_every_block_is_looked_at_and_only_fp32_constants(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coreml_thrift, "BLOCK", 4)
+    monkeypatch.setattr(coreml_thrift, "CHUNK_ELEMENTS", 4)
     values = np.zeros((5, 3), np.float32)
     values[4, 2] = 1e6
     assert coreml_thrift.has_overflowing_constant(operation(values))

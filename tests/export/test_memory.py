@@ -12,7 +12,7 @@ from torch import nn
 from snapgen_deploy.export.base import Component, Port
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.system.child import peak_bytes, run_in_child
-from snapgen_deploy.system.host_memory import hand_back_what_is_freed
+from snapgen_deploy.system.host_memory import return_freed_memory
 
 LAYERS, NARROW, WIDE = 8, 64, 2048
 WEIGHTS = 4 * LAYERS * WIDE * WIDE  # bytes
@@ -28,7 +28,7 @@ def network(width: int) -> Component:
 
 def copies(key: str, precision: str, options: dict[str, str], root: Path) -> float:
     """Times that a wide network's weights add to the peak of a narrow one, which has loaded every library."""
-    hand_back_what_is_freed()
+    return_freed_memory()
     torch.set_num_threads(1)
     target, variant = target_of(key)
     peaks = []

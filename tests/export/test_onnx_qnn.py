@@ -21,7 +21,7 @@ from snapgen_deploy.export.onnx.probe import OnnxProbe, run_on_cpu
 from snapgen_deploy.export.onnx.qdq import in_floats
 from snapgen_deploy.export.qnn import graph as qnn_graph
 from snapgen_deploy.export.qnn import session as qnn_session
-from snapgen_deploy.export.qnn.target import OnnxQnn, chip_of, graph_of, serve
+from snapgen_deploy.export.qnn.target import OnnxQnn, chip_of, compiled_graph, serve
 from snapgen_deploy.export.registry import spec_of
 from snapgen_deploy.models.presets import shapes
 from snapgen_deploy.plan.make import make_plan
@@ -270,7 +270,7 @@ def test_layers_name_the_operator_that_the_npu_gets_wrong(saved: tuple[Component
     def on_npu(path: Path, given: Arrays) -> Arrays:
         return serve(path, chip_of(artifact.path))(given)
 
-    right = first_wrong(OnnxProbe(graph_of(artifact.path), arrays(made), on_npu), 0.05)
+    right = first_wrong(OnnxProbe(compiled_graph(artifact.path), arrays(made), on_npu), 0.05)
     assert right.wrong is None
     found = first_wrong(OnnxProbe(*reciprocals_below_one(tmp_path), on_npu), 0.05)
     assert found.wrong is not None

@@ -23,7 +23,7 @@ from snapgen_deploy.families.component import (
 from snapgen_deploy.families.decoder import decoder
 from snapgen_deploy.families.text import text_encoders
 from snapgen_deploy.models import ModelConfig, Schedule, Student, TextStream, sigmas
-from snapgen_deploy.models.config import Document, PositiveSize
+from snapgen_deploy.models.config import Document, PositiveInt
 from snapgen_deploy.models.student import Stage, TrainingCost
 from snapgen_deploy.sparse import Layout, OpForm
 
@@ -32,10 +32,10 @@ KEPT = 12  # bytes for each value of the hidden map that the gradients need
 
 @dataclass(frozen=True)
 class ToyConfig(Document):
-    latent_channels: PositiveSize
-    latent_factor: PositiveSize
-    hidden: PositiveSize
-    time_features: PositiveSize
+    latent_channels: PositiveInt
+    latent_factor: PositiveInt
+    hidden: PositiveInt
+    time_features: PositiveInt
     text_streams: tuple[TextStream, ...]
     widths: dict[str, float] = field(default_factory=lambda: {"only": 1.0})
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from snapgen_deploy.export.mil import OpError, Runner, open_package
+from snapgen_deploy.export.mil import OpError, PackageRunner, open_package
 from tests.mil.mil_harness import TARGETS, Function, Program, ct, mb, relative, save, types
 
 
@@ -18,7 +18,7 @@ def spec(*shape: int, dtype: Any = types.fp32) -> Any:
     return mb.TensorSpec(shape=shape, dtype=dtype)
 
 
-def opened(path: Path, inputs: dict[str, Any], build: Any, mode: Any = "fp32", ios: int = 18) -> Runner:
+def opened(path: Path, inputs: dict[str, Any], build: Any, mode: Any = "fp32", ios: int = 18) -> PackageRunner:
     with Function(inputs, opset_version=TARGETS[ios]) as function:
         made = build(**function.inputs)
         function.set_outputs(list(made) if isinstance(made, tuple | list) else [made])

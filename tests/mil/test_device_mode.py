@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from snapgen_deploy.export.mil import Runner, RunReport, open_package
+from snapgen_deploy.export.mil import PackageRunner, RunReport, open_package
 from tests.mil.mil_harness import TARGETS, Function, Program, mb, save, types
 
 HALF = types.fp16
@@ -24,7 +24,7 @@ def package(path: Path, shape: tuple[int, ...], build: Any) -> Path:
     return save(program, path, 16)
 
 
-def run(runner: Runner, *values: float) -> np.ndarray:
+def run(runner: PackageRunner, *values: float) -> np.ndarray:
     (result,) = runner({"x": np.array(values, np.float32)}).values()
     return result
 

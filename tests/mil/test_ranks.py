@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from snapgen_deploy.export.mil import Runner, open_package
+from snapgen_deploy.export.mil import PackageRunner, open_package
 from tests.mil.mil_cases_batches import BATCHES
 from tests.mil.mil_cases_ranks import SCALARS, VECTORS
 from tests.mil.mil_harness import TARGETS, Arrays, Function, Program, mb, plain, relative, save, types
@@ -43,7 +43,7 @@ def _build(x: Any, k: Any) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+def runner(tmp_path_factory: pytest.TempPathFactory) -> PackageRunner:
     inputs = {"x": mb.TensorSpec(shape=(6,), dtype=types.fp32), "k": mb.TensorSpec(shape=(1,), dtype=types.int32)}
     with Function(inputs, opset_version=TARGETS[IOS]) as function:
         function.set_outputs(_build(**function.inputs))
@@ -61,7 +61,7 @@ def _compare(outputs: Arrays, name: str, wanted: Any) -> None:
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_sizes_of_run_time(runner: Runner, count: int) -> None:
+def test_sizes_of_run_time(runner: PackageRunner, count: int) -> None:
     x = COUNTS[count]
     outputs = runner({"x": x, "k": np.array([3])})
     i = np.flatnonzero(x > 0).astype(np.int32)
@@ -72,7 +72,7 @@ def test_sizes_of_run_time(runner: Runner, count: int) -> None:
 
 
 @pytest.mark.parametrize("k", [0, 5])
-def test_scalars(runner: Runner, k: int) -> None:
+def test_scalars(runner: PackageRunner, k: int) -> None:
     outputs = runner({"x": COUNTS[1], "k": np.array([k])})
     for name, (_, expect) in SCALARS.items():
         _compare(outputs, f"scalar__{name}", expect(np.float32(0.4), k))

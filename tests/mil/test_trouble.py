@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from snapgen_deploy.cli import app
 from snapgen_deploy.cli.doctor import doctor
-from snapgen_deploy.export.mil import Runner, open_package
+from snapgen_deploy.export.mil import PackageRunner, open_package
 from tests.mil.mil_harness import TARGETS, Function, Program, mb, save, types
 
 Specs = dict[str, Any]
@@ -158,7 +158,7 @@ def test_a_mask_that_leaves_a_row_no_key(tmp_path: Path, build: Any) -> None:
     assert fine.warnings() == ()
 
 
-def warned(path: Path, *values: Any, name: str = "i") -> tuple[Runner, np.ndarray]:
+def warned(path: Path, *values: Any, name: str = "i") -> tuple[PackageRunner, np.ndarray]:
     runner = open_package(path)
     (result,) = runner({name: np.array(values)}).values()
     return runner, result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from snapgen_deploy.export.mil.saved.errors import PackageError
-from snapgen_deploy.export.mil.saved.program import Interface, Port
+from snapgen_deploy.export.mil.saved.program import Interface, PackagePort
 
 _LABELS = {"stringType": "string", "int64Type": "int64"}
 _ARRAY = {"FLOAT32": "float32", "DOUBLE": "float64", "INT32": "int32", "FLOAT16": "float16", "INT8": "int8"}
@@ -20,21 +20,21 @@ def read_interface(description: Any, proto: Any) -> Interface:
     return Interface(inputs, outputs, states)
 
 
-def _port(feature: Any, proto: Any) -> Port:
+def _port(feature: Any, proto: Any) -> PackagePort:
     kind = feature.type.WhichOneof("Type")
     optional, doc = bool(feature.type.isOptional), feature.shortDescription
     if kind == "multiArrayType":
         return _array(feature.name, feature.type.multiArrayType, proto, optional, doc)
     if kind == "stateType":
         port = _array(feature.name, feature.type.stateType.arrayType, proto, optional, doc)
-        return Port(port.name, "state", port.dtype, port.shape, doc=doc)
+        return PackagePort(port.name, "state", port.dtype, port.shape, doc=doc)
     if kind == "imageType":
         return _image(feature.name, feature.type.imageType, proto, optional, doc)
     if kind in _LABELS:
-        return Port(feature.name, "label", _LABELS[kind], (), doc=doc)
+        return PackagePort(feature.name, "label", _LABELS[kind], (), doc=doc)
     if kind == "dictionaryType":
         key = feature.type.dictionaryType.WhichOneof("KeyType")
-        return Port(feature.name, "classes", "int64" if key == "int64KeyType" else "string", (), doc=doc)
+        return PackagePort(feature.name, "classes", "int64" if key == "int64KeyType" else "string", (), doc=doc)
     raise PackageError(
         f"{feature.name!r} is a {kind}; expected arrays, images, states or a classifier's answer; single numbers, sequences "
         "and the like are for models that are no ML Program"
@@ -47,7 +47,7 @@ def _bounds(size: Any) -> tuple[int, int | None]:
     return int(size.lowerBound), None if upper < 0 else upper
 
 
-def _array(name: str, array: Any, proto: Any, optional: bool, doc: str) -> Port:
+def _array(name: str, array: Any, proto: Any, optional: bool, doc: str) -> PackagePort:
     shapes: tuple[tuple[int, ...], ...] = ()
     ranges: tuple[tuple[int, int | None], ...] = ()
     flexibility = array.WhichOneof("ShapeFlexibility")
@@ -57,7 +57,7 @@ def _array(name: str, array: Any, proto: Any, optional: bool, doc: str) -> Port:
         ranges = tuple(_bounds(s) for s in array.shapeRange.sizeRanges)
     code = proto.FeatureTypes_pb2.ArrayFeatureType.ArrayDataType.Name(array.dataType)
     default = array.WhichOneof("defaultOptionalValue")
-    return Port(
+    return PackagePort(
         name,
         "tensor",
         _ARRAY.get(code, code),
@@ -70,7 +70,7 @@ def _array(name: str, array: Any, proto: Any, optional: bool, doc: str) -> Port:
     )
 
 
-def _image(name: str, image: Any, proto: Any, optional: bool, doc: str) -> Port:
+def _image(name: str, image: Any, proto: Any, optional: bool, doc: str) -> PackagePort:
     shapes: tuple[tuple[int, ...], ...] = ()
     ranges: tuple[tuple[int, int | None], ...] = ()
     flexibility = image.WhichOneof("SizeFlexibility")
@@ -79,4 +79,4 @@ def _image(name: str, image: Any, proto: Any, optional: bool, doc: str) -> Port:
     elif flexibility == "imageSizeRange":
         ranges = (_bounds(image.imageSizeRange.heightRange), _bounds(image.imageSizeRange.widthRange))
     colours = proto.FeatureTypes_pb2.ImageFeatureType.ColorSpace.Name(image.colorSpace)
-    return Port(name, "image", colours, (int(image.height), int(image.width)), shapes, ranges, optional, None, doc)
+    return PackagePort(name, "image", colours, (int(image.height), int(image.width)), shapes, ranges, optional, None, doc)

@@ -84,7 +84,7 @@ def _every(operations: Iterable[Operation]) -> Iterator[Operation]:
 
 
 @dataclass(frozen=True)
-class Port:
+class PackagePort:
     """One input or output as an app sees it; a "label" is a classifier's answer, "classes" are all its probabilities.
 
     `shape` is the default shape (an image: (height, width)); `shapes` are the admissible ones where they are enumerated;
@@ -106,9 +106,9 @@ class Port:
 class Interface:
     """What one function takes and gives."""
 
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-    states: tuple[Port, ...] = ()
+    inputs: tuple[PackagePort, ...]
+    outputs: tuple[PackagePort, ...]
+    states: tuple[PackagePort, ...] = ()
 
 
 @dataclass(frozen=True)
