@@ -20,42 +20,32 @@ from snapgen_deploy.checkpoint.header import DTYPE_BYTES, TensorInfo
 from snapgen_deploy.checkpoint.opener import open_checkpoint
 from snapgen_deploy.checkpoint.validation import expected_shapes
 from snapgen_deploy.checkpoint.writer import stream_sharded
-from snapgen_deploy.families.names import TEXT_ENCODER
+from snapgen_deploy.families.component import ComponentSpec
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.models.presets import SHAPES_PROMPTS
 
 WEIGHT_DTYPES = {"fp32": ("F32", torch.float32), "fp16": ("F16", torch.float16), "bf16": ("BF16", torch.bfloat16)}
 
 
-def initial_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Initial values, fp32, of the checkpoint tensor `name`, such that activations stay of order one at any depth.
+def initial_tensor(spec: ComponentSpec, name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Initial values, fp32, of the component's tensor `name`, such that activations stay of order one at any depth.
 
-    Matrices and convolutions are normal with standard deviation fan_in^-1/2, norms one, biases zero. The modulation
-    follows PixArt-alpha (arXiv 2310.00426): tables D^-1/2 and its last layer 0.02, so that gates are small but open. The 2x2
-    compression averages. Unlike in PixArt-alpha no output layer is zero: every path takes part in what an export is
-    checked against.
+    Biases are zero and norms one; all other weights are normal with what the component says (`ComponentSpec.initial`). No
+    output layer is zero: every path takes part in what an export is checked against.
     """
     plain = name.partition("@")[0]
     if plain.endswith("bias"):
         return torch.zeros(shape)
     if plain.endswith("weight") and len(shape) == 1:
         return torch.ones(shape)
-    if "compress.weight" in plain:
-        return torch.full(shape, 1.0 / math.prod(shape[1:]))
-    stream = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    how = spec.initial(plain, shape)
+    if not how.deviation:
+        return torch.full(shape, how.mean)
+    stream = hashlib.sha256(f"{seed}:{spec.name}.{name}".encode()).digest()
     # numpy's PCG64 rather than torch's generator, whose normal numbers depend on the processor's vector width
     values = np.random.Generator(np.random.PCG64(int.from_bytes(stream))).standard_normal(shape, dtype=np.float32)
-    return torch.from_numpy(values).mul_(_deviation(plain, shape))
-
-
-def _deviation(name: str, shape: tuple[int, ...]) -> float:
-    if name.endswith("table"):
-        return float(shape[-1] ** -0.5)
-    component, _, own = name.partition(".")
-    if name.endswith("time.six.weight") or (component.startswith(TEXT_ENCODER) and own.startswith(("tokens", "positions"))):
-        return 0.02
-    transposed = name.endswith(("upsample.weight", "unpatch.weight"))  # (in, out, k, k), the kernel does not overlap
-    return float((shape[0] if transposed else math.prod(shape[1:])) ** -0.5)
+    return torch.from_numpy(values).mul_(how.deviation).add_(how.mean)
 
 
 def _untrained(config: ModelConfig) -> tuple[ModelConfig, str | None]:
@@ -93,9 +83,12 @@ def write_initial(
     shapes = expected_shapes(config)
     infos = {n: TensorInfo(s, code, math.prod(s) * DTYPE_BYTES[code]) for n, s in shapes.items()}
 
+    components = components_of(config)
+
     def make(name: str) -> Tensor:
         note(infos[name].nbytes)
-        return initial_tensor(name, shapes[name], seed).to(kind)
+        component, _, own = name.partition(".")
+        return initial_tensor(components[component], own, shapes[name], seed).to(kind)
 
     others = [] if tokenizer is None else [tokenizer] * len(config.other_text_encoders)
     return stream_sharded(

@@ -9,6 +9,7 @@ A component takes part in a picture in one of three ways, and each has its ports
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
@@ -82,6 +83,24 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
+class Initial:
+    """Normal distribution of a tensor's initial values."""
+
+    deviation: float
+    mean: float = 0.0
+
+
+def initial(name: str, shape: Shape) -> Initial:
+    """Standard deviation fan_in^-1/2 for a matrix or convolution of `shape` (out, in, ...)."""
+    return Initial(math.prod(shape[1:]) ** -0.5)
+
+
+def initial_overlap_free(shape: Shape) -> Initial:
+    """The same for a transposed convolution of `shape` (in, out, k, k) whose kernel does not overlap."""
+    return Initial(shape[0] ** -0.5)
+
+
+@dataclass(frozen=True)
 class TextInput:
     """What a text encoder reads, and which of the student's text streams it feeds."""
 
@@ -115,6 +134,7 @@ class ComponentSpec:
     stored: Callable[[str, str], StoredTensor] = lambda name, width: StoredTensor(name)
     shapes: Callable[[], dict[str, Shape]] | None = None  # of all that is stored, where that is more than one network's
     text: TextInput | None = None  # of a text encoder
+    initial: Callable[[str, Shape], Initial] = initial  # of weights, by their own name; biases are zero and norms one
     holds: Callable[[Collection[str], str], bool] = lambda tensors, width: True  # whether a checkpoint has a width
     latent_mean: tuple[float, ...] = ()  # per channel, that a decoder undoes; () means zeros
     latent_std: tuple[float, ...] = ()  # per channel; () means ones

@@ -8,7 +8,19 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from snapgen_deploy.families.component import LATENT, PICTURE, ComponentSpec, Drawing, Port, Ports, Spelling
+from snapgen_deploy.families.component import (
+    LATENT,
+    PICTURE,
+    ComponentSpec,
+    Drawing,
+    Initial,
+    Port,
+    Ports,
+    Shape,
+    Spelling,
+    initial,
+    initial_overlap_free,
+)
 from snapgen_deploy.families.names import DECODER
 from snapgen_deploy.models.config import DecoderConfig, ModelConfig
 from snapgen_deploy.models.decoder import TinyDecoder
@@ -34,6 +46,7 @@ def _spec(config: DecoderConfig) -> ComponentSpec:
         folder="vae_decoder",
         hyperparameters=lambda width: {**asdict(config), "scaling_factor": 1.0, "shift_factor": 0.0},
         activations=partial(_activations, config),
+        initial=_initial,
         latent_mean=config.latent_mean,
         latent_std=config.latent_std,
         has_constants=True,  # the latent's mean and deviation
@@ -55,6 +68,10 @@ def _rewrite(network: nn.Module, latent: tuple[int, int], how: Spelling) -> nn.M
     assert isinstance(network, TinyDecoder)
     scales = {} if _is_skeleton(network) else norm_scales(network)
     return rewrite_decoder(network, latent, layout=how.layout, upsample=how.upsample, scales=scales)
+
+
+def _initial(name: str, shape: Shape) -> Initial:
+    return initial_overlap_free(shape) if name.endswith("upsample.weight") else initial(name, shape)
 
 
 def _is_skeleton(network: nn.Module) -> bool:

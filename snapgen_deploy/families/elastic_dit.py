@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -17,11 +18,14 @@ from snapgen_deploy.families.component import (
     Components,
     ComponentSpec,
     Drawing,
+    Initial,
     Port,
     Ports,
     Shape,
     Spelling,
     StoredTensor,
+    initial,
+    initial_overlap_free,
 )
 from snapgen_deploy.families.decoder import LATENT_DOC, decoder
 from snapgen_deploy.families.names import STUDENT
@@ -114,6 +118,7 @@ def _student(config: DiTConfig) -> ComponentSpec:
         activations=partial(_activations, config),
         stored=lambda name, width: StoredTensor(elastic_name(name, width), whole=is_per_width(name)),
         shapes=partial(_shapes, config),
+        initial=_initial,
         holds=_holds,
         elastic=True,
         has_forms=True,
@@ -149,6 +154,20 @@ def _rewrite(network: nn.Module, latent: tuple[int, int], how: Spelling) -> nn.M
 def _shapes(config: DiTConfig) -> dict[str, Shape]:
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in ElasticDiT(config).elastic_state().items()}
+
+
+def _initial(name: str, shape: Shape) -> Initial:
+    """As PixArt-alpha (arXiv 2310.00426): tables D^-1/2, the modulation's last layer 0.02, so that gates are small but open.
+
+    The 2x2 compression averages.
+    """
+    if "compress.weight" in name:
+        return Initial(0.0, mean=1.0 / math.prod(shape[1:]))
+    if name.endswith("table"):
+        return Initial(shape[-1] ** -0.5)
+    if name.endswith("time.six.weight"):
+        return Initial(0.02)
+    return initial_overlap_free(shape) if name.endswith(("upsample.weight", "unpatch.weight")) else initial(name, shape)
 
 
 def _holds(tensors: Collection[str], width: str) -> bool:

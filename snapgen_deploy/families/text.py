@@ -8,7 +8,19 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from snapgen_deploy.families.component import MASK, TOKENS, ComponentSpec, Drawing, Port, Ports, Spelling, TextInput
+from snapgen_deploy.families.component import (
+    MASK,
+    TOKENS,
+    ComponentSpec,
+    Drawing,
+    Initial,
+    Port,
+    Ports,
+    Shape,
+    Spelling,
+    TextInput,
+    initial,
+)
 from snapgen_deploy.families.names import TEXT_ENCODER, TOKENIZER, numbered, tokenizer_file
 from snapgen_deploy.models.config import ModelConfig, TextEncoderConfig
 from snapgen_deploy.models.text_encoder import TextEncoder
@@ -38,6 +50,7 @@ def _spec(config: TextEncoderConfig, index: int) -> ComponentSpec:
         folder=name,
         hyperparameters=lambda width: _hyperparameters(config),
         text=text,
+        initial=_initial,
         sized=False,
         in_delegate=False,  # the lookup of the embeddings may stay outside
     )
@@ -58,6 +71,11 @@ def _apply(network: nn.Module, x: Mapping[str, Tensor]) -> Tensor:
 def _rewrite(network: nn.Module, latent: tuple[int, int], how: Spelling) -> nn.Module:
     assert isinstance(network, TextEncoder)
     return rewrite_text_encoder(network, layout=how.layout, ops=how.ops, form=how.text_form)
+
+
+def _initial(name: str, shape: Shape) -> Initial:
+    """Tables of tokens and positions as CLIP's."""
+    return Initial(0.02) if name.startswith(("tokens", "positions")) else initial(name, shape)
 
 
 def _hyperparameters(config: TextEncoderConfig) -> dict[str, object]:

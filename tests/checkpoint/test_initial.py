@@ -13,6 +13,7 @@ from snapgen_deploy.checkpoint.directory import new_directory
 from snapgen_deploy.checkpoint.initial import initial_bytes, initial_tensor, write_initial
 from snapgen_deploy.checkpoint.networks import load_decoder, load_student, load_text_encoder
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import PRESETS, TextEncoderConfig, TextStream
 from snapgen_deploy.system.child import run_in_child
 from tests.checkpoint.cases import tiny_config
@@ -56,7 +57,7 @@ def test_one_seed_gives_one_set_of_bytes_whatever_the_shards(tmp_path):
 
 
 def test_the_values_do_not_change_from_one_version_to_the_next():
-    values = initial_tensor("student.patch.weight", (2, 3), 0)
+    values = initial_tensor(components_of(config()).denoiser, "patch.weight", (2, 3), 0)
     torch.testing.assert_close(values, torch.tensor([[0.3046, -0.3001, -0.4834], [0.0476, 0.8021, 0.2607]]), atol=1e-4, rtol=0)
 
 
@@ -67,9 +68,9 @@ def test_one_tensor_is_held_at_a_time(tmp_path, monkeypatch):
         nonlocal alive
         alive -= size
 
-    def counted(name, shape, seed):
+    def counted(*arguments):
         nonlocal alive, peak
-        tensor = initial_tensor(name, shape, seed)
+        tensor = initial_tensor(*arguments)
         alive += tensor.nbytes
         peak = max(peak, alive)
         weakref.finalize(tensor, released, tensor.nbytes)
