@@ -46,4 +46,4 @@ def test_the_scorer(tmp_path, monkeypatch, bright):
     (tmp_path / "scorer_of_the_formats.py").write_text(example("python"), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     picture = np.full((4, 4, 3), 200 * bright, np.uint8)
-    assert points_of("scorer_of_the_formats:points", [Sample("a", 0)], [picture]) == [[float(bright), 1.0]]
+    assert points_of("scorer_of_the_formats.py:points", [Sample("a", 0)], [picture]) == [[float(bright), 1.0]]

@@ -3,18 +3,22 @@
 The reference draws every sample once (`draw_reference`, kept on the disk); each target's files then draw the same prompts from
 the same noise (`measure_fidelity`). What is compared is a final picture's PSNR and SSIM, the latent after every step, and,
 where there is a scorer, its points. A scorer is a function of prompts and pictures (H, W, 3) of unsigned bytes that returns
-per picture (points, points possible), named `module:function`; the detector of the embedded checkpoint is one. It is no part
-of the installed package, so it is found in the source tree that the package runs from, or named with `--scorer`.
+per picture (points, points possible), named `file.py:function` or `module:function`; the detector of the embedded checkpoint
+is one. It is no part of the installed package, so it is found in the source tree that the package runs from, or named with
+`--scorer`. The working directory is never searched: what lies there by chance must not decide a gate.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -50,7 +54,7 @@ class Fidelity:
     """What the gate is to draw, and for whom."""
 
     samples: tuple[Sample, ...]
-    scorer: str | None  # `module:function`
+    scorer: str | None  # `file.py:function` or `module:function`
     unscored: str = NO_SCORER  # why there is no scorer, where there is none
     every: bool = False  # also targets at their own default precision, which differs from the reference by rounding only
 
@@ -188,21 +192,47 @@ def scorer_of(
 
 
 def load_scorer(name: str) -> Scorer:
-    """The function `module:function`, also from the working directory and the source tree; BadInput where there is none."""
-    module, colon, function = name.partition(":")
-    added = [p for p in (str(Path.cwd()), str(_source_tree())) if p not in sys.path]
-    sys.path.extend(added)
+    """The function of `file.py:function` or of an installed `module:function`; BadInput where there is none."""
+    module, colon, function = name.rpartition(":")
     try:
-        found = getattr(importlib.import_module(module), function) if colon else None
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadInput(f"--scorer {name}: cannot be imported ({error}); expected MODULE:FUNCTION") from None
-    finally:
-        for path in added:
-            sys.path.remove(path)
+        found = getattr(_module(module, name), function) if colon else None
+    except BadInput:
+        raise
+    except Exception as error:  # whatever a user's module raises
+        raise BadInput(f"--scorer {name}: cannot be imported ({first_line(error)}); {_EXPECTED}") from None
     if not callable(found):
-        raise BadInput(f"--scorer {name}: expected MODULE:FUNCTION, a function of prompts and pictures")
+        raise BadInput(f"--scorer {name}: {_EXPECTED}, a function of prompts and pictures")
     scorer: Scorer = found
     return scorer
+
+
+_EXPECTED = "expected FILE.py:FUNCTION, or MODULE:FUNCTION of an installed module"
+
+
+def _module(module: str, name: str) -> ModuleType:
+    if name == DETECTOR:
+        with _tree_first():
+            return importlib.import_module(module)
+    if not module.endswith(".py"):
+        return importlib.import_module(module)
+    path = Path(module).resolve()
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise BadInput(f"--scorer {name}: there is no file {module}; {_EXPECTED}")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+@contextmanager
+def _tree_first() -> Iterator[None]:
+    """Imports look into the source tree before anything else: packages of the name `examples` are common."""
+    tree, before = str(_source_tree()), sys.path
+    sys.path = [tree, *before]
+    try:
+        yield
+    finally:
+        sys.path = before
 
 
 def points_of(scorer: str, samples: Sequence[Sample], pictures: Sequence[np.ndarray]) -> list[list[float]]:

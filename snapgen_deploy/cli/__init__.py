@@ -15,6 +15,7 @@ import typer
 from snapgen_deploy import __version__
 from snapgen_deploy.cli.console import drop_output, report_error
 from snapgen_deploy.errors import EXIT_CODES, BadInput
+from snapgen_deploy.system.child import exclude_working_directory
 
 
 class _Group(typer.core.TyperGroup):
@@ -103,6 +104,8 @@ def main() -> None:
             if signal.getsignal(number) is not signal.SIG_IGN:  # of `nohup`
                 signal.signal(number, _ended)
     _fix_streams()
+    exclude_working_directory()
+    sys.path[:] = [place for place in sys.path if place]  # "" of `python -c` is the working directory
     app()
 
 

@@ -102,7 +102,7 @@ def export(
     scorer: Annotated[
         str | None,
         typer.Option(
-            help="MODULE:FUNCTION that scores prompts and pictures in the fidelity gate.",
+            help="FILE.py:FUNCTION, or MODULE:FUNCTION of an installed module, that scores pictures in the fidelity gate.",
             metavar="NAME",
             rich_help_panel=SAME_PICTURE,
         ),

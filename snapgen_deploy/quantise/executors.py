@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from snapgen_deploy.errors import BadInput, SnapgenError
-from snapgen_deploy.system.child import exit_with_parent, record_peak_of_children
+from snapgen_deploy.system.child import exclude_working_directory, exit_with_parent, record_peak_of_children
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -86,6 +86,7 @@ class Processes:
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """As `Executor.map`; WorkerLost where a process dies."""
+        exclude_working_directory()
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.count, context, initializer=exit_with_parent) as pool:
             try:

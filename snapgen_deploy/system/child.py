@@ -37,6 +37,14 @@ class ChildDied(SnapgenError):
     exit_code = 1
 
 
+def exclude_working_directory() -> None:
+    """Have Python processes that this one starts look for no module in the working directory, as `python -c` does.
+
+    multiprocessing starts its own that way: a `pickle.py` beside the user's files would run in every child.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
 def start_method() -> str:
     """multiprocessing's start method for a child: `forkserver` on Linux; Apple's frameworks do not survive a fork."""
     return "forkserver" if sys.platform == "linux" else "spawn"
@@ -49,6 +57,7 @@ def preload(modules: Sequence[str]) -> None:
     nothing where children are not forked.
     """
     if start_method() == "forkserver":
+        exclude_working_directory()
         multiprocessing.set_forkserver_preload(list(modules))
         with contextlib.suppress(OSError):  # `_context` falls back to spawn
             forkserver.ensure_running()
@@ -79,6 +88,7 @@ def run_in_child(
     Raises:
         ChildDied: if the process ends without a result; the message says whether too little memory is the likely cause.
     """
+    exclude_working_directory()
     context = _context(method)
     receiver, sender = context.Pipe(duplex=False)
     arguments = (sender, dict(os.environ), function, args, on_progress is not None)

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from snapgen_deploy.system.child import ChildDied, cause, exit_with_parent, record_peak_of_children
+from snapgen_deploy.system.child import ChildDied, cause, exclude_working_directory, exit_with_parent, record_peak_of_children
 
 START_SECONDS = 120.0  # beyond those of the first call: a process starts and imports
 IDLE_SECONDS = 120.0  # without any processor time: what waits that long waits for ever
@@ -36,6 +36,7 @@ class Companion:
         self.what, self._chatter = what, chatter
         folder = tempfile.TemporaryDirectory(prefix="companion-", ignore_cleanup_errors=True)
         self._log = Path(folder.name) / _LOG
+        exclude_working_directory()
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
         process = context.Process(target=_serve, args=(there, folder.name), name=what, daemon=True)

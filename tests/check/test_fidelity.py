@@ -81,14 +81,14 @@ def test_points_are_kept_as_they_are_and_anything_else_is_one_line(tmp_path, mon
     )
     monkeypatch.chdir(tmp_path)
     samples, pictures = [Sample("a", 0), Sample("b", 1)], [np.zeros((2, 2, 3), np.uint8)] * 2
-    points = points_of("scorers_of_this_test:share", samples, pictures)
+    points = points_of("scorers_of_this_test.py:share", samples, pictures)
     assert points == [[0.31, 1.0]] * 2
     lost = compare_points(["a", "b"], [[0.05, 1.0]] * 2, points)
     assert (lost.share, lost.reference) == (0.05, 0.31)
     assert lost.difference[1] < -0.2
     for name in ("few", "broken", "below", "plain", "raising"):
         with pytest.raises(BadInput, match="--scorer"):
-            points_of(f"scorers_of_this_test:{name}", samples, pictures)
+            points_of(f"scorers_of_this_test.py:{name}", samples, pictures)
 
 
 @pytest.mark.parametrize("unit", [1.0, 0.01, 1e-6])
@@ -144,11 +144,29 @@ def test_scorers_by_name(tmp_path, monkeypatch):
     (tmp_path / "mine_of_this_test.py").write_text("def points(prompts, pictures):\n    return [(1, 1)] * len(prompts)\n")
     monkeypatch.chdir(tmp_path)
     before = list(sys.path)
-    assert load_scorer("mine_of_this_test:points")(["a"], []) == [(1, 1)]
+    assert load_scorer("mine_of_this_test.py:points")(["a"], []) == [(1, 1)]
     assert sys.path == before
-    for wrong in ("mine_of_this_test", "mine_of_this_test:absent", "absent_module:points"):
+    absent = ("mine_of_this_test.py:absent", "absent_module:points", "mine_of_this_test:points", "absent.py:points")
+    for wrong in ("mine_of_this_test.py", *absent):
         with pytest.raises(BadInput, match="MODULE:FUNCTION"):
             load_scorer(wrong)
+
+
+def test_the_working_directory_decides_no_gate(tmp_path, monkeypatch):
+    """A package of the detector's name lies there, as in any project with examples of its own."""
+    folder = tmp_path / "examples" / "shapes"
+    folder.mkdir(parents=True)
+    for package in (folder, folder.parent):
+        (package / "__init__.py").touch()
+    (folder / "score.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.chdir(tmp_path)
+    for name in [n for n in sys.modules if n.partition(".")[0] == "examples"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])  # a package that came with something else that is installed
+    prompt = own_samples(open_checkpoint(None), FIDELITY, (), 1, 0)
+    assert scorer_of(open_checkpoint(None), None, prompt, (128, 128)) == (DETECTOR, "")
+    monkeypatch.setattr("snapgen_deploy.check.fidelity._source_tree", lambda: tmp_path / "installed")
+    assert scorer_of(open_checkpoint(None), None, prompt, (128, 128)) == (None, NO_SCORER)
 
 
 def test_the_embedded_checkpoint_is_known_by_its_bytes(tmp_path):

@@ -65,7 +65,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--calibration", "ports.npz"), ("got arrays ['student.latent'], expected", "'decoder.latent'")),
         (("--prompts", "seed.txt"), ("line 1: got the seed 'soon'",)),
         (("--prompts", "."), ("prompts file", "cannot be read")),
-        (("--scorer", "scorer_of_this_test:nothing"), ("--scorer", "MODULE:FUNCTION")),
+        (("--scorer", "scorer_of_this_test.py:nothing"), ("--scorer", "MODULE:FUNCTION")),
     ],
 )
 def test_bad_input_is_refused_in_one_line(checkpoint, inputs, tmp_path, arguments, parts, monkeypatch):
@@ -83,7 +83,7 @@ def test_a_calibrated_precision_end_to_end(checkpoint, inputs, tmp_path, here):
     done = invoke(
         "export", "--device", profile(inputs, "int8-static", LOOSE), "--checkpoint", checkpoint, "-o", tmp_path / "out",
         "--width", "tiny", "--threads", 1, "--prompts", "prompts.txt", "--calibration", "prompts.txt", "--json",
-        "--fidelity-samples", 3, "--scorer", "scorer_of_this_test:points",
+        "--fidelity-samples", 3, "--scorer", "scorer_of_this_test.py:points",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     opened = open_bundle(tmp_path / "out" / "tiny-test-mine")

@@ -50,6 +50,17 @@ def test_calls_share_one_process_that_keeps_what_it_was_given():
         os.kill(there, 0)
 
 
+def test_nothing_of_the_working_directory_runs_in_a_process_beside_ours(tmp_path, monkeypatch):
+    for name in ("multiprocessing", "pickle", "tempfile"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    companion = Companion("keeper")
+    assert companion.call(keep, "x", 7, seconds=60) != os.getpid()
+    companion.close()
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_crash_is_one_line_and_ends_the_companion():
     companion = Companion("vendor's compiler")
     with pytest.raises(ChildDied, match=r"^vendor's compiler: the process was ended by SIGSEGV$"):
