@@ -1,4 +1,4 @@
-"""A checkpoint directory that appears whole or not at all."""
+"""Writes a checkpoint directory atomically."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from snapgen_deploy.system.files import is_old
 
 @contextmanager
 def new_directory(final: Path, needed: int, *, overwrite: bool) -> Iterator[Path]:
-    """A folder to write in, which becomes `final` when the block ends without an error and vanishes otherwise.
+    """A folder to write in, which becomes `final` if the block ends without an error and is removed otherwise.
 
-    Raises BadInput where `final` exists (with `overwrite`: where it holds something else than a checkpoint), where its
-    parent cannot be written, and where the disk has fewer than `needed` bytes free. What is overwritten goes last.
+    With `overwrite` the old directory is removed last.
+
+    Raises:
+        BadInput: if `final` exists (with `overwrite`: if it is not a checkpoint's directory), its parent cannot be written
+            to, or the disk has fewer than `needed` bytes free.
     """
     final = final.absolute()
     _check_place(final, overwrite)
@@ -51,7 +54,7 @@ def new_directory(final: Path, needed: int, *, overwrite: bool) -> Iterator[Path
 
 
 def _remove_abandoned(parent: Path, prefix: str) -> None:
-    """What a run left that was killed, when nothing in it has changed for a day."""
+    """Remove the leftovers of a killed run if nothing in them has changed for a day."""
     for left in parent.glob(f"{prefix}*"):
         if all(map(is_old, (left, *left.rglob("*")))):
             shutil.rmtree(left, ignore_errors=True)

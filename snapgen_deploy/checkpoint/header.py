@@ -1,4 +1,4 @@
-"""Strict reading of a safetensors header: nothing in the file is believed before it is checked.
+"""Strict reading of a safetensors header: nothing in the file is trusted before it is checked.
 
 Layout (the safetensors format specification): 8 bytes little-endian length N, N bytes of JSON, then the data. The JSON maps
 each name to dtype, shape and data_offsets, and `__metadata__` to strings. Tensors fill the data without holes or overlaps.
@@ -47,13 +47,17 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header of `path`; raises one BadInput that names everything wrong with it."""
+    """Read and check the header of `path`.
+
+    Raises:
+        BadInput: if the file cannot be read, is not a safetensors file, or its header is wrong; one message for all problems.
+    """
     try:
         with path.open("rb") as file:
-            size = path.stat().st_size
+            total = path.stat().st_size
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
-            _check_length(path, prefix, size, length)
+            _check_length(path, prefix, total, length)
             text = file.read(length)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); give a readable checkpoint") from None
@@ -74,26 +78,26 @@ def read_header(path: Path) -> Header:
         spans.append((begin, end, name))
         tensors[name] = TensorInfo(tuple(entry["shape"]), entry["dtype"], end - begin)
     if not problems:  # spans mean something only once every entry is sound
-        problems = _span_problems(sorted(spans), size - start)
+        problems = _span_problems(sorted(spans), total - start)
     refuse(f"{path}: the safetensors header is wrong", problems, "; fetch or write the file again")
     return Header(tensors, metadata, start)
 
 
-def _check_length(path: Path, prefix: bytes, size: int, length: int) -> None:
+def _check_length(path: Path, prefix: bytes, total: int, length: int) -> None:
     if len(prefix) < 8:
-        raise BadInput(f"{path}: truncated: got {size} bytes, a safetensors file has at least 10")
-    # Only where the length cannot be: 80 02 also begins a sound file whose header is 640 bytes long.
-    impossible = length > min(LARGEST_HEADER, size - 8)
+        raise BadInput(f"{path}: truncated: got {total} bytes, a safetensors file has at least 10")
+    # Only if the length is impossible: a valid file with a header of 640 bytes also begins with 80 02.
+    impossible = length > min(LARGEST_HEADER, total - 8)
     if impossible and prefix.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         raise BadInput(f"{path}: a PyTorch or pickle file, not safetensors; name it .pt or save it as safetensors")
     if length < 2 or length > LARGEST_HEADER:
         raise BadInput(
             f"{path}: not a safetensors file: its first 8 bytes give a header of {length} bytes, expected 2 to {LARGEST_HEADER}"
         )
-    if length > size - 8:
+    if length > total - 8:
         raise BadInput(
             f"{path}: truncated, or not a safetensors file: its first 8 bytes give a header of {length} bytes, "
-            f"the file has {size - 8} after them"
+            f"the file has {total - 8} after them"
         )
 
 
@@ -119,7 +123,7 @@ def _is_count(value: object) -> bool:
 
 
 def _entry_problem(entry: object) -> str | None:
-    """Why one tensor's entry cannot be, or None."""
+    """Why one tensor's entry is invalid, or None."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         return "must have exactly dtype, shape and data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -143,7 +147,7 @@ def _span_problems(spans: list[tuple[int, int, str]], available: int) -> list[st
         found.append(f"truncated: the tensors take {shown(last)} bytes, the file has {available} after its header")
     elif last < available:
         found.append(f"{available - last} bytes after the last tensor belong to none")
-    for begin, end, name in spans:  # each against its neighbour only, so that one bad span does not accuse all that follow
+    for begin, end, name in spans:  # each against its neighbour only, so that one bad span is not reported for all that follow
         place = f"{shown(name)} begins at byte {shown(begin)}"
         if begin < position:
             found.append(f"{place} and overlaps the tensor before it, which ends at {shown(position)}")

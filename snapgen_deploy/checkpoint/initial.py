@@ -1,7 +1,7 @@
-"""Untrained checkpoints: seeded initial weights of any configuration, written without ever being in memory together.
+"""Untrained checkpoints: seeded initial weights for any configuration, written one tensor at a time.
 
-Each tensor has a random stream of its own, named by the seed and the tensor: the same seed gives the same values in whatever
-order and shards they are written.
+Each tensor has a random stream of its own, derived from the seed and the tensor's name: the same seed gives the same values
+whatever the order and shards in which they are written.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ WEIGHT_DTYPES = {"fp32": ("F32", torch.float32), "fp16": ("F16", torch.float16),
 
 
 def initial_tensor(spec: ComponentSpec, name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Initial values, fp32, of the component's tensor `name`, such that activations stay of order one at any depth.
+    """Initial fp32 values of the component's tensor `name`, such that activations stay of order one at any depth.
 
-    Biases are zero and norms one; all other weights are normal with what the component says (`ComponentSpec.initial`). No
-    output layer is zero: every path takes part in what an export is checked against.
+    Biases are zero and norms one; all other weights are normal, as `ComponentSpec.initial` says. No output layer is zero, so
+    that every path contributes to the result that an export is checked against.
     """
     plain = name.partition("@")[0]
     if plain.endswith("bias"):
@@ -49,10 +49,10 @@ def initial_tensor(spec: ComponentSpec, name: str, shape: tuple[int, ...], seed:
 
 
 def _untrained(config: ModelConfig) -> tuple[ModelConfig, str | None]:
-    """The configuration marked as untrained, and a tokenizer for its text encoders (None where it has none).
+    """The configuration marked as untrained, and a tokenizer for its text encoders (None if it has none).
 
-    The tokenizer is the embedded checkpoint's, whose few words fit any vocabulary, and its prompts are used where the
-    configuration has none of its own.
+    The tokenizer is the embedded checkpoint's, whose few words fit any vocabulary. Its prompts are used if the configuration
+    has none of its own.
     """
     config = replace(config, trained=False)
     if not config.text_encoders:
@@ -72,11 +72,14 @@ def write_initial(
     seed: int = 0,
     max_shard_bytes: int = 10**9,
     dtype: str = "fp32",
-    note: Callable[[int], None] = lambda count: None,
+    on_tensor: Callable[[int], None] = lambda count: None,
 ) -> list[Path]:
-    """Write an untrained checkpoint into `directory` and return its shards; `note` hears the bytes of each tensor made.
+    """Write an untrained checkpoint into `directory` and return its shards; `on_tensor` gets the bytes of each tensor made.
 
-    Peak memory is one tensor in fp32 and once more in `dtype`. Raises BadInput where the place cannot be written or is full.
+    Peak memory is one tensor in fp32 and its copy in `dtype`.
+
+    Raises:
+        BadInput: if `directory` cannot be written to, or its disk is full.
     """
     code, kind = WEIGHT_DTYPES[dtype]
     config, tokenizer = _untrained(config)
@@ -86,7 +89,7 @@ def write_initial(
     components = components_of(config)
 
     def make(name: str) -> Tensor:
-        note(infos[name].nbytes)
+        on_tensor(infos[name].nbytes)
         component, _, own = name.partition(".")
         return initial_tensor(components[component], own, shapes[name], seed).to(kind)
 

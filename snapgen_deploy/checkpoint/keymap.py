@@ -12,8 +12,8 @@ A key map is a JSON or TOML file. At the top level, foreign name -> our name, fo
     'net\.stage0\.(\d+)\.(.*)' = 'student.down.\1.\2'
 
 For each name the first that applies is used, in this order: drop, one tensor, the longest prefix, the regular expressions
-in the order of the file. A name to which nothing applies keeps its name. A rule that applies to nothing is an error, and
-so are two names that come to the same.
+in the order of the file. A name to which no rule applies stays as it is. A rule that applies to no tensor is an error, and so
+are two names that become the same.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ class KeyMap:
     drops: tuple[re.Pattern[str], ...]
 
     def apply(self, foreign: Iterable[str]) -> dict[str, str]:
-        """Our name -> foreign name. Raises one BadInput with every collision and every rule that applied to nothing."""
+        """Our name -> foreign name.
+
+        Raises:
+            BadInput: if two names become the same, or a rule applies to no tensor; one message for all problems.
+        """
         unused = {f"drop {p.pattern!r}" for p in self.drops} | {f"regex {p.pattern!r}" for p, _ in self.patterns}
         unused |= {f"name {n!r}" for n in self.names} | {f"prefix {p!r}" for p in self.prefixes}
         ours: dict[str, str] = {}
@@ -75,7 +79,11 @@ class KeyMap:
 
 
 def load_key_map(path: Path) -> KeyMap:
-    """Read a key map; `.toml` is TOML, everything else JSON. Raises one BadInput that lists what is wrong."""
+    """Read a key map; `.toml` is TOML, everything else JSON.
+
+    Raises:
+        BadInput: if the file cannot be read or is not a key map; one message for all problems.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
         data = parse_toml(text) if path.suffix.lower() == ".toml" else parse_json(text)

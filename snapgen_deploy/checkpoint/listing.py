@@ -8,6 +8,10 @@ MOST_LISTED = 20
 
 
 def listed(problems: Sequence[str]) -> str:
-    """The problems joined by semicolons; beyond `MOST_LISTED`, how many more there are."""
+    """The first `MOST_LISTED` problems joined by semicolons, and how many more there are.
+
+    >>> listed(["a", "b"])
+    'a; b'
+    """
     more = len(problems) - MOST_LISTED
     return "; ".join(problems[:MOST_LISTED]) + (f"; and {more} more" if more > 0 else "")

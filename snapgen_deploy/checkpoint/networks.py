@@ -1,4 +1,4 @@
-"""From an elastic checkpoint to the network at one width; only the bytes of that width are read."""
+"""Loads the network at one width from an elastic checkpoint; only the bytes of that width are read."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def widths_of(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def load_component(checkpoint: Checkpoint, name: str, width: str = "") -> nn.Module:
-    """A component's reference network: fp32, eval, without gradients; at `width` where it depends on one.
+    """A component's reference network in fp32 and eval mode, without gradients; at `width` if it depends on one.
 
-    Of a tensor that widths share the leading part is read, of those that exist once per width only this width's. Peak memory
-    is the network in fp32 and one tensor.
+    Of a tensor that widths share only the leading part is read. Peak memory is the network in fp32 and one tensor.
 
     Raises:
-        BadInput: there is no such component or width, or tensors are bad: one message for all of them.
+        BadInput: if there is no such component or width, or tensors are missing, of another shape or not finite; one message
+            for all problems.
     """
     spec = next((s for s in components_of(checkpoint.config) if s.name == name), None)
     if spec is None:
@@ -42,21 +42,21 @@ def load_component(checkpoint: Checkpoint, name: str, width: str = "") -> nn.Mod
 
 
 def load_student(checkpoint: Checkpoint, width: str) -> Student:
-    """As `load_component`, the component that denoises."""
+    """As `load_component`, for the component that denoises."""
     student = load_component(checkpoint, components_of(checkpoint.config).denoiser.name, width)
     assert isinstance(student, Student)
     return student
 
 
 def load_decoder(checkpoint: Checkpoint) -> TinyDecoder:
-    """As `load_component`, the decoder."""
+    """As `load_component`, for the decoder."""
     network = load_component(checkpoint, DECODER)
     assert isinstance(network, TinyDecoder)
     return network
 
 
 def load_text_encoder(checkpoint: Checkpoint) -> TextEncoder:
-    """As `load_component`, the first text encoder."""
+    """As `load_component`, for the first text encoder."""
     network = load_component(checkpoint, TEXT_ENCODER)
     assert isinstance(network, TextEncoder)
     return network

@@ -1,4 +1,4 @@
-"""Finding and opening a checkpoint: which files, which configuration, which names. Reads headers, no tensors."""
+"""Opens a checkpoint: finds its files, configuration and tensor names. Reads headers, no tensors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint. `tensors` has our names, whatever the file calls them; nothing is read until `read`."""
+    """An opened checkpoint. `tensors` has our names, whatever the file calls them; no tensor is read before `read`."""
 
     path: Path
     config: ModelConfig
@@ -43,9 +43,12 @@ class Checkpoint:
     _foreign: Mapping[str, str] = field(repr=False)  # our name -> the file's
 
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
-        """The leading part of size `shape` (all of it when None), in the stored dtype, contiguous, in memory of its own.
+        """The leading part of this shape (None: all of it), in the stored dtype, contiguous, in memory of its own.
 
-        Only the bytes of that part are read from the disk. Raises BadInput where there is no such tensor or part.
+        Only the bytes of that part are read from the disk.
+
+        Raises:
+            BadInput: if there is no such tensor, or it is smaller than `shape`.
         """
         info = self.tensors.get(name)
         if info is None:
@@ -54,22 +57,22 @@ class Checkpoint:
         if len(wanted) != len(info.shape) or any(w > n for w, n in zip(wanted, info.shape, strict=True)):
             raise BadInput(f"{self.path}: {name!r} has shape {list(info.shape)}, expected at least {list(wanted)}")
         view = self._source.read(self._foreign[name], wanted)
-        # A copy, since the view keeps the file mapped and would turn into garbage when somebody writes to the file.
+        # A copy, since the view keeps the file mapped and would change when somebody writes to the file.
         return torch.empty(view.shape, dtype=view.dtype).copy_(view)
 
     @property
     def reads_prompts(self) -> bool:
-        """Whether it has a text encoder, and each that it has a tokenizer to feed it."""
+        """Whether it has text encoders, and a tokenizer for each."""
         encoders = components_of(self.config).encoders
         return bool(encoders) and all(spec.name in self.tokenizers for spec in encoders)
 
     @property
     def tokenizer(self) -> str | None:
-        """Of the first text encoder."""
+        """The tokenizer of the first text encoder."""
         return self.tokenizers.get(TEXT_ENCODER)
 
     def sha256(self) -> str:
-        """Hash of the file; where there are several, of their `sha256  name` lines in order."""
+        """Hash of the file; if there are several, of their `sha256  name` lines in order."""
         return self._sha256
 
     @cached_property
@@ -90,7 +93,7 @@ def embedded_path() -> Path:
 
 @dataclass(frozen=True)
 class CheckpointPlace:
-    """Where a checkpoint is read from. It is handed to processes, which open it themselves."""
+    """Where a checkpoint is read from. It is passed to child processes, which open the checkpoint themselves."""
 
     path: Path | None  # None: the embedded one
     key_map: Path | None = None
@@ -104,7 +107,10 @@ def open_checkpoint(path: Path | None, key_map: Path | None = None) -> Checkpoin
     """Open a `.safetensors` file, a directory or index of shards, or a `.pt`/`.pth`; None opens the embedded checkpoint.
 
     The configuration, tokenizer and licence stand in the header's metadata, or in a `config.json` beside the file under
-    the same keys, each in one of both or the same in both. Raises BadInput with one line on whatever is wrong.
+    the same keys; a key may be in both if its values agree.
+
+    Raises:
+        BadInput: if a file is missing or damaged, or the configuration, tokenizer or key map is invalid.
     """
     path = embedded_path() if path is None else Path(path)
     source, index = _locate(path)
@@ -130,9 +136,10 @@ def open_checkpoint(path: Path | None, key_map: Path | None = None) -> Checkpoin
 
 
 def _tokenizers(about: Mapping[str, Any], config: ModelConfig, where: Path) -> dict[str, str]:
-    """By text encoder; also one without an encoder, which a checkpoint may carry.
+    """Tokenizers by text encoder; includes one without an encoder, which a checkpoint may carry.
 
-    BadInput where one is no tokenizer, or gives numbers that its text encoder has no embedding for.
+    Raises:
+        BadInput: if one is not a tokenizer, or has token ids without an embedding in its text encoder.
     """
     first = _text(about.get(TOKENIZER))
     found = {} if first is None else {TEXT_ENCODER: first}
@@ -147,12 +154,12 @@ def _check_tokenizer(text: str, spec: ComponentSpec, where: Path) -> None:
     from snapgen_deploy.models.tokenizer import WordTokenizer
 
     try:
-        size = WordTokenizer(text).size
+        rows = WordTokenizer(text).embedding_rows
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
-    if size > spec.reads.vocab:
+    if rows > spec.reads.vocab:
         raise BadInput(
-            f"{where}: the tokenizer numbers its words up to {size - 1}, the {spec.title} has {spec.reads.vocab} "
+            f"{where}: the tokenizer has token ids up to {rows - 1}, the {spec.title} has {spec.reads.vocab} "
             f"embeddings ({spec.name}.vocab); store the tokenizer that it was trained with"
         )
 
@@ -220,8 +227,8 @@ def _sharded(index: Path) -> tuple[Source, Path | None]:
 def _about(path: Path, source: Source) -> tuple[Mapping[str, Any], Path | None]:
     """Configuration, tokenizer and licence, and the config.json that some of them came from (None: all from the header).
 
-    Where the header has a configuration, a config.json with other keys than ours is somebody else's; and beside a file that
-    was named itself, one with another configuration is another checkpoint's.
+    If the header has a configuration, a config.json with other keys than ours is not ours and ignored; so is one with another
+    configuration if the path names the tensors' file and not its directory.
     """
     held = {key: source.metadata[key] for key in KEYS if key in source.metadata}
     beside = (path if path.is_dir() else path.parent) / "config.json"
@@ -247,7 +254,7 @@ def _about(path: Path, source: Source) -> tuple[Mapping[str, Any], Path | None]:
 
 
 def _differs(key: str, held: Mapping[str, str], data: Mapping[str, Any]) -> bool:
-    """Whether both say something, and not the same; one may have as text what the other has written out."""
+    """Whether both have the key with different values; one may have as JSON text what the other has as an object."""
     return key in held and key in data and _parsed(held[key]) != _parsed(data[key])
 
 

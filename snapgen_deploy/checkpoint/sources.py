@@ -1,4 +1,4 @@
-"""Where tensors come from: safetensors files (one or many shards) or a PyTorch state dict without code."""
+"""Sources of tensors: safetensors files (one or many shards), or a PyTorch state dict without code."""
 
 from __future__ import annotations
 

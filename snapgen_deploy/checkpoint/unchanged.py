@@ -10,7 +10,11 @@ from snapgen_deploy.system.files import stamps
 
 
 def refuse_changed(checkpoint: Checkpoint, before: Sequence[tuple[int, int, int]]) -> None:
-    """BadInput where the checkpoint's files are no longer what `stamps` found `before`: hashes of it would name other bytes."""
+    """Check that the checkpoint's files still have the `stamps` from `before`; otherwise its hash would name other bytes.
+
+    Raises:
+        BadInput: if a file was changed or removed.
+    """
     try:
         same = stamps(checkpoint.files) == list(before)
     except OSError:  # removed, or its disk is gone

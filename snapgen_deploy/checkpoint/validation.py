@@ -1,4 +1,4 @@
-"""Whether a checkpoint holds exactly the tensors that its configuration calls for, with finite values."""
+"""Checks that a checkpoint holds exactly the tensors of its configuration, with finite values."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def structural_problems(checkpoint: Checkpoint) -> list[str]:
     return found
 
 
-def value_problems(checkpoint: Checkpoint, note: Callable[[str], None] = lambda name: None) -> list[str]:
-    """Tensors with values that are not finite, one line each. Reads all, one tensor at a time; `note` hears each name."""
+def value_problems(checkpoint: Checkpoint, on_tensor: Callable[[str], None] = lambda name: None) -> list[str]:
+    """Tensors with values that are not finite, one line each. Reads all, one at a time; `on_tensor` gets each name."""
     found = []
     for name, info in checkpoint.tensors.items():
         if info.dtype in FLOATS:
-            note(name)
+            on_tensor(name)
             found += non_finite(name, checkpoint.read(name))
     return found
 
@@ -59,12 +59,20 @@ def non_finite(name: str, tensor: Tensor) -> list[str]:
 
 
 def validate(checkpoint: Checkpoint, *, values: bool = True) -> None:
-    """Raise one BadInput that lists every problem; without `values` only headers are looked at and no tensor is read."""
+    """Check the whole checkpoint; without `values` only headers, and no tensor is read.
+
+    Raises:
+        BadInput: if there are problems; one message for all of them.
+    """
     raise_problems(checkpoint, structural_problems(checkpoint) + (value_problems(checkpoint) if values else []))
 
 
 def raise_problems(checkpoint: Checkpoint, problems: list[str]) -> None:
-    """One BadInput for a list that is not empty."""
+    """Report problems, if there are any.
+
+    Raises:
+        BadInput: if `problems` is not empty; one message for all of them.
+    """
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise BadInput(f"checkpoint {checkpoint.path}: {count}: {listed(problems)}")

@@ -1,8 +1,8 @@
-"""Writing checkpoints: the same tensors and configuration always give the same bytes.
+"""Writes checkpoints: the same tensors and configuration always give the same bytes.
 
-Tensors are asked for one at a time, when their bytes are due, so that a checkpoint larger than memory can be written.
-safetensors' own writer orders metadata by a hash that changes from run to run, so the few bytes of header are written here;
-the files are plain safetensors, and the tests read them with the library.
+Tensors are requested one at a time, when their bytes are written, so that a checkpoint may be larger than memory.
+safetensors' own writer orders metadata by a hash that changes from run to run, so the header is written here; the files are
+plain safetensors, and the tests read them with the library.
 """
 
 from __future__ import annotations
@@ -61,9 +61,12 @@ def save_checkpoint(
     *,
     other_tokenizers: Sequence[str] = (),
 ) -> None:
-    """Write one safetensors file with the configuration in its header; the file appears whole or not at all.
+    """Write one safetensors file, atomically, with the configuration in its header.
 
     `tokenizer` is the text of a tokenizer.json for the first text encoder, `other_tokenizers` for the others in order.
+
+    Raises:
+        BadInput: if the file cannot be written, or a tensor's dtype has no safetensors code here.
     """
     _write(path, _infos(path, state), state.__getitem__, _metadata(config, tokenizer, license, other_tokenizers))
 
@@ -81,6 +84,9 @@ def save_sharded(
     """Write `directory` as shards of at most `max_shard_bytes` of data (a larger tensor gets a shard of its own) and an index.
 
     Every shard carries the metadata. Returns the shards in order.
+
+    Raises:
+        BadInput: if a file cannot be written, or a tensor's dtype has no safetensors code here.
     """
     infos = _infos(directory, state)
     return stream_sharded(
@@ -106,9 +112,12 @@ def stream_sharded(
     license: str | None = None,
     other_tokenizers: Sequence[str] = (),
 ) -> list[Path]:
-    """As `save_sharded`, with tensors that `read` makes when they are due: one is held at a time.
+    """As `save_sharded`, with tensors that `read` makes on request: one is held at a time.
 
-    What `read` returns must have the shape and dtype that `infos` gives for the name.
+    What `read` returns must have the shape and dtype that `infos` has for the name.
+
+    Raises:
+        BadInput: if a file cannot be written.
     """
     groups: list[list[str]] = [[]]
     filled = 0
@@ -157,7 +166,7 @@ def _write(path: Path, infos: Mapping[str, TensorInfo], read: Callable[[str], Te
 
 
 def _replace(path: Path, parts: Iterable[bytes | Tensor]) -> None:
-    """Write beside `path` and rename, so that nobody ever sees half a file."""
+    """Write beside `path` and rename, so that nobody ever sees a partial file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

@@ -38,7 +38,7 @@ def init(
         new_directory(output_dir, total, overwrite=overwrite) as root,
         byte_progress(f"writing {preset}, {dtype}", total, quiet=as_json) as advance,
     ):
-        shards = write_initial(config, root, seed=seed, max_shard_bytes=largest, dtype=dtype, note=advance)
+        shards = write_initial(config, root, seed=seed, max_shard_bytes=largest, dtype=dtype, on_tensor=advance)
     if as_json:
         data = {"path": str(output_dir), "preset": preset, "seed": seed, "dtype": dtype, "bytes": total, "trained": False}
         print_json(data | {"shards": [s.name for s in shards]})

@@ -201,7 +201,7 @@ def _activations(config: DiTConfig, width: str, latent: tuple[int, int, int], si
     for stage, kind in zip(STAGES, config.attention, strict=True):
         queries = tokens // 4 if stage == "middle" else tokens
         if kind == "assa":
-            local = max(w.size * w.key_size for w in windows(queries, config.blocks, config.radius))
+            local = max(w.length * w.key_length for w in windows(queries, config.blocks, config.radius))
             scores += [heads * queries * (queries // 4), heads * local]
         else:
             scores.append(heads * queries * queries)

@@ -1,4 +1,4 @@
-"""The reference networks that everything exported is checked against."""
+"""The reference networks: every exported file is checked against them."""
 
 from snapgen_deploy.models.config import DecoderConfig, ModelConfig, StudentConfig, TextEncoderConfig, TextStream
 from snapgen_deploy.models.decoder import TinyDecoder

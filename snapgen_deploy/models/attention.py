@@ -37,17 +37,19 @@ def blockwise_neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, blocks: in
     """Local branch: the N tokens fall into `blocks` runs of N/blocks; run b attends to runs b-radius ... b+radius.
 
     q (B, h, N, d), k and v (B, h/g, N, d), result (B, h, N, d). Runs beyond either end are clipped: no wrap, no padding.
-    Raises ValueError where `blocks` does not divide N.
+
+    Raises:
+        ValueError: if `blocks` does not divide N.
     """
     tokens = q.shape[2]
     if blocks < 1 or tokens % blocks:
         raise ValueError(f"{tokens} tokens do not divide into {blocks} blocks; choose a divisor of {tokens}")
-    size = tokens // blocks
+    run = tokens // blocks
     out = []
     for b in range(blocks):
         first, last = max(b - radius, 0), min(b + radius + 1, blocks)
-        near = slice(first * size, last * size)
-        out.append(attend(q[:, :, b * size : (b + 1) * size], k[:, :, near], v[:, :, near]))  # (B, h, N/blocks, d)
+        near = slice(first * run, last * run)
+        out.append(attend(q[:, :, b * run : (b + 1) * run], k[:, :, near], v[:, :, near]))  # (B, h, N/blocks, d)
     return torch.cat(out, dim=2)  # (B, h, N, d)
 
 

@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from snapgen_deploy.system.typed import Number
 
-FAMILY = "elastic-dit"  # of a configuration that names none: those written before there were several
+FAMILY = "elastic-dit"  # of a configuration without the field: it was written before there were several families
 # Bounds on what a document may ask for, so that a hostile one cannot make us build millions of modules. Both are far
 # above any published model of this family (28 blocks, 262144 words).
 LARGEST_INT = 1 << 20
@@ -20,11 +20,11 @@ LARGEST_DEPTH = 512
 MOST_STEPS = 1000
 MOST_OTHERS = 8  # text encoders beside the first
 MOST_LEVELS = LARGEST_INT.bit_length()  # of a decoder: each doubles the picture
-LEAST_SHIFT = 1e-3  # beyond it and its inverse, steps of the schedule fall together
+LEAST_SHIFT = 1e-3  # below it, or above its inverse, steps of the schedule coincide
 
 
 def _name(pattern: str, expected: str) -> AfterValidator:
-    """Holds a text against a regular expression."""
+    """Checks a text against a regular expression; `expected` describes it in the message."""
 
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):
@@ -37,23 +37,23 @@ def _name(pattern: str, expected: str) -> AfterValidator:
 PositiveInt = Annotated[int, Field(strict=True, ge=1, le=LARGEST_INT)]
 Depth = Annotated[int, Field(strict=True, ge=1, le=LARGEST_DEPTH)]  # counts modules
 Positive = Annotated[Number, Field(gt=0)]
-# Names of widths and streams become parts of tensor and file names; the bundle's folder is called by the checkpoint's.
-Name = Annotated[str, _name(r"[A-Za-z][A-Za-z0-9_]{0,63}", "letters, digits and '_', from a letter on")]
-Prompt = Annotated[str, Field(pattern=r"\S", description="a non-empty string")]  # a pattern refuses lone surrogates, too
+# Names of widths and streams become parts of tensor and file names; the bundle's folder is named after the checkpoint.
+Name = Annotated[str, _name(r"[A-Za-z][A-Za-z0-9_]{0,63}", "letters, digits and '_', beginning with a letter")]
+Prompt = Annotated[str, Field(pattern=r"\S", description="a non-empty string")]  # a pattern also rejects lone surrogates
 FolderName = Annotated[
-    str, _name(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "letters, digits, '.', '_' and '-', from a letter or digit on")
+    str, _name(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "letters, digits, '.', '_' and '-', beginning with a letter or digit")
 ]
 
 
 class Document:
-    """A part of the configuration: its document has every field, whatever the field's default, and nothing else."""
+    """A part of the configuration: its JSON object has every field, also those with a default, and no other key."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-    LATER: ClassVar[frozenset[str]] = frozenset()  # fields that documents written before them lack
+    LATER: ClassVar[frozenset[str]] = frozenset()  # fields added later, which older documents lack
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """The schema of the dataclass, without the defaults: they are for code, a document that relies on them is cut."""
+        """The schema of the dataclass without its defaults: those are for code, a document must have every field."""
         schema = handler(source)
         inner: Any = handler.resolve_ref_schema(schema)
         for each in inner["schema"]["fields"]:
@@ -123,14 +123,14 @@ class StudentConfig(Protocol):
 
     @property
     def widths(self) -> Mapping[str, float]:
-        """Sub-networks and their ratio to the whole one; a single entry where the student is not elastic."""
+        """Sub-networks and their ratio to the full width; a single entry if the student is not elastic."""
 
     def problems(self) -> list[str]:
-        """What makes this configuration inadmissible, one line each; empty when it is sound."""
+        """Why this configuration is invalid, one line each; empty if it is valid."""
 
 
 class OfTheFamily:
-    """Marks a table that is read as a class of the student's family, once that is known."""
+    """Marks a table that is read as the configuration class of the student's family, once the family is known."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.dict_schema()

@@ -25,7 +25,7 @@ from snapgen_deploy.models.dit_config import STAGES, DiTConfig, StageKind
 from snapgen_deploy.models.student import Stage, Student, TrainingCost
 from snapgen_deploy.models.time_embedding import TimeEmbedding
 
-# Maps of (tokens, hidden) that a block keeps for its gradients, and copies of its attention scores: fitted to
+# How many maps of (tokens, hidden) and how many copies of its attention scores a block keeps for its gradients: fitted to
 # `benchmarks.recipe_memory`.
 MAPS, _SCORES = 32, 2
 
@@ -36,7 +36,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class TextProjection(nn.Module):
-    """Brings one encoder's embeddings to the common text width."""
+    """Projects one encoder's embeddings to the common text width."""
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
@@ -115,9 +115,9 @@ class DiT(Student):
         return [b for b in self.get_submodule(stage).children() if isinstance(b, DiTBlock)]
 
     def training_cost(self, latent: tuple[int, int]) -> TrainingCost:
-        """Image tokens of Down and Up, and bytes that the gradients need of every stage's blocks, estimated.
+        """Image tokens of Down and Up, and estimated bytes that the gradients need of every stage's blocks.
 
-        Maps count as if all stages had all tokens; the middle stage has a quarter, and its scores are counted so.
+        Maps are counted as if every stage had all tokens, scores with the quarter of the tokens that the middle stage has.
         """
         c = self.config
         rows, cols = c.grid(*latent)
@@ -134,7 +134,10 @@ class DiT(Student):
     def context(self, text: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Per stream (B, L_s, dim) and mask (B, L_s) with 1 = token -> text (B, L, T), bias (B, 1, 1, L).
 
-        Streams that are absent are left out; at least one must be there.
+        Absent streams are left out.
+
+        Raises:
+            ValueError: if no stream is given, or one that the configuration does not have.
         """
         names = [s.name for s in self.config.text_streams if s.name in text]
         if not names or set(text) - {s.name for s in self.config.text_streams}:

@@ -1,6 +1,6 @@
 """Configuration of the elastic diffusion transformer. Every published hyperparameter of SnapGen++ is a field.
 
-Figures without a source in the paper (arXiv 2601.08303) are our choice and say so.
+Values that the paper (arXiv 2601.08303) does not give are our choice and marked "not published".
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class DiTConfig(Document):
         return self.heads_at(width) // self.kv_group
 
     def problems(self) -> list[str]:
-        """What makes this configuration inadmissible, one line each; empty when it is sound."""
+        """Why this configuration is invalid, one line each; empty if it is valid."""
         found = []
         for name, ratio in self.widths.items():
             hidden = self.hidden * ratio
@@ -92,7 +92,7 @@ class DiTConfig(Document):
                 continue
             h, w = (rows // 2, cols // 2) if stage == "middle" else (rows, cols)
             if h % 2 or w % 2:
-                found.append(f"{h}x{w} tokens of stage {stage} do not divide into 2x2 for its compression")
+                found.append(f"{h}x{w} tokens of stage {stage} do not divide into the 2x2 groups of its compression")
             elif h * w % self.blocks:
                 found.append(f"{h}x{w} tokens of stage {stage} do not divide into {self.blocks} blocks")
         return [f"latent {height}x{width}: {'; '.join(found)}"] if found else []

@@ -1,4 +1,4 @@
-"""Configurations by name: what `init` writes and the embedded checkpoint."""
+"""Configurations by name: those that `init` writes, and the embedded checkpoint's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHAPES_PROMPTS = (
 
 
 def shapes() -> ModelConfig:
-    """The embedded checkpoint: 128 x 128 pictures of coloured shapes; sizes chosen to train on a CPU."""
+    """The embedded checkpoint: 128 x 128 pictures of coloured shapes; small enough to train on a CPU."""
     student = DiTConfig(
         latent_channels=4,
         hidden=256,

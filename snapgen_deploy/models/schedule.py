@@ -29,7 +29,8 @@ class Schedule:
 def sigmas(steps: int, shift: float) -> tuple[float, ...]:
     """Noise levels of `steps` Euler steps, ending in 0: s -> shift*s / (1 + (shift - 1)*s) of 1, 1-1/steps, ...
 
-    Four steps at the published shift 3 give 1, 0.9, 0.75, 0.5, 0.
+    >>> sigmas(4, 3.0)  # the published schedule
+    (1.0, 0.9, 0.75, 0.5, 0.0)
     """
     levels = [1 - i / steps for i in range(steps)]
     return (*(shift * s / (1 + (shift - 1) * s) for s in levels), 0.0)

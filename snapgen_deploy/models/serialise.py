@@ -1,4 +1,4 @@
-"""ModelConfig <-> JSON. Reading trusts nothing: every problem of the document is collected and reported in one BadInput."""
+"""ModelConfig <-> JSON. Reading trusts nothing: all problems of the document are reported in one BadInput."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from snapgen_deploy.models.config import FAMILY, DecoderConfig, ModelConfig, Stu
 from snapgen_deploy.system.documents import parse_json, refuse, shown
 from snapgen_deploy.system.typed import read_as
 
-# Ports of the exported networks, and arrays of test vectors that lie beside those of streams.
-_TAKEN = frozenset(
+# Names of ports of the exported networks, and of arrays that lie beside those of streams in test vectors.
+_RESERVED = frozenset(
     {"latent", "time_features", "velocity", "tokens", "mask", "picture", "latents", "velocities", "drawn", "noise"}
 )
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:
-    """The document that a checkpoint carries under `snapgen_config`: every field, in its order.
+    """The JSON object that a checkpoint carries under `snapgen_config`: every field, in its order.
 
-    Fields that came later are left out at their default, so that what is written of an older configuration stays the same.
+    Fields that were added later are left out if they have their default, so that an older configuration is written as before.
     """
     plain = {f.name for f in dataclasses.fields(config) if f.name in config.LATER and getattr(config, f.name) == f.default}
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in plain}
@@ -38,7 +38,8 @@ def config_to_json(config: ModelConfig) -> str:
 def config_from_json(text: str, students: Mapping[str, type], source: str = "snapgen_config") -> ModelConfig:
     """Read what `config_to_json` wrote; `source` names it in messages, `students` has the dataclass of `student` by family.
 
-    Raises one BadInput listing all problems.
+    Raises:
+        BadInput: if the text is not JSON or not a valid configuration; one message for all problems.
     """
     try:
         data = parse_json(text)
@@ -48,7 +49,11 @@ def config_from_json(text: str, students: Mapping[str, type], source: str = "sna
 
 
 def config_from_dict(data: object, students: Mapping[str, type], source: str = "snapgen_config") -> ModelConfig:
-    """As `config_from_json`, from the decoded document."""
+    """As `config_from_json`, from the decoded document.
+
+    Raises:
+        BadInput: if it is not a valid configuration; one message for all problems.
+    """
     family = data.get("family", FAMILY) if isinstance(data, dict) else FAMILY
     if not isinstance(family, str) or family not in students:
         raise BadInput(f"{source}: family: got {shown(family)}, expected one of {', '.join(students)}")
@@ -66,7 +71,7 @@ def config_from_dict(data: object, students: Mapping[str, type], source: str = "
 
 
 def semantic_problems(config: ModelConfig) -> list[str]:
-    """What makes well-typed components inadmissible by themselves or together, one line each; empty when sound."""
+    """Why well-typed components are invalid by themselves or together, one line each; empty if they are valid."""
     found = [f"student.{line}" for line in config.student.problems()]
     found += _name_problems([s.name for s in config.student.text_streams])
     if config.decoder is not None:
@@ -79,16 +84,16 @@ def semantic_problems(config: ModelConfig) -> list[str]:
 
 
 def _text_encoders(config: ModelConfig) -> list[tuple[str, TextEncoderConfig]]:
-    """Every text encoder, and where it stands in the document."""
+    """Every text encoder, with its path in the document."""
     first = [] if config.text_encoder is None else [("text_encoder", config.text_encoder)]
     return [*first, *((f"other_text_encoders[{i}]", encoder) for i, encoder in enumerate(config.other_text_encoders))]
 
 
 def _name_problems(streams: list[str]) -> list[str]:
-    found = [f"name {n!r} is taken" for n in streams if n in _TAKEN or hasattr(nn.ModuleDict(), n)]
+    found = [f"name {n!r} is reserved; choose another" for n in streams if n in _RESERVED or hasattr(nn.ModuleDict(), n)]
     masks = (n for n in streams if n.endswith("_mask") and n.removesuffix("_mask") in streams)
-    found += [f"name {n!r} is that of another one's mask" for n in masks]
-    found += [f"{n!r} stands there {streams.count(n)} times" for n in set(streams) if streams.count(n) > 1]
+    found += [f"name {n!r} is the name of another stream's mask; choose another" for n in masks]
+    found += [f"{n!r} occurs {streams.count(n)} times, expected once" for n in set(streams) if streams.count(n) > 1]
     return [f"student.text_streams: {line}" for line in found]
 
 
@@ -96,7 +101,7 @@ def _decoder_problems(decoder: DecoderConfig, student: StudentConfig) -> list[st
     found = []
     if len(decoder.channels) != len(decoder.blocks):
         found.append(
-            f"decoder: {len(decoder.channels)} channels and {len(decoder.blocks)} blocks; expected one of each a level"
+            f"decoder: {len(decoder.channels)} channels and {len(decoder.blocks)} blocks; expected one of each per level"
         )
     if decoder.latent_channels != student.latent_channels:
         found.append(f"decoder.latent_channels: got {decoder.latent_channels}, the student has {student.latent_channels}")

@@ -1,4 +1,4 @@
-"""What every student is, whatever its family: a network that says how to denoise a latent."""
+"""The interface of every student, whatever its family: a network that denoises a latent."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from snapgen_deploy.models.config import StudentConfig
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks of a student that are alike."""
+    """Equal blocks of a student."""
 
-    depth: int
-    kept: int  # bytes that the gradients need of all of them, for one call
+    depth: int  # number of blocks
+    kept: int  # bytes of activations that the gradients need of all of them, for one call
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """What one call of a student holds while mixed precision measures and tunes it."""
+    """What one call of a student holds in memory while mixed precision measures and tunes it."""
 
     tokens: int  # of the image, or cells of the largest map
     hidden: int  # channels of each
@@ -38,11 +38,11 @@ class Student(nn.Module):
     width: str  # name of the sub-network
 
     def training_cost(self, latent: tuple[int, int]) -> TrainingCost:
-        """What measuring and tuning hold for a latent of this height and width."""
+        """What measuring and tuning hold in memory for a latent of this height and width."""
         raise NotImplementedError
 
     def recomputable(self) -> Sequence[nn.Module]:
-        """Blocks that may compute their activations again for the gradients in place of keeping them."""
+        """Blocks whose activations may be recomputed for the gradients instead of being kept (activation checkpointing)."""
         raise NotImplementedError
 
     def forward(self, latent: Tensor, features: Tensor, text: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> Tensor:

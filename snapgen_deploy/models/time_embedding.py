@@ -1,4 +1,4 @@
-"""What a student makes of the noise level."""
+"""A student's embedding of the noise level."""
 
 from __future__ import annotations
 

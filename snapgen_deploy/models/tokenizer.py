@@ -14,19 +14,27 @@ PAD, BOS, EOS, _UNKNOWN = "[PAD]", "[BOS]", "[EOS]", "[UNK]"
 
 
 class WordTokenizer:
-    """Prompt -> padded word numbers and mask."""
+    """Prompt -> padded token ids and mask.
+
+    >>> WordTokenizer.from_words(["red", "ring"]).encode("Red ring", 6)
+    ([1, 4, 5, 2, 0, 0], [1, 1, 1, 1, 0, 0])
+    """
 
     def __init__(self, text: str) -> None:
-        """`text` is the content of a tokenizer.json file."""
+        """`text` is the content of a tokenizer.json file.
+
+        Raises:
+            BadInput: if the `tokenizers` library cannot read it.
+        """
         try:
             self._tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise BadInput(f"the tokenizer is not a tokenizer.json of the `tokenizers` library: {error}") from error
         model, padding = self._tokenizer.model, self._tokenizer.padding or {}
         unknown = getattr(model, "unk_token", None)
-        # Unigram's has a number alone, which the library does not tell
+        # Unigram has only an id for it, which the library does not expose
         numbered = json.loads(text)["model"].get("unk_id") if isinstance(model, models.Unigram) else None
-        self._tokenizer.no_padding()  # a file may ask for both; `encode` pads itself, and cuts nothing off in silence
+        self._tokenizer.no_padding()  # a file may ask for both; `encode` pads itself, and never truncates
         self._tokenizer.no_truncation()
         self._unknown = self._tokenizer.token_to_id(_UNKNOWN if unknown is None else unknown) if numbered is None else numbered
         self._pad = padding.get("pad_id", self._tokenizer.token_to_id(PAD) or 0)
@@ -44,12 +52,12 @@ class WordTokenizer:
         return cls(tokenizer.to_str())
 
     @property
-    def size(self) -> int:
-        """The largest number and one, of special words and padding, too: the rows that an embedding needs."""
+    def embedding_rows(self) -> int:
+        """Rows that an embedding needs: one more than the largest token id, special tokens and padding included."""
         return 1 + int(max([*self._tokenizer.get_vocab().values(), self._pad]))
 
     def words(self) -> list[str]:
-        """The vocabulary without its special tokens, in order of their numbers."""
+        """The vocabulary without its special tokens, in order of their ids."""
         vocabulary = self._tokenizer.get_vocab()
         return [w for w in sorted(vocabulary, key=vocabulary.__getitem__) if w not in (PAD, BOS, EOS, _UNKNOWN)]
 
@@ -58,7 +66,7 @@ class WordTokenizer:
         return _sorted(self._tokenizer)
 
     def padded_json(self, length: int) -> str:
-        """As `to_json`, for apps: the tokenizer that it describes pads as `encode` does, and cuts nothing off."""
+        """As `to_json`, for apps: the tokenizer in it pads as `encode` does, and never truncates."""
         tokenizer = Tokenizer.from_str(self._tokenizer.to_str())
         tokenizer.enable_padding(
             direction="left" if self._left else "right",
@@ -69,13 +77,17 @@ class WordTokenizer:
         return _sorted(tokenizer)
 
     def encode(self, prompt: str, length: int) -> tuple[list[int], list[int]]:
-        """Word numbers padded to `length` and a mask with 1 = token; raises BadInput for unknown words or a long prompt."""
+        """Token ids padded to `length` and a mask with 1 = token.
+
+        Raises:
+            BadInput: if the prompt has unknown words or more than `length` tokens, or the tokenizer cannot read it.
+        """
         try:
             encoding = self._tokenizer.encode(prompt)
-        except Exception as error:  # a bare one, where the unknown token is not in the vocabulary
+        except Exception as error:  # a bare Exception if the unknown token is not in the vocabulary
             raise BadInput(f"the tokenizer cannot read the prompt: {error}") from None
         numbers = list(encoding.ids)
-        # where a tokenizer's unknown token is also its end token, as CLIP's is, the end stands for no text
+        # a tokenizer's unknown token may also be its end token, as CLIP's: the end covers no text
         spans = [span for n, span in zip(numbers, encoding.offsets, strict=True) if n == self._unknown and span[0] < span[1]]
         unknown = [prompt[a:b] for a, b in spans]
         if unknown:

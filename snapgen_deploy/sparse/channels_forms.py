@@ -28,7 +28,11 @@ class Dense(Protocol):
 
 
 class Near(Protocol):
-    """Blockwise Neighborhood Attention; raises BadInput where `blocks` does not divide N or the radius is negative."""
+    """Blockwise Neighborhood Attention.
+
+    Raises:
+        BadInput: if `blocks` does not divide N, or the radius is negative.
+    """
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: Heads, blocks: int, radius: int) -> Tensor:
         """q (B, h*d, 1, N), k and v (B, h_kv*d, 1, N) -> (B, h*d, 1, N)."""
@@ -66,13 +70,13 @@ def near_loop(q: Tensor, k: Tensor, v: Tensor, heads: Heads, blocks: int, radius
     grouped, kt, values = _grouped(q, heads), _keys(k, heads).transpose(2, 3), _keys(v, heads)
     parts = [
         _attend(
-            grouped.narrow(3, w.start, w.size),
-            kt.narrow(2, w.key_start, w.key_size),
-            values.narrow(3, w.key_start, w.key_size),
+            grouped.narrow(3, w.start, w.length),
+            kt.narrow(2, w.key_start, w.key_length),
+            values.narrow(3, w.key_start, w.key_length),
             heads,
         )
         for w in found
-    ]  # (B, h_kv, g*d, size) each
+    ]  # (B, h_kv, g*d, n) each
     return _joined(parts, 3).reshape(q.shape)
 
 
@@ -98,9 +102,9 @@ def near_batched(q: Tensor, k: Tensor, v: Tensor, heads: Heads, blocks: int, rad
     def border(start: int, stop: int) -> list[Tensor]:
         return [
             _attend(
-                grouped.narrow(3, w.start, w.size),
-                kt.narrow(2, w.key_start, w.key_size),
-                values.narrow(3, w.key_start, w.key_size),
+                grouped.narrow(3, w.start, w.length),
+                kt.narrow(2, w.key_start, w.key_length),
+                values.narrow(3, w.key_start, w.key_length),
                 heads,
             )
             for w in found
@@ -116,8 +120,8 @@ def near_per_head(q: Tensor, k: Tensor, v: Tensor, heads: Heads, blocks: int, ra
     kt = k.permute(0, 3, 2, 1)  # (B, N, 1, h_kv*d)
     d, parts = heads.dim, []
     for w in windows(q.shape[3], blocks, radius):
-        queries = q.narrow(3, w.start, w.size)  # (B, h*d, 1, size)
-        keys, values = kt.narrow(1, w.key_start, w.key_size), v.narrow(3, w.key_start, w.key_size)
+        queries = q.narrow(3, w.start, w.length)  # (B, h*d, 1, size)
+        keys, values = kt.narrow(1, w.key_start, w.key_length), v.narrow(3, w.key_start, w.key_length)
         of_keys = [(keys.narrow(3, j * d, d), values.narrow(1, j * d, d)) for j in range(heads.keys)]
         mixed = [_one_head(queries.narrow(1, i * d, d), *of_keys[i // heads.group]) for i in range(heads.queries)]
         parts.append(_joined(mixed, 1))  # (B, h*d, 1, size)

@@ -1,4 +1,4 @@
-"""The decoder in forms that a phone's delegate takes whole; both layouts keep images as (B, C, H, W)."""
+"""The decoder in operations that a phone's delegate takes in one partition; both layouts keep images as (B, C, H, W)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ UpsampleForm = Literal["native", "transposed"]
 
 
 class ImageGroupNorm(nn.Module):
-    """GroupNorm of an image in means over space: of each channel, then of a group's channels by a grouped 1x1 convolution.
+    """GroupNorm of an image by means over space: of each channel, then of a group's channels by a grouped 1x1 convolution.
 
-    Only means are taken, of values that are centred first: sums over a megapixel map would overflow half precision. The
-    variance is taken 16 times: an eps of 1e-5 is below half precision's normal numbers, and hardware that flushes those to
-    zero would make NaN of a group without any variance. Where the input comes multiplied by `scale` (C,), eps goes with its
-    square, and stays a normal number: by then the variance is many thousand times as large.
+    Only means are taken, of centred values: sums over a megapixel map would overflow half precision. The variance is
+    multiplied by 16: an eps of 1e-5 is below half precision's normal numbers, and hardware that flushes those to zero would
+    give NaN for a group without variance. If the input is multiplied by `scale` (C,), eps is multiplied by its square, but
+    stays a normal number: the variance is many thousand times larger then.
     """
 
     average: Tensor
@@ -43,21 +43,21 @@ class ImageGroupNorm(nn.Module):
         return F.conv2d(means, self.average, groups=self.groups)
 
     def ungrouped(self) -> None:
-        """From now on take the means by a dense convolution, zero between groups, for runtimes that have no grouped one."""
+        """From now on, take the means with a dense convolution, zero between groups, for runtimes without a grouped one."""
         groups = torch.block_diag(*self.average.view(self.groups, -1, self.average.shape[1]))
         self.average, self.groups = groups[:, :, None, None].contiguous(), 1
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         x = x - self.group_mean(x.mean((2, 3), keepdim=True))  # (B, C, H, W)
-        # a product after the convolution would be folded into it by exporters, as a second table
+        # exporters would fold a factor behind the convolution into it, as a second table
         square = (x * x).mean((2, 3), keepdim=True) * 16.0  # (B, C, 1, 1)
         scale = (self.group_mean(square) + self.eps16).rsqrt() * self.weight4  # (B, C, 1, 1)
         return x * scale + self.bias
 
 
 class ImageBlock(nn.Module):
-    """`models.decoder.ResidualBlock`; with `scale` (C,) on what its norm takes."""
+    """`models.decoder.ResidualBlock`; the input of its norm is multiplied by `scale` (C,)."""
 
     def __init__(self, source: ResidualBlock, scale: Tensor | None = None) -> None:
         super().__init__()

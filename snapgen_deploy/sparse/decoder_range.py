@@ -1,7 +1,7 @@
-"""Brings the maps before the decoder's norms into a range whose squares half precision can hold, at no cost on the phone.
+"""Scales the inputs of the decoder's norms so that their squares fit half precision, at no cost on the phone.
 
 The layers before such a norm are linear, and GroupNorm of s x with s^2 eps is GroupNorm of x: a power of two in the weights
-changes no digit of them and takes no operation.
+changes none of their digits and needs no operation.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch.nn import functional as F
 
 from snapgen_deploy.models.decoder import TinyDecoder
 
-_LARGE = 64.0  # squares overflow half precision from 256 on: room for pictures unlike the latents tried
+_LARGE = 64.0  # squares overflow half precision from 256 on: the margin is for latents other than the probes
 WANTED = 16.0
-_SIDE = 16  # of the latents tried
+_SIDE = 16  # of the probe latents
 
 Scales = Mapping[nn.GroupNorm, Tensor]
 
 
 def norm_scales(decoder: TinyDecoder) -> Scales:
-    """Powers of two (C,) per norm: what its input's channels are to be multiplied by, the same in each group.
+    """Powers of two (C,) per norm: the factors of its input's channels, equal within a group.
 
-    Only norms are in it that have a group whose centred values exceed 64 for latents of seeded noise, white and smooth
-    (latents are normalised per channel, so that this is their size); other groups of theirs get 1.
+    Contains only norms with a group whose centred values exceed 64 for latents of seeded noise, white and smooth (latents are
+    normalised per channel, so they have this magnitude); the other groups of such a norm get 1.
     """
     scales: dict[nn.GroupNorm, Tensor] = {}
 
@@ -51,7 +51,7 @@ def norm_scales(decoder: TinyDecoder) -> Scales:
 
 
 def scaled(expand: nn.Conv2d, depthwise: nn.Conv2d, scale: Tensor) -> tuple[nn.Conv2d, nn.Conv2d]:
-    """Copies of the two layers whose result is `scale` (C,) times theirs; each has half of it, so that no weight vanishes."""
+    """Copies of the two layers whose result is `scale` (C,) times as large; each takes its root, so that no weight vanishes."""
     first = torch.exp2(torch.floor(torch.log2(scale) / 2))
     return _times(expand, first, first), _times(depthwise, scale / first, scale)
 

@@ -1,4 +1,4 @@
-"""Constants that are folded into weights or tables once, when a graph is built.
+"""Constants that are folded into weights or tables when a graph is built.
 
 Nothing here changes the mathematics; each fold removes operations from every step on the device.
 """

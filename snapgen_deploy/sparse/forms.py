@@ -1,6 +1,6 @@
 """Kernel forms of Blockwise Neighborhood Attention in the token layout.
 
-All compute the same: out_b = softmax(q_b k_N(b)^T) v_N(b) for block b and its neighbourhood N(b) (SnapGen++, arXiv 2601.08303,
+All of them compute out_b = softmax(q_b k_N(b)^T) v_N(b) for block b and its neighbourhood N(b) (SnapGen++, arXiv 2601.08303,
 section 3). None of them needs a mask or a gather: a neighbourhood is one contiguous slice. Query heads that share a key/value
 head are stacked in the rows of one product, so that keys and values are never repeated.
 """
@@ -20,8 +20,11 @@ from snapgen_deploy.sparse.geometry import Heads, Window, check_heads, windows
 class Kernel(Protocol):
     """One form: q (h, N, d), already scaled by 1/sqrt(d); k and v (h_kv, N, d); result (h, N, d).
 
-    A batch is folded into the heads: (B*h, N, d) with (B*h_kv, N, d). Raises BadInput where `blocks` does not divide N, the
-    radius is negative, or the heads do not belong together.
+    A batch is folded into the heads: (B*h, N, d) with (B*h_kv, N, d).
+
+    Raises:
+        BadInput: if `blocks` does not divide N, the radius is negative, or the query heads are not a multiple of the
+            key/value heads.
     """
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, blocks: int, radius: int) -> Tensor:
@@ -101,9 +104,9 @@ def _attend(rows: Tensor, kt: Tensor, v: Tensor, bias: Tensor | None = None) -> 
 
 def _window(grouped: Tensor, kt: Tensor, v: Tensor, w: Window, heads: Heads) -> Tensor:
     """grouped (h_kv, g, N, d), kt (h_kv, d, N), v (h_kv, N, d) -> the window's result (h_kv, g, size, d)."""
-    rows = grouped.narrow(2, w.start, w.size).reshape(heads.keys, -1, heads.dim)  # (h_kv, g*size, d)
-    near_k, near_v = kt.narrow(2, w.key_start, w.key_size), v.narrow(1, w.key_start, w.key_size)
-    return _attend(rows, near_k, near_v).reshape(heads.keys, heads.group, w.size, heads.dim)
+    rows = grouped.narrow(2, w.start, w.length).reshape(heads.keys, -1, heads.dim)  # (h_kv, g*size, d)
+    near_k, near_v = kt.narrow(2, w.key_start, w.key_length), v.narrow(1, w.key_start, w.key_length)
+    return _attend(rows, near_k, near_v).reshape(heads.keys, heads.group, w.length, heads.dim)
 
 
 def _joined(parts: list[Tensor], dim: int) -> Tensor:

@@ -1,6 +1,6 @@
-"""Entry points: a reference component in, the same mathematics in operations that a phone runs well out.
+"""Entry points: rewrite a reference component as the same mathematics in operations that a phone runs well.
 
-Rewritten modules keep the reference's tensors where they can; folded ones (centred q and k projections, small tables) are new.
+Rewritten modules reuse the reference's tensors where they can; folded ones (centred q and k projections, small tables) are new.
 """
 
 from __future__ import annotations
@@ -38,11 +38,14 @@ def rewrite_student(
     """The student for latents (batch, C, *latent), called as (latent, time_features, stream, stream_mask, ...) -> velocity.
 
     `form` names the kernel of the local attention (`FORMS`). `ops` matters to the token layout only: "spelled" writes norms
-    and GELU in operations that XNNPACK takes and computes right, "half" does so in a way that half precision cannot overflow,
-    "native" leaves them whole for runtimes that fuse them.
-    With `keep_weights` nothing is folded into the weights of a layer: they hold the student's own values, some in another
-    order, so that the few values of a palette stay as few, for two operations more in each norm of q and k.
-    Raises BadInput for an unknown layout, form or ops, a batch below 1, or a latent that the patches or blocks do not divide.
+    and GELU in operations that XNNPACK takes and computes correctly, "half" does so without overflow in half precision,
+    "native" keeps each as one operation for runtimes that fuse them.
+    With `keep_weights` nothing is folded into the weights of a layer: they keep the student's values, some in another order,
+    so that a palette's values stay few. This costs two more operations in each norm of q and k.
+
+    Raises:
+        BadInput: if the layout, form or ops is unknown, the batch is below 1, or the patches or blocks do not divide the
+            latent.
     """
     _known("layout", layout, UPSAMPLING)
     _known("form", form, FORMS)
@@ -70,8 +73,10 @@ def rewrite_decoder(
 
     Both layouts keep maps as (B, C, H, W); they differ in nearest upsampling, which XNNPACK does not take as such
     (`upsample`: "native", the default of the channels layout, or "transposed"). `scales` (of `norm_scales`) go into the
-    weights before the norms that they name, so that half precision can hold their squares. Raises BadInput for an unknown
-    layout or upsampling, or a latent side below 1.
+    weights before the norms that they name, so that half precision can hold their squares.
+
+    Raises:
+        BadInput: if the layout or upsampling is unknown, or a side of the latent is below 1.
     """
     _known("layout", layout, UPSAMPLING)
     chosen = UPSAMPLING[layout] if upsample is None else upsample
@@ -86,8 +91,10 @@ def rewrite_text_encoder(
 ) -> nn.Module:
     """The text encoder for tokens (batch, L) int32 and mask (batch, L), L the configured length -> text (batch, L, D).
 
-    `ops` as in `rewrite_student`; `form` names the kernel of attention and matters to the channels layout only. Raises
-    BadInput for an unknown layout, form or ops, or a batch below 1.
+    `ops` as in `rewrite_student`; `form` names the kernel of attention and matters to the channels layout only.
+
+    Raises:
+        BadInput: if the layout, form or ops is unknown, or the batch is below 1.
     """
     _known("layout", layout, UPSAMPLING)
     _known("form", form, FORMS)
@@ -100,6 +107,6 @@ def rewrite_text_encoder(
 
 
 def _known(what: str, got: str, choices: Mapping[str, object] | tuple[str, ...]) -> None:
-    """BadInput where `got` is none of the choices."""
+    """Raise BadInput unless `got` is one of the choices."""
     if got not in choices:
         raise BadInput(f"got {what} {got!r}, expected one of {', '.join(choices)}")

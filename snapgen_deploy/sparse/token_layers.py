@@ -2,8 +2,8 @@
 
 The operations are those that ExecuTorch's XNNPACK partitioner takes (read from executorch 1.4.1): linear, bmm, softmax over the
 last axis, slices, concatenations, permutes, views and element-wise ones. A LayerNorm's mean over channels is a product with a
-constant column of 1/D, because the partitioner takes `mean` only over the two spatial axes of an image, where it would cost
-two transposes. It is a `bmm` and not a `linear`, so that no weight quantiser mistakes it for a layer.
+constant column of 1/D, because the partitioner takes `mean` only over the two spatial axes of an image, which would cost
+two transposes. It is a `bmm` and not a `linear`, so that no weight quantiser takes it for a layer.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def rotate_tokens(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 class TokenSelfAttention(nn.Module):
     """`models.SelfAttention` with 1/sqrt(d) folded into the norm of q, and the norms' centring into the projections.
 
-    The latter not with `keep_weights`: the projections then keep their tensors, and the norms centre for themselves.
+    With `keep_weights` the projections keep their tensors, and the norms do the centring.
     """
 
     def __init__(self, source: SelfAttention, batch: int, ops: OpForm, keep_weights: bool = False) -> None:

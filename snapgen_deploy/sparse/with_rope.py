@@ -1,4 +1,4 @@
-"""An attention layer by itself, to be timed or compared."""
+"""A single attention layer, for timing or comparison."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What everything else stands on: files, documents, child processes, host memory, progress, quantiles."""
+"""What every other room uses: files, documents, child processes, host memory, progress, quantiles."""

@@ -1,6 +1,6 @@
-"""Runs one function in a process of its own: its memory is returned when it ends, and its crash is one line, not ours.
+"""Runs one function in a child process: its memory is freed when it ends, and its crash becomes one error here.
 
-On Linux such a process is forked from a server that has imported what they all need (`preload`) and done nothing else: it
+On Linux the child is forked from a server that has imported what all children need (`preload`) and done nothing else: it
 starts in milliseconds instead of seconds, and shares the pages of the imports. Elsewhere it is a fresh interpreter.
 """
 
@@ -117,26 +117,25 @@ def run_in_child(
 
 
 def exit_with_parent(first: Callable[[], object] = lambda: None) -> None:
-    """Have this process call `first` and end when the one that started it does: work may take hours, and a killed owner
-    cannot end it."""
+    """Call `first` and exit when the parent process has ended: work may take hours, and a killed parent cannot stop it."""
 
-    def wait(owner: BaseProcess) -> None:
-        owner.join()
+    def wait(parent: BaseProcess) -> None:
+        parent.join()
         try:
             first()
         finally:
             os._exit(1)
 
-    if (owner := multiprocessing.parent_process()) is not None:
-        threading.Thread(target=wait, args=(owner,), daemon=True).start()
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=wait, args=(parent,), daemon=True).start()
 
 
 def replace_environment(variables: Mapping[str, str]) -> None:
-    """Have this process see its owner's environment: a server's child has that of the time when the server started."""
+    """Replace this process's environment by its parent's: a fork server's child has that of the server's start."""
     if dict(os.environ) != variables:
         os.environ.clear()
         os.environ.update(variables)
-        tempfile.tempdir = None  # found again where it is asked for
+        tempfile.tempdir = None  # looked up again on the next use
 
 
 def _call(
@@ -158,16 +157,16 @@ def _call(
 
 
 def peak_bytes() -> int:
-    """Peak resident memory so far, in bytes: of this process, and the most that its noted children took together."""
+    """Peak resident memory so far, in bytes: of this process, plus the most that its recorded children took together."""
     own = _peak_of("self")
-    if own:  # where there is no /proc, getrusage, which on Linux would count the parent's peak too: fork and exec hand it on
+    if own:  # without /proc: getrusage, which on Linux would include the parent's peak, since fork and exec inherit it
         return own + max(_PEAKS_OF_CHILDREN, default=0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def record_peak_of_children() -> None:
-    """Count the children that live now, each at its own peak, into `peak_bytes`; for an owner that is about to end one."""
+    """Add the children that are alive now, each at its own peak, to `peak_bytes`; call it before one is ended."""
     _PEAKS_OF_CHILDREN.append(sum(_peak_of(c.pid) for c in multiprocessing.active_children()))
 
 

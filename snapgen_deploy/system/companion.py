@@ -1,4 +1,4 @@
-"""A process beside ours that answers calls: a vendor's native code lives in it, and its crash or hang is one line here."""
+"""A worker process that answers calls: a vendor's native code runs in it, and a crash or hang there becomes one error here."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from typing import Any
 
 from snapgen_deploy.system.child import ChildDied, cause, exclude_working_directory, exit_with_parent, record_peak_of_children
 
-START_SECONDS = 120.0  # beyond those of the first call: a process starts and imports
-IDLE_SECONDS = 120.0  # without any processor time: what waits that long waits for ever
-LOOK_SECONDS = 2.0  # between two looks
+START_SECONDS = 120.0  # added to the limit of the first call: the process starts and imports
+IDLE_SECONDS = 120.0  # without any processor time: after that the process counts as hung
+LOOK_SECONDS = 2.0  # between two checks
 _LOG = "printed"  # in the companion's folder
-_KEPT = 1 << 20  # bytes of the end of what the process printed that are looked at
+_KEPT = 1 << 20  # bytes of the log's end that are read
 
 
 class Companion:
     """`call(function, *args)` runs in one process that stays, with what earlier calls left in its modules.
 
     What the process prints goes to a file: `printed` shows it, and the message of a crash repeats its last line; lines that
-    contain `chatter` are left out there. After a crash, a hang or `close` the companion is of no use. It ends in the middle
-    of its work, so its temporary files lie in a folder of its own, which goes with it.
+    contain `chatter` are left out there. After a crash, a hang or `close` the companion cannot be used any more. It may be
+    killed in the middle of its work, so it has a temporary folder of its own, which is removed with it.
     """
 
     def __init__(self, what: str, chatter: str | None = None) -> None:
@@ -46,13 +46,15 @@ class Companion:
         self._end = weakref.finalize(self, _end, process, self._here, folder)
 
     def call(self, function: Callable[..., Any], *args: Any, seconds: float) -> Any:
-        """The function's result; function (importable), arguments and result go through pickle.
+        """The function's result; function (importable), arguments and result are pickled.
 
-        An exception is raised here as it was there. ChildDied where the process ends, has not answered after `seconds`, or
-        has used no processor time for IDLE_SECONDS.
+        An exception of the function is raised here, too.
+
+        Raises:
+            ChildDied: if the process ends, has not answered after `seconds`, or has used no processor time for IDLE_SECONDS.
         """
         if not self._end.alive:
-            raise ChildDied(f"{self.what}: its process has ended before")
+            raise ChildDied(f"{self.what}: its process has already ended")
         allowed = seconds + (START_SECONDS if self._first else 0.0)
         self._first = False
         try:
@@ -69,7 +71,7 @@ class Companion:
         return value
 
     def _wait(self, allowed: float) -> None:
-        """Until there is an answer, or the process has ended."""
+        """Block until there is an answer, or the process has ended."""
         start = moved = time.monotonic()
         spent = -1.0
         while not self._here.poll(min(LOOK_SECONDS, allowed, IDLE_SECONDS)):
@@ -103,7 +105,7 @@ class Companion:
 
 
 def _processor_seconds(pid: int | None) -> float | None:
-    """Processor time of a process so far; None where this system does not tell (no /proc)."""
+    """Processor time of a process so far; None where the system does not report it (no /proc)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:

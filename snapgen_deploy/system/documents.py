@@ -1,4 +1,4 @@
-"""Documents that others wrote: JSON and TOML are read strictly, and what is wrong with one is told in one short line."""
+"""Strict reading of JSON and TOML from others; what is wrong with a document is reported in one short line."""
 
 from __future__ import annotations
 
@@ -15,26 +15,39 @@ LONGEST_VALUE, LONGEST_NAME = 60, 120
 
 
 class DuplicateName(ValueError):
-    """An object or a table that holds one key twice: readers would disagree on which is meant."""
+    """An object or a table has a key twice: readers would disagree on which one counts."""
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a JSON document; DuplicateName for a key that stands there twice: the last would count in silence."""
+    """An object of a JSON document, for `json.loads(..., object_pairs_hook=unique)`, which would silently take the last.
+
+    Raises:
+        DuplicateName: if a key occurs twice.
+    """
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise DuplicateName(f"{key[:80]!r} stands there twice")
+            raise DuplicateName(f"{key[:80]!r} occurs twice")
         found[key] = value
     return found
 
 
 def parse_json(text: str | bytes) -> Any:
-    """A JSON document. Raises ValueError (DuplicateName for a key that stands there twice) with a short reason."""
+    """A JSON document; constants that JSON does not have (NaN, Infinity) are refused.
+
+    Raises:
+        ValueError: if it is not valid JSON; the message is a short reason.
+        DuplicateName: if an object has a key twice.
+    """
     return _parsed(lambda: json.loads(text, object_pairs_hook=unique, parse_constant=_no_constant))
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """A TOML document. Raises ValueError with a short reason."""
+    """A TOML document.
+
+    Raises:
+        ValueError: if it is not valid TOML; the message is a short reason.
+    """
     return dict(_parsed(lambda: tomllib.loads(text)))
 
 
@@ -54,22 +67,30 @@ def _no_constant(name: str) -> None:
 
 
 def in_one_line(head: str, problems: Sequence[str], tail: str = "") -> str:
-    """`head: problem; problem` and `tail`: all problems where they fit, else the first ones and how many more there are."""
+    """`head: problem; problem` and `tail`: all problems if they fit, else the first ones and how many more there are.
+
+    >>> in_one_line("profile a.toml", ["id: got nothing", "soc: got 3"], "; fix the file")
+    'profile a.toml: id: got nothing; soc: got 3; fix the file'
+    """
     room = max(LONGEST_LINE - len(head) - len(tail) - len(": ; and 999 more"), LONGEST_LINE // 2)
     texts = [cut(" ".join(p.split()), room) for p in problems]  # a hostile key may hold line breaks
-    told = max(n for n in range(1, len(texts) + 1) if n == 1 or len("; ".join(texts[:n])) <= room)
-    more = f"; and {len(texts) - told} more" if told < len(texts) else ""
-    return f"{head}: {'; '.join(texts[:told])}{more}{tail}"
+    fitting = max(n for n in range(1, len(texts) + 1) if n == 1 or len("; ".join(texts[:n])) <= room)
+    more = f"; and {len(texts) - fitting} more" if fitting < len(texts) else ""
+    return f"{head}: {'; '.join(texts[:fitting])}{more}{tail}"
 
 
 def refuse(head: str, problems: Sequence[str], tail: str = "") -> None:
-    """BadInput in one line where there are problems."""
+    """Report problems, if there are any.
+
+    Raises:
+        BadInput: if `problems` is not empty; one line, as `in_one_line` makes it.
+    """
     if problems:
         raise BadInput(in_one_line(head, problems, tail))
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: short, whatever it is."""
+    """A value as a message shows it, always short."""
     if value is None or isinstance(value, bool):
         return "nothing" if value is None else str(value).lower()
     short = reprlib.Repr()
@@ -81,5 +102,5 @@ def shown(value: object) -> str:
 
 
 def cut(text: str, length: int) -> str:
-    """The text, or its beginning."""
+    """The text, shortened to `length` characters; the last three are then `...`."""
     return text if len(text) <= length else f"{text[: length - 3]}..."

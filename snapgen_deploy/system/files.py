@@ -1,4 +1,4 @@
-"""Files: where the tool's cache lies, named arrays that users give, and results that are written whole or not at all."""
+"""Files: the cache folder, named arrays from users, and atomic writes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def cache_root() -> Path:
-    """`$XDG_CACHE_HOME/snapgen-deploy`, else `~/.cache/snapgen-deploy`."""
+    """`$XDG_CACHE_HOME/snapgen-deploy`, else `~/.cache/snapgen-deploy`.
+
+    Raises:
+        BadInput: if neither variable is set and this user has no home directory.
+    """
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not base.is_absolute():  # the specification: relative is invalid
         try:
@@ -37,7 +41,11 @@ def cache_root() -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """`Path.is_file`; BadInput where the system does not tell: a folder that may not be read, a name that is too long."""
+    """As `Path.is_file`.
+
+    Raises:
+        BadInput: if the path cannot be looked up: no permission for a folder, or a name that is too long.
+    """
     try:
         return path.is_file()
     except OSError as error:
@@ -45,7 +53,11 @@ def is_file(path: Path) -> bool:
 
 
 def read_json(path: Path, fix: str) -> Any:
-    """The document in a JSON file; BadInput that ends in `fix` where it cannot be read, or holds what JSON has not (NaN)."""
+    """The document in a JSON file.
+
+    Raises:
+        BadInput: if the file cannot be read or is not valid JSON; the message ends in `fix`.
+    """
     try:
         return parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -60,7 +72,7 @@ def files_under(root: Path) -> list[Path]:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error comes of a full disk; libraries and child processes keep of the system's error often the text alone."""
+    """Whether a full disk caused an error; libraries and child processes often keep only the text of the system's error."""
     seen: BaseException | None = error
     while seen is not None:
         if getattr(seen, "errno", None) in FULL or any(os.strerror(number) in str(seen) for number in FULL):
@@ -73,8 +85,8 @@ def is_disk_full(error: BaseException) -> bool:
 def temporary_files_in(folder: Path) -> Iterator[None]:
     """Have libraries put their temporary files into `folder`, here and in processes that are started meanwhile.
 
-    coremltools writes all weights to such a file first, gigabytes of a large model, and the system's place for them often is
-    memory; what a killed process left there would stay.
+    coremltools writes all weights to such a file first, gigabytes for a large model. The system's temporary folder is often in
+    memory, and files of a killed process would stay there.
     """
     variable, before = os.environ.get("TMPDIR"), tempfile.tempdir
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
@@ -89,7 +101,11 @@ def temporary_files_in(folder: Path) -> Iterator[None]:
 
 
 def read_arrays(path: Path, what: str) -> dict[str, np.ndarray]:
-    """The named arrays of an .npz file; BadInput that begins with `what` where it is missing, damaged or something else."""
+    """The named arrays of an .npz file.
+
+    Raises:
+        BadInput: if the file is missing, damaged or not an .npz; the message begins with `what`.
+    """
     import numpy as np
 
     try:
@@ -108,9 +124,12 @@ def write_text(path: Path, text: str, fix: str, *, parents: bool = False) -> Non
 
 
 def write_bytes(path: Path, data: bytes, fix: str, *, parents: bool = False) -> None:
-    """Write the whole file or nothing, with its folders where `parents`; BadInput that ends in `fix` where it cannot be.
+    """Write a file atomically, and with `parents` its folders.
 
     A link's target is replaced, not the link; a device or a pipe, such as /dev/null, is written to.
+
+    Raises:
+        BadInput: if the file cannot be written; the message ends in `fix`.
     """
     part: Path | None = None
     try:
@@ -139,29 +158,29 @@ def sha256_of(path: Path) -> str:
 
 
 def discard_oldest(entries: Sequence[tuple[float, int, Path]], limit: int) -> None:
-    """Remove files and folders (time of last use, bytes, path), the longest unused first, until `limit` bytes are left."""
-    total = sum(size for _, size, _ in entries)
-    for _, size, path in sorted(entries):
+    """Remove files and folders (time of last use, bytes, path), least recently used first, until `limit` bytes are left."""
+    total = sum(count for _, count, _ in entries)
+    for _, count, path in sorted(entries):
         if total <= limit:
             return
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-        total -= size
+        total -= count
 
 
 def stamps(files: Sequence[Path]) -> list[tuple[int, int, int]]:
-    """Size, time and number of each file: what changes when somebody writes to it."""
+    """Length in bytes, modification time and inode of each file: they change when somebody writes to it."""
     found = [path.stat() for path in files]
     return [(s.st_size, s.st_mtime_ns, s.st_ino) for s in found]
 
 
-ABANDONED = 24 * 3600  # seconds after which what a run left that was killed is removed, where no run takes it up
+ABANDONED = 24 * 3600  # seconds after which the leftovers of a killed run are removed, unless a run has resumed from them
 
 
 def is_old(path: Path) -> bool:
-    """Whether nothing has changed a file or folder for so long that the run that made it was killed."""
+    """Whether a file or folder is unchanged for so long that the run that made it must have been killed."""
     try:
         return time.time() - path.stat().st_mtime > ABANDONED
     except FileNotFoundError:

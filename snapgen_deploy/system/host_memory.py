@@ -1,4 +1,4 @@
-"""This computer's memory: how much a new process can have, and handing back at once what this one frees."""
+"""This computer's memory: how much a new process can use, and returning freed memory to the system at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LARGE_BLOCK = 256 * 1024  # bytes; blocks from here on, tensors for the most par
 
 
 def return_freed_memory() -> None:
-    """From now on blocks of `LARGE_BLOCK` bytes and more leave this process when they are freed (glibc; elsewhere no effect).
+    """From now on, return freed blocks of `LARGE_BLOCK` bytes or more to the system at once (glibc; elsewhere a no-op).
 
     By default glibc raises that threshold to the largest block freed so far, up to 32 MiB. Tensors then share the heap with
     small objects, and one small object that lives on keeps all that was freed below it resident.

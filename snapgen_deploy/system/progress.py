@@ -1,20 +1,20 @@
-"""What code that knows no terminal calls around a piece of work; `cli.console.progress` shows it."""
+"""Progress callbacks for code that knows nothing of terminals; `cli.console` shows them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-OnStep = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
-Counting = Callable[[], AbstractContextManager[OnStep]]  # for work of many like pieces; `cli.console.counting` shows a bar
-OnProgress = Callable[[int, int], None]  # how much of a work of like pieces is done, of how much
+OnStep = Callable[[str, int, int], None]  # what is being done, how many pieces of it are done, of how many
+Counting = Callable[[], AbstractContextManager[OnStep]]  # for work in several steps; `cli.console.counting` shows a bar
+OnProgress = Callable[[int, int], None]  # how many pieces of the work are done, of how many
 Progress = Callable[
     [str], AbstractContextManager[OnProgress]
 ]  # takes what is being done, e.g. for a line with a spinner and a clock
 
 
 def ignore_progress(done: int, total: int) -> None:
-    """Tells nobody."""
+    """A no-op."""
 
 
 def no_progress(what: str) -> AbstractContextManager[OnProgress]:

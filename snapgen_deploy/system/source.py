@@ -1,4 +1,4 @@
-"""Where this package's code lies, and a hash of it: what was computed by other code is not taken for the same."""
+"""Where this package's code is, and a hash of it for cache keys: results of other code are not reused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from snapgen_deploy.system.files import sha256_of
 
 
 def package_root() -> Path:
-    """The folder of the package `snapgen_deploy`, wherever the asking module lies."""
+    """The folder of the package `snapgen_deploy`."""
     return Path(snapgen_deploy.__file__).resolve().parent
 
 

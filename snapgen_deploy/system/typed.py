@@ -1,7 +1,7 @@
-"""Decoded documents held against a type, by pydantic.
+"""Validates decoded documents against a type, with pydantic.
 
-Every problem of a document becomes `path: got X, expected Y`. What is expected stands in the type's own schema: its
-`description`, or its kind and bounds. A validator of one's own raises ValueError with what it expects, such as
+Every problem of a document becomes `path: got X, expected Y`. What is expected comes from the type's schema: its
+`description`, or its kind and bounds. A custom validator raises ValueError with what it expects, such as
 `ValueError("one of fp16, fp32")`.
 """
 
@@ -56,7 +56,13 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def read_as(kind: type[T], data: object) -> tuple[T | None, list[str]]:
-    """`data` as `kind` and no problems, or None and every problem, one text each."""
+    """`data` as `kind` and no problems, or None and all problems, one text each.
+
+    >>> read_as(dict[str, int], {"a": 1})
+    ({'a': 1}, [])
+    >>> read_as(dict[str, int], {"a": "x"})
+    (None, ["a: got 'x', expected an integer"])
+    """
     key: Any = kind
     adapter: TypeAdapter[T] = _adapter(key)
     try:
@@ -67,7 +73,7 @@ def read_as(kind: type[T], data: object) -> tuple[T | None, list[str]]:
 
 
 def _line(error: ErrorDetails, schema: Table) -> str:
-    """One problem, from what pydantic says of it."""
+    """One problem, from pydantic's record of it."""
     kind, at, value = error["type"], error["loc"], error["input"]
     if kind == "missing" and isinstance(at[-1], int):  # of a list that is too short: its value is the list
         kind, at = "too_short", at[:-1]
@@ -93,7 +99,7 @@ def _path(at: Sequence[int | str]) -> str:
 
 
 def _node(schema: Table, at: Sequence[int | str]) -> Table:
-    """The part of a JSON schema that describes what lies `at` a place of the document."""
+    """The part of a JSON schema that describes the value at the path `at` of the document."""
     node = _resolved(schema, schema)
     for part in at:
         if isinstance(part, int):
@@ -106,7 +112,7 @@ def _node(schema: Table, at: Sequence[int | str]) -> Table:
 
 
 def _resolved(node: Table, schema: Table) -> Table:
-    """Through references, and of what may be left out what it is otherwise."""
+    """A node with its reference followed; of `X | None` the node of X."""
     if "anyOf" in node:
         return _resolved(node["anyOf"][0], schema)
     return _resolved(schema["$defs"][node["$ref"].rpartition("/")[2]], schema) if "$ref" in node else node
@@ -122,8 +128,8 @@ def _words(node: Table) -> str:
         return f"one of {', '.join(map(str, node.get('enum', [node.get('const')])))}"
     if kind == "array":
         least, most = node.get("minItems", 0), node.get("maxItems")
-        sizes = str(least) if least == most else f"{least} or more" if most is None else f"{least} to {most}"
-        return f"a list of {sizes}" if least or most else "a list"
+        lengths = str(least) if least == most else f"{least} or more" if most is None else f"{least} to {most}"
+        return f"a list of {lengths}" if least or most else "a list"
     words = {"string": "a string", "integer": "an integer", "number": "a finite number", "boolean": "true or false"}
     low, high = (_number(node[name]) if name in node else "" for name in ("minimum", "maximum"))
     above = f" above {node['exclusiveMinimum']:g}" if "exclusiveMinimum" in node else ""

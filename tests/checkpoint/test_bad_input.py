@@ -197,15 +197,15 @@ def test_configuration_problems_in_one_line() -> None:
         ("student", "depths", [1, 10**9, 1], "depths[1]"),
         ("student", "widths", {"full": float("nan")}, "widths.full: got nan, expected a finite number"),
         ("student", "widths", {"a.b": 1.0}, "letters"),
-        ("student", "text_streams", [{"name": "latent", "dim": 16, "length": 6}], "is taken"),
-        ("student", "text_streams", [{"name": "tokens", "dim": 16, "length": 6}], "is taken"),
-        ("student", "text_streams", [{"name": "latents", "dim": 16, "length": 6}], "is taken"),
-        ("student", "text_streams", [{"name": "training", "dim": 16, "length": 6}], "is taken"),
+        ("student", "text_streams", [{"name": "latent", "dim": 16, "length": 6}], "is reserved"),
+        ("student", "text_streams", [{"name": "tokens", "dim": 16, "length": 6}], "is reserved"),
+        ("student", "text_streams", [{"name": "latents", "dim": 16, "length": 6}], "is reserved"),
+        ("student", "text_streams", [{"name": "training", "dim": 16, "length": 6}], "is reserved"),
         (
             "student",
             "text_streams",
             [{"name": n, "dim": 16, "length": 6} for n in ("text", "text_mask")],
-            "'text_mask' is that of another one's mask",
+            "'text_mask' is the name of another stream's mask",
         ),
         ("student", "widths", {"a": 0.3}, "hidden 64 x 0.3 = 19.2 must be a multiple"),
         ("decoder", "latent_channels", 8, "the student has 4"),
@@ -244,7 +244,7 @@ def test_values_that_cannot_be_meant(key: str, value: object, expected: str) -> 
 
 def test_a_key_that_stands_there_twice() -> None:
     text = json.dumps(config_to_dict(tiny_config()))
-    refused(lambda: config_from_json(text[:-1] + ', "steps": 9}', student_types()), "'steps' stands there twice")
+    refused(lambda: config_from_json(text[:-1] + ', "steps": 9}', student_types()), "'steps' occurs twice")
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_no_configuration(tmp_path: Path, state: dict[str, Tensor]) -> None:
     [
         (
             WordTokenizer.from_words([f"word{i}" for i in range(7)]).to_json(),
-            "words up to 10, the text encoder has 10",
+            "token ids up to 10, the text encoder has 10",
         ),
         ("{}", "not a tokenizer.json"),
     ],

@@ -42,7 +42,7 @@ def test_a_pattern_with_a_comment_and_a_file_with_a_byte_order_mark(tmp_path: Pa
     path.write_text("\ufeff" + json.dumps({"regex": {r"(?x) net\.(\d+)  # a stage": r"block.\1"}}), encoding="utf-8")
     assert load_key_map(path).apply(["net.3"]) == {"block.3": "net.3"}
     path.write_text('{"a": "x", "a": "y"}')
-    refused(lambda: load_key_map(path), "'a' stands there twice")
+    refused(lambda: load_key_map(path), "'a' occurs twice")
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,6 @@ def test_an_unknown_word_that_is_not_in_the_vocabulary():
 
 def test_padding_counts_as_a_row_of_the_embedding():
     tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
-    assert WordTokenizer(tokenizer.to_str()).size == 1
+    assert WordTokenizer(tokenizer.to_str()).embedding_rows == 1
     tokenizer.enable_padding(pad_id=5000)
-    assert WordTokenizer(tokenizer.to_str()).size == 5001
+    assert WordTokenizer(tokenizer.to_str()).embedding_rows == 5001

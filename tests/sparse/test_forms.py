@@ -81,11 +81,11 @@ def test_every_block_count_radius_and_head_ratio_of_one_map():
 @given(blocks=st.integers(1, 40), size=st.integers(1, 7), radius=st.integers(0, 45))
 def test_windows_cover_every_token_once_and_nothing_beyond(blocks, size, radius):
     found = windows(blocks * size, blocks, radius)
-    assert [t for w in found for t in range(w.start, w.start + w.size)] == list(range(blocks * size))
+    assert [t for w in found for t in range(w.start, w.start + w.length)] == list(range(blocks * size))
     for w in found:
-        for b in range(w.start // size, (w.start + w.size) // size):
+        for b in range(w.start // size, (w.start + w.length) // size):
             first, last = max(b - radius, 0) * size, min(b + radius + 1, blocks) * size
-            assert (w.key_start, w.key_start + w.key_size) == (first, last)
+            assert (w.key_start, w.key_start + w.key_length) == (first, last)
 
 
 @pytest.mark.parametrize("run", [token_form, channels_form])

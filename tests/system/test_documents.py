@@ -73,7 +73,7 @@ def test_every_problem_with_path_got_and_expected(data: object, problems: list[s
         ("9" * 5000, "a number of thousands of digits"),
         ("NaN", "NaN is not valid JSON"),
         ("[-Infinity]", "-Infinity is not valid JSON"),
-        ('{"a": 1, "b": {"c": 1, "c": 1}}', "'c' stands there twice"),
+        ('{"a": 1, "b": {"c": 1, "c": 1}}', "'c' occurs twice"),
         ("{", "Expecting property name"),
     ],
 )
