@@ -111,7 +111,7 @@ def test_the_configuration_says_what_each_encoder_feeds() -> None:
 
 
 def test_an_untrained_one_has_a_tokenizer_for_each(tmp_path: Path) -> None:
-    vocab = WordTokenizer(open_checkpoint(None).tokenizer or "").size
+    vocab = WordTokenizer(open_checkpoint(None).tokenizer or "").embedding_rows
     encoders = [replace(encoder, vocab=vocab) for encoder in two_encoders().text_encoders]
     config = replace(two_encoders(), text_encoder=encoders[0], other_text_encoders=(encoders[1],))
     write_initial(config, tmp_path / "initial")
