@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +23,11 @@ from snapgen_deploy.families.names import TEXT_ENCODER, TOKENIZER
 from snapgen_deploy.families.registry import components_of, student_types
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.models.serialise import config_from_dict, config_from_json
-from snapgen_deploy.system.documents import parse_json
+from snapgen_deploy.system.documents import in_one_line, parse_json, shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+LAYERS_ANYWAY = 64  # that a configuration may ask for, whatever the file holds of them
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ def open_checkpoint(path: Path | None, key_map: Path | None = None) -> Checkpoin
     where = f"{config_file or path}: snapgen_config"
     read = config_from_json if isinstance(document, str) else config_from_dict
     config = read(document, student_types(), where)
+    _refuse_layers_without_tensors(config, len(source.tensors), where)
     tokenizers = _tokenizers(about, config, config_file or path)
     return Checkpoint(
         path=path,
@@ -133,6 +135,13 @@ def open_checkpoint(path: Path | None, key_map: Path | None = None) -> Checkpoin
         _source=source,
         _foreign=foreign,
     )
+
+
+def _refuse_layers_without_tensors(config: ModelConfig, tensors: int, where: str) -> None:
+    """BadInput for many more layers than tensors: every layer is built, if without storage, to name its own."""
+    layers = sum(spec.layers for spec in components_of(config))
+    if layers > LAYERS_ANYWAY + tensors:
+        raise BadInput(f"{where}: asks for {layers} layers at all widths, each of several tensors; got {tensors} tensors")
 
 
 def _tokenizers(about: Mapping[str, Any], config: ModelConfig, where: Path) -> dict[str, str]:
@@ -207,21 +216,26 @@ def _sharded(index: Path) -> tuple[Source, Path | None]:
     files = sorted(set(owners.values()))
     outside = [f for f in files if f in ("", ".", "..") or Path(f).name != f or "\\" in f]
     if outside:
-        raise BadInput(f"{index}: shards must be plain file names beside the index, got {listed([repr(f) for f in outside])}")
+        raise BadInput(f"{index}: shards must be plain file names beside the index, got {_short(outside)}")
     missing = [f for f in files if not (index.parent / f).is_file()]
     if missing:
-        raise BadInput(f"{index}: names shards that are not there: {listed(missing)}; fetch them again")
+        raise BadInput(f"{index}: names shards that are not there: {_short(missing)}; fetch them again")
     source = SafetensorsSource.of(tuple(index.parent / f for f in files))
     problems = []
     for name in sorted(set(owners) | set(source.owner)):
         said, held = owners.get(name), source.owner.get(name)
         if held is None:
-            problems.append(f"{name!r} is in no shard, the index says {said}")
+            problems.append(f"{shown(name)} is in no shard, the index says {shown(said)}")
         elif said != held.name:
-            problems.append(f"{name!r} is in {held.name}, the index " + (f"says {said}" if said else "does not name it"))
+            other = f"says {shown(said)}" if said else "does not name it"
+            problems.append(f"{shown(name)} is in {shown(held.name)}, the index {other}")
     if problems:
-        raise BadInput(f"{index}: index and shards disagree: {listed(problems)}")
+        raise BadInput(in_one_line(f"{index}: index and shards disagree", problems))
     return source, index
+
+
+def _short(names: Sequence[str]) -> str:
+    return listed([shown(name) for name in names[:4]]) + (f"; and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _about(path: Path, source: Source) -> tuple[Mapping[str, Any], Path | None]:

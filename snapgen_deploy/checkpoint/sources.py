@@ -13,10 +13,18 @@ import torch
 from torch import Tensor
 
 from snapgen_deploy.checkpoint.header import TensorInfo, read_header
-from snapgen_deploy.checkpoint.listing import listed
+from snapgen_deploy.checkpoint.pickled import check_archive, refused_code
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.names import TOKENIZER, numbered
 from snapgen_deploy.models.config import MOST_OTHERS
+from snapgen_deploy.system.documents import in_one_line, shown
+
+# Of a .pt, by the size of its file: what few bytes can describe is not followed without end.
+DEEPEST = 16  # dictionaries within each other
+MOST_NAMES = 16  # characters of all names together, for each byte
+MOST_VIEWS = (
+    8  # bytes of all tensors together, for each byte: tied weights are there twice, an expanded one any number of times
+)
 
 # What a checkpoint says of itself, in a header's metadata or config.json; further text encoders have tokenizers of their own.
 KEYS = ("snapgen_config", TOKENIZER, "license", *(numbered(TOKENIZER, 1 + i) for i in range(MOST_OTHERS)))
@@ -65,7 +73,7 @@ class SafetensorsSource:
             header = read_header(path)
             for name, info in header.tensors.items():
                 if name in owner:
-                    twice.append(f"{name!r} is in {owner[name].name} and in {path.name}")
+                    twice.append(f"{shown(name)} is in {owner[name].name} and in {path.name}")
                 tensors[name] = info
                 owner.setdefault(name, path)
             for key in KEYS:
@@ -73,7 +81,9 @@ class SafetensorsSource:
                     raise BadInput(f"{path}: its {key} is not that of the shards before it; fetch shards of one checkpoint")
             metadata = header.metadata | metadata
         if twice:
-            raise BadInput(f"{files[0].parent}: tensors duplicated across shards: {listed(twice)}; keep each in one shard")
+            raise BadInput(
+                in_one_line(f"{files[0].parent}: tensors duplicated across shards", twice, "; keep each in one shard")
+            )
         return cls(files, tensors, metadata, owner)
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -104,10 +114,17 @@ class TorchSource:
     @classmethod
     def of(cls, path: Path) -> TorchSource:
         """Open with `weights_only=True`; nested dicts are joined with dots. Code in the file is refused, never run."""
-        values = dict(_flatten(_load_without_code(path), ""))
+        size = path.stat().st_size
+        values = dict(_flatten(path, _load_without_code(path), MOST_NAMES * size))
         if not values:
             raise BadInput(f"{path}: holds no tensors; expected a state dict")
-        return cls((path,), {name: _info(value) for name, value in values.items()}, {}, values)
+        tensors = {name: _info(value) for name, value in values.items()}
+        if (total := sum(info.nbytes for info in tensors.values())) > MOST_VIEWS * size:
+            raise BadInput(
+                f"{path}: its tensors take {shown(total)} bytes, the file has {size}: they repeat the same values; "
+                "save them with .contiguous(), each once"
+            )
+        return cls((path,), tensors, {}, values)
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A view of the mapped file."""
@@ -133,22 +150,27 @@ def _info(value: object) -> TensorInfo:
     return TensorInfo(tuple(value.shape), code, value.numel() * value.element_size())
 
 
-def _flatten(value: object, where: str) -> Iterator[tuple[str, object]]:
-    """Leaves of nested dicts; two that come to one name are an error."""
+def _flatten(path: Path, value: object, room: int) -> Iterator[tuple[str, object]]:
+    """Leaves of nested dicts; two that come to one name are an error, and names of more than `room` characters together."""
     seen: set[str] = set()
-    for name, leaf in _leaves(value, where):
+    for name, leaf in _leaves(path, value, "", 0):
+        room -= len(name) + 1
+        if room < 0:
+            raise BadInput(f"{path}: its dictionaries hold each other over and over; save a flat state dict, names to tensors")
         if name in seen:
-            raise BadInput(f"tensor {name!r} is in the file twice, once as a nested name; keep one")
+            raise BadInput(f"{path}: tensor {shown(name)} is in the file twice, once as a nested name; keep one")
         seen.add(name)
         yield name, leaf
 
 
-def _leaves(value: object, where: str) -> Iterator[tuple[str, object]]:
+def _leaves(path: Path, value: object, where: str, depth: int) -> Iterator[tuple[str, object]]:
     if not isinstance(value, Mapping):
         yield where, value
         return
+    if depth == DEEPEST:
+        raise BadInput(f"{path}: its dictionaries are nested deeper than {DEEPEST}; save a flat state dict, names to tensors")
     for key, item in value.items():
-        yield from _leaves(item, f"{where}.{key}" if where else str(key))
+        yield from _leaves(path, item, f"{where}.{key}" if where else str(key), depth + 1)
 
 
 def _load_without_code(path: Path) -> Mapping[str, object]:
@@ -160,6 +182,7 @@ def _load_without_code(path: Path) -> Mapping[str, object]:
                 f"{path}: not a PyTorch checkpoint: a bare pickle may hold code and is never opened; "
                 "save it with torch.save, or better as safetensors"
             )
+        check_archive(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(loaded, Mapping):
         raise BadInput(f"{path}: holds a {type(loaded).__name__}, expected a state dict (names to tensors)")
@@ -177,10 +200,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     except pickle.UnpicklingError as error:
         called = re.search(r"(?:GLOBAL|global)\s+`?([\w.]+)", str(error))
-        what = f" ({called[1]})" if called else ""
-        raise BadInput(
-            f"{path}: holds code{what} beside its tensors and was not executed; save the state dict alone, or as safetensors"
-        ) from None
+        raise BadInput(refused_code(path, called[1] if called else "")) from None
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); give a readable checkpoint") from None
     except Exception as error:  # torch raises a dozen kinds for a damaged zip; none of them may escape as a traceback

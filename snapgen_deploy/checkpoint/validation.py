@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.names import DECODER, TEXT_ENCODER
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models.config import ModelConfig
+from snapgen_deploy.system.documents import LONGEST_NAME, cut
 
 FLOATS = ("F32", "F16", "BF16")
 
@@ -27,25 +28,28 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def structural_problems(checkpoint: Checkpoint) -> list[str]:
     """Missing, extra and mis-shaped tensors and wrong dtypes, one line each, from headers alone."""
-    expected = expected_shapes(checkpoint.config)
+    return _structural(checkpoint, expected_shapes(checkpoint.config))
+
+
+def _structural(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> list[str]:
     found = [f"missing {n!r}, expected shape {list(expected[n])}" for n in expected if n not in checkpoint.tensors]
     for name, info in checkpoint.tensors.items():
+        said = cut(repr(name), LONGEST_NAME)
         if name not in expected:
-            found.append(f"extra {name!r}, got shape {list(info.shape)}{_component_hint(checkpoint.config, name)}")
+            found.append(f"extra {said}, got shape {list(info.shape)}{_component_hint(checkpoint.config, name)}")
             continue
         if info.shape != expected[name]:
-            found.append(f"{name!r} got shape {list(info.shape)}, expected {list(expected[name])}")
+            found.append(f"{said} got shape {list(info.shape)}, expected {list(expected[name])}")
         if info.dtype not in FLOATS:
-            found.append(f"{name!r} got dtype {info.dtype}, expected one of {', '.join(FLOATS)}")
+            found.append(f"{said} got dtype {info.dtype}, expected one of {', '.join(FLOATS)}")
     return found
 
 
-def value_problems(checkpoint: Checkpoint, on_tensor: Callable[[str], None] = lambda name: None) -> list[str]:
-    """Tensors with values that are not finite, one line each. Reads all, one at a time; `on_tensor` gets each name."""
+def _not_finite(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Of the tensors of the right shape and dtype, which alone are read, one at a time."""
     found = []
     for name, info in checkpoint.tensors.items():
-        if info.dtype in FLOATS:
-            on_tensor(name)
+        if info.dtype in FLOATS and info.shape == expected.get(name):
             found += non_finite(name, checkpoint.read(name))
     return found
 
@@ -64,7 +68,8 @@ def validate(checkpoint: Checkpoint, *, values: bool = True) -> None:
     Raises:
         BadInput: if there are problems; one message for all of them.
     """
-    raise_problems(checkpoint, structural_problems(checkpoint) + (value_problems(checkpoint) if values else []))
+    expected = expected_shapes(checkpoint.config)
+    raise_problems(checkpoint, _structural(checkpoint, expected) + (_not_finite(checkpoint, expected) if values else []))
 
 
 def raise_problems(checkpoint: Checkpoint, problems: list[str]) -> None:

@@ -139,6 +139,7 @@ class ComponentSpec:
     latent_mean: tuple[float, ...] = ()  # per channel, that a decoder undoes; () means zeros
     latent_std: tuple[float, ...] = ()  # per channel; () means ones
     has_constants: bool = False  # that are no part of its state: it is built with storage
+    layers: int = 0  # repeated ones, at all widths together; a checkpoint has more tensors than these
     sized: bool = True  # depends on the picture's size
     elastic: bool = False  # depends on the width
     has_forms: bool = False  # its local attention is written in one of several kernel forms

@@ -40,6 +40,7 @@ def _spec(config: DecoderConfig) -> ComponentSpec:
         part="decode",
         output=PICTURE,
         build=lambda width: TinyDecoder(config),
+        layers=sum(config.blocks),
         ports=_ports,
         apply=_apply,
         rewrite=_rewrite,

@@ -32,7 +32,7 @@ from snapgen_deploy.families.names import STUDENT
 from snapgen_deploy.families.text import text_encoders
 from snapgen_deploy.models.attention import AdaptiveSparseSelfAttention
 from snapgen_deploy.models.config import ModelConfig, TextStream
-from snapgen_deploy.models.dit import DiT, ElasticDiT, elastic_name, is_per_width
+from snapgen_deploy.models.dit import DiT, elastic_name, is_per_width
 from snapgen_deploy.models.dit_config import STAGES, DiTConfig, dit_of
 from snapgen_deploy.models.schedule import Schedule, sigmas
 from snapgen_deploy.sparse import FORMS, Layout, OpForm, rewrite_student
@@ -120,6 +120,7 @@ def _student(config: DiTConfig) -> ComponentSpec:
         shapes=partial(_shapes, config),
         initial=_initial,
         holds=_holds,
+        layers=sum(config.depths) * len(config.widths),
         elastic=True,
         has_forms=True,
         takes_recipe=True,
@@ -152,8 +153,16 @@ def _rewrite(network: nn.Module, latent: tuple[int, int], how: Spelling) -> nn.M
 
 
 def _shapes(config: DiTConfig) -> dict[str, Shape]:
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in ElasticDiT(config).elastic_state().items()}
+    """As `ElasticDiT.elastic_state` has them, without its second network for each width."""
+    found: dict[str, Shape] = {}
+    largest = max(config.widths.values())
+    for width, ratio in config.widths.items():
+        with torch.device("meta"):
+            network = DiT(config, width)
+        for name, tensor in network.named_parameters():
+            if is_per_width(name) or ratio == largest:
+                found[elastic_name(name, width)] = tuple(tensor.shape)
+    return found
 
 
 def _initial(name: str, shape: Shape) -> Initial:

@@ -44,6 +44,7 @@ def _spec(config: TextEncoderConfig, index: int) -> ComponentSpec:
         part="encode",
         output=config.stream,
         build=lambda width: TextEncoder(config),
+        layers=config.layers,
         ports=partial(_ports, config, text),
         apply=_apply,
         rewrite=_rewrite,

@@ -11,8 +11,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool
 
-from snapgen_deploy.models.config import LARGEST_INT, Depth, Document, ModelConfig, Name, Positive, PositiveInt, TextStream
+from snapgen_deploy.models.config import (
+    LARGEST_INT,
+    MOST_STREAMS,
+    MOST_WIDTHS,
+    Depth,
+    Document,
+    ModelConfig,
+    Name,
+    Positive,
+    PositiveInt,
+    TextStream,
+)
 
+Ratio = Annotated[Positive, Field(le=LARGEST_INT)]  # of a width to the whole network
 StageKind = Literal["assa", "full"]
 STAGES: tuple[str, str, str] = ("down", "middle", "up")
 
@@ -59,6 +71,11 @@ class DiTConfig(Document):
 
     def problems(self) -> list[str]:
         """Why this configuration is invalid, one line each; empty if it is valid."""
+        most = {"widths": (len(self.widths), MOST_WIDTHS), "text_streams": (len(self.text_streams), MOST_STREAMS)}
+        if many := [
+            f"{name}: got {count} of them, expected at most {limit}" for name, (count, limit) in most.items() if count > limit
+        ]:
+            return many
         found = []
         for name, ratio in self.widths.items():
             hidden = self.hidden * ratio

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 import tempfile
 import time
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.system.documents import parse_json
+from snapgen_deploy.system.documents import cut, parse_json, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,22 +100,65 @@ def temporary_files_in(folder: Path) -> Iterator[None]:
             os.environ["TMPDIR"] = variable
 
 
+MOST_UNPACKED = 64  # bytes of all arrays of an .npz together, for each byte of the file
+_ARCHIVE, _ARRAY = b"PK\x03\x04", b"\x93NUMPY"
+
+
 def read_arrays(path: Path, what: str) -> dict[str, np.ndarray]:
-    """The named arrays of an .npz file.
+    """The named arrays of an .npz file; sizes are checked before anything is unpacked.
 
     Raises:
         BadInput: if the file is missing, damaged or not an .npz; the message begins with `what`.
     """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(_ARRAY))
+            if magic == _ARRAY:
+                raise BadInput(f"{what}: holds one array; expected named arrays (numpy.savez)")
+            if not magic.startswith(_ARCHIVE):
+                raise ValueError("it is no archive")
+            with zipfile.ZipFile(file) as archive:
+                return _arrays_of(archive, path.stat().st_size)
+    except BadInput:
+        raise
+    except MemoryError:
+        raise BadInput(f"{what}: its arrays do not fit into memory; give fewer rows") from None
+    except Exception as error:  # zipfile and numpy raise a dozen kinds for what is damaged
+        said = cut(str(error) or type(error).__name__, 120)
+        raise BadInput(f"{what} cannot be read ({said}); give an .npz that numpy.savez wrote") from None
+
+
+def _arrays_of(archive: zipfile.ZipFile, size: int) -> dict[str, np.ndarray]:
     import numpy as np
 
-    try:
-        data: Any = np.load(path, allow_pickle=False)
-        if isinstance(data, np.ndarray):
-            raise BadInput(f"{what}: holds one array; expected named arrays (numpy.savez)")
-        with data:
-            return {name: data[name] for name in data.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadInput(f"{what} cannot be read ({error}); give an .npz that numpy.savez wrote") from None
+    members = archive.infolist()
+    if sum(m.file_size for m in members) > MOST_UNPACKED * size:
+        raise ValueError(f"its arrays unpack to more than {MOST_UNPACKED} times its size; write it with numpy.savez")
+    found: dict[str, np.ndarray] = {}
+    for member in members:
+        name = member.filename.removesuffix(".npy")
+        if name == member.filename or name in found:
+            raise ValueError(f"its member {shown(member.filename)} is no array of its own")
+        with archive.open(member) as file:
+            _check_array(file, member.file_size, name)
+            file.seek(0)
+            found[name] = np.lib.format.read_array(file, allow_pickle=False)
+    return found
+
+
+def _check_array(file: IO[bytes], size: int, name: str) -> None:
+    """ValueError unless the header is that of numbers that take just the member's bytes."""
+    import numpy as np
+
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"array {shown(name)} is of the unknown format {version}")
+    shape, _, dtype = readers[version](file)
+    if dtype.kind not in "biufc" or min(shape, default=0) < 0:
+        raise ValueError(f"array {shown(name)} is of {cut(str(dtype), 40)} {cut(str(shape), 40)}, expected numbers")
+    if math.prod(shape) * dtype.itemsize != size - file.tell():
+        raise ValueError(f"array {shown(name)} of shape {cut(str(shape), 60)} does not fit its {size} bytes")
 
 
 def write_text(path: Path, text: str, fix: str, *, parents: bool = False) -> None:
