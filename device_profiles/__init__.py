@@ -32,10 +32,14 @@ def profile_ids() -> tuple[str, ...]:
 
 
 def load_profile(id_or_path: str) -> Profile:
-    """The profile of a known device, or of a file where the text ends in .toml or holds a slash.
+    """The profile of a known device, or of a file if the text ends in .toml or has a slash.
 
-    Raises BadInput for an unknown id (with the nearest names), a file that cannot be read, and a file with problems
-    (all of them, in one line).
+    >>> load_profile("iphone16pm").name
+    'iPhone 16 Pro Max'
+
+    Raises:
+        BadInput: if the id is unknown (the message has the nearest names), or the file cannot be read or has problems (one
+            message for all of them).
     """
     if id_or_path.endswith(".toml") or "/" in id_or_path or "\\" in id_or_path:
         return _read(Path(id_or_path))

@@ -1,6 +1,6 @@
-"""What a device profile says: plain frozen data, every figure with its unit and its source.
+"""A device profile as plain frozen data: every figure has a unit and a source.
 
-A figure that nobody has published is absent, never invented. `status` says how far to trust one:
+A figure that nobody has published is absent, never invented. `status` says how reliable one is:
 `published` by the maker or in a paper, `derived` from published figures (the source says how), `anecdotal` (reported by
 users), and, for budgets only, `chosen` by this project (the source gives the reason).
 """
@@ -18,7 +18,7 @@ BUDGET_STATUSES = (*STATUSES, "chosen")
 LAYOUTS = ("token", "channels")
 BYTES_IN = MappingProxyType({"MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30})
 
-# Figures that a profile may give, with the units that each admits.
+# Figures that a profile may have, with their units.
 FIGURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "memory": ("GB", "GiB"),
@@ -35,15 +35,15 @@ FIGURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "npu_fp16": ("TFLOPS",),
         "npu_ops": ("TOPS",),  # where the maker does not say at which precision
         "power": ("W",),
-        "soc_model": ("id",),  # Qualcomm's number of the chip, which its compiler takes
+        "soc_model": ("id",),  # Qualcomm's number of the chip, for its compiler
         "htp_arch": ("version",),  # of the Hexagon NPU
     }
 )
 
-# Deterministic guards of `compare`: what is held against another export. A profile names those whose change fails.
+# Deterministic guards of `compare`: what is compared with another export. A profile names those that fail on a change.
 GUARDS: Mapping[str, str] = MappingProxyType(
     {
-        "bytes": "size of a component's files",
+        "bytes": "bytes of a component's files",
         "ops": "histogram of operators",
         "macs": "multiply-accumulates of one call",
         "placement": "delegate partitions and node placement",
@@ -58,14 +58,18 @@ GUARDS: Mapping[str, str] = MappingProxyType(
 
 
 def spaced(deployment: str) -> str:
-    """`iOS18` -> `iOS 18`."""
+    """The name of a system with a space before its version.
+
+    >>> spaced("iOS18")
+    'iOS 18'
+    """
     name = deployment.rstrip("0123456789.")
     return f"{name} {deployment.removeprefix(name)}".strip()
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number with its unit and where it is from."""
+    """One number with its unit and source."""
 
     value: float
     unit: str
@@ -81,15 +85,15 @@ class ProfileTarget:
     """One export target of a device, as `export` makes it by default."""
 
     target: str
-    variant: str  # "" where the target has none
+    variant: str  # "" if the target has none
     precision: str
     layout: str  # "token" or "channels"
     options: tuple[tuple[str, str], ...] = ()
-    limits: tuple[tuple[str, float], ...] = ()  # names of `Limits` in place of the precision's own
+    limits: tuple[tuple[str, float], ...] = ()  # fields of `Limits` that override the precision's
 
     @property
     def system(self) -> str:
-        """The oldest system that runs its files, such as `iOS 18`, from its deployment option; "" where nothing says."""
+        """The oldest system that runs its files, such as `iOS 18`; "" without an option `deployment`."""
         return spaced(dict(self.options).get("deployment", ""))
 
     @property
@@ -111,7 +115,7 @@ class ProfileTarget:
 
 @dataclass(frozen=True)
 class Offer:
-    """A target that is not exported by default, and what says that the device runs it."""
+    """A target that is not exported by default, and the source that says that the device runs it."""
 
     target: ProfileTarget
     source: str
@@ -119,7 +123,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class LatencyBasis:
-    """Known times on this device: they hold for one model, one picture size and one target, and for nothing else."""
+    """Known times on this device, for one model, one picture size and one target only."""
 
     preset: str  # name of the model preset whose architecture was timed
     resolution: tuple[int, int]  # picture height, width in pixels
@@ -128,13 +132,13 @@ class LatencyBasis:
     decoder: Figure  # ms
 
     def picture_ms(self, width: str, steps: int) -> float | None:
-        """Estimate for one picture, ms: steps times one step, and the decoder; None for a width without a figure."""
+        """Estimated ms of one picture: the steps and the decoder; None for a width without a figure."""
         return steps * self.step[width].value + self.decoder.value if width in self.step else None
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A device: what it is, what is known of it, what is exported for it by default, and what a model may cost there."""
+    """A device: its name and chip, its figures, the targets that are exported by default, and the budgets of a model."""
 
     id: str
     name: str
@@ -148,18 +152,18 @@ class Profile:
     memory_budget: Figure | None
     latency_budget: Figure | None  # ms of one picture
     latency: LatencyBasis | None
-    guards: tuple[str, ...] = ()  # names out of GUARDS: a change of these fails `compare`
+    guards: tuple[str, ...] = ()  # keys of GUARDS: a change of one fails `compare`
     notes: tuple[str, ...] = ()
-    offers: tuple[Offer, ...] = ()  # targets that the device runs, too, exported where `--target` asks for them
+    offers: tuple[Offer, ...] = ()  # further targets that the device runs; exported with `--target`
 
     @property
     def memory_budget_bytes(self) -> int | None:
-        """The memory that a model may take, in bytes."""
+        """The memory that a model may use, in bytes."""
         budget = self.memory_budget
         return None if budget is None else round(budget.value * BYTES_IN[budget.unit])
 
     def with_memory_budget(self, count: int) -> Profile:
-        """The same device for an app that may take `count` bytes, whatever the profile's budget."""
+        """The same device with a memory budget of `count` bytes."""
         return replace(self, memory_budget=Figure(count / 10**9, "GB", "chosen", "--memory-budget"))
 
     def as_dict(self) -> dict[str, Any]:

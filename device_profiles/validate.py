@@ -1,4 +1,4 @@
-"""The shape of a profile's TOML file, and the Profile that it makes."""
+"""The schema of a profile's TOML file, and its conversion to a Profile."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class _Figure(Closed):
 
 @dataclass(frozen=True)
 class In:
-    """Marks a figure that is given in one of these units."""
+    """Marks a figure in one of these units."""
 
     units: tuple[str, ...]
     statuses: tuple[str, ...] = STATUSES
@@ -113,7 +113,7 @@ class _Target(Closed):
         return precision
 
     def made(self) -> ProfileTarget:
-        """As the plan takes it; a bare name stands for the target's first variant."""
+        """As a `ProfileTarget`; a bare name stands for the target's first variant."""
         spec, options, limits = spec_of(self.target), tuple(sorted(self.options.items())), tuple(self.limits.items())
         return ProfileTarget(spec.name, spec.variant, self.precision, self.layout, options, limits)
 
@@ -146,7 +146,7 @@ class _Profile(Closed):
     notes: Texts = ()
 
     def made(self) -> Profile:
-        """The profile, whose tables lie flat."""
+        """As a `Profile`, without nested tables."""
         flat: dict[str, Any] = {
             "os": self.os.name,
             "os_minimum": self.os.minimum,
@@ -160,7 +160,7 @@ class _Profile(Closed):
 
 
 def read_profile(table: Mapping[str, Any]) -> tuple[Profile | None, list[str]]:
-    """The profile in a parsed file and no problems, or everything that is wrong with it, one text each."""
+    """The profile in a parsed file and no problems, or None and all problems, one text each."""
     document, problems = read_as(_Profile, table)
     if document is None:
         return None, problems
@@ -170,7 +170,7 @@ def read_profile(table: Mapping[str, Any]) -> tuple[Profile | None, list[str]]:
 
 
 def _contradictions(profile: Profile) -> Iterator[str]:
-    """What tables of the right shape have wrong of each other."""
+    """Contradictions between valid tables."""
     keys = [t.key for t in profile.targets]
     for key in sorted({k for k in keys if keys.count(k) > 1}):
         yield f"targets: got {key} {keys.count(key)} times, expected each target once"

@@ -1,5 +1,5 @@
-"""What a model is made of: the components of a configuration, and the families that students come in.
+"""What a model is made of: the components of a configuration, and the families of students.
 
-General code asks `registry.components_of` for a model's components and loops over them; what only a family knows it asks
-`registry.family_of`.
+General code gets a model's components from `registry.components_of` and loops over them; what depends on the family it gets
+from `registry.family_of`.
 """

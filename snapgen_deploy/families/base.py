@@ -1,4 +1,4 @@
-"""What a family of students answers. General code calls nothing else of it."""
+"""The interface of a family of students. General code uses nothing else of it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from snapgen_deploy.sparse import Layout, OpForm
 
 @dataclass(frozen=True)
 class SizeRule:
-    """Which picture sizes a student admits."""
+    """Which picture sizes fit a student."""
 
     unit: int  # pixels; both sides are multiples of it
-    said: str  # what a size must fit, for messages
-    reach: int  # units around a side within which an admissible size is certain
+    constraints: str  # what a size must fit, for messages
+    reach: int  # units around a side within which there is certainly a size that fits
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A network or a part of one with seeded weights, and the shapes of its inputs: something to time."""
+    """A network or a part of one with seeded weights, and the shapes of its inputs, for timing."""
 
     name: str
     module: nn.Module
@@ -34,18 +34,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class Folding:
-    """Where a student's graph has several heads in one matrix of attention scores."""
+    """How many heads share one matrix of attention scores in a student's graph."""
 
     heads: int  # in one matrix
-    alone: frozenset[int]  # elements of matrices that hold one head
+    alone: frozenset[int]  # number of elements of the matrices that hold a single head
 
 
 class Family(Protocol):
-    """Students of one kind. `name` stands in configurations under `family`."""
+    """Students of one kind."""
 
     @property
     def name(self) -> str:
-        """Under which the configuration and the registry know it."""
+        """Its name in configurations (`family`) and in the registry."""
 
     @property
     def student_type(self) -> type:
@@ -61,19 +61,19 @@ class Family(Protocol):
         """Which picture sizes fit."""
 
     def size_problems(self, config: ModelConfig, latent: tuple[int, int]) -> list[str]:
-        """Why a latent (height, width) does not fit, one line each; empty when it does."""
+        """Why a latent (height, width) does not fit, one line each; empty if it fits."""
 
     def form(self, config: ModelConfig, latent: tuple[int, int]) -> str:
-        """The stored choice of kernel form for a latent (height, width)."""
+        """The default kernel form for a latent (height, width)."""
 
     def facts(self, config: ModelConfig, width: str) -> dict[str, int]:
         """Figures of a width for `inspect`, by name."""
 
     def forms(self, config: ModelConfig, width: str, latent: tuple[int, int], ops: OpForm) -> Mapping[str, Layer]:
-        """A layer in every kernel form of the token layout, to be timed; empty where there is no choice."""
+        """A layer in every kernel form of the token layout, for timing; empty if there is no choice."""
 
     def folding(self, config: ModelConfig, latent: tuple[int, int], layout: Layout, form: str) -> Folding:
-        """How scores lie in the student's graph, for the estimator of latency."""
+        """How heads share matrices of scores in the student's graph, for the latency estimator."""
 
     def examples(self, ops: OpForm) -> Sequence[Layer]:
-        """Small students in the token layout, by which a host's speed is calibrated."""
+        """Small students in the token layout, for calibrating a host's speed."""

@@ -1,4 +1,4 @@
-"""One record for each component of a model, with all that general code asks about it.
+"""One record for each component of a model, with everything that general code needs to know of it.
 
 A component takes part in a picture in one of three ways, and each has its ports:
 
@@ -47,7 +47,7 @@ class Ports(NamedTuple):
 
 
 class Drawing(Protocol):
-    """What ports depend on beside the configuration; a plan and a bundle have it."""
+    """What ports depend on besides the configuration; a plan and a bundle satisfy it."""
 
     @property
     def width(self) -> str:
@@ -64,22 +64,22 @@ class Drawing(Protocol):
 
 @dataclass(frozen=True)
 class Spelling:
-    """How a target has networks written."""
+    """In which operations networks are written for a target."""
 
     layout: Layout
     ops: OpForm  # of the token layout
     upsample: UpsampleForm | None  # None: the layout's own
     form: str  # kernel form of the student's local attention
     text_form: str = "per_head"  # kernel form of text encoders, which matters to the channels layout only
-    keep_weights: bool = False  # nothing is folded into weights: they are palettes
+    keep_weights: bool = False  # fold nothing into weights, because they are palettes
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a checkpoint has a tensor of a component."""
+    """A component's tensor in a checkpoint."""
 
-    name: str  # without the component's own
-    whole: bool = True  # or its leading part: widths share the tensor
+    name: str  # without the component's name in front
+    whole: bool = True  # False: widths share it, and each takes its leading part
 
 
 @dataclass(frozen=True)
@@ -107,60 +107,60 @@ class TextInput:
     stream: str
     length: int  # tokens
     vocab: int  # rows of its embedding
-    key: str  # of its tokenizer in what a checkpoint says of itself
-    file: str  # its tokenizer in a bundle
-    arrays: str = ""  # how the names of its arrays in test vectors begin
+    key: str  # key of its tokenizer in a checkpoint's metadata
+    file: str  # file name of its tokenizer in a bundle
+    arrays: str = ""  # prefix of the names of its arrays in test vectors
 
 
 @dataclass(frozen=True)
 class ComponentSpec:
-    """A component of one configuration: its ports, how it is built, loaded and rewritten, and how it is judged.
+    """A component of one configuration: its ports, and how it is built, loaded, rewritten and checked.
 
-    `build` gives the reference network at a width on torch's current device, `apply` runs it on named tensors, `rewrite`
-    gives it for a latent (height, width) in a target's spelling. `activations` are the bytes of its largest ones for a width,
-    a latent (channels, height, width) and a picture (height, width).
+    `build` returns the reference network at a width on torch's current device, `apply` runs it on named tensors, `rewrite`
+    returns it for a latent (height, width) in a target's spelling. `activations` returns the bytes of its largest activations
+    for a width, a latent (channels, height, width) and a picture (height, width).
     """
 
     name: str  # in checkpoints, manifests and measurements
     part: Part
     build: Callable[[str], nn.Module]
-    output: str  # the name of its only output
+    output: str  # name of its only output
     ports: Callable[[Drawing], Ports]
     apply: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
     rewrite: Callable[[nn.Module, tuple[int, int], Spelling], nn.Module]
-    folder: str  # of diffusers' layout of a pipeline
+    folder: str  # in diffusers' layout of a pipeline
     hyperparameters: Callable[[str], dict[str, object]]  # at a width, also under the names that transformers uses
     activations: Callable[[str, tuple[int, int, int], tuple[int, int]], int] = lambda width, latent, size: 0
     stored: Callable[[str, str], StoredTensor] = lambda name, width: StoredTensor(name)
-    shapes: Callable[[], dict[str, Shape]] | None = None  # of all that is stored, where that is more than one network's
+    shapes: Callable[[], dict[str, Shape]] | None = None  # of all stored tensors, if a checkpoint has those of several widths
     text: TextInput | None = None  # of a text encoder
     initial: Callable[[str, Shape], Initial] = initial  # of weights, by their own name; biases are zero and norms one
     holds: Callable[[Collection[str], str], bool] = lambda tensors, width: True  # whether a checkpoint has a width
-    latent_mean: tuple[float, ...] = ()  # per channel, that a decoder undoes; () means zeros
+    latent_mean: tuple[float, ...] = ()  # per channel, of the normalisation that a decoder undoes; () means zeros
     latent_std: tuple[float, ...] = ()  # per channel; () means ones
-    has_constants: bool = False  # that are no part of its state: it is built with storage
+    has_constants: bool = False  # has buffers outside its state dict, so that it cannot be built on the meta device
     layers: int = 0  # repeated ones, at all widths together; a checkpoint has more tensors than these
-    sized: bool = True  # depends on the picture's size
+    sized: bool = True  # depends on the picture size
     elastic: bool = False  # depends on the width
-    has_forms: bool = False  # its local attention is written in one of several kernel forms
-    takes_recipe: bool = False  # of mixed precision; the others are fp16 there
-    must_pack: bool = False  # at fewer than 16 bits its file must hold packed weights
-    in_delegate: bool = True  # nothing of it may stay outside a delegate
+    has_forms: bool = False  # its local attention can be written in several kernel forms
+    takes_recipe: bool = False  # takes a mixed-precision recipe; other components are fp16 there
+    must_pack: bool = False  # below 16 bits its file must have packed weights
+    in_delegate: bool = True  # all of it must run in a delegate
 
     @property
     def title(self) -> str:
-        """Its name for people."""
+        """Its name in text, such as `text encoder 2`."""
         return title_of(self.name)
 
     def stored_shapes(self) -> dict[str, Shape]:
-        """Name -> shape of all that a checkpoint has of it, without its own name; built without storage."""
+        """Name -> shape of all its tensors in a checkpoint, without the component's name; built without storage."""
         if self.shapes is not None:
             return self.shapes()
         with torch.device("meta"):
             return {name: tuple(tensor.shape) for name, tensor in self.build("").state_dict().items()}
 
     def parameters(self, width: str) -> int:
-        """How many, at a width; built without storage."""
+        """Number of parameters at a width; built without storage."""
         with torch.device("meta"):
             return sum(p.numel() for p in self.build(width).parameters())
 
@@ -171,7 +171,7 @@ class ComponentSpec:
         return self.text
 
     def calls(self, steps: int) -> int:
-        """How often a picture of so many steps runs it."""
+        """How often it runs for a picture of so many steps."""
         return steps if self.part == "denoise" else 1
 
 
@@ -194,10 +194,10 @@ class Components:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """In the same order."""
+        """Their names, in the same order."""
         return tuple(spec.name for spec in self)
 
     @property
     def largest_first(self) -> tuple[ComponentSpec, ...]:
-        """As a checkpoint's contents are listed: the student, the decoder, the text encoders."""
+        """In the order in which a checkpoint's contents are listed: the student, the decoder, the text encoders."""
         return (self.denoiser, *(() if self.decoder is None else (self.decoder,)), *self.encoders)

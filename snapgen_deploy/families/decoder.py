@@ -30,7 +30,7 @@ LATENT_DOC = "latent, normalised per channel; standard normal noise at the first
 
 
 def decoder(config: ModelConfig) -> ComponentSpec | None:
-    """The decoder of a configuration; None where it has none."""
+    """The decoder of a configuration; None if it has none."""
     return None if config.decoder is None else _spec(config.decoder)
 
 
@@ -76,7 +76,7 @@ def _initial(name: str, shape: Shape) -> Initial:
 
 
 def _is_skeleton(network: nn.Module) -> bool:
-    """Whether it has no values: the estimator of latency looks at shapes only."""
+    """Whether its tensors have no values: the latency estimator uses shapes only."""
     return any(p.is_meta for p in network.parameters())
 
 

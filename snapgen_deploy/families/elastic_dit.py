@@ -41,7 +41,7 @@ from snapgen_deploy.sparse.geometry import windows
 from snapgen_deploy.sparse.token_layers import TokenSparseAttention
 from snapgen_deploy.sparse.with_rope import WithRope
 
-# The stored choice of kernel form of the local attention (`export --tune` measures instead). For 4096 tokens, 16 heads,
+# The default kernel form of the local attention (`export --tune` measures instead). For 4096 tokens, 16 heads,
 # B = 16, r = 1, fp32, on two x86-64 threads, the loop over blocks took 58 ms against 74 (batched) and 64 (per head) in
 # onnxruntime 1.31, and 139 against 164 and 141 in ExecuTorch 1.4.1 with XNNPACK. On small maps all forms run in a few ms, and
 # the batched one has the fewest operators to lower and load.
@@ -51,7 +51,7 @@ SMALL_MAP_TOKENS = 1024
 
 
 class ElasticDiTFamily:
-    """Three stages of blocks with sparse self-attention, cut to a width."""
+    """Three stages of blocks with sparse self-attention, sliced to a width."""
 
     name = "elastic-dit"
     student_type = DiTConfig
@@ -61,22 +61,22 @@ class ElasticDiTFamily:
         return Components(text_encoders(config), _student(dit_of(config)), decoder(config))
 
     def schedule(self, config: ModelConfig) -> Schedule:
-        """Four steps at a time shift of 3, or what the configuration says."""
+        """By default four steps at a time shift of 3."""
         return Schedule(sigmas(config.steps, config.shift), config.shift, config.student.time_features)
 
     def size_rule(self, config: ModelConfig) -> SizeRule:
         """Patches, the 2x2 compression and the blocks of the local attention."""
         dit = dit_of(config)
-        said = f"latent factor {dit.latent_factor}, patch {dit.patch} and {dit.blocks} blocks"
+        constraints = f"latent factor {dit.latent_factor}, patch {dit.patch} and {dit.blocks} blocks"
         # one side of `blocks` units always fits
-        return SizeRule(dit.latent_factor * dit.patch * 2, said, 4 * dit.blocks + 10)
+        return SizeRule(dit.latent_factor * dit.patch * 2, constraints, 4 * dit.blocks + 10)
 
     def size_problems(self, config: ModelConfig, latent: tuple[int, int]) -> list[str]:
         """Why a latent does not fit."""
         return dit_of(config).grid_problems(*latent)
 
     def form(self, config: ModelConfig, latent: tuple[int, int]) -> str:
-        """The stored choice of kernel form of the local attention."""
+        """The default kernel form of the local attention."""
         rows, cols = dit_of(config).grid(*latent)
         return SMALL_MAP_FORM if rows * cols <= SMALL_MAP_TOKENS else LARGE_MAP_FORM
 
@@ -99,7 +99,7 @@ class ElasticDiTFamily:
         return Folding(heads, frozenset(tokens * text for tokens in (rows * cols, rows * cols // 4)))
 
     def examples(self, ops: OpForm) -> Sequence[Layer]:
-        """Students of a few milliseconds."""
+        """Students that run in a few milliseconds."""
         return example_students(ops)
 
 
@@ -180,7 +180,7 @@ def _initial(name: str, shape: Shape) -> Initial:
 
 
 def _holds(tensors: Collection[str], width: str) -> bool:
-    """Whether there are tensors of the width's own."""
+    """Whether there are tensors of this width alone."""
     return any(name.startswith(f"{STUDENT}.") and name.endswith(f"@{width}") for name in tensors)
 
 
@@ -234,7 +234,7 @@ def untrained(config: DiTConfig, width: str) -> AdaptiveSparseSelfAttention:
 
 
 def example_students(ops: OpForm) -> list[Layer]:
-    """Students of a few milliseconds, whole, in the token layout."""
+    """Complete students in the token layout that run in a few milliseconds."""
     found = []
     for hidden, head, depths, blocks, side, form in (
         (96, 48, (1, 1, 1), 6, 24, "batched"), (160, 40, (1, 1, 1), 10, 40, "batched"), (160, 16, (2, 2, 2), 4, 24, "batched"),

@@ -1,23 +1,31 @@
-"""Names of components, as they stand in checkpoints, manifests and measurements. Further text encoders are numbered."""
+"""Names of components in checkpoints, manifests and measurements. Text encoders after the first are numbered."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 TEXT_ENCODER, STUDENT, DECODER = "text_encoder", "student", "decoder"
-TOKENIZER = "tokenizer"  # of the first text encoder: in what a checkpoint says of itself, and as a file of a bundle
+TOKENIZER = "tokenizer"  # of the first text encoder: the key in a checkpoint's metadata, and the file's stem in a bundle
 
 
-STEP = f"{STUDENT}_step"  # among the parts of an estimate, which counts a picture's components once each
+STEP = f"{STUDENT}_step"  # in an estimate: one step of the student, beside the components' times for a whole picture
 
 
 def numbered(name: str, index: int) -> str:
-    """`text_encoder` for the first, `text_encoder_2` for the second."""
+    """The name for the component with this index.
+
+    >>> numbered("text_encoder", 0), numbered("text_encoder", 1)
+    ('text_encoder', 'text_encoder_2')
+    """
     return name if index == 0 else f"{name}_{index + 1}"
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names of components as a picture passes through them, where no configuration says; others follow by their names."""
+    """Names of components in the order in which a picture uses them, without a configuration; unknown names come last.
+
+    >>> in_order(["decoder", "student", "text_encoder_2", "text_encoder"])
+    ['text_encoder', 'text_encoder_2', 'student', 'decoder']
+    """
     places = (TEXT_ENCODER, STUDENT, DECODER)
 
     def place(name: str) -> tuple[int, str]:
@@ -37,10 +45,10 @@ def tokenizer_file(name: str) -> str:
 
 
 def title_of(name: str) -> str:
-    """A component's name for people: `text encoder 2`."""
+    """A component's name in text, such as `text encoder 2`."""
     return name.replace("_", " ")
 
 
 def timing_title(name: str) -> str:
-    """For people, what one timing of a component is of: the student is timed step by step."""
+    """A component's name beside a timing: the student is timed step by step."""
     return f"{title_of(name)}, one step" if name == STUDENT else title_of(name)

@@ -16,17 +16,29 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family of a configuration's student; BadInput that lists the known ones for another name."""
+    """The family of a configuration's student.
+
+    Raises:
+        BadInput: if the configuration names an unknown family; the message lists the known ones.
+    """
     if config.family not in FAMILIES:
         raise BadInput(f"family: got {config.family!r}, expected one of {', '.join(FAMILIES)}")
     return FAMILIES[config.family]
 
 
 def components_of(config: ModelConfig) -> Components:
-    """The components of a configuration, in the order in which a picture uses them."""
+    """The components of a configuration, in the order in which a picture uses them.
+
+    >>> from snapgen_deploy.models.presets import shapes
+    >>> components_of(shapes()).names
+    ('text_encoder', 'student', 'decoder')
+
+    Raises:
+        BadInput: if the configuration names an unknown family.
+    """
     return family_of(config).components(config)
 
 
 def student_types() -> Mapping[str, type]:
-    """What `models.serialise` reads the `student` of a configuration as, by family."""
+    """The dataclass of a configuration's `student` by family, for `models.serialise`."""
     return {name: family.student_type for name, family in FAMILIES.items()}

@@ -1,4 +1,4 @@
-"""Text encoders as components: the first of a model and further ones, each with a tokenizer of its own."""
+"""Text encoders as components, each with a tokenizer of its own."""
 
 from __future__ import annotations
 
@@ -80,5 +80,5 @@ def _initial(name: str, shape: Shape) -> Initial:
 
 
 def _hyperparameters(config: TextEncoderConfig) -> dict[str, object]:
-    sizes = {"hidden_size": config.width, "num_attention_heads": config.heads, "num_hidden_layers": config.layers}
-    return {**asdict(config), **sizes, "vocab_size": config.vocab}
+    named = {"hidden_size": config.width, "num_attention_heads": config.heads, "num_hidden_layers": config.layers}
+    return {**asdict(config), **named, "vocab_size": config.vocab}

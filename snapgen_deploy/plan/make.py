@@ -27,13 +27,17 @@ def make_plan(
     estimator: Estimator | None = None,
     max_latency_ms: float | None = None,
 ) -> ExportPlan:
-    """Pick the widest sub-network that fits the device's memory and, where there is a basis, its latency.
+    """Pick the widest sub-network that fits the device's memory budget and, if its latency is known, the latency budget.
 
-    The profile's latency budget is held against a published time where there is one, else against the estimate;
-    `max_latency_ms` in its place against the estimate's upper end. A width, targets, a precision or a resolution that the
-    user names win over the profile's; Refused (exit 3) when the named width does not fit the memory or `max_latency_ms`, or
-    no width fits. BadInput for names that are not known and inadmissible sizes. Of several sizes the most demanding decides on
-    memory, and the first, the default one, on latency.
+    The profile's latency budget is compared with a published time if there is one, else with the estimate; `max_latency_ms`
+    replaces it and is compared with the estimate's upper end. A width, targets, a precision or a resolution that the user
+    names override the profile's. Of several picture sizes the largest decides on memory, and the first, the default one, on
+    latency.
+
+    Raises:
+        BadInput: if a name is unknown, a picture size does not fit the network, or a calibrated precision is combined with
+            several picture sizes.
+        Refused: if the named width does not fit the memory budget or `max_latency_ms`, or no width fits.
     """
     sizes = sizes_of(config, (resolution or config.resolution, *other_resolutions))
     size, family = sizes[0].resolution, family_of(config)

@@ -1,4 +1,4 @@
-"""What decides a mixed-precision recipe, as plain data: part of the plan, and of every key that work is kept under."""
+"""The settings of a mixed-precision recipe, as plain data: part of the plan, and of cache keys."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dataclasses import asdict, dataclass
 
 from snapgen_deploy.errors import BadInput
 
-FEWEST_PROMPTS = 16  # different ones: fewer would tune the student to their words
+FEWEST_PROMPTS = 16  # different ones: with fewer, tuning would overfit to their words
 FEWEST_PICTURES, MOST_PICTURES = 16, 100_000
 MOST_ITERATIONS = 1_000_000
 
 
 @dataclass(frozen=True)
 class MixedSettings:
-    """`bits` a weight on average, tuned for `iterations` on `pictures` trajectories that go round the prompts.
+    """Average `bits` per weight, and tuning for `iterations` on `pictures` trajectories that cycle through the prompts.
 
-    With no prompts (nothing reads them) every picture has random text of its own.
+    Without prompts (the checkpoint cannot read them) every picture has random text of its own.
     """
 
     bits: float
@@ -40,7 +40,11 @@ class MixedSettings:
 def mixed_settings(
     *, bits: float, iterations: int, pictures: int, prompts: Sequence[str], reads_prompts: bool, source: str
 ) -> MixedSettings:
-    """Settings that were checked; `source` says where the prompts are from. BadInput for what cannot be used."""
+    """Checked settings; `source` says in messages where the prompts are from.
+
+    Raises:
+        BadInput: if a number is out of its range, or there are fewer than `FEWEST_PROMPTS` different prompts.
+    """
     if not math.isfinite(bits):
         raise BadInput(f"--bits: got {bits}, expected a number such as 4.3")
     levels_for(bits)
@@ -57,11 +61,18 @@ def mixed_settings(
     return MixedSettings(bits, iterations, pictures, different[:pictures])
 
 
-LEVELS = ((3, 4), (4, 8))  # bits of a layer; a fraction of bits is made of two neighbours, most layers at the lower one
+LEVELS = ((3, 4), (4, 8))  # pairs of bits per layer; a fractional average mixes the two of a pair
 
 
 def levels_for(bits: float) -> tuple[int, int]:
-    """The two numbers of bits that an average is made of; BadInput for an average out of range."""
+    """The two numbers of bits that layers are stored in to reach an average.
+
+    >>> levels_for(4.3)
+    (4, 8)
+
+    Raises:
+        BadInput: if the average is out of range.
+    """
     low, high = LEVELS[0][0], LEVELS[-1][1]
     if not low <= bits <= high:  # also catches not-a-number
         raise BadInput(f"--bits: got {bits:g}, expected {low} to {high}, such as 4.3")

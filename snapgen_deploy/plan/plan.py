@@ -22,8 +22,8 @@ class TargetPlan:
     layout: str  # "token" or "channels"
     form: str  # kernel form of the local attention: "loop", "batched" or "per_head"
     options: tuple[tuple[str, str], ...] = ()  # e.g. (("deployment", "iOS18"),)
-    form_ms: tuple[tuple[str, float], ...] = ()  # ms of a layer per form, the quickest first, where it was tuned here
-    own_limits: tuple[tuple[str, float], ...] = ()  # the profile's, in place of the precision's
+    form_ms: tuple[tuple[str, float], ...] = ()  # ms of a layer per form, the fastest first, if it was tuned here
+    own_limits: tuple[tuple[str, float], ...] = ()  # the profile's, which override the precision's
 
     @property
     def key(self) -> str:
@@ -32,17 +32,17 @@ class TargetPlan:
 
     @property
     def system(self) -> str:
-        """The oldest system that runs its files, such as `iOS 18`; "" where nothing says."""
+        """The oldest system that runs its files, such as `iOS 18`; "" if the target has no option `deployment`."""
         return spaced(dict(self.options).get("deployment", ""))
 
     @property
     def limits(self) -> Limits:
-        """What the exported files are held to."""
+        """The limits that the exported files must keep."""
         return replace(PRECISIONS[self.precision].limits, **dict(self.own_limits))
 
     @property
     def exact(self) -> bool:
-        """Whether this is the target's own default, whose files differ from the reference by rounding only."""
+        """Whether this is the target's default precision, whose files differ from the reference by rounding only."""
         return self.precision == self.spec.precisions[0]
 
     @property
@@ -63,12 +63,12 @@ class ExportPlan:
     resolution: tuple[int, int]  # picture height, width in pixels
     latent: tuple[int, int, int]  # channels, height, width
     memory_bytes: int  # estimated peak of weights and activations on the device, over the targets
-    memory_budget: int | None  # bytes; None where the profile has no figure
-    guards: tuple[str, ...]  # of `compare`, whose change fails on the device
-    latency_ms: float | None  # of one picture; None where the profile has no basis for this model and size
+    memory_budget: int | None  # bytes; None if the profile has no figure
+    guards: tuple[str, ...]  # guards of `compare` that fail for this device
+    latency_ms: float | None  # of one picture; None if it is not known for this model and picture size
     latency_budget_ms: float | None
-    other_sizes: tuple[Size, ...] = ()  # beside `resolution`, which is the default one
-    offers: tuple[str, ...] = ()  # keys of targets that the device runs, too, and that are exported when asked for
+    other_sizes: tuple[Size, ...] = ()  # besides `resolution`, the default one
+    offers: tuple[str, ...] = ()  # keys of further targets that the device runs; exported on request
     mixed: MixedSettings | None = None  # of targets with precision "mixed"
 
     @property

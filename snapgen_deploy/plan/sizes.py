@@ -1,4 +1,4 @@
-"""Picture sizes: which a network admits, and what they are called."""
+"""Picture sizes: which ones fit a network, and their names."""
 
 from __future__ import annotations
 
@@ -25,12 +25,20 @@ class Size:
 
 
 def size_name(resolution: Sequence[int]) -> str:
-    """(height, width) -> `<height>x<width>`."""
+    """(height, width) -> `<height>x<width>`.
+
+    >>> size_name((768, 1024))
+    '768x1024'
+    """
     return f"{resolution[0]}x{resolution[1]}"
 
 
 def sizes_of(config: ModelConfig, resolutions: Sequence[tuple[int, int]]) -> tuple[Size, ...]:
-    """The sizes in their order; BadInput for one that occurs twice or does not fit the network."""
+    """The picture sizes in their order.
+
+    Raises:
+        BadInput: if one occurs twice or does not fit the network.
+    """
     twice = [r for i, r in enumerate(resolutions) if r in resolutions[:i]]
     if twice:
         raise BadInput(f"resolution {size_name(twice[0])} was given twice; give each once, the default one first")
@@ -38,17 +46,27 @@ def sizes_of(config: ModelConfig, resolutions: Sequence[tuple[int, int]]) -> tup
 
 
 def latent_of(config: ModelConfig, size: tuple[int, int]) -> tuple[int, int, int]:
-    """The latent (channels, height, width) of a picture size, or BadInput that names the nearest admissible sizes."""
+    """The latent (channels, height, width) of a picture size (height, width) in pixels.
+
+    >>> from snapgen_deploy.models.presets import snapgenpp
+    >>> latent_of(snapgenpp(), (1024, 1024))
+    (16, 128, 128)
+
+    Raises:
+        BadInput: if the size does not fit the network; the message names the nearest sizes that do.
+    """
     factor, family = config.student.latent_factor, family_of(config)
     height, width = size[0] // factor, size[1] // factor
     if all(side % factor == 0 for side in size) and not family.size_problems(config, (height, width)):
         return config.student.latent_channels, height, width
     near = ", ".join(map(size_name, nearest_sizes(config, size)))
-    raise BadInput(f"resolution {size_name(size)} does not fit {family.size_rule(config).said}; the nearest that do are {near}")
+    raise BadInput(
+        f"resolution {size_name(size)} does not fit {family.size_rule(config).constraints}; the nearest that do are {near}"
+    )
 
 
 def nearest_sizes(config: ModelConfig, size: tuple[int, int], count: int = 3) -> list[tuple[int, int]]:
-    """Admissible picture sizes nearest to `size`."""
+    """The picture sizes nearest to `size` that fit the network."""
     family, factor, sound = family_of(config), config.student.latent_factor, set[tuple[int, int]]()
     rule, reach = family.size_rule(config), 5
     while not sound and reach < rule.reach:

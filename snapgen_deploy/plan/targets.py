@@ -1,4 +1,4 @@
-"""Which targets a plan exports, and how: the profile's, or those that were asked for."""
+"""Which targets a plan exports, and how: the profile's, or those that the user names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from snapgen_deploy.plan.plan import TargetPlan
 
 
 def _obstacle(target: ProfileTarget, *, several: bool) -> str | None:
-    """Why a target cannot be exported here, or not at several picture sizes; None where it can."""
+    """Why a target cannot be exported here, or not at several picture sizes; None if it can."""
     spec = spec_of(target.key)
     if reason := missing_extra(target.key):
         return reason
@@ -20,10 +20,12 @@ def _obstacle(target: ProfileTarget, *, several: bool) -> str | None:
 
 
 def pick_targets(profile: Profile, wanted: Sequence[str], *, several: bool) -> tuple[list[ProfileTarget], list[str]]:
-    """The profile's targets, or those asked for, and a line for each that was left out or that the profile does not offer.
+    """The profile's targets, or the named ones, and a line for each that was left out or that the profile does not have.
 
-    A bare name takes the profile's variant, else the target's first. BadInput where a target was asked for that is not
-    known, whose extra is missing, or that cannot hold several picture sizes.
+    A bare name takes the profile's variant, else the target's first.
+
+    Raises:
+        BadInput: if a named target is unknown, its extra is not installed, or it cannot hold several picture sizes.
     """
     if not wanted:
         obstacles = {t.key: why for t in profile.targets if (why := _obstacle(t, several=several))}
@@ -46,7 +48,11 @@ def pick_targets(profile: Profile, wanted: Sequence[str], *, several: bool) -> t
 
 
 def check_systems(targets: Sequence[TargetPlan]) -> None:
-    """BadInput where several picture sizes are to share a file that the target's oldest system reads one of only."""
+    """Check that every target's oldest system can read a file with several picture sizes.
+
+    Raises:
+        BadInput: if one cannot.
+    """
     for target in targets:
         system, older = dict(target.options).get("deployment"), target.spec.older_systems
         if older is not None and system in older.deployments:
@@ -57,7 +63,11 @@ def check_systems(targets: Sequence[TargetPlan]) -> None:
 
 
 def plan_target(target: ProfileTarget, precision: str | None, form: str, profile: Profile) -> TargetPlan:
-    """How a target is exported: at the precision asked for, else the profile's. BadInput where it does not offer that."""
+    """How a target is exported: at the given precision, else the profile's.
+
+    Raises:
+        BadInput: if the target does not have the precision, or the profile lacks a figure that the target needs.
+    """
     spec = spec_of(target.key)
     if precision is not None and precision not in spec.precisions:
         near = nearest(precision, spec.precisions)

@@ -1,4 +1,4 @@
-"""Which widths fit a device: every one is held against its memory and, where there is a basis, its latency.
+"""Which widths fit a device: each is compared with its memory budget and, if the latency is known, its latency budget.
 
 Memory figures are estimates: bytes of the weights at the target's precision, and the largest activations of one layer.
 """
@@ -20,7 +20,7 @@ WEIGHT_BYTES = {name: precision.weight_bytes for name, precision in PRECISIONS.i
 
 
 class LatencyEstimate(Protocol):
-    """What an estimator says of one width; times in ms of one picture."""
+    """An estimator's answer for one width; times in ms of one picture."""
 
     @property
     def ms(self) -> float:
@@ -34,16 +34,16 @@ class LatencyEstimate(Protocol):
 
     @property
     def line(self) -> str:
-        """It, its interval and its basis, for people."""
+        """The estimate, its interval and its basis, in one line."""
         ...
 
 
-Estimator = Callable[[str, str, str], LatencyEstimate | None]  # width, target key, precision; None where there is no basis
+Estimator = Callable[[str, str, str], LatencyEstimate | None]  # width, target key, precision; None without a basis
 
 
 @dataclass(frozen=True)
 class LatencyLimits:
-    """What estimates times, and the user's own limit of a picture, in ms."""
+    """The estimator of times, and the user's limit for a picture, in ms."""
 
     estimator: Estimator | None
     max_latency_ms: float | None
@@ -51,7 +51,7 @@ class LatencyLimits:
 
 @dataclass(frozen=True)
 class _Judged:
-    """One width: bytes on the device, ms of a picture, and what stands in its way."""
+    """One width: bytes on the device, ms of a picture, and the reasons why it does not fit."""
 
     width: str
     memory: int
@@ -68,7 +68,7 @@ def judge_width(
     sizes: Sequence[Size],
     limits: LatencyLimits,
 ) -> _Judged:
-    """One width against the budgets, with its figures in a line."""
+    """Compare one width with the budgets; its figures are in `line`."""
     weight_bytes = max(map(_weight_bytes, targets))
     largest = max(sizes, key=lambda s: s.resolution[0] * s.resolution[1])  # all activations grow with the area
     memory = estimate_memory(config, width, largest.latent, largest.resolution, weight_bytes)
@@ -90,7 +90,7 @@ def judge_width(
 
 
 def _weight_bytes(target: TargetPlan) -> float:
-    """Of one weight in memory, as the target's runtime loads it."""
+    """Bytes of one weight in memory, as the target's runtime loads it."""
     return WEIGHT_BYTES[target.spec.loaded_as.get(target.precision, target.precision)]
 
 
@@ -102,7 +102,7 @@ def _latency(
     size: tuple[int, int],
     limits: LatencyLimits,
 ) -> tuple[float | None, str, str]:
-    """Time of a picture in ms where there is a basis, what to say of it, and what stands in the way, if anything."""
+    """Time of a picture in ms if it is known, a text about it, and the reason why it does not fit, if any."""
     budget = profile.latency_budget
     if limits.max_latency_ms is not None:
         estimate = _estimate(width, targets, limits)
@@ -131,7 +131,7 @@ def _latency(
 
 
 def _estimate(width: str, targets: Sequence[TargetPlan], limits: LatencyLimits) -> LatencyEstimate | None:
-    """Of the first target that there is a basis for."""
+    """The estimate for the first target that has a basis."""
     if limits.estimator is None:
         return None
     return next((found for t in targets if (found := limits.estimator(width, t.key, t.precision)) is not None), None)
@@ -151,6 +151,6 @@ def activation_bytes(config: ModelConfig, width: str, latent: tuple[int, int, in
 
 
 def memory_hint(judged: Sequence[_Judged]) -> str:
-    """What to say where memory stands in the way."""
+    """A hint for the message if a width does not fit the memory budget."""
     short = any("memory" in j.obstacles for j in judged)
     return "; where the app may take more memory, say how much with --memory-budget" if short else ""

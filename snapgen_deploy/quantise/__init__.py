@@ -1,1 +1,1 @@
-"""Fewer bits a weight: calibration, sensitivities, palettes, allocation of bits, and tuning of what stays exact."""
+"""Mixed precision: calibration, sensitivities, palettes, allocation of bits, and tuning of the parameters that stay exact."""

@@ -1,8 +1,9 @@
 """Which layers get more bits: a knapsack over the bits of all weights, and how good its answer is.
 
-Every layer has two levels, so that a choice is a set of layers that are raised. Layers' sizes have a large common divisor, and
-the dynamic programme over multiples of it is exact. Where it would be too large, sizes are rounded up to a coarser unit: the
-answer still keeps the budget, and the relaxed problem (a part of a layer may be raised) bounds how far it is from the best.
+Every layer has two levels, so that a choice is a set of layers that are raised. The layers' numbers of weights have a large
+common divisor, and the dynamic programme over multiples of it is exact. If its table would be too large, numbers are rounded up
+to a coarser unit: the answer still keeps the budget, and the relaxed problem (a part of a layer may be raised) bounds how far
+it is from the best.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Allocation:
-    """Bits per layer. `average` is over all quantised weights; `error` sums the layers' errors, none can be below `bound`."""
+    """Bits per layer. `average` is over all quantised weights; `error` is the sum of the layers' errors; no choice can have
+    an error below `bound`."""
 
     bits: Mapping[str, int]
     average: float
@@ -42,14 +44,17 @@ class Allocation:
 def allocate(layers: Sequence[Candidate], bits: float) -> Allocation:
     """The allocation with the least total error among those whose average over all weights is at most `bits`.
 
-    Ties fall to the earlier layers. Raises BadInput for an average out of range or an error that is not finite.
+    Ties go to the earlier layers.
+
+    Raises:
+        BadInput: if the average is out of range, or an error is not finite.
     """
     low, high = levels_for(bits)
     bad = [c.name for c in layers if not all(math.isfinite(c.errors[level]) for level in (low, high))]
     if bad:
         raise BadInput(f"sensitivity of {bad[0]} is not finite: the calibration inputs or the weights are broken")
     total = sum(c.weights for c in layers)
-    # as written, not as a binary fraction: 4.3 means 43/10
+    # as a decimal, not as a binary fraction: 4.3 means 43/10
     spare = math.floor((Fraction(str(bits)) - low) * total)
     gains = [max(c.errors[low] - c.errors[high], 0.0) for c in layers]
     costs = [(high - low) * c.weights for c in layers]

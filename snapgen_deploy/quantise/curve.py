@@ -1,4 +1,4 @@
-"""How a tuning went, as JSON and as a picture."""
+"""The loss curve of a tuning, as JSON and as a picture."""
 
 from __future__ import annotations
 

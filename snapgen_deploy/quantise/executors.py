@@ -1,7 +1,7 @@
-"""Where independent pieces of work run: here, in processes of this computer, or on a Dask cluster. The results are the same.
+"""Where independent tasks run: here, in processes of this computer, or on a Dask cluster. The results are the same.
 
-An executor maps an importable function over tasks and gives the results in the order of the tasks, whoever finished first.
-Every task runs with one thread of arithmetic, so that sums are taken in one order everywhere.
+An executor maps an importable function over tasks and yields the results in the order of the tasks. Every task computes with
+one thread, so that sums are taken in one order everywhere.
 """
 
 from __future__ import annotations
@@ -20,36 +20,40 @@ from snapgen_deploy.system.child import exclude_working_directory, exit_with_par
 
 T = TypeVar("T")
 R = TypeVar("R")
-CONNECTING = 10.0  # seconds until a cluster that does not answer is given up
-AHEAD = 1  # tasks a worker that are handed out in advance: matrices of large layers must not all wait in memory
+CONNECTING = 10.0  # seconds until a cluster that does not answer counts as absent
+AHEAD = 1  # tasks per worker that are submitted in advance: matrices of large layers must not all wait in memory
 _FORMS = "here, processes:N or dask://host:port"
 
 
 class WorkerLost(SnapgenError):
-    """A process or a cluster that took tasks is gone."""
+    """A worker process or the cluster was lost while it had tasks."""
 
     exit_code = 1
 
 
 class Executor(Protocol):
-    """Maps a function over tasks, results in the tasks' order."""
+    """Maps a function over tasks; results come in the order of the tasks."""
 
     @property
     def handed_out(self) -> int:
-        """How many tasks may be elsewhere at once, of which this computer's memory holds the arguments."""
+        """How many tasks may be submitted at once, whose arguments are in this computer's memory."""
         ...
 
     @property
     def workers(self) -> int:
-        """How many further processes of this computer work."""
+        """Number of worker processes on this computer."""
         ...
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """One result per task; an exception of the function is raised here as it was there."""
+        """One result per task; an exception of the function is raised here, too."""
         ...
 
     def check(self) -> None:
-        """BadInput where nothing could take a task; called before work begins."""
+        """Check that a task can be run, before work begins.
+
+        Raises:
+            BadInput: if no worker can be reached.
+        """
         ...
 
 
@@ -65,7 +69,7 @@ class Here:
             yield _one_thread(function, task)
 
     def check(self) -> None:
-        """As `Executor.check`: always sound."""
+        """As `Executor.check`; a no-op."""
 
 
 class Processes:
@@ -85,7 +89,11 @@ class Processes:
         return self.count
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """As `Executor.map`; WorkerLost where a process dies."""
+        """As `Executor.map`.
+
+        Raises:
+            WorkerLost: if a process dies.
+        """
         exclude_working_directory()
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.count, context, initializer=exit_with_parent) as pool:
@@ -96,20 +104,25 @@ class Processes:
                 raise WorkerLost(f"one of {self.count} processes died; the usual cause is too little memory") from None
 
     def check(self) -> None:
-        """As `Executor.check`: always sound."""
+        """As `Executor.check`; a no-op."""
 
 
 class Cluster:
     """A Dask cluster whose workers have this package installed."""
 
-    handed_out = AHEAD * 8 + 1  # of a cluster of eight workers; how many there are shows when it is called
+    handed_out = AHEAD * 8 + 1  # assumes eight workers; their number is known only once the cluster is connected
     workers = 0
 
     def __init__(self, address: str) -> None:
         self.address = address
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """As `Executor.map`; BadInput where the cluster does not answer, WorkerLost where it goes away."""
+        """As `Executor.map`.
+
+        Raises:
+            BadInput: if the cluster does not answer or has no workers.
+            WorkerLost: if it disappears while it has tasks.
+        """
         with _client(self.address) as client:
             ahead = AHEAD * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
             from distributed import KilledWorker
@@ -128,13 +141,20 @@ class Cluster:
                 raise WorkerLost(f"the cluster at {self.address} lost its workers ({type(error).__name__})") from None
 
     def check(self) -> None:
-        """As `Executor.check`: the scheduler answers and has workers."""
+        """As `Executor.check`: the scheduler must answer and have workers."""
         with _client(self.address):
             pass
 
 
 def executor_of(text: str) -> Executor:
-    """`here`, `processes:N` or `dask://host:port`; BadInput for anything else. A cluster is called when it is used."""
+    """The executor of `here`, `processes:N` or `dask://host:port`. A cluster is connected when it is used.
+
+    >>> executor_of("processes:4").workers
+    4
+
+    Raises:
+        BadInput: if the text has another form.
+    """
     kind, _, rest = text.partition(":")
     if text == "here":
         return Here()
@@ -147,7 +167,7 @@ def executor_of(text: str) -> Executor:
 
 
 def _in_order(submit: Callable[[T], Any], tasks: Iterable[T], ahead: int) -> Iterator[Any]:
-    """Hand out tasks, at most `ahead` of them beyond the result that is waited for."""
+    """Submit tasks, at most `ahead` of them beyond the one whose result is awaited."""
     waiting: deque[Any] = deque()
     for task in tasks:
         waiting.append(submit(task))
@@ -175,7 +195,7 @@ def _client(address: str) -> Iterator[Any]:
 
 
 def _one_thread(function: Callable[[T], R], task: T) -> R:
-    """Call with one thread of torch's, and give this process its number back."""
+    """Call with one torch thread, then restore this process's number of threads."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""The layers whose weights are quantised, as matrices; and what a change of their weights does to their own output.
+"""The layers whose weights are quantised, as matrices; and the effect of a change of the weights on a layer's output.
 
 A layer is a matrix product: of M (groups, rows, columns), which holds the weights, with columns X cut out of the input.
 A change D of M changes the output by D X, so its mean square is tr(D C D^T) / rows with C = E[x x^T]: one matrix of second
@@ -33,9 +33,10 @@ def matrix_of(layer: WeightLayer, weight: Tensor) -> Tensor:
 
 
 def columns_of(layer: WeightLayer, x: Tensor) -> Tensor:
-    """The columns (groups, n, columns) that the matrix is multiplied with, cut out of the layer's input.
+    """The columns (groups, n, columns) of the layer's input that the matrix is multiplied by.
 
-    Raises ValueError for a transposed convolution whose windows overlap: its output is no such product.
+    Raises:
+        ValueError: if it is a transposed convolution whose windows overlap: its output is not such a product.
     """
     if isinstance(layer, nn.Linear):
         return x.reshape(1, -1, layer.in_features)
@@ -68,7 +69,7 @@ def moments(network: nn.Module, names: Iterable[str], run: Callable[[], None]) -
 
 @contextmanager
 def _listening(layers: Mapping[str, WeightLayer], note: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """While this lasts, `note` hears every input of the layers."""
+    """Within the block, call `note` with every input of the layers."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda module, args: note(name, args[0])
@@ -84,7 +85,7 @@ def _listening(layers: Mapping[str, WeightLayer], note: Callable[[str, Tensor], 
 def output_mse(change: np.ndarray, second: np.ndarray) -> float:
     """Mean square of the output's change; change (g, rows, columns), second moments (g, columns, columns).
 
-    Nine digits, of double precision: what is left does not depend on the order of summation, nor on who summed.
+    Rounded to nine digits, so that it does not depend on the order of summation or on the machine.
     """
     d, c = torch.from_numpy(change).double(), torch.from_numpy(second).double()
     value = float((torch.bmm(d, c) * d).sum() / (d.shape[0] * d.shape[1]))

@@ -1,4 +1,4 @@
-"""A recipe put into a student: weights replaced by palette entries, biases, norms and modulation by tuned values."""
+"""Applies a recipe to a student: weights become palette entries; biases, norms and modulation get tuned values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Network = TypeVar("Network", bound=nn.Module)
 def quantise_network(student: Network, palettes: Mapping[str, Any]) -> Network:
     """Replace the weights of the named layers by the nearest entries of their palettes, in place; returns the student.
 
-    A sequence of numbers per layer, as `palettes.fit_palette` gives. The layers' biases stay.
+    `palettes` has a sequence of numbers per layer, as `palettes.fit_palette` returns. The layers' biases stay.
     """
     layers = layers_of(student)
     with torch.no_grad():
@@ -31,8 +31,8 @@ def quantise_network(student: Network, palettes: Mapping[str, Any]) -> Network:
 def tunable(student: nn.Module) -> dict[str, Tensor]:
     """The parameters that stay exact: biases, norms of q and k, and the modulation tables.
 
-    The student's other norms have no parameters of their own: scale and shift come from the tables (AdaLN), so that these are
-    the norm parameters that the paper tunes. All are added or multiplied per channel, and small beside the weights.
+    The student's other norms have no parameters of their own: scale and shift come from the tables (AdaLN), so these are the
+    norm parameters that the paper tunes. All are applied per channel, and few compared with the weights.
     """
     quantised = {f"{name}.weight" for name in layers_of(student)}
     return {name: p for name, p in student.named_parameters() if name not in quantised}

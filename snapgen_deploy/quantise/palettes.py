@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import numpy as np
 
-HISTOGRAM = 1 << 16  # values, or bins of a larger tensor: 1/65536 of the range is far below a cluster's width
+HISTOGRAM = 1 << 16  # bins for a tensor of more values than this: 1/65536 of the range is far below a cluster's width
 CANDIDATES = 512  # cells of the coarse problem that is solved exactly
-EXACT_CLUSTERS = 32  # beyond, cells would be hardly finer than clusters: the start then comes from the density alone
-STARTS = (0.5, 1, 2, 4)  # cells for each of many clusters
+EXACT_CLUSTERS = 32  # above it, cells would hardly be finer than clusters: the start then comes from the density alone
+STARTS = (0.5, 1, 2, 4)  # cells per cluster, if there are many clusters
 _ITERATIONS = 300
 
 
 def fit_palette(weight: np.ndarray, clusters: int) -> np.ndarray:
-    """The palette of a tensor: at most `clusters` sorted distinct float32 values that fp16 holds.
+    """The palette of a tensor: at most `clusters` sorted distinct float32 values that fp16 can represent.
 
-    Raises ValueError for fewer than one cluster, no weights, or weights that are not finite.
+    >>> fit_palette(np.array([0.0, 0.1, 0.9, 1.0]), 4).size
+    4
+
+    Raises:
+        ValueError: if `clusters` is below 1, there are no weights, or they are not finite.
     """
     values = np.ascontiguousarray(weight, dtype=np.float32).reshape(-1)
     if clusters < 1 or not values.size or not np.isfinite(values).all():
@@ -28,12 +32,12 @@ def fit_palette(weight: np.ndarray, clusters: int) -> np.ndarray:
     points, counts = _points(values)
     centres = points if len(points) <= clusters else _centres(points, counts, clusters)
     limit = np.finfo(np.float16).max
-    # unique in float32: NumPy's sort of float16 is not to be trusted (see export/coreml_palettes.py)
+    # unique in float32: NumPy's sort of float16 is wrong on some processors (see export/coreml/palettes.py)
     return np.unique(np.clip(centres, -limit, limit).astype(np.float16).astype(np.float32))
 
 
 def encode(weight: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Index of the nearest palette entry of every weight, in its shape; unsigned bytes."""
+    """Index of the nearest palette entry for every weight, in the weight's shape; uint8."""
     between = ((palette[1:].astype(np.float64) + palette[:-1]) / 2).astype(np.float32)
     return np.searchsorted(between, weight.astype(np.float32, copy=False)).astype(np.uint8)
 
@@ -62,8 +66,8 @@ def _points(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _centres(points: np.ndarray, counts: np.ndarray, clusters: int) -> np.ndarray:
     """Sorted centres: from the optimum over coarse cells where clusters are few, else the best of some starts.
 
-    Many clusters lie best at a density that is the cube root of the values' (Panter and Dite, 1951). How coarsely to look at
-    the density of few values is a matter of luck, so that several widths of cells are tried.
+    The best density of many clusters is the cube root of the values' density (Panter and Dite, 1951). No cell width is best for
+    estimating the density of few values, so several are tried.
     """
     if clusters <= EXACT_CLUSTERS:
         return _lloyd(points, counts, _optimal(*_coarse(points, counts, CANDIDATES), clusters))

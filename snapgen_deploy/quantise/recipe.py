@@ -1,8 +1,7 @@
-"""The whole recipe: trajectories, sensitivities, allocation, tuning. Every stage is kept under a key of what decides it.
+"""A complete recipe: trajectories, sensitivities, allocation, tuning. Every stage is cached under a key of its inputs.
 
-Stages that several recipes share (trajectories and sensitivities of one checkpoint and width) are made once; a run that was
-interrupted goes on with the layer or the iteration that it had reached. What a recipe is made with (executor, threads) is no
-part of its key.
+Stages that several recipes share (trajectories and sensitivities of one checkpoint and width) are made once; an interrupted run
+resumes with the layer or the iteration that it had reached. Executor and threads are not part of the key.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from snapgen_deploy.system.typed import Closed, Number, Table, read_as
 
 _Report = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
 RECIPE, TUNED_WEIGHTS, CURVE, CURVE_PICTURE = "recipe.json", "tuned.safetensors", "tuning.json", "tuning.png"
-MEND = "choose another place with XDG_CACHE_HOME"
+FIX = "choose another place with XDG_CACHE_HOME"
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,14 @@ def make_recipe(
     *,
     report: _Report = lambda what, done, total: None,
 ) -> Path:
-    """The folder of the finished recipe below `root`; what of it is already there is taken as it is.
+    """The folder of the finished recipe below `root`; finished stages are reused.
 
     `latent` is (channels, height, width). The folder holds recipe.json, tuned.safetensors, tuning.json and tuning.png.
+
+    Raises:
+        BadInput: if `root` cannot be written to, no worker can be reached, the checkpoint changes meanwhile, or its weights or
+            velocities are not finite.
+        GateFailed: if a loss of the tuning is not finite.
     """
     before = stamps(checkpoint.files)
     if (finished := finished_recipe(checkpoint, width, latent, settings, root)) is not None:
@@ -121,7 +125,7 @@ def make_recipe(
 def finished_recipe(
     checkpoint: Checkpoint, width: str, latent: tuple[int, int, int], settings: MixedSettings, root: Path
 ) -> Path | None:
-    """The folder that `make_recipe` would give at once; None where there is still something to do."""
+    """The folder of the recipe if it is finished, else None."""
     _, folder = _place(checkpoint, width, latent, settings, root)
     if load_recipe(folder) is None:
         return None
@@ -130,7 +134,7 @@ def finished_recipe(
 
 
 def _refuse_changed(checkpoint: Checkpoint, before: Sequence[tuple[int, int, int]], root: Path, base: str) -> None:
-    """BadInput, and the stages are gone, where the checkpoint changed since: they would be another's, under its hash."""
+    """Raise BadInput and remove the stages if the checkpoint has changed since: they would be stored under a wrong hash."""
     try:
         refuse_changed(checkpoint, before)
     except BadInput:
@@ -145,13 +149,13 @@ def _refuse_changed(checkpoint: Checkpoint, before: Sequence[tuple[int, int, int
 def _place(
     checkpoint: Checkpoint, width: str, latent: tuple[int, int, int], settings: MixedSettings, root: Path
 ) -> tuple[str, Path]:
-    """Key of the stages that several recipes share, and the recipe's own folder."""
+    """The key of the stages that several recipes share, and the recipe's folder."""
     base = _hash(_sources(), checkpoint.sha256(), width, latent, settings.prompts, settings.pictures)
     return base, root / f"recipe-{_hash(base, settings.as_key())}"
 
 
 def load_recipe(folder: Path) -> Recipe | None:
-    """What `make_recipe` wrote; None where there is none, or it is not what was written."""
+    """A recipe that `make_recipe` wrote; None if there is none, or it is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -167,7 +171,7 @@ def load_recipe(folder: Path) -> Recipe | None:
 
 
 def keep_within(root: Path, limit: int, spare: Path) -> None:
-    """Remove the least recently used stages beyond `limit` bytes, never the recipe `spare`."""
+    """Remove the least recently used stages until `limit` bytes are left, but never the recipe `spare`."""
     entries = []
     try:
         for path in root.iterdir():
@@ -175,7 +179,7 @@ def keep_within(root: Path, limit: int, spare: Path) -> None:
                 files = files_under(path) if path.is_dir() else [path]
                 newest = max((f.stat().st_mtime for f in files), default=0.0)
                 entries.append((newest, sum(f.stat().st_size for f in files), path))
-    except OSError:  # another process removes stages at the same time: it keeps the limit, too
+    except OSError:  # another process is removing stages at the same time, to the same limit
         return
     discard_oldest(entries, limit)
 
@@ -190,7 +194,7 @@ def _sensitivities(
     levels: tuple[int, int],
     report: _Report,
 ) -> tuple[dict[str, Sensitivity], int]:
-    """Every layer's, at these levels, and on how many pictures; each found is appended to a file at once, for good."""
+    """Every layer's sensitivity at these levels, and on how many pictures; each is appended to a file as it is found."""
     path = folder.with_name(f"{folder.name}-{levels[0]}-{levels[1]}.jsonl")
     known = _read_lines(path)
     student = load_student(checkpoint, width)
@@ -200,7 +204,7 @@ def _sensitivities(
     report("measuring layers", done, total)
     with path.open("a", encoding="utf-8") as file:
 
-        def note(found: Sensitivity) -> None:
+        def on_layer(found: Sensitivity) -> None:
             nonlocal done
             done += 1
             file.write(json.dumps(found.as_dict()) + "\n")
@@ -208,12 +212,14 @@ def _sensitivities(
             report("measuring layers", done, total)
 
         memory = moments_at_once(student, executor)
-        found = measure_sensitivities(student, trajectories, pictures, levels, executor, known=known, memory=memory, note=note)
+        found = measure_sensitivities(
+            student, trajectories, pictures, levels, executor, known=known, memory=memory, on_layer=on_layer
+        )
     return found, pictures
 
 
 def _read_lines(path: Path) -> list[Sensitivity]:
-    """Whole lines of a file that a kill may have cut; what was cut is removed from it."""
+    """The complete lines of a file; a last line that a kill has truncated is removed from it."""
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8")
@@ -225,7 +231,7 @@ def _read_lines(path: Path) -> list[Sensitivity]:
     if found is None:
         found, whole = [], ""
     if whole != text:
-        write_text(path, whole, MEND)
+        write_text(path, whole, FIX)
     return found
 
 
@@ -264,22 +270,22 @@ def _write(
     }
     layers = {name: {"bits": b, "palette": list(found[name].palettes[b])} for name, b in chosen.bits.items()}
     data = {"about": about, "layers": layers, "tuned_sha256": sha256_of(folder / TUNED_WEIGHTS)}
-    write_text(folder / RECIPE, json.dumps(data, sort_keys=True, allow_nan=False) + "\n", MEND)
+    write_text(folder / RECIPE, json.dumps(data, sort_keys=True, allow_nan=False) + "\n", FIX)
     if load_recipe(folder) is None:
-        raise BadInput(f"the recipe in {folder} cannot be read back; {MEND}")
+        raise BadInput(f"the recipe in {folder} cannot be read back; {FIX}")
 
 
 def _make_room(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"cannot write to {root} ({error.strerror}); {MEND} or pass --no-cache") from None
+        raise BadInput(f"cannot write to {root} ({error.strerror}); {FIX} or pass --no-cache") from None
 
 
 def _touch(folder: Path) -> None:
     try:
         (folder / RECIPE).touch()
-    except OSError:  # a cache that may be read only
+    except OSError:  # a read-only cache
         return
 
 

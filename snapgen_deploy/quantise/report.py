@@ -1,4 +1,4 @@
-"""What a bundle says of its mixed precision: bits as read back from the file, and the recipe that chose them."""
+"""A bundle's record of its mixed precision: bits as read back from the file, and the recipe that chose them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ _FOLDER = "mixed"  # of the bundle
 
 
 def add_to_manifest(manifest: dict[str, Any], plan: ExportPlan, students: Mapping[str, Artifact], folder: Path) -> None:
-    """Give every target of mixed precision its `mixed`; `students` by the targets' keys, `folder` holds the recipe."""
+    """Add `mixed` to every target of mixed precision; `students` by the targets' keys, `folder` is the recipe's.
+
+    Raises:
+        BadInput: if the recipe was removed or changed meanwhile.
+    """
     recipe = load_recipe(folder)
     if recipe is None:
         raise BadInput(f"the recipe in {folder} was removed or changed while it was used; export again")
@@ -48,7 +52,7 @@ def about_files(student: Artifact, recipe: Recipe) -> dict[str, Any]:
 
 
 def copy_into(root: Path, recipe: Path) -> None:
-    """The recipe and its loss curve, for whoever wants to know how the bits were chosen."""
+    """Copy the recipe and its loss curve into the bundle at `root`."""
     (root / _FOLDER).mkdir(exist_ok=True)
     for name in (RECIPE, CURVE, CURVE_PICTURE):
         shutil.copyfile(recipe / name, root / _FOLDER / name)

@@ -1,7 +1,7 @@
-"""How much each layer's own output suffers when its weights alone become a palette (SnapGen++, supplement C).
+"""The error of each layer's output when its weights alone become a palette (SnapGen++, supplement C).
 
-The reference student runs over the recorded trajectories once for as many layers as memory holds second moments of; each
-layer's evaluation (fit palettes, measure the output's error) is a task of its own for an executor.
+The reference student runs over the recorded trajectories once per group of layers whose second moments fit in memory; each
+layer's evaluation (fit palettes, measure the output's error) is one task for an executor.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from snapgen_deploy.quantise.palettes import fit_palette, snap
 from snapgen_deploy.quantise.trajectories import Trajectories
 from snapgen_deploy.system.typed import Count, Number
 
-# A layer's second moments are those of a few thousand inputs, each a row a token: ten times as many rows settle them. A picture
-# at full scale has thousands of tokens, so that few pictures do; but not fewer than these, for the sake of different prompts.
+# A layer has at most a few thousand inputs, and every token is a row: ten times as many rows are enough for second moments. A
+# picture at full scale has thousands of tokens, so few pictures are enough; the minimum is for the sake of different prompts.
 ROWS = 65_536
 FEWEST_MEASURED, MOST_MEASURED = 8, 32
 
@@ -40,7 +40,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What was found of one layer. `errors` and `palettes` by the number of bits."""
+    """The result for one layer. `errors` and `palettes` by the number of bits."""
 
     name: str
     weights: Count
@@ -54,7 +54,7 @@ class Sensitivity:
 
 
 def evaluate(task: Task) -> Sensitivity:
-    """Fit a palette at every level and measure what it does to the layer's output."""
+    """Fit a palette at every level and measure the error of the layer's output."""
     palettes = {bits: fit_palette(task.matrix, 2**bits) for bits in task.levels}
     return Sensitivity(
         name=task.name,
@@ -80,11 +80,14 @@ def measure_sensitivities(
     *,
     known: Sequence[Sensitivity] = (),
     memory: int = MOMENTS,
-    note: Callable[[Sensitivity], None] = lambda found: None,
+    on_layer: Callable[[Sensitivity], None] = lambda found: None,
 ) -> dict[str, Sensitivity]:
     """Every layer's sensitivity on the first `pictures` trajectories; those in `known` are not measured again.
 
-    `note` hears each as it is found, in the network's order. Raises BadInput where a layer's weights or inputs are not finite.
+    `on_layer` gets each as it is found, in the network's order.
+
+    Raises:
+        BadInput: if a layer's weights or inputs are not finite.
     """
     found = {s.name: s for s in known}
     missing = [name for name in layers_of(student) if name not in found]
@@ -92,7 +95,7 @@ def measure_sensitivities(
         if not all(math.isfinite(e) for e in (sensitivity.power, *sensitivity.errors.values())):
             raise BadInput(f"sensitivity of {sensitivity.name} is not finite: its inputs on the calibration prompts are broken")
         found[sensitivity.name] = sensitivity
-        note(sensitivity)
+        on_layer(sensitivity)
     return {name: found[name] for name in layers_of(student)}
 
 
@@ -115,12 +118,12 @@ def _groups(layers: Mapping[str, WeightLayer], memory: int) -> Iterator[list[str
     group: list[str] = []
     held = 0
     for name, layer in layers.items():
-        size = moment_bytes(layer)
-        if group and held + size > memory:
+        needed = moment_bytes(layer)
+        if group and held + needed > memory:
             yield group
             group, held = [], 0
         group.append(name)
-        held += size
+        held += needed
     if group:
         yield group
 
@@ -130,24 +133,24 @@ def _run(student: Student, trajectories: Trajectories, pictures: int) -> None:
     """Every step of the first trajectories, in batches."""
     calls = [(p, s) for p in range(min(pictures, len(trajectories.samples))) for s in range(trajectories.steps)]
     for part in call_groups(calls, student, trajectories, MEASURED_CALLS):
-        ask(student, trajectories, part)
+        velocities_of(student, trajectories, part)
 
 
 def call_groups(
     calls: Sequence[tuple[int, int]], student: Student, trajectories: Trajectories, most: int
 ) -> list[Sequence[tuple[int, int]]]:
     """The calls in parts that run together, as many as `memory.together` allows."""
-    size = together(cost_of(student, trajectories).tokens, most)
-    return [calls[i : i + size] for i in range(0, len(calls), size)]
+    count = together(cost_of(student, trajectories).tokens, most)
+    return [calls[i : i + count] for i in range(0, len(calls), count)]
 
 
 def cost_of(student: Student, trajectories: Trajectories) -> TrainingCost:
-    """What one call holds."""
+    """What one call of the student holds in memory."""
     height, width = trajectories.arrays["latents"].shape[-2:]
     return student.training_cost((height, width))
 
 
-def ask(student: Student, trajectories: Trajectories, calls: Sequence[tuple[int, int]]) -> torch.Tensor:
+def velocities_of(student: Student, trajectories: Trajectories, calls: Sequence[tuple[int, int]]) -> torch.Tensor:
     """The student's velocities (B, C, h, w) at (sample, step) pairs."""
     rows = [trajectories.student(*call) for call in calls]
     x = {name: torch.from_numpy(np.concatenate([row[name] for row in rows])) for name in rows[0]}

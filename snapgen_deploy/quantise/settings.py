@@ -1,4 +1,4 @@
-"""The settings of `export --precision mixed`, checked and put into the plan."""
+"""Checks the options of `export --precision mixed` and adds them to the plan."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ def with_mixed(
     pictures: int | None,
     executor: str | None,
 ) -> ExportPlan:
-    """The plan with its settings of mixed precision, where a target has it; options left out (None) get their defaults.
+    """The plan with its mixed-precision settings, if a target has that precision; None stands for an option's default.
 
     Calibration prompts are the file's, else those that ship for the embedded checkpoint, else the checkpoint's own.
-    Raises BadInput for options without a mixed target, and for what `mixed_settings` refuses.
+
+    Raises:
+        BadInput: if an option is given without a mixed target, a target has no palettes of so few bits, or `mixed_settings`
+            refuses a value.
     """
     given = {
         "--bits": bits,
@@ -66,7 +69,7 @@ def with_mixed(
 
 
 def _held_to(target: TargetPlan, bits: float) -> TargetPlan:
-    """A target of mixed precision below 4 bits may lose as many points as 4 bits without a recipe, where no profile says."""
+    """A mixed target below 4 bits may lose as many points as `palette4`, unless the profile has a limit of its own."""
     if target.precision != "mixed" or bits >= 4 or "score_loss" in dict(target.own_limits):
         return target
     return replace(target, own_limits=(*target.own_limits, ("score_loss", PRECISIONS["palette4"].limits.score_loss)))

@@ -1,4 +1,4 @@
-"""The recipe as a stage of an export: in a child process, with its progress told to the parent."""
+"""The recipe as a stage of an export: in a child process that reports its progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from snapgen_deploy.system.progress import Counting, OnStep
 
 @dataclass(frozen=True)
 class RecipeTask:
-    """A recipe that is to be made, for a process of its own."""
+    """The input of the child process that makes a recipe."""
 
     checkpoint: CheckpointPlace
     plan: ExportPlan
@@ -27,7 +27,7 @@ class RecipeTask:
 def run_stage(task: RecipeTask, counting: Counting, limit: int | None = None) -> tuple[Path, int]:
     """The folder of the plan's recipe below `task.root`, and the peak resident bytes of the process that made it.
 
-    What lies longest unused below the root is removed beyond `limit` bytes.
+    The least recently used stages below the root are removed until `limit` bytes are left.
     """
     with counting() as on_step:
         made, peak = run_in_child("mixed precision", _make, task, on_progress=on_step)

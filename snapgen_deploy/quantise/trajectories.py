@@ -1,8 +1,8 @@
-"""What the components see when the fp32 reference draws: the inputs of all calibration, recorded once, kept on disk.
+"""The inputs of the components while the fp32 reference draws: all calibration inputs, recorded once and kept on disk.
 
-Real few-step trajectories and not noised pictures: a quantised student is only ever asked what a trajectory asks. Samples
-are drawn one at a time and written as they come, so that memory holds one sample whatever their number; what is read back is
-mapped from the disk. The same checkpoint, width, latent size, samples and thread count give the same bytes.
+They come from real few-step trajectories, not from noised pictures, since a quantised student only ever sees such inputs.
+Samples are drawn and written one at a time, so that memory holds one sample; recorded arrays are memory-mapped. The same
+checkpoint, width, latent, samples and number of threads give the same bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NO_PROMPT = "no prompt: seeded random text"  # label of a picture where nothing 
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Recorded samples: P pictures of S steps each; arrays are mapped from the disk.
+    """Recorded samples: P pictures of S steps each; arrays are memory-mapped.
 
     `arrays`: latents and velocities (P, S, C, h, w), drawn (P, C, h, w), per text stream its embeddings (P, L, dim) and
     `<stream>_mask` (P, L), and per text encoder tokens (P, L) int32 with mask (P, L).
@@ -65,11 +65,11 @@ class Trajectories:
         }
 
     def velocity(self, sample: int, step: int) -> np.ndarray:
-        """What the fp32 student answered there, (1, C, h, w)."""
+        """The fp32 student's velocity there, (1, C, h, w)."""
         return _row(self.arrays["velocities"][sample], step)
 
     def inputs(self, role: Role) -> Iterator[Arrays]:
-        """Every recorded input of a component by the names of its ports, batch 1; none for one that there is not."""
+        """Every recorded input of a component by the names of its ports, batch 1; none if there is no such component."""
         for spec in (s for s in self.components if s.name == role):
             for sample in range(len(self.samples)):
                 yield from _INPUTS[spec.part](self, spec, sample)
@@ -93,7 +93,7 @@ _INPUTS = {"encode": _encoded, "denoise": _denoised, "decode": _decoded}
 
 @dataclass(frozen=True)
 class Recording:
-    """What the reference is to draw and keep, for a process of its own."""
+    """The input of the child process that draws and records the reference."""
 
     checkpoint: CheckpointPlace
     width: str
@@ -103,7 +103,7 @@ class Recording:
     threads: int
 
     def run(self, opened: Checkpoint, on_progress: OnProgress = ignore_progress) -> Trajectories:
-        """`record` with the threads asked for."""
+        """`record` with so many threads."""
         import torch
 
         torch.set_num_threads(self.threads)
@@ -117,14 +117,16 @@ def record(
     latent: tuple[int, int, int],
     samples: Sequence[Sample],
     folder: Path,
-    note: Callable[[int], None] = lambda done: None,
+    on_sample: Callable[[int], None] = lambda done: None,
 ) -> Trajectories:
-    """Draw every sample with the fp32 reference at `width` and keep what its components saw in `folder`.
+    """Draw every sample with the fp32 reference at `width` and record the inputs of its components in `folder`.
 
-    `latent` is (channels, height, width). A folder that already holds these samples is taken as it is; an incomplete one is
-    never left, since it gets its name last. `note` hears how many samples are done. Streams without an encoder get seeded
-    random embeddings, an encoder without a tokenizer seeded random tokens, as in `reference.make_vectors`. Raises BadInput
-    where there is no sample or the student's answer is not finite.
+    `latent` is (channels, height, width). A folder that already holds these samples is reused; an incomplete one is never left,
+    since it gets its name last. `on_sample` gets how many samples are done. Streams without an encoder get seeded random
+    embeddings, an encoder without a tokenizer seeded random tokens, as in `reference.make_vectors`.
+
+    Raises:
+        BadInput: if there are no samples, or a latent that the student draws is not finite.
     """
     if not samples:
         raise BadInput("calibration: got no prompts; give at least one")
@@ -135,7 +137,7 @@ def record(
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _draw(checkpoint, width, latent, samples, part, note)
+        _draw(checkpoint, width, latent, samples, part, on_sample)
         index = {"samples": [asdict(s) for s in samples]}
         (part / TRAJECTORIES_INDEX).write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
@@ -150,7 +152,11 @@ class _Index(Closed):
 
 
 def load_trajectories(folder: Path, config: ModelConfig) -> Trajectories:
-    """What `record` left in `folder`; BadInput where it cannot be read."""
+    """The samples that `record` wrote to `folder`.
+
+    Raises:
+        BadInput: if they cannot be read.
+    """
     try:
         index, problems = read_as(_Index, parse_json((folder / TRAJECTORIES_INDEX).read_text(encoding="utf-8")))
         if index is None:
@@ -168,7 +174,7 @@ def _draw(
     latent: tuple[int, int, int],
     samples: Sequence[Sample],
     folder: Path,
-    note: Callable[[int], None],
+    on_sample: Callable[[int], None],
 ) -> None:
     """Write one file per array, row by row."""
     config, components = checkpoint.config, components_of(checkpoint.config)
@@ -189,11 +195,11 @@ def _draw(
                 shape = (len(samples), *value.shape[1:])
                 files[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", value.dtype, shape)
             files[name][number] = value[0]
-        note(number + 1)
+        on_sample(number + 1)
     for file in files.values():
         file.flush()
 
 
 def _row(array: np.ndarray, index: int) -> np.ndarray:
-    """One row as a batch of its own, in memory: a view of a file cannot become a tensor that may be written to."""
+    """One row as a batch of 1, copied: torch needs writable memory, which a view of the file is not."""
     return np.array(array[index : index + 1])

@@ -1,8 +1,8 @@
-"""Self-distillation of a quantised student: weights stay frozen, biases, norms and modulation learn to make up for them.
+"""Self-distillation of a quantised student: weights stay frozen; biases, norms and modulation are trained to compensate.
 
-The teacher is the fp32 student on its own recorded trajectories, so that a lesson costs no call of the teacher. Everything is a
-function of the number of the iteration (lessons, learning rate), and state is saved as a whole, so that a run that was killed
-goes on as if it had not been. One lesson in eight is held out: tuned values that do not help there are not used.
+The teacher is the fp32 student on its own recorded trajectories, so that training needs no call of the teacher. Batches and
+learning rate depend only on the number of the iteration, and the state is saved atomically, so that a killed run resumes with
+the same result. One prompt in eight is held out: tuned values that do not help there are discarded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.models import Student
 from snapgen_deploy.quantise import memory
 from snapgen_deploy.quantise.network import tunable
-from snapgen_deploy.quantise.sensitivity import ask, call_groups, cost_of
+from snapgen_deploy.quantise.sensitivity import call_groups, cost_of, velocities_of
 from snapgen_deploy.quantise.trajectories import Trajectories
 
 HELD_OUT = 8  # every eighth prompt, or picture
@@ -37,33 +37,33 @@ _Call = tuple[int, int]  # sample, step
 
 @dataclass(frozen=True)
 class Tuning:
-    """How to tune."""
+    """Hyperparameters of the tuning."""
 
     iterations: int
-    batch: int = memory.LESSON
+    batch: int = memory.TRAINING_BATCH
     rate: float = 4e-3  # at the peak; the last is a hundredth of it
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class TunedNetwork:
-    """Values of the tunable parameters, and how it went: errors are mean squares relative to the velocities' own."""
+    """Values of the tunable parameters, and the errors: mean squares relative to those of the velocities."""
 
     values: dict[str, Tensor]
-    losses: tuple[float, ...]  # of every iteration, on its lesson
-    before: float  # on the held-out lessons
+    losses: tuple[float, ...]  # of every iteration, on its batch
+    before: float  # on the held-out calls
     after: float
 
     @property
     def helped(self) -> bool:
-        """Whether the held-out error fell; where not, `values` are the ones from before."""
+        """Whether the held-out error fell; if not, `values` are the untuned ones."""
         return self.after < self.before
 
 
 def held_out(samples: Sequence[Sample]) -> frozenset[int]:
-    """Which pictures nothing is learned from: all of every eighth prompt, so that no words of theirs are learned either.
+    """The pictures that are held out of the training: all of every eighth prompt, so that its words are held out, too.
 
-    With fewer prompts than that, every eighth picture.
+    With fewer than eight prompts, every eighth picture.
     """
     number = {prompt: i for i, prompt in enumerate(dict.fromkeys(s.prompt for s in samples))}
     of = [number[s.prompt] for s in samples] if len(number) >= HELD_OUT else range(len(samples))
@@ -75,16 +75,20 @@ def tune_network(
     trajectories: Trajectories,
     settings: Tuning,
     folder: Path,
-    note: Callable[[int, float], None] = lambda i, e: None,
+    on_iteration: Callable[[int, float], None] = lambda i, e: None,
 ) -> TunedNetwork:
-    """Tune a quantised student in place, or take up what a run with the same settings left in `folder`.
+    """Tune a quantised student in place, resuming from the state in `folder` if there is one.
 
-    `note` hears every iteration's number and loss. The caller keys `folder` by what decides the result: the student, the
-    trajectories, the settings. Raises GateFailed where a loss is not finite, BadInput where there are too few pictures.
+    `on_iteration` gets every iteration's number and loss. `folder` must be unique to the student, the trajectories and the
+    settings.
+
+    Raises:
+        BadInput: if there are fewer than `HELD_OUT` pictures.
+        GateFailed: if a loss is not finite.
     """
     kept = held_out(trajectories.samples)
     held = [c for c in _calls(trajectories) if c[0] in kept]
-    lessons = [c for c in _calls(trajectories) if c[0] not in kept]
+    training = [c for c in _calls(trajectories) if c[0] not in kept]
     if not held:
         raise BadInput(f"tuning: got {len(trajectories.samples)} calibration pictures, expected at least {HELD_OUT}")
     student.requires_grad_(False)
@@ -98,9 +102,9 @@ def tune_network(
     for iteration in range(len(losses), settings.iterations):
         for group in optimiser.param_groups:
             group["lr"] = rate(settings, iteration)
-        calls = lesson(settings, iteration, lessons)
+        calls = training_batch(settings, iteration, training)
         optimiser.zero_grad(set_to_none=True)
-        losses.append(float(f"{learn(student, trajectories, calls):.6g}"))
+        losses.append(float(f"{accumulate_gradients(student, trajectories, calls):.6g}"))
         optimiser.step()
         if not math.isfinite(losses[-1]):
             raise GateFailed(
@@ -108,7 +112,7 @@ def tune_network(
             )
         if (iteration + 1) % SAVE == 0 or iteration + 1 == settings.iterations:
             _save(folder / STATE, parameters, optimiser, losses)
-        note(iteration + 1, losses[-1])
+        on_iteration(iteration + 1, losses[-1])
     for p in parameters.values():
         p.requires_grad_(False)
     after = error(student, trajectories, held)
@@ -119,13 +123,15 @@ def tune_network(
     return TunedNetwork({name: p.detach().clone() for name, p in parameters.items()}, tuple(losses), before, after)
 
 
-def learn(student: Student, trajectories: Trajectories, calls: Sequence[_Call]) -> float:
-    """Add the gradients of one lesson's mean error; returns the error. Parts of a lesson follow one another at full scale."""
+def accumulate_gradients(student: Student, trajectories: Trajectories, calls: Sequence[_Call]) -> float:
+    """Add the gradients of a batch's mean error; returns the error. At full scale the batch is split into parts."""
     total = 0.0
     parts = call_groups(calls, student, trajectories, len(calls))
     with _recomputing(student, memory.recomputes(cost_of(student, trajectories), len(parts[0]))):
         for part in parts:
-            error = _relative(ask(student, trajectories, part), _velocities(trajectories, part)) * (len(part) / len(calls))
+            error = _relative(velocities_of(student, trajectories, part), _recorded(trajectories, part)) * (
+                len(part) / len(calls)
+            )
             error.backward()
             total += float(error.detach())
     return total
@@ -133,7 +139,7 @@ def learn(student: Student, trajectories: Trajectories, calls: Sequence[_Call]) 
 
 @contextmanager
 def _recomputing(student: Student, wanted: bool) -> Iterator[None]:
-    """While this lasts, blocks keep no activations but compute them again for their gradients."""
+    """Within the block, the student's blocks recompute their activations for the gradients (activation checkpointing)."""
     blocks = student.recomputable() if wanted else []
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -141,7 +147,7 @@ def _recomputing(student: Student, wanted: bool) -> Iterator[None]:
         yield
     finally:
         for block in blocks:
-            del block.forward  # the class's own again
+            del block.forward  # restores the class's method
 
 
 def rate(settings: Tuning, iteration: int) -> float:
@@ -153,8 +159,8 @@ def rate(settings: Tuning, iteration: int) -> float:
     return settings.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fall)))
 
 
-def lesson(settings: Tuning, iteration: int, calls: Sequence[_Call]) -> list[_Call]:
-    """The lesson of an iteration: all calls once in a new order, over and over."""
+def training_batch(settings: Tuning, iteration: int, calls: Sequence[_Call]) -> list[_Call]:
+    """The batch of an iteration: epochs over all calls, each in a new order."""
     found = []
     for place in range(iteration * settings.batch, (iteration + 1) * settings.batch):
         turn, number = divmod(place, len(calls))
@@ -165,9 +171,9 @@ def lesson(settings: Tuning, iteration: int, calls: Sequence[_Call]) -> list[_Ca
 
 @torch.no_grad()
 def error(student: Student, trajectories: Trajectories, calls: Sequence[_Call]) -> float:
-    """Mean over calls of the squared error, relative to the mean square of what the fp32 student answered; six digits."""
+    """Mean over calls of the squared error, relative to the mean square of the fp32 student's velocity; six digits."""
     parts = call_groups(calls, student, trajectories, 16)
-    sums = [float(_relative(ask(student, trajectories, p), _velocities(trajectories, p))) * len(p) for p in parts]
+    sums = [float(_relative(velocities_of(student, trajectories, p), _recorded(trajectories, p))) * len(p) for p in parts]
     return float(f"{sum(sums) / len(calls):.6g}")
 
 
@@ -181,12 +187,12 @@ def _calls(trajectories: Trajectories) -> list[_Call]:
     return [(p, s) for p in range(len(trajectories.samples)) for s in range(trajectories.steps)]
 
 
-def _velocities(trajectories: Trajectories, calls: Sequence[_Call]) -> Tensor:
+def _recorded(trajectories: Trajectories, calls: Sequence[_Call]) -> Tensor:
     return torch.from_numpy(np.concatenate([trajectories.velocity(*call) for call in calls]))
 
 
 def _save(path: Path, parameters: dict[str, Tensor], optimiser: torch.optim.Optimizer, losses: list[float]) -> None:
-    """Whole or not at all, so that a kill at any moment leaves a state to go on from."""
+    """Write the state atomically, so that a kill at any moment leaves a state to resume from."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     state = {"values": {n: p.detach() for n, p in parameters.items()}, "optimiser": optimiser.state_dict()}
@@ -195,7 +201,7 @@ def _save(path: Path, parameters: dict[str, Tensor], optimiser: torch.optim.Opti
 
 
 def _load(path: Path, parameters: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> list[float]:
-    """Losses of the iterations that are done; parameters and optimiser are where these left them."""
+    """Losses of the finished iterations; restores parameters and optimiser."""
     if not path.is_file():
         return []
     state = torch.load(path, weights_only=True)

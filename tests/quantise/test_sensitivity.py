@@ -91,7 +91,7 @@ def test_known_layers_are_not_measured_again(case: Case, found: dict[str, Sensit
     assert known is not None
     assert known == list(found.values())[:30]
     heard: list[str] = []
-    again = measure_sensitivities(*case, 4, (4, 8), Here(), known=known, note=lambda s: heard.append(s.name))
+    again = measure_sensitivities(*case, 4, (4, 8), Here(), known=known, on_layer=lambda s: heard.append(s.name))
     assert again == found
     assert list(again) == list(found)
     assert heard == list(found)[30:]

@@ -21,7 +21,7 @@ from snapgen_deploy.quantise.network import quantise_network, tunable
 from snapgen_deploy.quantise.palettes import fit_palette
 from snapgen_deploy.quantise.sensitivity import Sensitivity, measure_sensitivities
 from snapgen_deploy.quantise.trajectories import Trajectories, record
-from snapgen_deploy.quantise.tuning import HELD_OUT, SAVE, STATE, Tuning, error, held_out, lesson, rate, tune_network
+from snapgen_deploy.quantise.tuning import HELD_OUT, SAVE, STATE, Tuning, error, held_out, rate, training_batch, tune_network
 from snapgen_deploy.system.child import ChildDied, run_in_child
 from tests.quantise.quantise_cases import LATENT, PROMPTS, tiny_checkpoint
 
@@ -113,7 +113,7 @@ def test_at_full_scale_parts_and_recomputing_give_the_same_gradients(
         student = coarse(tmp_path)
         for p in tunable(student).values():
             p.requires_grad_(True)
-        value = tuning.learn(student, trajectories, calls)
+        value = tuning.accumulate_gradients(student, trajectories, calls)
         found.append((value, {n: p.grad for n, p in tunable(student).items()}))
         assert "forward" not in vars(student.blocks_of("down")[0])
     (whole, gradients), (parted, others) = found
@@ -126,7 +126,7 @@ def test_at_full_scale_parts_and_recomputing_give_the_same_gradients(
 def test_lessons_go_round_and_the_rate_falls() -> None:
     calls = [(p, s) for p in range(3) for s in range(4)]
     settings = Tuning(iterations=100, batch=5)
-    drawn = [c for i in range(12) for c in lesson(settings, i, calls)]
+    drawn = [c for i in range(12) for c in training_batch(settings, i, calls)]
     assert all(sorted(drawn[i * 12 : i * 12 + 12]) == calls for i in range(5))
     rates = [rate(settings, i) for i in range(100)]
     assert rates[0] < max(rates) == settings.rate
