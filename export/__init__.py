@@ -1,1 +1,1 @@
-"""Export targets: one module per format, behind the protocol of `base`."""
+"""Export targets: one package per format, behind the protocol in `base`."""

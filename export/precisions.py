@@ -1,4 +1,4 @@
-"""Precisions: how targets store weights and compute, and what the files of each are held to. Plain data.
+"""Precisions: how targets store weights and compute, and the limits that their files must keep. Plain data.
 
 A name means the same on every target that offers it. `Limits` are defaults: a device profile overrides them per target
 (`[targets.limits]`). They follow from what the embedded checkpoint reached at full width (benchmarks/results/precisions.md; for
@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class Limits:
-    """What exported files are held to.
+    """The limits that exported files must keep.
 
     `error` is the largest relative error of a component fed with the reference's inputs; `psnr` the least of the few pictures
     of the preview, in dB. Of the fidelity gate's many pictures: `least_psnr` the least, since rounding turns about one in a
@@ -57,8 +57,8 @@ _EIGHT = Limits(error=0.25, psnr=12.0, least_psnr=10.0, mean_psnr=30.0, ssim=0.9
 _EIGHT_SIXTEEN = Limits(error=0.15, psnr=18.0, least_psnr=14.0, mean_psnr=35.0, ssim=0.95, latent_error=0.12)
 _SIX = Limits(error=0.3, psnr=12.0, least_psnr=10.0, mean_psnr=32.0, ssim=0.9, latent_error=0.2, score_loss=0.05)
 # At 4.3 bits, tuned, the embedded checkpoint has: error 0.14, PSNR 16.1 dB least and 39.4 mean, SSIM 0.977, latent error 0.15,
-# 1 point lost. An untrained network, whose weights have no structure, has a mean of 20 dB: hence the room. The file is held to
-# the palettes that were tuned by a gate of its own (`error_to_tuned`).
+# 1 point lost. An untrained network, whose weights have no structure, has a mean of 20 dB: hence the margin. Another gate
+# (`error_to_tuned`) compares the file with the palettes that were tuned.
 _MIXED = Limits(error=0.35, psnr=8.0, least_psnr=8.0, mean_psnr=18.0, ssim=0.6, latent_error=0.4, score_loss=0.03)
 _FOUR = Limits(error=0.8, psnr=8.0, least_psnr=8.0, mean_psnr=20.0, ssim=0.8, latent_error=0.45, score_loss=0.1)
 _FOUR_BLOCKS = Limits(error=0.6, psnr=8.0, least_psnr=8.0, mean_psnr=24.0, ssim=0.85, latent_error=0.4, score_loss=0.05)

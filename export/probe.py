@@ -1,4 +1,4 @@
-"""What `doctor --layers` asks a saved graph for, and the target that opens one; which target a file is of."""
+"""Access to the inner values of a saved graph for `doctor --layers`; finds the target that a file belongs to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from snapgen_deploy.export.registry import spec_of, specs, target_of
 
 @dataclass(frozen=True)
 class GraphLayer:
-    """One operation and what it makes; `inputs` are the values that other operations or the caller gave it."""
+    """One operation with its output; `inputs` are the values that come from other operations or from the caller."""
 
     name: str
     op: str
@@ -28,10 +28,10 @@ class GraphLayer:
 
 
 class Probe(Protocol):
-    """A saved graph whose inner values can be had."""
+    """A saved graph whose inner values can be read."""
 
     layers: Sequence[GraphLayer]  # in the order of the file
-    warnings: Sequence[str]  # what the runtime had to say about the values so far
+    warnings: Sequence[str]  # the runtime's warnings about the values so far
 
     def exact(self, names: Sequence[str]) -> Arrays:
         """These values in single precision."""
@@ -44,33 +44,41 @@ class Probe(Protocol):
 
 @runtime_checkable
 class Probed(Protocol):
-    """A target whose files show the values inside."""
+    """A target whose files give access to inner values."""
 
     def probe(self, path: Path, inputs: Arrays | None, entry: str = "") -> Probe | str:
-        """A saved artifact with its inputs, noise where they are None; or why single precision cannot be had from it."""
+        """A saved artifact with its inputs (None: noise); or the reason why it has no single-precision values."""
         ...
 
 
 @runtime_checkable
 class HoldsPackages(Protocol):
-    """A target whose files are Core ML packages, or hold some: what the lint for the Neural Engine looks at."""
+    """A target whose files are or contain Core ML packages, which the Neural Engine lint checks."""
 
     def packages(self, path: Path, folder: Path) -> Sequence[Path]:
-        """The packages of a saved artifact, taken out into `folder` where they lie in another file."""
+        """The packages of a saved artifact; those inside another file are extracted into `folder`."""
         ...
 
 
 @runtime_checkable
 class Recognises(Protocol):
-    """A target whose files are told by more than their suffix."""
+    """A target that recognises its files by their content."""
 
     def recognises(self, path: Path) -> bool:
-        """Whether a file or folder, which may be anybody's, is one of its own. BadInput where that cannot be read."""
+        """Whether a file or folder of unknown origin is one of this target.
+
+        Raises:
+            BadInput: if it cannot be read.
+        """
         ...
 
 
 def owner_of(path: Path) -> str | None:
-    """The key of the target that a file or folder is of: by its content, else by its suffix; None for no target's."""
+    """The key of the target that a file or folder belongs to, by its content, else by its suffix; None if there is none.
+
+    Raises:
+        BadInput: if the file cannot be read.
+    """
     found = specs().values()
     for spec in found:
         target, _ = target_of(spec.key)
@@ -80,7 +88,11 @@ def owner_of(path: Path) -> str | None:
 
 
 def holder_of(path: Path) -> HoldsPackages | None:
-    """The target that finds Core ML packages in a file or folder like this one; None where none does."""
+    """The target that finds Core ML packages in such a file or folder; None if there is none.
+
+    Raises:
+        BadInput: if the file cannot be read.
+    """
     owner = owner_of(path)
     like = [spec for spec in specs().values() if owner is not None and spec.suffix == spec_of(owner).suffix]
     targets = (target_of(spec.key)[0] for spec in like)
@@ -88,13 +100,13 @@ def holder_of(path: Path) -> HoldsPackages | None:
 
 
 def noise(shapes: Mapping[str, tuple[tuple[int, ...], bool]]) -> Arrays:
-    """Inputs for a graph of which no others are known, by the names, shapes and whether the values are whole numbers.
+    """Made-up inputs of a graph, from each input's name, shape and whether it is an integer.
 
-    Standard normal, seeded with the name; ones for masks, zeros for whole numbers.
+    Standard normal, seeded with the name; ones for masks, zeros for integers.
     """
     made: Arrays = {}
-    for name, (shape, whole) in shapes.items():
-        if whole:
+    for name, (shape, integer) in shapes.items():
+        if integer:
             made[name] = np.zeros(shape, np.int32)
         elif name.endswith("mask"):
             made[name] = np.ones(shape, np.float32)

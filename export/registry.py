@@ -1,4 +1,4 @@
-"""The export targets. A new one is a module of its own (its record, its class) and a line here; backends load when used."""
+"""The export targets. A new one is a package of its own (its record, its class) and a line here; backends are loaded on use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from snapgen_deploy.export.spec import TargetSpec
 if TYPE_CHECKING:
     from snapgen_deploy.export.base import Target
 
-# Key -> module and name of the record. A bare name means the variant that its record has.
+# Key -> module and name of the record. A bare name means the variant of its record.
 TARGETS: dict[str, str] = {
     "coreml": "snapgen_deploy.export.coreml.spec:COREML",
     "coreai": "snapgen_deploy.export.coreai.spec:COREAI",
@@ -31,19 +31,26 @@ def specs() -> dict[str, TargetSpec]:
 
 
 def target_keys() -> tuple[str, ...]:
-    """Every `name` or `name:variant` that exists."""
+    """The keys of all targets, `name` or `name:variant`."""
     return tuple(spec.key for spec in specs().values())
 
 
 def find_spec(key: str) -> TargetSpec | None:
-    """The record of `name` or `name:variant`; None for a target that is not known."""
+    """The record of `name` or `name:variant`; None for an unknown target."""
     name, _, _ = key.partition(":")
     found = specs()
     return found.get(key) or next((s for s in found.values() if s.name == name and s.key == key), None)
 
 
 def spec_of(key: str) -> TargetSpec:
-    """The record of `name` or `name:variant`; BadInput, with what is nearest, for a target that is not known."""
+    """The record of `name` or `name:variant`.
+
+    >>> spec_of("executorch").key
+    'executorch:xnnpack'
+
+    Raises:
+        BadInput: if there is no such target; the message has the nearest names.
+    """
     if (found := find_spec(key)) is not None:
         return found
     name, _, variant = key.partition(":")
@@ -57,12 +64,16 @@ def spec_of(key: str) -> TargetSpec:
 
 
 def host_default() -> TargetSpec:
-    """The record of the target that stands for this host where none was named."""
+    """The record of the default target for this host."""
     return next(spec for spec in specs().values() if spec.runtime.host_default)
 
 
 def target_of(key: str) -> tuple[Target, str]:
-    """The target and the variant of `name` or `name:variant`; BadInput for one that is not known."""
+    """The target and the variant of `name` or `name:variant`.
+
+    Raises:
+        BadInput: if there is no such target.
+    """
     spec = spec_of(key)
     target: Target = _loaded(spec.implementation)()
     return target, spec.variant
@@ -70,6 +81,6 @@ def target_of(key: str) -> tuple[Target, str]:
 
 @cache
 def _loaded(place: str) -> Any:
-    """What `module:name` names."""
+    """The object that `module:name` refers to."""
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)

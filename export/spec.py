@@ -1,9 +1,8 @@
-"""What general code knows of an export target: one frozen record beside each target, in plain data.
+"""The record of an export target for general code: frozen plain data, beside each target.
 
 A record needs neither its target's backend nor torch, so that listing devices and targets starts quickly. Only `name`,
-`implementation`, `precisions`, `layout` and `suffix` have no default; the defaults are right for a target that nothing else is
-known of: it asks for much memory, is timed on this host, and no link takes it. `snapgen_deploy.export.registry` lists the
-records.
+`implementation`, `precisions`, `layout` and `suffix` have no default; the defaults are conservative: the target needs much
+memory, is timed on this host, and no link supports it. `snapgen_deploy.export.registry` lists the records.
 """
 
 from __future__ import annotations
@@ -35,45 +34,49 @@ class Writing:
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of a process without a network, for each byte of its weights in fp32, and for each byte of its activations."""
+    """Memory of a process: bytes without a network, per byte of its fp32 weights, and per byte of its activations."""
 
     base: int
     weights: float
     activations: float = 0.0
 
     def of(self, weights: int, activations: int) -> int:
-        """Bytes."""
+        """Bytes for a network with so many bytes of weights and activations.
+
+        >>> Cost(1000, 2.0, 0.5).of(weights=100, activations=10)
+        1205
+        """
         return self.base + round(self.weights * weights + self.activations * activations)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak memory of an export on the computer that it runs on. The defaults are for a target that was not measured."""
+    """Peak memory of an export on the host. The defaults are for a target that was not measured."""
 
     converting: Cost = Cost(1_000_000_000, 4.0)  # of the process that converts one component; activations do not count
-    checking: Cost = Cost(1_000_000_000, 4.0, 5.0)  # of the one that runs what was saved, all components at once
-    at_precision: Mapping[str, Cost] = field(default_factory=dict)  # of converting, where a precision takes another amount
-    loop: int = 0  # bytes more to convert a student whose local attention is a loop over blocks
-    # Bytes more to convert with an option (its name and value), for each byte of the component's activations.
+    checking: Cost = Cost(1_000_000_000, 4.0, 5.0)  # of the process that runs the saved files, all components at once
+    at_precision: Mapping[str, Cost] = field(default_factory=dict)  # of converting, for precisions that differ
+    loop: int = 0  # additional bytes to convert a student whose local attention is a loop over blocks
+    # Additional bytes to convert with an option (its name and value), per byte of the component's activations.
     at_option: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What runs a target's files on this host, and whether its time there means anything."""
+    """The runtime of a target's files on this host, and whether its times there are meaningful."""
 
-    package: str = "torch"  # whose version a measurement on this host names
-    module: str = ""  # imported before a load is timed: an app has no Python to import
-    preload: tuple[str, ...] = ()  # modules that start no thread, and may be imported in the process that rounds fork from
-    shared_process: bool = False  # holds two models in one process at their usual speed
-    numbers_only: str = ""  # why its time on this host says nothing about a device; "" where it does
-    instead: str = "measure another target of the bundle (--target)"  # what to do where `numbers_only` says why
-    host_default: bool = False  # stands for this host where no target was named; one target's
+    package: str = "torch"  # whose version a measurement on this host records
+    module: str = ""  # imported before a load is timed, since an app imports no Python
+    preload: tuple[str, ...] = ()  # modules that start no thread: they may be imported in the process that rounds fork from
+    shared_process: bool = False  # runs two models in one process at their usual speed
+    numbers_only: str = ""  # why its times on this host say nothing about a device; "" if they do
+    instead: str = "measure another target of the bundle (--target)"  # what to do instead, if `numbers_only` is set
+    host_default: bool = False  # the default target for this host; exactly one target is
 
 
 @dataclass(frozen=True)
 class Extra:
-    """`pip install 'snapgen-deploy[name]'`, and the modules that come with it."""
+    """An optional extra, `pip install 'snapgen-deploy[name]'`, and its modules."""
 
     name: str
     modules: tuple[str, ...]
@@ -81,10 +84,10 @@ class Extra:
 
 @dataclass(frozen=True)
 class OlderSystems:
-    """Systems that read a target's files, but none that holds several picture sizes."""
+    """Systems that read a target's files, but not those with several picture sizes."""
 
     deployments: tuple[str, ...]  # values of the option `deployment`
-    needed: str  # the first systems that do, for people
+    needed: str  # the first systems that read those, for messages
 
 
 @dataclass(frozen=True)
@@ -92,42 +95,42 @@ class OneUnit:
     """Every node of a file runs on one processing unit."""
 
     unit: str
-    gate: str  # the name of the gate that counts the others
+    gate: str  # name of the gate that counts nodes elsewhere
 
 
 @dataclass(frozen=True)
 class OneDelegate:
-    """No operator over tokens or pixels is left outside the delegate. Operators `at_ports` may be, around a single delegate."""
+    """No operator over tokens or pixels runs outside the delegate, except operators `at_ports` around a single delegate."""
 
     at_ports: str = ""
 
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """What an export target is, offers and costs."""
+    """An export target: its name, what it offers, and what it costs."""
 
     name: str
     implementation: str  # "module:Class", a `snapgen_deploy.export.base.Target`; imported only when used
     precisions: tuple[str, ...]  # the first is the default
-    layout: Layout  # of the student's graph that it takes best
+    layout: Layout  # the best one for the student's graph
     suffix: str  # of an artifact's main file
     variant: str = ""  # "" where the name has no variants
-    calibrated: tuple[str, ...] = ()  # precisions whose quantiser looks at real inputs
-    palette_bits: tuple[int, ...] = ()  # of an index, that `mixed` may choose; () where there is no mixed precision
-    loaded_as: Mapping[str, str] = field(default_factory=dict)  # precision -> that of its weights in the device's memory
-    one_size: str = ""  # why it cannot hold several picture sizes, where it cannot
+    calibrated: tuple[str, ...] = ()  # precisions whose quantiser needs real inputs
+    palette_bits: tuple[int, ...] = ()  # bits of an index that `mixed` may choose; () without mixed precision
+    loaded_as: Mapping[str, str] = field(default_factory=dict)  # precision -> precision of its weights in the device's memory
+    one_size: str = ""  # why it cannot hold several picture sizes; "" if it can
     older_systems: OlderSystems | None = None
-    from_figures: tuple[str, ...] = ()  # figures of a profile that become options of the same name; all are needed
-    folders: Mapping[str, str] = field(default_factory=dict)  # value of the option `folders` -> module that arranges them so
+    from_figures: tuple[str, ...] = ()  # figures of a profile that become options of the same name; all are required
+    folders: Mapping[str, str] = field(default_factory=dict)  # value of the option `folders` -> module that arranges the files
     writing: Writing = field(default_factory=Writing)
     memory: Memory = field(default_factory=Memory)
     tools: tuple[str, ...] = ()  # packages whose version may change a converted file
     runtime: Runtime = field(default_factory=Runtime)
-    links: tuple[str, ...] = ()  # of `bench --link`, that run its files
-    basis: _Basis | None = None  # what an estimate of its time on a device without measurements rests on
-    extra: Extra | None = None  # of this package, that its tools come with
+    links: tuple[str, ...] = ()  # values of `bench --link` that run its files
+    basis: _Basis | None = None  # basis of an estimate of its time on a device without measurements
+    extra: Extra | None = None  # the extra that installs its tools
     placement: OneUnit | OneDelegate | None = None  # None: its files do not say where operators run
-    closed: str = "its files show no value between inputs and outputs"  # why `doctor --layers` cannot look inside, if so
+    closed: str = "its files show no value between inputs and outputs"  # why `doctor --layers` cannot read its inner values
 
     @property
     def key(self) -> str:

@@ -1,8 +1,8 @@
 """Core AI programs in fewer bits: the weight passes of Apple's optimisation package, `coreai-opt`, on a converted fp16 program.
 
-They take constants of convolutions, products, gathers and transposes (`LAYERS`); constants of transposed convolutions, and
-those whose channels do not divide into groups, they leave as they are, with a warning: `coreai_weights.skipped` lists them.
-Palettes are found by k-means in one dimension, which `coreai-opt` compiles on first use: it needs a C++ compiler.
+They compress constants of convolutions, products, gathers and transposes (`LAYERS`). They skip constants of transposed
+convolutions, and those whose channels do not divide into groups, with a warning: `coreai_weights.skipped` lists them.
+Palettes come from k-means in one dimension, which `coreai-opt` compiles on first use: it needs a C++ compiler.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PRECISIONS: Mapping[str, _How] = MappingProxyType(
 
 
 def compress(program: Any, how: _How) -> Any:
-    """The program with its layers' weights in fewer bits, changed in place; nothing to do for `Exact`.
+    """The program with its layers' weights in fewer bits, changed in place; a no-op for `Exact`.
 
     The same program gives the same weights: one worker, one thread, a fixed seed.
     """

@@ -1,7 +1,7 @@
-"""Large constants of a Core AI program under keys of their content, so that files are reproducible and functions share them.
+"""Gives large constants of a Core AI program keys from their content, so that files are reproducible and functions share them.
 
-coreai-core 1.0.0b3 names a large constant by a hash that differs from process to process: the same network gave other
-bytes, and two functions that were converted in two processes would not find that their weights are the same.
+coreai-core 1.0.0b3 names a large constant by a hash that differs from process to process: the same network would give other
+bytes, and functions that were converted in two processes would not share equal weights.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ def by_content(program: Any) -> None:
 def shared_bytes(program: Any) -> int:
     """Bytes of constants that more than one function of a program refers to, each counted once."""
     users: dict[str, set[str]] = {}
-    sizes: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for name, graph in graphs(program).items():
         for op in operations(graph):
             if short(op.name) == CONSTANT and (key := _key_of(op)) is not None:
                 users.setdefault(key, set()).add(name)
-                sizes[key] = bytes_of(op)
-    return sum(sizes[key] for key, found in users.items() if len(found) > 1)
+                counts[key] = bytes_of(op)
+    return sum(counts[key] for key, found in users.items() if len(found) > 1)
 
 
 def _key_of(constant: Any) -> str | None:
-    """The key of a constant in the resource section; None for one that is written in its place."""
+    """The key of a constant in the resource section; None for one that is stored inline."""
     found = re.match(r"dense_resource<(\w+)>", str(constant.attributes["value"]))
     return found[1] if found else None
 

@@ -1,6 +1,6 @@
-"""Functions of `.aimodel` assets in Apple's Core AI runtime, which lives in a companion process.
+"""Runs functions of `.aimodel` assets in Apple's Core AI runtime, inside a companion process.
 
-Imports numpy and Apple's runtime, and not torch, so that the process starts soon.
+Imports numpy and Apple's runtime, but not torch, so that the process starts quickly.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 T = TypeVar("T")
-_LOOP = asyncio.new_event_loop()  # the runtime's calls are coroutines, and what it loaded belongs to the loop it was loaded in
+_LOOP = asyncio.new_event_loop()  # the runtime's calls are coroutines, and a loaded model belongs to its event loop
 
 _functions: dict[tuple[str, str], tuple[Any, Any]] = {}  # (path, function): the loaded model, kept open, and its function
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What was loaded: all functions, and the inputs and outputs of the one asked for, (name, shape, dtype) each, in order."""
+    """A loaded asset: all functions, and the inputs and outputs of one, (name, shape, dtype) each, in order."""
 
     functions: tuple[str, ...]
     inputs: tuple[tuple[str, tuple[int, ...], str], ...]
@@ -28,7 +28,7 @@ class Signature:
 
 
 def load(path: str, function: str) -> Signature:
-    """Load a function for `run`; without inputs and outputs where the asset has no such function."""
+    """Load a function for `run`; the signature has no inputs and outputs if there is no such function."""
     from coreai.authoring import AIModelAsset
 
     model = _wait("cannot load it", AIModelAsset.load(path).executable().__aenter__())
@@ -51,7 +51,7 @@ def run(path: str, function: str, arrays: Mapping[str, np.ndarray]) -> dict[str,
 
 
 def _wait(what: str, work: Coroutine[Any, Any, T]) -> T:
-    """The coroutine's result; what the runtime raises as one line, since its own exceptions do not leave a process."""
+    """The coroutine's result; the runtime's exceptions become one RuntimeError, since they cannot be pickled."""
 
     async def waited() -> T:
         return await work

@@ -90,9 +90,12 @@ class CoreAI:
         """Write `<role>.aimodel` into `directory`, in place of one that is there; nothing is left behind on failure.
 
         Inputs and outputs keep the ports' dtypes at every precision; all but fp32 compute in half precision inside, for which
-        the module of the component is changed in place. Raises BadInput for a variant, precision or option that is not
-        offered, and where the extra is not installed; Refused for a graph with tensors of rank above `_MAX_RANK`; RuntimeError,
-        in one line, where torch or Apple's tools refuse the network.
+        the module of the component is changed in place.
+
+        Raises:
+            BadInput: if the variant, precision or an option is not offered, or the extra is not installed.
+            Refused: if the graph has tensors of rank above `_MAX_RANK`.
+            RuntimeError: if torch or Apple's tools refuse the network; the message is one line.
         """
         check_offered(self.name, (variant, precision), self.variants, self.precisions)
         settings = parse_options(_Settings, self.name, options)
@@ -139,10 +142,14 @@ class CoreAI:
         )
 
     def open(self, path: Path, *, threads: int, entry: str = "") -> Runner:
-        """Load with Apple's runtime, in a process of its own; that chooses its threads itself, and `threads` is not used.
+        """Load with Apple's runtime in a process of its own; the runtime chooses its threads itself, `threads` is ignored.
 
-        The runner takes exactly the function's inputs; BadInput names a missing or unknown input, a shape or a dtype that is
-        not the function's. RuntimeError where the runtime refuses, ChildDied where it crashes or hangs, both in one line.
+        The runner takes exactly the function's inputs, and raises BadInput for others.
+
+        Raises:
+            BadInput: if the extra is not installed, or the asset is damaged or has no function `entry`.
+            RuntimeError: if the runtime refuses the asset.
+            ChildDied: if the runtime crashes or hangs.
         """
         check_extra(self.name)
         _check_asset(path)
@@ -166,14 +173,16 @@ class CoreAI:
         return run
 
     def unavailable(self, variant: str) -> str | None:
-        """None where the extra is installed."""
+        """None if the extra is installed."""
         return f"coreai has no variants, got {variant!r}" if variant else missing_extra(self.name)
 
     def describe(self, path: Path, entry: str = "") -> Description:
         """Operations and weights of one function of the saved asset; `bytes` are those of the whole asset.
 
-        Where Core AI will run an operation is decided on the device, so `placement` is empty. Raises BadInput where the asset
-        cannot be read or has no such function.
+        Where Core AI will run an operation is decided on the device, so `placement` is empty.
+
+        Raises:
+            BadInput: if the asset cannot be read or has no such function.
         """
         check_extra(self.name)
         program = _program(path)
@@ -213,7 +222,7 @@ def _convert(component: Component, precision: str, what: str) -> Any:
 
 
 def _check_ports(graph: Any, component: Component) -> None:
-    """RuntimeError where the function's ports are not the component's."""
+    """Raise RuntimeError unless the function's ports are the component's."""
     expected = tuple(tuple(dataclasses.replace(p, doc="") for p in s) for s in (component.inputs, component.outputs))
     if (got := coreai_weights.ports(graph)) != expected:
         raise RuntimeError(f"ports of the program are {got}, expected {expected}")
@@ -234,7 +243,7 @@ def _metadata(component: Component, settings: _Settings) -> dict[str, Any]:
 
 
 def _write(program: Any, scratch: Path, about: Mapping[str, Any], path: Path) -> None:
-    """Save beside, put the metadata in, and take the place of `path`."""
+    """Save to `scratch`, add the metadata, and replace `path`."""
     coreai_constants.by_content(program)
     program.save_asset(scratch)
     stamped = _read_metadata(scratch)
@@ -274,18 +283,22 @@ def _joined(parts: Mapping[str, Path]) -> Any:
 
 
 def _program(path: Path) -> Any:
-    """The program of a saved asset; BadInput where it is none, or not what the asset's own hash says."""
+    """The program of a saved asset.
+
+    Raises:
+        BadInput: if it is not a Core AI asset, or does not match the asset's hash.
+    """
     _check_asset(path)
     with speaking_for("coreai"):
         from coreai.authoring import AIModelAsset
     try:
         return AIModelAsset.load(path).program
     except Exception as error:
-        raise BadInput(f"{path}: not a Core AI asset that can be read: {first_line(error)}") from error
+        raise BadInput(f"{path}: not a readable Core AI asset: {first_line(error)}") from error
 
 
 def _check_asset(path: Path) -> None:
-    """BadInput for a program that is absent, damaged or none: where it is, Apple's loader ends the process that asks."""
+    """Raise BadInput if the program is missing or damaged: Apple's loader would end the process."""
     program, digest = path / PROGRAM, path / DIGEST
     if not (program.is_file() and digest.is_file()):
         raise BadInput(f"{path}: not a Core AI asset: it has no {PROGRAM} or no {DIGEST}")
@@ -293,13 +306,15 @@ def _check_asset(path: Path) -> None:
         begins = opened.read(len(MAGIC))
         opened.seek(0)
         if begins != MAGIC or hashlib.file_digest(opened, "sha256").digest() != digest.read_bytes():
-            raise BadInput(
-                f"{path}: not a Core AI asset that can be read: {PROGRAM} is not what {DIGEST} says, or no MLIR bytecode"
-            )
+            raise BadInput(f"{path}: not a readable Core AI asset: {PROGRAM} does not match {DIGEST}, or is not MLIR bytecode")
 
 
 def _function(program: Any, path: Path, entry: str) -> Any:
-    """The graph of a function, valid as long as the program lives; BadInput where the asset has none of this name."""
+    """The graph of a function, valid as long as the program lives.
+
+    Raises:
+        BadInput: if the asset has no such function.
+    """
     found = coreai_weights.graphs(program)
     _check_function(path, entry, found)
     return found[entry or MAIN]

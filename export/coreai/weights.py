@@ -54,7 +54,7 @@ def _ports(attributes: Any, types: Any) -> tuple[Port, ...]:
 
 
 def histogram(graph: Any) -> dict[str, int]:
-    """How often each operation occurs; constants and the return are none."""
+    """How often each operation occurs, without constants and the return."""
     counted = Counter(short(op.name) for op in operations(graph))
     return {name: counted[name] for name in sorted(counted) if name not in (CONSTANT, RETURN)}
 
@@ -67,7 +67,7 @@ def stored(graph: Any) -> dict[str, Weight]:
 
 
 def skipped(graph: Any, weights: Mapping[str, Weight]) -> dict[str, str]:
-    """Layers whose weight is a float constant although others are compressed, and why, where it shows."""
+    """Layers whose weight is a float constant although others are compressed, and the likely reason."""
     if not any(packed(w.kind) for w in weights.values()):
         return {}
     left = {n: w for n, w in weights.items() if _is_layer(n) and not packed(w.kind)}
@@ -75,7 +75,11 @@ def skipped(graph: Any, weights: Mapping[str, Weight]) -> dict[str, str]:
 
 
 def check_compressed(graph: Any) -> None:
-    """RuntimeError where there are layers of a size that coreai-opt takes, and it took none."""
+    """Check that coreai-opt compressed at least one of the layers that are large enough.
+
+    Raises:
+        RuntimeError: if it compressed none of them.
+    """
     weights = stored(graph)
     large = [n for n, w in weights.items() if n.partition(".")[0] in LAYERS and w.values > LEAST_VALUES]
     if large and not any(packed(w.kind) for w in weights.values()):
@@ -90,7 +94,7 @@ def dtype(kind: Any) -> str:
 
 
 def _weights(graph: Any) -> dict[Any, Weight]:
-    """Value -> how it is stored; without a shape where it is no weight: one number for all, or whole numbers."""
+    """Value -> how it is stored; without a shape if it is not a weight (a single number)."""
     found: dict[Any, Weight] = {}
     for op in operations(graph):
         name = short(op.name)

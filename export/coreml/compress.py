@@ -1,8 +1,8 @@
 """Core ML packages in fewer bits: coremltools' palettes and linear quantisers, applied to a saved fp16 package.
 
-Weights of layers only (`LAYERS`): tables that are added or multiplied stay fp16, since they are small and a palette of a few
-values would take their meaning. Activations are quantised with ranges that our MIL executor measures, where coremltools would
-ask Core ML itself, which runs on macOS only.
+Only weights of layers (`LAYERS`) are compressed: tables that are added or multiplied stay fp16, since they are small and a
+palette of a few values would destroy them. Activations are quantised with ranges that our MIL executor measures; coremltools
+would use Core ML itself, which runs on macOS only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from snapgen_deploy.export.base import Arrays, Component
 from snapgen_deploy.export.shared.replaced import replaced
 
 LAYERS = ("conv", "conv_transpose", "linear", "matmul", "gather")  # MIL operations whose constants are weights
-LEAST_VALUES = 2048  # a weight of fewer values is left as it is: coremltools' own threshold
+LEAST_VALUES = 2048  # a weight of fewer values stays as it is: coremltools' own threshold
 GROUP = 16  # output channels that share a palette
 BLOCK = 32  # inputs that share a scale
 
@@ -35,7 +35,7 @@ class Exact:
 
 @dataclass(frozen=True)
 class Palette:
-    """k-means palettes of 2^bits values, one a layer or one for every `group` output channels."""
+    """k-means palettes of 2^bits values, one per layer or per `group` output channels."""
 
     bits: int
     group: int | None = None
@@ -51,7 +51,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class WeightsAndActivations:
-    """8-bit weights, a scale a channel, and 8-bit inputs of convolutions and linear layers, a fixed scale each."""
+    """8-bit weights with a scale per channel, and 8-bit inputs of convolutions and linear layers with a fixed scale each."""
 
 
 _How = Exact | Palette | Linear | WeightsAndActivations
@@ -69,10 +69,13 @@ PRECISIONS: Mapping[str, _How] = MappingProxyType(
 
 
 def compress(package: Path, how: _How, component: Component) -> None:
-    """Replace the package with its compressed form; nothing to do for `Exact`.
+    """Replace the package by its compressed form; a no-op for `Exact`.
 
-    The same package gives the same weights: k-means starts from a fixed seed, with one worker and one thread. Raises BadInput
-    where `how` needs calibration inputs and the component has none, and what coremltools raises.
+    The same package gives the same weights: k-means starts from a fixed seed, with one worker and one thread.
+
+    Raises:
+        BadInput: if `how` needs calibration inputs and the component has none.
+        Exception: if coremltools fails; its own exception.
     """
     import coremltools as ct
     from threadpoolctl import threadpool_limits
@@ -128,7 +131,7 @@ def _for_layers(config: Any) -> Any:
 
 @contextlib.contextmanager
 def _measured_by_us(package: Path, component: Component) -> Iterator[None]:
-    """While this lasts, coremltools takes the ranges of activations from `ranges` instead of from Core ML."""
+    """Within the block, coremltools gets the ranges of activations from `ranges` instead of from Core ML."""
     from coremltools.optimize.coreml import _post_training_quantization as quantiser
 
     with replaced(quantiser, "_get_activation_calibration_stats", lambda *_: ranges(package, component.calibrating())):
@@ -136,7 +139,11 @@ def _measured_by_us(package: Path, component: Component) -> Iterator[None]:
 
 
 def ranges(package: Path, samples: Iterator[Arrays]) -> dict[str, dict[str, float]]:
-    """{value: {rmin, rmax}} of every real value inside the package's program over the samples; zero is always inside."""
+    """{value: {rmin, rmax}} of every floating-point value in the package's program over the samples; ranges include zero.
+
+    Raises:
+        RuntimeError: if a range is not finite, or nothing was measured.
+    """
     import torch
 
     from snapgen_deploy.export.mil import open_package

@@ -8,7 +8,7 @@ GELU_MODES = {"none": "EXACT", "tanh": "TANH_APPROXIMATION"}
 
 
 def register_fixes() -> None:
-    """From now on, in this process; more than once is as good as once."""
+    """Register the fixes in this process; calling it again is a no-op."""
     from coremltools.converters.mil.frontend.torch.torch_op_registry import register_torch_op
 
     register_torch_op(override=True)(gelu)

@@ -1,9 +1,9 @@
 """Several Core ML packages joined into one with a function each, and each weight stored once.
 
 A multifunction package (iOS 18 and later) holds named functions in one ML Program, over one weight file. coremltools makes one
-with `save_multifunction`, which loads every program with all its weights into memory at once. Here the functions are copied as
-they are, and only their references into weight files are rewritten: the tensors go from file to file one at a time, byte for
-byte, and one that is already there is referred to. The structure is the same (tests hold the two against each other):
+with `save_multifunction`, which loads every program with all its weights into memory at once. Here the functions are copied
+unchanged, and only their references into weight files are rewritten: tensors are copied from file to file one at a time, byte
+for byte, and equal ones are stored once. The structure is the same (tests compare the two):
 https://apple.github.io/coremltools/docs-guides/source/multifunction-models.html
 
 Layout of a weight file: see `snapgen_deploy.export.mil.saved.blob`.
@@ -47,8 +47,10 @@ def join(specs: Mapping[str, tuple[Any, Path]], weights: Path) -> Any:
     """The Model message of one package with a function per entry of `specs`; its weights are written to the file `weights`.
 
     specs: function name -> (Model message of a package with one function, the folder that its `@model_path` stands for). The
-    first is the default function, and its metadata are the package's. Raises BadInput for packages with several functions, or
-    for systems before iOS 18.
+    first is the default function, and its metadata are the package's.
+
+    Raises:
+        BadInput: if a package has several functions, or is for systems before iOS 18.
     """
     from coremltools.proto import Model_pb2
 
@@ -90,14 +92,14 @@ def join(specs: Mapping[str, tuple[Any, Path]], weights: Path) -> Any:
 
 @dataclass
 class _Store:
-    """A weight file that is being written; the same tensor twice gives the same place."""
+    """A weight file that is being written; equal tensors get the same offset."""
 
     file: IO[bytes]
-    places: dict[tuple[int, int, int, bytes], int] = field(default_factory=dict)  # type, bits, size, digest -> offset of record
+    places: dict[tuple[int, int, int, bytes], int] = field(default_factory=dict)  # type, bits, bytes, digest -> record's offset
     end: int = ALIGNMENT  # after the header, which is written last
 
     def add(self, kind: int, padding_bits: int, data: Any) -> int:
-        """Offset of the record of a tensor with these bytes."""
+        """Write a tensor unless it is there, and return the offset of its record."""
         key = (kind, padding_bits, data.nbytes, hashlib.sha256(data).digest())
         if key not in self.places:
             start = self.end + ALIGNMENT
@@ -109,7 +111,7 @@ class _Store:
         return self.places[key]
 
     def finish(self) -> None:
-        """The header, now that the number of tensors is known."""
+        """Write the header, now that the number of tensors is known."""
         self.file.seek(0)
         self.file.write(struct.pack("<II", len(self.places), VERSION).ljust(ALIGNMENT, b"\0"))
 

@@ -1,9 +1,9 @@
 """Palettes in a Core ML package: weights that take few values, stored as indices of a few bits and one table each.
 
-Lossless: the weights come in as palette entries, and the table holds the very values that are found. The file holds 1, 2, 3, 4,
-6 or 8 bits a weight, the fewest that the number of different values needs. coremltools' own mode for this, `unique`, counts
-values by sorting float16, which NumPy 2.4.6 gets wrong for large arrays on processors with AVX-512 (measured: 304 for 256
-values), and then stores more bits than needed, or nothing; hence a table of our own (mode `custom`).
+Lossless: the weights are palette entries already, and the table holds exactly their values. The file has 1, 2, 3, 4, 6 or 8
+bits per weight, the fewest that the number of different values needs. coremltools' own mode for this, `unique`, counts values
+by sorting float16, which NumPy 2.4.6 gets wrong for large arrays on processors with AVX-512 (measured: 304 for 256 values). It
+then stores more bits than needed, or nothing; hence a table of our own (mode `custom`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from snapgen_deploy.export.base import Component, Weight
 from snapgen_deploy.export.shared.palettes import digest, weights_of
 
 STORED_BITS = (1, 2, 3, 4, 6, 8)  # of an index in an iOS 18 program
-KEPT_APART = "common::fuse_conv_scale"  # multiplies a factor into weights: rounded to fp16 again, they are other values
+KEPT_APART = "common::fuse_conv_scale"  # multiplies a factor into weights, which changes their values when rounded to fp16
 
 
 def pipeline() -> Any:
@@ -31,7 +31,7 @@ def pipeline() -> Any:
 
 
 def palettise(package: Path, palettes: Mapping[str, int], to: Path) -> None:
-    """Write `package` to `to` with the named weights as palettes, where they are; `check` tells whether all were.
+    """Write `package` to `to` with the named weights as palettes; `check` finds weights that are missing.
 
     `palettes` maps names of the network's parameters to the bits that their indices may take.
     """
@@ -46,18 +46,21 @@ def palettise(package: Path, palettes: Mapping[str, int], to: Path) -> None:
 
 
 def equals(component: Component) -> list[list[str]]:
-    """Names of the component's palettes in groups of equal weights, of which coremltools keeps one constant."""
+    """Names of the component's palettes in groups of equal weights, for which coremltools keeps one constant."""
     weights = weights_of(component)
     found: dict[bytes, list[str]] = {}
-    for name in component.palettes:  # one that the network lacks is a group of its own, which `check` will miss
+    for name in component.palettes:  # one that the network lacks is a group of its own, which `check` will report
         found.setdefault(digest(weights[name]) if name in weights else name.encode(), []).append(name)
     return list(found.values())
 
 
 def check(palettes: Mapping[str, int], groups: Sequence[Sequence[str]], weights: Mapping[str, Weight]) -> None:
-    """RuntimeError where `weights`, as read back, lack one of the palettes, or hold it in more bits, or another one.
+    """Check that `weights`, as read back, have all palettes, in few enough bits, and no others.
 
-    Of a group of equal weights (see `equals`) it is enough that one is there.
+    Of a group of equal weights (see `equals`) one is enough.
+
+    Raises:
+        RuntimeError: if they do not.
     """
     stored = {name: w.index_bits for name, w in weights.items() if w.index_bits}
     held = [{n: stored[c] for n in group if (c := palette_name(constant_name(n))) in stored} for group in groups]
@@ -69,22 +72,26 @@ def check(palettes: Mapping[str, int], groups: Sequence[Sequence[str]], weights:
 
 
 def table_of(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The different values of a weight, padded with zeros to a number that Core ML stores, and each weight's index."""
+    """The different values of a weight, padded with zeros to a length that Core ML stores, and each weight's index.
+
+    Raises:
+        RuntimeError: if there are more than 256 values.
+    """
     exact = weight.astype(np.float32).reshape(-1)
     values = np.unique(exact)
-    size = next((2**bits for bits in STORED_BITS if 2**bits >= len(values)), None)
-    if size is None:
+    length = next((2**bits for bits in STORED_BITS if 2**bits >= len(values)), None)
+    if length is None:
         raise RuntimeError(f"a weight takes {len(values)} values; a palette holds {2 ** STORED_BITS[-1]}")
-    table = np.zeros(size, weight.dtype)
+    table = np.zeros(length, weight.dtype)
     table[: len(values)] = values
     return table, np.searchsorted(values, exact).astype(np.uint8)
 
 
 def constant_name(parameter: str) -> str:
-    """What a parameter of the network is called in the MIL program: torch.export's name, in half precision."""
+    """The name of a parameter of the network in the MIL program: torch.export's name, in half precision."""
     return f"p_{parameter.replace('.', '_')}_to_fp16"
 
 
 def palette_name(constant: str) -> str:
-    """What coremltools calls the palette operation that takes a constant's place."""
+    """The name of coremltools' palette operation that replaces a constant."""
     return f"{constant}_palettized"

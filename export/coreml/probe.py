@@ -1,4 +1,4 @@
-"""The values inside a Core ML package, by our executor: as the phone stores them, and in single precision."""
+"""Inner values of a Core ML package from our executor: as the phone stores them, and in single precision."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ class CoreMLProbe:
         ]
 
     def exact(self, names: Sequence[str]) -> Arrays:
-        """These values in single precision, activations as they were before they were quantised."""
-        return self._heard("fp32", names)
+        """These values in single precision, with activations before their quantisation."""
+        return self._values("fp32", names)
 
     def saved(self, names: Sequence[str]) -> Arrays:
         """These values rounded as the phone stores them."""
-        return self._heard("device", names)
+        return self._values("device", names)
 
-    def _heard(self, mode: Any, names: Sequence[str]) -> Arrays:
+    def _values(self, mode: Any, names: Sequence[str]) -> Arrays:
         from snapgen_deploy.export.mil.runner import open_package
 
         quantised = mode == "device"
         runner = open_package(self.package, mode=mode, function=self.entry or None, threads=self.threads, activations=quantised)
         wanted, found = set(names), Arrays()
 
-        def hear(name: str, value: Any) -> None:
+        def collect(name: str, value: Any) -> None:
             if name in wanted:
                 found[name] = value.float().numpy().copy()
 
-        runner.watch(hear)
+        runner.watch(collect)
         trace = runner.trace()
         runner(self.inputs)
         self.warnings = (*map(str, trace.beginnings), *runner.warnings())

@@ -96,8 +96,11 @@ class CoreML:
 
         Inputs and outputs keep the ports' dtypes at every precision; inside, fp16 computes and stores in half precision,
         and mixed computes in half precision and stores the component's palettes as palettes.
-        Raises BadInput for a variant, precision or option that is not offered, Refused for a graph with tensors of rank
-        above `_MAX_RANK`, and RuntimeError, in one line, where torch or coremltools refuse the network.
+
+        Raises:
+            BadInput: if the variant, precision or an option is not offered.
+            Refused: if the graph has tensors of rank above `_MAX_RANK`.
+            RuntimeError: if torch or coremltools refuse the network; the message is one line.
         """
         check_offered(self.name, (variant, precision), self.variants, self.precisions)
         settings = parse_options(_Settings, self.name, options)
@@ -150,8 +153,11 @@ class CoreML:
 
         The executor computes as the phone will store: fp16 after every operation that the program declares fp16, with
         `threads` threads; an overflow or NaN inside the program raises GateFailed. Core ML chooses threads and units itself.
-        The runner takes exactly the package's inputs; BadInput names a missing or unknown input, a shape or a dtype that is
-        not the package's. RuntimeError where the package does not load.
+        The runner takes exactly the package's inputs, and raises BadInput for others.
+
+        Raises:
+            BadInput: if `path` is not an ML Program, or has no function `entry`.
+            RuntimeError: if the package cannot be loaded.
         """
         described = _described(read_spec(path), path.name, entry)
         inputs, outputs = (_ports(f) for f in (described.input, described.output))
@@ -161,15 +167,17 @@ class CoreML:
         return Loaded(path.name, inputs, outputs, predict)
 
     def unavailable(self, variant: str) -> str | None:
-        """None: packages run everywhere, on macOS by Core ML, elsewhere by the MIL executor."""
+        """None: packages run everywhere, on macOS with Core ML, elsewhere with the MIL executor."""
         return f"coreml has no variants, got {variant!r}" if variant else None
 
     def describe(self, path: Path, entry: str = "") -> Description:
         """Operations, dtypes and weights of one function of the saved package; `bytes` are those of the whole package.
 
         `ops` counts MIL operations other than `const`; `weights` maps each constant of the weight file to how it is stored
-        (`coreml_weights`). Where Core ML will run an operation is known on a Mac only,
-        so `placement` is empty. Raises BadInput where the package is not an ML Program.
+        (`coreml_weights`). Where Core ML will run an operation is known on a Mac only, so `placement` is empty.
+
+        Raises:
+            BadInput: if the package is not an ML Program, or has no function `entry`.
         """
         from snapgen_deploy.export.lint import counts, lint_package
 
@@ -231,7 +239,13 @@ class Loaded:
     predict: Any  # named arrays -> named arrays; the executor's runner also has a report
 
     def __call__(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
-        """Named outputs; GateFailed where a value inside overflowed fp16 or is not a number."""
+        """Named outputs.
+
+        Raises:
+            BadInput: if the inputs are not the package's.
+            GateFailed: if an inner value overflows fp16 or is NaN.
+            RuntimeError: if the runtime fails.
+        """
         check_inputs(self.name, self.inputs, arrays)
         with speaking_for(f"{self.name} failed"):
             values = self.predict(dict(arrays))
@@ -249,7 +263,7 @@ class Loaded:
 
     @property
     def unrecorded(self) -> str:
-        """Why there is no record of the values inside; nothing where there is one."""
+        """Why there is no record of inner values; "" if there is one."""
         return "" if hasattr(self.predict, "report") else "Core ML shows no value inside a network"
 
     def _report(self) -> RunReport | None:
@@ -267,7 +281,11 @@ def _executor(path: Path, entry: str, threads: int) -> Any:
 
 
 def deployment_target(name: str) -> Any:
-    """coremltools' constant for a system that reads ML Programs, by its name; BadInput for another."""
+    """coremltools' constant for a system that reads ML Programs, by its name.
+
+    Raises:
+        BadInput: if there is no such system, or it does not read ML Programs.
+    """
     members = coreml_thrift.load().target.__members__
     known = [n for n, t in members.items() if t.value >= FIRST_MLPROGRAM and n.startswith(("iOS", "macOS"))]
     if name not in known:
@@ -328,7 +346,8 @@ def write_plainly(package: Path, spec: Any) -> None:
 def join_packages(packages: Mapping[str, Path], made: Path) -> None:
     """Write the package `made` with a function for each of `packages`, by name, over one weight file; the first is the default.
 
-    Raises BadInput for packages of several functions, and for systems before iOS 18.
+    Raises:
+        BadInput: if a package has several functions, or is for systems before iOS 18.
     """
     from snapgen_deploy.export.coreml import functions as coreml_functions
 
@@ -370,7 +389,11 @@ def identifier(*files: Path) -> str:
 
 
 def read_spec(package: Path) -> Any:
-    """The Model message of a package; raises BadInput where it is none, or no ML Program."""
+    """The Model message of a package.
+
+    Raises:
+        BadInput: if `package` is not a Core ML package, or not an ML Program.
+    """
     if not (package / SPEC).is_file():
         raise BadInput(f"{package}: not a Core ML package: it has no {SPEC.as_posix()}")
     with speaking_for("coremltools"):
@@ -386,7 +409,7 @@ def read_spec(package: Path) -> Any:
 
 
 def _described(spec: Any, package: str, entry: str) -> Any:
-    """What describes the inputs and outputs of a function: its own description, or the model's where there is one function."""
+    """The description of a function's inputs and outputs: its own, or the model's if there is one function."""
     about = spec.description
     if not about.functions:
         if entry:

@@ -1,4 +1,4 @@
-"""How the weights of a saved ML Program are stored: read back from its operations, never from what was asked for."""
+"""How the weights of a saved ML Program are stored, read back from its operations."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from snapgen_deploy.export.base import Weight, element_bits, packed
 from snapgen_deploy.export.coreml.compress import BLOCK, GROUP, LAYERS, LEAST_VALUES
 
-AVERAGE = "norm_average"  # in the names of constants that take the mean of a norm: no layers
+AVERAGE = "norm_average"  # in the names of constants that compute the mean of a norm: they are not layers
 
 
 def stored(operations: Sequence[Any]) -> Iterator[tuple[str, Weight]]:
-    """(name, how it is stored) of every constant in the weight file; the data of a compressed one is part of it."""
+    """(name, how it is stored) of every constant in the weight file; data and scales of a compressed one count as one."""
     plain = {}
     for op in operations:
         if op.type == "const" and op.attributes["val"].WhichOneof("value") == "blobFileValue":
@@ -37,7 +37,7 @@ def stored(operations: Sequence[Any]) -> Iterator[tuple[str, Weight]]:
 
 
 def skipped(operations: Sequence[Any], weights: Mapping[str, Weight]) -> dict[str, str]:
-    """Layers whose weight is a float constant although others of the program are compressed, and why, where it shows."""
+    """Layers whose weight is a float constant although others are compressed, and the likely reason."""
     if not any(packed(w.kind) for w in weights.values()):
         return {}
     found = {}
@@ -50,7 +50,11 @@ def skipped(operations: Sequence[Any], weights: Mapping[str, Weight]) -> dict[st
 
 
 def check_compressed(operations: Sequence[Any]) -> None:
-    """RuntimeError where there are layers of a size that coremltools takes, and it took none."""
+    """Check that coremltools compressed at least one of the layers that are large enough.
+
+    Raises:
+        RuntimeError: if it compressed none of them.
+    """
     weights = dict(stored(operations))
     if any(packed(w.kind) for w in weights.values()):
         return
@@ -77,7 +81,7 @@ def _reason(weight: Weight) -> str:
 
 
 def _kind(operation: str, parts: Mapping[str, Weight], shape: tuple[int, ...]) -> str:
-    """E.g. `palette4 per 16 channels`; the operation's own name for what this package never writes."""
+    """E.g. `palette4 per 16 channels`; the operation's name for forms that we never write."""
     if operation == "constexpr_lut_to_dense" and "lut" in parts:
         lut = parts["lut"].shape
         if len(lut) == 1:  # iOS 16: a palette for the whole weight
@@ -93,10 +97,14 @@ def _kind(operation: str, parts: Mapping[str, Weight], shape: tuple[int, ...]) -
 
 
 def per(shape: tuple[int, ...], groups: tuple[int, ...], what: str) -> str:
-    """How many values along an axis share a palette or scale; nothing where the whole weight does."""
-    sizes = [size // count for size, count in zip(shape, groups, strict=True) if count > 1]
-    shared = [size for size in sizes if size > 1]
-    if not sizes:
+    """How many values along an axis share a palette or scale; "" if the whole weight does.
+
+    >>> per((64, 32), (4, 1), "channels")
+    ' per 16 channels'
+    """
+    lengths = [length // count for length, count in zip(shape, groups, strict=True) if count > 1]
+    shared = [length for length in lengths if length > 1]
+    if not lengths:
         return ""
     return f" per {shared[0]} {what}" if shared else " per channel"
 
@@ -107,7 +115,7 @@ def _of_type(kind: Any) -> Weight:
 
 
 def shape_of(kind: Any) -> tuple[int, ...]:
-    """Of a MIL value; nothing for what is no tensor."""
+    """The shape of a MIL value; () if it is not a tensor."""
     if kind.WhichOneof("type") != "tensorType":
         return ()
     return tuple(int(d.constant.size) for d in kind.tensorType.dimensions)

@@ -1,8 +1,8 @@
-"""Weights held once while a network is lowered for XNNPACK.
+"""Keeps one copy of the weights while a network is lowered for XNNPACK.
 
 XNNPACK's lowering (ExecuTorch 1.4.1, `backends/xnnpack/operators/node_visitor.py`) copies every constant into bytes for the
-file, while the program that it reads them from lives on: twice the weights at its end. Here a constant that was copied as it is
-reads from those bytes from then on, and its own memory goes back.
+file while the program still holds the original: twice the weights in the end. Here a constant whose bytes were copied unchanged
+becomes a view of the copy, and its own memory is freed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from snapgen_deploy.export.shared.replaced import replaced
 
 
 def reread(constant: Tensor, data: bytes) -> None:
-    """Let a tensor read its numbers from `data`, where they lie there as they are; else leave it alone."""
+    """Make a tensor a view of `data`, if that has its bytes unchanged; else a no-op."""
     if constant.nbytes != len(data) or not constant.is_contiguous():
         return
     with warnings.catch_warnings():
@@ -31,7 +31,7 @@ def reread(constant: Tensor, data: bytes) -> None:
 
 @contextlib.contextmanager
 def held_once() -> Iterator[None]:
-    """While this lasts, constants that XNNPACK's lowering has copied read from the copy, so that nothing may write to them."""
+    """Within the block, constants that XNNPACK's lowering has copied become views of the copy and must not be written to."""
     from executorch.backends.xnnpack.operators.node_visitor import NodeVisitor
     from executorch.backends.xnnpack.utils.utils import get_param_tensor, is_param_node
 

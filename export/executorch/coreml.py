@@ -1,8 +1,8 @@
 """ExecuTorch with Core ML's delegate: `.pte` programs whose graph is a Core ML package inside.
 
-ExecuTorch's partitioner and coremltools work on Linux as on a Mac (executorch 1.4.1). What the delegate is handed is a Core ML
-package in one run of bytes (`executorch_coreml_model`). What was saved is therefore run here from the `.pte` itself: the
-packages are taken out and run by our MIL executor; where ExecuTorch's own runtime has the delegate (macOS), by that.
+ExecuTorch's partitioner and coremltools work on Linux as on a Mac (executorch 1.4.1). The delegate's payload is a Core ML
+package serialised into one byte string (`executorch_coreml_model`). A saved `.pte` is run here by extracting the packages and
+running them with our MIL executor, or with ExecuTorch's own runtime if that has the delegate (macOS).
 
 The same network gives the same bytes: what differs from run to run (identifiers, dates, debug maps, the order of files) is
 dropped or derived from the content. The identifier names the compiled model in the app's cache.
@@ -88,7 +88,7 @@ class ExecuTorchCoreML(ExecuTorch):
     settings: type[ExecuTorchSettings] = CoreMLSettings
 
     def _traced(self, component: Component, precision: str) -> torch.export.ExportedProgram:
-        """The graph as it is: Core ML's converter decides what is fp16."""
+        """The unchanged graph: Core ML's converter decides what is fp16."""
         return trace(component)
 
     def _partitioner(self, precision: str, settings: ExecuTorchSettings) -> Any:
@@ -174,7 +174,11 @@ class ExecuTorchCoreML(ExecuTorch):
         )
 
     def _only_model(self, path: Path, folder: Path) -> Model:
-        """The model of a program that is one delegate; BadInput for another."""
+        """The model of a program with a single delegate.
+
+        Raises:
+            BadInput: if the program has several delegates, or none.
+        """
         folder.mkdir()
         models = self.models(path, folder)
         if len(models) != 1:
@@ -182,7 +186,7 @@ class ExecuTorchCoreML(ExecuTorch):
         return models[0]
 
     def models(self, path: Path, folder: Path, entry: str = "") -> tuple[Model, ...]:
-        """Core ML models of one method of a saved program, in the order of its delegates, taken out into `folder`."""
+        """Core ML models of one method of a saved program, in the order of its delegates, extracted into `folder`."""
         from snapgen_deploy.export.executorch.coreml_model import model_of
 
         program, base, plan = read_plan(path, entry)
@@ -195,7 +199,7 @@ class ExecuTorchCoreML(ExecuTorch):
         return tuple(found)
 
     def packages(self, path: Path, folder: Path) -> Sequence[Path]:
-        """The packages of a saved program's delegates, taken out into `folder`."""
+        """The packages of a saved program's delegates, extracted into `folder`."""
         return [model.package for model in self.models(path, folder)]
 
     def _contents(self, stored: StoredDelegate, index: int) -> Delegate:
@@ -214,7 +218,7 @@ class ExecuTorchCoreML(ExecuTorch):
         )
 
     def describe(self, path: Path, entry: str = "") -> Description:
-        """As every ExecuTorch program, with the Neural Engine lint and the notes of the Core ML packages inside."""
+        """As `ExecuTorch.describe`, with the Neural Engine lint and the notes of the Core ML packages inside."""
         description = super().describe(path, entry)
         with tempfile.TemporaryDirectory() as scratch, speaking_for(f"{path.name}: reading it back"):
             models = self.models(path, Path(scratch), entry)
@@ -224,10 +228,14 @@ class ExecuTorchCoreML(ExecuTorch):
         return dataclasses.replace(description, lint=dict(sorted(lint.items())), notes=(*description.notes, *notes))
 
     def open(self, path: Path, *, threads: int, entry: str = "") -> Runner:
-        """Load with ExecuTorch where its runtime has the delegate, else take the packages out for our MIL executor.
+        """Load with ExecuTorch if its runtime has the delegate, else extract the packages for our MIL executor.
 
-        The executor computes as the phone will store, see `CoreML.open`. It runs Core ML packages only: GateFailed names
-        operators that the program leaves outside them.
+        The executor rounds as the phone will store, see `CoreML.open`.
+
+        Raises:
+            BadInput: if the file is not a program with such an `entry`.
+            GateFailed: if the executor is used and the program has operators outside the Core ML packages.
+            RuntimeError: if the program cannot be loaded.
         """
         if super().unavailable(self.variants[0]) is None:
             return super().open(path, threads=threads, entry=entry)
@@ -246,7 +254,7 @@ class ExecuTorchCoreML(ExecuTorch):
         return Loaded(path.name, inputs, outputs, Chain(calls_of(plan, runners), plan, inputs, outputs))
 
     def unavailable(self, variant: str) -> str | None:
-        """None: what is inside runs everywhere, by ExecuTorch with Core ML or by the MIL executor."""
+        """None: the packages inside run everywhere, with ExecuTorch and Core ML or with the MIL executor."""
         return None if variant in self.variants else f"got the variant {variant!r}, expected {self.variants[0]}"
 
     def versions(self) -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""A folder as one run of bytes, as ExecuTorch's Core ML delegate keeps its model in a `.pte`.
+"""A folder serialised into one byte string, as ExecuTorch's Core ML delegate stores its model in a `.pte`.
 
-The bytes of all files, then a JSON object that says where each lies, written backwards, so that a reader finds it from the end
-(format: executorch 1.4.1, `backends/apple/coreml/runtime/inmemoryfs`). ExecuTorch's own writer takes files in the order of
-the file system and a hash table; here they are sorted, so that the same folder gives the same bytes.
+The bytes of all files, then a JSON object with their offsets, written backwards so that a reader finds it from the end (format:
+executorch 1.4.1, `backends/apple/coreml/runtime/inmemoryfs`). ExecuTorch's own writer takes files in the order of the file
+system and a hash table; here they are sorted, so that the same folder gives the same bytes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 from snapgen_deploy.errors import BadInput
 
 FILE, _FOLDER = 0, 1  # kinds of nodes
-_ROOT = "lowered_module"  # what ExecuTorch calls the folder itself
+_ROOT = "lowered_module"  # ExecuTorch's name of the folder itself
 FIRST_LOOK = 1 << 16  # bytes from the end in which the JSON is looked for first
 
 
 def pack(folder: Path) -> bytes:
-    """The folder's content."""
+    """The folder as bytes."""
     nodes: list[dict[str, Any]] = []
     pieces: list[bytes] = []
     _add(folder, _ROOT, nodes, pieces)
@@ -27,7 +27,7 @@ def pack(folder: Path) -> bytes:
 
 
 def _add(path: Path, name: str, nodes: list[dict[str, Any]], pieces: list[bytes]) -> int:
-    """The node of a file or folder, behind those of all that it holds; returns its place among the nodes."""
+    """Append the node of a file or folder, after those of its content; returns its index."""
     children, region = {}, {"offset": 0, "size": 0}
     if path.is_dir():
         children = {child.name: _add(child, child.name, nodes, pieces) for child in sorted(path.iterdir())}
@@ -40,7 +40,11 @@ def _add(path: Path, name: str, nodes: list[dict[str, Any]], pieces: list[bytes]
 
 
 def unpack(data: bytes, folder: Path) -> None:
-    """Write the files into `folder`, an empty one; BadInput where the bytes are no such folder."""
+    """Write the files into the empty folder `folder`.
+
+    Raises:
+        BadInput: if the bytes are not such a folder.
+    """
     nodes = _table(data)
     try:
         _write(nodes, nodes[-1], data, folder)

@@ -1,8 +1,8 @@
-"""The Core ML models inside a `.pte` of ExecuTorch's Core ML delegate: taken out, put in, and run one after the other.
+"""The Core ML models inside a `.pte` of ExecuTorch's Core ML delegate: extracting, packing and running them.
 
-What a delegate is handed is a folder in one run of bytes (`executorch_coreml_folder`), with `model.mlpackage` and
-`metadata.json`: names of inputs and outputs, in the order of the program's values. Or, after `REFERENCE`, JSON that names such
-a folder in the program's named data and one function of its package (executorch 1.4.1,
+A delegate's payload is a serialised folder (`executorch_coreml_folder`) with `model.mlpackage` and `metadata.json`: names of
+inputs and outputs, in the order of the program's values. Or it is `REFERENCE` and JSON that refers to such a folder in the
+program's named data and to one function of its package (executorch 1.4.1,
 `backends/apple/coreml/compiler/coreml_preprocess.py`).
 """
 
@@ -34,17 +34,21 @@ class Model:
     """One delegate's Core ML model."""
 
     package: Path
-    function: str  # "" where the package holds one
-    inputs: tuple[str, ...]  # names, in the order in which the program hands its values over
+    function: str  # "" if the package has one
+    inputs: tuple[str, ...]  # names, in the order of the program's arguments
     outputs: tuple[str, ...]
 
     def names(self) -> dict[str, Sequence[str]]:
-        """As the metadata have them."""
+        """Its inputs and outputs in the form of metadata.json."""
         return {INPUTS: self.inputs, OUTPUTS: self.outputs}
 
 
 def model_of(stored: StoredDelegate, folder: Path) -> Model:
-    """The model of a delegate of a saved program, taken out into `folder`, an empty one."""
+    """The model of a delegate of a saved program, extracted into the empty folder `folder`.
+
+    Raises:
+        BadInput: if the delegate's data are not a Core ML model.
+    """
     payload = stored.payload()
     if not payload.startswith(REFERENCE):
         return model_in(payload, folder)
@@ -53,7 +57,11 @@ def model_of(stored: StoredDelegate, folder: Path) -> Model:
 
 
 def model_in(data: bytes, folder: Path, function: str = "") -> Model:
-    """The model in a delegate's folder, `function` of several; BadInput where there is none."""
+    """The model in a delegate's serialised folder; `function` names one of several.
+
+    Raises:
+        BadInput: if the folder has no package.
+    """
     unpack(data, folder)
     if not (folder / PACKAGE).is_dir() or not (folder / _METADATA).is_file():
         raise BadInput(f"the Core ML delegate's folder holds {sorted(p.name for p in folder.iterdir())}, expected {PACKAGE}")
@@ -63,9 +71,9 @@ def model_in(data: bytes, folder: Path, function: str = "") -> Model:
 
 
 def pack_model(package: Path, about: Mapping[str, Any]) -> bytes:
-    """The delegate's folder around a package; its identifier follows from the package.
+    """The delegate's serialised folder around a package, with an identifier derived from the package.
 
-    The delegate keeps the compiled model in the app's cache under that name.
+    The delegate stores the compiled model in the app's cache under that identifier.
     """
     folder = package.parent
     weights = sorted((package / WEIGHTS).iterdir()) if (package / WEIGHTS).is_dir() else []
@@ -77,7 +85,7 @@ def pack_model(package: Path, about: Mapping[str, Any]) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """One call of a delegate: its model, ready to run, and the places of its inputs and outputs among the program's values."""
+    """One call of a delegate: its model, ready to run, and the indices of its inputs and outputs among the program's values."""
 
     runner: PackageRunner
     inputs: Mapping[str, int]
@@ -85,7 +93,7 @@ class _Call:
 
 
 class Chain:
-    """A program that does nothing but call delegates: values go from model to model by their places."""
+    """A program that only calls delegates: values are passed from model to model by their indices."""
 
     def __init__(self, calls: Sequence[_Call], plan: Any, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
         self.calls = calls

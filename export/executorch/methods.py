@@ -1,14 +1,14 @@
-"""Several ExecuTorch programs joined into one `.pte` with a method each, and each weight stored once.
+"""Joins several ExecuTorch programs into one `.pte` with a method each, and stores each weight once.
 
-XNNPACK's constants lie in a program's named data, under the SHA-256 of their bytes, and one program stores a name once for all
-its methods; so programs of one network at several sizes share all of them (measured with executorch 1.4.1: of a student every
-constant of the delegate). What the methods pass to a delegate as constants lies in one segment, which is deduplicated here by
-content. Lowering all sizes in one process (`to_edge_transform_and_lower` of a dictionary) shares the named data too, but holds
-every size's graphs and serialised constants at once; joining finished files needs the memory of one.
+XNNPACK's constants are in a program's named data, under the SHA-256 of their bytes, and a program stores a name once for all its
+its methods; methods; so programs of one network at several picture sizes share them (measured with executorch 1.4.1: every constant of a
+student's delegate). Constants that methods pass to a delegate are in one segment, which is deduplicated here by content.
+Lowering all sizes in one process (`to_edge_transform_and_lower` of a dictionary) shares the named data too, but holds every
+size's graphs and serialised constants at once; joining finished files needs the memory of one.
 
-That is the file. In memory XNNPACK packs the weights of every method that is loaded; its weight cache, which the builds for iOS
-and Android turn on (pytorch/executorch#13738), lets methods of one file share what is packed. An app that draws one size at a
-time loads one method at a time and needs neither.
+This concerns the file. In memory XNNPACK packs the weights of every loaded method; its weight cache, which the builds for iOS
+and Android enable (pytorch/executorch#13738), lets methods of one file share the packed weights. An app that draws one size at
+a time loads one method at a time and needs neither.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from snapgen_deploy.errors import BadInput
 
 Read = Callable[[Path], tuple[Any, int]]  # path -> program without segments, byte at which those begin
-Rewrite = Callable[[str, bytes], bytes]  # method, by its new name, and what it hands to a delegate -> what it shall hand over
+Rewrite = Callable[[str, bytes], bytes]  # method, by its new name, and a delegate's payload -> the payload to store
 
 
 def _as_it_is(method: str, payload: bytes) -> bytes:
@@ -39,9 +39,11 @@ def join(
 ) -> None:
     """Write one program at `path` with the methods of all parts.
 
-    parts: any name -> (a `.pte`, its methods by their names there and the names they get). `rewritten` gives what a method
-    hands to a delegate in place of what it does there; `more` are named data to be added. Raises BadInput for a program with
-    methods that no name is given for, or with mutable data.
+    parts: any name -> (a `.pte`, old -> new names of its methods). `rewritten` replaces the payloads of delegates; `more` are
+    named data to be added.
+
+    Raises:
+        BadInput: if a program has methods without a new name, has mutable data, or has other data under a shared name.
     """
     from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
     from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
@@ -84,7 +86,7 @@ def join(
                 if named.key not in entries:
                     entries[named.key] = DataEntry(len(buffers), 1, None)
                     buffers.append(content)
-                elif buffers[entries[named.key].buffer_index] != content:  # XNNPACK's keys are digests, another's may not be
+                elif buffers[entries[named.key].buffer_index] != content:  # XNNPACK's keys are digests, others need not be
                     raise BadInput(f"{source.name}: its data named {named.key} are not those of the other sizes")
     for key, content in more.items():
         entries[key] = DataEntry(len(buffers), 1, None)
@@ -97,7 +99,7 @@ def join(
 
 
 def _pieces(program: Any, segment: Callable[[int], bytes]) -> list[bytes]:
-    """Constants of the methods themselves, each with the padding up to the next."""
+    """Constants of the methods themselves, each with its padding."""
     offsets = list(program.constant_segment.offsets)
     if not offsets:
         return [bytes(b.storage) for b in program.constant_buffer]
@@ -110,11 +112,11 @@ def shared_bytes(program: Any, users: Mapping[str, set[str]], segment: Callable[
 
     users: method -> keys of the named data that its delegates refer to. Constants outside the delegates count by their index.
     """
-    sizes = {named.key: program.segments[named.segment_index].size for named in program.named_data or ()}
-    keys = Counter(key for used in users.values() for key in used & set(sizes))
+    lengths = {named.key: program.segments[named.segment_index].size for named in program.named_data or ()}
+    keys = Counter(key for used in users.values() for key in used & set(lengths))
     pieces = _pieces(program, segment)
     indices: Counter[int] = Counter()
     for plan in program.execution_plan:
         indices.update({i for v in plan.values if (i := getattr(v.val, "data_buffer_idx", 0))})
-    named_bytes = sum(int(sizes[key]) for key, count in keys.items() if count > 1)
+    named_bytes = sum(int(lengths[key]) for key, count in keys.items() if count > 1)
     return named_bytes + sum(len(pieces[index]) for index, count in indices.items() if count > 1)

@@ -1,8 +1,8 @@
-"""What depends on what in a graph, for the partitioners of torch and ExecuTorch, in bits instead of sets.
+"""The dependencies of a graph as bit masks instead of sets, for the partitioners of torch and ExecuTorch.
 
 torch 2.13 (`fx/passes/infra/partitioner.py`) and ExecuTorch 1.4.1 (`canonical_partitioners/group_partitioner.py`) each keep,
-for every node of a graph, the set of all nodes behind it, and ExecuTorch also of all before it: thousands of nodes, squared.
-For snapgenpp small at 1024 x 1024 these sets took 3.3 GB, twice the weights. A bit for each pair of nodes says the same.
+for every node of a graph, the set of all nodes downstream, and ExecuTorch also of all upstream: thousands of nodes, squared.
+For snapgenpp small at 1024 x 1024 these sets took 3.3 GB, twice the weights. One bit per pair of nodes is enough.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from snapgen_deploy.export.shared.replaced import replaced
 
 
 class Downstreams:
-    """The nodes behind each node of a graph: its users, their users, and so on."""
+    """The nodes downstream of each node of a graph: its users, their users, and so on."""
 
     def __init__(self, graph_module: torch.fx.GraphModule) -> None:
         self.nodes = list(graph_module.graph.nodes)
         self.number = {node: i for i, node in enumerate(self.nodes)}
-        self.masks = [0] * len(self.nodes)  # bit j of mask i: node j is behind node i
+        self.masks = [0] * len(self.nodes)  # bit j of mask i: node j is downstream of node i
         for i in reversed(range(len(self.nodes))):
             for user in self.nodes[i].users:
                 self.masks[i] |= self.masks[self.number[user]] | 1 << self.number[user]
 
     def downstreams_of(self, node: Node) -> list[Node]:
-        """In the graph's order; none of a node that was not in the graph."""
+        """The nodes downstream, in the graph's order; none for a node that is not in the graph."""
         mask = self.masks[self.number[node]] if node in self.number else 0
         packed = np.frombuffer(mask.to_bytes((len(self.nodes) + 7) // 8, "little"), np.uint8)
         return [self.nodes[i] for i in np.flatnonzero(np.unpackbits(packed, bitorder="little"))]
@@ -37,7 +37,7 @@ class Downstreams:
 
 @contextlib.contextmanager
 def thrifty() -> Iterator[None]:
-    """While this lasts, partitioners ask `Downstreams`."""
+    """Within the block, partitioners use `Downstreams`."""
     from executorch.exir.backend.canonical_partitioners import group_partitioner
     from torch.fx.passes.infra import partitioner
 

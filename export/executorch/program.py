@@ -1,4 +1,4 @@
-"""A saved ExecuTorch program, read back without its runtime: methods, ports, delegates and constants."""
+"""Reads a saved ExecuTorch program without its runtime: methods, ports, delegates and constants."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def ports_method_of(entry: str) -> str:
 
 
 def parse_ports(text: str) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """Inputs and outputs out of `ports_json`."""
+    """Inputs and outputs from the text of `ports_json`."""
     data = json.loads(text)
     inputs, outputs = (
         tuple(Port(p["name"], tuple(p["shape"]), p["dtype"], p["doc"]) for p in data[key]) for key in ("inputs", "outputs")
@@ -38,11 +38,12 @@ def parse_ports(text: str) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
 
 
 def read_program(path: Path) -> tuple[Any, int]:
-    """The program's flatbuffer without its segments, which hold the weights, and the byte of the file where those begin.
+    """The program's flatbuffer without its segments, which hold the weights, and their byte offset in the file.
 
-    Raises ValueError where the file is shorter than its segments.
+    Raises:
+        ValueError: if the file is shorter than its segments.
     """
-    with quiet():  # torchao, which comes with it, tells of kernels for other machines
+    with quiet():  # its import of torchao warns about kernels for other machines
         from executorch.exir._serialize._program import _ExtendedHeader, _flatbuffer_to_program, _get_extended_header
 
     with path.open("rb") as file:
@@ -51,14 +52,18 @@ def read_program(path: Path) -> tuple[Any, int]:
         if header is None:
             return _flatbuffer_to_program(file.read()), 0
         program = _flatbuffer_to_program(file.read(header.program_size))
-    end, size = header.segment_base_offset + max((s.offset + s.size for s in program.segments), default=0), path.stat().st_size
-    if end > size:
-        raise ValueError(f"its segments end at byte {end}, the file has {size}")
+    end = header.segment_base_offset + max((s.offset + s.size for s in program.segments), default=0)
+    if end > (total := path.stat().st_size):
+        raise ValueError(f"its segments end at byte {end}, the file has {total}")
     return program, header.segment_base_offset
 
 
 def read_plan(path: Path, entry: str) -> tuple[Any, int, Any]:
-    """A saved program as `read_program` gives it, and the plan of the method of `entry`; BadInput where there is none."""
+    """A saved program as `read_program` returns it, and the plan of the method of `entry`.
+
+    Raises:
+        BadInput: if the file is missing, is not a program, or has no such method.
+    """
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     try:
@@ -71,7 +76,11 @@ def read_plan(path: Path, entry: str) -> tuple[Any, int, Any]:
 
 
 def constant_text(program: Any, method: str) -> str:
-    """What a method that returns a constant text returns, read from the file; BadInput where there is no such method."""
+    """The constant text that a method returns, read from the file.
+
+    Raises:
+        BadInput: if there is no such method, or it does not return a constant text.
+    """
     plan = next((p for p in program.execution_plan if p.name == method), None)
     text = getattr(plan.values[plan.outputs[0]].val, "string_val", None) if plan is not None and plan.outputs else None
     if text is None:
@@ -81,7 +90,7 @@ def constant_text(program: Any, method: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class StoredDelegate:
-    """A delegate of a saved program (None: none of them), and the file that holds its data."""
+    """A delegate of a saved program (None: the program alone), and the file with its data."""
 
     path: Path
     program: Any  # of `read_program`
@@ -89,7 +98,7 @@ class StoredDelegate:
     delegate: Any
 
     def payload(self) -> bytes:
-        """What the program hands to the delegate."""
+        """The delegate's payload."""
         from executorch.exir.schema import DataLocation
 
         place = self.delegate.processed
@@ -98,7 +107,11 @@ class StoredDelegate:
         return self.segment(place.index)
 
     def named(self, key: str) -> bytes:
-        """Named data of the program; BadInput where it has none of that name."""
+        """Named data of the program.
+
+        Raises:
+            BadInput: if there are none of that name.
+        """
         found = {data.key: data.segment_index for data in self.program.named_data or ()}
         if key not in found:
             raise BadInput(f"{self.path.name}: a delegate refers to the data {key!r}, which the program does not hold")

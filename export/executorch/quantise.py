@@ -1,7 +1,7 @@
-"""Networks in fewer bits for XNNPACK: torchao's dynamic quantisation of Linear layers, pt2e's of convolutions, half precision.
+"""Quantises networks for XNNPACK: Linear layers dynamically with torchao, convolutions with pt2e; or half precision.
 
-Linear layers measure the range of their activations at run time, per token; convolutions get fixed ranges, from calibration.
-XNNPACK runs both in its own 8-bit kernels, inside the one delegate.
+Linear layers measure the range of their activations at run time, per token; convolutions get fixed ranges from calibration.
+XNNPACK runs both in its own 8-bit kernels, inside one delegate.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _GROUP = 32  # inputs that share a scale in 4-bit weights; XNNPACK takes multipl
 
 @dataclasses.dataclass(frozen=True)
 class _Exact:
-    """fp32, as the network is."""
+    """fp32, unchanged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,9 @@ PRECISIONS: Mapping[str, _How] = MappingProxyType(
 def traced(component: Component, how: _How) -> torch.export.ExportedProgram:
     """The component's graph at a precision, ready to lower; the module of the component is changed in place.
 
-    Raises RuntimeError where the network has layers that can be quantised and the quantiser took none of them.
+    Raises:
+        BadInput: if convolutions must be calibrated and there are no calibration inputs.
+        RuntimeError: if the quantiser skipped layers that it should quantise.
     """
     if isinstance(how, _Exact):
         return trace(component)
@@ -105,7 +107,7 @@ def _convolutions(program: torch.export.ExportedProgram, component: Component) -
 
 
 def _in_half(component: Component) -> torch.export.ExportedProgram:
-    """Half precision without a conversion inside: numbers in the graph become fp16 constants, and silu is spelled out."""
+    """Half precision without conversions inside: numbers in the graph become fp16 constants, and silu is decomposed."""
     import torch
 
     program = trace(dataclasses.replace(component, module=HalfInside(component.module).eval()))
@@ -116,7 +118,7 @@ def _in_half(component: Component) -> torch.export.ExportedProgram:
 
 
 def _spell(module: Any) -> None:
-    """In place. ExecuTorch makes fp32 constants of plain numbers, and computes silu in fp32: each a conversion in the graph."""
+    """Change numbers and silu in place: ExecuTorch would convert to fp32 for each in the graph."""
     import torch
 
     aten, graph = torch.ops.aten, module.graph
@@ -138,7 +140,7 @@ def _spell(module: Any) -> None:
 
 
 def _constant(module: Any, numbers: dict[float, str], number: float) -> Any:
-    """A node that reads the number out of a buffer in half precision."""
+    """A node that reads the number from a half-precision buffer."""
     import torch
 
     if not math.isfinite(number) or number not in numbers:

@@ -1,11 +1,11 @@
 """ExecuTorch: `.pte` programs whose graphs run in a delegate, here XNNPACK's.
 
-Other delegates are classes of their own that say what differs: `executorch_coreml`, `executorch_vulkan`.
+Other delegates are subclasses: `executorch_coreml`, `executorch_vulkan`.
 
-A `.pte` keeps positions, not names. The ports (names, shapes, dtypes, documentation) are therefore stored in the program
-itself, as a second method `ports` that returns them as JSON; an app on any platform can ask for it in the same way.
+A `.pte` has positions instead of names. The ports (names, shapes, dtypes, documentation) are therefore stored in the program
+itself, as a second method `ports` that returns them as JSON, which an app can call on every platform.
 
-Options of `ExecuTorch.export` (text): `author`, `license`, `version`, all kept in that JSON.
+Options of `ExecuTorch.export` (text): `author`, `license`, `version`, all stored in that JSON.
 Precisions: `snapgen_deploy.export.executorch.quantise`.
 """
 
@@ -84,8 +84,10 @@ class ExecuTorch:
     ) -> Artifact:
         """Write `<role>.pte` into `directory`; nothing is left behind on failure.
 
-        Raises BadInput for a variant, precision or option that is not offered, Refused for a graph with tensors of rank
-        above `_MAX_RANK`, and RuntimeError, in one line, where torch or ExecuTorch refuse the network.
+        Raises:
+            BadInput: if the variant, precision or an option is not offered.
+            Refused: if the graph has tensors of rank above `_MAX_RANK`.
+            RuntimeError: if torch or ExecuTorch refuse the network; the message is one line.
         """
         check_offered(self.name, (variant, precision), self.variants, self.precisions)
         settings = parse_options(self.settings, self.name, options)
@@ -101,30 +103,30 @@ class ExecuTorch:
         return executorch_quantise.traced(component, executorch_quantise.PRECISIONS[precision])
 
     def _partitioner(self, precision: str, settings: ExecuTorchSettings) -> Any:
-        """What hands parts of the graph to the delegate."""
+        """The partitioner that assigns parts of the graph to the delegate."""
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
         return XnnpackPartitioner()
 
     def _lowering(self, component: Component) -> contextlib.AbstractContextManager[None]:
-        """What holds while the delegate takes the graph over."""
+        """The context in which the graph is lowered."""
         return held_once() if component.expendable else contextlib.nullcontext()
 
     def _finished(self, path: Path, component: Component, precision: str) -> Path:
-        """What is to be published of a file as it was lowered."""
+        """The file to publish, from the lowered one."""
         return path
 
     def _contents(self, stored: StoredDelegate, index: int) -> executorch_weights.Delegate:
-        """What one delegate of a saved program holds."""
+        """The contents of one delegate of a saved program."""
         return executorch_weights.read(stored.payload(), index)
 
     def _lower(self, component: Component, precision: str, settings: ExecuTorchSettings, what: str, path: Path) -> Path:
-        """Trace, lower and write; every stage's graph is dropped as soon as the next one is there."""
+        """Trace, lower and write; every stage's graph is freed as soon as the next one exists."""
         from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
         from torch.fx.passes.infra.pass_base import PassResult
 
         def refuse_high_rank(module: torch.fx.GraphModule) -> PassResult:
-            """Again after decomposition, which can raise ranks (pixel shuffle)."""
+            """Check again after decomposition, which can raise ranks (pixel shuffle)."""
             check_rank(module.graph.nodes, _MAX_RANK, what)
             return PassResult(module, False)
 
@@ -169,10 +171,13 @@ class ExecuTorch:
         )
 
     def open(self, path: Path, *, threads: int, entry: str = "") -> Runner:
-        """Load with the ExecuTorch runtime; its thread pool, one a process, is set to `threads`.
+        """Load with the ExecuTorch runtime; its thread pool, one per process, is set to `threads`.
 
-        The runner takes exactly the file's inputs; BadInput names a missing or unknown input, a shape or a dtype that is
-        not the file's. Raises BadInput where the file is absent or carries no ports, RuntimeError where it does not load.
+        The runner takes exactly the file's inputs, and raises BadInput for others.
+
+        Raises:
+            BadInput: if the file is missing, or has no method for `entry` or its ports.
+            RuntimeError: if ExecuTorch cannot load it.
         """
         if not path.is_file():
             raise BadInput(f"{path}: no such file")
@@ -197,7 +202,7 @@ class ExecuTorch:
         return run
 
     def unavailable(self, variant: str) -> str | None:
-        """None where the runtime is installed with the variant's backend."""
+        """None if the runtime is installed with the variant's backend."""
         if variant not in self.variants:
             return f"executorch has no variant {variant!r}; it has {', '.join(self.variants)}"
         if util.find_spec("executorch") is None:
@@ -213,8 +218,10 @@ class ExecuTorch:
         """Operators, delegates and weights of one method of the saved file; `bytes` are those of the whole file.
 
         `ops` counts the delegate's nodes and the operators outside of it, `placement` the calls of each delegate and of
-        portable kernels, `weights` constants by the key under which the file holds them.
-        Raises BadInput where it is no program.
+        portable kernels, `weights` constants by their key in the file.
+
+        Raises:
+            BadInput: if the file is not a program with such an `entry`.
         """
         program, base, plan = read_plan(path, entry)
         with speaking_for(f"{path.name}: reading it back"):
@@ -267,7 +274,7 @@ class ExecuTorch:
 
 
 def ports_json(component: Component, settings: ExecuTorchSettings) -> str:
-    """What the method `ports` of a program returns."""
+    """The JSON that the method `ports` of a program returns."""
     data = {
         "role": component.role,
         "doc": component.doc,
@@ -279,7 +286,7 @@ def ports_json(component: Component, settings: ExecuTorchSettings) -> str:
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    """A contiguous copy: the runtime reads the memory as it lies, and may be given a view or read-only data."""
+    """A contiguous copy: the runtime ignores strides, and the array may be a view or read-only."""
     import torch
 
     return torch.from_numpy(np.array(array, order="C"))
@@ -287,7 +294,7 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
 
 @contextlib.contextmanager
 def shared_by_copies(tensors: Iterable[Any]) -> Iterator[None]:
-    """Let `copy.deepcopy` take these tensors as they are.
+    """Within the block, `copy.deepcopy` shares these tensors instead of copying them.
 
     Lowering copies each partition's program, weights included, and changes no weight in place.
     """
@@ -302,5 +309,5 @@ def shared_by_copies(tensors: Iterable[Any]) -> Iterator[None]:
 
 
 def _itself(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
-    """What `copy.deepcopy` asks for instead of a copy."""
+    """The result of `copy.deepcopy`: the tensor itself."""
     return tensor

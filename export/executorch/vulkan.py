@@ -1,10 +1,10 @@
 """ExecuTorch with Vulkan's delegate: `.pte` programs for the GPU of an Android phone.
 
-ExecuTorch's partitioner takes the networks of the token layout whole (executorch 1.4.1). Weights lie in the program's named
-data under the SHA-256 of their bytes, so that methods for several picture sizes share them, as XNNPACK's do.
+ExecuTorch's partitioner takes the networks of the token layout in one partition (executorch 1.4.1). Weights are in the
+program's named data under the SHA-256 of their bytes, so that methods for several picture sizes share them, as for XNNPACK.
 
-`fp16` has the delegate hold every tensor in half precision, and the file every weight (`force_fp16`); inputs and outputs stay
-fp32 and are converted where they enter and leave the GPU.
+With `fp16` the delegate stores every tensor, and the file every weight, in half precision (`force_fp16`); inputs and outputs
+stay fp32 and are converted when they enter and leave the GPU.
 
 The wheels of executorch for Linux have no Vulkan runtime (their backends are named by `unavailable`); a build with
 `EXECUTORCH_BUILD_VULKAN=ON` runs these files on any Vulkan driver, a software one included.
@@ -43,10 +43,10 @@ class ExecuTorchVulkan(ExecuTorch):
     backend: str = "VulkanBackend"
 
     def _traced(self, component: Component, precision: str) -> torch.export.ExportedProgram:
-        """The graph, without grouped convolutions, and with every constant in memory of its own.
+        """The graph without grouped convolutions, and with every constant in a storage of its own.
 
-        The delegate takes grouped convolutions and computes them wrong, but for depthwise ones (executorch 1.4.1). Its
-        serialiser writes the whole memory that a constant lies in, and of a slice of another one too much.
+        The delegate accepts grouped convolutions but computes them wrong, except depthwise ones (executorch 1.4.1). Its
+        serialiser writes a constant's whole storage, which is too much if the constant is a slice.
         """
         for module in component.module.modules():
             if isinstance(module, ImageGroupNorm):
@@ -62,7 +62,7 @@ class ExecuTorchVulkan(ExecuTorch):
         level = logging.root.level
         from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 
-        logging.root.setLevel(level)  # importing it makes every library of the process talk
+        logging.root.setLevel(level)  # the import lowers the log level of the whole process
         # 2048 texels a side, which GPUs have in common; larger tensors become buffers.
         return VulkanPartitioner({"force_fp16": precision == "fp16", "small_texture_limits": True})
 
@@ -85,7 +85,7 @@ class ExecuTorchVulkan(ExecuTorch):
         return Delegate(Counter(call["name"] for call in graph["chain"]), weights, {})
 
     def unavailable(self, variant: str) -> str | None:
-        """None where the runtime is installed with the delegate, which no wheel for Linux has."""
+        """None if the runtime is installed with the delegate, which no wheel for Linux has."""
         reason = super().unavailable(variant)
         return f"{reason}; one built with EXECUTORCH_BUILD_VULKAN=ON runs it" if reason and variant in self.variants else reason
 
@@ -95,7 +95,7 @@ class ExecuTorchVulkan(ExecuTorch):
 
 
 def _refuse_grouped(nodes: Iterable[torch.fx.Node]) -> None:
-    """RuntimeError for a convolution in groups of more than one channel."""
+    """Raise RuntimeError if a convolution has groups of more than one channel."""
     for node in nodes:
         if "conv" in str(node.target) and len(node.args) > GROUPS:
             members = node.args[_WEIGHT].meta["val"].shape[1]  # type: ignore[union-attr]

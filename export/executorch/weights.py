@@ -1,4 +1,4 @@
-"""What one XNNPACK delegate of a saved program holds: nodes, and how its weights are stored, read with the runtime's schema."""
+"""Reads one XNNPACK delegate of a saved program with the runtime's schema: nodes, and how its weights are stored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from snapgen_deploy.export.base import Weight, packed
 
 BARE_INFINITY = re.compile(r"(: -?)inf\b")  # how flatc writes the open side of a clamp; JSON readers want Infinity
-# Names of dtypes in ExecuTorch's and XNNPACK's schemas -> numpy's; other names stay as they are.
+# Names of dtypes in ExecuTorch's and XNNPACK's schemas -> numpy's; other names are not changed.
 NUMPY_DTYPES = {
     "float": "float32", "half": "float16", "int": "int32", "long": "int64", "fp32": "float32", "fp16": "float16",
     "qcint8": "int8", "qint8": "int8", "qcint4": "int4", "qbint4": "int4", "qcint32": "int32", "qint32": "int32",

@@ -1,9 +1,9 @@
-"""ONNX files read and written without their weights in memory: one tensor at a time.
+"""Reads and writes ONNX files without their weights in memory: one tensor at a time.
 
 onnx and onnx-ir hold a model's weights twice while they write a file (in the message, and in the message's serialised form)
-and twice while they read one. Here the message goes without them: reading skips the bytes of large initializers and says
-where in the file they lie, and writing copies each from its tensor straight into its place. The bytes written are those that
-`ModelProto.SerializeToString` gives, that is, fields in the order of their numbers.
+and twice while they read one. Here the message has no weights: reading skips the bytes of large initializers and returns their
+offsets, and writing copies each tensor directly to its offset. The bytes are those of `ModelProto.SerializeToString`, that is,
+fields in the order of their numbers.
 
 Layout: protobuf's wire format, https://protobuf.dev/programming-guides/encoding; field numbers from onnx.proto3.
 """
@@ -18,24 +18,27 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir
 
-BIG = 2_000_000_000  # bytes of a file from which weights lie outside of it: protobuf ends at 2 GiB
-_LARGE = 1024  # bytes; weights below are left in the message
+BIG = 2_000_000_000  # bytes of a file from which on weights are stored outside: protobuf's limit is 2 GiB
+_LARGE = 1024  # bytes; smaller weights stay in the message
 _GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9  # field numbers in ModelProto, GraphProto and TensorProto
 VARINT, FIXED64, MESSAGE, FIXED32 = 0, 1, 2, 5  # wire types
 Places = dict[str, tuple[int, int]]  # initializer -> offset and length of its data in the file, bytes
 
 
 def read(path: Path) -> tuple[onnx.ModelProto, Places]:
-    """The model at `path` without the data of its large initializers, and where those lie.
+    """The model at `path` without the data of its large initializers, and their places in the file.
 
-    Data outside of the file stays where it is. Raises ValueError or protobuf's DecodeError where the file is no model.
+    External data is not read.
+
+    Raises:
+        ValueError: if the file is not a model; also protobuf's DecodeError.
     """
     import onnx
 
     places: Places = {}
     with path.open("rb") as file:
-        size = path.stat().st_size
-        rest, graphs = _without(file, size, _GRAPH)
+        total = path.stat().st_size
+        rest, graphs = _without(file, total, _GRAPH)
         model = onnx.ModelProto.FromString(rest)
         for begin, end in graphs:
             file.seek(begin)
@@ -52,9 +55,10 @@ def read(path: Path) -> tuple[onnx.ModelProto, Places]:
 
 
 def load(path: Path) -> onnx.ModelProto:
-    """The model at `path` with all its weights, also those outside of it, held once.
+    """The model at `path` with all its weights, external ones included, held once.
 
-    Raises ValueError or protobuf's DecodeError where the file is no model.
+    Raises:
+        ValueError: if the file is not a model; also protobuf's DecodeError.
     """
     from onnx.external_data_helper import load_external_data_for_model
 
@@ -70,7 +74,7 @@ def load(path: Path) -> onnx.ModelProto:
 
 
 def save(model: onnx.ModelProto, path: Path, external: int) -> None:
-    """Save `model`, whose weights may be given up for it, with all of them inside; beside it from `external` bytes on."""
+    """Save `model` with its weights inside, or beside it from `external` bytes on. The model may lose its weights."""
     import onnx
     import onnx_ir
 
@@ -89,7 +93,7 @@ def held_bytes(model: onnx.ModelProto) -> int:
 
 
 def infer_shapes(model: onnx.ModelProto) -> None:
-    """In place: what onnx finds of the values' shapes and types, without a second copy of the weights."""
+    """Infer the values' shapes and types with onnx, in place, without a second copy of the weights."""
     import onnx
 
     bare = onnx.ModelProto()
@@ -144,7 +148,7 @@ def write(model: onnx_ir.Model, path: Path) -> None:
 
 
 def _streamed(tensor: Any) -> bool:
-    """Whether a tensor is large and would be kept as raw data."""
+    """Whether a tensor is large and would be stored as raw data."""
     import onnx_ir
 
     as_numbers = isinstance(tensor, onnx_ir.serde.TensorProtoTensor) and not tensor.raw.HasField("raw_data")
@@ -168,10 +172,10 @@ def _write(model: onnx.ModelProto, tensors: Mapping[str, Any], file: IO[bytes]) 
         parts.append((_head(INITIALIZER, len(before) + tensor.nbytes + len(after)) + before, tensor, after))
     model.graph.ClearField("initializer")
     first, last = _around(model.graph, INITIALIZER)
-    size = sum(len(before) + (0 if tensor is None else tensor.nbytes) + len(after) for before, tensor, after in parts)
+    length = sum(len(before) + (0 if tensor is None else tensor.nbytes) + len(after) for before, tensor, after in parts)
     model.ClearField("graph")
     head, tail = _around(model, _GRAPH)
-    file.write(head + _head(_GRAPH, len(first) + size + len(last)) + first)
+    file.write(head + _head(_GRAPH, len(first) + length + len(last)) + first)
     for before, tensor, after in parts:
         file.write(before)
         if tensor is not None:
@@ -206,7 +210,7 @@ def _varint(value: int) -> bytes:
 
 
 def _without(file: IO[bytes], end: int, number: int, least: int = 0) -> tuple[bytes, list[tuple[int, int]]]:
-    """The message from here to `end` without its fields `number` of `least` bytes or more, and where their contents lie."""
+    """The message from here to `end` without its fields `number` of at least `least` bytes, and the spans of their contents."""
     kept, skipped = bytearray(), []
     for field, start, content, stop in _fields(file, end):
         if field == number and stop - content >= least:
@@ -218,7 +222,11 @@ def _without(file: IO[bytes], end: int, number: int, least: int = 0) -> tuple[by
 
 
 def _fields(file: IO[bytes], end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(number, start, start of the content, end) of every field from here to `end`; ValueError where one goes beyond."""
+    """(number, start, start of the content, end) of every field from here to `end`.
+
+    Raises:
+        ValueError: if a field goes beyond `end`, or has an unknown wire type.
+    """
     position = file.tell()
     while position < end:
         file.seek(position)

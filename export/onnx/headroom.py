@@ -1,6 +1,7 @@
-"""The largest value inside an fp16 graph, wherever it is computed: onnxruntime's CPU provider computes such graphs in fp32.
+"""The largest inner value of an fp16 graph. onnxruntime's CPU provider computes most of such a graph in fp32.
 
-It has few fp16 operators and converts around the others, so that nothing overflows here that would on a phone's GPU or NPU.
+It has few fp16 operators and converts around the others, so a value that overflows on a phone's GPU or NPU does not overflow
+here and must be measured.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from snapgen_deploy.export.base import Headroom
 from snapgen_deploy.export.onnx import file as onnx_file
 from snapgen_deploy.export.shared.quiet import quiet
 
-# These give values that went into them.
+# Operators that only move values.
 MOVES = frozenset(
     ["Concat", "Constant", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile"]
     + ["Transpose", "Unsqueeze"]
@@ -26,9 +27,10 @@ PREFIX = "largest_value_of."
 
 
 def measure(path: Path, calls: Iterable[Mapping[str, np.ndarray]], options: Any) -> Headroom | None:
-    """The largest magnitude of an fp16 value over `calls`, each a set of inputs; None where the file has no such value.
+    """The largest magnitude of an fp16 value over `calls`, each a set of inputs; None if the file has no such value.
 
-    An overflow is infinite, or what fp32 makes of it; a NaN is NaN. `options` are onnxruntime's of a session, and change.
+    An overflow is infinity, or the larger fp32 value; a NaN is NaN. `options` are session options of onnxruntime, and are
+    changed.
     """
     model, places = onnx_file.read(path)
     onnx_file.refer(model, places, path.name)
@@ -45,7 +47,7 @@ def measure(path: Path, calls: Iterable[Mapping[str, np.ndarray]], options: Any)
 
 
 def _watch(model: Any) -> dict[str, str]:
-    """In place: an output for every fp16 value that is computed, its largest magnitude -> the operator that computes it."""
+    """Add an output, in place, with the largest magnitude of every computed fp16 value; returns output -> operator."""
     import onnx
     from onnx import TensorProto, helper
 
@@ -63,11 +65,11 @@ def _watch(model: Any) -> dict[str, str]:
                 types[value] = TensorProto.FLOAT16
             if types.get(value) != TensorProto.FLOAT16 or node.op_type in MOVES:
                 continue
-            wide, size, out = f"{PREFIX}wide.{value}", f"{PREFIX}size.{value}", f"{PREFIX}{value}"
+            wide, magnitude, out = f"{PREFIX}wide.{value}", f"{PREFIX}magnitude.{value}", f"{PREFIX}{value}"
             added += [
                 helper.make_node("Cast", [value], [wide], to=TensorProto.FLOAT),
-                helper.make_node("Abs", [wide], [size]),
-                helper.make_node("ReduceMax", [size], [out], keepdims=0),
+                helper.make_node("Abs", [wide], [magnitude]),
+                helper.make_node("ReduceMax", [magnitude], [out], keepdims=0),
             ]
             watched[out] = f"{node.op_type} {value}"
     graph.node.extend(added)
@@ -78,7 +80,7 @@ def _watch(model: Any) -> dict[str, str]:
 def _session(model: Any, folder: Path, options: Any) -> Any:
     import onnxruntime
 
-    # in the default order what is watched would be held until the end
+    # in the default order all watched values would be held until the end
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

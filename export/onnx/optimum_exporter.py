@@ -58,7 +58,7 @@ OPTIMISER_KINDS = {TEXT_ENCODER: "clip", DECODER: "vae", STUDENT: "unet"}
 
 
 class SnapgenConfig(PretrainedConfig):  # type: ignore[misc]  # transformers is not typed here
-    """A component as optimum's configuration classes see it: its ports and the largest token that its example holds."""
+    """A component in the form of optimum's configuration classes: its ports and the largest token id of its example."""
 
     def __init__(self, component: Component | None = None, **kwargs: Any) -> None:
         if component is not None:
@@ -66,13 +66,13 @@ class SnapgenConfig(PretrainedConfig):  # type: ignore[misc]  # transformers is 
             self.input_shapes = {p.name: list(p.shape) for p in component.inputs}
             self.input_types = {p.name: p.dtype for p in component.inputs}
             self.output_names = [p.name for p in component.outputs]
-            whole = [int(t.max()) for t in component.example if not t.is_floating_point()]
-            self.largest_token = max(whole, default=0)
+            integers = [int(t.max()) for t in component.example if not t.is_floating_point()]
+            self.largest_token = max(integers, default=0)
         super().__init__(**kwargs)
 
 
 class NormalizedSnapgenConfig(NormalizedConfig):  # type: ignore[misc]
-    """Tells ORTOptimizer to find heads and width by itself (0 = unknown)."""
+    """Makes ORTOptimizer detect heads and width (0 = unknown)."""
 
     num_attention_heads = 0
     hidden_size = 0
@@ -136,7 +136,7 @@ class Named(nn.Module):
 
 
 class Recorded(nn.Module):
-    """What the component's module computes from the config's inputs: a reference that needs no weights any more."""
+    """The recorded output of the component's module for the config's inputs: a reference that needs no weights."""
 
     def __init__(self, config: Any, component: Component) -> None:
         super().__init__()
@@ -178,8 +178,10 @@ def exporter_config(component: Component) -> Any:
 def optimise(config: Any, component: Component, reference: Recorded, plain: Path, settings: OnnxSettings) -> Path:
     """Optimise the exported file `plain` with ORTOptimizer and return the path of the file to ship.
 
-    The optimised graph is shipped where optimum's validator accepts it; otherwise the plain one is, and its metadata says
-    why. Raises optimum's AtolError, ShapeError or OutputMatchError where the plain one does not match the module either.
+    The optimised graph is shipped if optimum's validator accepts it; otherwise the plain one, and its metadata says why.
+
+    Raises:
+        Exception: if the plain one does not match the module either: optimum's AtolError, ShapeError or OutputMatchError.
     """
     work = plain.parent.parent
     component.release()
@@ -205,9 +207,9 @@ def _optimised(config: Any, component: Component, plain: Path, settings: OnnxSet
     version = metadata.version("optimum-onnx")
     origin = f"optimised by optimum-onnx {version} (ORTOptimizer, level 2): {before} -> {len(model.graph)} nodes"
     path = write(model, component, origin, raw.with_name("optimised") / plain.name, settings)
-    told = ORTConfig.from_pretrained(raw)
-    told.use_external_data_format = len(list(plain.parent.iterdir())) > 1  # not what `light` needed
-    told.save_pretrained(raw)
+    settings_file = ORTConfig.from_pretrained(raw)
+    settings_file.use_external_data_format = len(list(plain.parent.iterdir())) > 1  # and not as for `light`
+    settings_file.save_pretrained(raw)
     os.replace(raw / "ort_config.json", path.with_name(f"{component.role}.ort_config.json"))
     return path
 
@@ -215,8 +217,10 @@ def _optimised(config: Any, component: Component, plain: Path, settings: OnnxSet
 def _validate(config: Any, reference: Recorded, path: Path) -> None:
     """Run optimum's validator on the saved file against what the component's module computed, with the config's inputs.
 
-    Each value may differ by `RELATIVE_LIMIT` of the largest reference value (plus numpy.allclose's 1e-5 of itself). Raises
-    optimum's AtolError, ShapeError or OutputMatchError.
+    Each value may differ by `RELATIVE_LIMIT` of the largest reference value (plus numpy.allclose's 1e-5 of itself).
+
+    Raises:
+        Exception: if the outputs differ: optimum's AtolError, ShapeError or OutputMatchError.
     """
     outputs = reference.outputs
     largest = max(float(t.abs().max()) for t in ((outputs,) if isinstance(outputs, Tensor) else outputs))
@@ -234,9 +238,9 @@ def _validate(config: Any, reference: Recorded, path: Path) -> None:
 
 @contextlib.contextmanager
 def _thrifty_sessions() -> Iterator[None]:
-    """While this lasts, options of new sessions, which optimum does not ask for, are those for little memory.
+    """Within the block, new sessions use little memory; optimum has no option for it.
 
-    Weights are used where they are mapped, without a packed copy, and results are freed at once: slower, and run once.
+    Mapped weights are used without a packed copy, and results are freed at once. That is slower, but each runs only once.
     """
     import onnxruntime
 

@@ -45,10 +45,12 @@ def arrange(
 ) -> dict[Role, Artifact]:
     """Move exported ONNX artifacts into the folders below `directory`, write the configurations, return the new artifacts.
 
-    `width` is the student's; without it config.json holds the whole network's hyperparameters only. `tokenizers` has the
-    text of a tokenizer.json for each text encoder that there is one for. The artifacts must lie
-    on the file system of `directory`; a component that an interrupted run left there is replaced. The same arguments give
-    the same bytes. Raises BadInput, before anything moves, for an artifact that is not ONNX.
+    `width` is the student's; without it config.json has only the hyperparameters of all widths. `tokenizers` has the text of a
+    tokenizer.json for text encoders that have one. The artifacts must be on the file system of `directory`; a component that
+    an interrupted run left there is replaced. The same arguments give the same bytes.
+
+    Raises:
+        BadInput: if an artifact is not ONNX; nothing has been moved then.
     """
     for artifact in artifacts.values():
         if artifact.target.split(":")[0] != "onnx" or artifact.path.suffix != ".onnx":
@@ -75,6 +77,9 @@ def load(directory: Path, folder: str) -> Any:
     """The ORTModelForCustomTasks of the component in `folder`; called with named tensors or arrays it returns named outputs.
 
     The configuration is read as a plain PretrainedConfig: transformers' AutoConfig does not know the model types.
+
+    Raises:
+        BadInput: if there is no such component.
     """
     from snapgen_deploy.export.shared.quiet import quiet
 
@@ -110,7 +115,11 @@ def scheduler_config(shift: float) -> dict[str, Any]:
 
 
 def unshifted(level: float, shift: float) -> float:
-    """Inverse of the time shift s -> shift*s / (1 + (shift - 1)*s)."""
+    """Inverse of the time shift s -> shift*s / (1 + (shift - 1)*s).
+
+    >>> unshifted(0.9, 3.0)
+    0.75
+    """
     return level / (shift - (shift - 1) * level)
 
 

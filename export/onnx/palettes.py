@@ -1,8 +1,8 @@
-"""Palettes in an ONNX file: a weight as 4- or 8-bit indices and a table, put together by Cast and Gather.
+"""Palettes in an ONNX file: a weight as 4- or 8-bit indices and a table, decoded by Cast and Gather.
 
-Lossless: the weights come in as palette entries, and the table holds the very values that are found. onnxruntime's constant
-folding makes the float weight of them when a session is created, so that the file is small, the session computes with the
-fp32 kernels, and its memory is that of fp32. `MatMulNBits`, which keeps few bits in memory, has evenly spaced values only.
+Lossless: the weights are palette entries already, and the table holds exactly their values. onnxruntime's constant folding
+decodes the float weight when a session is created, so the file is small, but the session computes with the fp32 kernels and
+uses the memory of fp32. `MatMulNBits`, which keeps few bits in memory, has evenly spaced values only.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Owners = dict[bytes, list[str]]  # digest of a weight -> names of the parameters
 
 
 def owners(component: Component) -> Owners:
-    """Who has which weight among the component's palettes, to know them again in the exported graph.
+    """The parameters with palettes by the digest of their weight, to find them in the exported graph.
 
-    A product's weight is known transposed as well, as exporters write it.
+    A matrix is also listed transposed, as exporters write it.
     """
     found: Owners = defaultdict(list)
     for name, weight in weights_of(component).items():
@@ -36,9 +36,10 @@ def owners(component: Component) -> Owners:
 
 
 def palettise(model: Any, palettes: Mapping[str, int], known: Owners) -> None:
-    """In place: every weight of `palettes` (name -> bits) becomes indices and a table, under its own name.
+    """Replace every weight of `palettes` (name -> bits) in place by indices and a table, under its own name.
 
-    Raises RuntimeError where one is not in the graph as it was, or takes more values than its bits tell apart.
+    Raises:
+        RuntimeError: if one is not in the graph, or has more different values than its bits allow.
     """
     import onnx
 

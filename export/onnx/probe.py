@@ -1,4 +1,4 @@
-"""The values inside an ONNX file: as its runtime computes them, and in single precision."""
+"""Inner values of an ONNX file: as its runtime computes them, and in single precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from snapgen_deploy.export.onnx.qdq import DEQUANTISE, QUANTISE, after_quantiser
 from snapgen_deploy.export.probe import GraphLayer, noise
 from snapgen_deploy.export.shared.quiet import first_line, quiet
 
-# Operators that hold their own quantisation: single precision with the same weights is not in such a file.
+# Operators with quantisation inside: such a file has no single-precision values with the same weights.
 CLOSED = ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits")
 RunGraph = Callable[[Path, Mapping[str, np.ndarray]], Arrays]  # a model's file and its inputs -> all its outputs
 
@@ -59,7 +59,7 @@ class OnnxProbe:
         return {**found, **given}
 
     def saved(self, names: Sequence[str]) -> Arrays:
-        """These values as the file's own runtime computes them, behind the quantiser of each where there is one."""
+        """These values as the file's own runtime computes them, after their quantiser if there is one."""
         return self._with_outputs(self._model, {name: self._stored_as.get(name, name) for name in names}, self.run)
 
     def _with_outputs(self, model: Any, names: Mapping[str, str], run: RunGraph) -> Arrays:
@@ -81,7 +81,7 @@ class OnnxProbe:
 
 
 def in_single(model: Any) -> Any:
-    """In place: what the graph stores or computes in half precision in single; its weights keep their rounded values."""
+    """Change half precision to single precision in place; weights keep their rounded values."""
     from onnx import TensorProto, numpy_helper
 
     half, single, graph = TensorProto.FLOAT16, TensorProto.FLOAT, model.graph
@@ -118,7 +118,11 @@ def _run_exactly(path: Path, inputs: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def operators(path: Path) -> set[str]:
-    """Kinds of the graph's nodes; BadInput where the file cannot be read."""
+    """Types of the graph's nodes.
+
+    Raises:
+        BadInput: if the file cannot be read.
+    """
     import onnx
 
     try:

@@ -8,7 +8,7 @@ QUANTISE, DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
 
 
 def in_floats(model: Any) -> Any:
-    """A copy whose activations are not quantised: pairs of `QuantizeLinear` and `DequantizeLinear` are gone, weights stay."""
+    """A copy whose activations are not quantised: without pairs of `QuantizeLinear` and `DequantizeLinear`; weights stay."""
     import onnx
 
     copy = onnx.ModelProto()
@@ -22,7 +22,7 @@ def in_floats(model: Any) -> Any:
         if node.op_type == QUANTISE and node.output[0] in sources:
             continue
         if node.op_type == DEQUANTISE and node.output[0] in through:
-            if node.output[0] in outputs:  # the graph promises this name
+            if node.output[0] in outputs:  # the graph's output must keep its name
                 kept.append(onnx.helper.make_node("Identity", [through[node.output[0]]], [node.output[0]], node.name))
             continue
         node.input[:] = [_origin(name, through) for name in node.input]
@@ -42,7 +42,7 @@ def _origin(name: str, through: dict[str, str]) -> str:
 
 
 def after_quantisers(model: Any) -> dict[str, str]:
-    """Value -> the same value behind its pair of `QuantizeLinear` and `DequantizeLinear`, for those that have one."""
+    """Value -> the same value after its pair of `QuantizeLinear` and `DequantizeLinear`, for values with one."""
     quantised = {n.input[0]: n.output[0] for n in model.graph.node if n.op_type == QUANTISE}
     back = {n.input[0]: n.output[0] for n in model.graph.node if n.op_type == DEQUANTISE}
     return {name: back[q] for name, q in quantised.items() if q in back}

@@ -1,7 +1,7 @@
-"""ONNX models in fewer bits with onnxruntime's own quantisers, applied to an exported fp32 file.
+"""Quantises an exported fp32 ONNX file with onnxruntime's own quantisers.
 
-onnxruntime's 8-bit products of unsigned activations and signed weights saturate on x86 processors without VNNI; the gates,
-which run the file, tell. Convolutions stay fp32 but for `int8-static`: the CPU provider has no fast kernel for dynamic ones.
+onnxruntime's 8-bit products of unsigned activations and signed weights saturate on x86 processors without VNNI; the gates run
+the file and detect it. Convolutions stay fp32 except with `int8-static`: the CPU provider has no fast kernel for dynamic ones.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class _Exact:
 
 @dataclass(frozen=True)
 class _Half:
-    """Weights and operators in fp16; inputs and outputs stay fp32. The CPU provider converts back what it cannot compute."""
+    """Weights and operators in fp16; inputs and outputs stay fp32. The CPU provider converts where it has no fp16 kernel."""
 
 
 @dataclass(frozen=True)
 class _Dynamic:
-    """8-bit weights of products, a scale a channel, and 8-bit activations whose range is measured at run time."""
+    """8-bit weights of products with a scale per channel, and 8-bit activations whose range is measured at run time."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Palettes:
-    """Weights that take few values as indices and a table; `known` tells them in the graph, see `onnx_palettes.owners`."""
+    """Weights with few values as indices and a table; `known` finds them in the graph, see `onnx_palettes.owners`."""
 
     known: Owners = field(default_factory=dict)
 
@@ -68,9 +68,9 @@ TAKEN: Mapping[type[How], tuple[str, ...]] = MappingProxyType(  # operators whos
 
 
 def how_of(precision: str, component: Component) -> How:
-    """How a component is stored at a precision: in `mixed` by its palettes, where it has none in half precision.
+    """How a component is stored at a precision; with `mixed` by its palettes, or in half precision if it has none.
 
-    To be asked while the component has its weights.
+    Call it before the component's weights are released.
     """
     if precision != "mixed":
         return PRECISIONS[precision]
@@ -78,11 +78,14 @@ def how_of(precision: str, component: Component) -> How:
 
 
 def quantise(source: Path, how: How, component: Component, made: Path) -> Path:
-    """Write the quantised form of `source` to `made` and return the path to ship: `source` itself for `_Exact`.
+    """Write the quantised form of `source` to `made` and return the path to ship.
 
-    Also `source` where the network has no layer that the quantiser takes (a decoder without products). The same file and
-    calibration inputs give the same weights. Raises BadInput where calibration inputs are needed and there are none,
-    RuntimeError where there are layers to quantise and none was, or a palette's weight is not in the graph.
+    That is `source` itself for `_Exact`, and if the network has no layer that the quantiser takes (a decoder without products).
+    The same file and calibration inputs give the same weights.
+
+    Raises:
+        BadInput: if calibration inputs are needed and there are none.
+        RuntimeError: if the quantiser took none of the layers, or a palette's weight is not in the graph.
     """
     if isinstance(how, _Exact):
         return source
@@ -134,7 +137,7 @@ def weighted(model: Any, operators: tuple[str, ...]) -> list[str]:
 
 
 def _prepare(model: Any) -> None:
-    """In place: the few Gemm become MatMul and Add, which every quantiser takes; stale shapes would contradict them."""
+    """Replace Gemm by MatMul and Add in place, which every quantiser takes, and drop the shapes, which would be stale."""
     from onnxruntime.quantization.onnx_model import ONNXModel
 
     ONNXModel(model).replace_gemm_with_matmul()
@@ -169,7 +172,7 @@ def _eight_bits(plain: Path, how: How, component: Component, made: Path) -> None
 
 
 class _Reader:
-    """A component's calibration inputs as onnxruntime asks for them."""
+    """A component's calibration inputs with onnxruntime's interface."""
 
     def __init__(self, component: Component) -> None:
         self._inputs: Iterator[dict[str, np.ndarray]] = component.calibrating()

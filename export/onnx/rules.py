@@ -1,8 +1,8 @@
-"""onnxscript's rewriting rules without those that look at the whole graph once for every node.
+"""onnxscript's rewriting rules without those that traverse the whole graph for every node.
 
-A rule whose pattern has several outputs lists all nodes of the graph before it compares the first (onnxscript 0.7): with it the
-time of an export grows with the square of the number of nodes, to twenty minutes for the 1.6B student. The one such rule merges
-two slices into a split, and finds none in our networks.
+A rule whose pattern has several outputs lists all nodes of the graph before it compares the first (onnxscript 0.7). The time of
+an export then grows with the square of the number of nodes, to twenty minutes for the 1.6B student. The only such rule merges
+two slices into a split, and our networks have none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from snapgen_deploy.export.shared.replaced import replaced
 
 @contextmanager
 def rules_of_linear_time() -> Iterator[None]:
-    """While this lasts, `torch.onnx.export(optimize=True)` takes only rules whose pattern has one output."""
+    """Within the block, `torch.onnx.export(optimize=True)` uses only rules whose pattern has one output."""
     from onnxscript import rewriter
 
     name = "_DEFAULT_REWRITE_RULES"

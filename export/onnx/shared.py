@@ -1,7 +1,7 @@
-"""ONNX models of one component at several picture sizes over one data file: each weight stored once.
+"""Stores ONNX models of one component at several picture sizes with one shared data file, each weight once.
 
-An initializer whose bytes are those of another model's goes to the shared file, and both models refer to the same offset; what
-one model alone holds (rotary tables, absolute positions) stays inside its `.onnx`. Tensors go from file to file one at a time.
+An initializer with the bytes of another model's goes to the shared file, and both models refer to the same offset; data of one
+model only (rotary tables, absolute positions) stays inside its `.onnx`. Tensors are copied from file to file one at a time.
 External data: https://onnx.ai/onnx/repo-docs/ExternalData.html
 """
 
@@ -22,7 +22,7 @@ CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class Held:
-    """Where the data of an initializer lies."""
+    """The place of an initializer's data."""
 
     file: Path
     offset: int
@@ -44,9 +44,12 @@ class Held:
 
 
 def join(sources: Mapping[Path, Path], data: Path) -> None:
-    """Write each model of `sources` (where it is -> where it goes) with its shared weights in `data`, beside the new ones.
+    """Write each model of `sources` (old path -> new path) with its shared weights in `data`, beside the new models.
 
-    Raises RuntimeError where onnx's checker refuses a model; there is no `data` where the models share nothing.
+    If the models share nothing, `data` is not written.
+
+    Raises:
+        Exception: if onnx's checker refuses a new model: its ValidationError.
     """
     import onnx
 
@@ -82,7 +85,7 @@ def join(sources: Mapping[Path, Path], data: Path) -> None:
 
 
 def _held(model: Any, places: onnx_file.Places, path: Path) -> dict[str, Held]:
-    """Initializers whose data are not in the message: in the file itself, or beside it."""
+    """Initializers whose data is not in the message but in the file itself or in an external one."""
     found = {name: Held(path, offset, length) for name, (offset, length) in places.items()}
     for tensor in model.graph.initializer:
         entry = {e.key: e.value for e in tensor.external_data}

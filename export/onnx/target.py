@@ -6,8 +6,8 @@ Options of `Onnx.export` (all values are text):
   through optimum's exporter registry, optimises with its ORTOptimizer and validates with its validator
   (`snapgen_deploy.export.onnx.optimum_exporter`).
 - `opset`: 20 (default) or a later one that torch can write.
-- `folders`: `flat` (default) or `diffusers`; checked here, acted on by `snapgen_deploy.export.onnx.optimum_layout`.
-- `license`, `author`: kept in the file's metadata.
+- `folders`: `flat` (default) or `diffusers`; checked here, applied by `snapgen_deploy.export.onnx.optimum_layout`.
+- `license`, `author`: stored in the file's metadata.
 - `external_data_bytes`: weights above this many bytes in all go to one `.onnx.data` file beside the model; by default
   2 000 000 000, below the 2 GiB that a protobuf message may have.
 
@@ -57,12 +57,12 @@ if TYPE_CHECKING:
 
     from snapgen_deploy.export.probe import Probe
 
-# Each session has threads of its own, which after a run wait for the next one in a busy loop: three sessions that take turns,
-# as a picture's do, take the processors from each other.
+# Each session has its own threads, which busy-wait for the next run: three sessions that take turns, as those of a picture do,
+# would compete for the processors.
 SESSION_CONFIG: Mapping[str, str] = {"session.force_spinning_stop": "1"}
 REMEMBERED = 4  # calls whose inputs are kept: the steps of a picture
 ORT_TYPES = {"tensor(float)": "float32", "tensor(int32)": "int32"}
-_QUANTISED = "quantised"  # how the record of a graph begins that went through a quantiser
+_QUANTISED = "quantised"  # prefix of a quantised graph's record
 
 
 class Onnx:
@@ -78,8 +78,11 @@ class Onnx:
     ) -> Artifact:
         """Write `<role>.onnx` (and `<role>.onnx.data` for large weights) into `directory`.
 
-        Nothing is left behind on failure. Raises BadInput for a variant, precision or option that is not offered and
-        RuntimeError, in one line, where torch, onnx or optimum refuse the network.
+        Nothing is left behind on failure.
+
+        Raises:
+            BadInput: if the variant, precision or an option is not offered.
+            RuntimeError: if torch, onnx or optimum refuse the network; the message is one line.
         """
         if variant not in self.variants or precision not in self.precisions:
             raise BadInput(
@@ -103,7 +106,7 @@ class Onnx:
     def join(self, parts: Mapping[str, Artifact], directory: Path) -> Joined:
         """Write `<role>.onnx` for the first size, `<role>-<size>.onnx` for each other one, and their `<role>.onnx.data`.
 
-        An artifact's files are its own model, the shared data, and what else lies beside the first part (optimum's settings).
+        An artifact's files are its own model, the shared data, and further files of the first part (optimum's settings).
         """
         from snapgen_deploy.export.onnx import shared as onnx_shared
 
@@ -131,8 +134,10 @@ class Onnx:
     def open(self, path: Path, *, threads: int, entry: str = "") -> Runner:
         """Load with onnxruntime (CPU, sequential, `threads` threads within an operator).
 
-        The runner takes exactly the file's inputs; BadInput names a missing or unknown input, a shape or a dtype that is
-        not the file's. Loading raises BadInput where the file is absent or not a model that onnxruntime takes.
+        The runner takes exactly the file's inputs, and raises BadInput for others.
+
+        Raises:
+            BadInput: if the file is missing or onnxruntime cannot load it, or `entry` is given.
         """
         _no_entry(path, entry)
         session = _session(path, threads)
@@ -140,7 +145,7 @@ class Onnx:
         return _Loaded(path, threads, session, ports, [o.name for o in session.get_outputs()])
 
     def unavailable(self, variant: str) -> str | None:
-        """None where onnxruntime is installed and the variant is offered."""
+        """None if onnxruntime is installed and the variant is offered."""
         if variant not in self.variants:
             return f"onnx has no variant {variant!r}; it has {', '.join(self.variants)}"
         if util.find_spec("onnxruntime") is None:
@@ -150,8 +155,11 @@ class Onnx:
     def describe(self, path: Path, entry: str = "") -> Description:
         """Operators and weights of the saved file, and where onnxruntime puts the nodes that it makes of them.
 
-        `placement` counts, per provider, the nodes of onnxruntime's own graph at the moment when it assigns them (after its
-        constant folding and basic rewrites).
+        `placement` counts, per provider, the nodes of onnxruntime's own graph when it assigns them (after its constant folding
+        and basic rewrites).
+
+        Raises:
+            BadInput: if the file is missing or not a model, or `entry` is given.
         """
         _no_entry(path, entry)
         if not path.is_file():
@@ -183,7 +191,7 @@ class Onnx:
         return onnx_weights.stored(onnx_file.read(path)[0])
 
     def probe(self, path: Path, inputs: Arrays | None, entry: str = "") -> Probe | str:
-        """The file in onnxruntime, with its inputs or noise; not one whose operators hold their own quantisation."""
+        """The file in onnxruntime, with its inputs or noise; or the reason, for operators with quantisation inside."""
         from snapgen_deploy.export.onnx.probe import CLOSED, OnnxProbe, noise_inputs, operators, run_on_cpu
 
         _no_entry(path, entry)
@@ -209,7 +217,12 @@ class _Loaded:
     last: deque[dict[str, np.ndarray]] = dataclasses.field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Named outputs; BadInput for other inputs than the file's."""
+        """Named outputs.
+
+        Raises:
+            BadInput: if the inputs are not the file's.
+            RuntimeError: if onnxruntime fails.
+        """
         _check_inputs(self.path.name, self.ports, inputs)
         given = {name: inputs[name] for name in self.ports}
         self.last.append(given)
@@ -222,8 +235,8 @@ class _Loaded:
         return dict(zip(self.outputs, values, strict=True))
 
     def headroom(self) -> Headroom | None:
-        """Of an fp16 file's last calls, run once more: here its operators compute in fp32. None for other files."""
-        self.session = None  # of two sessions each would have the weights; the next call opens it again
+        """For an fp16 file, from its last calls, which are run once more; None for other files."""
+        self.session = None  # two sessions would hold the weights twice; the next call opens it again
         try:
             return onnx_headroom.measure(self.path, self.last, _options(self.threads))
         except Exception as error:
@@ -231,7 +244,7 @@ class _Loaded:
 
 
 def _no_entry(path: Path, entry: str) -> None:
-    """BadInput for the name of a graph: a file of this format holds one."""
+    """Raise BadInput if a graph is named: a file of this format holds one."""
     if entry:
         raise BadInput(f"{path.name}: an ONNX file holds one graph, got the name {entry!r}; open the file of that size")
 
@@ -264,7 +277,7 @@ def _make(component: Component, settings: OnnxSettings, scratch: Path) -> Path:
 def _quantised(
     plain: Path, precision: str, how: onnx_quantise.How, component: Component, settings: OnnxSettings, scratch: Path
 ) -> Path:
-    """The file at a precision, cleaned, with a word on how it came about."""
+    """The cleaned file at a precision, with a record of how it was made."""
     import onnx_ir
 
     if precision == "fp32":

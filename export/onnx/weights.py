@@ -1,4 +1,4 @@
-"""How the weights of a saved ONNX model are stored: read back from its initializers and the nodes that use them."""
+"""How the weights of a saved ONNX model are stored, read back from its initializers and the nodes that use them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from snapgen_deploy.export.onnx.palettes import INDICES, TABLE
 
 NAMES = {"float": "float32", "double": "float64"}  # of ONNX's types, where they differ from numpy's
 _LAYERS = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}  # operator -> input that is the weight
-AUXILIARY = ("_scale", "_zero_point")  # endings of what onnxruntime's quantisers put beside a weight
+AUXILIARY = ("_scale", "_zero_point")  # endings of the tensors that onnxruntime's quantisers add to a weight
 _QUANTISED = "_quantized"
 
 
@@ -63,7 +63,7 @@ def skipped(model: Any, weights: Mapping[str, Weight]) -> dict[str, str]:
 
 
 def _palettes(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Indices and table of every weight that is stored so."""
+    """Indices and table of every weight with a palette."""
     there = set(names)
     pairs = [(n, n.removesuffix(INDICES) + TABLE) for n in there if n.endswith(INDICES)]
     return [pair for pair in sorted(pairs) if pair[1] in there]

@@ -1,4 +1,4 @@
-"""An exported program written as an ONNX file whose bytes depend on the network alone."""
+"""Writes an exported program as an ONNX file whose bytes depend on the network alone."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _OPSET = 20  # the first with Gelu as one operator
 EXTERNAL_DATA_BYTES = 2_000_000_000
 
 
-SMALL_TENSOR = 1024  # bytes; what is smaller stays in the model file when weights go outside
+SMALL_TENSOR = 1024  # bytes; smaller tensors stay in the model file when weights are external
 
 
 IR_TYPES = {"FLOAT": "float32", "INT32": "int32"}
 
 
-GRAPH_KEY = "snapgen_graph"  # metadata of the file: how its graph came about
+GRAPH_KEY = "snapgen_graph"  # key in the file's metadata: how its graph was made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,11 @@ class OnnxSettings:
 
     @staticmethod
     def parse(options: Mapping[str, str]) -> OnnxSettings:
-        """From the plan's text options; raises BadInput for an unknown name or an inadmissible value."""
+        """From the plan's text options.
+
+        Raises:
+            BadInput: if a name is unknown, or a value is not allowed.
+        """
         known = [f.name for f in dataclasses.fields(OnnxSettings)]
         if unknown := sorted(set(options) - set(known)):
             raise BadInput(f"onnx: unknown option {unknown[0]!r}; known are {', '.join(known)}")
@@ -57,15 +61,15 @@ class OnnxSettings:
             raise BadInput(f"onnx: option folders={folders!r}; expected flat or diffusers")
         return OnnxSettings(
             optimize,
-            _whole(options, "opset", _OPSET, _OPSET),
-            _whole(options, "external_data_bytes", EXTERNAL_DATA_BYTES, 0),
+            _integer(options, "opset", _OPSET, _OPSET),
+            _integer(options, "external_data_bytes", EXTERNAL_DATA_BYTES, 0),
             folders,
             options.get("license", ""),
             options.get("author", ""),
         )
 
 
-def _whole(options: Mapping[str, str], name: str, default: int, least: int) -> int:
+def _integer(options: Mapping[str, str], name: str, default: int, least: int) -> int:
     text = options.get(name, str(default))
     if not text.isdecimal() or int(text) < least:
         raise BadInput(f"onnx: option {name}={text!r}; expected a whole number, at least {least}")
@@ -73,11 +77,14 @@ def _whole(options: Mapping[str, str], name: str, default: int, least: int) -> i
 
 
 def write(model: onnx_ir.Model, component: Component, origin: str, path: Path, settings: OnnxSettings) -> Path:
-    """Clean `model`, save it at `path` with its weights inside or beside, check the file, and return `path`.
+    """Clean `model`, save it at `path` with its weights inside or beside it, check the file, and return `path`.
 
-    The model loses its weights: onnxscript's rewriting rules, which live on, keep the graphs that they saw last.
-    `origin` says how the graph came about; it is kept in the file. Raises RuntimeError where names, shapes or types of
-    inputs and outputs are not the component's, and onnx's ValidationError where the file is not valid.
+    The model loses its weights, since onnxscript's rewriting rules keep references to the last graphs. `origin` says how the
+    graph was made; it is stored in the file.
+
+    Raises:
+        RuntimeError: if names, shapes or types of inputs and outputs are not the component's.
+        Exception: if the file is not valid: onnx's ValidationError.
     """
     import onnx
     import onnx_ir
@@ -103,7 +110,7 @@ def write(model: onnx_ir.Model, component: Component, origin: str, path: Path, s
 
 
 def without_weights(path: Path) -> Path:
-    """A model in the folder above that reads its large weights out of the file at `path` and what lies beside that.
+    """A model in the parent folder that refers to the large weights in the file at `path` and its external data.
 
     For libraries that would hold the weights of one file several times.
     """
@@ -117,7 +124,7 @@ def without_weights(path: Path) -> Path:
 
 
 def _clean(model: onnx_ir.Model) -> None:
-    """Drop what names this machine or changes from run to run: stack traces, source paths, doc strings; unused opsets."""
+    """Drop data that depends on the machine or the run (stack traces, source paths, doc strings), and unused opsets."""
     used = {""}
     model.metadata_props.clear()
     for graph in (model.graph, *(f.graph for f in model.functions.values())):
@@ -141,7 +148,7 @@ def _clean(model: onnx_ir.Model) -> None:
 
 
 def _free_names(model: onnx_ir.Model) -> None:
-    """Ports have names that users give; values inside that came to the same ones get others."""
+    """Rename inner values whose names collide with names of ports."""
     taken = {v.name for v in (*model.graph.inputs, *model.graph.outputs)}
     for node in model.graph.all_nodes():
         for value in node.outputs:

@@ -1,4 +1,4 @@
-"""ONNX graphs as Qualcomm's NPU takes them: operations that come out right, 8-bit weights and 16-bit activations.
+"""ONNX graphs for Qualcomm's NPU: operations that it computes correctly, 8-bit weights and 16-bit activations.
 
 Measured with onnxruntime-qnn 2.7.0 (QNN 2.51), on its emulation:
 
@@ -20,7 +20,7 @@ from snapgen_deploy.export.shared.quiet import quiet
 
 
 def divide(model: Any) -> None:
-    """In place: `a * (1 / x)` becomes `a / x`, and a reciprocal that is used otherwise `1 / x`."""
+    """Replace `a * (1 / x)` by `a / x` in place, and other reciprocals by the division `1 / x`."""
     import onnx
 
     graph = model.graph
@@ -47,7 +47,10 @@ def divide(model: Any) -> None:
 def quantise(plain: Path, component: Component, made: Path) -> None:
     """Write `plain` with 8-bit weights and 16-bit activations (`QuantizeLinear` and `DequantizeLinear` around every node).
 
-    Ranges are the least and the largest values over the component's calibration inputs. Raises BadInput where there are none.
+    Ranges are the least and the largest values over the component's calibration inputs.
+
+    Raises:
+        BadInput: if there are no calibration inputs.
     """
     from onnxruntime.quantization import QuantType, quantize
     from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
@@ -58,7 +61,7 @@ def quantise(plain: Path, component: Component, made: Path) -> None:
 
 
 class _Reader:
-    """A component's calibration inputs as onnxruntime asks for them."""
+    """A component's calibration inputs with onnxruntime's interface."""
 
     def __init__(self, component: Component) -> None:
         self._component = component
@@ -69,5 +72,5 @@ class _Reader:
         return next(self._inputs, None)
 
     def rewind(self) -> None:
-        """Begin again."""
+        """Start again with the first inputs."""
         self._inputs = self._component.calibrating()

@@ -1,14 +1,15 @@
 """onnxruntime sessions on Qualcomm's Hexagon NPU (HTP), compiled here and run on the x86 emulation that the wheel brings.
 
-Everything here runs in a companion process, and imports neither torch nor this package's heavy parts, so that it starts soon.
+Everything here runs in a companion process, and imports neither torch nor heavy modules of this package, so that it starts
+quickly.
 
 - Plug-in provider, its options and the context binary:
   https://onnxruntime.ai/docs/execution-providers/QNN-ExecutionProvider.html
 - `htp_graph_finalization_optimization_mode`: with 1, onnxruntime-qnn 2.7.0 gave a decoder in 16-bit activations that is wrong
   from its first nearest upsampling on (relative error 1.0); with 0, 2 and 3 it is right (0.025). 3 is what is meant for
   preparing on another machine.
-- Several graphs in one binary over shared weights (`enable_htp_weight_sharing`, `ep.share_ep_contexts`) compile, and the
-  emulation ends with SIGSEGV when it loads such a binary: nothing here makes one.
+- Several graphs in one binary with shared weights (`enable_htp_weight_sharing`, `ep.share_ep_contexts`) compile, but the
+  emulation crashes with SIGSEGV when it loads such a binary, so none is made here.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _sessions: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class Chip:
-    """What the compiler is told of the phone's chip: Qualcomm's number of the SoC, and the NPU's architecture."""
+    """The phone's chip, for the compiler: Qualcomm's number of the SoC, and the NPU's architecture."""
 
     soc_model: str
     htp_arch: str
@@ -43,7 +44,7 @@ class Chip:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a compilation gave beside its files."""
+    """The result of a compilation besides its files."""
 
     seconds: float
     nodes: dict[str, int]  # unit -> nodes of onnxruntime's graph, as it assigned them
@@ -52,8 +53,10 @@ class Compiled:
 def compile_context(folder: str, graph: str, context: str, chip: Chip) -> Compiled:
     """Compile a graph to the small .onnx file `context`, which refers to a binary beside it; both are paths within `folder`.
 
-    The provider names its graph after the model's path as it is given, so that absolute ones would change the bytes.
-    Raises RuntimeError where the NPU takes not every node; which they are is printed (`refused`).
+    The provider names its graph after the given path of the model, so absolute paths would change the bytes.
+
+    Raises:
+        RuntimeError: if the NPU does not take every node; the process prints the others (`refused`).
     """
     os.chdir(folder)
     options = _options()
@@ -74,7 +77,7 @@ def compile_context(folder: str, graph: str, context: str, chip: Chip) -> Compil
 
 
 def load(path: str, chip: Chip) -> dict[str, tuple[str, list[int]]]:
-    """Open a context or a graph, which is compiled first, for `run`; its inputs by name: onnxruntime's type and shape."""
+    """Open a context, or compile a graph, for `run`; returns its inputs by name: onnxruntime's type and shape."""
     session = _open(path, _options(), chip)
     _sessions[path] = session
     return {i.name: (i.type, list(i.shape)) for i in session.get_inputs()}
@@ -92,7 +95,7 @@ def run(path: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def refused(printed: str) -> list[tuple[str, str]]:
-    """Names and operators of the nodes that the provider said it does not take, sorted; none where it said nothing."""
+    """Names and operators of the nodes that the provider reported as unsupported, sorted."""
     lines = [line for line in printed.splitlines() if "Unsupported nodes in QNN EP" in line]
     return sorted({(m["name"].strip(), m["op"].strip()) for line in lines for m in REFUSED.finditer(line)})
 
@@ -101,13 +104,13 @@ def _options() -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; what the NPU refuses is said at this level
+    options.log_severity_level = 3  # errors; unsupported nodes are reported at this level
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
 
 
 def _open(path: str, options: Any, chip: Chip) -> Any:
-    """A session on the NPU; what onnxruntime raises as one RuntimeError, since its own exceptions do not leave a process."""
+    """A session on the NPU; onnxruntime's exceptions become one RuntimeError, since they cannot be pickled."""
     import onnxruntime
     import onnxruntime_qnn
 

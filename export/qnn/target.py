@@ -6,7 +6,7 @@ An optional extra: `pip install 'snapgen-deploy[qnn]'` (onnxruntime-qnn). Of a c
 - `<role>-graph.onnx`, what was compiled: for `w8a16` with 8-bit weights and calibrated 16-bit activations, for `fp16` in
   float32, which the compiler turns to half precision. `doctor --layers` runs it, and an app can compile it for another chip.
 
-Vendor code runs in a companion process only. CPU fallback is off: a node that the NPU does not take ends the export.
+Vendor code runs in a companion process only. CPU fallback is off: a node that the NPU does not take fails the export.
 
 Options of `OnnxQnn.export` (all values are text): `soc_model`, Qualcomm's number of the chip, and `htp_arch`, the version of
 its NPU, both needed; `seconds`, how long one call of the vendor's tool may take (3600).
@@ -69,7 +69,11 @@ class _Settings:
 
     @staticmethod
     def parse(options: Mapping[str, str]) -> _Settings:
-        """From the plan's text options; raises BadInput for an unknown name, a missing chip or a value that is no number."""
+        """From the plan's text options.
+
+        Raises:
+            BadInput: if a name is unknown, the chip is missing, or a value is not a number.
+        """
         found = parse_options(_Settings, "onnx:qnn", options)
         for name in (*CHIP_KEYS, "seconds"):
             text = getattr(found, name)
@@ -91,8 +95,12 @@ class OnnxQnn:
     ) -> Artifact:
         """Write `<role>.onnx`, `<role>_qnn.bin` and `<role>-graph.onnx` into `directory`; nothing is left on failure.
 
-        Raises BadInput for what is not offered, no calibration or a missing extra, GateFailed where the NPU does not take a
-        node (its name and operator), ChildDied where the vendor's compiler crashed or hung, RuntimeError for other failures.
+        Raises:
+            BadInput: if the variant, precision or an option is not offered, there are no calibration inputs, the component is
+                larger than 2 GB in fp32, or the extra is not installed.
+            GateFailed: if the NPU does not take a node; the message names the first one and its operator.
+            ChildDied: if the vendor's compiler crashes or hangs.
+            RuntimeError: if another tool fails; the message is one line.
         """
         check_offered("onnx:qnn", (variant, precision), self.variants, self.precisions)
         settings = _Settings.parse(options)
@@ -118,28 +126,40 @@ class OnnxQnn:
         return Artifact(f"{self.name}:{variant}", component.role, place, files, compile_seconds=round(compiled.seconds, 1))
 
     def join(self, parts: Mapping[str, Artifact], directory: Path) -> Joined:
-        """Always raises BadInput: the emulation cannot load contexts that share weights, so that no gate could hold them."""
+        """Not supported: the emulation cannot load contexts that share weights, so no gate could check them.
+
+        Raises:
+            BadInput: always.
+        """
         raise BadInput(
             f"onnx:qnn: {len(parts)} picture sizes in one file: Qualcomm's emulation crashes when it loads contexts that share "
             "weights (QNN 2.51), so that they cannot be checked; export one --resolution at a time"
         )
 
     def open(self, path: Path, *, threads: int, entry: str = "") -> Runner:
-        """Load a context in a companion process, on the emulation; `threads` is not the emulation's to choose.
+        """Load a context on the emulation in a companion process; `threads` is ignored.
 
-        The runner takes exactly the file's inputs. BadInput where the file is absent, not a context of ours, or inputs differ;
-        ChildDied or RuntimeError, in one line, where the vendor's library crashes, hangs or refuses.
+        The runner takes exactly the file's inputs, and raises BadInput for others.
+
+        Raises:
+            BadInput: if the file is missing or not a context that we wrote, or `entry` is given.
+            ChildDied: if the vendor's library crashes or hangs.
+            RuntimeError: if the vendor's library refuses the context.
         """
         _no_entry(path, entry)
         chip, _, _ = _stated(path)
         return serve(path, chip)
 
     def unavailable(self, variant: str) -> str | None:
-        """None where the extra is installed."""
+        """None if the extra is installed."""
         return missing_extra(f"{self.name}:{variant}")
 
     def describe(self, path: Path, entry: str = "") -> Description:
-        """Operators and weights of the graph that was compiled, and how many of onnxruntime's nodes each unit was given."""
+        """Operators and weights of the graph that was compiled, and the number of onnxruntime's nodes on each unit.
+
+        Raises:
+            BadInput: if a file is missing or not ours, or `entry` is given.
+        """
         _no_entry(path, entry)
         chip, precision, nodes = _stated(path)
         graph = compiled_graph(path)
@@ -189,7 +209,11 @@ class OnnxQnn:
 
 
 def compiled_graph(path: Path) -> Path:
-    """The file that a context was compiled from."""
+    """The file that a context was compiled from.
+
+    Raises:
+        BadInput: if it is missing.
+    """
     graph = path.with_name(f"{path.stem}{_GRAPH}{path.suffix}")
     if not graph.is_file():
         raise BadInput(f"{graph}: no such file; export the bundle again")
@@ -197,12 +221,21 @@ def compiled_graph(path: Path) -> Path:
 
 
 def chip_of(path: Path) -> Chip:
-    """The chip that a context was compiled for."""
+    """The chip that a context was compiled for.
+
+    Raises:
+        BadInput: if `path` is not a context that we wrote.
+    """
     return _stated(path)[0]
 
 
 def serve(path: Path, chip: Chip, seconds: float = 3600.0) -> Runner:
-    """Load a context, or a graph, which is compiled first, in a companion process, and return what runs it."""
+    """Load a context, or compile a graph, in a companion process, and return its runner.
+
+    Raises:
+        ChildDied: if the vendor's library crashes or hangs.
+        RuntimeError: if it refuses the file.
+    """
     companion = Companion(f"{path.name} on Qualcomm's emulation")
     ports = _ports(companion.call(qnn_session.load, str(path), chip, seconds=seconds))
 
@@ -222,14 +255,14 @@ def _ports(found: Mapping[str, tuple[str, list[int]]]) -> Sequence[Port]:
 
 
 def _graph(component: Component, precision: str, folder: Path) -> Path:
-    """What is to be compiled: exported, in the NPU's operations, and quantised where the precision says so."""
+    """The graph to compile: exported, in the NPU's operations, and quantised if the precision requires it."""
     import onnx
 
     exported = Onnx().export(component, "cpu", "fp32", folder, {})
-    plain, size = exported.path, sum(f.stat().st_size for f in exported.files)
-    if size > EXTERNAL_DATA_BYTES:  # the quantiser and the compiler were given no model in several files
+    plain, total = exported.path, sum(f.stat().st_size for f in exported.files)
+    if total > EXTERNAL_DATA_BYTES:  # the quantiser and the compiler were never tried with a model in several files
         raise BadInput(
-            f"onnx:qnn: the {component.role} is {size / 1e9:.2f} GB in fp32; at most 2 GB: choose a narrower --width"
+            f"onnx:qnn: the {component.role} is {total / 1e9:.2f} GB in fp32; at most 2 GB: choose a narrower --width"
         )
     model = onnx.load(str(plain))
     qnn_graph.divide(model)
@@ -261,7 +294,7 @@ def _compile(what: str, graph: Path, made: Path, chip: Chip, seconds: float) -> 
 
 
 def _refusal(refused: Sequence[tuple[str, str]], graph: Path, chip: Chip) -> str:
-    """One line on what the NPU does not take: the first such node in the order of the graph."""
+    """One line about the nodes that the NPU does not take, with the first one in the order of the graph."""
     order = [n.name for n in onnx_file.read(graph)[0].graph.node]
     first, op = min(refused, key=lambda r: order.index(r[0]) if r[0] in order else len(order))
     kinds = Counter(kind for _, kind in refused)
@@ -274,7 +307,7 @@ def _refusal(refused: Sequence[tuple[str, str]], graph: Path, chip: Chip) -> str
 
 
 def _note(made: Path, chip: Chip, precision: str, compiled: Compiled) -> None:
-    """Write into a context's .onnx what it was compiled for, and what went where."""
+    """Write the chip, the precision and the nodes per unit into a context's .onnx."""
     model = _wrapper(made)
     stated = {"soc_model": chip.soc_model, "htp_arch": chip.htp_arch, PRECISION_KEY: precision}
     stated |= {f"{NODES_KEY}{unit}": str(count) for unit, count in compiled.nodes.items()}
@@ -295,7 +328,11 @@ def _wrapper(path: Path) -> Any:
 
 
 def _stated(path: Path) -> tuple[Chip, str, dict[str, int]]:
-    """Chip, precision and nodes by unit, as a context of ours states them; BadInput for another file."""
+    """Chip, precision and nodes by unit from the metadata of a context that we wrote.
+
+    Raises:
+        BadInput: if the file has no such metadata.
+    """
     stated = {p.key: p.value for p in _wrapper(path).metadata_props}
     if missing := [key for key in (*CHIP_KEYS, PRECISION_KEY) if key not in stated]:
         raise BadInput(f"{path.name}: not a context that `export --target onnx:qnn` wrote: it does not state {missing[0]}")

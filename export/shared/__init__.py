@@ -1,1 +1,1 @@
-"""What several targets share: graph passes, palettes, patches of libraries, optional extras."""
+"""Code that several targets share: graph passes, palettes, patches of libraries, optional extras."""

@@ -1,17 +1,17 @@
 """coremltools 9.0 with less time and memory, and the same result.
 
-Its import loads scikit-learn only to see whether sklearn's models can be converted: seconds and 90 MB, for nothing here.
+Its import loads scikit-learn only to see whether sklearn's models can be converted: seconds and 90 MB that are not needed here.
 
-After each of its 90 passes the whole program is checked for consistency, a fifth of the time of a large conversion; where the
-converter also asks for scopes, as before and after its backend's passes and after each removal of dead code, it still is.
+After each of its 90 passes the whole program is checked for consistency, which takes a fifth of a large conversion. That is
+skipped, unless the converter also asks for scopes, as around its backend's passes and after each removal of dead code.
 
-`FP16ComputePrecision.fp16_overflow` asks of every operation whether one of its fp32 constants is too large for fp16, and builds
-three 64-bit index arrays of the constant's size to leave out infinities: 8 times the bytes of the largest weight. The answer is
-the same here, found a block at a time.
+`FP16ComputePrecision.fp16_overflow` checks for every operation whether one of its fp32 constants is too large for fp16, and
+builds three 64-bit index arrays as long as the constant to leave out infinities: 8 times the bytes of the largest weight. Here
+the same result is computed in chunks.
 
-The pass that casts to fp16 leaves every fp32 constant beside its cast until a later one folds the two. Weights are folded here
-as soon as their operation is cast, under the name and at the place that the later pass would give them: where nobody else holds
-the network, its fp32 goes as its fp16 comes.
+The pass that casts to fp16 leaves every fp32 constant beside its cast until a later one folds the two. Here weights are folded
+as soon as their operation is cast, with the name and place that the later pass would give them: if nothing else holds the
+network, its fp32 weights are freed as the fp16 ones are made.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ import numpy as np
 from snapgen_deploy.export.shared.replaced import replaced
 
 LARGEST_FP16 = 65504.0
-INFINITE = 1e38  # as in coremltools: from here on a value stands for infinity, which fp16 has
+INFINITE = 1e38  # as in coremltools: a value from here on stands for infinity, which fp16 can represent
 CHUNK_ELEMENTS = 1 << 20  # elements
-WEIGHT = 4096  # elements; a constant of fewer is left to coremltools
+WEIGHT = 4096  # elements; smaller constants are left to coremltools
 
 
 def overflows(values: np.ndarray) -> bool:
-    """Whether a number that does not stand for infinity is beyond fp16."""
+    """Whether a finite number is beyond the range of fp16."""
     flat = values.reshape(-1)
     blocks = (np.abs(flat[start : start + CHUNK_ELEMENTS]) for start in range(0, flat.size, CHUNK_ELEMENTS))
     return any(bool(((block > LARGEST_FP16) & (block < INFINITE)).any()) for block in blocks)
@@ -53,7 +53,7 @@ def has_overflowing_constant(operation: Any) -> bool:
 
 
 def fold(var: Any) -> None:
-    """Put the cast value of a constant in the place of the constant and its cast, where nothing else reads the constant."""
+    """Replace a constant and its cast by the cast value, if nothing else reads the constant."""
     from coremltools.converters.mil.mil import Builder
 
     if len(var.child_ops) != 1 or var.child_ops[0].op_type != "cast" or var.val.size < WEIGHT:
@@ -65,12 +65,12 @@ def fold(var: Any) -> None:
     new = Builder.const(val=old.val, before_op=cast, name=old.name)  # in the block that the pass has entered
     if block.try_replace_uses_of_var_after_op(anchor_op=cast, old_var=old, new_var=new):
         block.remove_ops([cast, constant])
-        for gone in (var, constant.val, old):  # the pass goes on holding operations that it has seen
+        for gone in (var, constant.val, old):  # the pass keeps references to operations that it has seen
             gone._sym_val = None
 
 
 def load() -> Any:
-    """The module coremltools; its first import is without scikit-learn, which others may import afterwards."""
+    """The module coremltools, imported without scikit-learn; others may import that afterwards."""
     hidden = not {"coremltools", "sklearn"} & set(sys.modules)
     if hidden:
         sys.modules["sklearn"] = None  # type: ignore[assignment]  # an import of it fails
@@ -84,9 +84,9 @@ def load() -> Any:
 
 @contextlib.contextmanager
 def thrifty(release: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """While this lasts, coremltools converts as the module's text says.
+    """Within the block, coremltools converts as described in this module's docstring.
 
-    `release` is called before weights are cast to fp16, to end torch's own hold on them where nobody needs that any more.
+    `release` is called before weights are cast to fp16; it may free torch's copy of them.
     """
     load()
     from coremltools.converters.mil.mil import Program

@@ -1,4 +1,4 @@
-"""What to say where an optional extra of this package, which a target's tools come with, is not installed."""
+"""Checks that the optional extra with a target's tools is installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from snapgen_deploy.export.registry import spec_of
 
 
 def missing_extra(target: str) -> str | None:
-    """What a target's extra lacks here and how to install it; None where nothing is missing."""
+    """Which modules of a target's extra are missing and how to install them; None if nothing is missing."""
     extra = spec_of(target).extra
     missing = [name for name in extra.modules if util.find_spec(name) is None] if extra else []
     if extra is None or not missing:
@@ -18,6 +18,10 @@ def missing_extra(target: str) -> str | None:
 
 
 def check_extra(target: str) -> None:
-    """BadInput where the target's extra is not installed."""
+    """Check that the target's extra is installed.
+
+    Raises:
+        BadInput: if it is not; the message has the command that installs it.
+    """
     if (reason := missing_extra(target)) is not None:
         raise BadInput(reason)

@@ -1,4 +1,4 @@
-"""What the targets share that start from a `torch.export` program: tracing, rank checks, input checks, quiet libraries."""
+"""Code for targets that start from a `torch.export` program: tracing, rank checks, input checks, quiet libraries."""
 
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def speaking_for(what: str) -> Iterator[None]:
-    """Hold back what libraries print; turn their failure into one RuntimeError that names `what`, with the cause kept.
+    """Suppress what libraries print, and turn their exceptions into one RuntimeError that begins with `what`.
 
-    File descriptor 2 is redirected as well, since the native runtimes write there, and their exceptions often carry a
-    number only: the last error line that was held back becomes a part of the message. Named errors pass as they are.
+    File descriptor 2 is redirected as well, since native runtimes write there, and their exceptions often have only a number:
+    the last suppressed error line becomes part of the message. Our own errors (`SnapgenError`) pass unchanged.
+
+    Raises:
+        RuntimeError: if the block raises another exception, which is kept as the cause.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as held:
         try:
@@ -49,7 +52,7 @@ def speaking_for(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(sink: int) -> Iterator[None]:
-    """Send file descriptor 2, sys.stdout and sys.stderr to the open file `sink`; hold back warnings and logs below ERROR."""
+    """Send file descriptor 2, sys.stdout and sys.stderr to the open file `sink`; suppress warnings and logs below ERROR."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     before = os.dup(2)
@@ -68,13 +71,17 @@ def _quiet(sink: int) -> Iterator[None]:
 
 
 def native_errors(text: str) -> list[str]:
-    """The last line of `text` that a native runtime wrote as `[file.cpp:line] message`, without the place."""
+    """The message of the last line of `text` that a native runtime wrote as `[file.cpp:line] message`."""
     lines = [line.strip() for line in text.splitlines() if ".cpp:" in line and "cpuinfo" not in line]
     return [line.rpartition("] ")[2] for line in lines[-1:]]
 
 
 def parse_options(kind: type[S], target: str, options: Mapping[str, str]) -> S:
-    """A dataclass of text fields from the plan's options; raises BadInput for a name that it lacks."""
+    """A dataclass of text fields from the plan's options.
+
+    Raises:
+        BadInput: if the dataclass has no field of an option's name.
+    """
     known = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     if unknown := sorted(set(options) - set(known)):
         raise BadInput(f"{target}: unknown option {unknown[0]!r}; known are {', '.join(known)}")
@@ -82,7 +89,11 @@ def parse_options(kind: type[S], target: str, options: Mapping[str, str]) -> S:
 
 
 def check_offered(target: str, got: tuple[str, str], variants: Sequence[str], precisions: Sequence[str]) -> None:
-    """Raise BadInput where (variant, precision) is not offered; a target without variants takes ''."""
+    """Check that (variant, precision) is offered; the variant is '' for a target without variants.
+
+    Raises:
+        BadInput: if it is not offered.
+    """
     variant, precision = got
     if variant not in (variants or ("",)) or precision not in precisions:
         raise BadInput(
@@ -95,7 +106,10 @@ def trace(component: Component) -> torch.export.ExportedProgram:
     """`torch.export` of the component's module with static shapes; its outputs are checked against the ports.
 
     Non-strict tracing: the rewritten networks are straight-line code, and the strict way costs more time and memory for
-    the same graph. Raises RuntimeError where the traced outputs are not those that the component promises.
+    the same graph.
+
+    Raises:
+        RuntimeError: if the traced outputs are not the component's.
     """
     import torch
 
@@ -115,7 +129,11 @@ def _shape_and_type(node: torch.fx.Node) -> tuple[tuple[int, ...], str]:
 
 
 def check_rank(nodes: Iterable[torch.fx.Node], limit: int, what: str) -> None:
-    """Raise Refused where an operation makes a tensor of more than `limit` dimensions; names the first such operation."""
+    """Check that no tensor has more than `limit` dimensions.
+
+    Raises:
+        Refused: if an operation makes such a tensor; the message names the first one.
+    """
     import torch
 
     for node in nodes:
@@ -129,7 +147,11 @@ def check_rank(nodes: Iterable[torch.fx.Node], limit: int, what: str) -> None:
 
 
 def check_inputs(file: str, ports: Sequence[Port], inputs: Mapping[str, np.ndarray]) -> None:
-    """Raise BadInput unless `inputs` are exactly the ports: names, dtypes and shapes."""
+    """Check that `inputs` are exactly the ports.
+
+    Raises:
+        BadInput: if a name, dtype or shape differs.
+    """
     if set(inputs) != {p.name for p in ports}:
         raise BadInput(f"{file}: got inputs {sorted(inputs)}, expected {[p.name for p in ports]}")
     for port in ports:

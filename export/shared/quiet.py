@@ -1,4 +1,4 @@
-"""Converters talk a lot: hold back what is below an error, and shorten what is one."""
+"""Suppresses the warnings of converters, and shortens their errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back warnings and log lines below ERROR; exceptions and errors pass."""
+    """Suppress warnings and log lines below ERROR."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -22,5 +22,9 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something, or the error's type."""
+    """The first line of an error's message that is not blank, or the error's type.
+
+    >>> first_line(ValueError("bad shape"))
+    'bad shape'
+    """
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""Another attribute for a while: how the exporters fix what a library does wrongly, slowly or in too much memory."""
+"""Temporarily replaces an attribute: how the exporters patch libraries that are wrong, slow or take too much memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, ours: Any) -> Iterator[None]:
-    """While this lasts, a module or class has another attribute; where it inherited that, it inherits it again afterwards."""
+    """Within the block, a module or class has another attribute; an inherited attribute is inherited again afterwards."""
     inherited = name not in vars(owner)
     own = None if inherited else vars(owner)[name]  # not by getattr, which would lose that a method is static
     setattr(owner, name, ours)

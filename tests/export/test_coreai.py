@@ -187,7 +187,7 @@ def test_what_is_no_asset(tmp_path: Path, made):
     (tmp_path / "bad.aimodel" / "main.mlirb").write_bytes(b"\xff" * 64)
     (tmp_path / "bad.aimodel" / "main.hash").write_bytes(hashlib.sha256(b"\xff" * 64).digest())
     (tmp_path / "bad.aimodel" / "metadata.json").write_text(json.dumps({"assetVersion": "2.0"}))
-    with pytest.raises(BadInput, match="not a Core AI asset that can be read"):
+    with pytest.raises(BadInput, match="not a readable Core AI asset"):
         TARGET.open(tmp_path / "bad.aimodel", threads=1)
     short = tmp_path / "short.aimodel"
     shutil.copytree(made("fp32")[0].path, short)
