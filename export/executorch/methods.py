@@ -1,7 +1,7 @@
 """Joins several ExecuTorch programs into one `.pte` with a method each, and stores each weight once.
 
-XNNPACK's constants are in a program's named data, under the SHA-256 of their bytes, and a program stores a name once for all its
-its methods; methods; so programs of one network at several picture sizes share them (measured with executorch 1.4.1: every constant of a
+XNNPACK's constants are in a program's named data, under the SHA-256 of their bytes, and a program stores a name once for all
+its methods. So programs of one network at several picture sizes share them (measured with executorch 1.4.1: every constant of a
 student's delegate). Constants that methods pass to a delegate are in one segment, which is deduplicated here by content.
 Lowering all sizes in one process (`to_edge_transform_and_lower` of a dictionary) shares the named data too, but holds every
 size's graphs and serialised constants at once; joining finished files needs the memory of one.
