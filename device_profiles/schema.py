@@ -40,6 +40,18 @@ FIGURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 
+# What reads a figure besides `devices`, which shows all of them.
+FIGURE_USES: Mapping[str, str] = MappingProxyType(
+    {
+        "cpu_clock": "estimates for CPU targets: clock of the fastest cores",
+        "cpu_cores": "estimates for CPU targets: cores that compute; without it one",
+        "bandwidth": "estimates: main memory",
+        "npu_ops": "estimates for Apple's chips",
+        "soc_model": "Qualcomm's compiler",
+        "htp_arch": "Qualcomm's compiler",
+    }
+)
+
 # Deterministic guards of `compare`: what is compared with another export. A profile names those that fail on a change.
 GUARDS: Mapping[str, str] = MappingProxyType(
     {

@@ -105,7 +105,9 @@ def _apple(device: Profile, target: str) -> Basis | NoBasis:
         lines = (
             f"fitted to {len(fit.points)} published times (arXiv 2601.08303): {a.macs / 1e12:.2g} TMAC/s, "
             f"{a.stream / 1e9:.3g} GB/s between operations, {a.spill / 1e9:.2g} GB/s for scores beyond the chip",
-            f"left out in turn: {errors}; 90 % interval from these, a factor of {fit.factor:.2f} each way",
+            f"how well it predicts: each published time, estimated from the other {len(fit.points) - 1}, is off by {errors} "
+            "(A, C: the paper's earlier networks; small, tiny: its widths)",
+            f"90 % interval from these errors: a factor of {fit.factor:.2f} each way",
         )
         return Basis("fitted", fit.machine, fit.machine.scaled(1 / fit.factor), fit.machine.scaled(fit.factor), lines)
     ops, bandwidth = device.figures.get("npu_ops"), device.figures.get("bandwidth")

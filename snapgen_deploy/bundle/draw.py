@@ -51,6 +51,8 @@ def draw(
         raise BadInput("--prompt is missing: the bundle's text encoder reads one")
     if prompt is not None and not components.encoders:
         raise BadInput(f"{bundle.name} has no text encoder to read --prompt with; give its text by --embeddings alone")
+    if prompt is not None and not prompt.strip():
+        raise BadInput("--prompt: got an empty text, expected what to draw, such as 'a red ring'")
     if any(spec.name not in tokenizers for spec in components.encoders):
         raise BadInput(f"{bundle.name} has no tokenizer: a prompt cannot be drawn from it")
     others = other_text(bundle.config, embeddings or {})

@@ -129,10 +129,16 @@ def bundle_name(checkpoint: str, device: str) -> str:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Read a bundle's manifest; BadInput in one line when it is none. Hashes are not checked here."""
+    """Read the manifest of a bundle, given by its folder or by the manifest itself; hashes are not checked here.
+
+    Raises:
+        BadInput: for anything else, with the bundles inside a folder of bundles.
+    """
+    if path.name == MANIFEST and is_file(path):
+        path = path.parent
     manifest = path / MANIFEST
     if not is_file(manifest):
-        raise BadInput(f"{path} is no bundle: it has no {MANIFEST}; make one with `snapgen-deploy export`")
+        raise BadInput(f"{path} is no bundle: {_instead(path)}")
     data = read_json(manifest, "export the bundle again")
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
@@ -141,6 +147,24 @@ def open_bundle(path: Path) -> Bundle:
         )
     refuse_misshapen(manifest, data)
     return Bundle(path, data)
+
+
+def _instead(path: Path) -> str:
+    """Why a path is no bundle, and what to give or do instead."""
+    try:
+        if not path.exists():
+            return "there is no such folder"
+        if not path.is_dir():
+            return f"it is a file; give the folder that holds {MANIFEST}"
+        inside = sorted(str(place.parent) for place in path.glob(f"*/{MANIFEST}"))
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror})") from None
+    if len(inside) == 1:
+        return f"the bundle inside it is {inside[0]}; give that"
+    if inside:
+        more = f" and {len(inside) - 3} more" if len(inside) > 3 else ""
+        return f"the bundles inside it are {', '.join(inside[:3])}{more}; give one of them"
+    return f"it has no {MANIFEST}; make one with `snapgen-deploy export`"
 
 
 def check_hashes(bundle: Bundle) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from snapgen_deploy.checkpoint.opener import INDEX, SINGLE_FILE
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.system.files import is_old
+from snapgen_deploy.system.files import folder_for_results, is_old
 
 
 @contextmanager
@@ -25,20 +25,23 @@ def new_directory(final: Path, needed: int, *, overwrite: bool) -> Iterator[Path
     """
     final = final.absolute()
     _check_place(final, overwrite)
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(final.parent).free
-        if free < needed:
+    with ExitStack() as places:
+        try:
+            places.enter_context(folder_for_results(final.parent))
+            free = shutil.disk_usage(final.parent).free
+            if free < needed:
+                raise BadInput(
+                    f"the disk of {final.parent} has {free / 1e9:.2f} GB free, the checkpoint takes {needed / 1e9:.2f} GB; "
+                    "free space or choose another place with --output-dir"
+                )
+            prefix = f".{final.name}.partial-"
+            _remove_abandoned(final.parent, prefix)
+            root = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
+        except OSError as error:
             raise BadInput(
-                f"the disk of {final.parent} has {free / 1e9:.2f} GB free, the checkpoint takes {needed / 1e9:.2f} GB; "
-                "free space or choose another place with --output-dir"
-            )
-        prefix = f".{final.name}.partial-"
-        _remove_abandoned(final.parent, prefix)
-        root = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
-    except OSError as error:
-        raise BadInput(f"cannot write to {final.parent} ({error.strerror}); choose another place with --output-dir") from None
-    try:
+                f"cannot write to {final.parent} ({error.strerror}); choose another place with --output-dir"
+            ) from None
+        places.callback(shutil.rmtree, root, ignore_errors=True)
         yield root
         root.chmod(0o755)  # mkdtemp makes it private
         _check_place(final, overwrite)
@@ -49,8 +52,6 @@ def new_directory(final: Path, needed: int, *, overwrite: bool) -> Iterator[Path
             shutil.rmtree(old)
         else:
             root.rename(final)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
 
 
 def _remove_abandoned(parent: Path, prefix: str) -> None:

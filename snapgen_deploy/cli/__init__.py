@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from snapgen_deploy import __version__
-from snapgen_deploy.cli.console import drop_output, report_error
+from snapgen_deploy.cli.console import drop_output, report_error, report_interrupt
 from snapgen_deploy.errors import EXIT_CODES, BadInput
 from snapgen_deploy.system.child import exclude_working_directory
 
@@ -28,6 +28,8 @@ class _Group(typer.core.TyperGroup):
         except BrokenPipeError:  # of `| head`, which has read enough
             drop_output()
             raise typer.Exit(128 + signal.SIGPIPE) from None
+        except KeyboardInterrupt as stopped:
+            raise typer.Exit(report_interrupt(stopped, as_json=ctx.meta["json"])) from None
         except Exception as error:
             code = report_error(error, traceback=ctx.meta["verbose"], as_json=ctx.meta["json"])
             if code is None:
@@ -80,18 +82,26 @@ def _register() -> None:
         verify,
     )
 
-    app.command("export")(export.export)
-    app.command("devices")(devices.devices)
-    app.command("init")(init.init)
-    app.command("inspect")(inspect.inspect)
-    app.command("verify")(verify.verify)
-    app.command("bench")(bench.bench)
-    app.command("compare")(compare.compare)
-    app.command("estimate")(estimate.estimate)
-    app.command("report")(report.report)
-    app.command("doctor")(doctor.doctor)
-    app.command("generate")(generate.generate)
-    app.command("run-coreml")(run_coreml.run_coreml)
+    for function in (
+        export.export,
+        devices.devices,
+        init.init,
+        inspect.inspect,
+        verify.verify,
+        bench.bench,
+        compare.compare,
+        estimate.estimate,
+        report.report,
+        doctor.doctor,
+        generate.generate,
+        run_coreml.run_coreml,
+    ):
+        app.command(function.__name__.replace("_", "-"), help=_paragraphs(function.__doc__ or ""))(function)
+
+
+def _paragraphs(doc: str) -> str:
+    """A docstring whose paragraphs are one line each: `--help` wraps them to the terminal."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in doc.split("\n\n"))
 
 
 _register()

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import check_places, megabytes, new_table, out, print_json, progress, save_text, tell
+from snapgen_deploy.cli.console import check_places, megabytes, new_table, out, print_json, progress, save_text, say, tell
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.system.processors import default_threads
 
 if TYPE_CHECKING:
     from snapgen_deploy.latency.results import Measurement, RunProfile
+
+BOUNDS = ("p90", "p99")  # columns with MLPerf's bound of a percentile
 
 
 def bench(
@@ -137,16 +139,31 @@ def print_measurement(result: Measurement, run: RunProfile) -> None:
             continue
         label = "picture" if name == QUERY else timing_title(name)
         spread = f"{s['minimum']:.2f} … {s['maximum']:.2f}"
-        bounds = (_bound(s, "p90"), _bound(s, "p99"))
+        bounds = (_bound(s, name) for name in BOUNDS)
         table.add_row(label, str(s["n"]), f"{s['p50']:.2f}", *bounds, f"{s['mean']:.2f}", spread, str(s["outliers"]))
     out().print(table)
+    if short := _too_few(result):
+        say(short, "dim")
     for line in _facts(result, run):
         out().print(line, soft_wrap=True)
 
 
 def _bound(summary: dict[str, Any], name: str) -> str:
     value = summary[f"{name}_bound"]
-    return f"{value:.2f}" if value is not None else f"n < {summary['queries_needed'][name]}"
+    return "—" if value is None else f"{value:.2f}"
+
+
+def _too_few(result: Measurement) -> str:
+    """Why a bound has a dash in the table; "" where none has."""
+    from snapgen_deploy.latency.results import RUN_PROFILES
+
+    whole = result.summary()
+    short = {name: whole["queries_needed"][name] for name in BOUNDS if whole[f"{name}_bound"] is None}
+    if not short:
+        return ""
+    needs = " and ".join(f"the bound of {name} needs {count} pictures" for name, count in short.items())
+    enough = next((n for n, run in RUN_PROFILES.items() if run.queries >= max(short.values())), "normal")
+    return f"—: {needs}; {whole['n']} were drawn; --profile {enough} draws {RUN_PROFILES[enough].queries}"
 
 
 def _facts(result: Measurement, run: RunProfile) -> list[str]:

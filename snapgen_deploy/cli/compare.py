@@ -208,11 +208,13 @@ def _percent(value: float) -> str:
 
 
 def _print_guards(guards: Sequence[Guard]) -> None:
+    from rich.text import Text
+
     changed = [g for g in guards if g.verdict != "same"]
     out().print(f"{len(guards)} deterministic guards, {len(changed)} changed")
     for g in changed:
-        out().print(f"  [{COLOURS[g.verdict]}]{g.verdict}[/] {g.component} {g.name}: ", end="")
-        say(g.detail)
+        line = Text.assemble("  ", (g.verdict, COLOURS[g.verdict]), f" {g.component} {g.name}: {g.detail}")
+        out().print(line, soft_wrap=True)
 
 
 def _print_self_check(check: SelfCheck) -> None:

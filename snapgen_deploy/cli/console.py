@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
 
 from snapgen_deploy.errors import BadInput, SnapgenError
 from snapgen_deploy.system.files import write_text
@@ -25,6 +28,7 @@ from snapgen_deploy.system.progress import Counting, OnProgress, OnStep, Progres
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 UNFORESEEN = 70  # exit code of an error that the tool does not know (sysexits.h: EX_SOFTWARE): no gate, no regression
 # Errors of the system that come of a place that the user chose, wherever they are met.
@@ -34,18 +38,74 @@ UNTRAINED = "untrained weights: pictures are noise"
 NO_TOKENIZER = "no tokenizer: prompts cannot be read, gates and preview run on random tokens"
 
 
+class WholeWords(Console):
+    """Breaks lines between words only: a path, a name or a digest that is longer than the line is left whole.
+
+    `soft_wrap` text is one line in a file or pipe; a terminal, which would break it anywhere, gets it wrapped at words.
+    """
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        """As `Console.print`."""
+        from rich.table import Table
+        from rich.text import Text
+
+        whole = settings.get("soft_wrap", False) and not self.is_terminal
+        if len(objects) == 1 and isinstance(objects[0], str | Text) and not whole:
+            line = objects[0]
+            text = self.render_str(line, markup=settings.get("markup")) if isinstance(line, str) else line
+            objects = (Text("\n").join(part for line in text.split() for part in self._wrapped(line)),)
+            settings["soft_wrap"] = True
+        for table in objects:
+            if isinstance(table, Table):
+                self._fit(table)
+                settings["crop"] = False
+        super().print(*objects, **settings)
+
+    def _wrapped(self, line: Text) -> list[Text]:
+        """A line in pieces of the console's width, and of single words that are wider."""
+        breaks, start = [], 0
+        for word in re.finditer(r"\S+", line.plain):
+            if line.plain[start : word.start()].strip() and cell_len(line.plain[start : word.end()]) > self.width:
+                breaks.append(start := word.start())
+        pieces = line.divide(breaks)
+        for piece in pieces[:-1]:
+            piece.rstrip()
+        return list(pieces)
+
+    def _fit(self, table: Table) -> None:
+        """Set the widths of columns: the widest give way, none gets narrower than its longest word.
+
+        A table whose words need more than the line is as wide as they need.
+        """
+        table.width = None
+        for column in table.columns:
+            column.width = None
+        options = self.options.update(max_width=10_000)
+        sizes = [[Measurement.get(self, options, cell) for cell in (c.header, *c.cells)] for c in table.columns]
+        widths = [max(size.maximum for size in cells) for cells in sizes]
+        longest = [max(size.minimum for size in cells) for cells in sizes]
+        least = [full if c.no_wrap else word for c, full, word in zip(table.columns, widths, longest, strict=True)]
+        frame = Measurement.get(self, options, table).maximum - sum(widths)
+        while sum(widths) + frame > self.width and widths != least:
+            widest = max((i for i, width in enumerate(widths) if width > least[i]), key=widths.__getitem__)
+            widths[widest] -= 1
+        for column, width in zip(table.columns, widths, strict=True):
+            column.width = width
+        table.width = sum(widths) + frame
+
+
 def out() -> Console:
     """Standard output, for results."""
-    return Console(file=sys.stdout, highlight=False)
+    return WholeWords(file=sys.stdout, highlight=False)
 
 
 def err() -> Console:
     """Standard error, for progress and errors."""
-    return Console(file=sys.stderr, highlight=False)
+    return WholeWords(file=sys.stderr, highlight=False)
 
 
 def say(text: str, style: str = "") -> None:
-    """A line of a result as it is: brackets are no markup, and only the terminal wraps it."""
+    """A line of a result as it is: brackets are no markup."""
     out().print(text, style=style, soft_wrap=True, markup=False)
 
 
@@ -102,6 +162,17 @@ def report_error(error: Exception, *, traceback: bool, as_json: bool = False) ->
     return code
 
 
+def report_interrupt(stopped: KeyboardInterrupt, *, as_json: bool = False) -> int:
+    """Print what Ctrl-C stopped and what is left of it as one line (`as_json`: see `report_error`); its exit code."""
+    code = 128 + signal.SIGINT
+    message = f"interrupted: {'; '.join(notes)}" if (notes := _notes(stopped)) else "interrupted"
+    with contextlib.suppress(OSError):
+        tell(message, "yellow")
+    if as_json:
+        print_json({"error": message, "exit_code": code})
+    return code
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
@@ -116,22 +187,38 @@ def progress(*, quiet: bool = False) -> Progress:
     @contextmanager
     def work(what: str) -> Iterator[OnProgress]:
         if quiet:
-            yield ignore_progress
+            with _named_if_interrupted(what):
+                yield ignore_progress
             return
         if not console.is_terminal:
-            with _log(what) as told:
+            with _named_if_interrupted(what), _log(what) as told:
                 yield lambda done, total: told(f": {done} of {total}")
             return
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         start = time.perf_counter()
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
+        with _named_if_interrupted(what), Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(what, total=None)
             yield lambda done, total: bar.update(task, description=f"{what}: {done} of {total}")
         console.print(f"  [green]✓[/green] {what} [dim]{time.perf_counter() - start:.1f} s[/dim]")
 
     return work
+
+
+@contextmanager
+def _named_if_interrupted(what: str) -> Iterator[None]:
+    """Ctrl-C tells `report_interrupt` what it stopped: the innermost piece of work."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        if not _notes(stopped):
+            stopped.add_note(what)
+        raise
+
+
+def _notes(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])
 
 
 @contextmanager
@@ -156,7 +243,7 @@ def _log(what: str) -> Iterator[Callable[[str], None]]:
     finally:
         over.set()
         thread.join()
-        if time.monotonic() - start >= WORTH_A_LINE:
+        if time.monotonic() - start >= WORTH_A_LINE and not isinstance(sys.exception(), KeyboardInterrupt):
             line()
 
 
@@ -166,17 +253,20 @@ def counting(*, quiet: bool = False) -> Counting:
 
     @contextmanager
     def work() -> Iterator[OnStep]:
+        name = "mixed precision"
         if quiet:
-            yield lambda what, done, total: None
+            with _named_if_interrupted(name):
+                yield lambda what, done, total: None
             return
         if not console.is_terminal:
-            with _log("mixed precision") as told:
+            with _named_if_interrupted(name), _log(name) as told:
                 yield lambda what, done, total: told(f": {what}: {done} of {total}")
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         times = (TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times, console=console) as bar:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
+        with _named_if_interrupted(name), Progress(*columns, console=console) as bar:
             tasks: dict[str, Any] = {}
 
             def count(what: str, done: int, total: int) -> None:
@@ -195,12 +285,13 @@ def byte_progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Cal
     """A bar over `total` bytes; the function that it gives is told how many more are done. Nothing without a terminal."""
     console = err()
     if quiet or not console.is_terminal:
-        yield lambda count: None
+        with _named_if_interrupted(what):
+            yield lambda count: None
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with _named_if_interrupted(what), Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)
 

@@ -103,7 +103,7 @@ def _show(p: Profile) -> None:
         say(f"{offer.target.key}: {offer.source}", "dim")
     figures = new_table(title="figures")
     for column in ("figure", "value", "status", "source"):
-        figures.add_column(column, overflow="fold")
+        figures.add_column(column)
     budgets = {"memory budget": p.memory_budget, "latency budget": p.latency_budget}
     for name, figure in {**budgets, **p.figures}.items():
         if figure is not None:

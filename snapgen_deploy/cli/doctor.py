@@ -150,7 +150,7 @@ def _print(name: str, findings: tuple[Finding, ...], placement: Placement, verbo
     if findings:
         table = new_table(name, title_style="bold")
         for column in ("severity", "rule", "count", "example"):
-            table.add_column(column, justify="right" if column == "count" else "left", overflow="fold")
+            table.add_column(column, justify="right" if column == "count" else "left")
         for f in findings:
             shown = f.examples if verbose else f.examples[:1]
             example = Text("\n".join(str(e) for e in shown))

@@ -20,7 +20,8 @@ def generate(
         str | None, typer.Option(help="What to draw. Leave it out if the bundle has no text encoder; see --embeddings.")
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="Seed of the noise. One seed gives the same picture on every target.")
+        int,
+        typer.Option(min=0, metavar="N", help="Seed of the noise, below 2^63. One seed, one picture on every target."),
     ] = 0,
     target: Annotated[str | None, typer.Option(help="NAME or NAME:VARIANT. Default: the first that runs here.")] = None,
     resolution: Annotated[
@@ -40,8 +41,12 @@ def generate(
     """Draw a picture with a bundle's own files."""
     from snapgen_deploy.bundle.draw import choose_target, draw, save_png
     from snapgen_deploy.bundle.reader import check_hashes, open_bundle
+    from snapgen_deploy.drawing.prompts import SEEDS
     from snapgen_deploy.plan.sizes import size_name
     from snapgen_deploy.system.files import read_arrays
+
+    if seed >= SEEDS:
+        raise BadInput(f"--seed: got {seed}, expected a whole number below 2^63")
 
     whole = open_bundle(bundle)
     check_hashes(whole)  # a runtime may draw something else from a damaged file, or crash

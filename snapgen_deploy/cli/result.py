@@ -18,7 +18,7 @@ def print_gates(gates: Sequence[dict[str, Any]]) -> None:
     table = new_table(title="gates")
     for column in ("target", "component", "gate", "value", "limit", "verdict"):
         justify: Literal["left", "right"] = "right" if column in ("value", "limit") else "left"
-        table.add_column(column, justify=justify, overflow="fold", no_wrap=column != "gate")
+        table.add_column(column, justify=justify, no_wrap=column != "gate")
     colours = {"passed": "green", "failed": "red", "not_run": "yellow"}
     shown = None
     for g in gates:
@@ -37,6 +37,12 @@ def print_gates(gates: Sequence[dict[str, Any]]) -> None:
             say(line)  # a reason may name an extra in brackets
 
 
+def count_verdicts(gates: Sequence[Mapping[str, Any]]) -> str:
+    """`4 gates passed, 0 failed, 1 not run`."""
+    passed, failed, idle = (sum(g["verdict"] == verdict for g in gates) for verdict in ("passed", "failed", "not_run"))
+    return f"{passed} gates passed, {failed} failed, {idle} not run"
+
+
 def _component(gate: dict[str, Any]) -> str:
     """The component of a gate, with the picture size in a bundle of several."""
     return " ".join((gate["component"].replace("_", " "), gate.get("size", ""))).strip()
@@ -49,7 +55,7 @@ def _print_components(targets: Mapping[str, Any]) -> None:
     table = new_table("components")
     numbers = ("size", "bits", "left", "operators")
     for column in ("target", "component", "precision", *numbers):
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+        table.add_column(column, justify="right" if column in numbers else "left")
     placed = []
     for key, target in targets.items():
         components = {role: target["components"][role] for role in in_order(target["components"])}
@@ -122,10 +128,8 @@ def print_result(result: Result) -> None:
     if "sizes" in manifest:
         _print_sizes(manifest)
     print_gates(manifest["gates"])
-    ran = sum(g.verdict == "passed" for g in result.gates)
-    idle = sum(g.verdict == "not_run" for g in result.gates)
     _print_run(result)
-    out().print(f"{ran} gates passed, {idle} not run")
+    out().print(count_verdicts(manifest["gates"]))
     if manifest["trained"] is not True:
         out().print(UNTRAINED, style="yellow")
     preview = result.bundle.path / "preview.png"  # not of a checkpoint without a decoder

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from snapgen_deploy.cli.console import print_json, progress, say
-from snapgen_deploy.cli.result import print_gates
+from snapgen_deploy.cli.result import count_verdicts, print_gates
 from snapgen_deploy.system.processors import default_threads
 
 
@@ -31,10 +31,11 @@ def verify(
     gates = () if hashes_only else rerun_gates(opened, threads or default_threads(), progress(quiet=as_json))
     data = [g.as_dict() for g in gates]
     if as_json:
-        print_json({"bundle": str(bundle), "hashes": "passed", "gates": data})
+        print_json({"bundle": str(opened.path), "hashes": "passed", "gates": data})
     else:
-        say(f"{bundle}: every file is what was exported")
+        say(f"{opened.path}: every file is what was exported")
         if gates:
             print_gates(data)
+            say(count_verdicts(data))
     if any(g.verdict == "failed" for g in gates):
         raise typer.Exit(1)

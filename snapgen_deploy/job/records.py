@@ -66,6 +66,11 @@ def read_record(root: Path, target_key: str, role: Role, recipe: str = "") -> Ex
         return None
 
 
+def finished_components(root: Path) -> int:
+    """How many components have a record below `root`, each picture size counted by itself."""
+    return sum(1 for _ in root.rglob(".*.done"))
+
+
 def remove_unowned(root: Path) -> None:
     """Remove what no record owns: half-written files of processes that were killed would become a part of the bundle."""
     owned: set[Path] = set()

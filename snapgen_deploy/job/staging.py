@@ -9,13 +9,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
 from snapgen_deploy.bundle.reader import MANIFEST
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.system.files import is_disk_full, is_old
+from snapgen_deploy.job.records import finished_components
+from snapgen_deploy.system.files import ABANDONED, folder_for_results, is_disk_full, is_old
 
 PLACE = "another place with --output-dir"
 
@@ -65,31 +66,48 @@ def check_place(final: Path, overwrite: bool) -> None:
 @contextmanager
 def staging(final: Path, key: str, *, overwrite: bool, resume: bool) -> Iterator[Staging]:
     """A place to build the bundle `final` in. With `resume`, one that an interrupted run with the same `key` left is
-    taken up again, and kept if this run fails too."""
+    taken up again, and kept if this run fails too. Ctrl-C keeps what is finished in any case."""
     prefix = f".{final.name}.partial-"
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _finish(final, prefix)
-        check_place(final, overwrite)
-        root, lock = _left_over(final, prefix, key, resume) or _new(final.parent, prefix, key)
-    except OSError as error:
-        raise BadInput(f"cannot write to {final.parent} ({error.strerror}); choose {PLACE}") from None
-    stage = Staging(root, final, keep=resume)
+    with ExitStack() as places:
+        try:
+            places.enter_context(folder_for_results(final.parent))
+            _finish(final, prefix)
+            check_place(final, overwrite)
+            root, lock = _left_over(final, prefix, key, resume) or _new(final.parent, prefix, key)
+        except OSError as error:
+            raise BadInput(f"cannot write to {final.parent} ({error.strerror}); choose {PLACE}") from None
+        with lock, _built(Staging(root, final, keep=resume)) as stage:
+            yield stage
+
+
+@contextmanager
+def _built(stage: Staging) -> Iterator[Staging]:
+    """`stage` with its scratch folder; in the end all of it goes but a published bundle and what is to be kept."""
     shutil.rmtree(stage.scratch, ignore_errors=True)  # of a run that was killed
     try:
         stage.scratch.mkdir()
         yield stage
+    except KeyboardInterrupt as stopped:
+        finished = finished_components(stage.root)
+        stage.keep = finished > 0
+        if stage.keep:
+            stopped.add_note(
+                f"{finished} finished component{'s' * (finished > 1)} kept in {stage.root} for {ABANDONED // 3600} hours: "
+                "the same command with --resume continues"
+            )
+        else:
+            stopped.add_note("no component was finished, nothing is left")
+        raise
     except Exception as error:
         if is_disk_full(error):
-            raise BadInput(f"the disk of {final.parent} is full; free space or choose {PLACE}") from None
+            raise BadInput(f"the disk of {stage.final.parent} is full; free space or choose {PLACE}") from None
         raise
     finally:
         shutil.rmtree(stage.scratch, ignore_errors=True)
         if not stage.published and not stage.keep:
-            shutil.rmtree(root, ignore_errors=True)
+            shutil.rmtree(stage.root, ignore_errors=True)
         if stage.published or not stage.keep:
-            _key_file(root).unlink(missing_ok=True)
-        lock.close()
+            _key_file(stage.root).unlink(missing_ok=True)
 
 
 def _key_file(root: Path) -> Path:

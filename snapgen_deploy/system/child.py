@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
@@ -50,6 +50,27 @@ def start_method() -> str:
     return "forkserver" if sys.platform == "linux" else "spawn"
 
 
+@contextlib.contextmanager
+def ignoring_interrupts() -> Iterator[None]:
+    """Processes started in the block ignore Ctrl-C, which a terminal sends to all of them: their parent ends them.
+
+    Does nothing outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _start_server() -> None:
+    with ignoring_interrupts():
+        forkserver.ensure_running()
+
+
 def preload(modules: Sequence[str]) -> None:
     """Start the server that children are forked from; it imports `modules` while this process goes on.
 
@@ -60,7 +81,7 @@ def preload(modules: Sequence[str]) -> None:
         exclude_working_directory()
         multiprocessing.set_forkserver_preload(list(modules))
         with contextlib.suppress(OSError):  # `_context` falls back to spawn
-            forkserver.ensure_running()
+            _start_server()
 
 
 def _context(method: str) -> BaseContext:
@@ -70,7 +91,7 @@ def _context(method: str) -> BaseContext:
     """
     if not method and (method := start_method()) == "forkserver":
         try:
-            forkserver.ensure_running()
+            _start_server()
         except OSError:
             method = "spawn"
     return multiprocessing.get_context(method)
@@ -93,7 +114,8 @@ def run_in_child(
     receiver, sender = context.Pipe(duplex=False)
     arguments = (sender, dict(os.environ), function, args, on_progress is not None)
     process = context.Process(target=_call, args=arguments, name=what)  # type: ignore[attr-defined]
-    process.start()
+    with ignoring_interrupts():
+        process.start()
     sender.close()
     try:
         try:

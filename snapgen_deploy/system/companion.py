@@ -15,7 +15,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from snapgen_deploy.system.child import ChildDied, cause, exclude_working_directory, exit_with_parent, record_peak_of_children
+from snapgen_deploy.system.child import (
+    ChildDied,
+    cause,
+    exclude_working_directory,
+    exit_with_parent,
+    ignoring_interrupts,
+    record_peak_of_children,
+)
 
 START_SECONDS = 120.0  # added to the limit of the first call: the process starts and imports
 IDLE_SECONDS = 120.0  # without any processor time: after that the process counts as hung
@@ -40,7 +47,8 @@ class Companion:
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
         process = context.Process(target=_serve, args=(there, folder.name), name=what, daemon=True)
-        process.start()
+        with ignoring_interrupts():
+            process.start()
         there.close()
         self._process, self._first = process, True
         self._end = weakref.finalize(self, _end, process, self._here, folder)
@@ -130,7 +138,7 @@ def _serve(there: Connection, folder: str) -> None:
     while True:
         try:
             function, args = there.recv()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return
         answer: tuple[bool, Any]
         try:

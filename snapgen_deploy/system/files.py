@@ -11,7 +11,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -69,6 +69,19 @@ def read_json(path: Path, fix: str) -> Any:
 def files_under(root: Path) -> list[Path]:
     """All files below `root`, sorted by their path."""
     return sorted(p for p in root.rglob("*") if p.is_file())
+
+
+@contextmanager
+def folder_for_results(folder: Path) -> Iterator[None]:
+    """Make a folder and its parents; those made here go again where the block leaves them empty. OSError where it cannot be."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with suppress(OSError):  # the first that holds something, and all above it
+            for place in made:
+                place.rmdir()
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from snapgen_deploy.bundle.draw import draw
 from snapgen_deploy.bundle.reader import MANIFEST, RUN, SUMS, check_hashes, open_bundle, write_manifest
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Artifact, Description
@@ -51,6 +52,25 @@ def test_same_content_gives_the_same_bytes(tmp_path):
     first, second = build(tmp_path / "a"), build(tmp_path / "b")
     assert (first / SUMS).read_bytes() == (second / SUMS).read_bytes()
     assert (first / MANIFEST).read_bytes() == (second / MANIFEST).read_bytes()
+
+
+def test_a_bundle_is_found_by_its_manifest_and_a_folder_of_bundles_names_them(tmp_path):
+    final = build(tmp_path / "bundles" / "shapes-phone")
+    assert open_bundle(final / MANIFEST) == open_bundle(final)
+    with pytest.raises(BadInput, match=f"bundles is no bundle: the bundle inside it is {final}; give that"):
+        open_bundle(tmp_path / "bundles")
+    others = [build(tmp_path / "bundles" / name) for name in ("a", "b", "c")]
+    with pytest.raises(BadInput, match=f"inside it are {', '.join(map(str, others))} and 1 more; give one of them"):
+        open_bundle(tmp_path / "bundles")
+    for path, said in (("none", "there is no such folder"), ("bundles/a/onnx/student.onnx", "it is a file; give the folder")):
+        with pytest.raises(BadInput, match=said):
+            open_bundle(tmp_path / path)
+
+
+@pytest.mark.parametrize("prompt", ["", " \t"])
+def test_nothing_is_drawn_of_an_empty_prompt(tmp_path, prompt):
+    with pytest.raises(BadInput, match="--prompt: got an empty text, expected what to draw"):
+        draw(open_bundle(build(tmp_path / "b")), "onnx:cpu", prompt, 0, 1)
 
 
 def test_an_error_leaves_nothing(tmp_path):

@@ -7,9 +7,13 @@ import sys
 import time
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from snapgen_deploy.cli import console
+from snapgen_deploy.cli import _Group, console
 from snapgen_deploy.cli.console import counting, progress, report_error
+from snapgen_deploy.job.staging import staging
+from snapgen_deploy.system.child import ignoring_interrupts
 
 
 def test_a_log_hears_of_long_work_and_not_of_short(capsys, monkeypatch):
@@ -97,3 +101,35 @@ def test_a_place_that_the_system_refuses_is_bad_input(capsys):
     assert report_error(error, traceback=False) == 2
     assert capsys.readouterr().err == "error: /secret/model.onnx: Permission denied\n"
     assert report_error(OSError(errno.EIO, "Input/output error"), traceback=False) == 70
+
+
+def test_ctrl_c_says_what_it_stopped_and_what_is_left(tmp_path):
+    """In one line, with the exit code of a process that SIGINT ended; folders that were made for nothing go."""
+    place = tmp_path / "new" / "bundles" / "shapes-server"
+
+    def stopped(finished):
+        with staging(place, "key", overwrite=False, resume=False) as stage, progress()("onnx:cpu: exporting the decoder"):
+            if finished:
+                (stage.root / ".onnx-cpu-student.done").write_text('{"files": {}}')
+            raise KeyboardInterrupt
+
+    for finished in (False, True):
+        app = typer.Typer(cls=_Group)
+        app.callback()(lambda: None)
+        app.command("export")(lambda finished=finished: stopped(finished))
+        done = CliRunner().invoke(app, ["export"])
+        assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (130, "", 1)
+        assert done.stderr.startswith("interrupted: onnx:cpu: exporting the decoder; ")
+        if not finished:
+            assert "no component was finished, nothing is left" in done.stderr
+            assert list(tmp_path.iterdir()) == []
+    (kept,) = (path for path in place.parent.iterdir() if path.is_dir())
+    assert f"1 finished component kept in {kept} for 24 hours: the same command with --resume continues" in done.stderr
+    with staging(place, "key", overwrite=False, resume=True) as stage:
+        assert stage.root == kept
+
+
+def test_ctrl_c_of_a_terminal_is_not_for_children():
+    with ignoring_interrupts():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

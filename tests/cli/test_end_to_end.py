@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from snapgen_deploy.bundle.reader import check_hashes, open_bundle
-from snapgen_deploy.check.gates import psnr
+from snapgen_deploy.check.gates import Gate, psnr
 from snapgen_deploy.export.precisions import PRECISIONS
 from snapgen_deploy.plan import plan
 from tests.cli.conftest import in_this_process, invoke
@@ -70,6 +70,15 @@ def test_verify_runs_the_gates_again_from_the_files(bundle):
     before = {(g["target"], g["component"], g["name"]): g["verdict"] for g in open_bundle(bundle).manifest["gates"]}
     after = {(g["target"], g["component"], g["name"]): g["verdict"] for g in json.loads(done.stdout)["gates"]}
     assert after == before
+
+
+def test_verify_takes_the_manifest_and_ends_with_its_count(bundle, monkeypatch):
+    gates = [Gate(**g) for g in open_bundle(bundle).manifest["gates"]]
+    ran = (*gates, replace(gates[0], verdict="failed"), replace(gates[0], value=None, verdict="not_run"))
+    monkeypatch.setattr("snapgen_deploy.check.verify.rerun_gates", lambda *_: ran)
+    done = invoke("verify", bundle / "manifest.json")
+    assert done.exit_code == 1, done.output
+    assert done.stdout.splitlines()[-1] == f"{len(gates)} gates passed, 1 failed, 1 not run"
 
 
 def test_verify_finds_a_changed_file(bundle, tmp_path):

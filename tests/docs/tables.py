@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from snapgen_deploy.device_profiles import load_profile, profile_ids
-from snapgen_deploy.device_profiles.schema import GUARDS
+from snapgen_deploy.device_profiles.schema import FIGURE_USES, FIGURES, GUARDS
 from snapgen_deploy.errors import EXIT_CODES
 from snapgen_deploy.export.lint import RULES
 from snapgen_deploy.export.precisions import PRECISIONS
@@ -98,6 +98,12 @@ def guards() -> str:
     return table(("guard", "compares"), [(f"`{name}`", about) for name, about in GUARDS.items()])
 
 
+def figures() -> str:
+    """Every figure that a profile may give."""
+    rows = [(f"`{name}`", _code(units), FIGURE_USES.get(name, "shown by `devices`")) for name, units in FIGURES.items()]
+    return table(("figure", "unit", "used by"), rows)
+
+
 def run_profiles() -> str:
     """How long `bench` runs."""
     rows = [(f"`{p.name}`", p.queries, f"{p.seconds:g} s") for p in RUN_PROFILES.values()]
@@ -117,6 +123,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "exit-codes": exit_codes,
     "rooms": rooms,
     "guards": guards,
+    "figures": figures,
     "run-profiles": run_profiles,
     "lint": lint,
 }
