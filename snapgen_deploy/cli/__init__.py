@@ -13,9 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from snapgen_deploy import __version__
-from snapgen_deploy.cli.console import drop_output, report_error, report_interrupt
+from snapgen_deploy.cli.console import Output, drop_output, report_error, report_interrupt
 from snapgen_deploy.errors import EXIT_CODES, BadInput
 from snapgen_deploy.system.child import exclude_working_directory
+from snapgen_deploy.system.native import no_panic_escapes
 
 
 class _Group(typer.core.TyperGroup):
@@ -24,7 +25,10 @@ class _Group(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             _refuse_removed_folder()
-            return super().invoke(ctx)
+            with no_panic_escapes():
+                result = super().invoke(ctx)
+            sys.stdout.flush()  # what is left would fail when the process ends, without a line of ours
+            return result
         except BrokenPipeError:  # of `| head`, which has read enough
             drop_output()
             raise typer.Exit(128 + signal.SIGPIPE) from None
@@ -35,6 +39,13 @@ class _Group(typer.core.TyperGroup):
             if code is None:
                 raise
             raise typer.Exit(code) from None
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        """Help and version are printed before there is a context."""
+        try:
+            return super().main(*args, **settings)
+        except BadInput as error:
+            raise SystemExit(report_error(error, traceback=False)) from None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta["verbose"] = any(a in ("-v", "--verbose") for a in args)
@@ -130,6 +141,8 @@ def _refuse_removed_folder() -> None:
 def _fix_streams() -> None:
     """Streams that were closed go nowhere; those of a narrow encoding show `?` for what they have not."""
     sys.stdout, sys.stderr = (s or open(os.devnull, "w", encoding="utf-8") for s in (sys.stdout, sys.stderr))  # noqa: SIM115
+    if type(sys.stdout) is io.TextIOWrapper:  # nothing that has replaced it, as a test's
+        sys.stdout = Output.of(sys.stdout)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")

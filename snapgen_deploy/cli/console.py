@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -23,13 +24,16 @@ from rich.console import Console
 from rich.measure import Measurement
 
 from snapgen_deploy.errors import BadInput, SnapgenError
+from snapgen_deploy.system.documents import LONGEST_NAME, cut
 from snapgen_deploy.system.files import write_text
+from snapgen_deploy.system.host_memory import is_out_of_memory
 from snapgen_deploy.system.progress import Counting, OnProgress, OnStep, Progress, ignore_progress
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+LONGEST_MESSAGE = 4000  # characters; lists of problems are long, and each is worth reading
 UNFORESEEN = 70  # exit code of an error that the tool does not know (sysexits.h: EX_SOFTWARE): no gate, no regression
 # Errors of the system that come of a place that the user chose, wherever they are met.
 PLACES = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
@@ -94,6 +98,37 @@ class WholeWords(Console):
         table.width = sum(widths) + frame
 
 
+class Output(io.TextIOWrapper):
+    """Standard output whose failure to be written is one line of ours: a full disk, or a file's limit."""
+
+    @classmethod
+    def of(cls, stream: io.TextIOWrapper) -> Output:
+        """In the stream's place; it can no longer be used."""
+        encoding, errors, line = stream.encoding, stream.errors, stream.line_buffering
+        return cls(stream.detach(), encoding, errors, line_buffering=line, write_through=stream.write_through)
+
+    def write(self, text: str, /) -> int:
+        """As ever; BadInput where the system refuses."""
+        with _refused():
+            return super().write(text)
+
+    def flush(self) -> None:
+        """As ever; BadInput where the system refuses."""
+        with _refused():
+            super().flush()
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop_output()
+        raise BadInput(f"cannot write standard output ({error.strerror})") from None
+
+
 def out() -> Console:
     """Standard output, for results."""
     return WholeWords(file=sys.stdout, highlight=False)
@@ -124,14 +159,9 @@ def new_table(title: str | None = None, **settings: Any) -> Table:
 
 def print_json(data: Any) -> None:
     """One JSON object on standard output and nothing else."""
-    try:
+    with _refused():
         sys.stdout.write(json.dumps(data, indent=1, sort_keys=True, allow_nan=False, default=str) + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        drop_output()
-        raise BadInput(f"cannot write standard output ({error.strerror})") from None
 
 
 def drop_output() -> None:
@@ -150,10 +180,12 @@ def report_error(error: Exception, *, traceback: bool, as_json: bool = False) ->
         tracebacks.print_exception(error, file=sys.stderr)
     if isinstance(error, OSError) and error.filename is not None and error.errno in PLACES:
         error = BadInput(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    elif not isinstance(error, SnapgenError) and is_out_of_memory(error):
+        error = BadInput(f"too little memory: {cut(_one_line(error), LONGEST_NAME)}; free some, or raise the limit (ulimit -v)")
     if isinstance(error, SnapgenError):
-        message, hint, code, data = _one_line(error), "", error.exit_code, error.as_dict()
+        message, hint, code, data = _cut_middle(_one_line(error)), "", error.exit_code, error.as_dict()
     else:
-        message, code, data = f"{type(error).__name__}: {_one_line(error)}", UNFORESEEN, {}
+        message, code, data = f"{type(error).__name__}: {_cut_middle(_one_line(error))}", UNFORESEEN, {}
         hint = "" if traceback else "; run again with -v for the traceback"
     with contextlib.suppress(OSError):  # standard error is full: the exit code and the object still tell
         tell(f"error: {message}{hint}", "red")
@@ -175,6 +207,11 @@ def report_interrupt(stopped: KeyboardInterrupt, *, as_json: bool = False) -> in
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def _cut_middle(text: str) -> str:
+    """Whatever an error repeats of its input, beginning and end are enough."""
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE // 2]} ... {text[-LONGEST_MESSAGE // 4 :]}"
 
 
 def progress(*, quiet: bool = False) -> Progress:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.system.documents import LONGEST_NAME, cut
+from snapgen_deploy.system.native import no_panic
 
 LISTED = 200  # a vocabulary of more words is not listed in a message
 PAD, BOS, EOS, _UNKNOWN = "[PAD]", "[BOS]", "[EOS]", "[UNK]"
@@ -27,9 +29,11 @@ class WordTokenizer:
             BadInput: if the `tokenizers` library cannot read it.
         """
         try:
-            self._tokenizer = Tokenizer.from_str(text)
+            with no_panic():
+                self._tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
-            raise BadInput(f"the tokenizer is not a tokenizer.json of the `tokenizers` library: {error}") from error
+            said = cut(str(error), LONGEST_NAME)
+            raise BadInput(f"the tokenizer is not a tokenizer.json of the `tokenizers` library: {said}") from error
         model, padding = self._tokenizer.model, self._tokenizer.padding or {}
         unknown = getattr(model, "unk_token", None)
         # Unigram has only an id for it, which the library does not expose
@@ -83,9 +87,10 @@ class WordTokenizer:
             BadInput: if the prompt has unknown words or more than `length` tokens, or the tokenizer cannot read it.
         """
         try:
-            encoding = self._tokenizer.encode(prompt)
+            with no_panic():
+                encoding = self._tokenizer.encode(prompt)
         except Exception as error:  # a bare Exception if the unknown token is not in the vocabulary
-            raise BadInput(f"the tokenizer cannot read the prompt: {error}") from None
+            raise BadInput(f"the tokenizer cannot read the prompt: {cut(str(error), LONGEST_NAME)}") from None
         numbers = list(encoding.ids)
         # a tokenizer's unknown token may also be its end token, as CLIP's: the end covers no text
         spans = [span for n, span in zip(numbers, encoding.offsets, strict=True) if n == self._unknown and span[0] < span[1]]

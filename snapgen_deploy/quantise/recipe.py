@@ -40,6 +40,8 @@ from snapgen_deploy.system.typed import Closed, Number, Table, read_as
 
 _Report = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
 RECIPE, TUNED_WEIGHTS, CURVE, CURVE_PICTURE = "recipe.json", "tuned.safetensors", "tuning.json", "tuning.png"
+SEAL = "recipe.sha256"  # over all of them: what is damaged is made again
+_FILES = (RECIPE, TUNED_WEIGHTS, CURVE, CURVE_PICTURE)
 FIX = "choose another place with XDG_CACHE_HOME"
 
 
@@ -161,13 +163,17 @@ def load_recipe(folder: Path) -> Recipe | None:
 
     try:
         data, _ = read_as(_RecipeFile, parse_json((folder / RECIPE).read_text(encoding="utf-8")))
-        if data is None or sha256_of(folder / TUNED_WEIGHTS) != data.tuned_sha256:
+        if data is None or (folder / SEAL).read_text(encoding="utf-8") != _seal_of(folder):
             return None
         tuned = load_file(folder / TUNED_WEIGHTS)
     except (OSError, ValueError, SafetensorError):
         return None
     bits = {name: layer.bits for name, layer in data.layers.items()}
     return Recipe(bits, {name: layer.palette for name, layer in data.layers.items()}, tuned, data.about)
+
+
+def _seal_of(folder: Path) -> str:
+    return "".join(f"{sha256_of(folder / name)}  {name}\n" for name in _FILES)
 
 
 def keep_within(root: Path, limit: int, spare: Path) -> None:
@@ -196,10 +202,11 @@ def _sensitivities(
 ) -> tuple[dict[str, Sensitivity], int]:
     """Every layer's sensitivity at these levels, and on how many pictures; each is appended to a file as it is found."""
     path = folder.with_name(f"{folder.name}-{levels[0]}-{levels[1]}.jsonl")
-    known = _read_lines(path)
     student = load_student(checkpoint, width)
     from snapgen_deploy.quantise.layers import layers_of
 
+    layers = layers_of(student)
+    known = _read_lines(path, lambda s: s.name in layers and s.fits(layers[s.name].weight.numel(), levels))
     total, done, pictures = len(layers_of(student)), len(known), measured_pictures(student, trajectories)
     report("measuring layers", done, total)
     with path.open("a", encoding="utf-8") as file:
@@ -218,17 +225,17 @@ def _sensitivities(
     return found, pictures
 
 
-def _read_lines(path: Path) -> list[Sensitivity]:
-    """The complete lines of a file; a last line that a kill has truncated is removed from it."""
+def _read_lines(path: Path, sound: Callable[[Sensitivity], bool]) -> list[Sensitivity]:
+    """Whole lines of a file that a kill may have cut; what was cut is removed from it, and all where one line is not sound."""
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1]
     try:
         found, _ = read_as(list[Sensitivity], [parse_json(line) for line in whole.splitlines()])
     except ValueError:
         found = None
-    if found is None:
+    if found is None or not all(map(sound, found)):
         found, whole = [], ""
     if whole != text:
         write_text(path, whole, FIX)
@@ -243,7 +250,7 @@ def _write(
     chosen: Allocation,
     tuned: TunedNetwork,
 ) -> None:
-    """The recipe's files; recipe.json last, since it makes the others valid."""
+    """The recipe's files; their seal last, since it makes the others valid."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -271,6 +278,7 @@ def _write(
     layers = {name: {"bits": b, "palette": list(found[name].palettes[b])} for name, b in chosen.bits.items()}
     data = {"about": about, "layers": layers, "tuned_sha256": sha256_of(folder / TUNED_WEIGHTS)}
     write_text(folder / RECIPE, json.dumps(data, sort_keys=True, allow_nan=False) + "\n", FIX)
+    write_text(folder / SEAL, _seal_of(folder), FIX)
     if load_recipe(folder) is None:
         raise BadInput(f"the recipe in {folder} cannot be read back; {FIX}")
 

@@ -48,6 +48,15 @@ class Sensitivity:
     errors: Mapping[int, Number]  # mean square of the output's change
     palettes: Mapping[int, tuple[Number, ...]]
 
+    def fits(self, weights: int, levels: Sequence[int]) -> bool:
+        """Whether it can be that of a layer of so many weights, at these levels."""
+        sizes = {bits: len(palette) for bits, palette in self.palettes.items()}
+        return (
+            self.weights == weights
+            and set(self.errors) == set(sizes) == set(levels)
+            and all(0 < size <= 2**bits for bits, size in sizes.items())
+        )
+
     def as_dict(self) -> dict[str, object]:
         """Plain JSON data."""
         return asdict(self)

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from snapgen_deploy.export.base import Arrays, Role
 from snapgen_deploy.families.component import LATENT, TIME, Components, ComponentSpec
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import ModelConfig, Schedule
-from snapgen_deploy.system.documents import parse_json
+from snapgen_deploy.system.documents import LONGEST_NAME, cut, parse_json
 from snapgen_deploy.system.progress import OnProgress, ignore_progress
 from snapgen_deploy.system.typed import Closed, read_as
 
@@ -131,14 +132,15 @@ def record(
     if not samples:
         raise BadInput("calibration: got no prompts; give at least one")
     if (folder / TRAJECTORIES_INDEX).is_file():
-        found = load_trajectories(folder, checkpoint.config)
-        if found.samples == tuple(samples):
-            return found
+        with suppress(BadInput):  # damaged: drawn again
+            found = load_trajectories(folder, checkpoint.config)
+            if found.samples == tuple(samples):
+                return found
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         _draw(checkpoint, width, latent, samples, part, on_sample)
-        index = {"samples": [asdict(s) for s in samples]}
+        index = {"samples": [asdict(s) for s in samples], "arrays": _shapes({p.stem: _open(p) for p in part.glob("*.npy")})}
         (part / TRAJECTORIES_INDEX).write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
@@ -149,6 +151,16 @@ def record(
 
 class _Index(Closed):
     samples: tuple[Sample, ...]
+    arrays: dict[str, tuple[str, tuple[int, ...]]]
+
+
+def _open(path: Path) -> np.ndarray:
+    found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return found
+
+
+def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {name: (str(array.dtype), array.shape) for name, array in sorted(arrays.items())}
 
 
 def load_trajectories(folder: Path, config: ModelConfig) -> Trajectories:
@@ -161,9 +173,12 @@ def load_trajectories(folder: Path, config: ModelConfig) -> Trajectories:
         index, problems = read_as(_Index, parse_json((folder / TRAJECTORIES_INDEX).read_text(encoding="utf-8")))
         if index is None:
             raise ValueError(problems[0])
-        arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
-    except (OSError, ValueError) as error:
-        raise BadInput(f"trajectories in {folder} cannot be read ({error}); remove the folder and run again") from None
+        arrays = {path.stem: _open(path) for path in sorted(folder.glob("*.npy"))}
+        if not index.arrays.items() <= _shapes(arrays).items():
+            raise ValueError("its arrays are not those that were recorded")
+    except Exception as error:  # numpy raises a dozen kinds for what is damaged
+        said = cut(str(error), LONGEST_NAME)
+        raise BadInput(f"trajectories in {folder} cannot be read ({said}); remove the folder and run again") from None
     streams = tuple(s.name for s in config.student.text_streams)
     return Trajectories(index.samples, schedule_of(config), components_of(config), streams, arrays)
 

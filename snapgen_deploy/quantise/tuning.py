@@ -201,13 +201,20 @@ def _save(path: Path, parameters: dict[str, Tensor], optimiser: torch.optim.Opti
 
 
 def _load(path: Path, parameters: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> list[float]:
-    """Losses of the finished iterations; restores parameters and optimiser."""
+    """Losses of the iterations that are done; parameters and optimiser are where these left them.
+
+    None are done, and both stay as they are, where the file is damaged.
+    """
     if not path.is_file():
         return []
-    state = torch.load(path, weights_only=True)
+    try:
+        state = torch.load(path, weights_only=True)
+        values = {name: state["values"][name].reshape(p.shape).to(p.dtype) for name, p in parameters.items()}
+        losses = [float(loss) for loss in json.loads(state["losses"])]
+        optimiser.load_state_dict(state["optimiser"])
+    except Exception:  # torch raises a dozen kinds for a damaged file; what was tuned is tuned again
+        return []
     with torch.no_grad():
         for name, p in parameters.items():
-            p.copy_(state["values"][name])
-    optimiser.load_state_dict(state["optimiser"])
-    losses: list[float] = json.loads(state["losses"])
+            p.copy_(values[name])
     return losses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,16 @@ V2 = ("memory.max", "memory.current", "inactive_file")
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 M_MMAP_THRESHOLD = -3  # malloc.h of glibc
 LARGE_BLOCK = 256 * 1024  # bytes; blocks from here on, tensors for the most part, get a mapping of their own
+
+
+# What libraries say who raise no MemoryError: torch, the dynamic loader, C++, Python's threads.
+_SAID = ("can't allocate memory", "failed to map segment", "bad_alloc", "bad allocation", "can't start new thread")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error comes of too little memory or address space."""
+    said = str(error)
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or any(s in said for s in _SAID)
 
 
 def return_freed_memory() -> None:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from snapgen_deploy.cli import _Group, console
 from snapgen_deploy.cli.console import counting, progress, report_error
+from snapgen_deploy.errors import BadInput
 from snapgen_deploy.job.staging import staging
 from snapgen_deploy.system.child import ignoring_interrupts
 
@@ -77,6 +78,8 @@ def in_bash(command):
     [
         ("tool devices --json >&-", 0, ""),
         ("tool devices --json >/dev/full", 2, "error: cannot write standard output (No space left on device)\n"),
+        ("tool devices >/dev/full", 2, "error: cannot write standard output (No space left on device)\n"),
+        ("PYTHONUNBUFFERED=1 tool --help >/dev/full", 2, "error: cannot write standard output (No space left on device)\n"),
         ("tool verify none --json >&-", 2, "error: none is no bundle"),
         ("tool inspect none 2>/dev/full", 2, ""),
         ("cd $(mktemp -d); rmdir $PWD; tool devices", 2, "error: the working directory was removed"),
@@ -94,6 +97,31 @@ def test_narrow_encodings_and_no_width_lose_no_table():
     narrow = in_bash("PYTHONIOENCODING=ascii COLUMNS=0 tool devices iphone16pm")
     assert (narrow.returncode, narrow.stderr) == (0, "")
     assert len(narrow.stdout.splitlines()) == len(plain.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+    ],
+    ids=range(4),
+)
+def test_too_little_memory_is_one_line(error, capsys):
+    assert report_error(error, traceback=False) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: too little memory")
+    assert len(said) <= 300
+
+
+def test_no_message_repeats_its_input(capsys):
+    report_error(BadInput("a: " + "x" * 20_000 + " the end"), traceback=False)
+    said = capsys.readouterr().err
+    assert len(said) < 4100
+    assert said.startswith("error: a: x")
+    assert said.endswith("the end\n")
 
 
 def test_a_place_that_the_system_refuses_is_bad_input(capsys):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,17 @@ from snapgen_deploy.plan.mixed import MixedSettings, mixed_settings
 from snapgen_deploy.quantise.executors import Here
 from snapgen_deploy.quantise.layers import layers_of
 from snapgen_deploy.quantise.network import tunable
-from snapgen_deploy.quantise.recipe import CURVE, CURVE_PICTURE, RECIPE, TUNED_WEIGHTS, keep_within, load_recipe, make_recipe
+from snapgen_deploy.quantise.recipe import (
+    CURVE,
+    CURVE_PICTURE,
+    RECIPE,
+    SEAL,
+    TUNED_WEIGHTS,
+    keep_within,
+    load_recipe,
+    make_recipe,
+)
+from snapgen_deploy.quantise.sensitivity import Sensitivity
 from tests.quantise.quantise_cases import LATENT, PROMPTS, tiny_checkpoint
 
 SETTINGS = MixedSettings(4.3, 6, 16, PROMPTS)
@@ -105,6 +117,41 @@ def test_a_cut_line_and_damage_are_noticed(checkpoint: Checkpoint, root: Path, t
     assert heard == ["measuring layers", "tuning"]
     assert lines.read_text() == whole
     assert load_recipe(again) is not None
+
+
+def test_any_damage_of_a_recipe_is_noticed(checkpoint: Checkpoint, root: Path, tmp_path: Path) -> None:
+    folder, _ = make(checkpoint, root)
+    text = (folder / RECIPE).read_text()
+    layer = next(iter(json.loads(text)["layers"]))
+    damages = {
+        RECIPE: text.replace(layer, f"{layer}x").encode(),  # sound JSON of the right kind
+        TUNED_WEIGHTS: (folder / TUNED_WEIGHTS).read_bytes()[:-1] + b"\0",
+        CURVE: b"{}",
+        CURVE_PICTURE: None,
+        SEAL: b"\xff",
+    }
+    for number, (name, data) in enumerate(damages.items()):
+        copy = shutil.copytree(folder, tmp_path / str(number))
+        assert load_recipe(copy) is not None
+        (copy / name).unlink()
+        if data is not None:
+            (copy / name).write_bytes(data)
+        assert load_recipe(copy) is None, name
+
+
+@pytest.mark.parametrize(
+    ("changed", "fits"),
+    [
+        ({}, True),
+        ({"weights": 7}, False),
+        ({"errors": {4: 0.1}}, False),
+        ({"palettes": {4: (0.0,) * 17, 8: (0.0,)}}, False),
+        ({"palettes": {4: (), 8: (0.0,)}}, False),
+    ],
+)
+def test_a_damaged_sensitivity_is_that_of_no_layer(changed: dict[str, Any], fits: bool) -> None:
+    given = {"name": "a", "weights": 8, "power": 1.0, "errors": {4: 0.1, 8: 0.0}, "palettes": {4: (0.0,), 8: (0.0, 1.0)}}
+    assert Sensitivity(**(given | changed)).fits(8, (4, 8)) == fits  # type: ignore[arg-type]
 
 
 def test_the_oldest_stages_go_first_and_the_new_recipe_stays(tmp_path: Path) -> None:

@@ -72,6 +72,18 @@ def test_an_interrupted_recording_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "room").iterdir()) == []
 
 
+def test_damaged_recordings_are_drawn_again(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path)
+    samples = samples_of(PROMPTS[:1], 1)
+    folder = tmp_path / "drawn"
+    first = record(checkpoint, "full", LATENT, samples, folder)
+    expected = {name: array.copy() for name, array in first.arrays.items()}
+    for damage in (lambda p: p.write_bytes(p.read_bytes()[:-64]), lambda p: np.save(p, np.zeros(3)), lambda p: p.unlink()):
+        damage(folder / "latents.npy")
+        again = record(checkpoint, "full", LATENT, samples, folder)
+        assert all(np.array_equal(again.arrays[name], array) for name, array in expected.items())
+
+
 def test_bad_input_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = tiny_checkpoint(tmp_path)
     with pytest.raises(BadInput, match="got no prompts"):
