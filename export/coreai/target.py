@@ -50,7 +50,7 @@ from snapgen_deploy.export.coreai import weights as coreai_weights
 from snapgen_deploy.export.coreai.spec import COREAI
 from snapgen_deploy.export.coreml.compress import Exact
 from snapgen_deploy.export.shared.extras import check_extra, missing_extra
-from snapgen_deploy.export.shared.graph import check_inputs, check_offered, check_rank, parse_options, speaking_for, trace
+from snapgen_deploy.export.shared.graph import check_inputs, check_offered, check_rank, parse_options, trace, wrap_errors
 from snapgen_deploy.export.shared.half import HalfInside
 from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.system.companion import Companion
@@ -105,7 +105,7 @@ class CoreAI:
         path = directory / f"{component.role}{self.suffix}"
         what = f"{component.role} -> {self.name}"
         how = coreai_compress.PRECISIONS[precision]
-        with speaking_for(what), tempfile.TemporaryDirectory(dir=directory) as scratch:
+        with wrap_errors(what), tempfile.TemporaryDirectory(dir=directory) as scratch:
             program = _convert(component, precision, what)
             component.release()
             gc.collect()  # torch's program holds the weights, too, in reference cycles
@@ -123,7 +123,7 @@ class CoreAI:
         first = next(iter(parts.values()))
         path = directory / first.path.name
         entries = {size: "" if number == 0 else f"size_{size}" for number, size in enumerate(parts)}
-        with speaking_for(f"{first.role} -> coreai, sizes joined"), tempfile.TemporaryDirectory(dir=directory) as scratch:
+        with wrap_errors(f"{first.role} -> coreai, sizes joined"), tempfile.TemporaryDirectory(dir=directory) as scratch:
             program = _joined({entries[size] or MAIN: part.path for size, part in parts.items()})
             known = [_read_metadata(part.path) for part in parts.values()]
             about = known[0]
@@ -155,7 +155,7 @@ class CoreAI:
         _check_asset(path)
         companion = Companion(f"{path.name} in Apple's runtime", chatter="[default]")
         where = (str(path), entry or MAIN)
-        with speaking_for(f"{path.name} cannot be loaded"):
+        with wrap_errors(f"{path.name} cannot be loaded"):
             signature: coreai_session.Signature = companion.call(coreai_session.load, *where, seconds=LIMIT_S)
         _check_function(path, entry, signature.functions)
         inputs, outputs = (
@@ -165,7 +165,7 @@ class CoreAI:
 
         def run(arrays: Mapping[str, np.ndarray]) -> Arrays:
             check_inputs(path.name, inputs, arrays)
-            with speaking_for(f"{path.name} failed"):
+            with wrap_errors(f"{path.name} failed"):
                 given = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
                 values = companion.call(coreai_session.run, *where, given, seconds=LIMIT_S)
             return {p.name: values[p.name] for p in outputs}
@@ -289,7 +289,7 @@ def _program(path: Path) -> Any:
         BadInput: if it is not a Core AI asset, or does not match the asset's hash.
     """
     _check_asset(path)
-    with speaking_for("coreai"):
+    with wrap_errors("coreai"):
         from coreai.authoring import AIModelAsset
     try:
         return AIModelAsset.load(path).program

@@ -51,7 +51,7 @@ from snapgen_deploy.export.coreml import weights as coreml_weights
 from snapgen_deploy.export.coreml.functions import SINGLE
 from snapgen_deploy.export.coreml.spec import COREML
 from snapgen_deploy.export.shared import coremltools as coreml_thrift
-from snapgen_deploy.export.shared.graph import check_inputs, check_offered, check_rank, parse_options, speaking_for, trace
+from snapgen_deploy.export.shared.graph import check_inputs, check_offered, check_rank, parse_options, trace, wrap_errors
 from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.system.files import files_under
 
@@ -106,7 +106,7 @@ class CoreML:
         settings = parse_options(_Settings, self.name, options)
         path = directory / f"{component.role}{self.suffix}"
         what = f"{component.role} -> {self.name}"
-        with speaking_for(what), tempfile.TemporaryDirectory(dir=directory) as scratch:
+        with wrap_errors(what), tempfile.TemporaryDirectory(dir=directory) as scratch:
             groups = coreml_palettes.equals(component) if precision == "mixed" else []
             made = _convert(component, precision, settings, what, Path(scratch) / path.name)
             component.release()  # fp32 programs have held them until here
@@ -134,7 +134,7 @@ class CoreML:
         first = next(iter(parts.values()))
         path = directory / first.path.name
         entries = {size: f"size_{size}" for size in parts}
-        with speaking_for(f"{first.role} -> coreml, sizes joined"), tempfile.TemporaryDirectory(dir=directory) as scratch:
+        with wrap_errors(f"{first.role} -> coreml, sizes joined"), tempfile.TemporaryDirectory(dir=directory) as scratch:
             made = Path(scratch) / path.name
             join_packages({entries[size]: part.path for size, part in parts.items()}, made)
             if path.exists():
@@ -161,7 +161,7 @@ class CoreML:
         """
         described = _described(read_spec(path), path.name, entry)
         inputs, outputs = (_ports(f) for f in (described.input, described.output))
-        with speaking_for(f"{path.name} cannot be loaded"):
+        with wrap_errors(f"{path.name} cannot be loaded"):
             predict = _core_ml(path, entry) if sys.platform == "darwin" else _executor(path, entry, threads)
 
         return Loaded(path.name, inputs, outputs, predict)
@@ -247,7 +247,7 @@ class Loaded:
             RuntimeError: if the runtime fails.
         """
         check_inputs(self.name, self.inputs, arrays)
-        with speaking_for(f"{self.name} failed"):
+        with wrap_errors(f"{self.name} failed"):
             values = self.predict(dict(arrays))
         if (report := self._report()) is not None and not report.finite:
             raise GateFailed(f"{self.name}: fp16 overflows or is not a number: {report.tightest(1)[0]}; try --precision fp32")
@@ -396,7 +396,7 @@ def read_spec(package: Path) -> Any:
     """
     if not (package / SPEC).is_file():
         raise BadInput(f"{package}: not a Core ML package: it has no {SPEC.as_posix()}")
-    with speaking_for("coremltools"):
+    with wrap_errors("coremltools"):
         coreml_thrift.load()
         from coremltools.proto import Model_pb2
     try:

@@ -61,7 +61,7 @@ from snapgen_deploy.export.executorch.spec import EXECUTORCH_COREML
 from snapgen_deploy.export.executorch.target import ExecuTorch, ExecuTorchSettings
 from snapgen_deploy.export.executorch.weights import Delegate
 from snapgen_deploy.export.shared import coremltools as coreml_thrift
-from snapgen_deploy.export.shared.graph import speaking_for, trace
+from snapgen_deploy.export.shared.graph import trace, wrap_errors
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +143,7 @@ class ExecuTorchCoreML(ExecuTorch):
         path = directory / f"{first.role}{self.suffix}"
         entries = {size: "" if size == next(iter(parts)) else f"size_{size}" for size in parts}
         with (
-            speaking_for(f"{first.role} -> {first.target}, sizes joined"),
+            wrap_errors(f"{first.role} -> {first.target}, sizes joined"),
             tempfile.TemporaryDirectory(dir=directory) as scratch,
         ):
             folder = Path(scratch)
@@ -220,7 +220,7 @@ class ExecuTorchCoreML(ExecuTorch):
     def describe(self, path: Path, entry: str = "") -> Description:
         """As `ExecuTorch.describe`, with the Neural Engine lint and the notes of the Core ML packages inside."""
         description = super().describe(path, entry)
-        with tempfile.TemporaryDirectory() as scratch, speaking_for(f"{path.name}: reading it back"):
+        with tempfile.TemporaryDirectory() as scratch, wrap_errors(f"{path.name}: reading it back"):
             models = self.models(path, Path(scratch), entry)
             inside = [CoreML().describe(model.package, model.function) for model in models]
         lint = sum((Counter(one.lint) for one in inside), Counter[str]())
@@ -246,7 +246,7 @@ class ExecuTorchCoreML(ExecuTorch):
         inputs, outputs = parse_ports(constant_text(program, ports_method_of(entry)))
         if portable := self._description(path, program, plan, base).portable_ops:
             raise GateFailed(f"{path.name}: operators outside the Core ML delegate: {', '.join(portable)}")
-        with speaking_for(f"{path.name} cannot be loaded"), tempfile.TemporaryDirectory() as scratch:
+        with wrap_errors(f"{path.name} cannot be loaded"), tempfile.TemporaryDirectory() as scratch:
             runners = {}
             for number, model in enumerate(self.models(path, Path(scratch), entry)):
                 function = model.function or None

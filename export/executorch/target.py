@@ -52,7 +52,7 @@ from snapgen_deploy.export.executorch.program import (
     read_program,
 )
 from snapgen_deploy.export.executorch.spec import XNNPACK
-from snapgen_deploy.export.shared.graph import check_inputs, check_offered, check_rank, parse_options, speaking_for
+from snapgen_deploy.export.shared.graph import check_inputs, check_offered, check_rank, parse_options, wrap_errors
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ class ExecuTorch:
         settings = parse_options(self.settings, self.name, options)
         what = f"{component.role} -> {self.name}:{variant}"
         path = directory / f"{component.role}{self.suffix}"
-        with speaking_for(what), tempfile.TemporaryDirectory(dir=directory) as scratch:
+        with wrap_errors(what), tempfile.TemporaryDirectory(dir=directory) as scratch:
             made = self._lower(component, precision, settings, what, Path(scratch) / path.name)
             os.replace(self._finished(made, component, precision), path)
         return Artifact(f"{self.name}:{variant}", component.role, path, (path,))
@@ -156,7 +156,7 @@ class ExecuTorch:
         entries = {size: "" if size == next(iter(parts)) else f"size_{size}" for size in parts}
         named = {s: (p.path, {FORWARD: method_of(entries[s]), PORTS: ports_method_of(entries[s])}) for s, p in parts.items()}
         with (
-            speaking_for(f"{first.role} -> {first.target}, sizes joined"),
+            wrap_errors(f"{first.role} -> {first.target}, sizes joined"),
             tempfile.TemporaryDirectory(dir=directory) as scratch,
         ):
             made = Path(scratch) / path.name
@@ -181,7 +181,7 @@ class ExecuTorch:
         """
         if not path.is_file():
             raise BadInput(f"{path}: no such file")
-        with speaking_for(f"{path.name}: ExecuTorch cannot load it"):
+        with wrap_errors(f"{path.name}: ExecuTorch cannot load it"):
             from executorch.extension.pybindings import portable_lib
             from executorch.runtime import Runtime
 
@@ -195,7 +195,7 @@ class ExecuTorch:
 
         def run(arrays: Mapping[str, np.ndarray]) -> Arrays:
             check_inputs(path.name, inputs, arrays)
-            with speaking_for(f"{path.name}: ExecuTorch failed"):
+            with wrap_errors(f"{path.name}: ExecuTorch failed"):
                 values = method.execute([_tensor(arrays[port.name]) for port in inputs])
             return {port.name: value.numpy() for port, value in zip(outputs, values, strict=True)}
 
@@ -207,7 +207,7 @@ class ExecuTorch:
             return f"executorch has no variant {variant!r}; it has {', '.join(self.variants)}"
         if util.find_spec("executorch") is None:
             return "executorch is not installed"
-        with speaking_for("executorch"):
+        with wrap_errors("executorch"):
             from executorch.runtime import Runtime
 
             known = Runtime.get().backend_registry.registered_backend_names
@@ -224,7 +224,7 @@ class ExecuTorch:
             BadInput: if the file is not a program with such an `entry`.
         """
         program, base, plan = read_plan(path, entry)
-        with speaking_for(f"{path.name}: reading it back"):
+        with wrap_errors(f"{path.name}: reading it back"):
             return self._description(path, program, plan, base)
 
     def versions(self) -> dict[str, str]:

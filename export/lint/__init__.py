@@ -3,8 +3,8 @@
     findings = lint_package(Path("student.mlpackage"), memory_limit=3_000_000_000)
     manifest["lint"] = counts(findings)
 
-Each rule is a small function in `RULES` with an id, a severity, a reason, its sources and a fix. Rules read the file, never
-the conversion; what the system really does with it only a Mac can say (`read_placement`).
+Each rule is a small function in `RULES` with an id, a severity, a reason, its sources and a fix. Rules check the saved file;
+where the system really runs an operation is known on a Mac only (`read_placement`).
 """
 
 from snapgen_deploy.export.lint.findings import SEVERITIES, Example, Finding, Severity, counts

@@ -1,4 +1,4 @@
-"""What a lint returns: plain, frozen, picklable data."""
+"""The result of a lint: plain, frozen, picklable data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Example:
-    """One offender: operation type, the name and type of its output, and what is peculiar to it."""
+    """One offender: operation type, the name and type of its output, and a note."""
 
     op: str
     output: str

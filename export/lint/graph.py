@@ -1,4 +1,4 @@
-"""One function of a saved program as a graph: who makes a value, who takes it, what is fixed before it runs."""
+"""One function of a saved program as a graph: producers and consumers of values, and constants."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Graph:
 
 
 def is_stored(op: Operation) -> bool:
-    """Whether an operation's output is part of the file rather than computed from the inputs."""
+    """Whether an operation's output is stored in the file rather than computed from the inputs."""
     return op.type == "const" or op.type.startswith("constexpr_")
 
 
@@ -89,7 +89,7 @@ def graph_of(function: Function) -> Graph:
 
 
 def sizes(type_: ValueType) -> tuple[int, ...] | None:
-    """The shape when every size is fixed, else None."""
+    """The shape if every axis is fixed, else None."""
     if type_.shape is None:
         return None
     fixed = tuple(n for n in type_.shape if n is not None)

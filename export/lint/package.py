@@ -23,17 +23,19 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 def is_package(path: Path) -> bool:
     """Whether a path looks like a Core ML model rather than a bundle (on macOS `Manifest.json` and `manifest.json` are one).
 
-    Of those only a .mlpackage can be read; the others are refused each in its own words.
+    Of those only a .mlpackage can be read; the others are refused with a message of their own.
     """
     return path.suffix in MODELS or (path / "Data").is_dir()
 
 
 def lint_package(path: Path, *, memory_limit: int | None = None, function: str | None = None) -> tuple[Finding, ...]:
-    """Findings of a saved .mlpackage, errors first, then in the order of `RULES`; () when it keeps every rule.
+    """Findings of a saved .mlpackage, errors first, then in the order of `RULES`; () if it keeps every rule.
 
-    function: the one to look at; every one when None. memory_limit: bytes that the app may use on the device, from its
-    profile; None leaves `weights-over-limit` out.
-    Raises PackageError (exit code 2) for what is no readable ML Program.
+    function: the one to check; None for all. memory_limit: bytes that the app may use on the device, from its profile; None
+    skips the rule `weights-over-limit`.
+
+    Raises:
+        PackageError: if `path` is not a readable ML Program (a BadInput).
     """
     package = read_package(path)
     if function is not None:

@@ -1,4 +1,4 @@
-"""Where Core ML would run each operation, from the compute plan that macOS makes; elsewhere `not_run`, with the reason."""
+"""Where Core ML would run each operation, from macOS's compute plan; on other systems `not_run`, with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a rule is, and what it is given to look at."""
+"""A lint rule, and the subject that it checks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from snapgen_deploy.export.mil.saved.program import Operation, Package, Value
 
 @dataclass(frozen=True)
 class Subject:
-    """A saved package under examination. `memory_limit` is the app's, in bytes; None where it is not known."""
+    """The saved package to check. `memory_limit` is the app's, in bytes; None if it is not known."""
 
     package: Package
     graphs: tuple[Graph, ...]
@@ -43,7 +43,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Found:
-    """What a check returns: all offenders, those to be shown first in front, and one sentence."""
+    """The result of a check: all offenders, the most important first, and one sentence."""
 
     examples: tuple[Example, ...]
     message: str
@@ -51,7 +51,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule. `check` returns None when the package keeps it; `sources` say where the rule comes from."""
+    """One rule. `check` returns None if the package keeps it; `sources` say where the rule comes from."""
 
     id: str
     severity: Severity
@@ -61,7 +61,7 @@ class Rule:
     check: Callable[[Subject], Found | None]
 
     def apply(self, subject: Subject) -> Finding | None:
-        """The finding, or None when the package keeps the rule."""
+        """The finding, or None if the package keeps the rule."""
         found = self.check(subject)
         if found is None:
             return None

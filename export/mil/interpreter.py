@@ -1,7 +1,7 @@
 """Turns a function into a list of steps once, then runs it any number of times.
 
-Preparing decodes every constant in the form its operation wants and evaluates the constexpr operations; running only looks up
-slots. A value is let go after the step that uses it last.
+Preparing decodes every constant in the form that its operation needs and evaluates the constexpr operations; running only looks
+up slots. A value is freed after the step that uses it last.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Plan:
         self.function, self._precision = function, precision
         self._slots: dict[str, int] = {}
         self._count = 0
-        self.warnings: dict[str, str] = {}  # operation -> what it had to say first
+        self.warnings: dict[str, str] = {}  # operation -> its first warning
         self._constants: dict[str, Decoded] = {}
         for value in function.inputs:
             self._new_slot(value.name)
@@ -44,7 +44,9 @@ class Plan:
         self._steps = with_frees(steps, self._kept())
         self._results = [(name, self._source(name)) for name in function.outputs]
         self._constants = {}
-        self.watcher: Callable[[str, Tensor], None] | None = None  # hears every value made at run time, by its name
+        self.watcher: Callable[[str, Tensor], None] | None = (
+            None  # called with the name and value of every value made at run time
+        )
         self.trace: Trace | None = None
 
     def _refuse_unknown(self) -> None:
@@ -114,7 +116,7 @@ class Plan:
         return Control(operation, given, bodies, self._outputs(operation))
 
     def _body(self, block: Block) -> Body:
-        """A block's steps. Names of its own end with it; slots from before it are not let go of within it."""
+        """A block's steps. Its own names end with it; slots from before it are not freed within it."""
         outside, constants = dict(self._slots), dict(self._constants)
         before = set(range(self._count))
         inputs = tuple(self._new_slot(value.name) for value in block.inputs)
@@ -189,7 +191,7 @@ class Plan:
             if self.watcher is not None:
                 self.watcher(value.name, x)
             if self.trace is not None:
-                self.trace.note_input(value.name, x)
+                self.trace.record_input(value.name, x)
         with torch.inference_mode():
             self._run_all(self._steps, env)
         results = {name: source.value(env) for name, source in self._results}
@@ -229,7 +231,7 @@ class Plan:
             env[slot] = self._settled(step, result, rounds, value, env) if isinstance(result, Tensor) else result
 
     def _settled(self, step: Step, result: Tensor, rounds: bool, value: Value, env: Env) -> Tensor:
-        """A result as it is stored, once it is what the program declares and whoever listens has heard of it."""
+        """A result as it is stored: converted to the declared type, checked, and passed to the trace and the watcher."""
         operation = step.operation
         if result.dtype != value.type.dtype.held:
             result = result.to(value.type.dtype.held)
@@ -238,7 +240,7 @@ class Plan:
             result = self._precision.settle(result, operation.type, value.name, operation.place, finite)
         _check(operation, value, tuple(result.shape))
         if self.trace is not None:
-            self.trace.note(operation, value.name, result, step.given(env))
+            self.trace.record(operation, value.name, result, step.given(env))
         if self.watcher is not None:
             self.watcher(value.name, result)
         return result
@@ -274,7 +276,7 @@ def _returning(array: np.ndarray) -> Callable[[], Data]:
 
 
 def _line(error: BaseException) -> str:
-    """First line of a message: what torch adds after it is about its own source code."""
+    """First line of a message: the lines that torch adds are about its own source code."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 

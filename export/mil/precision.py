@@ -1,4 +1,4 @@
-"""The two ways to run a program, and what the second one records.
+"""The two modes of running a program, and the statistics of the second.
 
 `fp32`: is the graph right? Nothing is rounded. `device`: what will the phone draw? After every operation that the program
 declares fp16 the result is rounded to half precision (nearest even, overflow to infinity), while the arithmetic inside an
@@ -22,14 +22,14 @@ FP16_MAX = 65504.0
 
 @dataclass(frozen=True)
 class OpStat:
-    """What one operation's fp16 result did, over all runs so far. Shares are of its elements."""
+    """Statistics of one operation's fp16 result, over all runs so far. Shares are of its elements."""
 
     op: str
     output: str
     place: int  # position in the function; -1 for a program input
     elements: int  # counted over runs
     largest: float  # largest finite magnitude before rounding
-    overflow: int  # elements that are infinite in half precision, where all that they were computed from was finite
+    overflow: int  # elements that are infinite in half precision although all inputs were finite
     nan: int
     infinite: int  # elements that were infinite before rounding
     vanished: int  # elements that are nonzero in float32 and zero in half precision
@@ -104,16 +104,16 @@ class RunReport:
 
 
 class Precision(Protocol):
-    """What happens to a result that the program declares fp16."""
+    """How a result that the program declares fp16 is stored."""
 
     mode: Mode
 
     def settle(self, x: Tensor, op: str, output: str, place: int, finite: Callable[[], bool] = lambda: False) -> Tensor:
-        """The result as it is stored; `finite` tells whether all arguments of the operation are."""
+        """The result as it is stored; `finite` returns whether all arguments of the operation are finite."""
         ...
 
     def report(self, runs: int) -> RunReport:
-        """What was seen so far."""
+        """The statistics so far."""
         ...
 
 
@@ -142,8 +142,8 @@ class Device:
     def settle(self, x: Tensor, op: str, output: str, place: int, finite: Callable[[], bool] = lambda: False) -> Tensor:
         """`x` rounded to half precision, still held as float32.
 
-        An infinity out of an infinity, such as a mask's, is meant; out of finite arguments it is an overflow, also where
-        float32 does not hold it either (a division by what has vanished).
+        An infinity from an infinity, such as a mask's, is intended; from finite arguments it is an overflow, even if float32
+        overflows, too (a division by a value that underflowed).
         """
         rounded = x.half()
         stat = _observe(x, rounded, op, output, place)
@@ -181,6 +181,10 @@ def _nonzero(x: Tensor, bits: torch.dtype) -> int:
 
 
 def precision_for(mode: Mode) -> Precision:
-    """A fresh precision for `mode`; raises KeyError for an unknown one."""
+    """A new precision object for `mode`.
+
+    Raises:
+        KeyError: if the mode is unknown.
+    """
     makers: dict[str, type[Fp32] | type[Device]] = {"fp32": Fp32, "device": Device}
     return makers[mode]()

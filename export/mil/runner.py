@@ -55,8 +55,11 @@ class PackageRunner:
         """Named outputs for named inputs.
 
         Real outputs are float32 in fp32 mode and of the declared type in device mode; image outputs are uint8 pixels. Inputs
-        that are optional and have a default may be left out. Raises PackageError for inputs that are missing, unknown or not
-        as declared, OpError where an operation fails.
+        that are optional and have a default may be left out.
+
+        Raises:
+            PackageError: if an input is missing, unknown or not as declared.
+            OpError: if an operation fails.
         """
         tensors = self._bind(inputs)
         held = state if state is not None else self.make_state()
@@ -74,16 +77,20 @@ class PackageRunner:
         return State({p.name: torch.zeros(p.shape, dtype=self._types[p.name].type.dtype.held) for p in self.states})
 
     def state_of(self, arrays: Mapping[str, np.ndarray]) -> State:
-        """States with these contents, as `State.arrays` gives them; PackageError where they are not those of the model."""
+        """States with these contents, in the form of `State.arrays`.
+
+        Raises:
+            PackageError: if they are not the states of the model.
+        """
         expected = {port.name: port for port in self.states}
         if set(arrays) != set(expected):
             got = ", ".join(sorted(arrays)) or "none"
             raise PackageError(f"{self.package}: got states {got}; expected {', '.join(expected) or 'none'}")
         return State({name: take(port, self._types[name], arrays[name]) for name, port in expected.items()})
 
-    def watch(self, hear: Callable[[str, Tensor], None]) -> None:
-        """Call `hear` with the name and the value of every input and result of the calls from now on."""
-        self._plan.watcher = hear
+    def watch(self, on_value: Callable[[str, Tensor], None]) -> None:
+        """From now on, call `on_value` with the name and the value of every input and result."""
+        self._plan.watcher = on_value
 
     def trace(self) -> Trace:
         """A record of where NaN and infinity begin, kept from now on."""
@@ -91,7 +98,7 @@ class PackageRunner:
         return self._plan.trace
 
     def warnings(self) -> tuple[str, ...]:
-        """What operations had to say about their values since opening, the first of each, with the operation in front."""
+        """The first warning of each operation since opening, with the operation in front."""
         return tuple(f"{where}: {text}" for where, text in self._plan.warnings.items())
 
     def report(self) -> RunReport:
@@ -130,7 +137,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def unquantised(function: Function) -> Function:
-    """The same with pairs of `quantize` and `dequantize` of values made at run time as `identity`, under the second's name."""
+    """The function with pairs of `quantize` and `dequantize` of run-time values replaced by `identity`."""
     sources = {o.outputs[0].name: o.inputs["input"] for o in function.every_operation() if o.type == "quantize"}
 
     def plain(operation: Operation) -> Operation:
@@ -149,8 +156,11 @@ def open_package(
     """A runner for `function` (None: the default one) of the .mlpackage at `path`.
 
     `mode` is "fp32" (is the graph right?) or "device" (fp16 storage, with statistics); `threads` is the number of CPU
-    threads; without `activations`, those that the package quantises stay as they are. Raises PackageError for a package, mode
-    or function that is not there, OpError for an operation that is not supported, naming it, its output and its place.
+    threads; without `activations`, activations are not quantised.
+
+    Raises:
+        PackageError: if the package cannot be read, the mode is unknown, or there is no such function.
+        OpError: if an operation is not supported; the message names it, its output and its place.
     """
     package = read_package(path)
     name = function or package.default

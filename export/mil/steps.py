@@ -1,4 +1,4 @@
-"""What a plan is made of: steps that run one operation, blocks of steps, and where a value comes from."""
+"""The parts of a plan: steps that run one operation, blocks of steps, and sources of values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where NaN and infinity begin, in both modes: what an operation makes is looked at when it is made."""
+"""Finds where NaN and infinity begin, in both modes: every result is checked when it is made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Given = Iterable[tuple[str, Any, bool]]
 
 @dataclass(frozen=True)
 class Beginning:
-    """An operation that made NaN of numbers, or infinity of finite ones; `op` "input" (place -1) where NaN was given."""
+    """An operation that made NaN from numbers, or infinity from finite ones; `op` is "input" (place -1) if an input has NaN."""
 
     what: What
     op: str
@@ -51,13 +51,13 @@ class Trace:
         """Number of operations whose results held NaN or infinity."""
         return len(self._holding[what])
 
-    def note_input(self, name: str, x: Tensor) -> None:
-        """One input: NaN begins in it; its infinities, such as a mask's, are meant."""
+    def record_input(self, name: str, x: Tensor) -> None:
+        """Record an input: its NaN begin there; its infinities, such as a mask's, are intended."""
         if nan := _count(x)[0]:
             self._begin(Beginning("NaN", "input", "", name, -1, nan, "it was given NaN"))
 
-    def note(self, operation: Operation, output: str, x: Tensor, given: Given) -> None:
-        """One result, as it is stored; `given` is read only where it is not finite."""
+    def record(self, operation: Operation, output: str, x: Tensor, given: Given) -> None:
+        """Record a result as it is stored; `given` is read only if it is not finite."""
         nan, infinite = _count(x)
         if not nan and not infinite:
             return

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def speaking_for(what: str) -> Iterator[None]:
+def wrap_errors(what: str) -> Iterator[None]:
     """Suppress what libraries print, and turn their exceptions into one RuntimeError that begins with `what`.
 
     File descriptor 2 is redirected as well, since native runtimes write there, and their exceptions often have only a number:

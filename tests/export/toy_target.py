@@ -17,7 +17,7 @@ import numpy as np
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Artifact, Component, Description, Joined, Port, Runner, Weight, average_bits
 from snapgen_deploy.export.probe import GraphLayer, Probe, noise
-from snapgen_deploy.export.shared.graph import check_inputs, check_offered, parse_options, speaking_for, trace
+from snapgen_deploy.export.shared.graph import check_inputs, check_offered, parse_options, trace, wrap_errors
 from snapgen_deploy.export.spec import Cost, Memory, Runtime, TargetSpec
 
 SPEC = TargetSpec(
@@ -58,7 +58,7 @@ class Toy:
             component = dataclasses.replace(component, module=HalfInside(component.module).eval())
         path = directory / f"{component.role}{SPEC.suffix}"
         said = {side: [dataclasses.asdict(p) for p in getattr(component, side)] for side in ("inputs", "outputs")}
-        with speaking_for(f"{component.role} -> {SPEC.name}"):
+        with wrap_errors(f"{component.role} -> {SPEC.name}"):
             program = trace(component)
             torch.export.save(program, path, extra_files={PORTS: json.dumps(said | dataclasses.asdict(settings))})
         return Artifact(SPEC.key, component.role, path, (path,))

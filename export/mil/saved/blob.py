@@ -1,4 +1,4 @@
-"""Reads tensors out of an .mlpackage weight file (MILBlob storage, version 2), mapped into memory and never copied whole.
+"""Reads tensors from a memory-mapped .mlpackage weight file (MILBlob storage, version 2).
 
 Layout, from the published storage format (apple/coremltools, mlmodel/src/MILBlob/Blob/StorageFormat.hpp): a 64-byte header
 (uint32 count, uint32 version), then for each tensor a 64-byte record on a 64-byte boundary: uint32 sentinel 0xDEADBEEF,

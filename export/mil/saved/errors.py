@@ -1,4 +1,4 @@
-"""What can go wrong with a Core ML package; both exit with code 2, as every unusable input does."""
+"""The errors of a Core ML package; both exit with code 2, as every BadInput does."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ class PackageError(BadInput):
 
 
 class OpError(BadInput):
-    """An operation is unknown here, or was given what its definition forbids."""
+    """An operation is not supported, or has inputs that its definition forbids."""

@@ -1,4 +1,4 @@
-"""What a path holds that is no .mlpackage, and which kinds of model are none that runs here: one line each."""
+"""Messages for a path that is not a .mlpackage, and for kinds of models that cannot run here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ POINTER = b"version https://git-lfs"
 MODELS = (".mlpackage", ".mlmodel", ".mlmodelc", ".zip")
 """Endings of what someone may give for a Core ML model."""
 
-_HEAD = 64  # bytes that tell one kind of file from another
+_HEAD = 64  # bytes that are enough to recognise the kind of a file
 
 
 def is_pointer(head: bytes) -> bool:
@@ -20,7 +20,7 @@ def is_pointer(head: bytes) -> bool:
 
 
 def pointer_line(path: Path) -> str:
-    """What to say of a pointer."""
+    """The message for a pointer file."""
     return f"{path}: got a Git LFS pointer, expected the file that it stands for; run `git lfs pull` in its repository"
 
 

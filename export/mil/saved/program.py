@@ -113,7 +113,7 @@ class Interface:
 
 @dataclass(frozen=True)
 class Package:
-    """A whole model package."""
+    """A model package."""
 
     functions: Mapping[str, Function]
     interfaces: Mapping[str, Interface]

@@ -47,7 +47,11 @@ def _proto() -> Any:
 
 
 def model_file(package: Path) -> Path:
-    """The specification inside a package directory, through its manifest."""
+    """The specification inside a package directory, found through its manifest.
+
+    Raises:
+        PackageError: if `package` is not a .mlpackage, or its manifest is missing or malformed.
+    """
     if not package.is_dir() or (package.suffix != ".mlpackage" and not (package / "Manifest.json").is_file()):
         raise PackageError(not_a_package(package))
     listing = package / "Manifest.json"
@@ -67,7 +71,11 @@ def model_file(package: Path) -> Path:
 
 
 def read_package(package: Path) -> Package:
-    """Everything about a package but its weights, which are read when an operation needs them."""
+    """A package without its weights, which are read when an operation needs them.
+
+    Raises:
+        PackageError: if it cannot be read or is not an ML Program.
+    """
     path = model_file(package)
     proto = _proto()
     model = proto.Model_pb2.Model()
