@@ -192,7 +192,7 @@ def test_what_is_no_asset(tmp_path: Path, made):
     short = tmp_path / "short.aimodel"
     shutil.copytree(made("fp32")[0].path, short)
     (short / "main.mlirb").write_bytes((short / "main.mlirb").read_bytes()[:-1])
-    with pytest.raises(BadInput, match=r"main\.mlirb is not what main\.hash says"):
+    with pytest.raises(BadInput, match=r"main\.mlirb does not match main\.hash"):
         TARGET.open(short, threads=1)
     with pytest.raises(BadInput, match="no function 'size_9x9'; it has main"):
         TARGET.describe(made("fp32")[0].path, "size_9x9")
