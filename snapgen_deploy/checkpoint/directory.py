@@ -10,7 +10,7 @@ from pathlib import Path
 
 from snapgen_deploy.checkpoint.opener import INDEX, SINGLE_FILE
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.system.files import folder_for_results, is_old
+from snapgen_deploy.system.files import exchange_names, folder_for_results, is_old
 
 
 @contextmanager
@@ -45,7 +45,9 @@ def new_directory(final: Path, needed: int, *, overwrite: bool) -> Iterator[Path
         yield root
         root.chmod(0o755)  # mkdtemp makes it private
         _check_place(final, overwrite)
-        if final.exists():
+        if final.exists() and exchange_names(root, final):
+            shutil.rmtree(root)
+        elif final.exists():
             old = root.with_name(root.name + ".old")
             final.rename(old)
             root.rename(final)

@@ -16,7 +16,7 @@ from typing import IO
 from snapgen_deploy.bundle.reader import MANIFEST
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.job.records import finished_components
-from snapgen_deploy.system.files import ABANDONED, folder_for_results, is_disk_full, is_old
+from snapgen_deploy.system.files import ABANDONED, exchange_names, folder_for_results, is_disk_full, is_old
 
 PLACE = "another place with --output-dir"
 
@@ -30,15 +30,21 @@ class Staging:
         self.scratch = _scratch(root)  # for files that are no part of the bundle
 
     def publish(self, overwrite: bool) -> None:
-        """Flush everything to the disk and rename once; an older bundle is replaced only now."""
+        """Flush everything to the disk and rename once; an older bundle is replaced only now.
+
+        The two exchange their names in one step where the system can, so that there is a bundle at every moment.
+        """
         for path in (*self.root.rglob("*"), self.root):
             path.chmod(0o755 if path.is_dir() else 0o644)  # what temporary folders and some writers make is private
             _fsync(path)
         check_place(self.final, overwrite)
         old = _old(self.root)
-        if self.final.exists():
-            self.final.rename(old)
-        self.root.rename(self.final)  # `_finish` does so where a run ends before this
+        if self.final.exists() and exchange_names(self.root, self.final):
+            old = self.root  # `_left_over` removes it where a run ends before this
+        else:
+            if self.final.exists():
+                self.final.rename(old)
+            self.root.rename(self.final)  # `_finish` does so where a run ends before this
         _fsync(self.final.parent)
         self.published = True
         shutil.rmtree(old, ignore_errors=True)
@@ -157,6 +163,7 @@ def _finish(final: Path, prefix: str) -> None:
         if final.exists() or (lock := _locked(root)) is None:
             continue
         (root if root.is_dir() else old).rename(final)
+        shutil.rmtree(_scratch(root), ignore_errors=True)
         _key_file(root).unlink(missing_ok=True)
         lock.close()
 
@@ -174,6 +181,9 @@ def _left_over(final: Path, prefix: str, key: str, resume: bool) -> tuple[Path, 
                 shutil.rmtree(path, ignore_errors=True)
             file.unlink(missing_ok=True)
         lock.close()
+    for scratch in final.parent.glob(f".scratch{prefix}*"):  # made after its key and removed before it
+        if not _key_file(scratch.with_name(scratch.name.removeprefix(".scratch"))).exists():
+            shutil.rmtree(scratch, ignore_errors=True)
     for old in final.parent.glob(f"{prefix}*.old"):  # of a run that ended while it removed this one
         if final.exists() and not _key_file(old.with_name(old.name.removesuffix(".old"))).exists() and is_old(old):
             shutil.rmtree(old, ignore_errors=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import math
 import os
 import shutil
+import sys
 import tempfile
 import time
 import zipfile
@@ -211,6 +213,17 @@ def sha256_of(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def exchange_names(one: Path, other: Path) -> bool:
+    """Give each of two paths the other's name in one step; False, and nothing is changed, where the system cannot."""
+    library = ctypes.CDLL(None, use_errno=True)
+    call = getattr(library, "renameat2" if sys.platform == "linux" else "renameatx_np", None)
+    if call is None:
+        return False
+    call.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    here = -100 if sys.platform == "linux" else -2  # AT_FDCWD; the flag is RENAME_EXCHANGE and RENAME_SWAP
+    return bool(call(here, os.fsencode(one.absolute()), here, os.fsencode(other.absolute()), 2) == 0)
 
 
 def discard_oldest(entries: Sequence[tuple[float, int, Path]], limit: int) -> None:

@@ -11,7 +11,7 @@ from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Artifact, Description
 from snapgen_deploy.job.records import Exported, read_record, remove_unowned, write_record
 from snapgen_deploy.job.staging import check_place, staging
-from snapgen_deploy.system.files import ABANDONED
+from snapgen_deploy.system.files import ABANDONED, exchange_names
 from tests.manifests import component, files_of, least_manifest
 
 TARGETS = {"onnx:cpu": {"student": component("onnx/student.onnx")}}
@@ -250,14 +250,14 @@ def test_a_run_that_ends_between_two_names_is_finished_by_the_next(tmp_path, mon
             raise Killed
         return rename(path, target)
 
-    stages = []
+    monkeypatch.setattr("snapgen_deploy.job.staging.exchange_names", lambda one, other: False)  # a system that cannot
     with pytest.raises(Killed), staging(tmp_path / "b", "key", overwrite=True, resume=True) as stage:
-        stages.append(stage)
         (stage.root / "text").write_text("new")
         write_manifest(stage.root, least_manifest(TARGETS, files=files_of(stage.root)))
         monkeypatch.setattr(type(tmp_path), "rename", once)
         stage.publish(overwrite=True)
     monkeypatch.undo()
+    stage.scratch.mkdir()  # a killed run does not remove it
     assert not (tmp_path / "b").exists()
     with pytest.raises(BadInput, match="already there"), staging(tmp_path / "b", "key", overwrite=False, resume=False):
         pass
@@ -267,6 +267,29 @@ def test_a_run_that_ends_between_two_names_is_finished_by_the_next(tmp_path, mon
     os.utime(old, (0, 0))
     build(tmp_path / "b", overwrite=True)
     assert left(tmp_path) == ["b"]
+
+
+def test_an_overwritten_bundle_keeps_its_name_at_every_moment(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_, **__):
+        raise Killed
+
+    build(tmp_path / "b", "old")
+    (tmp_path / "c").mkdir()
+    if not exchange_names(tmp_path / "b", tmp_path / "c"):
+        pytest.skip("this system does not exchange names")
+    assert exchange_names(tmp_path / "b", tmp_path / "c")
+    (tmp_path / "c").rmdir()
+    monkeypatch.setattr(type(tmp_path), "rename", lambda path, target: pytest.fail("in two steps"))
+    with pytest.raises(Killed), staging(tmp_path / "b", "key", overwrite=True, resume=True) as stage:
+        (stage.root / "text").write_text("new")
+        write_manifest(stage.root, least_manifest(TARGETS, files=files_of(stage.root)))
+        monkeypatch.setattr("snapgen_deploy.job.staging._fsync", lambda path: path == tmp_path and killed())  # after the step
+        stage.publish(overwrite=True)
+    assert (tmp_path / "b" / "text").read_text() == "new"
+    check_hashes(open_bundle(tmp_path / "b"))
 
 
 def test_what_a_killed_run_left_goes_after_a_day(tmp_path):
