@@ -1,1 +1,1 @@
-"""Every figure that the README quotes, one command each."""
+"""The benchmarks behind the figures in the documentation, one command each."""

@@ -1,9 +1,10 @@
-"""`python -m benchmarks.bits`: what is a picture worth at 8, 6, 5, 4.3, 4 and 3 bits a weight, before and after tuning?
+"""`python -m benchmarks.bits`: how good are pictures at 8, 6, 5, 4.3, 4 and 3 bits per weight, before and after tuning?
 
-The embedded checkpoint's student, mixed precision as `export --precision mixed` makes it; 6, 5 and 4.3 bits mix layers of 4
-and 8, 4 and 3 are uniform (16 and 8 values a weight). Held-out prompts are drawn in four steps by the PyTorch network with the
-recipe in it, which the exported file equals to fp16's rounding (a gate of every export), and by the fp32 student from the same
-noise. Text encoder and decoder are the fp32 ones: mixed precision leaves them at fp16. Writes bits.json, bits.md and bits.png.
+Uses the embedded checkpoint's student in mixed precision, as `export --precision mixed` makes it. 6, 5 and 4.3 bits mix layers
+of 4 and 8 bits; 4 and 3 bits are uniform (16 and 8 values per weight). Held-out prompts are drawn in four steps by the PyTorch
+network with the recipe applied, which the exported file equals to fp16 rounding (a gate of every export), and by the fp32
+student from the same noise. Text encoder and decoder are fp32; mixed precision leaves them at fp16. Writes bits.json, bits.md
+and bits.png.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ from matplotlib import pyplot as plt
 RESULTS = Path(__file__).parent / "results"
 BITS = (8.0, 6.0, 5.0, 4.3, 4.0, 3.0)
 BATCH = 25
-GOAL = 0.03  # of the fp32 student's share of objects
+GOAL = 0.03  # largest loss of the share of right objects, compared with the fp32 student
 
 
 Point = tuple[dict[str, Any], list[Verdict], list[float]]  # a row, verdicts and PSNR of every picture
 
 
 class Judge:
-    """Draws every prompt with a student, and holds pictures and detector's verdicts against the fp32 student's."""
+    """Draws every prompt with a student, and compares pictures and the detector's verdicts with those of the fp32 student."""
 
     def __init__(self, checkpoint: Checkpoint, count: int) -> None:
         config = checkpoint.config
@@ -68,7 +69,7 @@ class Judge:
 
     @torch.no_grad()
     def drawn(self, student: Student) -> tuple[np.ndarray, list[Verdict]]:
-        """Pictures (N, 3, H, W) in -1 ... 1 and what the detector sees in them."""
+        """Pictures (N, 3, H, W) in -1 ... 1 and the detector's verdicts."""
         found = []
         for start in range(0, len(self.prompts), BATCH):
             part = slice(start, start + BATCH)
@@ -80,7 +81,7 @@ class Judge:
         return pictures.numpy(), [judge(p, parse(t)) for p, t in zip(bytes_of(pictures), self.prompts, strict=True)]
 
     def row(self, student: Student) -> Point:
-        """Fidelity and score of one student, and its score's distance to the fp32 student's."""
+        """Fidelity and score of one student, and the difference of its score from the fp32 student's."""
         pictures, verdicts = self.drawn(student)
         values = [psnr(a, b) for a, b in zip(pictures, self.reference, strict=True)]
         fidelity = {name: round(quantile(values, q), 2) for name, q in (("low", 0.1), ("median", 0.5), ("high", 0.9))}
@@ -88,7 +89,7 @@ class Judge:
 
 
 def difference(ours: Sequence[Verdict], theirs: Sequence[Verdict]) -> dict[str, Any]:
-    """Difference of the shares of objects entirely right, with a 95 % interval: a bootstrap over prompts drawn by both."""
+    """Difference of the shares of entirely right objects, with a 95 % interval by a bootstrap over prompts."""
     right, counted = (np.array([[f(v) for v in side] for side in (ours, theirs)], float) for f in (_right, _counted))
     draws = np.random.default_rng(0).integers(len(ours), size=(RESAMPLES, len(ours)))
     shares = right[:, draws].sum(2) / counted[:, draws].sum(2)
@@ -128,7 +129,7 @@ def main() -> None:
         {"bits": 32.0, "tuned": False, "average": 32.0, **judged.row(load_student(checkpoint, "full"))[0]}
     ]
     seen: dict[tuple[float, bool], tuple[list[Verdict], list[float]]] = {}
-    # before tuning all of them, since that is quick; then what the goal is about
+    # all untuned ones first, since they are quick; then the one that the goal is about
     order = [(bits, tuned) for tuned in (False, True) for bits in sorted(options.bits, key=lambda b: (b != 4.3, b != 4.0, b))]
     for bits, tuned in order:
         row, verdicts, fidelity = point(checkpoint, bits, options.iterations if tuned else 0, judged)
@@ -139,7 +140,7 @@ def main() -> None:
 
 
 def point(checkpoint: Checkpoint, bits: float, iterations: int, judged: Judge) -> Point:
-    """One average, tuned for some iterations or not at all."""
+    """Measure one average, tuned for `iterations` (0: not tuned)."""
     start = time.monotonic()
     plan = plan_for(checkpoint, bits, iterations)
     assert plan.mixed is not None
@@ -153,14 +154,14 @@ def point(checkpoint: Checkpoint, bits: float, iterations: int, judged: Judge) -
 
 
 def plan_for(checkpoint: Checkpoint, bits: float, iterations: int) -> ExportPlan:
-    """As the command line makes it."""
+    """The plan, as the command line makes it."""
     profile = load_profile("iphone16pm")
     plan = make_plan(checkpoint.config, profile, width="full", targets=["coreml"], precision="mixed")
     return with_mixed(plan, checkpoint, bits=bits, iterations=iterations, calibration=None, pictures=PICTURES, executor=None)
 
 
 class _Shown:
-    """Tells stderr now and then how far a recipe is."""
+    """Prints the progress of a recipe on standard error, about ten times."""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if done and done % max(1, total // 10) == 0:
@@ -170,7 +171,7 @@ class _Shown:
 def write(
     rows: list[dict[str, Any]], seen: dict[tuple[float, bool], tuple[list[Verdict], list[float]]], options: argparse.Namespace
 ) -> None:
-    """Table, figures and plot of what there is so far."""
+    """Write table, figures and plot of the results so far."""
     RESULTS.mkdir(exist_ok=True)
     ordered = sorted(rows, key=lambda r: (-r["bits"], r["tuned"]))
     against = {}
@@ -206,7 +207,7 @@ def table(record: dict[str, Any]) -> str:
     for r in record["rows"]:
         p, d = r["psnr"], r["to_fp32"]
         state = "fp32" if r["bits"] == 32 else "tuned" if r["tuned"] else "untuned"
-        if r["tuned"] and r["velocity_error"] == untuned.get(r["bits"]):  # the recipe keeps what was there before
+        if r["tuned"] and r["velocity_error"] == untuned.get(r["bits"]):  # the recipe kept the untuned weights
             state = "tuned: no better, not used"
         fidelity = "" if r["bits"] == 32 else f"{p['median']:.1f} ({p['low']:.1f} to {p['high']:.1f})"
         lines.append(
@@ -216,8 +217,9 @@ def table(record: dict[str, Any]) -> str:
     lines += ["", f"Goal: 4.3 bits, tuned, at most {100 * record['goal']:g} points below fp32."]
     for name, d in record["mixed_4.3_tuned_minus"].items():
         g = d["psnr"]
-        said = f"{g['value']:+.2f} dB ({g['interval'][0]:+.2f} to {g['interval'][1]:+.2f}), better in {100 * g['better']:.0f} %"
-        lines.append(f"4.3 bits, tuned, against {name}: {said} of pictures; {_points(d['objects'])} points of objects.")
+        interval = f"{g['interval'][0]:+.2f} to {g['interval'][1]:+.2f}"
+        change = f"{g['value']:+.2f} dB ({interval}), better in {100 * g['better']:.0f} % of pictures"
+        lines.append(f"4.3 bits, tuned, against {name}: {change}; {_points(d['objects'])} points of objects.")
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.coreml_speed`: how long our Core ML executor takes for one step at full scale, against PyTorch.
+"""`python -m benchmarks.coreml_speed`: how long does our Core ML executor take for one step at full scale, and PyTorch?
 
-Converts the student of the `snapgenpp` preset at the width and size asked for (random weights) into a fp16 .mlpackage, reads
-it back from the disk, and runs one step in both modes beside the fp32 reference network, all on the same threads. The calls
+Converts the student of the `snapgenpp` preset (random weights) at the given width and picture size to a fp16 .mlpackage, reads
+it back from disk, and runs one step in both modes and with the fp32 reference network, on the same number of threads. The calls
 alternate; ratios are of medians. Writes coreml_speed.json to `benchmarks/results/`.
 """
 
@@ -30,7 +30,7 @@ from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.sparse import rewrite_student
 
 RESULTS = Path(__file__).parent / "results"
-LIMIT = 3.0  # times PyTorch eager in fp32
+LIMIT = 3.0  # largest ratio to PyTorch eager in fp32
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def reference(student: DiT, arrays: dict[str, np.ndarray]) -> torch.Tensor:
 
 
 def timed(calls: dict[str, Callable[[], object]], count: int) -> dict[str, list[float]]:
-    """Seconds of every call, in turns."""
+    """Seconds of every call; the calls alternate."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(count):
         for name, call in calls.items():

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.estimate`: how far are the host's estimates off, on networks that the calibration has not seen?
+"""`python -m benchmarks.estimate`: how accurate are the host's estimates, on networks that the calibration has not seen?
 
-Students over widths, head sizes, picture sizes, B, r and depths, decoders and text encoders, with random weights, are exported
-to ONNX as a bundle's are and timed in onnxruntime with one thread. The micro-benchmarks are timed in the same rounds, so that
-a change of the machine's speed falls on both alike; the fit sees nothing but the micro-benchmarks. Writes estimate.json,
+Students of several widths, head dims, picture sizes, B, r and depths, decoders and text encoders, with random weights, are
+exported to ONNX like those of a bundle, and timed in onnxruntime with one thread. The micro-benchmarks are timed in the same
+rounds, so that a change of the machine's speed affects both alike; only they are used for the fit. Writes estimate.json,
 estimate.md and estimate.png to `benchmarks/results/`. Also prints the fit to the published times of the iPhone 16 Pro Max with
 its leave-one-out errors.
 """
@@ -100,8 +100,8 @@ def components() -> dict[str, Component]:
     chosen |= {name: (ModelConfig(config, None, None), side, "student") for name, (config, side) in STUDENTS.items()}
     chosen |= {name: (ModelConfig(BASE, config, None), side, "decoder") for name, (config, side) in DECODERS.items()}
     chosen |= {name: (ModelConfig(BASE, None, config), 32, "text_encoder") for name, config in TEXTS.items()}
-    size = {name: (side * BASE.latent_factor,) * 2 for name, (_, side, _) in chosen.items()}
-    return {name: component(config, "only", size[name], TARGET, role) for name, (config, _, role) in chosen.items()}
+    sizes = {name: (side * BASE.latent_factor,) * 2 for name, (_, side, _) in chosen.items()}
+    return {name: component(config, "only", sizes[name], TARGET, role) for name, (config, _, role) in chosen.items()}
 
 
 def mean_error(rows: Sequence[dict[str, Any]]) -> float:
@@ -136,7 +136,7 @@ def table(rows: Sequence[dict[str, Any]], record: dict[str, Any]) -> str:
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Estimate against measurement, with the line where both are equal and 15 % to either side."""
+    """Plot estimates over measurements, with the line where both are equal and a band of ± 15 %."""
     figure = Figure(figsize=(5.2, 5), layout="constrained")
     axes = figure.add_subplot()
     ends = [0.6 * min(r["measured_ms"] for r in rows), 1.6 * max(r["measured_ms"] for r in rows)]

@@ -1,10 +1,11 @@
-"""Peak memory of every process of an export, against the bytes of the weights in fp32 and of the largest activations.
+"""Peak memory of every process of an export, and the bytes of its weights in fp32 and of the largest activations.
 
     python -m benchmarks.export_memory [target ...]
 
-Written to benchmarks/results/export_memory.txt. Networks: the embedded checkpoint at its widest, and an untrained one of about
-100M parameters, exported by the command line in a temporary folder. One line a process, then a least-squares line
-`base + factor * bytes` per target over its conversions. `snapgen_deploy/export_memory.py` has figures above these.
+Writes benchmarks/results/export_memory.txt. The networks are the embedded checkpoint at full width and an untrained one of
+about 100M parameters, exported by the command line in a temporary folder. There is one line per process, then a least-squares
+fit `base + factor * bytes` per target over its conversions. The figures in the targets' specs and in
+`snapgen_deploy/job/memory.py` are slightly above these.
 """
 
 from __future__ import annotations
@@ -64,30 +65,30 @@ def main(targets: tuple[str, ...] = TARGETS) -> None:
                     results.add(line(key, name, role, *points[-1]))
             weights, peaks = np.array(points, dtype=float).T
             factor, base = np.polyfit(weights, peaks, 1)
-            worst = max(peak - (base + factor * size) for size, peak in points)
+            worst = max(peak - (base + factor * own) for own, peak in points)
             results.add(f"{key:20} base {base / 1e6:.0f} MB, factor {factor:.2f}, largest excess {worst / 1e6:.0f} MB")
 
 
 class Results:
-    """Lines that are shown and kept."""
+    """Lines that are printed and written to a file."""
 
     def __init__(self, name: str) -> None:
         self.path, self.lines = Path(__file__).parent / "results" / name, list[str]()
 
     def add(self, line: str) -> None:
-        """One more."""
+        """Add a line."""
         print(line, flush=True)
         self.lines.append(line)
         self.path.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
 
 
 def line(key: str, name: str, what: str, weights: int, peak: int, more: str = "") -> str:
-    """Of one process."""
+    """The line of one process."""
     return f"{key:20} {name:9} {what:13} weights {weights / 1e6:8.1f} MB  peak {peak / 1e6:8.1f} MB  {more}".rstrip()
 
 
 def exported(key: str, checkpoint: Path | None, root: Path) -> dict[str, Any]:
-    """The record of an export's processes."""
+    """Export, and return the record of the export's processes."""
     chosen = ["--checkpoint", str(checkpoint)] if checkpoint else []
     arguments = ["--device", "server", "--target", key, "--width", "full", *chosen, "-o", str(root), "--threads", "1"]
     command = [PROGRAM, "export", *arguments, "--overwrite", "--json"]

@@ -1,9 +1,9 @@
-"""`python -m benchmarks.guard`: does `compare` cry wolf, and does it see a real 5 %? Beside it, what users do today.
+"""`python -m benchmarks.guard`: does `compare` raise false alarms, does it find a real 5 %, and do the usual rules?
 
 A/A: a bundle against itself. Slower: against a copy whose pictures take 5 % longer (`benchmarks/heavier.py`). Every trial is a
-whole `compare --fail-on e2e_p50:3%`, and beside it the two usual rules on one fresh process of each side, measured one after
-the other: median more than 5 % over a stored one, and Mann-Whitney U on the iterations (p < 0.05 and slower). Writes
-guard.json after every trial, and guard.md, to `benchmarks/results/`.
+whole `compare --fail-on e2e_p50:3%`. Two usual rules run too, on one fresh process of each side, measured one after the other:
+a median more than 5 % above a stored one, and Mann-Whitney U on the iterations (p < 0.05 and slower). Writes guard.json after
+every trial, and guard.md at the end, to `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RULES = ("compare", "stored median + 5 %", "Mann-Whitney on iterations")
 
 
 def main() -> None:
-    """Run the trials that the command line asks for; go on where an earlier run stopped."""
+    """Run the trials that the command line asks for; continues an interrupted run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path, help="a bundle with the target onnx:cpu")
     parser.add_argument("--same", type=int, default=40, help="A/A trials")
@@ -64,7 +64,7 @@ def run(
     candidate: Bundle, kind: str, count: int, trials: list[dict[str, Any]], stored: Sequence[float],
     base: Bundle | None = None, share: float = 0.0,
 ) -> None:  # fmt: skip
-    """Trials of one kind until there are `count`; the file is written after each."""
+    """Run trials of one kind until there are `count`; the file is written after each."""
     for _ in range(count - sum(t["kind"] == kind for t in trials)):
         trials.append({"kind": kind, "slower_by": round(share, 4), **trial(base or candidate, candidate, stored)})
         print(json.dumps(trials[-1]), flush=True)
@@ -73,7 +73,7 @@ def run(
 
 
 def trial(base: Bundle, candidate: Bundle, stored: Sequence[float]) -> dict[str, Any]:
-    """All three rules once: the verdict of each, and how long `compare` took."""
+    """Apply all three rules once; returns the verdict of each, and the seconds of `compare`."""
     start = time.monotonic()
     found = compare_bundles(base, candidate, TARGET, [parse_threshold(LIMIT)], (), progress(quiet=True))
     seconds = time.monotonic() - start
@@ -105,7 +105,7 @@ def _alone(path: Path) -> list[float]:
 
 
 def table(trials: Sequence[dict[str, Any]]) -> str:
-    """Markdown: of how many trials each rule says what."""
+    """Markdown: for each rule, the number of trials by verdict."""
     share = statistics.fmean(t["slower_by"] for t in trials if t["kind"] == "slower")
     kinds = {"same": "the same bundle", "slower": f"{100 * share:.1f} % slower"}
     lines = ["| rule | trials | regressed | inconclusive | ok | improved |", "|---|---|---|---|---|---|"]

@@ -1,4 +1,4 @@
-"""A bundle that really does more work: its ONNX student computes a part of itself twice."""
+"""Makes a bundle that really does more work: its ONNX student computes a part of itself twice."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from onnx import TensorProto, helper, numpy_helper
 from snapgen_deploy.bundle.reader import Bundle, open_bundle, write_manifest
 from snapgen_deploy.latency.measure.session import open_session
 
-PAIRS, LOADS = 25, 6  # calls of each side per load, and loads, to weigh a model against another
+PAIRS, LOADS = 25, 6  # to compare two models: calls of each per load, and number of loads
 
 
 def heavier_bundle(bundle: Bundle, share: float, place: Path) -> tuple[Bundle, float]:
-    """A copy of `bundle` whose pictures take `share` longer in onnxruntime, and by how much they did when it was made.
+    """Copy `bundle` so that pictures take `share` longer in onnxruntime. Also returns the share that was measured.
 
-    As many of the student's first nodes are repeated, on inputs scaled by 1 + 1e-6 so that no optimiser can merge them, as
-    make up the share; their means enter the output with a weight of 1e-30, so that none is dead.
+    The student's first nodes are repeated until they take that share of the time, on inputs scaled by 1 + 1e-6, so that an
+    optimiser cannot merge them. Their means are added to the output with a weight of 1e-30, so that they are not dead code.
     """
     session = open_session(bundle, "onnx:cpu", 1)
     session.query()
@@ -95,8 +95,11 @@ def repeated(model: onnx.ModelProto, count: int) -> onnx.ModelProto:
 
 
 def ratio(base: Path, candidate: Path) -> float:
-    """Time of one call of the candidate over the base's, one thread: calls alternate, and so does who is loaded first; two
-    loads of one file can differ by a percent, so that the mean over `LOADS` pairs of loads is taken."""
+    """Time of one call of the candidate divided by that of the base, with one thread.
+
+    Calls alternate, and so does the order of loading. Two loads of the same file can differ by a percent, so the result is the
+    mean over `LOADS` pairs of loads.
+    """
     return statistics.fmean(_ratio((base, candidate), first=number % 2) for number in range(LOADS))
 
 

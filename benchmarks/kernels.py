@@ -1,15 +1,15 @@
-"""`python -m benchmarks.kernels`: the local branch of ASSA (BNA), exported every way that a user might choose, in one run.
+"""`python -m benchmarks.kernels`: the local branch of ASSA (BNA), exported in every way that a user might choose, in one run.
 
-4096 tokens, 16 query heads, 8 key/value heads, head dim 64, B = 16, r = 1, fp32; smaller sizes by options. Beside our kernel
-forms: full attention, and BNA as a mask on full attention, as they come out of stock exporters (torch.onnx.export, optimum's,
-ExecuTorch's with the XNNPACK partitioner, OpenVINO's). Either is spelled in two ways, since exporters make different graphs of
-them: as our reference writes it (two products, a softmax, a mask that is added) and as most networks do today
-(`scaled_dot_product_attention` with a boolean mask). Also FlexAttention with a block mask under torch.compile, and OpenVINO
-where it is installed (`pip install snapgen-deploy[bench]`).
+4096 tokens, 16 query heads, 8 key/value heads, head dim 64, B = 16, r = 1, fp32; options choose smaller shapes. Our kernel
+forms are compared with full attention, and with BNA as a mask on full attention, as stock exporters convert them
+(torch.onnx.export, optimum's, ExecuTorch's with the XNNPACK partitioner, OpenVINO's). Both are written in two ways, since
+exporters make different graphs of them: as in our reference (two products, a softmax, an added mask) and as in most networks
+today (`scaled_dot_product_attention` with a boolean mask). Also FlexAttention with a block mask under torch.compile, and
+OpenVINO if it is installed (`pip install snapgen-deploy[bench]`).
 
-Our forms of a runtime stay open; every other contestant is opened, called in turn with them, and closed, since some take 8 GB.
-Ratios are taken within those rounds, so that a slow minute falls on both alike; every result is held against the reference
-first. GFLOP/s count the arithmetic that a form does, which for a mask is that of full attention. Writes kernels.json and
+Our forms of a runtime stay open. Every other contestant is opened, called in turn with them, and closed, since some take 8 GB.
+Ratios are taken within these rounds, so that a slow minute affects both alike. Every result is first compared with the
+reference. GFLOP/s count the arithmetic of a form, which with a mask is that of full attention. Writes kernels.json and
 kernels.md.
 """
 
@@ -52,13 +52,13 @@ Exporter = Callable[[nn.Module, Inputs, Path], None]
 
 
 def near_blocks(tokens: int, blocks: int, radius: int) -> Tensor:
-    """Which key each query sees in BNA: booleans (N, N)."""
+    """Which keys each query attends to in BNA: booleans (N, N)."""
     number = torch.arange(tokens) // (tokens // blocks)
     return (number[:, None] - number[None, :]).abs() <= radius
 
 
 class Masked(nn.Module):
-    """BNA as full attention with a mask, as the reference writes attention."""
+    """BNA as full attention with a mask, written like the reference's attention."""
 
     bias: Tensor
 
@@ -72,7 +72,7 @@ class Masked(nn.Module):
 
 
 class Sdpa(nn.Module):
-    """Attention as most networks call it, with a mask (N, N) of booleans or none."""
+    """Attention as most networks call it, with a boolean mask (N, N) or none."""
 
     near: Tensor | None
 
@@ -88,7 +88,7 @@ class Sdpa(nn.Module):
 
 
 class Plain(nn.Module):
-    """Full attention over all tokens, as the reference writes it."""
+    """Full attention over all tokens, written like the reference's."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (h, N, d), k and v (h_kv, N, d) -> (h, N, d)."""
@@ -117,7 +117,7 @@ class Ours(nn.Module):
 
 @dataclass(frozen=True)
 class Runtime:
-    """Contestants of one runtime: what makes each one's call, by form."""
+    """The contestants of one runtime: by form, a function that opens each one."""
 
     name: str
     ours: Mapping[str, Make]  # all open at once
@@ -158,14 +158,14 @@ def main() -> None:
 
 
 def measured(runtime: Runtime, rounds: int, opened: Callable[[str, str, Make], Run]) -> list[dict[str, Any]]:
-    """Milliseconds per form; `times_ours` is the median over that of our quickest form in the same rounds."""
+    """Milliseconds per form; `times_ours` is the median divided by that of our fastest form in the same rounds."""
     ours = {form: opened(runtime.name, form, make) for form, make in runtime.ours.items()}
     found: dict[str, list[float]] = {form: [] for form in ours}
     rows = []
     for form, make in runtime.others.items():
         run = opened(runtime.name, form, make)
         times, *own = in_turn([run, *ours.values()], rounds)
-        del run  # and with it gigabytes
+        del run  # frees gigabytes
         for name, more in zip(ours, own, strict=True):
             found[name] += more
         quickest = min(statistics.median(t) for t in own)
@@ -181,7 +181,7 @@ def row(runtime: str, form: str, times: list[float], quickest: float) -> dict[st
 
 
 def runtimes(options: argparse.Namespace, inputs: Inputs, folder: Path) -> Iterator[Runtime]:
-    """Who takes part."""
+    """All runtimes with their contestants."""
     sizes, threads = (options.tokens, options.blocks, options.radius), options.threads
     stock = {MASKED: Masked(*sizes), MASKED_SDPA: Sdpa(near_blocks(*sizes)), FULL: Plain(), FULL_SDPA: Sdpa(None)}
     ours = {f"BNA, {name}": Ours(form, options.blocks, options.radius) for name, form in FORMS.items()}
@@ -214,7 +214,7 @@ def runtimes(options: argparse.Namespace, inputs: Inputs, folder: Path) -> Itera
 
 
 def looped(options: argparse.Namespace) -> Callable[..., Tensor]:
-    """The reference as it is written."""
+    """The reference implementation, unchanged."""
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return blockwise_neighborhood_attention(q[None], k[None], v[None], options.blocks, options.radius)[0]
@@ -226,10 +226,10 @@ def flex(options: argparse.Namespace) -> Callable[..., Tensor]:
     """FlexAttention with a block mask, compiled."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    size = options.tokens // options.blocks
+    length = options.tokens // options.blocks  # tokens per block
 
     def near(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return torch.le((i // size - j // size).abs(), options.radius)
+        return torch.le((i // length - j // length).abs(), options.radius)
 
     mask = create_block_mask(near, None, None, options.tokens, options.tokens, device="cpu")
     compiled: Callable[..., Tensor] = torch.compile(flex_attention)
@@ -241,18 +241,18 @@ def flex(options: argparse.Namespace) -> Callable[..., Tensor]:
 
 
 def called(function: Callable[..., Tensor], inputs: Inputs) -> Run:
-    """A call of a function of tensors."""
+    """A function of tensors as a contestant."""
     return lambda: function(*inputs).numpy()
 
 
 def as_component(module: nn.Module, inputs: Inputs) -> Component:
-    """The core as the targets take networks; the role is a file name only."""
+    """The attention core as a component for our targets; the role only gives the file its name."""
     ports = tuple(Port(n, tuple(t.shape), "float32", "input") for n, t in zip(("q", "k", "v"), inputs, strict=True))
     return Component("student", module, ports, (Port("y", tuple(inputs[0].shape), "float32", "output"),), inputs, "BNA")
 
 
 def exported(key: str, module: nn.Module, inputs: Inputs, folder: Path, threads: int) -> Run:
-    """Through our own target."""
+    """Export and open with our own target."""
     target, variant = target_of(key)
     component = as_component(module, inputs)
     run = target.open(target.export(component, variant, "fp32", folder, {}).path, threads=threads)
@@ -322,10 +322,10 @@ def relative(got: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def gflop(sizes: dict[str, int], form: str) -> float:
-    """Arithmetic of both products (q k and p v), 2 operations a multiply-accumulate."""
-    blocks, size = sizes["blocks"], sizes["tokens"] // sizes["blocks"]
+    """GFLOP of both products (q k and p v), 2 operations per multiply-accumulate."""
+    blocks, length = sizes["blocks"], sizes["tokens"] // sizes["blocks"]
     near = sum(min(b + sizes["radius"], blocks - 1) - max(b - sizes["radius"], 0) + 1 for b in range(blocks))
-    pairs = sizes["tokens"] ** 2 if form.startswith((FULL, MASKED)) else near * size**2
+    pairs = sizes["tokens"] ** 2 if form.startswith((FULL, MASKED)) else near * length**2
     return 4e-9 * sizes["heads"] * sizes["dim"] * pairs
 
 

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.movement`: data movement per block on the Neural Engine's graph, ours beside the naive conversion's.
+"""`python -m benchmarks.movement`: operators that move data, per block, in our Core ML graphs and in a naive conversion.
 
-The reference network converted as it is, and our channels-first rewrite in each kernel form, both through coremltools to fp16
-packages that are read back from the disk. A block's operators are the difference between a network with one more such block
-and one without, so that nothing outside the blocks is counted. Writes movement.json and movement.md to `benchmarks/results/`.
+Converts the reference network unchanged, and our channels-first rewrite in each kernel form, with coremltools to fp16 packages,
+and reads these back from disk. A block's operators are the difference between a network with one more such block and one
+without, so that nothing outside of blocks is counted. Writes movement.json and movement.md to `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CONFIG = DiTConfig(
 )  # fmt: skip
 LATENT = (16, 16)
 MORE = {"sparse (Down, Up)": (2, 2, 1), "dense (Middle), with a skip": (1, 4, 1)}  # depths with one block or pair more
-PAIRED = {"dense (Middle), with a skip": 2}  # Middle grows by pairs: its first half is skipped to its second
+PAIRED = {"dense (Middle), with a skip": 2}  # Middle grows by pairs of blocks: skips lead from its first half to its second
 MOVES = (
     "transpose",
     "reshape",
@@ -46,7 +46,7 @@ MOVES = (
 
 
 class Naive(nn.Module):
-    """The reference student, called with its inputs in a row."""
+    """The reference student with positional inputs."""
 
     def __init__(self, dit: DiT) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def operators(form: str, config: DiTConfig) -> Counter[str]:
-    """Operators of the saved package by kind; constants and casts of weights are none."""
+    """Operators of the saved package by kind, without constants and casts of weights."""
     torch.manual_seed(0)
     dit = DiT(config, "only").eval()
     module = Naive(dit) if form == "naive" else rewrite_student(dit, LATENT, layout="channels", form=form)
@@ -94,7 +94,7 @@ def operators(form: str, config: DiTConfig) -> Counter[str]:
 
 
 def convert(component: Component, path: Path) -> Path:
-    """coremltools' own recipe; `alias`, which it does not know, is taken out of the graph."""
+    """Convert as coremltools' documentation does; `alias`, which coremltools does not support, is removed from the graph."""
     import coremltools
 
     program = torch.export.export(component.module, component.example, strict=False).run_decompositions({})
@@ -107,7 +107,7 @@ def convert(component: Component, path: Path) -> Path:
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Markdown: per block and form, every operator that only moves data, then all operators."""
+    """Markdown: for each block and form, every operator that only moves data, then all operators."""
     lines = ["| block | form | " + " | ".join(MOVES) + " | all operators |", "|---|---|" + "---|" * (len(MOVES) + 1)]
     for block, forms in found.items():
         for form, counts in forms.items():

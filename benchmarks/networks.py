@@ -1,4 +1,4 @@
-"""Networks with random weights, as bundles hold them: what the benchmarks export and time."""
+"""Networks with random weights, rewritten as for a bundle, which benchmarks export and time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from snapgen_deploy.plan.make import make_plan
 
 
 def component(config: ModelConfig, width: str, size: tuple[int, int], key: str, role: Role = STUDENT) -> Component:
-    """One component for a picture of `size` pixels, spelled for a target of the token layout (`onnx:cpu` and the like)."""
+    """One component for a picture of `size` (height, width), written for a target with the token layout, such as `onnx:cpu`."""
     plan = make_plan(config, load_profile("android-mid"), targets=[key], width=width, resolution=size)
     spec = components_of(config)[role]
     inputs, outputs, doc = spec.ports(plan)

@@ -1,8 +1,9 @@
-"""`python -m benchmarks.npu_forms`: which kernel form of the local attention does Qualcomm's compiler take best?
+"""`python -m benchmarks.npu_forms`: which kernel form of the local attention works best with Qualcomm's compiler?
 
-One ASSA layer of snapgenpp small, channels-first, random weights, fp16, for the Snapdragon 8 Elite, in every kernel form:
-whether the NPU takes it, and then its nodes, the seconds and the bytes of its context binary, and its error on the emulation,
-whose time says nothing of a phone's. Writes npu_forms.json and npu_forms.md to `benchmarks/results/`.
+Compiles one ASSA layer of snapgenpp small, channels-first, random weights, fp16, for the Snapdragon 8 Elite, in every kernel
+form. Records whether the NPU accepts it, its nodes, the seconds to compile and the bytes of its context binary, and its error
+on the emulation. The emulation's time is not recorded, since it tells nothing about a phone. Writes npu_forms.json and
+npu_forms.md to `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def rows_of(size: int) -> Iterator[dict[str, Any]]:
-    """One row a form, the layer's weights and inputs the same."""
+    """One row per form, with the same weights and inputs."""
     target, variant = target_of("onnx:qnn")
     chip = {name: f"{load_profile(DEVICE).figures[name].value:g}" for name in ("soc_model", "htp_arch")}
     for form in FORMS:
@@ -67,9 +68,9 @@ def rows_of(size: int) -> Iterator[dict[str, Any]]:
             seconds = round(time.monotonic() - start, 1)
             found = target.open(made.path, threads=1)({"x0": part.example[0].numpy()})["y"]
             error = relative_error(found, wanted)
-            said = target.describe(made.path)
+            description = target.describe(made.path)
             context = next(f for f in made.files if f.suffix == ".bin").stat().st_size
-            measured = {"nodes": sum(said.placement.values()), "context_bytes": context, "relative_error": error}
+            measured = {"nodes": sum(description.placement.values()), "context_bytes": context, "relative_error": error}
             yield about | measured | {"compile_seconds": made.compile_seconds, "export_seconds": seconds}
 
 
@@ -94,8 +95,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         if "refused" in r:
             lines.append(f"| {r['size']} | {r['form']} | refused: {r['refused']} | | | |")
         else:
-            took, size = f"{r['compile_seconds']:.0f} s", f"{r['context_bytes'] / 1e6:.1f} MB"
-            lines.append(f"| {r['size']} | {r['form']} | {r['nodes']} | {took} | {size} | {r['relative_error']:.1e} |")
+            seconds, megabytes = f"{r['compile_seconds']:.0f} s", f"{r['context_bytes'] / 1e6:.1f} MB"
+            lines.append(f"| {r['size']} | {r['form']} | {r['nodes']} | {seconds} | {megabytes} | {r['relative_error']:.1e} |")
     return "\n".join(lines) + "\n"
 
 

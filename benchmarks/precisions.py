@@ -1,10 +1,9 @@
-"""`python -m benchmarks.precisions [--widths full small tiny]`: what precisions cost and keep, on the embedded checkpoint.
+"""`python -m benchmarks.precisions [--widths full small tiny]`: size and quality of precisions, on the embedded checkpoint.
 
-Exports each precision as `export` does, draws the fidelity gate's prompts with the saved files, and compares with the fp32
-reference; also below the limits, which `export` would refuse; for mixed precision there is `benchmarks.bits`. For the targets
-that run on this CPU each precision's student is timed against the same target's fp32, interleaved in one process. Writes
-precisions.json (after every row, so that an interrupted run goes on where it stopped with --resume) and precisions.md to
-`benchmarks/results/`.
+Exports each precision like `export`, draws the fidelity gate's prompts with the saved files, and compares with the fp32
+reference, also if the limits are not met, when `export` would fail. For mixed precision, see `benchmarks.bits`. For targets
+that run on this CPU, each precision's student is timed against the same target's fp32, interleaved in one process. Writes
+precisions.json (after every row; --resume continues an interrupted run) and precisions.md to `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -46,8 +45,7 @@ from snapgen_deploy.system.quantiles import quantile
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 30
-CPU = ("onnx", "executorch")  # what is timed here; Core ML's executor says nothing about a phone
-# fp32 first, which the others are timed against; then what is most asked for.
+CPU = ("onnx", "executorch")  # targets to time here; the time of our Core ML executor tells nothing about a phone
 ORDER = ("onnx", "coreml", "executorch")
 
 
@@ -68,7 +66,9 @@ def main() -> None:
         earlier = json.loads(path.read_text())
         rows = earlier.pop("rows")
         if earlier != about:
-            parser.error(f"--resume: rows of one table are measured alike; got {about}, {path.name} has {earlier}")
+            parser.error(
+                f"--resume: got {about}, but the rows in {path.name} were measured with {earlier}; use the same options"
+            )
     for width in options.widths:
         with tempfile.TemporaryDirectory() as scratch:
             for row in rows_of(width, options, Path(scratch), rows):
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def rows_of(width: str, options: argparse.Namespace, scratch: Path, done: Sequence[Mapping[str, Any]]) -> Any:
-    """The rows that are still to be made, one after the other; the reference draws once for all."""
+    """Make the missing rows, one after the other. The reference draws once for all."""
     known = {(r["width"], r["target"], r["precision"]) for r in done}
     checkpoint, profile = open_checkpoint(None), load_profile("iphone16pm")
     first = make_plan(checkpoint.config, profile, width=width)
@@ -94,7 +94,7 @@ def rows_of(width: str, options: argparse.Namespace, scratch: Path, done: Sequen
         offered = [p for p in spec_of(name).precisions if p != "mixed"]
         wanted = [p for p in offered if options.precisions is None or p in options.precisions]
         if name in CPU and any((width, name, p) not in known for p in wanted):
-            wanted = ["fp32", *(p for p in wanted if p != "fp32")]  # the others are timed against it
+            wanted = ["fp32", *(p for p in wanted if p != "fp32")]  # first, since the others are timed against it
         exact: Path | None = None
         for precision in wanted:
             if (width, name, precision) in known and precision != "fp32":
@@ -130,7 +130,7 @@ def rows_of(width: str, options: argparse.Namespace, scratch: Path, done: Sequen
 
 
 def export(plan: ExportPlan, scratch: Path, directory: Path, threads: int, calibration: Any) -> dict[Role, Exported]:
-    """Every component of the plan's one target, each in a process of its own, as `export` makes them."""
+    """Export every component of the plan's only target, each in its own process, like `export`."""
     directory.mkdir(parents=True, exist_ok=True)
     parts: dict[Role, Exported] = {}
     for role in roles_of(open_checkpoint(None).config):
@@ -158,7 +158,7 @@ def describe(width: str, name: str, precision: str, parts: Mapping[Role, Exporte
 
 
 def speed(plan: ExportPlan, name: str, exact: Path, path: Path, threads: int) -> dict[str, float]:
-    """How many times as fast as fp32 a student step is: median and quartiles over rounds that time both in turn."""
+    """Speed of a student step relative to fp32: median and quartiles over rounds that time both in turn."""
     target, _ = target_of(name)
     runners = [target.open(p, threads=threads) for p in (exact, path)]
     inputs, _, _ = ports_of(open_checkpoint(None).config, plan, "student")
@@ -201,18 +201,18 @@ def table(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
         )
     if rows:
         bases = {r["width"]: r["score"]["reference"] for r in rows}
-        said = ", ".join(f"{w} {100 * s:.1f} %" for w, s in bases.items())
-        lines += ["", f"Score of the fp32 reference on the same prompts and noise: {said}."]
+        listed = ", ".join(f"{w} {100 * s:.1f} %" for w, s in bases.items())
+        lines += ["", f"Score of the fp32 reference on the same prompts and noise: {listed}."]
     return "\n".join(lines) + "\n"
 
 
 def shown(value: float | None, form: str) -> str:
-    """A figure; a dash for one that is not a number, which JSON keeps as null."""
+    """A figure; a dash for NaN, which JSON stores as null."""
     return "—" if value is None else format(value, form)
 
 
 def worst(errors: Sequence[float | None]) -> float | None:
-    """The largest, or None where one is not a number."""
+    """The largest error; None if one is NaN."""
     return None if None in errors else max(e for e in errors if e is not None)
 
 

@@ -1,9 +1,9 @@
-"""`python -m benchmarks.rate`: how much of the machine's arithmetic do the exported layers reach?
+"""`python -m benchmarks.rate`: what share of the machine's arithmetic speed do the exported layers reach?
 
-The roof is one large product of matrices (4096 x 512 x 1536, fp32) in the same runtime and the same rounds. Beside it: a
-whole ASSA layer and, with `--step`, a whole step of the student, of the `snapgenpp` preset's width and size asked for, with
-random weights. Arithmetic is counted from the graph that is exported
-(`latency.cost`). For onnxruntime its own profile says which operators the time goes to. Writes rate.json and rate.md.
+The peak is the speed of one large matrix product (4096 x 512 x 1536, fp32) in the same runtime and the same rounds. Measured
+are a whole ASSA layer and, with `--step`, a whole step of the student, of the `snapgenpp` preset at the given width and
+picture size, with random weights. Arithmetic is counted in the exported graph (`latency.estimate.cost`). For onnxruntime, its
+profiler shows which operators take the time. Writes rate.json and rate.md.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ROOF, GOAL = "large product", 0.80
 
 @dataclass(frozen=True)
 class Entry:
-    """One exported thing: what runs it, how much arithmetic it has, and the file."""
+    """One exported graph: how to run it, its arithmetic, and its file."""
 
     key: str
     name: str
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def exported(config: ModelConfig, options: argparse.Namespace, folder: Path) -> Iterator[Entry]:
-    """Everything, exported and loaded, a target after the other."""
+    """Export and load everything, one target after the other."""
     size = (options.resolution, options.resolution)
     for key in KEYS:
         whole = component(config, options.width, size, key)
@@ -111,7 +111,7 @@ def sparse_layer(config: ModelConfig, width: str, size: tuple[int, int], whole: 
 
 
 def rows(entries: list[Entry], times: list[list[float]]) -> list[dict[str, Any]]:
-    """Medians, rates, and the rates as shares of the roof in the same runtime."""
+    """Medians, rates, and the rates as shares of the peak in the same runtime."""
     found: list[dict[str, Any]] = []
     for entry, values in zip(entries, times, strict=True):
         ms = statistics.median(values)
@@ -121,7 +121,7 @@ def rows(entries: list[Entry], times: list[list[float]]) -> list[dict[str, Any]]
 
 
 def profile(entry: Entry, threads: int, folder: Path) -> dict[str, float]:
-    """Share of the operators' time per kind of operator, from onnxruntime's profiler; the second run of two."""
+    """Share of the time by kind of operator, from onnxruntime's profiler, in the second of two runs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -140,7 +140,7 @@ def profile(entry: Entry, threads: int, folder: Path) -> dict[str, float]:
 
 
 def table(record: dict[str, Any]) -> str:
-    """Markdown: rates, then where onnxruntime's time goes."""
+    """Markdown: rates, then the operators that take onnxruntime's time."""
     o, cpu = record["options"], record["environment"]["processor"]
     lines = [
         f"snapgenpp {o['width']}, {o['resolution']} x {o['resolution']}, fp32, threads: {o['threads']}; medians of "

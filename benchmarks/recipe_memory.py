@@ -1,10 +1,10 @@
-"""Peak memory of the process that makes the recipe of mixed precision, beside its prediction.
+"""Peak memory of the process that makes the recipe of mixed precision, and its prediction.
 
     python -m benchmarks.recipe_memory
 
-Written to benchmarks/results/recipe_memory.txt. Networks: the embedded checkpoint at its widest, and the untrained one of about
-100M parameters of `benchmarks.export_memory` at two picture sizes. Few pictures and iterations, since neither changes the peak.
-`snapgen_deploy/quantise/memory.py` has the prediction's constants.
+Writes benchmarks/results/recipe_memory.txt. The networks are the embedded checkpoint at full width, and the untrained one of
+about 100M parameters of `benchmarks.export_memory`, at two picture sizes. Pictures and iterations are few, since their numbers
+do not change the peak. `snapgen_deploy/quantise/memory.py` has the prediction's constants.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def main() -> None:
             task = RecipeTask(CheckpointPlace(path), plan, "here", threads=1, root=root / f"{name}-{side}")
             _, peak = run_stage(task, silent)
             predicted, least = (predicted_peak(config, "full", plan.latent, free=n) / 1e6 for n in (free, 0))
-            said = f"predicted {predicted:8.1f} MB, {least:8.1f} MB where little is free"
-            results.add(f"{name:9} {side:4} pixels  peak {peak / 1e6:8.1f} MB  {said}")
+            prediction = f"predicted {predicted:8.1f} MB, {least:8.1f} MB if little is free"
+            results.add(f"{name:9} {side:4} pixels  peak {peak / 1e6:8.1f} MB  {prediction}")
 
 
 if __name__ == "__main__":

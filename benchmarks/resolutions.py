@@ -1,14 +1,14 @@
-"""Bytes of graphs for several picture sizes, each in files of its own and joined into files that share the weights.
+"""Bytes of graphs for several picture sizes, in separate files and joined into files that share the weights.
 
     python -m benchmarks.resolutions                              the embedded checkpoint, sizes that it admits
     python -m benchmarks.resolutions --preset snapgenpp --width tiny --depths 1,2,1 \
-        --resolutions 1024 512 768 832x1216                       untrained, at full size but for its depth
+        --resolutions 1024 512 768 832x1216                       untrained, full scale except for its depth
     python -m benchmarks.resolutions --preset snapgenpp ...       the whole network, without --depths (hours, 16 GB)
 
-Every size is converted in a process of its own, as `export` does, and joined in another. Then every joined graph runs once on
-random input beside the file that it came from; the largest difference of their outputs is in the table (0: the same bits).
-Written to benchmarks/results/resolutions[-<preset>].json and .md after every component; rows of an earlier run of the same
-network and sizes are kept where this run does not measure them again.
+Every size is converted in its own process, like in `export`, and all are joined in another. Then every joined graph and the
+file that it was made from run once on random input; the table has the largest difference of their outputs (0: equal bits).
+Writes benchmarks/results/resolutions[-<preset>].json and .md after every component. Rows of an earlier run of the same network
+and sizes are kept if this run does not measure them again.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def keep(about: Mapping[str, Any], row: dict[str, Any], name: str) -> None:
-    """Put a row into the results, in place of one of the same component; another network's are dropped."""
+    """Write a row to the results. It replaces that of the same component; rows of another network are dropped."""
     path = RESULTS / f"{name}.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     same = {k: v for k, v in before.items() if k != "rows"} == about
@@ -87,7 +87,7 @@ def keep(about: Mapping[str, Any], row: dict[str, Any], name: str) -> None:
 
 
 def untrained(preset: str, depths: str | None, folder: Path) -> Path:
-    """A checkpoint with seeded weights."""
+    """Write an untrained checkpoint with seeded weights."""
     config = PRESETS[preset]()
     if depths is not None:
         down, middle, up = (int(n) for n in depths.split(","))
@@ -99,7 +99,7 @@ def untrained(preset: str, depths: str | None, folder: Path) -> Path:
 def measure(
     checkpoint: CheckpointPlace, plan: ExportPlan, config: ModelConfig, key: str, role: Any, folder: Path
 ) -> dict[str, Any]:
-    """One component of one target: converted for every size, joined, and held against what it came from."""
+    """Convert one component of one target for every size, join them, and compare the result with the separate files."""
     parts: dict[str, Exported] = {}
     for size in plan.sizes:
         one = plan.at(size)
@@ -127,7 +127,7 @@ def measure(
 def differ(
     key: str, role: Any, plan: ExportPlan, config: ModelConfig, parts: Mapping[str, Exported], joined: Exported
 ) -> dict[str, float]:
-    """Largest difference of the outputs of a joined graph and of the file that it came from, by size."""
+    """Largest difference between the outputs of a joined graph and of the separate file, by size."""
     target, found = target_of(key)[0], {}
     for size in plan.sizes:
         rng = np.random.default_rng(0)

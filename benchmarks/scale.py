@@ -1,14 +1,14 @@
-"""Exports of full-scale networks: time and peak memory of every conversion, and whether every gate held.
+"""Exports of full-scale networks: time and peak memory of every conversion, and whether every gate passed.
 
-    python -m benchmarks.scale                                  # all of CASES, in rows that replace those of earlier runs
-    python -m benchmarks.scale small:iphone16pm full:server     # some
-    python -m benchmarks.scale full:server --unchecked          # conversions only: nothing is run, no gate is claimed
+    python -m benchmarks.scale                                  # all of CASES; rows replace those of earlier runs
+    python -m benchmarks.scale small:iphone16pm full:server     # some of them
+    python -m benchmarks.scale full:server --unchecked          # conversions only, without gates
     python -m benchmarks.scale small:iphone16pm --unchecked --target coreml
     python -m benchmarks.scale small:server --unchecked --precision int8-dynamic
 
-Writes an untrained snapgenpp checkpoint (6.2 GB) into a temporary folder, or takes `--checkpoint DIR`, and runs the command
-line as a user would, with a cache of its own: a conversion that an earlier row made is not made twice, and its figures are
-those of when it was made. The goal for memory is twice the bytes of the network's weights in fp32.
+Writes an untrained snapgenpp checkpoint (6.2 GB) to a temporary folder, or takes `--checkpoint DIR`, and runs the command line
+like a user, with its own cache. A conversion of an earlier row is not repeated; its figures are those of the earlier one. The
+goal for memory is twice the bytes of the network's weights in fp32.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "full:iphone16pm": ("--target", "coreml", "--memory-budget", "5GB"),
     "full:server": (),
 }
-UNCHECKED = ", conversions only"  # how the names of such rows end
+UNCHECKED = ", conversions only"  # end of the names of rows without gates
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--precision", help="with --unchecked: in place of the profile's; the row says so")
     options = parser.parse_args()
     if (options.target or options.precision) and not options.unchecked:
-        parser.error("--target and --precision belong to --unchecked: rows with gates are as by default")
+        parser.error("--target and --precision need --unchecked: rows with gates use the defaults")
     if unknown := set(options.cases) - set(CASES):
         parser.error(f"got {', '.join(sorted(unknown))}, expected cases out of {', '.join(CASES)}")
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def exported(case: str, checkpoint: Path, folder: Path, threads: int) -> dict[str, Any]:
-    """One export, run as a user runs it."""
+    """Run one export, like a user."""
     width, _, device = case.partition(":")
     arguments = ["--device", device, "--width", width, *CASES[case], "--checkpoint", str(checkpoint), "-o", str(folder)]
     start = time.monotonic()
@@ -88,26 +88,26 @@ def exported(case: str, checkpoint: Path, folder: Path, threads: int) -> dict[st
     print(f"{case}: exit {done.returncode} after {seconds:.0f} s", flush=True)
     if done.returncode:
         return {"exit": done.returncode, "seconds": seconds, "environment": environment()}
-    said = json.loads(done.stdout)
+    result = json.loads(done.stdout)
     return {
         "exit": 0,
         "seconds": seconds,
         "threads": threads,
         "environment": environment(),
-        "parts": parts(said, open_checkpoint(checkpoint).config, width),
-        "reference_peak_bytes": said["run"]["reference_peak_bytes"],
-        "check_peak_bytes": {key: t["check_peak_bytes"] for key, t in said["run"]["targets"].items()},
-        "gates": dict(Counter(g["verdict"] for g in said["gates"])),
-        "worst": worst(said["gates"]),
+        "parts": parts(result, open_checkpoint(checkpoint).config, width),
+        "reference_peak_bytes": result["run"]["reference_peak_bytes"],
+        "check_peak_bytes": {key: t["check_peak_bytes"] for key, t in result["run"]["targets"].items()},
+        "gates": dict(Counter(g["verdict"] for g in result["gates"])),
+        "worst": worst(result["gates"]),
     }
 
 
 def converted(case: str, checkpoint: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """The conversions of an export alone, each in its process; every file is deleted once it was read back."""
+    """Run only the conversions of an export, each in its own process. Every file is deleted once it was read back."""
     width, _, device = case.partition(":")
     config, start = open_checkpoint(checkpoint).config, time.monotonic()
     own = [value for option, value in zip(CASES[case], CASES[case][1:], strict=False) if option == "--target"]
-    profile = load_profile(device).with_memory_budget(2**40)  # what the device holds is not the question here
+    profile = load_profile(device).with_memory_budget(2**40)  # ignore what fits on the device
     plan = make_plan(config, profile, width=width, targets=options.target or own, precision=options.precision)
     found: list[dict[str, Any]] = []
     for target in plan.targets:
@@ -124,11 +124,11 @@ def converted(case: str, checkpoint: Path, folder: Path, options: argparse.Names
     return {"exit": "unchecked", "seconds": seconds, "threads": options.threads, "environment": environment(), "parts": found}
 
 
-def parts(said: dict[str, Any], config: ModelConfig, width: str) -> list[dict[str, Any]]:
-    """Every conversion of an export."""
+def parts(result: dict[str, Any], config: ModelConfig, width: str) -> list[dict[str, Any]]:
+    """Every conversion of an export, from its JSON output."""
     found = []
-    for key, target in said["targets"].items():
-        run = said["run"]["targets"][key]
+    for key, target in result["targets"].items():
+        run = result["run"]["targets"][key]
         for role in in_order(target["components"]):
             seconds, peak = run["export_seconds"][role], run["export_peak_bytes"][role]
             found.append(part(key, role, weight_bytes(config, width, role), seconds, peak, target["components"][role]))
@@ -136,7 +136,7 @@ def parts(said: dict[str, Any], config: ModelConfig, width: str) -> list[dict[st
 
 
 def part(key: str, role: str, weights: int, seconds: float, peak: int, component: dict[str, Any]) -> dict[str, Any]:
-    """One conversion: what it took, and what is in the file."""
+    """One conversion: time, memory, and what is in the file."""
     return {
         "target": key,
         "role": role,
@@ -151,13 +151,13 @@ def part(key: str, role: str, weights: int, seconds: float, peak: int, component
 
 
 def worst(gates: list[dict[str, Any]]) -> dict[str, float | None]:
-    """The values of the gates that hold the files against the reference."""
+    """The values of the gates that compare the files with the reference."""
     compared = [g for g in gates if g["name"] in ("relative_error", "psnr")]
     return {f"{g['target']} {g['component']} {g['name']}": g["value"] for g in compared}
 
 
 def write(case: str, found: dict[str, Any]) -> None:
-    """Puts one row into the results, as JSON and Markdown."""
+    """Write one row to the results, as JSON and Markdown."""
     path = RESULTS / "scale.json"
     record = json.loads(path.read_text()) if path.exists() else {}
     record[case] = found

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.scores`: how well each width draws, on the reference and on every runtime, from exported files.
+"""`python -m benchmarks.scores`: how well each width draws, with the reference and with exported files on every runtime.
 
 Exports the embedded checkpoint once per width for the iPhone 16 Pro Max, draws held-out prompts with four steps on every
 target, and scores the pictures with the independent detector of `examples.shapes`. Writes scores.json, scores.md and grid.png
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def exported(width: str, threads: int) -> Bundle:
-    """The bundle of one width, written by the command line as a user would."""
+    """The bundle of one width, exported with the command line."""
     folder = BUNDLES / width
     command = [
         "export",
@@ -87,17 +87,17 @@ def runtimes(bundle: Bundle, width: str, threads: int) -> dict[str, Mapping[Role
 
 
 def draw(runners: Mapping[Role, Runner], bundle: Bundle, prompts: Sequence[str]) -> list[np.ndarray]:
-    """Each prompt once, seed i for prompt i."""
+    """Draw each prompt once, with seed i for prompt i."""
     components, tokenizers = components_of(bundle.config), bundle.tokenizers()
     pipeline = Pipeline(components, runners, schedule_of(bundle.config), bundle.latent)
     if not tokenizers:
-        raise SystemExit("the embedded checkpoint has a tokenizer and a text encoder; this one has not")
+        raise SystemExit("the bundle has no tokenizer; expected one of the embedded checkpoint")
     texts = (pipeline.encode(tokenize_all(components, tokenizers, prompt)) for prompt in prompts)
     return [pipeline.draw(text, seed) for seed, text in enumerate(texts)]
 
 
 def signed(picture: np.ndarray) -> np.ndarray:
-    """Bytes to -1 ... 1."""
+    """Convert uint8 to -1 ... 1."""
     return np.asarray(picture.astype(np.float64) / 127.5 - 1)
 
 

@@ -1,8 +1,9 @@
-"""`python -m benchmarks.spinning BUNDLE`: what onnxruntime's spinning threads cost a picture of three sessions.
+"""`python -m benchmarks.spinning BUNDLE`: how much time onnxruntime's spinning threads cost in a picture of three sessions.
 
-A session's threads wait for its next run in a busy loop. Text encoder, student and decoder are sessions of their own, so those
-that wait take the processors of the one that works. The same bundle is drawn with the setting that ours are opened with
-(`session.force_spinning_stop`) and with onnxruntime's own, in turn, in a process each. Writes spinning.json and spinning.md.
+A session's threads wait for its next run in a busy loop. Text encoder, student and decoder are separate sessions, so the
+waiting ones take processor time from the working one. The same bundle is drawn with our setting
+(`session.force_spinning_stop`) and with onnxruntime's default, in turn, each in its own process. Writes spinning.json and
+spinning.md.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from snapgen_deploy.system.child import run_in_child
 RESULTS = Path(__file__).parent / "results"
 KEY = "onnx:cpu"
 SIDES = {"stopped": dict(onnx.SESSION_CONFIG), "spinning": {}}
-WARM_UPS = 3  # pictures before those that are timed
+WARM_UPS = 3  # untimed pictures
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 def draw(path: Path, config: Mapping[str, str], threads: int, pictures: int) -> dict[str, list[float]]:
-    """In a child: milliseconds of every call of so many pictures, by what was called."""
+    """Milliseconds of every call in `pictures` pictures, by component. Runs in a child process."""
     with replaced(onnx, "SESSION_CONFIG", config):
         session = open_session(open_bundle(path), KEY, threads)
     times: dict[str, list[float]] = {}

@@ -1,4 +1,4 @@
-"""How the benchmarks time contestants against each other."""
+"""Timing of contestants in turn."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 
 def in_turn(runs: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Milliseconds of every call, in rounds over all.
+    """Milliseconds of every call; each round calls all in turn.
 
-    Each follows an untimed one, which outlasts the threads of the contestant before: they spin for a while, and would take a
+    An untimed call precedes each timed one, since the previous contestant's threads spin for a while and would take a
     processor.
     """
     times: list[list[float]] = [[] for _ in runs]

@@ -1,6 +1,7 @@
-"""Latency: measured (`bench`), estimated (`estimate`), guarded (`compare`) and reported (`report`).
+"""Latency: measured (`bench`), estimated (`estimate`), compared (`compare`) and reported (`report`).
 
-stats      the statistics, with their sources               results    what a measurement leaves behind, as plain data
-host       measuring on this host                           links      phones and Macs behind one small protocol
-cost       what a graph costs; estimate  what it will take   compare    two bundles, interleaved, and the verdict
+stats      the statistics, with their sources              results    the record of a measurement, as plain data
+measure    measuring on this machine and on devices        links      phones and Macs behind one small protocol
+estimate   costs of a graph, and the time they will take   compare    two bundles, interleaved, and the verdict
+formats    formats of other tools, and output for CI
 """

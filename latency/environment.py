@@ -1,4 +1,4 @@
-"""What this host is and how it feels: processor, clocks, governor, temperature, versions, and the canary workload."""
+"""Description and state of this machine: processor, clocks, governor, temperature, versions, and the canary workload."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from snapgen_deploy.export.registry import spec_of, specs
 from snapgen_deploy.job.cache import version_of
 from snapgen_deploy.latency.results import DeviceKey
 
-_UNKNOWN = "unknown"  # what the host does not tell
+_UNKNOWN = "unknown"  # for what the machine does not report
 
 
 def canary() -> float:
     """Time in ms of a fixed piece of work, the best of three: single-threaded Fourier transforms of 2^17 points.
 
-    The best, because interruptions only ever add: what is left is the clock speed and a neighbour's share of the core.
+    It shows changes of the clock speed, and other processes on the core. The best counts, since interruptions only add time.
     """
     wave = np.exp(1j * np.arange(1 << 17))
     times = []
@@ -50,7 +50,7 @@ def governor() -> str:
 
 
 def state() -> dict[str, str]:
-    """What changes while measuring: clocks, temperature, load."""
+    """What changes during a measurement: clock, temperature, load. Values that are not reported are left out."""
     found = {
         "clock_khz": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"),
         "temperature_millicelsius": _read("/sys/class/thermal/thermal_zone0/temp"),
@@ -60,20 +60,20 @@ def state() -> dict[str, str]:
 
 
 def environment() -> dict[str, str]:
-    """What stays: processor, system, governor, versions."""
+    """What does not change during a measurement: processor, system, governor, versions."""
     versions = {name: version_of(name) for name in ("torch", "numpy", *(s.runtime.package for s in specs().values()))}
     host = {"processor": processor(), "cores": str(os.cpu_count()), "system": platform.platform(), "governor": governor()}
     return host | {"python": platform.python_version()} | versions
 
 
 def host_key(target: str, precision: str, threads: int) -> DeviceKey:
-    """This host as one side of a comparison."""
+    """The device key of this machine."""
     system, runtime = f"{platform.system()} {platform.release()}", version_of(spec_of(target).runtime.package)
     return DeviceKey(processor(), system, target, runtime, precision, threads, governor())
 
 
 def stamp_of_now() -> dict[str, str]:
-    """The time (`created`, ISO 8601, UTC) and, in a git checkout, the `commit`: what orders a history."""
+    """The current time (`created`, ISO 8601, UTC) and, in a git checkout, the `commit`; a history is ordered by them."""
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False) if which("git") else None
     commit = {"commit": git.stdout.strip()} if git is not None and git.returncode == 0 else {}
     return {"created": datetime.now(UTC).isoformat(timespec="seconds")} | commit

@@ -1,7 +1,7 @@
-"""What a measurement leaves behind: raw samples and everything needed to judge them, as plain data. Times are milliseconds.
+"""The record of a measurement: raw samples and everything needed to judge them, as plain data. Times are in milliseconds.
 
-One query is one picture: text encoder, every step of the student, decoder. The round is the unit of analysis: a block of
-queries between two canaries, or between two cool-downs on a phone. A round that is not valid is kept and says why.
+One query is one picture: text encoder, every step of the student, decoder. The unit of analysis is the round: a block of
+queries between two canaries, or between two cool-downs on a phone. An invalid round is kept with the reason.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ QUERY = "e2e"  # name of the whole picture among the timings; the others are rol
 
 @dataclass(frozen=True)
 class RunProfile:
-    """How long a measurement goes on: at least so many queries and so many seconds, at most `cap` seconds.
+    """Length of a measurement: at least `queries` and `seconds`, at most `cap` seconds.
 
-    Figures of MLPerf Mobile's run modes (mobile_app_open, flutter/assets/tasks.pbtxt); 64 is where p90 has a bound.
+    The figures are those of MLPerf Mobile's run modes (mobile_app_open, flutter/assets/tasks.pbtxt). From 64 queries, p90 has a
+    bound.
     """
 
     name: str
@@ -55,7 +56,7 @@ class DeviceKey:
 
     @property
     def id(self) -> str:
-        """A short name for file names; equal for equal keys only."""
+        """A short name for files; equal keys have equal ids."""
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -67,18 +68,18 @@ class DeviceKey:
 
 @dataclass(frozen=True)
 class Round:
-    """One block of queries. `samples`: name -> times in ms, `e2e` among the names where whole pictures were timed."""
+    """One block of queries. `samples` maps names to times in ms, with `e2e` if whole pictures were timed."""
 
     samples: Mapping[str, tuple[Number, ...]]
     valid: StrictBool = True
     reason: str = ""  # why it is not valid
     canary_ms: tuple[Number, Number] | None = None  # before and after
-    state: Mapping[str, str] = field(default_factory=dict)  # thermal status, battery, clocks: as the device says them
+    state: Mapping[str, str] = field(default_factory=dict)  # thermal status, battery, clocks, as the device reports them
 
 
 @dataclass(frozen=True)
 class Loads:
-    """Times to load all components, ms; None where it was not measured."""
+    """Times to load all components, in ms; None if not measured."""
 
     first_ever: Number | None = None  # nothing cached: after an install, or with the runtime's caches emptied
     cold: Number | None = None  # a new process, files in the operating system's cache
@@ -90,21 +91,21 @@ class Measurement:
     """A finished measurement of one target of one bundle on one device."""
 
     bundle: str
-    bundle_sha256: str  # of its SHA256SUMS
-    device: str  # id of the profile that the bundle was exported for
+    bundle_sha256: str  # hash of its SHA256SUMS
+    device: str  # id of the device profile that the bundle was exported for
     width: str
     resolution: tuple[Count, Count]
     steps: Count
     key: DeviceKey
     profile: str  # rapid, quick, normal
     mode: str  # burst or sustained
-    e2e_is: str  # "measured", or "composed" from components that were timed apart
+    e2e_is: str  # "measured", or "composed" from components that were timed separately
     rounds: tuple[Round, ...]
     loads: Loads
     peak_bytes: Amount | None
     environment: Mapping[str, str]
     notes: tuple[str, ...] = ()
-    kind: Literal["latency"] = "latency"  # of record
+    kind: Literal["latency"] = "latency"  # kind of record
     schema_version: Literal[1] = 1
 
     def samples(self, name: str = QUERY) -> list[float]:
@@ -113,12 +114,15 @@ class Measurement:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What was timed, the whole picture first."""
+        """Names of what was timed, the whole picture first."""
         found = dict.fromkeys(n for r in self.rounds for n in r.samples)
         return tuple(sorted(found, key=lambda n: (n != QUERY, n)))
 
     def summary(self, name: str = QUERY) -> dict[str, Any]:
-        """n, mean, p50, p90 and p99 with MLPerf's early-stopping bound (None where n is too small), spread, outliers."""
+        """Number, mean and median of the samples, MLPerf's early-stopping bounds of p90 and p99, spread, outliers.
+
+        A bound is None if there are too few samples.
+        """
         values = self.samples(name)
         if not values:
             return {"n": 0}
@@ -137,7 +141,7 @@ class Measurement:
         }
 
     def validity(self, profile: RunProfile) -> dict[str, bool]:
-        """MLPerf's flags: enough queries, enough time, and a p90 bound."""
+        """MLPerf's flags: whether there are enough queries, enough time, and a bound of p90."""
         values = self.samples()
         return {
             "min_queries_met": len(values) >= profile.queries,
@@ -151,9 +155,13 @@ class Measurement:
 
 
 def read_measurement(path: Path) -> Measurement:
-    """A measurement from its JSON file, without what was added to it; BadInput in one line when it is none."""
+    """Read a measurement from its JSON file; the summary in the file is ignored.
+
+    Raises:
+        BadInput: if the file cannot be read, or is not a measurement of this version.
+    """
     fix = "give a file that `bench --json` or `--save` wrote"
     measurement, problems = read_as(Measurement, read_json(path, fix))
     if measurement is None:
-        raise BadInput(in_one_line(f"{path} is no latency measurement of this version", problems, f"; {fix}"))
+        raise BadInput(in_one_line(f"{path} is not a latency measurement of this version", problems, f"; {fix}"))
     return measurement

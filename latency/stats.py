@@ -1,4 +1,4 @@
-"""The statistics of latency, with their sources. Times in any one unit; intervals are two-sided unless said otherwise."""
+"""The statistics of latency, with their sources. Times may have any unit; intervals are two-sided unless noted."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from scipy import stats as distributions
 
 from snapgen_deploy.system.quantiles import quantile
 
-# LoadGen's smallest numbers of queries (the t = 1 row of its early-stopping table), at 99 % confidence.
+# LoadGen's minimum numbers of queries (the t = 1 row of its early-stopping table), at 99 % confidence.
 QUERIES_NEEDED = {0.5: 11, 0.9: 64, 0.95: 130, 0.99: 662}
 
 
 def early_stopping(samples: Sequence[float], percentile: float) -> float | None:
-    """MLPerf's early-stopping estimate of a percentile: of n queries the t highest may be over it, for the largest t that
-    still proves the percentile at 99 %; the t - 1 highest are discarded and the highest of the rest is reported.
+    """MLPerf's early-stopping estimate: an upper bound of a percentile, at 99 % confidence.
 
-    None below `QUERIES_NEEDED`. Source: MLCommons inference rules, appendix "Early Stopping Criterion", tolerance 0.
+    For the largest t for which t of n queries may exceed the percentile, the t - 1 highest samples are discarded, and the
+    highest of the rest is the bound. None below `QUERIES_NEEDED`. Source: MLCommons inference rules, appendix "Early Stopping
+    Criterion", tolerance 0.
+
+    >>> early_stopping(range(100), 0.9), early_stopping(range(50), 0.9)
+    (97, None)
     """
     n = len(samples)
     if n < QUERIES_NEEDED[percentile]:
@@ -41,7 +45,7 @@ class Interval:
 
 
 def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean with Student's t interval; at least two values."""
+    """Mean with Student's t interval; needs at least two values."""
     mean, half = statistics.fmean(values), half_width(values, confidence)
     return Interval(mean, mean - half, mean + half)
 
@@ -53,23 +57,30 @@ def half_width(values: Sequence[float], confidence: float = 0.95) -> float:
 
 
 def detectable(spread: float, n: int, confidence: float = 0.95, power: float = 0.8) -> float:
-    """Minimum detectable effect of n values of standard deviation `spread`: (t(confidence) + t(power)) * spread / sqrt(n),
-    the shift that is found with probability `power`."""
+    """Minimum detectable effect of n values with standard deviation `spread`: the shift that is found with probability `power`.
+
+    (t(confidence) + t(power)) * spread / sqrt(n), Student's t with n - 1 degrees of freedom.
+    """
     both = distributions.t.ppf((1 + confidence) / 2, n - 1) + distributions.t.ppf(power, n - 1)
     return float(both) * spread / math.sqrt(n)
 
 
 def prediction_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean of how far one new value lies from each of at least two others, with Student's interval for that one value.
+    """Mean difference of one new value from at least two others, with Student's interval for one value.
 
-    For n independent values of the same normal distribution as the new one: half of it is t * s * sqrt(1 + 1 / n).
+    `values` are the differences. For n values from the normal distribution of the new one, the half width is
+    t * s * sqrt(1 + 1 / n).
     """
     mean, half = statistics.fmean(values), half_width(values, confidence) * math.sqrt(len(values) + 1)
     return Interval(mean, mean - half, mean + half)
 
 
 def outliers(samples: Sequence[float]) -> int:
-    """How many lie outside Tukey's fences (1.5 interquartile ranges); they are reported, never dropped."""
+    """Number of samples outside of Tukey's fences (1.5 interquartile ranges). They are reported, never dropped.
+
+    >>> outliers([10, 11, 10, 12, 11, 30])
+    1
+    """
     if len(samples) < 4:
         return 0
     first, third = quantile(samples, 0.25), quantile(samples, 0.75)

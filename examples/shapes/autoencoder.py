@@ -1,10 +1,10 @@
-"""Stage 1: the autoencoder. Its encoder is fixed, its decoder is SnapGen's tiny decoder and is shipped.
+"""Stage 1: the autoencoder. Its encoder is fixed; its decoder is SnapGen's tiny decoder, which is shipped.
 
-A latent cell holds the mean of red, green and blue over its 8 x 8 pixels and their spread within the cell: a thumbnail that
-also says where outlines are. Objects lie on the cells' raster, so that this tells all of them apart, and such latents are
-far easier to generate than those of a learned encoder, in which a 24-pixel object disturbed a third of all cells.
-The decoder learns from noisy latents: loss = w (|x - x'| + 2 (x - x')^2), with a weight w that is larger around objects, and
-largest around those that stand out least from the background. Half of the pictures are packed with objects.
+A latent cell holds the means of red, green and blue over its 8 x 8 pixels, and their spread in the cell: a thumbnail that also
+shows where outlines are. Objects are aligned to the cells' raster, so that this distinguishes all of them. Such latents are
+much easier to generate than those of a learned encoder, where a 24-pixel object changed a third of all cells. The decoder
+learns from noisy latents: loss = w (|x - x'| + 2 (x - x')^2). The weight w is larger around objects, and largest around those
+with the least contrast to the background. Half of the pictures are packed with objects.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def measured(config: DecoderConfig, rng: np.random.Generator, count: int = 512) 
 
 
 def crowd(rng: np.random.Generator, attempts: int = 30) -> Scene:
-    """As many random objects as `attempts` tries place without touching."""
+    """A scene with as many random objects as fit without touching, in `attempts` tries."""
     things: list[Thing] = []
     colours = list(COLOURS)
     for _ in range(attempts):
@@ -59,7 +59,7 @@ def crowd(rng: np.random.Generator, attempts: int = 30) -> Scene:
 
 
 def weights(drawn: list[Scene]) -> Tensor:
-    """(B, 1, 128, 128): 1 on the background, up to 10 around objects of little contrast."""
+    """Loss weights (B, 1, 128, 128): 1 on the background, up to 10 around objects of low contrast."""
     maps = torch.ones(len(drawn), 1, SIDE, SIDE)
     for scene, where in zip(drawn, maps, strict=True):
         for t in scene.things:
@@ -70,7 +70,7 @@ def weights(drawn: list[Scene]) -> Tensor:
 
 
 def train(config: DecoderConfig, clock: Clock, log: Path, batch: int = 16, seed: int = 1) -> TinyDecoder:
-    """Trains the decoder on freshly drawn scenes; the latent's mean and deviation end up in its config."""
+    """Train the decoder on freshly drawn scenes. Its configuration contains the latent's mean and deviation."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     decoder = TinyDecoder(measured(config, rng)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

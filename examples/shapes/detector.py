@@ -1,12 +1,12 @@
-"""A detector without learned parts: which objects a picture shows, and whether they are what a prompt asks for.
+"""A detector without learned parts: which objects a picture shows, and whether a prompt asks for them.
 
 1. The background is the named colour that most of the picture is close to.
-2. Objects are connected regions that differ from it; a region's colour is that of its inside, which must be uniform.
-3. Its outline is the contour at which half a pixel is covered. Templates of all shapes are fitted to it, moved and scaled
-   by up to two pixels about its bounding box (tips are thinner than a pixel, so that the box alone is too small); the shape
-   is the one that overlaps best, and must overlap well, clearly better than the next, and have the right number of holes.
-   The size is that of the fitted template, with a gap between "small" and "large" in which it counts as neither.
-4. Regions are matched with the objects of the prompt, one to one, so that as many as possible are entirely right.
+2. Objects are connected regions that differ from it. A region's colour is that of its inside, which must be uniform.
+3. Its outline is the contour at which half a pixel is covered. Templates of all shapes are fitted to it, moved and scaled by
+   up to two pixels around its bounding box (tips are thinner than a pixel, so that the box alone is too small). The shape is
+   the one with the best overlap; it must overlap well, clearly better than the next, and have the right number of holes.
+   The size is that of the fitted template. Between "small" and "large" there is a gap that counts as neither.
+4. Regions are matched one to one with the objects of the prompt, so that as many as possible are entirely right.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ NEAR = 60.0  # RGB distance within which a colour counts as the named one
 DIFFERENT = 50.0  # RGB distance from the background at which a pixel belongs to an object
 SPECK = 20  # regions of fewer pixels are noise
 UNIFORM = 0.85  # share of an object's inside that must have its colour
-OVERLAP = 0.85  # intersection over union with the template of the shape, at least
-MARGIN = 0.03  # by which it exceeds that of any other shape
+OVERLAP = 0.85  # least intersection over union with the template of the shape
+MARGIN = 0.03  # least difference to the overlap of any other shape
 SQUARISH = 1.25  # largest ratio of the sides of the bounding box
 SIZE_RANGES = {"small": (9.5, 14.5), "large": (16.5, 21.5)}
-BESIDE = 20.0  # pixels between centres along the axis of a relation, at least
+BESIDE = 20.0  # least distance in pixels between centres along the axis of a relation
 
 Float = NDArray[np.float32]
 Bool = NDArray[np.bool_]
@@ -38,7 +38,7 @@ Bool = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Found:
-    """One region of a picture; a property that could not be told is ''."""
+    """One region of a picture; a property that is not clear is ''."""
 
     colour: str
     shape: str
@@ -53,7 +53,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A picture against its prompt."""
+    """The comparison of a picture with its prompt."""
 
     background: bool
     objects: tuple[bool, ...]  # per object of the prompt: entirely right
@@ -73,7 +73,7 @@ def nearest_name(colour: Float, palette: dict[str, tuple[int, int, int]]) -> tup
 
 
 def background_of(image: Float) -> str:
-    """The background colour that most pixels are near to; '' if it is less than a third of the picture."""
+    """The background colour that most pixels are close to; '' if these are less than a third of the picture."""
     counts = {n: int((np.linalg.norm(image - np.array(c), axis=2) < NEAR).sum()) for n, c in BACKGROUNDS.items()}
     name = max(counts, key=counts.__getitem__)
     return name if counts[name] * 3 >= image.shape[0] * image.shape[1] else ""
@@ -171,7 +171,7 @@ def judge(picture: Picture, spec: PromptSpec) -> Verdict:
     count = len(spec.objects)
     best: tuple[bool, ...] = (False,) * count
     candidates: list[int | None] = [*range(len(found)), *[None] * count]
-    if len(found) > 8:  # a scatter of fragments: nothing to match
+    if len(found) > 8:  # fragments: nothing to match
         candidates = [None] * count
     for chosen in set(itertools.permutations(candidates, count)):
         matched = [None if i is None else found[i] for i in chosen]

@@ -1,10 +1,10 @@
 """Stage 5: from many guided steps to four plain ones, by piecewise rectified flow (PeRFlow, arXiv 2405.07510), on-policy.
 
-The time axis falls into the four windows of the few-step schedule. In every window the student learns the straight velocity
-from where it is at the window's start to where the teacher (full width, guided) gets from there in a few Euler steps. PeRFlow
-starts from noised pictures; here the student walks through the windows on its own, so that it learns where its own errors
-lead it, and every lesson is fresh. It is trained at the windows' starts only, because a four-step sampler is nowhere else.
-All widths learn from the same lessons, and take turns in leading the walk.
+The time axis is divided into the four windows of the few-step schedule. In every window, the student learns the straight
+velocity from its state at the window's start to the state that the teacher (full width, guided) reaches from there in a few
+Euler steps. PeRFlow starts from noised pictures. Here the student passes through the windows itself (on-policy), so that it
+learns from states with its own errors, and every target is new. It is trained at the windows' starts only, since a four-step
+sampler evaluates it nowhere else. All widths learn from the same targets, and take turns in moving the states on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from examples.shapes.sampling import Network, guided
 from examples.shapes.stages import Clock, Log, learning_rate, set_rate
 from snapgen_deploy.models import ElasticDiT, sigmas, time_features
 
-SUBSTEPS = (2, 2, 2, 3)  # of the teacher in each window; with 4 everywhere it drew hardly better (78 for 75 % of objects)
+SUBSTEPS = (2, 2, 2, 3)  # steps of the teacher per window; with 4 everywhere it drew little better (78 for 75 % of objects)
 GUIDANCE = 2.0
 
 
@@ -30,7 +30,7 @@ def follow(
     network: Network, features: int, x: Tensor, text: Tensor, mask: Tensor, empty: tuple[Tensor, Tensor],
     start: float, end: float, substeps: int, scale: float = GUIDANCE,
 ) -> Tensor:  # fmt: skip
-    """Where the guided teacher gets from `x` (B, C, h, w) at noise level `start` until `end`."""
+    """The state that the guided teacher reaches at noise level `end` from `x` (B, C, h, w) at `start`."""
     velocity, change = guided(network, features, text, mask, empty, scale), (end - start) / substeps
     for i in range(substeps):
         x = x + change * velocity(x, start + i * change)
@@ -38,19 +38,19 @@ def follow(
 
 
 class Walk:
-    """Pictures on their way through the windows, an equal number in each; every step moves each on to its next window."""
+    """Pictures that pass through the windows, an equal number in each. Every step moves each to its next window."""
 
     def __init__(self, pairs: Pairs, levels: tuple[float, ...], batch: int) -> None:
         self.pairs, self.levels, self.windows = pairs, torch.tensor(levels), len(levels) - 1
         self.empty = (pairs.empty_text, pairs.empty_mask)
-        self.size = batch // self.windows
-        self.window = torch.arange(self.windows).repeat_interleave(self.size)  # (B,) of each picture
-        latents, self.text, self.mask = pairs.batch(self.size * self.windows)
+        each = batch // self.windows  # pictures per window
+        self.window = torch.arange(self.windows).repeat_interleave(each)  # (B,) window of each picture
+        latents, self.text, self.mask = pairs.batch(each * self.windows)
         level = self.levels[self.window].view(-1, 1, 1, 1)
         self.x = (1 - level) * latents + level * torch.randn_like(latents)  # noised pictures, at first
 
     def lesson(self, teacher: Network, features: int, substeps: tuple[int, ...] = SUBSTEPS) -> Tensor:
-        """The velocities (B, C, h, w) that lead from where the pictures are to where the teacher gets from there."""
+        """The velocities (B, C, h, w) from the pictures' states to the states that the teacher reaches from there."""
         target = torch.empty_like(self.x)
         for number in range(self.windows):
             here = self.window == number
@@ -65,7 +65,7 @@ class Walk:
         return self.levels[self.window]
 
     def move(self, velocity: Tensor) -> None:
-        """Follows a velocity to the window's end; finished pictures make way for noise with other prompts."""
+        """Follow a velocity to the window's end. Finished pictures are replaced by noise with other prompts."""
         change = self.levels[self.window + 1] - self.levels[self.window]
         self.x = self.x + change.view(-1, 1, 1, 1) * velocity.detach()
         over = self.window == self.windows - 1
@@ -78,7 +78,7 @@ def train(
     net: ElasticDiT, base: ElasticDiT, pairs: Pairs, clock: Clock, log: Path, keep: Path,
     levels: tuple[float, ...] | None = None, batch: int = 48, peak: float = 4e-4, compiled: bool = True,
 ) -> State:  # fmt: skip
-    """Trains `net`, taught by `base` (its weights are copied, so both may be one); returns the moving average of `net`."""
+    """Train `net` with the teacher `base` (copied, so both may be the same); returns the moving average of `net`."""
     config = net.config
     elastic = Elastic(net, peak, average=0.998, compiled=compiled)
     teacher = Worker(base, elastic.widest, compiled=compiled)
@@ -99,7 +99,7 @@ def train(
 
 
 def lesson(worker: Worker, walk: Walk, target: Tensor, features: int) -> tuple[Tensor, Tensor]:
-    """The velocity of one width where the walk is, and its loss; leaves the gradients in the supernetwork."""
+    """The velocity of one width at the current states, and its loss. Adds the gradients to the supernetwork's."""
     worker.pull()
     velocity = worker(walk.x, time_features(walk.sigma, features), walk.text, walk.mask)
     loss = (velocity - target).square().mean()

@@ -1,4 +1,4 @@
-"""Stage 7: scores of the shipped file and of the base it came from on held-out prompts; plots of losses and pictures."""
+"""Stage 7: scores of the shipped file, and of its base model, on held-out prompts; plots of losses and pictures."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 PROMPTS, SEED, BATCH = 200, 77, 40
-OPEN, NOISES = "a red ring on a gray background", 80  # a prompt that leaves size and place open, and how often it is drawn
+OPEN, NOISES = "a red ring on a gray background", 80  # a prompt that leaves size and place open, and the number of its pictures
 Pictures = list[np.ndarray]
 
 
 def held_out(count: int = PROMPTS) -> list[str]:
-    """The prompts that are scored."""
+    """The prompts to score."""
     return [spec.text() for spec, _ in scenes(SEED, count, held_out=True)]
 
 
 def evaluate(shipped: Path, base: ElasticDiT | None, results: Path, count: int = PROMPTS) -> dict[str, object]:
-    """Scores all widths at 4 steps (the shipped file, fp32), then at 28 guided steps (bfloat16), where there is a base.
+    """Score all widths at 4 steps (the shipped file, fp32) and, if there is a base, at 28 guided steps (bfloat16).
 
-    Writes scores.json after each, so that an interrupted scoring leaves what it has, and samples.png; rows that are not
-    scored again stay in scores.json.
+    Writes scores.json and samples.png after each, so that an interruption loses little. Rows that are not scored again stay in
+    scores.json.
     """
     checkpoint = open_checkpoint(shipped)
     config = checkpoint.config
@@ -81,7 +81,7 @@ def evaluate(shipped: Path, base: ElasticDiT | None, results: Path, count: int =
 def variety(
     network: Network, decoder: DecoderConfig, encoder: TextEncoder, features: int, levels: tuple[float, ...]
 ) -> dict[str, object]:
-    """What a prompt that leaves size and place open becomes with many noises; places and sizes of the nearest scenes."""
+    """How much pictures of a prompt vary that leaves size and place open: sizes and places of the nearest scenes."""
     text, mask = (part.expand(NOISES, *part.shape[1:]) for part in embed(encoder, [OPEN]))
     side = SIDE // decoder.factor
     noise = torch.cat([initial_noise(i, (1, decoder.latent_channels, side, side)) for i in range(NOISES)])
@@ -107,7 +107,7 @@ def _plain(student: torch.nn.Module) -> Network:
 
 
 def grid(rows: list[tuple[str, Pictures]], prompts: list[str], path: Path) -> None:
-    """A labelled grid: one row per width and number of steps, one column per prompt."""
+    """Draw a labelled grid: one row per width and number of steps, one column per prompt."""
     figure, axes = plt.subplots(len(rows), len(prompts), figsize=(1.7 * len(prompts), 1.75 * len(rows) + 0.6), squeeze=False)
     for (name, pictures), line in zip(rows, axes, strict=True):
         for picture, axis in zip(pictures, line, strict=True):
@@ -130,8 +130,8 @@ def _wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
-def _in_a_row(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with seconds that never fall: each run begins where the one before ended."""
+def _continued(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with increasing seconds: each run continues the time of the previous one."""
     found: list[dict[str, Any]] = []
     start = before = 0.0
     for row in rows:
@@ -143,12 +143,12 @@ def _in_a_row(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def curves(log: Path, path: Path) -> None:
-    """The losses of every stage against its wall-clock minutes; runs that went on from one another stand in a row."""
+    """Plot the losses of every stage over wall-clock minutes; continued runs are joined."""
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     figure, axes = plt.subplots(1, len(stages), figsize=(4.2 * len(stages), 3.4), squeeze=False)
     for stage, axis in zip(stages, axes[0], strict=True):
-        own = _in_a_row([row for row in rows if row["stage"] == stage])
+        own = _continued([row for row in rows if row["stage"] == stage])
         for name in dict.fromkeys(n for row in own for n in row if n not in ("stage", "step", "seconds", "latent", "right")):
             points = [(row["seconds"] / 60, row[name]) for row in own if name in row]
             axis.plot(*zip(*points, strict=True), label=name, linewidth=1)

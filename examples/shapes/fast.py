@@ -1,8 +1,8 @@
-"""The student in a form that trains quickly on a CPU: the mathematics of `models.DiT`, other operations.
+"""The student in a form that trains quickly on a CPU: the mathematics of `models.DiT` with other operations.
 
-A worker per width holds a bfloat16 copy of that width's weights; gradients go back to the fp32 supernetwork. Blocks are
-compiled, query heads of a group are folded into rows instead of repeating keys, the local branch is one masked product and
-2x2 convolutions of stride 2 are matrix products. The tests hold it against the reference.
+One worker per width holds a bfloat16 copy of that width's weights; gradients are added to the fp32 supernetwork. Blocks are
+compiled, query heads of a group are folded into rows instead of repeating keys, the local branch is one masked product, and
+2x2 convolutions of stride 2 are matrix products. The tests compare it with the reference.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Grid = tuple[int, int]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """As `attention.attend`; q (B, h, N, d), k and v (B, h/g, M, d), bias (g*N, M) or (B, 1, 1, M)."""
+    """Like `attention.attend`; q (B, h, N, d), k and v (B, h/g, M, d), bias (g*N, M) or (B, 1, 1, M)."""
     batch, heads, tokens, dim = q.shape
     kv, keys = k.shape[1], k.shape[2]
     rows = (q * dim**-0.5).reshape(batch * kv, heads // kv * tokens, dim)  # (B*h_kv, g*N, d)
@@ -113,7 +113,7 @@ class FastDiT(nn.Module):
         )
 
     def compile_blocks(self) -> None:
-        """Fuses each block's elementwise operations."""
+        """Compile each block, which fuses its element-wise operations."""
         for stage in self.stages.values():
             for block in stage.children():
                 block.compile(dynamic=False)
@@ -148,7 +148,7 @@ def _tokens(x: Tensor) -> Tensor:
 
 
 class Worker:
-    """A low-precision copy of one width, fed from and giving its gradients to the supernetwork."""
+    """A low-precision copy of one width. It takes weights from the supernetwork and adds gradients to it."""
 
     def __init__(
         self,
@@ -170,13 +170,13 @@ class Worker:
 
     @torch.no_grad()
     def pull(self) -> None:
-        """Takes over the supernetwork's weights."""
+        """Copy the supernetwork's weights."""
         for copy, source, part in self.pairs:
             copy.copy_(source[part])
 
     @torch.no_grad()
     def push(self) -> None:
-        """Adds this copy's gradients to the supernetwork's."""
+        """Add this copy's gradients to the supernetwork's."""
         for copy, source, part in self.pairs:
             if copy.grad is not None:
                 if source.grad is None:

@@ -19,11 +19,11 @@ from snapgen_deploy.models import DiTConfig, ElasticDiT, time_features
 
 State = dict[str, Tensor]
 SHIFT = 2.0
-MUON_SCALE = 2.0  # of the matrices' learning rate
+MUON_SCALE = 2.0  # factor of the matrices' learning rate
 
 
 def initial(config: DiTConfig, seed: int) -> ElasticDiT:
-    """A fresh network: small modulation, averaging compression, an output of zero."""
+    """An untrained network: small modulation, averaging compression, zero output."""
     torch.manual_seed(seed)
     net = ElasticDiT(config)
     for key, tensor in net.tensors.items():
@@ -58,7 +58,7 @@ def optimisers_for(net: ElasticDiT, rate: float) -> list[torch.optim.Optimizer]:
 
 
 class Elastic:
-    """The supernetwork in training: workers per width, optimiser, moving average."""
+    """The supernetwork during training: a worker per width, optimisers, moving average."""
 
     def __init__(self, net: ElasticDiT, rate: float, average: float = 0.999, compiled: bool = True) -> None:
         self.net, self.average = net, average
@@ -96,7 +96,7 @@ class Elastic:
         return {self.widest: loss.detach(), sub: own.detach(), f"distil_{sub}": distilled.detach()}
 
     def update(self) -> None:
-        """Clips the gradients, moves the weights and their moving average."""
+        """Clip the gradients, update the weights and their moving average."""
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
@@ -123,7 +123,7 @@ def train(
     compiled: bool = True,
     peak: float = 1.2e-3,
 ) -> State:
-    """Trains `net` in place, writes its moving average to `keep` now and then, and returns it."""
+    """Train `net` in place. Returns its moving average, which is also written to `keep` every 500 steps."""
     elastic = Elastic(net, peak, compiled=compiled)
     rows = Log(log, "flow", clock, every=25)
     subs = elastic.narrow()
@@ -142,7 +142,7 @@ def train(
 
 
 def save(state: State, path: Path) -> None:
-    """Writes a state whole or not at all."""
+    """Write a state. A failed write leaves no partial file under the final name."""
     part = path.with_suffix(".part")
     torch.save(state, part)
     part.rename(path)

@@ -1,6 +1,6 @@
-"""Stage 3: pictures become latents and prompts embeddings once, so that the student's training draws and encodes nothing.
+"""Stage 3: encodes pictures to latents and prompts to embeddings once, so that the student's training need not do it.
 
-Cut into shards of 4096 scenes: {latents (n, C, 16, 16), text (n, L, T), mask (n, L)} in fp16.
+They are stored in shards of 4096 scenes: {latents (n, C, 16, 16), text (n, L, T), mask (n, L)} in fp16.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def batch(self, size: int, drop: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-        """Random latents, text and mask; a share `drop` of them with the empty prompt."""
-        chosen = torch.randint(len(self), (size,))
+    def batch(self, count: int, drop: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Random latents, text and mask; a share `drop` of them has the empty prompt."""
+        chosen = torch.randint(len(self), (count,))
         text, mask = self.text[chosen].clone(), self.mask[chosen].clone()
-        dropped = torch.rand(size) < drop
+        dropped = torch.rand(count) < drop
         text[dropped], mask[dropped] = self.empty_text, self.empty_mask
         return self.latents[chosen].float(), text, mask
 
@@ -49,10 +49,10 @@ def embed(encoder: TextEncoder, prompts: list[str]) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def make_shard(number: int, path: Path, config: DecoderConfig, text: TextEncoder, size: int = SHARD) -> None:
-    """Draws and encodes one shard of the training split."""
-    drawn = scenes(1000 + number, size)
-    parts = [encode(config, pictures([s for _, s in drawn[i : i + 128]])) for i in range(0, size, 128)]
+def make_shard(number: int, path: Path, config: DecoderConfig, text: TextEncoder, count: int = SHARD) -> None:
+    """Draw and encode one shard of the training split."""
+    drawn = scenes(1000 + number, count)
+    parts = [encode(config, pictures([s for _, s in drawn[i : i + 128]])) for i in range(0, count, 128)]
     embeddings, mask = embed(text, [spec.text() for spec, _ in drawn])
     shard = {"latents": torch.cat(parts).half(), "text": embeddings.half(), "mask": mask.half()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def make_shard(number: int, path: Path, config: DecoderConfig, text: TextEncoder
 
 
 def load(directory: Path, text: TextEncoder) -> Pairs:
-    """All shards of a directory."""
+    """Load all shards of a directory."""
     shards = [torch.load(p, weights_only=True) for p in sorted(directory.glob("shard*.pt"))]
     empty_text, empty_mask = embed(text, [""])
     joined = {name: torch.cat([s[name] for s in shards]) for name in ("latents", "text", "mask")}

@@ -1,8 +1,8 @@
-"""The fulfilling picture nearest to a drawn one: an exact search over all scenes that a prompt allows.
+"""Finds the picture that fulfils a prompt and is nearest to a drawn one: an exact search over all scenes of the prompt.
 
-Objects stand on the cells' raster and do not overlap, so that what an object adds to the squared distance between two latents
-is (nearly) its own affair: a correlation of the drawn latent with the object's patch, for all places at once. The best valid
-combination of objects is then rendered and encoded as every training picture is.
+Objects are aligned to the cells' raster and do not overlap. So what an object adds to the squared distance between two latents
+is (nearly) independent of other objects: a correlation of the drawn latent with the object's patch, for all places at once. The
+best valid combination of objects is then rendered and encoded like a training picture.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from examples.shapes.scenes import PLACES, RASTER, RELATIONS, SIDE, SIZES, Scene
 from examples.shapes.stages import pictures
 from snapgen_deploy.models import DecoderConfig
 
-BEFORE, AFTER = 3, 3  # cells of a patch before and from its centre on; a large object reaches 19 pixels
+BEFORE, AFTER = 3, 3  # cells of a patch before its centre, and from it on; a large object extends 19 pixels
 CENTRES = SIDE // RASTER + 1
-RISE = 0.5  # of a size's price, in squared deviations of the latent, for each time that it is found too often
+RISE = 0.5  # increase of a size's price, in squared deviations of the latent, for each time that it is found too often
 
 Numbers = NDArray[np.float64]
 Costs = dict[float, Numbers]  # size -> for centres (row, column) of the raster
@@ -32,7 +32,7 @@ Costs = dict[float, Numbers]  # size -> for centres (row, column) of the raster
 
 @dataclass(frozen=True)
 class Options:
-    """Ways to place some objects together: x, y, half (n, objects) in pixels and what each adds to the distance (n,)."""
+    """Ways to place some objects: x, y, half (n, objects) in pixels, and what each way adds to the distance (n,)."""
 
     x: Numbers
     y: Numbers
@@ -40,11 +40,11 @@ class Options:
     cost: Numbers
 
     def keep(self, chosen: NDArray[np.bool_]) -> Options:
-        """Those of a mask (n,)."""
+        """The ways that a mask (n,) selects."""
         return Options(self.x[chosen], self.y[chosen], self.half[chosen], self.cost[chosen])
 
     def valid(self) -> Options:
-        """Those inside the picture and with a gap between every two objects, as `prompts.realise` demands."""
+        """The ways with all objects inside the picture and a gap between any two, as in `prompts.realise`."""
         inside = np.all((self.half + 1 <= self.x) & (self.x <= SIDE - self.half - 1), axis=1)
         inside &= ((self.half + 1 <= self.y) & (self.y <= SIDE - self.half - 1)).all(1)
         for a, b in itertools.combinations(range(self.x.shape[1]), 2):
@@ -53,7 +53,7 @@ class Options:
         return self.keep(inside)
 
     def and_(self, other: Options) -> Options:
-        """Every way here with every way there."""
+        """Every combination of a way here with a way there."""
         here, there = (i.ravel() for i in np.indices((len(self.cost), len(other.cost))))
         joined = [np.concatenate([a[here], b[there]], 1) for a, b in zip(self.places, other.places, strict=True)]
         return Options(joined[0], joined[1], joined[2], self.cost[here] + other.cost[there])
@@ -65,19 +65,19 @@ class Options:
 
 
 class Nearest:
-    """Finds, for latents drawn for prompts, the nearest latents that fulfil them."""
+    """Finds the nearest latents that fulfil the prompts, for drawn latents."""
 
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
-        self.prices = dict.fromkeys(SIZES.values(), 0.0)  # of a size that the prompt leaves open, beside the distance
+        self.prices = dict.fromkeys(SIZES.values(), 0.0)  # added to the distance for a size that the prompt leaves open
 
     def latents(self, scenes: list[Scene]) -> Tensor:
-        """(B, C, h, w)."""
+        """The latents (B, C, h, w) of scenes."""
         return encode(self.config, pictures(scenes))
 
     @functools.lru_cache(maxsize=512)  # noqa: B019 - one instance, 384 kinds of objects
     def patch(self, background: str, colour: str, shape: str, half: float) -> tuple[Tensor, float]:
-        """Twice the object's difference to the background (C, 6, 6), and what it adds to the distance from all zeros."""
+        """Twice the object's difference from the background (C, 6, 6), and what it adds to the distance from zero."""
         middle = SIDE / 2
         empty, one = self.latents([Scene(background, ()), Scene(background, (Thing(colour, shape, middle, middle, half),))])
         centre = SIDE // RASTER // 2
@@ -111,11 +111,11 @@ class Nearest:
         return Scene(spec.background, tuple(things))
 
     def alone(self, drawn: Tensor, background: str, spec: ObjectSpec) -> Options:
-        """One object wherever its prompt allows it by itself."""
+        """One object in every place that its prompt allows, without regard to others."""
         return options(self.costs(drawn, background, spec), centres(spec)).valid()
 
     def related(self, drawn: Tensor, spec: PromptSpec) -> Options:
-        """The first two objects, one beside the other as `prompts.realise` puts them."""
+        """The first two objects, one beside the other as in `prompts.realise`."""
         assert spec.relation
         first, second = spec.objects[:2]
         ways, costs = self.alone(drawn, spec.background, first), self.costs(drawn, spec.background, second)
@@ -130,7 +130,7 @@ class Nearest:
         return Options(*(np.concatenate([getattr(f, n) for f in found]) for n in ("x", "y", "half", "cost"))).valid()
 
     def balance(self, specs: list[PromptSpec], scenes: list[Scene]) -> None:
-        """Raises the price of the size that was found more often than the other where prompts leave it open."""
+        """Raise the price of the size that was found more often than the other where prompts leave it open."""
         pairs = [(o, t) for p, s in zip(specs, scenes, strict=True) for o, t in zip(p.objects, s.things, strict=True)]
         found = [thing.half for spec, thing in pairs if not spec.size]
         for half in self.prices:
@@ -151,7 +151,7 @@ def options(costs: Costs, at: tuple[Numbers, Numbers]) -> Options:
 
 
 def centres(spec: ObjectSpec) -> tuple[Numbers, Numbers]:
-    """All centres (x, y) that a prompt allows an object by itself, in pixels."""
+    """All centres (x, y), in pixels, that a prompt allows for an object, without regard to others."""
     if spec.place:
         x, y = PLACES[spec.place]
         pairs = [(x + dx, y + dy) for dx in JITTER for dy in JITTER]

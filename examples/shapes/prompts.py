@@ -20,7 +20,7 @@ import numpy as np
 
 from examples.shapes.scenes import BACKGROUNDS, COLOURS, PLACES, RASTER, RELATIONS, SHAPES, SIDE, SIZES, Scene, Thing
 
-HELD_OUT = 16  # one prompt in so many is never trained on
+HELD_OUT = 16  # one prompt in this many is never used for training
 JITTER = (-RASTER, 0, RASTER)  # pixels around a named place
 ALONG = (48, 56, 64, 72)  # pixels between two related objects, and across
 GAP = 4.0  # least distance between two objects
@@ -28,7 +28,7 @@ GAP = 4.0  # least distance between two objects
 
 @dataclass(frozen=True)
 class ObjectSpec:
-    """What a prompt says about one object; None where it says nothing."""
+    """What a prompt requires of one object; None for what it leaves open."""
 
     colour: str
     shape: str
@@ -36,7 +36,7 @@ class ObjectSpec:
     place: str | None = None
 
     def text(self) -> str:
-        """As written in a prompt."""
+        """The object's words in a prompt."""
         words = " ".join(w for w in (self.size, self.colour, self.shape) if w)
         article = "an" if words[0] in "aeiou" else "a"
         return f"{article} {words}" + (f" at the {self.place}" if self.place else "")
@@ -67,7 +67,14 @@ _TAIL = re.compile(rf" on an? ({'|'.join(BACKGROUNDS)}) background$")
 
 
 def parse(prompt: str) -> PromptSpec:
-    """The requirements of a prompt; ValueError if it does not follow the grammar."""
+    """Parse a prompt.
+
+    >>> parse("a red ring left of a blue square on a gray background").relation
+    'left of'
+
+    Raises:
+        ValueError: if it does not follow the grammar.
+    """
     text = " ".join(prompt.lower().replace(",", " , ").split())
     tail = _TAIL.search(text)
     if not tail:
@@ -89,7 +96,7 @@ def is_held_out(prompt: str) -> bool:
 
 
 def sample_spec(rng: np.random.Generator) -> PromptSpec:
-    """A random prompt (of either split); it may turn out to be impossible to place."""
+    """A random prompt of either split. There may be no scene that fulfils it."""
     form = rng.choice(5, p=(0.2, 0.25, 0.2, 0.2, 0.15))
     count = (1, 2, 2, 3, 3)[form]
     places = [list(PLACES)[i] for i in rng.permutation(9)[:count]]
@@ -106,7 +113,7 @@ def sample_spec(rng: np.random.Generator) -> PromptSpec:
 
 
 def realise(spec: PromptSpec, rng: np.random.Generator, attempts: int = 60) -> Scene | None:
-    """A random scene that fulfils the requirements, or None where none was found."""
+    """A random scene that fulfils the requirements, or None if none was found in `attempts` tries."""
     for _ in range(attempts):
         things = [_realise_object(o, rng) for o in spec.objects]
         if spec.relation:

@@ -1,15 +1,15 @@
-"""Stage 6: the four-step student learns from what it draws, by direct reward fine-tuning (DRaFT, arXiv 2309.17400).
+"""Stage 6: the four-step student learns from its own pictures, by direct reward fine-tuning (DRaFT, arXiv 2309.17400).
 
 The student draws whole pictures, and the gradient of a reward flows back through all four steps. The reward of a latent is
-how near it lies to a picture that fulfils the prompt: minus the weighted pseudo-Huber distance to the nearest of all of them
-(`nearest.py`), so that the noise goes on deciding which is drawn. Weights are the decoder's, larger around objects and largest
-where they stand out least, and the distance grows linearly, because what was left to learn were small faults of shapes. No
-detector and no held-out prompt takes part.
+minus the weighted pseudo-Huber distance to the nearest picture that fulfils the prompt (`nearest.py`), so that the noise still
+decides which picture is drawn. The weights are those of the decoder's loss: larger around objects, and largest around those
+with the least contrast. The distance grows linearly, because the remaining errors were small faults of shapes. Neither the
+detector nor a held-out prompt is used.
 
-A reward makes a network choose what is easiest: without more, nearly all objects whose size the prompt leaves open became
-large. Sizes therefore have prices in the search, which rise while one is found more often; and what is kept is the mean of
-the weights before and after (WiSE-FT, arXiv 2109.01903), which draws as well as the ones after and as variedly, nearly, as
-the ones before.
+A reward makes a network choose what is easiest: without a countermeasure, nearly all objects whose size the prompt leaves open
+became large. Therefore sizes have prices in the search, which rise while a size is found too often. The result is the mean of
+the weights before and after (WiSE-FT, arXiv 2109.01903): it draws as well as the weights after, and nearly as variedly as
+those before.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from examples.shapes.scenes import RASTER, SIDE, Scene
 from examples.shapes.stages import Clock, Log, learning_rate, set_rate
 from snapgen_deploy.models import DecoderConfig, ElasticDiT, TextEncoder, euler
 
-KNEE = 0.1  # of the pseudo-Huber distance, in deviations of the latent
-AFTER = 0.75  # share of the trained weights in those that are kept
+KNEE = 0.1  # transition point of the pseudo-Huber distance, in deviations of the latent
+AFTER = 0.75  # share of the trained weights in the result
 
 
 def distance(drawn: Tensor, wanted: Tensor, scenes: list[Scene]) -> Tensor:
@@ -46,9 +46,9 @@ def train(
     net: ElasticDiT, decoder: DecoderConfig, encoder: TextEncoder, clock: Clock, log: Path, keep: Path,
     levels: tuple[float, ...], batch: int = 16, peak: float = 2e-4, compiled: bool = True, seed: int = 11,
 ) -> State:  # fmt: skip
-    """Trains `net` in place on fresh prompts; returns the mean of its weights before and of their moving average after.
+    """Train `net` in place on new prompts; returns the mean of its weights before and of their moving average after.
 
-    That is what lies in `keep`, too, brought up to date now and then.
+    The result is also written to `keep` every 100 steps.
     """
     torch.manual_seed(seed)
     config, rng, nearest = net.config, np.random.default_rng(seed), Nearest(decoder)
@@ -82,5 +82,5 @@ def train(
 
 
 def between(before: State, after: State) -> State:
-    """The weights that are kept."""
+    """The weighted mean of the weights before and after."""
     return {key: torch.lerp(tensor, after[key], AFTER) for key, tensor in before.items()}

@@ -1,4 +1,4 @@
-"""Drawing many pictures at once from embeddings: Euler steps, with classifier-free guidance where a scale is given."""
+"""Draws many pictures at once from embeddings: Euler steps, with classifier-free guidance if a scale is given."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Velocity = Callable[[Tensor, float], Tensor]
 def guided(
     network: Network, features: int, text: Tensor, mask: Tensor, empty: tuple[Tensor, Tensor] | None = None, scale: float = 1.0
 ) -> Velocity:
-    """The velocity of a batch of prompts: v_empty + scale * (v - v_empty); without `empty` the plain one."""
+    """The velocity of a batch of prompts: v_empty + scale * (v - v_empty), or v without `empty`."""
 
     def velocity(x: Tensor, sigma: float) -> Tensor:
         level = time_features(torch.full((len(x),), sigma), features)
@@ -33,5 +33,5 @@ def guided(
 
 @torch.no_grad()
 def draw(velocity: Velocity, noise: Tensor, levels: tuple[float, ...]) -> Tensor:
-    """Latents from noise."""
+    """Draw latents from noise."""
     return euler(velocity, noise, levels)

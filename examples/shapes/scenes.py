@@ -1,4 +1,4 @@
-"""What a picture holds and how it is drawn: one to three coloured shapes on a plain background, 128 x 128 pixels.
+"""The contents of pictures and how they are rendered: one to three coloured shapes on a plain background, 128 x 128 pixels.
 
 Coordinates are pixels, x to the right and y down; an object fills the square centre +- half.
 """
@@ -29,7 +29,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES = ("circle", "square", "triangle", "ring", "cross", "diamond")
 SIZES: dict[str, float] = {"small": 12.0, "large": 19.0}  # `half`
-RASTER = 8  # centres lie on multiples of so many pixels, one latent cell
+RASTER = 8  # centres are at multiples of this many pixels, one latent cell
 PLACES: dict[str, tuple[float, float]] = {
     "top left": (24.0, 24.0),
     "top": (64.0, 24.0),
@@ -88,7 +88,7 @@ def distance(shape: str, x: Mask, y: Mask, half: float) -> Mask:
 
 
 def coverage(shape: str, x: float, y: float, half: float, rows: slice, cols: slice) -> Mask:
-    """Share of every pixel of a window that the object covers (antialiased)."""
+    """For every pixel of a window, the share that the object covers (antialiasing)."""
     py = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] + np.float32(0.5 - y)
     px = np.arange(cols.start, cols.stop, dtype=np.float32)[None, :] + np.float32(0.5 - x)
     inside: Mask = np.clip(0.5 - distance(shape, px + 0 * py, py + 0 * px, half), 0.0, 1.0).astype(np.float32)
@@ -96,7 +96,7 @@ def coverage(shape: str, x: float, y: float, half: float, rows: slice, cols: sli
 
 
 def render(scene: Scene) -> Picture:
-    """The picture of a scene, (128, 128, 3)."""
+    """Render a scene to a picture (128, 128, 3)."""
     image = np.empty((SIDE, SIDE, 3), np.float32)
     image[:] = BACKGROUNDS[scene.background]
     for thing in scene.things:

@@ -1,6 +1,6 @@
-"""Scores of pictures against their prompts: objects and prompts entirely right, with 95 % intervals.
+"""Scores how well pictures match their prompts: shares of entirely right objects and prompts, with 95 % intervals.
 
-Surplus objects count as wrong ones: objects = sum of right / sum of max(required, found).
+Surplus objects count as wrong: objects = sum of right / sum of max(required, found).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ RESAMPLES = 2000
 
 
 def score_pictures(prompts: Sequence[str], pictures: Sequence[Picture]) -> dict[str, object]:
-    """{prompts, objects, objects_interval, entirely, entirely_interval, background}; pictures are uint8 (128, 128, 3).
+    """Score pictures, uint8 (128, 128, 3): {prompts, objects, objects_interval, entirely, entirely_interval, background}.
 
-    The intervals are percentile bootstraps over prompts, because the objects of one picture are not independent.
+    The intervals are percentile bootstraps over prompts, since the objects of one picture are not independent.
     """
     return summarise([judge(np.asarray(p), parse(text)) for text, p in zip(prompts, pictures, strict=True)])
 
 
 def right_and_counted(prompts: Sequence[str], pictures: Sequence[Picture]) -> list[tuple[int, int]]:
-    """Per picture: objects that are entirely right, and objects that count; a scorer for `snapgen-deploy export --scorer`."""
+    """For each picture, the numbers of entirely right and of counted objects; a scorer for `export --scorer`."""
     verdicts = [judge(np.asarray(p), parse(text)) for text, p in zip(prompts, pictures, strict=True)]
     return [(sum(v.objects), max(len(v.objects), v.found)) for v in verdicts]
 

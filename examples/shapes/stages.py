@@ -24,7 +24,7 @@ WORDS = list(dict.fromkeys([*_GRAMMAR, *SIZES, *COLOURS, *SHAPES, *BACKGROUNDS, 
 
 @dataclass
 class Clock:
-    """Progress of a stage that ends when its minutes are spent, or after `steps` steps where given."""
+    """Progress of a stage, which ends when its minutes are spent, or after `steps` steps if given."""
 
     minutes: float
     steps: int | None = None
@@ -32,7 +32,7 @@ class Clock:
     start: float = field(default_factory=time.monotonic)
 
     def progress(self) -> float:
-        """From 0 to 1."""
+        """Progress from 0 to 1."""
         spent = (time.monotonic() - self.start) / 60 / self.minutes
         return min(max(spent, self.done / self.steps if self.steps else 0.0), 1.0)
 
@@ -45,7 +45,7 @@ class Clock:
 
 @dataclass
 class Log:
-    """Appends rows {stage, step, seconds, ...} to a JSON-lines file and prints some of them on stderr."""
+    """Appends rows {stage, step, seconds, ...} to a JSON-lines file and prints them on standard error."""
 
     path: Path
     stage: str
@@ -55,7 +55,7 @@ class Log:
     counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, **values: Tensor | float) -> None:
-        """Collects values; every `every` steps writes their means."""
+        """Collect values; their means are written every `every` steps."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
             self.counts[name] = self.counts.get(name, 0) + 1
@@ -79,7 +79,7 @@ def learning_rate(progress: float, peak: float, warm_up: float = 0.02, last: flo
 
 
 def set_rate(optimisers: list[torch.optim.Optimizer], rate: float) -> None:
-    """Sets the learning rate of every group: `rate` times the group's own `scale`, where it has one."""
+    """Set the learning rate of every group: `rate` times the group's `scale`, if it has one."""
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["lr"] = rate * group.get("scale", 1.0)
@@ -97,19 +97,19 @@ def scenes(seed: int, count: int, held_out: bool = False) -> list[tuple[PromptSp
 
 
 def pictures(drawn: list[Scene]) -> Tensor:
-    """(B, 3, 128, 128) in [-1, 1]."""
+    """Render scenes to pictures (B, 3, 128, 128) in [-1, 1]."""
     stack = torch.from_numpy(np.stack([render(s) for s in drawn]))
     return stack.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def to_bytes(batch: Tensor) -> np.ndarray:
-    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
+    """Convert pictures (B, 3, H, W) in [-1, 1] to (B, H, W, 3), uint8."""
     scaled = (batch.float().clamp(-1, 1) + 1) * 127.5
     array: np.ndarray = scaled.round().byte().permute(0, 2, 3, 1).contiguous().numpy()
     return array
 
 
 def tokens_of(words: WordTokenizer, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:
-    """Token numbers (B, L) and mask (B, L)."""
+    """Tokens (B, L) and mask (B, L) of prompts."""
     encoded = [words.encode(p, length) for p in prompts]
     return torch.tensor([t for t, _ in encoded]), torch.tensor([m for _, m in encoded])

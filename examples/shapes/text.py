@@ -1,7 +1,7 @@
 """Stage 2: the text encoder, pre-trained to parse prompts and then frozen.
 
-It stands for the frozen CLIP and Gemma of the paper: which colour, size and place belongs to which shape word is learned
-here, from the prompt alone, and the student is trained on the frozen outputs.
+It takes the role of the paper's frozen CLIP and Gemma. From the prompt alone, it learns which colour, size and place belong to
+which shape word. The student is trained on its frozen outputs.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ HEADS: dict[str, tuple[str, ...]] = {
 
 
 def targets(spec: PromptSpec) -> list[list[int]]:
-    """For each object, the number of the right choice of every head."""
+    """For each object, the index of the right choice of every head."""
     rows = []
     for i, thing in enumerate(spec.objects):
         role = f"{('first', 'second')[i]} {spec.relation}" if spec.relation and i < 2 else ""
-        said = (thing.colour, thing.shape, str(i), thing.size or "", thing.place or "", role, spec.background)
-        rows.append([choices.index(word) for choices, word in zip(HEADS.values(), said, strict=True)])
+        right = (thing.colour, thing.shape, str(i), thing.size or "", thing.place or "", role, spec.background)
+        rows.append([choices.index(word) for choices, word in zip(HEADS.values(), right, strict=True)])
     return rows
 
 
 def train(config: TextEncoderConfig, clock: Clock, log: Path, batch: int = 128, seed: int = 2) -> TextEncoder:
-    """Trains encoder and heads together; the heads are thrown away."""
+    """Train encoder and heads together; the heads are discarded."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     words = tokenizer()
@@ -59,7 +59,7 @@ def train(config: TextEncoderConfig, clock: Clock, log: Path, batch: int = 128, 
             if not is_held_out(spec.text()):
                 specs.append(spec)
         tokens, mask = tokens_of(words, [s.text() for s in specs], config.length)
-        chosen = torch.isin(tokens, shape_words)  # shape words come in the order of the objects
+        chosen = torch.isin(tokens, shape_words)  # shape words are in the order of the objects
         wanted = torch.tensor([row for s in specs for row in targets(s)])  # (objects, heads)
         loss, right = parse_loss(heads(encoder(tokens, mask)[chosen]), wanted)
         optimiser.zero_grad()

@@ -1,7 +1,7 @@
 """Retrains the embedded checkpoint: `python -m examples.shapes.train`.
 
-Every stage writes one file under the run's folder and is skipped where that file exists, so that an interrupted training
-goes on at the stage that was cut off. `--minutes flow=30` changes a budget, `--again flow` discards a stage and all after it.
+Every stage writes one file in the run's folder and is skipped if that file exists, so that an interrupted training continues at
+the stage that was interrupted. `--minutes flow=30` changes a budget; `--again flow` discards a stage and all after it.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ SHARDS = 14
 
 @dataclasses.dataclass
 class Run:
-    """The folder of a training and what its stages leave there."""
+    """The folder of a training run, and the results of its stages."""
 
     folder: Path
     minutes: dict[str, float]
     results: Path
     shipped: Path
     compiled: bool = True
-    steps: int | None = None  # of every stage, for a quick try
+    steps: int | None = None  # steps of every stage, for a quick try
     shard: int = latents.SHARD
     shards: int = SHARDS
     batch: int = 48
-    warm: bool = False  # go on from the shipped file
+    warm: bool = False  # start from the shipped file
 
     def clock(self, stage: str) -> Clock:
         """The budget of a stage."""
@@ -83,13 +83,13 @@ class Run:
 
 
 def unpack(run: Run) -> None:
-    """Takes decoder and text encoder from the shipped file instead of training them."""
+    """Take decoder and text encoder from the shipped file instead of training them."""
     checkpoint = open_checkpoint(run.shipped)
     decoder = load_decoder(checkpoint)
     saved = {"decoder": decoder.state_dict(), "config": dataclasses.asdict(decoder.config)}
     torch.save(saved, run.folder / "autoencoder.pt")
     torch.save(load_text_encoder(checkpoint).state_dict(), run.folder / "text.pt")
-    shutil.copy(Path(__file__).parent / "results" / "losses.jsonl", run.log)  # the history goes on
+    shutil.copy(Path(__file__).parent / "results" / "losses.jsonl", run.log)  # continue the history
 
 
 def run_autoencoder(run: Run) -> None:
@@ -167,10 +167,10 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/shapes/default"), help="folder of the intermediate files")
     parser.add_argument("--minutes", nargs="*", default=[], metavar="STAGE=MINUTES", help=f"budgets; default {MINUTES}")
     parser.add_argument("--again", choices=STAGES, help="discard this stage and those after it")
-    parser.add_argument("--warm", action="store_true", help="go on from the shipped file instead of starting from nothing")
+    parser.add_argument("--warm", action="store_true", help="start from the shipped file instead of untrained weights")
     parser.add_argument("--until", choices=STAGES, default="score", help="stop after this stage")
     parser.add_argument(
-        "--only", choices=STAGES, help="this stage alone; for `--warm --only reward` the shipped file is enough"
+        "--only", choices=STAGES, help="run this stage only; `--warm --only reward` needs nothing but the shipped file"
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--shipped", type=Path, default=SHIPPED, help="checkpoint to write")
@@ -191,7 +191,7 @@ def main() -> None:
     for name in [options.only] if options.only else names[: names.index(options.until) + 1]:
         function, product = STAGES[name]
         if (run.folder / product).exists():
-            print(f"{name}: done before, skipped", flush=True)
+            print(f"{name}: exists, skipped", flush=True)
         else:
             print(f"{name}: {minutes[name] or 'as many as needed'} minutes", flush=True)
             function(run)

@@ -1,7 +1,7 @@
 """Stored baselines: the runs of one model, device profile and device key, committed beside the code.
 
-A stored number is the second-best guard: what differs between two days is in it too, 2.7 % from process to process on a shared
-machine that is otherwise the same. So the run is the unit, not its rounds. `compare BASE CANDIDATE` tells smaller changes.
+A stored number is second best, because it includes the differences between two days: 2.7 % from process to process on a shared
+machine that is otherwise unchanged. So the unit is a run, not a round. `compare BASE CANDIDATE` detects smaller changes.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from snapgen_deploy.system.typed import read_as
 
 _SCHEMA_VERSION = 1
 STORED_STATISTICS = tuple(f"{name}_p50" for name in (QUERY, TEXT_ENCODER, STUDENT, DECODER))
-FEWEST_RUNS, MOST_RUNS = 3, 20  # that are compared with; that are kept, the newest
+FEWEST_RUNS, MOST_RUNS = 3, 20  # least number of runs to compare with; number of newest runs that are kept
 DIGITS = 4  # significant digits in a stored file: keeps changes small in a review
 
 
 @dataclass(frozen=True)
 class _Baseline:
-    """What a stored file holds."""
+    """The contents of a stored file."""
 
     kind: Literal["baseline"]
     schema_version: Literal[1]
@@ -39,21 +39,30 @@ class _Baseline:
 
 
 def baseline_path(directory: Path, measurement: Measurement) -> Path:
-    """Where the baseline of a measurement lies: `<dir>/<bundle>-<width>/<key id>.json`."""
+    """File of a measurement's baseline: `<directory>/<bundle>-<width>/<key id>.json`."""
     return directory / f"{measurement.bundle}-{measurement.width}" / f"{measurement.key.id}.json"
 
 
 def read_baseline(path: Path) -> tuple[Measurement, ...]:
-    """The runs of a baseline, the oldest first; BadInput in one line where it is none."""
+    """Read the runs of a baseline, the oldest first.
+
+    Raises:
+        BadInput: if the file cannot be read, or is not a baseline of this version.
+    """
     fix = "remove it, and store runs with --update-baseline"
     baseline, problems = read_as(_Baseline, read_json(path, fix))
     if baseline is None:
-        raise BadInput(in_one_line(f"{path} is no baseline of this version", problems, f"; {fix}"))
+        raise BadInput(in_one_line(f"{path} is not a baseline of this version", problems, f"; {fix}"))
     return baseline.runs
 
 
 def find_baseline(directory: Path, measurement: Measurement) -> tuple[Measurement, ...]:
-    """The runs with the same key, none where nothing is stored. Refused (exit 3) where there are only runs of other keys."""
+    """The stored runs with the measurement's key; empty if nothing is stored for the bundle.
+
+    Raises:
+        Refused: if there are only runs with other keys.
+        BadInput: if a file cannot be read.
+    """
     path = baseline_path(directory, measurement)
     if path.is_file():
         return read_baseline(path)
@@ -61,17 +70,21 @@ def find_baseline(directory: Path, measurement: Measurement) -> tuple[Measuremen
     if not others:
         return ()
     nearest = min(others, key=lambda m: len(m.key.differences(measurement.key)))
-    said = "; ".join(nearest.key.differences(measurement.key))
+    differences = "; ".join(nearest.key.differences(measurement.key))
     raise Refused(
-        f"not comparable: {path.parent} has no baseline of this device key, the nearest differs ({said}); measure there, "
+        f"not comparable: {path.parent} has no baseline of this device key, the nearest differs ({differences}); measure there "
         "or store runs of this machine with --update-baseline"
     )
 
 
 def store_baseline(directory: Path, measurement: Measurement) -> tuple[Path, int]:
-    """Add a run to the baseline of its key and say how many there are; rounded, sorted, whole or not at all.
+    """Add a run to the baseline of its key, and remove stored runs that drew another kind of picture.
 
-    Runs of another picture than this one's make room for it.
+    Returns:
+        The file and the number of runs in it.
+
+    Raises:
+        BadInput: if the file cannot be read or written.
     """
     path = baseline_path(directory, measurement)
     before = read_baseline(path) if path.is_file() else ()
@@ -83,12 +96,14 @@ def store_baseline(directory: Path, measurement: Measurement) -> tuple[Path, int
 
 
 def judge_stored(runs: Sequence[Measurement], candidate: Measurement, thresholds: Sequence[Threshold]) -> tuple[Judged, ...]:
-    """Verdicts from the medians of whole runs: is the candidate's outside what another run of the baseline would give?
+    """Judge a candidate by the medians of whole runs: is its median outside of what another baseline run would give?
 
-    BadInput for a metric that is not stored. Refused where the two did not draw the same kind of picture in the same way.
+    Raises:
+        BadInput: if a metric is not stored in baselines.
+        Refused: if the runs did not draw the same kind of picture in the same way, or too few runs have a metric.
     """
-    if said := _unlike(runs[-1], candidate):
-        raise Refused(f"not comparable: {said}; measure alike, or store new runs with --update-baseline")
+    if difference := _unlike(runs[-1], candidate):
+        raise Refused(f"not comparable: {difference}; measure both alike, or store new runs with --update-baseline")
     found = []
     for threshold in thresholds:
         if threshold.metric not in STORED_STATISTICS:
@@ -99,7 +114,7 @@ def judge_stored(runs: Sequence[Measurement], candidate: Measurement, thresholds
         if len(before) < FEWEST_RUNS or now is None:
             raise Refused(f"{threshold.metric}: {len(before)} runs have it, {FEWEST_RUNS} and the candidate's are needed")
         ratios = [math.log(now) - b for b in before]
-        spread = statistics.stdev(ratios) * math.sqrt(len(ratios) + 1)  # of one new value, not of a mean
+        spread = statistics.stdev(ratios) * math.sqrt(len(ratios) + 1)  # for one new value, not for a mean
         reach = detectable(spread, len(ratios), CONFIDENCE)
         base = math.exp(statistics.fmean(before))
         found.append(judged(threshold, base, now, ratios, prediction_interval(ratios, CONFIDENCE), reach))
@@ -107,7 +122,7 @@ def judge_stored(runs: Sequence[Measurement], candidate: Measurement, thresholds
 
 
 def _unlike(baseline: Measurement, candidate: Measurement) -> str:
-    """In what the pictures of two measurements differ, or nothing."""
+    """How the pictures of two measurements differ; empty if they do not."""
     for name in ("resolution", "steps", "mode", "e2e_is"):
         ours, theirs = getattr(baseline, name), getattr(candidate, name)
         if ours != theirs:

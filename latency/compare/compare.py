@@ -1,4 +1,4 @@
-"""Comparing two bundles: deterministic guards before any clock, an A/A self-check, then rounds until the answer is clear."""
+"""Compares two bundles: deterministic guards first, then an A/A self-check, then timed rounds until the answer is clear."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from snapgen_deploy.bundle.schema import refuse_misshapen
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.latency.compare.duel import DuelRound, RoundOf, Sides, abba, interleaved, mode_for
 from snapgen_deploy.latency.compare.guards import Guard, guard_verdict
-from snapgen_deploy.latency.compare.self_check import COUNTS, SelfCheck, gravest, paced, self_check
+from snapgen_deploy.latency.compare.self_check import COUNTS, SelfCheck, paced, self_check, worst_check
 from snapgen_deploy.latency.compare.verdict import LOAD, LOOKS, Judged, Threshold, judge_metric, worst
 from snapgen_deploy.latency.environment import host_key, stamp_of_now
 from snapgen_deploy.latency.measure.session import runs_here
@@ -23,13 +23,13 @@ from snapgen_deploy.system.files import is_file, read_json, sha256_of
 from snapgen_deploy.system.progress import Progress
 
 _SCHEMA_VERSION = 1
-GUARDS_ALONE = "guards"  # mode of a comparison that asked for no clock
-CAP_SECONDS = 170.0  # no more rounds are begun that would end later
+GUARDS_ALONE = "guards"  # mode of a comparison without times
+CAP_SECONDS = 170.0  # rounds that would end later are not started
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The whole outcome."""
+    """The result of a comparison."""
 
     base: Path
     candidate: Path
@@ -41,11 +41,11 @@ class Comparison:
     guards: tuple[Guard, ...]
     notes: tuple[str, ...] = ()
     created: str | None = None  # ISO 8601, UTC
-    commit: str | None = None  # of the working directory, where it is a git checkout
+    commit: str | None = None  # commit of the working directory, if it is a git checkout
 
     @property
     def verdict(self) -> str:
-        """`failed` for a guard that fails; else the worst of the metrics that may fail; where no clock ran, inconclusive."""
+        """`failed` if a guard fails, else the worst verdict of the metrics that can fail; inconclusive if times are missing."""
         if guard_verdict(self.guards) == "failed":
             return "failed"
         if not self.metrics and self.mode != GUARDS_ALONE:
@@ -74,7 +74,7 @@ class Comparison:
 
 
 def stamped(found: Comparison) -> Comparison:
-    """The comparison with the time and the commit at which it was made: the report's history is ordered by them."""
+    """The comparison with the current time and commit, which order the report's history."""
     stamp = stamp_of_now()
     return replace(found, created=stamp["created"], commit=stamp.get("commit"))
 
@@ -85,18 +85,22 @@ def _side(path: Path) -> dict[str, str]:
 
 
 def read_side(path: Path) -> Mapping[str, Any]:
-    """The manifest of a bundle, or of a manifest.json alone (a stored export for the guards)."""
+    """Read the manifest of a bundle, or a single manifest.json (a stored export, for the guards).
+
+    Raises:
+        BadInput: if it cannot be read or is not a manifest.
+    """
     if is_file(path):
         data = read_json(path, "give a bundle or its manifest.json")
         if not isinstance(data, dict) or "targets" not in data:
-            raise BadInput(f"{path} is no manifest; give a bundle or its manifest.json")
+            raise BadInput(f"{path} is not a manifest; give a bundle or its manifest.json")
         refuse_misshapen(path, data)
         return data
     return open_bundle(path).manifest
 
 
 def guards_alone(base: Path, candidate: Bundle, guards: Sequence[Guard]) -> Comparison:
-    """The outcome where no clock ran."""
+    """The result of a comparison without times."""
     key = candidate.targets[0]
     return Comparison(
         base, candidate.path, host_key(key, candidate.precision(key), 0), GUARDS_ALONE, 0, None, (), tuple(guards)
@@ -104,7 +108,11 @@ def guards_alone(base: Path, candidate: Bundle, guards: Sequence[Guard]) -> Comp
 
 
 def refuse_unlike(base: Bundle, candidate: Bundle, key: str) -> None:
-    """Refused (exit 3) where the two do not draw the same kind of picture on the same target."""
+    """Check that both bundles draw the same kind of picture with the same target.
+
+    Raises:
+        Refused: if they do not.
+    """
     for bundle in (base, candidate):
         if key not in bundle.targets:
             raise Refused(f"not comparable: {bundle.path} holds no target '{key}', only {', '.join(bundle.targets)}")
@@ -112,11 +120,15 @@ def refuse_unlike(base: Bundle, candidate: Bundle, key: str) -> None:
 
 
 def refuse_unlike_pictures(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> None:
-    """Refused (exit 3) where two manifests are not of the same kind of picture: their graphs differ for that reason alone."""
+    """Check that two manifests are for the same kind of picture; otherwise their graphs would differ anyway.
+
+    Raises:
+        Refused: if picture size, width or number of steps differ.
+    """
     for what in ("resolution", "width"):
         if base.get(what) != candidate.get(what):
-            said = f"base has {what} {base.get(what)}, candidate {candidate.get(what)}"
-            raise Refused(f"not comparable: {said}; export both alike")
+            difference = f"base has {what} {base.get(what)}, candidate {candidate.get(what)}"
+            raise Refused(f"not comparable: {difference}; export both alike")
     steps = [len(m.get("schedule", {}).get("sigmas", ())) - 1 for m in (base, candidate)]
     if steps[0] != steps[1]:
         raise Refused(f"not comparable: base draws in {steps[0]} steps, candidate in {steps[1]}")
@@ -135,14 +147,32 @@ def compare_bundles(
     looks: Sequence[int] = LOOKS,
     cap: float = CAP_SECONDS,
 ) -> Comparison:
-    """Run the clock. MeasurementFailed where the target does not run here, Refused where the two are not comparable."""
+    """Time both bundles in turn, and judge.
+
+    Args:
+        base: The bundle to compare with.
+        candidate: The bundle to judge.
+        key: The target.
+        thresholds: Metrics and their limits.
+        guards: Results of the guards, for the record.
+        progress: Shows the rounds.
+        threads: CPU threads.
+        order: `interleaved`, `abba` or `auto`.
+        looks: Numbers of rounds after which the verdict is checked; the last is the maximum.
+        cap: Seconds after which no further rounds are started.
+
+    Raises:
+        MeasurementFailed: if the target cannot be timed on this machine.
+        Refused: if the two are not comparable.
+        BadInput: if a threshold names a component that the bundle lacks.
+    """
     refuse_unlike(base, candidate, key)
     runs_here(key)
     for threshold in thresholds:
         timed, parts = threshold.metric.rpartition("_")[0], candidate.artifacts(key)
         if timed not in (QUERY, LOAD) and timed not in parts:
             raise BadInput(f"{threshold.metric}: {candidate.path.name} has no {timed}, only {', '.join(parts)}")
-    failing = any(not t.warn for t in thresholds)  # what only warns asks for no more rounds then
+    failing = any(not t.warn for t in thresholds)  # if so, metrics that only warn do not cause more rounds
     mode = mode_for(key, order)
     one_round: RoundOf = interleaved if mode == "interleaved" else abba
     sides, start = Sides(base.path, candidate.path, key, threads), time.monotonic()
@@ -151,11 +181,11 @@ def compare_bundles(
     with progress(f"{key}: base against itself, {COUNTS[0]} rounds or more"):
         pace = paced(replace(sides, candidate=base.path), one_round, least, cap)
         if least * pace.seconds > cap:
-            told = f"not measured: a round takes {pace.seconds:.0f} s, and {least} within {cap:g} s are the least"
-            told += f"; allow --max-seconds {math.ceil(1.2 * least * pace.seconds)}"
-            return Comparison(base.path, candidate.path, host, mode, 0, None, (), tuple(guards), (told,))
+            note = f"not measured: a round takes {pace.seconds:.0f} s, at least {least} must fit into {cap:g} s"
+            note += f"; allow --max-seconds {math.ceil(1.2 * least * pace.seconds)}"
+            return Comparison(base.path, candidate.path, host, mode, 0, None, (), tuple(guards), (note,))
         checks = self_check(pace, thresholds, one_round, looks, start + cap / 2)
-    sides, check = replace(sides, pairs=pace.sides.pairs), gravest(checks)
+    sides, check = replace(sides, pairs=pace.sides.pairs), worst_check(checks)
     metrics: tuple[Judged, ...] = ()
     done: list[DuelRound] = []
     notes: list[str] = []
@@ -166,11 +196,11 @@ def compare_bundles(
             break
         with progress(f"{key}: base against candidate, rounds {len(done) + 1} to {look}"):
             done += [one_round(sides, number) for number in range(len(done), look)]
-        metrics = tuple(checks[t].sober(_judge(t, done)) for t in thresholds)
+        metrics = tuple(checks[t].applied_to(_judge(t, done)) for t in thresholds)
         if not check.passed or "inconclusive" not in {m.verdict for m in metrics if not m.warn or not failing}:
             break
     if not check.passed:
-        notes.append("base against itself failed: nothing but a regression larger than that doubt is told")
+        notes.append("base against itself failed: only a regression larger than its bias is reported")
     return Comparison(base.path, candidate.path, host, mode, len(done), check, metrics, tuple(guards), tuple(notes))
 
 

@@ -1,6 +1,6 @@
-"""Two bundles against each other: rounds in fresh processes, both loaded in each, calls in random order.
+"""Times two bundles against each other: each round is a fresh process that loads both and calls them in random order.
 
-Where a runtime cannot hold two models in a process, or their versions differ, a round is four processes, A B B A.
+If a runtime cannot hold two models in one process, a round is four processes: A B B A.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from snapgen_deploy.latency.measure.session import Session, Times, open_session
 from snapgen_deploy.system.child import run_in_child
 from snapgen_deploy.system.quantiles import quantile
 
-PAIRS = 10  # calls of each side in a round
+PAIRS = 10  # calls of each side per round
 _WARM_UPS = 2
 
 
 @dataclass(frozen=True)
 class Sides:
-    """What is compared: two bundles, one target."""
+    """What is compared: two bundles with one target."""
 
     base: Path
     candidate: Path
@@ -37,7 +37,7 @@ class Sides:
 
 @dataclass(frozen=True)
 class DuelRound:
-    """One round: statistics per metric (`e2e_p50`, ...) for base and candidate, ms, and the canaries around it."""
+    """One round: every metric (`e2e_p50`, ...) of base and candidate in ms, and the canaries before and after."""
 
     base: Mapping[str, float]
     candidate: Mapping[str, float]
@@ -49,12 +49,12 @@ RoundOf = Callable[[Sides, int], DuelRound]
 
 
 def interleaved(sides: Sides, number: int) -> DuelRound:
-    """One round in one fresh process."""
+    """Run one round in one fresh process."""
     return _fresh("round", _interleave, sides, number)
 
 
 def abba(sides: Sides, number: int) -> DuelRound:
-    """One round in four fresh processes: base, candidate, candidate, base; the order is mirrored every second round."""
+    """Run one round in four fresh processes: base, candidate, candidate, base; mirrored in every second round."""
     first, second = ("base", "candidate") if number % 2 == 0 else ("candidate", "base")
     paths = {"base": sides.base, "candidate": sides.candidate}
     times: dict[str, list[Mapping[str, float]]] = {}
@@ -67,19 +67,19 @@ def abba(sides: Sides, number: int) -> DuelRound:
 
 
 def mode_for(key: str, wanted: str) -> str:
-    """`interleaved` or `abba`; `auto` takes the first where the runtime allows it."""
+    """`interleaved` or `abba`; for `auto` the first if the runtime allows two models in one process."""
     return wanted if wanted != "auto" else "interleaved" if spec_of(key).runtime.shared_process else "abba"
 
 
 def _fresh(what: str, function: Callable[..., T], *args: Any) -> T:
-    """In a process forked from one that has only imported what a round needs: no model, no thread, but quick to start."""
+    """Run in a process forked from one that has only imported what a round needs: no model, no thread, and quick to start."""
     preload = dict.fromkeys(module for spec in specs().values() for module in spec.runtime.preload)
     multiprocessing.set_forkserver_preload([__name__, *preload])
     return run_in_child(what, function, *args, method="forkserver")[0]
 
 
 def _interleave(sides: Sides, number: int) -> DuelRound:
-    """In a child. Who is loaded first, and the order within each pair, are random: no side has a standing advantage."""
+    """Runs in a child process. The order of loading, and that within each pair, is random, so that it favours no side."""
     draw = random.Random(number)
     names = ["base", "candidate"]
     paths = {"base": sides.base, "candidate": sides.candidate}
@@ -113,7 +113,7 @@ def _add(times: Times, query: Times) -> None:
 
 
 def statistics_of(times: Times, session: Session) -> dict[str, float]:
-    """Median and 90th percentile of each timing in a round, and the load time under both names."""
+    """Median and 90th percentile of each timing in a round; the load time stands for both."""
     found = {"load_p50": session.load_ms, "load_p90": session.load_ms}
     for name, values in times.items():
         found[f"{name}_p50"] = statistics.median(values)

@@ -1,7 +1,7 @@
-"""Deterministic guards: what an export is made of, held against another export. No clock, no noise: any change is reported.
+"""Deterministic guards: compares what two exports consist of. Nothing is timed, so there is no noise: any change is reported.
 
-The usual causes of a latency lost are visible here: an operator fell out of its delegate, a fusion was lost, a dtype was
-widened, a copy came in.
+The usual causes of slower inference are visible here: an operator left its delegate, a fusion was lost, a dtype became wider, a
+copy was added.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ PER_COMPONENT = ("bytes", "ops", "macs", "placement", "portable_ops", "lint", "w
 
 @dataclass(frozen=True)
 class Guard:
-    """One property of one component (or of a whole target) on both sides."""
+    """One property of one component, or of a whole target, in both exports."""
 
     name: str
     component: str  # "target", "target role" or "target role size"
-    base: Any  # plain data as in the manifest; None: that side does not have it
+    base: Any  # plain data as in the manifest; None: absent
     candidate: Any
-    verdict: str  # same, changed (reported) or failed (the profile says that a change fails)
+    verdict: str  # same, changed (reported) or failed (the device profile lists the guard as failing)
     detail: str = ""
 
 
 def guards_of(base: Mapping[str, Any], candidate: Mapping[str, Any], fail: Collection[str] = ()) -> tuple[Guard, ...]:
-    """Hold two manifests against each other. A property that one side does not have is a change."""
+    """Compare two manifests. A property that only one side has is a change; a changed guard in `fail` fails."""
     lists = [(m.get("device") or {}).get("guards") for m in (base, candidate)]
     pairs = [("device", "guards", lists[0], lists[1]), *_pairs(base["targets"], candidate["targets"])]
     found = []
@@ -41,13 +41,13 @@ def guards_of(base: Mapping[str, Any], candidate: Mapping[str, Any], fail: Colle
 
 
 def guard_verdict(guards: Sequence[Guard]) -> str:
-    """`failed`, `changed` or `same`: the gravest."""
+    """The worst verdict: `failed`, `changed` or `same`."""
     found = {g.verdict for g in guards}
     return next((v for v in ("failed", "changed") if v in found), "same")
 
 
 def _pairs(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
-    """(where, guard, base value, candidate value) for everything that either side has."""
+    """(component, guard, base value, candidate value) for everything that either side has."""
     for key in sorted({*base, *candidate}):
         ours, theirs = base.get(key, {}), candidate.get(key, {})
         for name in GUARDS:
@@ -61,7 +61,7 @@ def _pairs(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> Iterator[tu
 
 
 def _parts(target: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Components by role, and by role and picture size where a bundle has several: each size is a graph of its own."""
+    """Components by role, and by role and picture size if a bundle has several: each size is a graph of its own."""
     found: dict[str, Mapping[str, Any]] = {}
     for role, component in target.get("components", {}).items():
         found[role] = component
@@ -74,7 +74,7 @@ def _text(value: Any) -> str:
 
 
 def _difference(before: Any, after: Any) -> str:
-    """What changed, short: `matmul 8 -> 9` for tables, percent for numbers."""
+    """What changed, in short: `matmul 8 -> 9` for tables, percent for numbers."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         names = sorted(n for n in {*before, *after} if before.get(n) != after.get(n))
         return ", ".join(f"{n} {before.get(n, 'absent')} -> {after.get(n, 'absent')}" for n in names)

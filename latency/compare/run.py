@@ -1,4 +1,4 @@
-"""A comparison as it is asked for: two bundles against each other, or one against stored runs."""
+"""Runs a comparison: two bundles with each other, or one with stored runs."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from snapgen_deploy.system.progress import Progress
 
 @dataclass(frozen=True)
 class Wanted:
-    """What two bundles are held against each other by."""
+    """How to compare two bundles."""
 
     thresholds: Sequence[Threshold]
-    target: str | None = None  # None: the first that can be timed here
+    target: str | None = None  # None: the first that can be timed on this machine
     guards: bool = True
     clock: bool = True
     order: str = "auto"
@@ -43,14 +43,18 @@ class Wanted:
 
     @property
     def looks(self) -> tuple[int, ...]:
-        """After how many rounds the verdict is looked at: no more looks than each has its share of the error of."""
+        """Numbers of rounds after which the verdict is checked: at most as many as `LOOKS`, which the error rate is for."""
         return (*(n for n in LOOKS[:-1] if n < self.max_rounds), self.max_rounds)
 
 
 def compare_paths(base_path: Path, candidate_path: Path, wanted: Wanted, progress: Progress) -> Comparison:
-    """Guards and clock of two bundles; `base_path` may be a manifest.json where the clock is left out.
+    """Compare guards and times of two bundles. Without times, `base_path` may be a manifest.json.
 
-    Raises BadInput for what is no bundle or has no such target, Refused where the two are not comparable.
+    Raises:
+        BadInput: if a path is not a bundle, or the candidate lacks the target.
+        GateFailed: if a bundle's files are not what was exported.
+        Refused: if the two are not comparable.
+        MeasurementFailed: if the target cannot be timed on this machine.
     """
     candidate = open_bundle(candidate_path)
     check_hashes(candidate)
@@ -79,7 +83,13 @@ def compare_paths(base_path: Path, candidate_path: Path, wanted: Wanted, progres
 
 
 def measure_run(path: Path, target: str | None, threads: int, progress: Progress) -> Measurement:
-    """One run of a bundle as baselines store them."""
+    """Measure one run of a bundle, as baselines store it.
+
+    Raises:
+        BadInput: if the path is not a bundle, or it lacks the target.
+        GateFailed: if its files are not what was exported.
+        MeasurementFailed: if the target cannot be timed on this machine, or no round was valid.
+    """
     bundle = open_bundle(path)
     check_hashes(bundle)
     return measure_host(bundle, _target(bundle, target), RUN_PROFILES["rapid"], "burst", threads, progress)
@@ -88,26 +98,30 @@ def measure_run(path: Path, target: str | None, threads: int, progress: Progress
 def compare_stored(
     path: Path, measured: Measurement, directory: Path, thresholds: Sequence[Threshold], missing: str
 ) -> Comparison:
-    """A run of the bundle at `path` against the stored runs of its key below `directory`.
+    """Compare a run of the bundle at `path` with the stored runs of its key in `directory`.
 
-    Where too few are stored: Refused (exit 3), or with `missing` as `warn` a comparison without metrics.
+    If too few are stored and `missing` is `warn`, the comparison has no metrics.
+
+    Raises:
+        Refused: if too few runs are stored and `missing` is `fail`, or the runs are not comparable.
+        BadInput: if a metric is not stored in baselines, or a file cannot be read.
     """
     place, runs = baseline_path(directory, measured), find_baseline(directory, measured)
     if len(runs) < FEWEST_RUNS:
-        line = f"{place} holds {len(runs)} runs, {FEWEST_RUNS} at least are needed; add one with --update-baseline"
+        line = f"{place} holds {len(runs)} runs, at least {FEWEST_RUNS} are needed; add one with --update-baseline"
         if missing == "fail":
             raise Refused(line)
         return Comparison(place, path, measured.key, "stored", 0, None, (), (), (line,))
     metrics = judge_stored(runs, measured, thresholds)
-    notes = (f"against {len(runs)} stored runs, whose differences are in the interval; BASE CANDIDATE tells smaller changes",)
+    notes = (f"compared with {len(runs)} stored runs, whose spread is in the interval; BASE CANDIDATE detects smaller changes",)
     rounds = sum(r.valid for r in measured.rounds)
     return Comparison(place, path, measured.key, "stored", rounds, None, metrics, (), notes)
 
 
 def failing_guards(device: Mapping[str, Any]) -> tuple[str, ...]:
-    """The guards whose change fails on a device: those of its profile as of the export.
+    """The guards that fail if they change, from the device profile at export.
 
-    A manifest that does not say is of an earlier version; the profile of ours with the device's name speaks for it.
+    A manifest of an earlier version does not list them; then our own profile of the device is used.
     """
     if "guards" in device:
         return tuple(device["guards"])

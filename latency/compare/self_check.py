@@ -1,4 +1,4 @@
-"""Base against itself: what this machine can tell apart just now, and what its answer about a candidate is worth."""
+"""The A/A self-check: base against itself, to learn which changes this machine can detect at the moment."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from snapgen_deploy.latency.compare.duel import DuelRound, RoundOf, Sides
 from snapgen_deploy.latency.compare.verdict import CONFIDENCE, Judged, Threshold
 from snapgen_deploy.latency.stats import detectable, t_interval
 
-COUNTS = (5, 15, 30)  # rounds; the next where one fails: an interrupted round weighs less among more
-FEWEST_PAIRS = 3  # calls of each side in a round, where a picture takes long
+COUNTS = (5, 15, 30)  # rounds; the next number if the check fails, since one disturbed round weighs less among more
+FEWEST_PAIRS = 3  # calls of each side in a round, if a picture takes long
 
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """One metric of base against itself, in the same way as the candidate. Changes are relative."""
+    """One metric of base against itself, measured like the candidate. Changes are relative."""
 
     metric: str
     rounds: int
@@ -26,11 +26,11 @@ class SelfCheck:
     high: float
     detectable: float  # with the most rounds that will be run
     passed: bool
-    biased: bool = False  # one of two equal sides is preferred, which no number of rounds would fix
+    biased: bool = False  # one of two equal sides is faster, which more rounds would not fix
     reason: str = ""
 
-    def sober(self, judged: Judged) -> Judged:
-        """What is left of a verdict on this metric: after a failed check only a regression larger than the doubt."""
+    def applied_to(self, judged: Judged) -> Judged:
+        """The verdict on this metric after the check: if it failed, only a regression larger than the bias remains."""
         if self.passed:
             return judged
         bias = max(abs(math.log1p(self.low)), abs(math.log1p(self.high))) if self.biased else 0.0
@@ -40,7 +40,7 @@ class SelfCheck:
 
 @dataclass(frozen=True)
 class Pace:
-    """The sides with as many calls a round as the time allows, the rounds that told, and what a round takes."""
+    """The sides with as many calls per round as the time allows, the rounds run so far, and the seconds of one round."""
 
     sides: Sides
     rounds: tuple[DuelRound, ...]
@@ -48,7 +48,7 @@ class Pace:
 
 
 def paced(sides: Sides, one_round: RoundOf, least: int, cap: float) -> Pace:
-    """Rounds until `least` of them fit into `cap` seconds: with the usual number of calls, or with the fewest."""
+    """Find the number of calls per round: the usual one if `least` rounds fit into `cap` seconds, else the fewest."""
     rounds: list[DuelRound] = []
     for pairs in (sides.pairs, FEWEST_PAIRS):
         sides, start = replace(sides, pairs=pairs), time.monotonic()
@@ -62,11 +62,11 @@ def paced(sides: Sides, one_round: RoundOf, least: int, cap: float) -> Pace:
 def self_check(
     pace: Pace, thresholds: Sequence[Threshold], one_round: RoundOf, looks: Sequence[int], until: float
 ) -> Mapping[Threshold, SelfCheck]:
-    """How base differs from itself in what each threshold is about, from the pace's rounds and more.
+    """Measure how base differs from itself in the metric of each threshold, with the pace's rounds and more.
 
-    It fails where the machine prefers one of two equal sides by more than half the limit, or where even the most rounds
-    could not resolve the limit. Where one fails that may fail the comparison, all are looked at again with more rounds, since
-    one in twenty comes by chance, as long as the time `until` (`time.monotonic`) has not come.
+    A check fails if one of two equal sides is faster by more than half the limit, or if even the maximum number of rounds could
+    not resolve the limit. If a check fails whose metric can fail the comparison, all are repeated with more rounds until the
+    time `until` (`time.monotonic`), since one check in twenty fails by chance.
     """
     rounds = list(pace.rounds)
     weighed = _weighed(thresholds)
@@ -78,13 +78,13 @@ def self_check(
     return found
 
 
-def gravest(checks: Mapping[Threshold, SelfCheck]) -> SelfCheck:
-    """The check to tell: of what may fail one that did not pass, else that of the least that can be told."""
+def worst_check(checks: Mapping[Threshold, SelfCheck]) -> SelfCheck:
+    """The check to report, among metrics that can fail: a failed one, else the one with the coarsest resolution."""
     return max((checks[t] for t in _weighed(checks)), key=lambda c: (not c.passed, c.detectable))
 
 
 def _weighed(thresholds: Iterable[Threshold]) -> list[Threshold]:
-    """Those that may fail, where there are such."""
+    """The thresholds that can fail the comparison; all, if none can."""
     every = list(thresholds)
     return [t for t in every if not t.warn] or every
 

@@ -1,1 +1,1 @@
-"""What a picture will take, before anything is exported: costs of a graph, priced for a device."""
+"""Estimates of the time of a picture before anything is exported: the costs of a graph, and the time they take on a device."""

@@ -1,4 +1,4 @@
-"""What is known of a bundle's speed before it runs: for its manifest, and beside a measurement in a report."""
+"""Estimates of a bundle's speed: for its manifest, and for the environment of a measurement."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from snapgen_deploy.plan.plan import ExportPlan
 
 
 def of_plan(config: ModelConfig, plan: ExportPlan, profile: Profile) -> SpeedEstimate:
-    """The figures of a plan, from the graphs alone: the same for the same plan, whatever has been measured meanwhile."""
+    """The estimates for a plan, from its graphs alone: the same plan gives the same figures, whatever was measured since."""
     costs = {t.key: picture_costs(config, plan.width, plan.resolution, t.key) for t in plan.targets}
     macs: dict[str, Mapping[Role, int]] = {
         key: {role: total(ops).macs for role, ops in found.items()} for key, found in costs.items()
@@ -29,7 +29,10 @@ def of_plan(config: ModelConfig, plan: ExportPlan, profile: Profile) -> SpeedEst
 
 
 def for_measurement(bundle: Bundle, measurement: Measurement, *, on_host: bool) -> dict[str, str]:
-    """Keys for a measurement's environment: this host's estimate where it is calibrated, else the manifest's for the device."""
+    """The estimate for a measurement's environment; empty if there is none.
+
+    With `on_host`, this machine's, if it is calibrated; else the one in the manifest, for the bundle's device.
+    """
     m = measurement
     if on_host:
         costs = picture_costs(bundle.config, m.width, m.resolution, m.key.backend)

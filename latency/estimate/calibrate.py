@@ -1,8 +1,8 @@
-"""Calibration of this host: micro-benchmarks through a target's own runtime, and the machine that explains them best.
+"""Calibration of this host: micro-benchmarks through a target's own runtime, and the machine model that fits them best.
 
-Every graph is exported and loaded as a bundle's components are. Rounds run over all graphs in turn, so that a slow minute of
-the machine falls on all alike; a graph's time is the median over rounds. With one thread the clock is the processor time of
-this process: what another process takes of the same processor is not in it. With more it is the wall clock.
+Every graph is exported and loaded like a bundle's component. Each round runs all graphs in turn, so that a slow minute of the
+machine affects all alike; a graph's time is the median over rounds. With one thread, the processor time of this process is
+measured, which excludes other processes; with more threads, the wall clock.
 
 The fit: weighted non-negative least squares of relative errors, (sum of coefficient * feature) / measured = 1, with
 the features of `machine.Rate` per kind of operation, one call, and the excess over the cache (Lawson & Hanson 1974;
@@ -38,7 +38,7 @@ from snapgen_deploy.system.typed import Number, read_as
 
 ROUNDS = 9
 BURST_SECONDS = 0.004  # a graph runs for about this long in every round
-_ON_CHIP = tuple(2.0**n for n in range(17, 25))  # bytes of cache to choose from, 128 KiB to 16 MiB
+_ON_CHIP = tuple(2.0**n for n in range(17, 25))  # candidate cache sizes in bytes, 128 KiB to 16 MiB
 _SCHEMA_VERSION = 1
 COLUMNS = ("call", "spill", *(f"{kind}.{feature}" for kind in OP_KINDS for feature in FEATURES))
 
@@ -50,21 +50,25 @@ class MicroBenchmark:
     name: str
     ops: tuple[OpCost, ...]
     seconds: float
-    weight: float = 1.0  # of its squared error
+    weight: float = 1.0  # weight of its squared error
 
 
 @dataclass(frozen=True)
 class HostCalibration:
-    """A machine with what it was fitted to."""
+    """A fitted machine model with the measurements that it was fitted to."""
 
     key: DeviceKey
     machine: Machine
-    fit_error: Number  # mean absolute relative error over the micro-benchmarks themselves
+    fit_error: Number  # mean absolute relative error on these micro-benchmarks
     samples: Mapping[str, Number]  # name -> ms
 
 
 def calibrate(target: str, threads: int, progress: Progress) -> HostCalibration:
-    """Measure and fit; MeasurementFailed (exit 4) where the target does not run here or its times here mean nothing."""
+    """Time all micro-benchmarks and fit the machine model.
+
+    Raises:
+        MeasurementFailed: if the target does not run here, or its times here would mean nothing.
+    """
     if reason := unavailable(target):
         raise MeasurementFailed(f"{target}: {reason}")
     key = key_of(target, threads)
@@ -80,7 +84,7 @@ def calibrate(target: str, threads: int, progress: Progress) -> HostCalibration:
 
 
 def unavailable(target: str) -> str | None:
-    """Why a target cannot be calibrated here; None where it can."""
+    """Why a target cannot be calibrated here; None if it can."""
     if reason := spec_of(target).runtime.numbers_only:
         return reason
     found, variant = target_of(target)
@@ -94,7 +98,7 @@ def key_of(target: str, threads: int) -> DeviceKey:
 
 @dataclass(frozen=True)
 class Ready:
-    """An exported and loaded network, to be timed."""
+    """An exported and loaded network that is ready to be timed."""
 
     name: str
     ops: tuple[OpCost, ...]
@@ -113,7 +117,7 @@ def prepare(name: str, component: Component, target: str, threads: int, folder: 
 
 
 def timed(calls: Sequence[Callable[[], object]], threads: int, rounds: int = ROUNDS) -> list[float]:
-    """Seconds of each call: the median over rounds that go through all of them in turn."""
+    """Seconds of each call: the median over rounds that run all calls in turn."""
     clock = time.process_time_ns if threads == 1 else time.perf_counter_ns
     counts = []
     for call in calls:
@@ -124,7 +128,7 @@ def timed(calls: Sequence[Callable[[], object]], threads: int, rounds: int = ROU
     found: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for call, count, times in zip(calls, counts, found, strict=True):
-            call()  # what the graph before left in the caches is not this one's fault
+            call()  # untimed, so that the caches do not hold the data of the previous graph
             start = clock()
             for _ in range(count):
                 call()
@@ -133,7 +137,7 @@ def timed(calls: Sequence[Callable[[], object]], threads: int, rounds: int = ROU
 
 
 def features(ops: Sequence[OpCost], on_chip: float) -> np.ndarray:
-    """The row of the design matrix for one call of a component; columns as in `COLUMNS`."""
+    """The row of the design matrix for one call of a component; the columns are `COLUMNS`."""
     row = dict.fromkeys(COLUMNS, 0.0) | {"call": 1.0, "spill": excess(ops, on_chip, overlap=False)}
     for o in ops:
         for feature, value in zip(FEATURES, coefficients_of(o), strict=True):
@@ -150,7 +154,7 @@ def fit_machine(samples: Sequence[MicroBenchmark]) -> tuple[Machine, float]:
 
 
 def _fit_with(samples: Sequence[MicroBenchmark], on_chip: float) -> tuple[Machine, np.ndarray]:
-    """The best machine with so much cache, and the relative errors it leaves."""
+    """The best machine with this cache size, and its relative errors."""
     from scipy.optimize import nnls
 
     matrix = np.stack([features(s.ops, on_chip) / s.seconds for s in samples])
@@ -163,12 +167,16 @@ def _fit_with(samples: Sequence[MicroBenchmark], on_chip: float) -> tuple[Machin
 
 
 def calibration_path(key: DeviceKey) -> Path:
-    """Where the calibration of a key is stored."""
+    """File of a key's calibration."""
     return cache_root() / "calibration" / f"{key.id}.json"
 
 
 def store(calibration: HostCalibration) -> Path:
-    """Write a calibration, whole or not at all."""
+    """Store a calibration and return its file. A failed write leaves no partial file.
+
+    Raises:
+        BadInput: if the file cannot be written.
+    """
     path = calibration_path(calibration.key)
     data = {"schema_version": _SCHEMA_VERSION, **asdict(calibration)}
     write_json(path, data)
@@ -176,20 +184,28 @@ def store(calibration: HostCalibration) -> Path:
 
 
 def write_json(path: Path, data: object) -> None:
-    """Write a JSON file of the cache, whole or not at all; BadInput where it cannot be written."""
+    """Write a JSON file of the cache. A failed write leaves no partial file.
+
+    Raises:
+        BadInput: if the file cannot be written.
+    """
     text = json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
     write_text(path, text, "point XDG_CACHE_HOME to another place", parents=True)
 
 
 def load_calibration(key: DeviceKey) -> HostCalibration | None:
-    """The stored calibration of a key; None where there is none; BadInput where the file is damaged."""
+    """Load the stored calibration of a key; None if there is none, or only one of an older version.
+
+    Raises:
+        BadInput: if the file is damaged.
+    """
     path = calibration_path(key)
     if not path.is_file():
         return None
     fix = "run `estimate --device host --calibrate` again"
     data = read_json(path, fix)
     if isinstance(data, dict) and data.get("schema_version") != _SCHEMA_VERSION:
-        return None  # an older version's: as good as none
+        return None  # of an older version
     found, problems = read_as(HostCalibration, data)
     refuse(f"{path} is damaged", problems, f"; {fix}")
     return found

@@ -1,7 +1,7 @@
-"""The micro-benchmarks: small graphs of one kind of operation each, blocks in which runtimes fuse what they can, and a few
-whole networks, where weights and activations have left the caches by the time they are used again.
+"""The micro-benchmarks: small graphs of one kind of operation each, blocks that runtimes can fuse, and a few whole networks,
+where weights and activations have left the caches before they are used again.
 
-Sizes are those of small students and decoders.
+The shapes are those of small students and decoders.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from snapgen_deploy.sparse.token_student import TokenDownsample, TokenTime, Toke
 from snapgen_deploy.sparse.with_rope import WithRope
 
 _Shape = tuple[int, ...]
-# Whole networks are what is estimated, and there are few of them: a network takes 1.1 to 1.5 times the sum of what its
-# operations take alone (students; decoders 0.6 to 0.9 times, measured in onnxruntime). From 8 to 32 the error on unseen
-# networks hardly changed.
+# Whole networks are what is estimated, and there are few of them. A student takes 1.1 to 1.5 times the sum of its operations
+# alone, a decoder 0.6 to 0.9 times (measured in onnxruntime). With weights from 8 to 32 the error on unseen networks hardly
+# changed.
 NETWORK_WEIGHT = 16.0
 
 
@@ -54,11 +54,11 @@ class BenchmarkGraph:
 
     name: str
     module: nn.Module
-    shapes: tuple[_Shape, ...]  # of its inputs
-    weight: float = 1.0  # in the fit
+    shapes: tuple[_Shape, ...]  # shapes of its inputs
+    weight: float = 1.0  # weight in the fit
 
     def component(self) -> Component:
-        """As a target exports it; the role is a file name only."""
+        """The graph as a component to export; the role only gives the file its name."""
         example = tuple(torch.randn(s, generator=torch.Generator().manual_seed(i)) for i, s in enumerate(self.shapes))
         with torch.no_grad():
             out = self.module.eval()(*example)
@@ -67,19 +67,19 @@ class BenchmarkGraph:
 
 
 class Apply(nn.Module):
-    """A function, with the layers that it uses."""
+    """A module that applies a function, and owns the layers that the function uses."""
 
     def __init__(self, function: Callable[..., Tensor], *layers: nn.Module) -> None:
         super().__init__()
         self.function, self.layers = function, nn.ModuleList(layers)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Whatever the function makes of the inputs."""
+        """Apply the function."""
         return self.function(*inputs)
 
 
 def benchmark_graphs(ops: OpForm) -> tuple[BenchmarkGraph, ...]:
-    """All of them, spelled as the target spells networks (`ops`)."""
+    """All micro-benchmarks, written with the operators (`ops`) that the target uses."""
     torch.manual_seed(0)
     with torch.no_grad():
         single = (*_linear(), *_products(), *_rowwise(ops), *_elementwise(ops), *_moves(), *_images())
@@ -162,7 +162,7 @@ def _elementwise(ops: OpForm) -> list[BenchmarkGraph]:
 
 def _moves() -> list[BenchmarkGraph]:
     def turned(x: Tensor) -> Tensor:
-        tokens = merge_heads(x, 1) * 2.0  # not a pair of transposes that an optimiser cancels: the heads are cut anew
+        tokens = merge_heads(x, 1) * 2.0  # split into other heads afterwards, so that an optimiser cannot cancel the transposes
         return split_heads(tokens, 8) + 1.0
 
     def cut(x: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ def _images() -> list[BenchmarkGraph]:
 
 
 def _blocks(ops: OpForm) -> list[BenchmarkGraph]:
-    """Single layers, in which a runtime finds what it fuses: attention of each sort, a feed-forward layer, time, resampling."""
+    """Single layers that a runtime can fuse: each kind of attention, a feed-forward layer, time, resampling."""
     found = []
     for (n, d), ratio in (((144, 96), 3), ((400, 160), 4), ((1296, 80), 4), ((36, 320), 3)):
         norm, up, down = TokenNorm(1, d, 1e-6, ops), nn.Linear(d, ratio * d), nn.Linear(ratio * d, d)
@@ -261,7 +261,7 @@ def _blocks(ops: OpForm) -> list[BenchmarkGraph]:
 
 
 def _networks(ops: OpForm) -> list[BenchmarkGraph]:
-    """Students and decoders of a few milliseconds."""
+    """Students and decoders that take a few milliseconds."""
     found = [
         BenchmarkGraph(e.name, e.module, e.shapes, NETWORK_WEIGHT) for family in FAMILIES.values() for e in family.examples(ops)
     ]

@@ -1,12 +1,12 @@
-"""What a network costs, operation by operation: multiply-accumulates, bytes moved, attention scores, dispatches.
+"""The cost of a network, operation by operation: multiply-accumulates, bytes moved, attention scores, dispatches.
 
 The network is the rewritten component that the targets export. It runs once on torch's meta device, where tensors have shapes
-but no data, under a dispatch mode that sees every aten operation; full scale at 1024 x 1024 pixels takes seconds and no memory.
-Bytes count every tensor that an operation reads or writes once, at `element` bytes a number (2 for fp16, 4 for fp32).
+but no data, under a dispatch mode that sees every aten operation. Full scale at 1024 x 1024 pixels takes seconds and no memory.
+Every tensor that an operation reads or writes counts once, at `element` bytes per number (2 for fp16, 4 for fp32).
 
-Three conventions bring the count close to what runtimes execute (onnxruntime and XNNPACK do all three):
-transposes are copies, unless a product takes the result and swaps its last two axes by itself; slices and concatenations are
-copies; operations between stored tensors only are folded away when the file is loaded.
+Three conventions bring the count close to what runtimes execute (onnxruntime and XNNPACK do all three): transposes are copies,
+unless a product takes the result and swaps its last two axes itself; slices and concatenations are copies; operations on stored
+tensors only are folded when the file is loaded.
 """
 
 from __future__ import annotations
@@ -37,14 +37,17 @@ from snapgen_deploy.latency.estimate.cost_ops import (
 
 @dataclass(frozen=True)
 class OpCost:
-    """One operation. `scores` is the part of its bytes that are attention scores (outputs of q k^T, inputs and outputs of
-    the softmax, inputs of the product with v), `tile` the bytes of one matrix of scores. `rows`: see
-    `cost_ops.rows_of`. A view has zeros everywhere."""
+    """The cost of one operation.
 
-    name: str  # of the aten operation
+    `scores` are the bytes of attention scores among those read and written (outputs of q k^T, inputs and outputs of the
+    softmax, inputs of the product with v), `tile` the bytes of one matrix of scores. For `rows` see `cost_ops.rows_of`. All
+    figures of a view are 0.
+    """
+
+    name: str  # aten operation
     kind: OpKind
     macs: int
-    read: int  # bytes, weights included
+    read: int  # bytes, with weights
     written: int  # bytes
     rows: int = 0
     weights: int = 0  # bytes of stored tensors among those read
@@ -56,7 +59,7 @@ class OpCost:
 class Total:
     """The sum over some operations; bytes as in `OpCost`."""
 
-    ops: int  # dispatched: views are not among them
+    ops: int  # dispatched operations, without views
     macs: int
     read: int
     written: int
@@ -72,15 +75,24 @@ def total(ops: Iterable[OpCost]) -> Total:
 
 
 def trace_costs(component: Component, element: int = 4) -> tuple[OpCost, ...]:
-    """The operations of a component that a runtime dispatches, in order. `element`: bytes of a number on the device.
+    """The operations of a component that a runtime dispatches, in order; `element` is the bytes per number on the device.
 
-    Raises `cost_ops.UnknownOperation` for an operation without a rule.
+    Raises:
+        UnknownOperation: for an operation without a rule.
     """
     return trace_module(component.module, component.example, element)
 
 
 def trace_module(module: nn.Module, example: Sequence[Tensor], element: int = 4) -> tuple[OpCost, ...]:
-    """`trace_costs` of any module; its tensors and the example may be on any device and are not touched."""
+    """`trace_costs` for any module. Its tensors and the example may be on any device and are not changed.
+
+    >>> linear = trace_module(nn.Linear(64, 32), [torch.zeros(10, 64)])
+    >>> [(o.kind, o.macs, o.weights) for o in linear]
+    [('linear', 20480, 8320)]
+
+    Raises:
+        UnknownOperation: for an operation without a rule.
+    """
     stored = {n: t.detach().to("meta") for n, t in (*module.named_parameters(), *module.named_buffers())}
     inputs = tuple(t.to("meta") for t in example)
     with torch.no_grad(), _Recorder(stored.values(), element) as recorder:
@@ -89,7 +101,7 @@ def trace_module(module: nn.Module, example: Sequence[Tensor], element: int = 4)
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes every operation. Tensors are told apart by identity, therefore all are kept until the end."""
+    """Records every operation. Tensors are identified by `id`, therefore all are kept until the end."""
 
     def __init__(self, stored: Iterable[Tensor], element: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -97,13 +109,13 @@ class _Recorder(TorchDispatchMode):
         self.found: list[OpCost] = []
         self.kept: list[Tensor] = list(stored)
         self.constants = {id(t) for t in self.kept}
-        self.waiting: dict[int, Tensor] = {}  # id of a transposed view that nothing has forced into memory -> its source
-        self.maker: dict[int, int] = {}  # id of a tensor -> index in `found` of the operation that made its elements
+        self.waiting: dict[int, Tensor] = {}  # id of a transposed view that was not copied so far -> its source
+        self.maker: dict[int, int] = {}  # id of a tensor -> index in `found` of the operation that computed it
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run the operation, and note what it costs."""
+        """Run the operation and record its cost."""
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         inputs = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
@@ -138,19 +150,19 @@ class _Recorder(TorchDispatchMode):
             self.waiting[id(out)] = args[0]
 
     def _materialise(self, inputs: Sequence[Tensor], *, swapped_too: bool) -> None:
-        """Note the copy of every transposed input; a product takes one whose last two axes are swapped as it is."""
+        """Record a copy for every transposed input; a product takes one with only its last two axes swapped as it is."""
         for t in inputs:
             source = self.waiting.get(id(t))
             if source is None or not (swapped_too or source.shape[:-2] != t.shape[:-2]):
                 continue
             del self.waiting[id(t)]
-            size = self._bytes([t])
-            self.found.append(OpCost("transpose", "transpose", 0, size, size, rows(t)))
+            moved = self._bytes([t])
+            self.found.append(OpCost("transpose", "transpose", 0, moved, moved, rows(t)))
 
     def _note(self, name: str, args: Sequence[Any], inputs: Sequence[Tensor], out: Tensor) -> None:
         kind = kind_of(name, args, lambda t: id(t) in self.constants)
         weights = self._bytes(t for t in inputs if id(t) in self.constants)
-        read = self._bytes([out] if name in ("slice", "select", "embedding") else inputs)  # these touch what they return
+        read = self._bytes([out] if name in ("slice", "select", "embedding") else inputs)  # these read only what they return
         counts = (macs_of(name, args, out), read, self._bytes([out]), rows_of(name, args, inputs, out), min(weights, read))
         op = OpCost(name, kind, *counts)
         if kind == "softmax":
@@ -163,18 +175,18 @@ class _Recorder(TorchDispatchMode):
         self.found.append(op)
 
     def _made_by(self, *tensors: Tensor) -> OpCost | None:
-        """The softmax among the makers of some tensors, else None."""
+        """The softmax that computed one of the tensors, else None."""
         makers = [self.found[self.maker[id(t)]] for t in tensors if id(t) in self.maker]
         return next((m for m in makers if m.kind == "softmax"), None)
 
     def _tile(self, scores: Tensor, keys: int) -> int:
-        """Bytes of one matrix of scores; `keys` is the axis of its keys, queries are the last other one."""
+        """Bytes of one matrix of scores; `keys` is the axis of the keys, the last other axis is that of the queries."""
         keys %= scores.dim()
         queries = scores.dim() - (2 if keys == scores.dim() - 1 else 1)
         return self._bytes([scores]) * scores.shape[keys] * scores.shape[queries] // max(1, scores.numel())
 
     def _mark_scores(self, scores: Tensor, tile: int) -> None:
-        """Mark the product that wrote the scores, and a mask's addition between it and the softmax."""
+        """Mark the product that wrote the scores, and the addition of a mask between it and the softmax."""
         index = self.maker.get(id(scores), -1)
         while index >= 0 and self.found[index].kind in ("view", "elementwise", "product"):
             op = self.found[index]
@@ -183,4 +195,4 @@ class _Recorder(TorchDispatchMode):
                 self.found[index] = replace(op, scores=scored, tile=tile)
             if op.kind == "product":
                 return
-            index -= 1  # only reshapes stand between a product and the addition that follows it
+            index -= 1  # there are only reshapes between a product and the addition after it

@@ -1,6 +1,6 @@
 """The operations of a picture: text encoder, one step of the student, decoder, as a target would export them for a width.
 
-Built on the meta device from the configuration alone: neither a checkpoint nor memory for weights is needed.
+The networks are built on the meta device from the configuration alone, without a checkpoint or memory for weights.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ Ops = tuple[OpCost, ...]
 
 @dataclass(frozen=True)
 class _Spelling:
-    """How a target spells a network: what `components.build_component` does for it."""
+    """How networks are written for a target; `job.components.build_component` does the same for the real ones."""
 
     layout: Layout
-    element: int  # bytes of a number
+    element: int  # bytes per number
     ops: OpForm
     upsample: UpsampleForm | None
 
 
-Costs = Mapping[str, Ops]  # by component, of a step of the student
+Costs = Mapping[str, Ops]  # operations by component; of the student, those of one step
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What ports depend on beside the configuration."""
+    """What ports depend on, besides the configuration."""
 
     width: str
     resolution: tuple[int, int]
@@ -51,9 +51,12 @@ class Drawn:
 
 
 def spelling_of(target: str) -> _Spelling:
-    """The spelling of `name` or `name:variant` at its default precision; BadInput for a target that is not known.
+    """How networks are written for a target, `name` or `name:variant`, at its default precision.
 
-    Activations of w8a16 are 16 bits, as fp16's are.
+    Activations of w8a16 have 16 bits, like those of fp16.
+
+    Raises:
+        BadInput: if the target is not known.
     """
     spec = spec_of(target)
     precision, writing = spec.precisions[0], spec.writing
@@ -61,7 +64,11 @@ def spelling_of(target: str) -> _Spelling:
 
 
 def picture_costs(config: ModelConfig, width: str, resolution: tuple[int, int], target: str) -> Costs:
-    """Trace all components at a width and picture size, as `target` exports them; once in a process."""
+    """Trace all components at a width and picture size, as `target` exports them. Results are cached in the process.
+
+    Raises:
+        BadInput: if the model has no such width or picture size, or the target is not known.
+    """
     if width not in config.student.widths:
         raise BadInput(f"no width '{width}': expected one of {', '.join(config.student.widths)}")
     return _traced(_Picture(config_to_json(config), width, resolution, target, config))
@@ -69,7 +76,7 @@ def picture_costs(config: ModelConfig, width: str, resolution: tuple[int, int], 
 
 @dataclass(frozen=True)
 class _Picture:
-    """What `picture_costs` was asked for; the configuration is compared as its text."""
+    """The arguments of `picture_costs`; configurations are compared by their text."""
 
     text: str
     width: str
@@ -91,10 +98,10 @@ def _traced(picture: _Picture) -> Costs:
 
 
 def component_costs(config: ModelConfig, spec: ComponentSpec, network: nn.Module, drawn: Drawn, target: str, form: str) -> Ops:
-    """One call of a component's reference network (without storage), as `target` exports it.
+    """The operations of one call of a component, given as its reference network without storage, as `target` exports it.
 
-    Where a student's graph folds the query heads of a group into one matrix of scores, a `tile` is still one head's: nothing
-    forces a runtime to hold a group's at once.
+    If a student's graph folds the query heads of a group into one matrix of scores, `tile` is still that of one head: a runtime
+    need not hold a whole group at once.
     """
     how, latent = spelling_of(target), (drawn.latent[1], drawn.latent[2])
     with torch.device("meta"), torch.no_grad():

@@ -1,7 +1,7 @@
-"""What one operation costs in arithmetic and memory traffic, from the shapes of its tensors. The rules of `cost.trace_costs`.
+"""The rules of `cost.trace_costs`: arithmetic and memory traffic of one operation, from the shapes of its tensors.
 
-A MAC is one multiply-accumulate. Products: rows * columns * inner. Convolution: outputs * inputs per group * taps (a transposed
-one: inputs * outputs per group * taps). Element-wise work is counted in bytes only, since no machine here is bound by its adds.
+A MAC is one multiply-accumulate. Products: rows * columns * inner. Convolutions: outputs * inputs per group * taps (transposed
+ones: inputs * outputs per group * taps). Element-wise work counts in bytes only, since memory limits it, not arithmetic.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ OP_KINDS: tuple[OpKind, ...] = (
     "depthwise",  # any grouped convolution
     "softmax",
     "norm",
-    "activation",  # GELU, sigmoid, SiLU: one transcendental function an element
+    "activation",  # GELU, sigmoid, SiLU: one transcendental function per element
     "elementwise",
     "transpose",
     "slice",
     "concat",
     "reduce",  # means and maxima over axes
-    "move",  # enlargements, look-ups, changes of type
+    "move",  # upsampling, embedding look-ups, type conversions
     "view",  # reshapes: nothing is computed or moved, but some runtimes call a function for each
 )
 
 RESHAPES = frozenset({"view", "_unsafe_view", "unsqueeze", "squeeze", "_reshape_alias"})
-# Nothing in an exported graph stands for these. `clone` is here because torch makes it where a reshape follows a transpose,
-# and the transpose was counted.
+# Operations that do not appear in an exported graph. torch adds `clone` when a reshape follows a transpose; the transpose is
+# already counted.
 FREE = frozenset({"expand", "alias", "detach", "clone", "lift_fresh"})
 TRANSPOSES = frozenset({"t", "transpose", "permute"})
 PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
@@ -72,11 +72,15 @@ _KIND: Mapping[str, OpKind] = MappingProxyType(
 
 
 class UnknownOperation(LookupError):
-    """An operation that the cost model has no rule for; estimates must not leave work out in silence."""
+    """An operation that the cost model has no rule for: estimates must not leave out work silently."""
 
 
 def kind_of(name: str, args: Sequence[Any], constant: Callable[[Tensor], bool]) -> OpKind:
-    """The class of an operation by its aten name; raises UnknownOperation."""
+    """The kind of an operation, by its aten name.
+
+    Raises:
+        UnknownOperation: if there is no rule for it.
+    """
     if name in PRODUCTS:
         return "linear" if any(constant(a) for a in args[-2:]) else "product"
     if name == "convolution":
@@ -89,7 +93,7 @@ def kind_of(name: str, args: Sequence[Any], constant: Callable[[Tensor], bool]) 
 
 
 def macs_of(name: str, args: Sequence[Any], out: Tensor) -> int:
-    """Multiply-accumulates of a product or a convolution; 0 for everything else."""
+    """Multiply-accumulates of a product or a convolution; 0 for other operations."""
     if name in PRODUCTS:
         return out.numel() * int(args[-2].shape[-1])
     if name == "convolution":
@@ -100,8 +104,11 @@ def macs_of(name: str, args: Sequence[Any], out: Tensor) -> int:
 
 
 def rows_of(name: str, args: Sequence[Any], inputs: Sequence[Tensor], out: Tensor) -> int:
-    """What an operation starts anew: contiguous runs of a copy; rows of a norm or softmax; rows of an element-wise operation
-    whose inputs differ in shape, which runtimes go through in spans; 0 for an element-wise one of equal shapes."""
+    """Number of inner loops that an operation starts.
+
+    Contiguous runs of a copy; rows of a norm or softmax; rows of an element-wise operation with inputs of different shapes; 0
+    for an element-wise operation with equal shapes, which is one loop.
+    """
     if name == "slice":
         return math.prod(out.shape[: _axis(args, out)])
     if name == "cat":
@@ -112,10 +119,10 @@ def rows_of(name: str, args: Sequence[Any], inputs: Sequence[Tensor], out: Tenso
 
 
 def _axis(args: Sequence[Any], out: Tensor) -> int:
-    """The axis that a slice or concatenation works along, from the front; torch leaves a 0 out."""
+    """The axis of a slice or concatenation, counted from the front; torch leaves out the argument if it is 0."""
     return int(args[1] if len(args) > 1 else 0) % max(1, out.dim())
 
 
 def rows(tensor: Tensor) -> int:
-    """Runs of the last axis."""
+    """Number of runs of the last axis."""
     return tensor.numel() // max(1, tensor.shape[-1]) if tensor.dim() else 1

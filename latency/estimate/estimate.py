@@ -1,10 +1,10 @@
-"""How long a picture will take on a device, with an interval, and what that rests on.
+"""Estimates how long a picture takes on a device, with an interval and the basis of the estimate.
 
-    picture = text encoder + steps * one step of the student + decoder + what a picture takes beside them
+    picture = text encoder + steps * one step of the student + decoder + time outside of the components
 
-In order of trust: `measured` (a saved measurement of this model on this device), `calibrated` (this host, by
-micro-benchmarks), `fitted` (to published times), `derived` (from a profile's published figures). Where there is none of these
-there is no estimate.
+The most reliable basis is used: `measured` (a saved measurement of this model on this device), `calibrated` (this host, by
+micro-benchmarks), `fitted` (to published times) or `derived` (from a profile's published figures). Without any of these there
+is no estimate.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Estimate", "Host", "NoBasis", "estimate_picture", "find_measured", "
 
 @dataclass(frozen=True)
 class Estimate:
-    """The time of a picture in ms."""
+    """The estimated time of a picture, in ms."""
 
     ms: float
     low: float
@@ -38,7 +38,7 @@ class Estimate:
     resolution: tuple[int, int]
     steps: int
     target: str
-    lines: tuple[str, ...]  # what it rests on
+    lines: tuple[str, ...]  # what it is based on
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -46,7 +46,7 @@ class Estimate:
 
     @property
     def line(self) -> str:
-        """For a list of reasons: `1750 ms a picture (fitted, 1300 to 2300)`."""
+        """One line for a list of reasons, such as `1750 ms a picture (fitted, 1300 to 2300)`."""
         return f"{self.ms:.4g} ms a picture ({self.basis}, {self.low:.4g} to {self.high:.4g})"
 
 
@@ -60,11 +60,22 @@ def estimate_picture(
     steps: int | None = None,
     precision: str | None = None,
 ) -> Estimate | NoBasis:
-    """The estimate for one width and picture size, of `steps` steps (the model's own when left out).
+    """Estimate the time of a picture at one width and picture size.
 
-    Only measurements at `precision` count, at any when left out; other kinds of basis know no precision.
+    Args:
+        config: The model.
+        width: Name of the sub-network.
+        resolution: Height and width of the picture.
+        device: A device profile, or this machine.
+        target: `name` or `name:variant`.
+        steps: Denoising steps. Default: the model's own number.
+        precision: Use only measurements at this precision. Other kinds of basis do not depend on it.
 
-    BadInput for a width or size that the model does not have, a number of steps below 1, or an unknown target.
+    Returns:
+        The estimate, or the reason why there is none.
+
+    Raises:
+        BadInput: if the model has no such width or picture size, steps are below 1, or the target is not known.
     """
     count = config.steps if steps is None else steps
     if count < 1:
@@ -81,26 +92,26 @@ def estimate_picture(
 
 
 def from_measurement(measurement: Measurement, steps: int) -> Estimate:
-    """A saved measurement in place of an estimate; steps that were not drawn cost as much as those that were."""
+    """A saved measurement as an estimate. For another number of steps, each step costs as much as a measured one."""
     m, (middle, low, high) = measurement, interval_ms(measurement)
     parts = parts_ms(m)
     more = (steps - m.steps) * parts[STEP]
     how = f"{m.key.backend} {m.key.precision}, {m.key.runtime_version}"
-    said = f"measured: {len(m.samples())} pictures of {m.bundle}, {m.key.soc}, {how}"
-    lines = (said,) if steps == m.steps else (said, f"measured with {m.steps} steps; the others are counted at the same cost")
+    line = f"measured: {len(m.samples())} pictures of {m.bundle}, {m.key.soc}, {how}"
+    lines = (line,) if steps == m.steps else (line, f"measured with {m.steps} steps; the others are counted at the same cost")
     figures = (middle + more, low + more, high + more)
     return Estimate(*figures, "measured", parts, m.width, m.resolution, steps, m.key.backend, lines)
 
 
 def from_costs(costs: Costs, basis: Basis, width: str, resolution: tuple[int, int], steps: int, target: str) -> Estimate:
-    """The machines of a basis applied to the operations of a picture."""
+    """Apply the machines of a basis to the operations of a picture."""
     middle, low, high = (picture_parts(costs, m) for m in (basis.machine, basis.fast, basis.slow))
     ms, least, most = (sum(p.values()) + (steps - 1) * p[STEP] for p in (middle, low, high))
     return Estimate(ms, least, most, basis.kind, middle, width, resolution, steps, target, basis.lines)
 
 
 def picture_parts(costs: Costs, machine: Machine) -> dict[str, float]:
-    """Times of the components in ms, each once."""
+    """Times in ms of the components, with one step of the student."""
     return measured_parts(
         {name: 1e3 * component_times(machine, ops).seconds for name, ops in costs.items()}, 1e3 * machine.picture
     )
@@ -109,7 +120,7 @@ def picture_parts(costs: Costs, machine: Machine) -> dict[str, float]:
 def plan_estimator(
     config: ModelConfig, device: EstimatedDevice, resolution: tuple[int, int] | None = None
 ) -> Callable[[str, str, str], Estimate | None]:
-    """What a plan asks for every width, target key and precision; None where there is no basis."""
+    """A function (width, target key, precision) -> estimate for `make_plan`; None if there is no basis."""
 
     def of(width: str, target: str, precision: str) -> Estimate | None:
         found = estimate_picture(config, width, resolution or config.resolution, device, target, precision=precision)

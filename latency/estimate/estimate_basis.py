@@ -1,4 +1,4 @@
-"""What an estimate rests on: a calibrated, fitted or derived machine, with a quick and a slow variant for the interval."""
+"""The basis of an estimate: a calibrated, fitted or derived machine, with a fast and a slow variant for the interval."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from snapgen_deploy.latency.estimate.machine import Machine, Rate
 BasisKind = Literal["measured", "calibrated", "fitted", "derived"]
 
 HOST = "host"  # the device id of this machine
-FITTED_DEVICE, FITTED_OPS = "iphone16pm", 35.0  # TOPS, the unit in which Apple publishes all its Neural Engines
-# The mean error that the host's calibration is held to on networks it has not seen (benchmarks/estimate.py). Of normal errors
-# with this mean 90 % lie within 1.645 * sqrt(pi/2) = 2.06 times it.
+FITTED_DEVICE, FITTED_OPS = "iphone16pm", 35.0  # TOPS, the unit in which Apple publishes the speed of Neural Engines
+# Limit for the mean error of the host's calibration on unseen networks (benchmarks/estimate.py). If errors are normal, 90 % of
+# them are within 1.645 * sqrt(pi/2) = 2.06 times their mean.
 HOST_ERROR = 0.15
 SPREAD_OF_MEAN_ERROR = 2.06
-# fp32 multiply-accumulates of one big Arm core in a cycle: two 128-bit FMLA pipes (Arm software optimization guides of
+# fp32 multiply-accumulates per cycle of one big Arm core: two 128-bit FMLA pipes (Arm software optimization guides of
 # Cortex-A76, A78 and A715).
 ARM_MACS_PER_CYCLE = 8
-# Our choices: another Apple chip's compiler and caches are not known, and of a phone's CPU neither the rate that it keeps up
-# when it is warm nor how far its small cores help.
+# Our choices: the compiler and caches of other Apple chips are not known; nor are the speed of a warm phone's CPU, and how much
+# its small cores help.
 SCALED_SPREAD, CPU_SLOWER = 1.5, 3.0
 
 
 @dataclass(frozen=True)
 class Host:
-    """This machine, with so many threads."""
+    """This machine, with a number of threads."""
 
     threads: int = 1
     id: str = HOST
@@ -42,7 +42,7 @@ EstimatedDevice = Profile | Host
 
 @dataclass(frozen=True)
 class Basis:
-    """The machine, and the machines at both ends of the interval."""
+    """The machine, and those for both ends of the interval."""
 
     kind: BasisKind
     machine: Machine
@@ -59,7 +59,7 @@ class NoBasis:
 
 
 def basis_of(device: EstimatedDevice, target: str) -> Basis | NoBasis:
-    """The basis for a target (`name` or `name:variant`) on a device, or why there is none; nothing is invented."""
+    """The basis for a target (`name` or `name:variant`) on a device, or the reason why there is none."""
     if isinstance(device, Host):
         return _calibrated(device, target)
     basis = spec_of(target).basis
@@ -71,7 +71,11 @@ def basis_of(device: EstimatedDevice, target: str) -> Basis | NoBasis:
 
 
 def target_of_estimate(device: EstimatedDevice, wanted: str | None) -> str:
-    """The key of the target: as on the command line, with the first variant where none is given; else the first known one."""
+    """The wanted target, completed by its first variant; else the device's first target with a basis.
+
+    Raises:
+        BadInput: if the target is not known.
+    """
     if wanted is None:
         keys = [host_default().key] if isinstance(device, Host) else [t.key for t in device.targets]
         return next((key for key in keys if not isinstance(basis_of(device, key), NoBasis)), keys[0])
@@ -126,8 +130,11 @@ def _apple(device: Profile, target: str) -> Basis | NoBasis:
 
 
 def _arm_cpu(device: Profile) -> Basis | NoBasis:
-    """Quick end: every MAC at the cores' peak, no memory traffic. Middle: the same, and every byte from main memory at the
-    published bandwidth. Slow end: `CPU_SLOWER` times the middle."""
+    """The basis for an Android phone's CPU, from its published figures.
+
+    Fast end: every MAC at the cores' peak, no memory traffic. Middle: also every byte from main memory at the published
+    bandwidth. Slow end: `CPU_SLOWER` times the middle.
+    """
     clock, bandwidth, cores = (device.figures.get(n) for n in ("cpu_clock", "bandwidth", "cpu_cores"))
     if clock is None or bandwidth is None:
         missing = "CPU clock" if clock is None else "memory bandwidth"

@@ -1,8 +1,8 @@
 """The iPhone 16 Pro Max as a machine, fitted to published times.
 
-Three free parameters for five points: a MAC rate, the bandwidth of streams between operations (on-chip memory takes part in
-it), and the bandwidth of scores that spill. Their bounds are published peaks: the MAC rate and the spill bandwidth stay below
-the profile's figures. On-chip memory is fixed beforehand (`published.ON_CHIP`). The fit minimises squared log errors.
+Three free parameters for five points: a MAC rate, the bandwidth of streams between operations (partly through on-chip memory),
+and the bandwidth of scores that spill. MAC rate and spill bandwidth are bounded by the published peaks in the profile. The size
+of on-chip memory is fixed beforehand (`published.ON_CHIP`). The fit minimises squared log errors.
 The interval is exp(+- t * rms) of the leave-one-out log errors, Student's t for a 90 % interval with points - parameters
 degrees of freedom.
 """
@@ -21,10 +21,10 @@ from snapgen_deploy.latency.estimate.cost_ops import OP_KINDS
 from snapgen_deploy.latency.estimate.machine import Machine, Rate
 from snapgen_deploy.latency.estimate.published import ON_CHIP, PICTURE_MS, POINTS, Load, Point
 
-PEAK_MACS = 17.5e12 / 2  # per second, fp16: half of 35 TOPS, two operations a MAC (profile iphone16pm)
+PEAK_MACS = 17.5e12 / 2  # per second, fp16: half of 35 TOPS, two operations per MAC (profile iphone16pm)
 PEAK_BANDWIDTH = 60e9  # bytes per second (profile iphone16pm)
-STREAM_LIMIT = 10 * PEAK_BANDWIDTH  # on-chip memory is quicker than main memory; nothing is published of how much
-_STEPS = 4  # of the published picture
+STREAM_LIMIT = 10 * PEAK_BANDWIDTH  # on-chip memory is faster than main memory; how much is not published
+_STEPS = 4  # steps of the published picture
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Accelerator:
     spill: float  # bytes
 
     def ms(self, load: Load) -> float:
-        """Roofline of a whole component, and its spill: `machine.Machine` with `overlap`."""
+        """Time of a component: the roofline and the spill of `machine.Machine` with `overlap`."""
         return 1e3 * (max(load.macs / self.macs, load.moved / self.stream) + load.spilled / self.spill)
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """One published point, and what the others say about it."""
+    """One published point, and its prediction from the other points."""
 
     name: str
     published_ms: float
@@ -57,7 +57,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Fit:
-    """The accelerator, how well it foretells what it has not seen, and the time of a picture beside its components."""
+    """The accelerator, its leave-one-out errors, and the time of a picture outside of its components."""
 
     accelerator: Accelerator
     points: tuple[LeftOut, ...]
@@ -73,7 +73,7 @@ class Fit:
 
 
 def fit_accelerator(points: Sequence[Point]) -> Accelerator:
-    """The rates with the smallest sum of squared log errors within the bounds."""
+    """Fit the rates: the smallest sum of squared log errors within the bounds."""
     from scipy.optimize import least_squares
 
     scale = np.array([PEAK_MACS, PEAK_BANDWIDTH, PEAK_BANDWIDTH])
@@ -90,7 +90,7 @@ def fit_accelerator(points: Sequence[Point]) -> Accelerator:
 
 @functools.cache
 def fitted() -> Fit:
-    """The fit to all points, with every point left out in turn."""
+    """The fit to all points, with the leave-one-out prediction of each."""
     from scipy import stats
 
     accelerator = fit_accelerator(POINTS)

@@ -1,4 +1,4 @@
-"""Saved measurements of a device: from then on they stand in for estimates of the same model, width and picture size."""
+"""Saved measurements of a device. They replace estimates for the same model, width and picture size."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ from snapgen_deploy.system.files import cache_root
 
 
 def measured_dir(device_id: str) -> Path:
-    """Where the measurements of a device are kept."""
+    """Folder of a device's measurements."""
     return cache_root() / "measured" / device_id
 
 
 def device_of(measurement: Measurement) -> str:
-    """The device that was measured: this host where the key is this host's, else the one the bundle was exported for."""
+    """The device that was measured: this host if the key matches, else the device that the bundle was exported for."""
     key = measurement.key
     here = host_key(key.backend, key.precision, key.threads)
     return HOST if (key.soc, key.os_build) == (here.soc, here.os_build) else measurement.device
 
 
 def save_measured(measurement: Measurement, device_id: str | None = None) -> Path:
-    """Keep a measurement for a device (`device_of` it when left out); a later one of the same bundle and key replaces it."""
+    """Save a measurement for a device (default: `device_of`). A later one of the same bundle and key replaces it.
+
+    Raises:
+        BadInput: if the file cannot be written.
+    """
     m = measurement
     size = f"{m.resolution[0]}x{m.resolution[1]}"
     path = measured_dir(device_id or device_of(m)) / f"{m.bundle}-{m.width}-{size}-{m.steps}-{m.mode}-{m.key.id}.json"
@@ -47,16 +51,16 @@ def find_measured(
     precision: str | None = None,
     threads: int | None = None,
 ) -> Measurement | None:
-    """The newest measurement of a checkpoint's width and picture size with a target on a device, in bursts; else None.
+    """The newest saved measurement, in burst mode, of a checkpoint's width and picture size with a target on a device.
 
-    `precision` and `threads` restrict to these. Any number of steps is taken: `from_measurement` adds or removes steps
-    of the same cost.
+    `precision` and `threads` restrict the search if given. The number of steps may differ: `from_measurement` adds or removes
+    steps at the same cost. None if there is no match.
     """
     folder = measured_dir(device_id)
     for path in sorted(folder.glob("*.json"), key=lambda p: (-p.stat().st_mtime_ns, p.name)):
         try:
             m = read_measurement(path)
-        except BadInput:  # of another version, or damaged: as good as none
+        except BadInput:  # of another version, or damaged
             continue
         same_model = m.bundle == bundle_name(checkpoint, m.device) and (m.width, m.resolution) == (width, resolution)
         alike = m.key.backend == target and precision in (None, m.key.precision) and threads in (None, m.key.threads)
@@ -66,7 +70,7 @@ def find_measured(
 
 
 def parts_ms(measurement: Measurement) -> dict[str, float]:
-    """Medians: text encoders, one step of the student, decoder, and what a picture takes beside them."""
+    """Median times in ms: text encoders, one step of the student, decoder, and the rest of a picture (`beside`)."""
     timed = [name for name in measurement.names if name != QUERY]
     parts = {name: statistics.median(measurement.samples(name) or [0.0]) for name in timed}
     steps = (measurement.steps - 1) * parts.get(STUDENT, 0.0)
@@ -75,15 +79,15 @@ def parts_ms(measurement: Measurement) -> dict[str, float]:
 
 
 def measured_parts(components: Mapping[str, float], beside: float) -> dict[str, float]:
-    """Times in ms of the components and of what a picture takes beside them, under the names that estimates have for them.
+    """Times in ms of the components and of the rest of a picture, under the names that estimates use.
 
-    The student counts one step. Of a text encoder or a decoder that there is not, 0.
+    The student's time is that of one step. The time of an absent text encoder or decoder is 0.
     """
     known = {TEXT_ENCODER: 0.0, STUDENT: 0.0, DECODER: 0.0} | dict(components)
     return {STEP if name == STUDENT else name: known[name] for name in in_order(known)} | {"beside": beside}
 
 
 def interval_ms(measurement: Measurement) -> tuple[float, float, float]:
-    """Median of the pictures, and the range of the rounds' medians around it."""
+    """Median of the pictures, and the smallest and largest median of a round; ms."""
     summary = measurement.summary(QUERY)
     return summary["p50"], min(summary["round_p50"]), max(summary["round_p50"])

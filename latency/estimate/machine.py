@@ -1,24 +1,24 @@
-"""A device as a few numbers, and the time that it takes for a list of operations.
+"""A model of a device as a few numbers, and the time that it takes for a list of operations.
 
-Two forms of the roofline, because processors differ in what they overlap:
+There are two forms of the roofline, because processors differ in what they overlap:
 
-- A CPU core (`overlap` False). Loads, arithmetic and stores of one operation overlap only in part, and operations not at all:
+- A CPU core (`overlap` False). Loads, arithmetic and stores of one operation overlap only partly, and operations not at all:
 
       t = call + sum over operations ( op + row * rows + mac * MACs + read * bytes + written * bytes + spill * excess )
 
-  with coefficients of their own for every kind of operation. max(compute, memory) lies between this sum and half of it; the
-  sum is linear, so that non-negative least squares fits it to micro-benchmarks without a starting point. Excess: what an
-  operation reads and writes beyond the cache, max(0, read + written - weights - on_chip), attention scores being its largest
-  part; and the stored weights of the whole component beyond the cache, for they were last read one call ago.
-- An accelerator with a DMA engine and a compiled graph (`overlap` True). Streams for the next operation run under the
-  arithmetic of the present one, so that compute and traffic overlap over a whole component, but for attention scores that do
-  not fit on the chip: a softmax waits for its row, and stalls both:
+  with separate coefficients for every kind of operation. max(compute, memory) is between this sum and half of it. The sum is
+  linear, so that non-negative least squares can fit it to micro-benchmarks without a starting point. Excess: what an operation
+  reads and writes beyond the cache, max(0, read + written - weights - on_chip), mostly attention scores; and the stored weights
+  of the whole component beyond the cache, because they were last read one call ago.
+- An accelerator with a DMA engine and a compiled graph (`overlap` True). Data for the next operation are loaded during the
+  arithmetic of the current one, so that compute and traffic overlap over a whole component. Attention scores that do not fit
+  on the chip are the exception: a softmax waits for its whole row, and stalls both:
 
-      t = call + max( sum mac * MACs, sum read * (bytes read and written that are no scores) ) + spill * excess
+      t = call + max( sum mac * MACs, sum read * (bytes read and written, without scores) ) + spill * excess
 
-  Excess: of each matrix of scores (one head) the share that exceeds on-chip memory goes to memory and comes back,
-  scores * max(0, 1 - on_chip / tile) (`OpCost.scores`, `OpCost.tile`). Without it no MAC rate explains the published times of
-  full and sparse attention together.
+  Excess: the part of each matrix of scores (one head) that exceeds on-chip memory is written to memory and read back,
+  scores * max(0, 1 - on_chip / tile) (`OpCost.scores`, `OpCost.tile`). Without this term, no MAC rate fits the published times
+  of both full and sparse attention.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from snapgen_deploy.system.typed import Number
 
 @dataclass(frozen=True)
 class Rate:
-    """Seconds that a kind of operation takes per operation, row, MAC, byte read and byte written."""
+    """Seconds per operation, row, MAC, byte read and byte written, for one kind of operation."""
 
     op: Number = 0.0
     row: Number = 0.0
@@ -49,21 +49,21 @@ FEATURES = tuple(f.name for f in fields(Rate))
 
 @dataclass(frozen=True)
 class Machine:
-    """A device. `rates` has an entry for every kind that costs anything; others are free."""
+    """A model of a device. Kinds of operations without an entry in `rates` take no time."""
 
     rates: Mapping[str, Rate]
     call: Number = 0.0  # seconds to start a component
-    picture: Number = 0.0  # seconds a picture takes beside its components
-    on_chip: Number = 0.0  # bytes
+    picture: Number = 0.0  # seconds of a picture outside of its components
+    on_chip: Number = 0.0  # bytes of cache or on-chip memory
     spill: Number = 0.0  # seconds per byte of excess
     overlap: StrictBool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, which a stored calibration holds."""
+        """Plain data, as in a stored calibration."""
         return asdict(self)
 
     def scaled(self, factor: float) -> Machine:
-        """The same machine, `factor` times slower in everything."""
+        """The same machine, `factor` times slower in every respect."""
         rates = {k: Rate(*(factor * v for v in asdict(r).values())) for k, r in self.rates.items()}
         call, picture, spill = (factor * v for v in (self.call, self.picture, self.spill))
         return replace(self, rates=rates, call=call, picture=picture, spill=spill)
@@ -71,7 +71,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class _Times:
-    """Seconds of a component, by cause."""
+    """Time of a component in seconds, by cause."""
 
     call: float
     dispatch: float  # per operation and per row
@@ -82,13 +82,13 @@ class _Times:
 
     @property
     def seconds(self) -> float:
-        """The whole."""
+        """The total."""
         work = max(self.compute, self.traffic) if self.overlap else self.compute + self.traffic
         return self.call + self.dispatch + work + self.spill
 
 
 def excess(ops: Iterable[OpCost], on_chip: float, *, overlap: bool) -> float:
-    """Bytes a component moves beyond on-chip memory: of attention scores where the rest streams (`overlap`), else of all."""
+    """Bytes that do not fit in on-chip memory: with `overlap` those of attention scores only, else those of all tensors."""
     if overlap:
         return sum(o.scores * max(0.0, 1.0 - on_chip / o.tile) for o in ops if o.tile)
     listed = tuple(ops)
@@ -97,12 +97,18 @@ def excess(ops: Iterable[OpCost], on_chip: float, *, overlap: bool) -> float:
 
 
 def coefficients_of(op: OpCost) -> tuple[int, ...]:
-    """What the coefficients of `Rate` are multiplied with, in their order."""
+    """The factors for the fields of `Rate`, in their order."""
     return 1, op.rows, op.macs, op.read, op.written
 
 
 def component_times(machine: Machine, ops: Iterable[OpCost]) -> _Times:
-    """The time of one run of a component; all zero for a component without operations."""
+    """The time of one call of a component; all zero if it has no operations.
+
+    >>> from snapgen_deploy.latency.estimate.cost import OpCost
+    >>> machine = Machine({"linear": Rate(mac=1e-9)}, call=1e-3)
+    >>> round(component_times(machine, [OpCost("mm", "linear", 2_000_000, 0, 0)]).seconds, 6)
+    0.003
+    """
     dispatch = compute = traffic = 0.0
     listed = tuple(ops)
     for op in listed:

@@ -1,4 +1,4 @@
-"""Plots of a measurement: the distribution of every component, the samples against time, and the minutes of a sustained run."""
+"""Plots of a measurement: distribution of every component, samples over time, and medians per minute of a sustained run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from snapgen_deploy.latency.results import QUERY, Measurement
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, SOFT, BAD, MARK = "#1f5fbf", "#9db9e3", "#c0392b", "#222222"  # blue and red are told apart by shape too
+_INK, SOFT, BAD, MARK = "#1f5fbf", "#9db9e3", "#c0392b", "#222222"  # blue and red marks also differ in shape
 SUFFIXES = (".png", ".svg", ".pdf")
-# Nothing that changes from run to run: no date, no version of the library.
+# Leaves out what changes from run to run: date, and version of the library.
 _METADATA: dict[str, dict[str, None]] = {
     ".png": {"Software": None},
     ".svg": {"Date": None, "Creator": None},
@@ -28,7 +28,7 @@ _METADATA: dict[str, dict[str, None]] = {
 
 @dataclass(frozen=True)
 class _Point:
-    """One sample on the clock of its measurement."""
+    """One sample and its time within the measurement."""
 
     seconds: float  # since the first round
     ms: float
@@ -37,7 +37,7 @@ class _Point:
 
 
 def timeline(measurement: Measurement, name: str = QUERY) -> tuple[_Point, ...]:
-    """The samples of one name in their order. Rounds begin when they say so (`started_s`), else one after the other."""
+    """The samples of one name in their order. Rounds start at their `started_s`, or one after the other if that is missing."""
     starts = [r.state.get("started_s") for r in measurement.rounds]
     points: list[_Point] = []
     clock = 0.0
@@ -50,7 +50,7 @@ def timeline(measurement: Measurement, name: str = QUERY) -> tuple[_Point, ...]:
 
 
 def minute_medians(measurement: Measurement, name: str = QUERY) -> tuple[tuple[int, float], ...]:
-    """(minute, median in ms) of the valid samples, for every minute that has some."""
+    """(minute, median in ms) of the valid samples, for every minute with samples."""
     minutes: dict[int, list[float]] = {}
     for p in timeline(measurement, name):
         if p.valid:
@@ -59,7 +59,11 @@ def minute_medians(measurement: Measurement, name: str = QUERY) -> tuple[tuple[i
 
 
 def plot_measurement(measurement: Measurement, path: Path) -> None:
-    """Draw a measurement into a .png, .svg or .pdf; the same measurement always gives the same bytes."""
+    """Draw a measurement to a .png, .svg or .pdf file; the same measurement always gives the same bytes.
+
+    Raises:
+        BadInput: if the file has another suffix or cannot be written, or the measurement has no valid sample.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -88,12 +92,12 @@ def plot_measurement(measurement: Measurement, path: Path) -> None:
 
 
 def label(name: str) -> str:
-    """A timing's name for people."""
+    """A timing's name as words."""
     return "whole picture" if name == QUERY else timing_title(name)
 
 
 def statistics_in_order(names: Iterable[str]) -> list[str]:
-    """The whole picture first, then the components as a picture passes through them."""
+    """The whole picture first, then the components in the order in which a picture uses them."""
     return sorted(components_in_order(names), key=lambda n: n != QUERY)
 
 
@@ -112,11 +116,17 @@ def _distribution(axes: Axes, measurement: Measurement, name: str) -> None:
 
 def _against_time(axes: Axes, measurement: Measurement, name: str) -> None:
     points = timeline(measurement, name)
-    for valid, colour, marker, said in ((True, _INK, ".", "valid round"), (False, BAD, "x", "discarded round")):
+    for valid, colour, marker, legend in ((True, _INK, ".", "valid round"), (False, BAD, "x", "discarded round")):
         chosen = [p for p in points if p.valid is valid]
         if chosen:
             axes.plot(
-                [p.seconds for p in chosen], [p.ms for p in chosen], marker, color=colour, markersize=3.5, label=said, alpha=0.7
+                [p.seconds for p in chosen],
+                [p.ms for p in chosen],
+                marker,
+                color=colour,
+                markersize=3.5,
+                label=legend,
+                alpha=0.7,
             )
     for i in range(len(measurement.rounds)):
         ours = [p for p in points if p.round == i]
@@ -137,9 +147,7 @@ def _minutes(axes: Axes, measurement: Measurement, name: str) -> None:
     axes.set_title(f"{label(name)}, median of every minute")
     axes.set_xlabel("minute")
     axes.set_ylabel("ms")
-    axes.set_ylim(
-        0, 1.15 * max(ms for _, ms in medians)
-    )  # from 0, so that a throttled phone looks as slow as it is, and noise does not
+    axes.set_ylim(0, 1.15 * max(ms for _, ms in medians))  # from 0, so that noise does not look like throttling
     _bare(axes)
 
 

@@ -1,11 +1,11 @@
-"""What has been published about the iPhone 16 Pro Max, with the architectures that were timed: SnapGen++, arXiv 2601.08303.
+"""Published times of the iPhone 16 Pro Max, with the architectures that were timed: SnapGen++, arXiv 2601.08303.
 
-The paper leaves out hidden widths, heads, head and text dimensions, and the channels of the decoder. Where it does, a point
-takes the `snapgenpp` preset's, and a hidden width that comes near the published number of parameters; `assumed` says so. The
-SnapGen U-Net (274 ms) is no architecture of this tool, and is left out.
+The paper does not state hidden widths, heads, head and text dimensions, and the channels of the decoder. A point uses those of
+the `snapgenpp` preset instead, and a hidden width that gives about the published number of parameters; see `assumed`. The
+SnapGen U-Net (274 ms) is left out, since this tool does not support its architecture.
 
-A point's `Load` sums up the graph that this tool exports for Core ML. The sums are kept here because tracing all points takes
-half a minute; a test holds them against the trace.
+A point's `Load` sums up the graph that this tool exports for Core ML. The sums are stored because tracing all points takes half
+a minute; a test compares them with the trace.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from snapgen_deploy.models.presets import snapgenpp
 
 SOURCE = "SnapGen++, arXiv 2601.08303, iPhone 16 Pro Max, Core ML, 1024 x 1024"
 _LATENT = (128, 128)
-ON_CHIP = 5e6  # bytes; community measurements: activations past 2 to 5 MB stream from memory
-PICTURE_MS = 1750.0  # four steps of `small` and the decoder: 1.7 to 1.8 s published, the middle
+ON_CHIP = 5e6  # bytes; community measurements: activations above 2 to 5 MB are streamed from memory
+PICTURE_MS = 1750.0  # four steps of `small` and the decoder: middle of the published 1.7 to 1.8 s
 
 
 @dataclass(frozen=True)
 class Load:
-    """All that the model of an accelerator looks at."""
+    """The sums that the model of an accelerator needs."""
 
     macs: float
-    moved: float  # bytes that are no attention scores
-    spilled: float  # bytes of scores beyond ON_CHIP
+    moved: float  # bytes, without attention scores
+    spilled: float  # bytes of attention scores beyond ON_CHIP
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def trace_point(name: str) -> tuple[OpCost, ...]:
     with torch.device("meta"):
         network = spec.build(width)
     if name in ("A", "C"):
-        network.skips = nn.ModuleList()  # dense skips came with (D)
+        network.skips = nn.ModuleList()  # the paper adds dense skips in (D)
     drawn = Drawn(width, config.resolution, (student.latent_channels, *_LATENT))
     return component_costs(config, spec, network, drawn, COREML.key, "loop")
 

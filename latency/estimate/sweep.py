@@ -1,4 +1,4 @@
-"""Estimates over widths, picture sizes and numbers of steps, as rows and as one picture."""
+"""Estimates over widths, picture sizes and numbers of steps, as rows and as one plot."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _INK = ("#1f5fbf", "#c0392b", "#2e7d32", "#8e44ad", "#b7791f")
-MARKS = "osD^v"  # so that lines are told apart without colour
-SHARES = (0.5, 0.75, 1.0)  # of the picture's side
+MARKS = "osD^v"  # so that lines can be distinguished without colour
+SHARES = (0.5, 0.75, 1.0)  # shares of the picture's sides
 _STEPS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Estimates, in groups that the picture draws; every group holds the point that was asked for."""
+    """Estimates, grouped as in the plot; every group contains the requested point."""
 
     widths: tuple[Estimate, ...]
     resolutions: tuple[Estimate, ...]
@@ -44,7 +44,11 @@ def sweep_estimates(
     steps: int,
     progress: Progress,
 ) -> Sweep:
-    """All estimates there are; a size without a basis (a measurement holds for one size only) is left out."""
+    """Make all estimates. Picture sizes without a basis are left out; a measurement is a basis for one size only.
+
+    Raises:
+        BadInput: if the model has no such width or picture size, or the target is not known.
+    """
     grown: list[Estimate] = []
     for size in _sizes(config, resolution):
         with progress(f"estimating {size[0]}x{size[1]}"):
@@ -55,7 +59,7 @@ def sweep_estimates(
 
 
 def _sizes(config: ModelConfig, resolution: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-    """Smaller pictures of about the same shape that the model admits, and the one asked for; BadInput where it does not fit."""
+    """The requested picture size, and smaller ones of about the same shape that the model admits."""
     latent_of(config, resolution)
     family, factor = family_of(config), config.student.latent_factor
     unit = family.size_rule(config).unit
@@ -68,14 +72,18 @@ def _sizes(config: ModelConfig, resolution: tuple[int, int]) -> tuple[tuple[int,
 
 
 def with_steps(estimate: Estimate, steps: int) -> Estimate:
-    """The same estimate for another number of steps: the interval's ends keep their ratio to the estimate."""
+    """The same estimate for another number of steps; the interval's ends keep their ratio to the estimate."""
     ms = estimate.ms + (steps - estimate.steps) * estimate.parts[STEP]
     share = ms / estimate.ms
     return replace(estimate, ms=ms, low=estimate.low * share, high=estimate.high * share, steps=steps)
 
 
 def plot_sweep(found: Sweep, device: EstimatedDevice, path: Path) -> None:
-    """Three panels: latency against width, picture size and steps, with intervals. The same sweep gives the same bytes."""
+    """Draw latency over width, picture size and steps, with intervals. The same sweep always gives the same bytes.
+
+    Raises:
+        BadInput: if the file is not a .png, or cannot be written.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 

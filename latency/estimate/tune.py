@@ -1,4 +1,4 @@
-"""Choosing the kernel form of the local attention by measuring all of them on a runtime of this host."""
+"""Chooses the kernel form of the local attention by timing all forms on this host."""
 
 from __future__ import annotations
 
@@ -20,25 +20,28 @@ from snapgen_deploy.system.progress import Progress
 
 @dataclass(frozen=True)
 class TunedForms:
-    """Times in ms of one layer per form, the quickest first."""
+    """Times in ms of one layer by form, the fastest first."""
 
     ms: Mapping[str, float]
 
     @property
     def form(self) -> str:
-        """The quickest."""
+        """The fastest form."""
         return next(iter(self.ms))
 
     @property
     def margin(self) -> float:
-        """How much longer the next one takes, relative."""
+        """How much longer the second fastest form takes; 0.1 is 10 %."""
         best, following = list(self.ms.values())[:2]
         return following / best - 1
 
 
 def tune_plan(config: ModelConfig, plan: ExportPlan, threads: int, progress: Progress) -> ExportPlan:
-    """The plan with the quickest form for every target that runs here in the token layout; others keep the stored choice.
-    The reasons say which, and by how much. A model without a choice of forms keeps its plan. Every picture size is timed."""
+    """The plan with the fastest form for every target that runs here with the token layout; others keep the stored choice.
+
+    Every picture size is timed. The reasons name the forms and their times. If the model has no choice of forms, the plan does
+    not change.
+    """
     if not layers(config, plan, plan.targets[0].key):
         return plan
     if plan.other_sizes:
@@ -58,13 +61,14 @@ def tune_plan(config: ModelConfig, plan: ExportPlan, threads: int, progress: Pro
             found = tune_forms(config, plan, target, threads)
         targets.append(replace(target, form=found.form, form_ms=tuple(found.ms.items())))
         times = ", ".join(f"{name} {ms:.3g} ms" for name, ms in found.ms.items())
-        said = f"{100 * found.margin:.0f} % ahead ({times} a layer, threads: {threads})"
-        reasons.append(f"{target.key}: form {found.form}, {said}")
+        reasons.append(
+            f"{target.key}: form {found.form}, {100 * found.margin:.0f} % ahead ({times} a layer, threads: {threads})"
+        )
     return replace(plan, targets=tuple(targets), reasons=tuple(reasons))
 
 
 def tune_forms(config: ModelConfig, plan: ExportPlan, target: TargetPlan, threads: int) -> TunedForms:
-    """Export a layer in every form, at the plan's width and size, and time them in turns."""
+    """Export a layer in every form, at the plan's width and picture size, and time them in turn."""
     with tempfile.TemporaryDirectory() as folder:
         calls = {}
         for name, layer in layers(config, plan, target.key).items():
@@ -76,9 +80,9 @@ def tune_forms(config: ModelConfig, plan: ExportPlan, target: TargetPlan, thread
 
 
 def layers(config: ModelConfig, plan: ExportPlan, key: str) -> Mapping[str, Layer]:
-    """A layer of the student in every kernel form that the target takes, with random weights.
+    """A layer of the student in every kernel form that the target supports, with random weights.
 
-    None where the student's family has no choice of forms.
+    Empty if the student's family has no choice of forms.
     """
     found = family_of(config).forms(config, plan.width, (plan.latent[1], plan.latent[2]), spelling_of(key).ops)
     return {name: layer for name, layer in found.items() if name in spec_of(key).writing.forms}

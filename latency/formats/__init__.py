@@ -1,1 +1,1 @@
-"""Measurements in other tools' formats, and what CI prints."""
+"""Measurements and comparisons in the formats of other tools and of CI."""

@@ -1,7 +1,7 @@
 """A measurement in the formats of other tools: the PyTorch benchmark database, OpenMetrics, github-action-benchmark.
 
-Each exporter is a pure function from a measurement to text, and the same measurement always gives the same bytes. What a
-measurement does not know (the repository, the commit, the time) is taken from its `environment` where it is there.
+Each exporter is a pure function from a measurement to text, and the same measurement always gives the same bytes. Repository,
+commit and time are read from the measurement's `environment`, if they are there.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ MEASURED_AT, REPOSITORY, BRANCH, COMMIT = "created", "repository", "branch", "co
 
 
 def native(measurement: Measurement) -> str:
-    """The measurement itself with what follows from it; `read_measurement` reads it back."""
+    """The measurement as JSON, with its summary; `read_measurement` reads it back."""
     return _json(as_record(measurement))
 
 
 def as_record(measurement: Measurement) -> dict[str, Any]:
-    """Plain data: the measurement, the summary of everything that was timed, and MLPerf's flags of its run profile."""
+    """Plain data: the measurement, the summary of everything that was timed, and MLPerf's flags for its run profile."""
     summary = {name: measurement.summary(name) for name in measurement.names}
     validity = measurement.validity(RUN_PROFILES[measurement.profile])
     return measurement.as_dict() | {"summary": summary, "validity": validity}
 
 
 def pytorch_v3(measurement: Measurement) -> str:
-    """Records of the PyTorch benchmark database, one per metric, every raw sample in `benchmark_values`.
+    """Records of the PyTorch benchmark database, one per metric, with every raw sample in `benchmark_values`.
 
     Schema: pytorch/test-infra, clickhouse_db_schema/benchmark.oss_ci_benchmark_v3; extra_info maps text to text.
     """
@@ -42,7 +42,7 @@ def pytorch_v3(measurement: Measurement) -> str:
 
 
 def openmetrics(measurement: Measurement) -> str:
-    """OpenMetrics 1.0 text, as Prometheus and GitLab's metrics reports read it: seconds and bytes."""
+    """OpenMetrics 1.0 text, as Prometheus and GitLab's metrics reports read it; in seconds and bytes."""
     lines = _family("snapgen_latency_seconds", "summary", "seconds", "Time of a picture (e2e) or of one call of a component.")
     for name in _timed(measurement):
         seconds = [s / 1000 for s in measurement.samples(name)]
@@ -71,7 +71,7 @@ def openmetrics(measurement: Measurement) -> str:
 
 
 def github_action_benchmark(measurement: Measurement) -> str:
-    """`customSmallerIsBetter` of github-action-benchmark: medians, with the spread of the rounds as range."""
+    """`customSmallerIsBetter` of github-action-benchmark: medians, with the spread over rounds as the range."""
     where = ", ".join(f"threads {value}" if name == "threads" else value for name, value in _series(measurement).items())
     entries: list[dict[str, Any]] = []
     for name in _timed(measurement):
@@ -101,7 +101,7 @@ def _json(data: Any) -> str:
 
 
 def _timed(measurement: Measurement) -> list[str]:
-    """What has at least one valid sample."""
+    """Names of the timings with at least one valid sample."""
     return [n for n in measurement.names if measurement.samples(n)]
 
 
@@ -112,7 +112,7 @@ def _loads(measurement: Measurement) -> dict[str, float]:
 
 
 def _series(measurement: Measurement) -> dict[str, str]:
-    """What tells one series of times from another: times of different ones must not stand side by side."""
+    """The labels of a series of times. Times with different labels must not be compared."""
     m, key = measurement, measurement.key
     return {
         "model": m.bundle,
@@ -138,8 +138,8 @@ def _labels(measurement: Measurement, component: str) -> dict[str, str]:
 
 
 def _sample(name: str, labels: Mapping[str, str], value: float) -> str:
-    told = ",".join(f'{key}="{_escape(text)}"' for key, text in labels.items())
-    return f"{name}{{{told}}} {value!r}"
+    listed = ",".join(f'{key}="{_escape(text)}"' for key, text in labels.items())
+    return f"{name}{{{listed}}} {value!r}"
 
 
 def _escape(text: str) -> str:
@@ -218,7 +218,7 @@ def _record(measurement: Measurement, metric: str, values: list[float], extra: d
 
 
 def _timestamp(environment: Mapping[str, str]) -> int:
-    """Seconds since 1970 of the measurement; 0 where it did not say."""
+    """Time of the measurement in seconds since 1970; 0 if it was not recorded."""
     try:
         moment = datetime.fromisoformat(environment.get(MEASURED_AT, ""))
     except ValueError:

@@ -1,6 +1,6 @@
-"""A comparison for continuous integration: GitHub step summary and annotations, JUnit XML, JSON.
+"""Formats of a comparison for continuous integration: GitHub step summary and annotations, JUnit XML, JSON.
 
-Every reporter is a pure function of the comparison record (plain data, kind "comparison"), and escapes what it prints: names
+Every reporter is a pure function of the comparison record (plain data, kind "comparison"). It escapes all texts, since names
 and details come from bundles that others may have made.
 """
 
@@ -16,13 +16,13 @@ from snapgen_deploy.latency.compare.verdict import CONFIDENCE
 Record = Mapping[str, Any]
 Reporter = Callable[[Record], str]
 
-SUMMARY_LIMIT = (1 << 20) - 1024  # bytes; GitHub refuses a step summary over 1 MiB as a whole, other steps' text included
-ANNOTATIONS = 10  # of one type that GitHub shows per step
+SUMMARY_LIMIT = (1 << 20) - 1024  # bytes; GitHub rejects a step summary above 1 MiB
+ANNOTATIONS = 10  # number of annotations of one type that GitHub shows per step
 _SIGNS = {"regressed": "❌", "failed": "❌", "inconclusive": "❔", "changed": "⚠️", "ok": "✅", "same": "✅", "improved": "✅"}
 
 
 def as_json(record: Record) -> str:
-    """The record itself."""
+    """The record as JSON."""
     return json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -30,7 +30,7 @@ def as_json(record: Record) -> str:
 
 
 def step_summary(record: Record, limit: int = SUMMARY_LIMIT) -> str:
-    """Markdown for $GITHUB_STEP_SUMMARY: verdict, metrics, guards, notes; at most `limit` bytes, and says what it left out."""
+    """Markdown for $GITHUB_STEP_SUMMARY: verdict, metrics, guards, notes. Lines beyond `limit` bytes are only counted."""
     verdict = record["verdict"]
     lines = [
         f"### {_SIGNS.get(verdict, '')} Latency: {_markdown(verdict)}",
@@ -64,7 +64,7 @@ def _metric_rows(metrics: Sequence[Record]) -> list[str]:
 
 
 def _guard_rows(guards: Sequence[Record]) -> list[str]:
-    """Those that changed, worst first, as a table; those that did not, counted."""
+    """A table of the guards that changed, failed ones first, and the number of unchanged guards."""
     moved = sorted((g for g in guards if g["verdict"] != "same"), key=lambda g: g["verdict"] != "failed")
     rows = []
     if moved:
@@ -77,12 +77,12 @@ def _guard_rows(guards: Sequence[Record]) -> list[str]:
 
 
 def _within(lines: Sequence[str], limit: int) -> str:
-    """As many whole lines as fit, and a last one that counts the rest."""
+    """As many whole lines as fit in `limit` bytes, and a last line with the number of the others."""
     text = "\n".join(lines) + "\n"
     if len(text.encode()) <= limit:
         return text
     kept: list[str] = []
-    room = limit - 200  # for the line that says so
+    room = limit - 200  # reserve some for the last line
     for line in lines:
         room -= len(line.encode()) + 1
         if room < 0:
@@ -92,7 +92,7 @@ def _within(lines: Sequence[str], limit: int) -> str:
 
 
 def _markdown(value: Any) -> str:
-    """Text that Markdown and HTML leave alone, on one line."""
+    """Text on one line, escaped for Markdown and HTML."""
     text = _writable(" ".join(str(value).split()))
     return re.sub(r"([\\`*_\[\]|#~!@])", r"\\\1", html.escape(text, quote=False))
 
@@ -101,9 +101,9 @@ def _markdown(value: Any) -> str:
 
 
 def annotations(record: Record) -> str:
-    """Workflow commands: an error for what fails, a warning for what warns or cannot be told, a notice for what changed.
+    """Workflow commands: errors for what fails, warnings for what warns or is inconclusive, notices for what changed.
 
-    At most ten of a type, as GitHub shows no more: the tenth counts the rest.
+    At most ten of a type, since GitHub shows no more; the tenth counts the rest.
     """
     found: dict[str, list[tuple[str, str]]] = {"error": [], "warning": [], "notice": []}
     for m in record["metrics"]:
@@ -128,7 +128,7 @@ def _capped(entries: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _command(kind: str, title: str, message: str) -> str:
-    """One workflow command; %, line ends, and in properties : and , are what the runner wants escaped."""
+    """One workflow command. The runner requires % and line ends to be escaped, and in properties : and , too."""
     message, title = _writable(message), _writable(title)
     data = clipped(message, 4000).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     name = title.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A").replace(":", "%3A").replace(",", "%2C")
@@ -139,7 +139,7 @@ def _command(kind: str, title: str, message: str) -> str:
 
 
 def junit_xml(record: Record) -> str:
-    """One test case per metric and per guard: failure when it fails the build, skipped when inconclusive."""
+    """One test case per metric and per guard: a failure if it fails the build, skipped if inconclusive."""
     device = str(record["key"].get("soc", "unknown"))
     cases = [_metric_case(m, device) for m in record["metrics"]] + [_guard_case(g) for g in record["guards"]]
     if record.get("self_check") is not None:
@@ -169,13 +169,13 @@ def _metric_case(metric: Record, device: str) -> ET.Element:
     case = ET.Element(
         "testcase", {"classname": _xml(f"latency.{device}"), "name": _xml(metric["name"]), "time": f"{seconds:.6f}"}
     )
-    said, verdict = _xml(metric_sentence(metric)), metric["verdict"]
+    message, verdict = _xml(metric_sentence(metric)), metric["verdict"]
     if verdict == "inconclusive":
-        ET.SubElement(case, "skipped", {"message": said})
+        ET.SubElement(case, "skipped", {"message": message})
     elif verdict in ("regressed", "failed") and not metric["warn"]:
-        ET.SubElement(case, "failure", {"message": said, "type": verdict})
+        ET.SubElement(case, "failure", {"message": message, "type": verdict})
     else:
-        ET.SubElement(case, "system-out").text = said
+        ET.SubElement(case, "system-out").text = message
     return case
 
 
@@ -189,11 +189,11 @@ def _self_check_case(check: Record) -> ET.Element:
 def _guard_case(guard: Record) -> ET.Element:
     name = f"{guard['name']} {guard['component']}".strip()
     case = ET.Element("testcase", {"classname": "guards", "name": _xml(name), "time": "0.000000"})
-    said = _xml(guard_sentence(guard))
+    message = _xml(guard_sentence(guard))
     if guard["verdict"] == "failed":
-        ET.SubElement(case, "failure", {"message": said, "type": "failed"})
+        ET.SubElement(case, "failure", {"message": message, "type": "failed"})
     elif guard["verdict"] == "changed":
-        ET.SubElement(case, "system-out").text = said
+        ET.SubElement(case, "system-out").text = message
     return case
 
 
@@ -204,7 +204,7 @@ def _properties(record: Record) -> dict[str, Any]:
 
 
 def _xml(value: Any) -> str:
-    """Text without the characters that XML 1.0 has no way to write."""
+    """Text without the characters that XML 1.0 cannot represent."""
     return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", str(value))
 
 
@@ -212,24 +212,28 @@ def _xml(value: Any) -> str:
 
 
 def _writable(text: str) -> str:
-    """JSON can hold lone surrogates, UTF-8 cannot."""
+    """Text without lone surrogates, which JSON can contain but UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def percent(value: float | None, signed: bool = False) -> str:
-    """`5.0 %`, or a dash where there is none."""
+    """A share in percent; a dash for None.
+
+    >>> percent(0.05), percent(0.05, signed=True), percent(None)
+    ('5.0 %', '+5.0 %', '—')
+    """
     if value is None:
         return "—"
     return f"{100 * value:+.1f} %" if signed else f"{100 * value:.1f} %"
 
 
 def milliseconds(value: float | None) -> str:
-    """A time with four significant digits."""
+    """A time with four significant digits; a dash for None."""
     return "—" if value is None else f"{value:.4g} ms"
 
 
 def change_text(metric: Record) -> str:
-    """`+7.1 % [+5.2, +9.0]`, in percent."""
+    """A metric's change with its interval, such as `+7.1 % [+5.2, +9.0]`; a dash if there is none."""
     if metric["change"] is None:
         return "—"
     if metric["low"] is None or metric["high"] is None:
@@ -238,25 +242,29 @@ def change_text(metric: Record) -> str:
 
 
 def metric_sentence(metric: Record) -> str:
-    """One line: change, interval, limit, what could have been found."""
+    """One line: change, interval, limit, detectable change, times."""
     limit = "" if metric["limit"] is None else f", limit {percent(metric['limit'])}"
     times = f"{milliseconds(metric['base_ms'])} -> {milliseconds(metric['candidate_ms'])}"
     return f"{change_text(metric)}{limit}, detectable {percent(metric['detectable'])}, {times}"
 
 
 def guard_sentence(guard: Record) -> str:
-    """What changed: the detail, or both values where there is none."""
+    """What changed: the detail, or both values if there is none."""
     return str(guard["detail"]) or clipped(f"{guard['base']} -> {guard['candidate']}", 400)
 
 
 def self_check_sentence(check: Record) -> str:
-    """Whether base against itself came out even, and what this machine can resolve."""
-    said = "passed" if check["passed"] else f"failed: {check.get('reason') or 'this machine is too noisy for the limits'}"
-    return f"A/A self-check over {check['rounds']} rounds {said}; detectable {percent(check['detectable'])}"
+    """Whether the self-check passed, and the change that this machine can detect."""
+    outcome = "passed" if check["passed"] else f"failed: {check.get('reason') or 'this machine is too noisy for the limits'}"
+    return f"A/A self-check over {check['rounds']} rounds {outcome}; detectable {percent(check['detectable'])}"
 
 
 def clipped(text: str, length: int) -> str:
-    """The beginning of a long text."""
+    """The text, cut to `length` characters.
+
+    >>> clipped("a long text", 7)
+    'a long…'
+    """
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

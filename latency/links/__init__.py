@@ -1,1 +1,1 @@
-"""Devices at the end of a cable, and Macs: one module each behind the protocol in `base`."""
+"""Links to phones and Macs: one module each, behind the protocol in `base`."""

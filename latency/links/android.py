@@ -1,6 +1,6 @@
-"""Android phones over adb, un-rooted; what runs there is in `android_runners`.
+"""Android phones over adb, without root. `android_runners` has the programs that run there.
 
-A process in the shell's folder has another scheduling group than an app: an app's times differ.
+A process of the adb shell has another scheduling group than an app, so that an app's times differ.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from snapgen_deploy.latency.results import DeviceKey, Loads
 
 BATTERY_STATUS = {"1": "unknown", "2": "charging", "3": "discharging", "4": "not charging", "5": "full"}  # BatteryManager
 ROOT = "/data/local/tmp/snapgen-deploy"
-SPARE = 64 << 20  # bytes of storage that stay free on the phone
+SPARE = 64 << 20  # bytes of storage to leave free on the phone
 COLD_LOADS = 3
-MEMORY_RUNS = 20  # calls in the pass that samples memory, so that the process lives for more than one sample
+MEMORY_RUNS = 20  # calls in the pass that samples memory, so that the process lives long enough for several samples
 FIXED = "cmd power set-fixed-performance-mode-enabled"  # Android 11 and later
 
 
@@ -34,13 +34,13 @@ class AndroidOptions:
 
     runner: str = ""  # executor_runner on this host
     perf_test: str = ""  # onnxruntime_perf_test on this host
-    libraries: str = ""  # shared libraries that go beside the binary, separated by commas
-    runner_version: str = ""  # of the binary; its hash when left out
-    fixed_performance: str = "on"  # "off" where the phone has no such mode
+    libraries: str = ""  # shared libraries to push beside the binary, separated by commas
+    runner_version: str = ""  # version of the binary; default: its hash
+    fixed_performance: str = "on"  # "off" if the phone has no such mode
 
 
 class AndroidLink:
-    """A phone over adb. Components are timed apart, each in one process; a picture is composed of them."""
+    """A phone over adb. Components are timed separately, each in one process; a picture's time is composed of theirs."""
 
     name = "adb"
     e2e_is = "composed"
@@ -51,12 +51,12 @@ class AndroidLink:
             raise BadInput(f"fixed_performance is '{options.fixed_performance}', expected 'on' or 'off'")
         self.options = options
         self.adb = Adb.connect(shell, serial)
-        self._folder = ""  # on the phone, once something was pushed
+        self._folder = ""  # folder on the phone, once files were pushed
         self._fixed = False  # whether fixed performance mode may be on
-        self._fresh = False  # whether nothing was run since the push
+        self._fresh = False  # whether nothing ran since the push
 
     def key(self, job: LinkJob) -> DeviceKey:
-        """System on chip and build as the phone says them; the runner by its version or hash."""
+        """Chip and build as the phone reports them; the runner by its version or hash."""
         soc = self._property("ro.soc.model") or self._property("ro.board.platform")
         engine = self._engine(job)
         version = self.options.runner_version or f"sha256:{_hash([engine.binary])}"
@@ -68,12 +68,16 @@ class AndroidLink:
     def environment(self) -> Mapping[str, str]:
         """Model, Android's version, adb's version and the kernel."""
         names = {"model": "ro.product.model", "manufacturer": "ro.product.manufacturer", "android": "ro.build.version.release"}
-        said = {name: self._property(prop) for name, prop in names.items()}
+        properties = {name: self._property(prop) for name, prop in names.items()}
         adb = self.adb.run(["adb", "version"], QUICK).out.partition("\n")[0].strip()
-        return said | {"serial": self.adb.serial, "adb": adb, "kernel": self.adb.shell("uname -r").out.strip()}
+        return properties | {"serial": self.adb.serial, "adb": adb, "kernel": self.adb.shell("uname -r").out.strip()}
 
     def state(self) -> DeviceState:
-        """Thermal status, battery and clocks; MeasurementFailed where what the phone says cannot be read."""
+        """Thermal status, battery and clocks.
+
+        Raises:
+            MeasurementFailed: if the phone's output cannot be parsed.
+        """
         thermal = self.adb.shell("dumpsys thermalservice", check=False).text
         battery = self.adb.shell("dumpsys battery").out
         saver = self.adb.shell("settings get global low_power").out.strip()
@@ -81,7 +85,7 @@ class AndroidLink:
         return android_state(thermal, battery, saver, clocks)
 
     def prepare(self, job: LinkJob) -> None:
-        """Check storage, push, turn on fixed performance mode; all is undone when one of them fails."""
+        """Check storage, push files, turn on fixed performance mode. If one fails, all is undone."""
         engine = self._engine(job)
         with restoring(self.restore, only_on_failure=True), tempfile.TemporaryDirectory() as scratch:
             files = self._files(job, engine, Path(scratch))
@@ -98,18 +102,18 @@ class AndroidLink:
                 if (done := self.adb.shell(f"{FIXED} true", check=False)).code != 0 or "Failed" in done.text:
                     self._fixed = False
                     raise MeasurementFailed(
-                        f"the phone has no fixed performance mode (it said: {done.last_line}); measure without it by the link "
-                        "option fixed_performance=off"
+                        f"the phone has no fixed performance mode (it printed: {done.last_line}); measure without it with the "
+                        "link option fixed_performance=off"
                     )
 
     def load(self, job: LinkJob) -> Loads:
-        """First-ever is the first after the push; cold the best of three processes; warm the runners cannot do."""
+        """First-ever: the first after the push. Cold: the best of three processes. Warm: not possible with these runners."""
         first = sum(self._execute(job, role, 1).load for role in job.components) if self._fresh else None
         cold = sum(min(self._execute(job, role, 1).load for _ in range(COLD_LOADS)) for role in job.components)
         return Loads(first, cold, None)
 
     def run(self, job: LinkJob, warmups: int, queries: int) -> SampleBlock:
-        """One process for each component; its first calls are the warm-ups."""
+        """Run one process per component; its first calls are the warm-ups."""
         before = self.state()
         samples = {}
         for role in job.components:
@@ -119,8 +123,10 @@ class AndroidLink:
         return SampleBlock({str(role): values for role, values in samples.items()}, before, self.state())
 
     def memory(self, job: LinkJob) -> int | None:
-        """Sum of the components' peaks (VmHWM of each process, sampled every 50 ms): what an app that keeps all of them
-        loaded needs at most."""
+        """Sum of the components' peaks (VmHWM of each process, sampled every 50 ms), in bytes.
+
+        An app that keeps all components loaded needs at most this.
+        """
         peaks = []
         for role in job.components:
             line = self._engine(job).command(job, role, MEMORY_RUNS)
@@ -131,13 +137,13 @@ class AndroidLink:
             found = [int(kib) << 10 for kib in re.findall(r"VmHWM:\s+(\d+) kB", self.adb.shell(script, SLOW).out)]
             if not found:
                 raise MeasurementFailed(
-                    f"{role}: /proc says nothing about its memory; the phone must allow it to the shell user"
+                    f"{role}: /proc reports nothing about its memory; the phone must allow the shell user to read it"
                 )
             peaks.append(max(found))
         return sum(peaks)
 
     def restore(self) -> None:
-        """Fixed performance mode off, files removed; where the phone is gone, says what is left to do by hand."""
+        """Turn off fixed performance mode and remove the files. If the phone is gone, the error says what to do by hand."""
         try:
             if self._fixed:
                 self.adb.shell(f"{FIXED} false")
@@ -169,21 +175,23 @@ class AndroidLink:
         return ExecuTorchEngine(Path(path)) if target == "executorch" else OnnxEngine(Path(path))
 
     def _files(self, job: LinkJob, engine: Engine, scratch: Path) -> list[tuple[Path, str]]:
-        """What goes to the phone: a folder for each component, the binary and its libraries above them."""
+        """Files to push: a folder per component, the binary and its libraries in the folder above."""
         beside = [engine.binary, *(Path(name) for name in self.options.libraries.split(",") if name)]
         files = [(path, path.name) for path in beside]
         for role, component in job.components.items():
             files += [(path, f"{role}/{path.relative_to(component.parent)}") for path in job.files[role]]
             files += [(local, f"{role}/{name}") for local, name in engine.inputs(job, role, scratch)]
         if missing := [str(path) for path, _ in files if not path.is_file()]:
-            raise BadInput(f"{missing[0]} is not there; expected a file to push to the phone")
+            raise BadInput(f"{missing[0]} does not exist; expected a file to push to the phone")
         return files
 
     def _check_storage(self, needed: int) -> None:
-        said = self.adb.shell("df -k /data/local/tmp").out
-        row = re.search(r"\s(\d+)\s+(\d+)\s+(\d+)\s+\d+%\s+/\S*\s*$", said)
+        output = self.adb.shell("df -k /data/local/tmp").out
+        row = re.search(r"\s(\d+)\s+(\d+)\s+(\d+)\s+\d+%\s+/\S*\s*$", output)
         if row is None:
-            raise MeasurementFailed(f"`df` on the phone said '{said.strip()[-80:]}', expected a line with the free storage")
+            raise MeasurementFailed(
+                f"`df` on the phone printed '{output.strip()[-80:]}', expected a line with the free storage"
+            )
         if (free := int(row[3]) << 10) < needed + SPARE:
             raise MeasurementFailed(
                 f"the phone has {free / 1e6:.0f} MB of storage free, the bundle needs {needed / 1e6:.0f} MB and "
@@ -191,7 +199,7 @@ class AndroidLink:
             )
 
     def _execute(self, job: LinkJob, role: Role, times: int) -> Ran:
-        """One process of one component."""
+        """Run one process of one component."""
         engine, folder = self._engine(job), f"{self._folder}/{role}"
         self.adb.shell("logcat -c")
         self._fresh = False
@@ -201,14 +209,20 @@ class AndroidLink:
 
 
 def android_state(thermal: str, battery: str, saver: str, clocks: str) -> DeviceState:
-    """From `dumpsys thermalservice`, `dumpsys battery`, the setting low_power and the files scaling_cur_freq (kHz)."""
+    """Parse `dumpsys thermalservice`, `dumpsys battery`, the setting low_power and the files scaling_cur_freq (kHz).
+
+    Raises:
+        MeasurementFailed: if one of them lacks the expected lines.
+    """
     status = re.search(r"Thermal Status: (\d+)", thermal)
     level = re.search(r"^\s*level: (\d+)", battery, re.M)
     tenths = re.search(r"^\s*temperature: (-?\d+)", battery, re.M)
-    if status is None and "Can't find service" not in thermal:  # the service is there since Android 10
-        raise MeasurementFailed(f"`dumpsys thermalservice` said '{_short(thermal)}', expected a line 'Thermal Status: N'")
+    if status is None and "Can't find service" not in thermal:  # the service exists since Android 10
+        raise MeasurementFailed(f"`dumpsys thermalservice` printed '{_short(thermal)}', expected a line 'Thermal Status: N'")
     if level is None or tenths is None:
-        raise MeasurementFailed(f"`dumpsys battery` said '{_short(battery)}', expected lines 'level: N' and 'temperature: N'")
+        raise MeasurementFailed(
+            f"`dumpsys battery` printed '{_short(battery)}', expected lines 'level: N' and 'temperature: N'"
+        )
     if saver not in ("0", "1", "null"):  # null: never set
         raise MeasurementFailed(f"the setting low_power is '{_short(saver)}', expected 0 or 1")
     charging = re.search(r"^\s*status: (\d+)", battery, re.M)

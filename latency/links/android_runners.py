@@ -1,11 +1,11 @@
-"""What runs a network on an Android phone: ExecuTorch's `executor_runner` and ONNX Runtime's `onnxruntime_perf_test`.
+"""Programs that run a network on an Android phone: ExecuTorch's `executor_runner`, ONNX Runtime's `onnxruntime_perf_test`.
 
-Both binaries are the user's: neither is in a package (build the first as executorch/devtools/scripts/benchmark_android.sh
-does, the second by onnxruntime's `build.sh --android`). What is relied on, read in their sources:
-- executor_runner (1.3 and later; examples/portable/executor_runner): raw input files, `Iteration 1 of 9: 1.5 ms` in logcat
-  under the tag ExecuTorch, around `method->execute()` alone. Without `--method_name` it runs the program's first method.
-- onnxruntime_perf_test (onnxruntime/test/perftest): one untimed run, then `-r` timed ones, written to the result file as
-  `model,seconds,peak bytes,CPU,run`; its inputs are protobuf files in a folder beside the model.
+The user builds both, since no package contains them (the first like executorch/devtools/scripts/benchmark_android.sh, the
+second with onnxruntime's `build.sh --android`). This module relies on the following, read in their sources:
+- executor_runner (1.3 and later; examples/portable/executor_runner) takes raw input files and logs `Iteration 1 of 9: 1.5 ms`
+  with the tag ExecuTorch, the time of `method->execute()` alone. Without `--method_name` it runs the program's first method.
+- onnxruntime_perf_test (onnxruntime/test/perftest) makes one untimed run, then `-r` timed ones. It writes them to the result
+  file as `model,seconds,peak bytes,CPU,run`. Its inputs are protobuf files in a folder beside the model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from snapgen_deploy.export.base import Role
 from snapgen_deploy.latency.links.base import LinkJob
 from snapgen_deploy.latency.links.shell import Adb, Completed
 
-RESULT = "result.csv"  # of onnxruntime_perf_test, in the component's folder
+RESULT = "result.csv"  # result file of onnxruntime_perf_test, in the component's folder
 _LOG = "logcat -d -v threadtime -s ExecuTorch:V"
 LOG_LINE = re.compile(r"^\S+ \S+\s+(\d+)\s+\d+ [VDIWEF] ExecuTorch\s*: (.*?)\s*$", re.M)
 OLD_RUNNER = (
@@ -31,14 +31,14 @@ OLD_RUNNER = (
 
 @dataclass(frozen=True)
 class Ran:
-    """What one process of a runner said, in ms."""
+    """Times that one process of a runner reported, in ms."""
 
     load: float
     samples: tuple[float, ...]
 
 
 class Engine(Protocol):
-    """A runner's command line and what it says."""
+    """A runner: its command line and its output."""
 
     @property
     def binary(self) -> Path:
@@ -46,15 +46,19 @@ class Engine(Protocol):
         ...
 
     def inputs(self, job: LinkJob, role: Role, scratch: Path) -> list[tuple[Path, str]]:
-        """The input files: on this host, and their names in the component's folder on the phone."""
+        """The input files: their paths on this host, and their names in the component's folder on the phone."""
         ...
 
     def command(self, job: LinkJob, role: Role, times: int) -> str:
-        """The line that runs a component `times` times in one process, from within the component's folder."""
+        """The command that runs a component `times` times in one process, from the component's folder."""
         ...
 
     def read(self, adb: Adb, folder: str, done: Completed, times: int) -> Ran:
-        """Times of the process that ended with `done`."""
+        """Read the times of the process that ended with `done`.
+
+        Raises:
+            MeasurementFailed: if the process failed, or times are missing.
+        """
         ...
 
 
@@ -65,11 +69,11 @@ class ExecuTorchEngine:
     binary: Path
 
     def inputs(self, job: LinkJob, role: Role, scratch: Path) -> list[tuple[Path, str]]:
-        """The raw files as they are."""
+        """The raw files, unchanged."""
         return [(path, f"input_{i}.bin") for i, path in enumerate(job.inputs[role])]
 
     def command(self, job: LinkJob, role: Role, times: int) -> str:
-        """Inputs in the ports' order; the program's second method, `ports`, must not be taken for the network."""
+        """The command, with inputs in the ports' order. It names the method, since the program has another one, `ports`."""
         names = ",".join(name for _, name in self.inputs(job, role, Path()))
         return (
             f"../{self.binary.name} --model_path={shlex.quote(job.components[role].name)} --method_name=forward "
@@ -77,28 +81,36 @@ class ExecuTorchEngine:
         )
 
     def read(self, adb: Adb, folder: str, done: Completed, times: int) -> Ran:
-        """From logcat; the log daemon may lag a moment behind the process, so a log without its end is read once more."""
+        """Read the times from logcat. The log may lag behind the process, so an incomplete log is read once more."""
         if "unknown command line flag" in done.text:
-            raise MeasurementFailed(f"{OLD_RUNNER} (it said: {done.last_line})")
+            raise MeasurementFailed(f"{OLD_RUNNER} (it printed: {done.last_line})")
         found = re.search(r"^pid=(\d+)$", done.out, re.M)
         pid = found[1] if found else ""
         log = adb.shell(_LOG).out
         if "Model executed successfully" not in log:
             log = adb.shell(f"sleep 1; {_LOG}").out
-        said = [message for owner, message in LOG_LINE.findall(log) if owner == pid]
+        messages = [message for owner, message in LOG_LINE.findall(log) if owner == pid]
         if done.code != 0:
-            raise MeasurementFailed(f"executor_runner ended with status {done.code}: {said[-1] if said else done.last_line}")
-        return parse_log(said, times)
+            last = messages[-1] if messages else done.last_line
+            raise MeasurementFailed(f"executor_runner ended with status {done.code}: {last}")
+        return parse_log(messages, times)
 
 
-def parse_log(said: list[str], times: int) -> Ran:
-    """Load and iteration times from executor_runner's messages; MeasurementFailed where one is missing."""
-    text = "\n".join(said)
+def parse_log(messages: list[str], times: int) -> Ran:
+    """Parse load and iteration times from executor_runner's log messages.
+
+    >>> parse_log(["Model loaded in 12.5 ms.", "Iteration 1 of 2: 3.1 ms", "Iteration 2 of 2: 3.0 ms"], 2)
+    Ran(load=12.5, samples=(3.1, 3.0))
+
+    Raises:
+        MeasurementFailed: if a time is missing.
+    """
+    text = "\n".join(messages)
     load = re.search(r"^Model loaded in ([\d.]+) ms\.", text, re.M)
     found = {
         int(i): float(ms) for i, n, ms in re.findall(r"^Iteration (\d+) of (\d+): ([\d.]+) ms", text, re.M) if int(n) == times
     }
-    if not found and "is loaded." in text and "Model executed successfully" in text:  # the log is whole, without iterations
+    if not found and "is loaded." in text and "Model executed successfully" in text:  # a complete log without iterations
         raise MeasurementFailed(OLD_RUNNER)
     if load is None or sorted(found) != list(range(1, times + 1)):
         raise MeasurementFailed(
@@ -115,7 +127,7 @@ class OnnxEngine:
     binary: Path
 
     def inputs(self, job: LinkJob, role: Role, scratch: Path) -> list[tuple[Path, str]]:
-        """The raw files wrapped as ONNX tensors with the model's own names, types and shapes."""
+        """The raw files as ONNX tensors with the model's names, types and shapes."""
         import onnx
 
         ports = onnx.load(job.components[role], load_external_data=False).graph.input
@@ -130,13 +142,13 @@ class OnnxEngine:
         return made
 
     def command(self, job: LinkJob, role: Role, times: int) -> str:
-        """`times` mode, which adds to the result file."""
+        """The command, in `times` mode, which appends to the result file."""
         provider = job.target.partition(":")[2] or "cpu"
         model = shlex.quote(job.components[role].name)
         return f"../{self.binary.name} -m times -r {times} -e {provider} -x {job.threads} -y 1 {model} {RESULT}"
 
     def read(self, adb: Adb, folder: str, done: Completed, times: int) -> Ran:
-        """From the result file, and the load time from what was printed."""
+        """Read the times from the result file, and the load time from the output."""
         if done.code != 0:
             raise MeasurementFailed(f"onnxruntime_perf_test ended with status {done.code}, expected 0: {done.last_line}")
         load = re.search(r"Session creation time cost: ([\d.e+-]+) s", done.out)

@@ -1,4 +1,4 @@
-"""The protocol of a device that is not this host's CPU: what `bench --link` needs of it and nothing more."""
+"""The protocol of a device that `bench --link` measures."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from snapgen_deploy.latency.results import DeviceKey, Loads
 
 @dataclass(frozen=True)
 class DeviceState:
-    """The device's condition at one moment; None where the device does not say."""
+    """The device's condition at one moment; None for what the device does not report."""
 
-    thermal: int | None = None  # 0 nominal ... as Android's thermal status; iOS: 0 nominal, 1 fair, 2 serious, 3 critical
+    thermal: int | None = None  # 0 is nominal; Android: thermal status; iOS: 1 fair, 2 serious, 3 critical
     battery_percent: float | None = None
     battery_celsius: float | None = None
     low_power: bool | None = None
-    notes: Mapping[str, str] | None = None  # anything else worth keeping, e.g. clocks
+    notes: Mapping[str, str] | None = None  # other facts, e.g. clocks
 
     def as_notes(self) -> dict[str, str]:
         """Flat text for `Round.state`."""
@@ -34,20 +34,20 @@ class DeviceState:
 
 @dataclass(frozen=True)
 class LinkJob:
-    """What a device runs: the components of one target, with one file of raw input bytes per port, in the ports' order."""
+    """What a device is to run: the components of one target, with one file of raw input bytes per port, in the ports' order."""
 
     target: str  # e.g. "executorch:xnnpack"
     precision: str
     threads: int
     components: Mapping[Role, Path]  # role -> the artifact's main file
-    files: Mapping[Role, tuple[Path, ...]]  # role -> all that belongs to it
+    files: Mapping[Role, tuple[Path, ...]]  # role -> all of its files
     inputs: Mapping[Role, tuple[Path, ...]]
-    calls: Mapping[Role, int]  # per picture: of the student one per step, of the others 1
+    calls: Mapping[Role, int]  # calls per picture: one per step for the student, 1 for the others
 
 
 @dataclass(frozen=True)
 class SampleBlock:
-    """One round on the device: samples in ms per role (one per call), or per "e2e" where whole pictures were timed."""
+    """One round on the device: samples in ms by role (one per call), and under "e2e" if whole pictures were timed."""
 
     samples: Mapping[str, tuple[float, ...]]
     before: DeviceState
@@ -56,40 +56,40 @@ class SampleBlock:
 
 
 class Link(Protocol):
-    """A device. Every method raises MeasurementFailed (exit 4) in one line where the device does not deliver."""
+    """A device. Every method may raise MeasurementFailed (exit code 4) if the device does not deliver."""
 
     name: str
-    e2e_is: str  # "measured" where whole pictures are timed, "composed" where components are timed apart
-    never_run_on_hardware: bool  # said in `--help` and in the measurement's notes
+    e2e_is: str  # "measured" if whole pictures are timed, "composed" if components are timed separately
+    never_run_on_hardware: bool  # stated in `--help` and in the measurement's notes
 
     def key(self, job: LinkJob) -> DeviceKey:
-        """What the measurement must share with another to be comparable."""
+        """What two measurements must share to be comparable."""
         ...
 
     def environment(self) -> Mapping[str, str]:
-        """Model, OS build, tool versions, as the device says them."""
+        """Model, OS build and tool versions, as the device reports them."""
         ...
 
     def state(self) -> DeviceState:
-        """The condition now."""
+        """The current condition."""
         ...
 
     def prepare(self, job: LinkJob) -> None:
-        """Push the files, set what must be set (fixed performance mode); nothing is set when it raises."""
+        """Push the files and change settings (fixed performance mode). If it raises, nothing stays changed."""
         ...
 
     def load(self, job: LinkJob) -> Loads:
-        """Time the three loads, as far as the device can."""
+        """Time the three kinds of load, as far as the device can."""
         ...
 
     def run(self, job: LinkJob, warmups: int, queries: int) -> SampleBlock:
-        """`warmups` untimed and `queries` timed pictures' worth of calls, in one process per component at most."""
+        """Run the calls of `warmups` untimed and `queries` timed pictures, in at most one process per component."""
         ...
 
     def memory(self, job: LinkJob) -> int | None:
-        """Peak resident bytes, in a pass of its own."""
+        """Peak resident memory in bytes, measured in a separate pass; None if the device cannot measure it."""
         ...
 
     def restore(self) -> None:
-        """Undo what `prepare` set and remove what it pushed; safe to call twice, and after a failure."""
+        """Undo what `prepare` changed and remove what it pushed. May be called twice, and after a failure."""
         ...

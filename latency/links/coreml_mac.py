@@ -1,11 +1,11 @@
 """This Mac, through coremltools' experimental benchmarker and Core ML's compute plan.
 
-`MLModelBenchmarker` (coremltools 8.3 and later) reads the time that Core ML itself took for a load or a prediction, without
-the conversion of arrays. Its traps, read in its source: every method is a coroutine; its warm-up is exactly one call; without
-inputs it invents random ones, which are no token numbers; times of single operations are apportioned, not measured, so they
-are not used. Each load starts from a fresh copy of the package; whether the system's own cache helps it is not known, hence
-no first-ever time. The plan says where the system prefers to run an operation, not where it ran.
-What `pmset -g therm` prints under load is taken from its manual.
+`MLModelBenchmarker` (coremltools 8.3 and later) reports the time that Core ML itself took for a load or a prediction, without
+the conversion of arrays. From its source: every method is a coroutine; its warm-up is exactly one call; without inputs it makes
+random ones, which are not valid tokens; times of single operations are apportioned, not measured, so they are not used. Each
+load starts from a fresh copy of the package. Whether the system's cache helps is not known, so there is no first-ever time. The
+plan says where the system prefers to run an operation, not where it ran.
+The output of `pmset -g therm` under load is taken from its manual.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class PackageInput:
 class _Placement:
     """Where the system plans to run a component."""
 
-    operations: Mapping[str, int]  # device -> operations that it is preferred for
-    neural_engine: float | None  # share of the estimated cost, 0 to 1; None where Core ML estimates none
-    switches: int  # changes of device from one operation to the next
+    operations: Mapping[str, int]  # device -> number of operations that prefer it
+    neural_engine: float | None  # share of the estimated cost, 0 to 1; None if Core ML estimates no costs
+    switches: int  # number of changes of device from one operation to the next
 
     def __str__(self) -> str:
         counts = ", ".join(f"{n} on the {device}" for device, n in self.operations.items())
@@ -71,11 +71,15 @@ class _Placement:
 
 
 def package_inputs(path: Path) -> tuple[PackageInput, ...]:
-    """Names, shapes and types of a package's inputs; works on any system."""
+    """Names, shapes and types of a package's inputs. Works on any system.
+
+    Raises:
+        MeasurementFailed: if an input is neither float32 nor int32.
+    """
     import coremltools as ct
 
     described = ct.utils.load_spec(str(path)).description
-    functions = {f.name: f.input for f in described.functions}  # of a package of several sizes; the first is the default one
+    functions = {f.name: f.input for f in described.functions}  # in a package of several picture sizes
     found = []
     for feature in functions.get(described.defaultFunctionName, described.input):
         array = feature.type.multiArrayType
@@ -86,14 +90,18 @@ def package_inputs(path: Path) -> tuple[PackageInput, ...]:
 
 
 def check_units(name: str) -> str:
-    """The option `compute_units`, or BadInput."""
+    """Check the option `compute_units` and return it.
+
+    Raises:
+        BadInput: if the value is not known.
+    """
     if name not in _UNITS:
         raise BadInput(f"compute_units is '{name}', expected one of {', '.join(_UNITS)}")
     return name
 
 
 class CoreMLMacLink:
-    """This Mac. Components are timed apart, interleaved in one process as a picture calls them."""
+    """This Mac. Components are timed separately, in one process, in the order in which a picture calls them."""
 
     name = "mac"
     e2e_is = "composed"
@@ -102,7 +110,7 @@ class CoreMLMacLink:
     def __init__(self, options: MacOptions, shell: Shell = run_command, child: Child = run_in_child) -> None:
         if platform.system() != "Darwin":
             raise MeasurementFailed(
-                f"the link mac times Core ML, which this system ({platform.system()}) has not; run it on a Mac, or use iphone"
+                f"the link mac times Core ML, which this system ({platform.system()}) lacks; run it on a Mac, or use iphone"
             )
         self.units = check_units(options.compute_units)
         self._shell, self._child = shell, child
@@ -110,20 +118,20 @@ class CoreMLMacLink:
 
     def key(self, job: LinkJob) -> DeviceKey:
         """Chip, build of macOS, coremltools' version with the compute units, power source."""
-        soc, build = self._says("sysctl", "-n", "machdep.cpu.brand_string"), self._says("sw_vers", "-buildVersion")
+        soc, build = self._output("sysctl", "-n", "machdep.cpu.brand_string"), self._output("sw_vers", "-buildVersion")
         runtime = f"coremltools {metadata.version('coremltools')}, {self.units}"
-        power = "AC" if "AC Power" in self._says("pmset", "-g", "batt") else "battery"
+        power = "AC" if "AC Power" in self._output("pmset", "-g", "batt") else "battery"
         mode = f"{power}, low power" if self.state().low_power else power
         return DeviceKey(soc, build, job.target, runtime, job.precision, job.threads, mode)
 
     def environment(self) -> Mapping[str, str]:
-        """Model and system; once prepared, where each component is planned to run."""
-        told = {"model": self._says("sysctl", "-n", "hw.model"), "macos": self._says("sw_vers", "-productVersion")}
-        return told | {"compute_units": self.units} | {f"placement_{role}": text for role, text in self._placement.items()}
+        """Model and system; after `prepare` also where each component is planned to run."""
+        mac = {"model": self._output("sysctl", "-n", "hw.model"), "macos": self._output("sw_vers", "-productVersion")}
+        return mac | {"compute_units": self.units} | {f"placement_{role}": text for role, text in self._placement.items()}
 
     def state(self) -> DeviceState:
         """From `pmset`: thermal warnings, battery level (None on a desktop), low power mode."""
-        return mac_state(*(self._says("pmset", "-g", *what) for what in (("therm",), ("batt",), ())))
+        return mac_state(*(self._output("pmset", "-g", *what) for what in (("therm",), ("batt",), ())))
 
     def prepare(self, job: LinkJob) -> None:
         """Check the target and the inputs, and read the compute plan of each component."""
@@ -135,31 +143,31 @@ class CoreMLMacLink:
             self._placement[role] = str(self._call(f"{role}: compute plan", mac_placement, str(path), self.units)[0])
 
     def load(self, job: LinkJob) -> Loads:
-        """Cold: the first in a new process; warm: again in that process."""
+        """Cold: the first load in a new process. Warm: again in that process."""
         cold, warm = self._call("mac: load", load_times, _paths(job), self.units)[0]
         return Loads(None, cold, warm)
 
     def run(self, job: LinkJob, warmups: int, queries: int) -> SampleBlock:
-        """One process with all components; each picture calls them in turn."""
+        """Run one process with all components; each picture calls them in turn."""
         before = self.state()
         samples, peak = self._draw("mac: pictures", job, warmups, queries)
         return SampleBlock(samples, before, self.state(), peak)
 
     def memory(self, job: LinkJob) -> int | None:
-        """Peak resident bytes of a process that draws two pictures; memory of the Neural Engine may be outside of it."""
+        """Peak resident memory in bytes of a process that draws two pictures, perhaps without that of the Neural Engine."""
         return self._draw("mac: memory", job, 0, 2)[1]
 
     def restore(self) -> None:
-        """Nothing was set and nothing copied."""
+        """A no-op: `prepare` changes and copies nothing."""
 
-    def _says(self, *argv: str) -> str:
+    def _output(self, *argv: str) -> str:
         return checked(self._shell, argv, QUICK).out.strip()
 
     def _draw(self, what: str, job: LinkJob, warmups: int, queries: int) -> tuple[Any, int]:
         return self._call(what, _draw, _paths(job), dict(job.inputs), dict(job.calls), self.units, warmups, queries)
 
     def _call(self, what: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
-        """In a child; whatever coremltools raises becomes one line."""
+        """Call in a child process; any error of coremltools becomes one line."""
         try:
             return self._child(what, function, *arguments)
         except MeasurementFailed:
@@ -171,7 +179,7 @@ class CoreMLMacLink:
 
 
 def mac_state(therm: str, batt: str, settings: str) -> DeviceState:
-    """From `pmset -g therm`, `pmset -g batt` and `pmset -g`."""
+    """Parse `pmset -g therm`, `pmset -g batt` and `pmset -g`."""
     warning = re.search(r"thermal (?:warning )?level\s*=\s*(\d+)", therm, re.IGNORECASE)
     limit = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", therm)
     slowed = limit is not None and int(limit[1]) < 100
@@ -183,7 +191,11 @@ def mac_state(therm: str, batt: str, settings: str) -> DeviceState:
 
 
 def read_inputs(ports: Sequence[PackageInput], files: Sequence[Path]) -> dict[str, np.ndarray]:
-    """Raw files as named arrays, in the package's order; MeasurementFailed where a size is wrong."""
+    """Read raw files as named arrays, in the package's order.
+
+    Raises:
+        MeasurementFailed: if the number of files, or of values in a file, is wrong.
+    """
     if len(ports) != len(files):
         raise MeasurementFailed(f"got {len(files)} input files for {len(ports)} inputs; export the bundle again")
     arrays = {}
@@ -196,7 +208,7 @@ def read_inputs(ports: Sequence[PackageInput], files: Sequence[Path]) -> dict[st
 
 
 def load_times(paths: Mapping[Role, str], units: str) -> tuple[float, float]:
-    """In a child: ms to load all components for the first time in this process, and again."""
+    """Time in ms to load all components for the first time in this process, and again. Runs in a child process."""
 
     async def both() -> list[list[float]]:
         return [(await _benchmarker(path, units).benchmark_load(iterations=2)).samples for path in paths.values()]
@@ -213,7 +225,7 @@ def _draw(
     warmups: int,
     queries: int,
 ) -> dict[str, tuple[float, ...]]:
-    """In a child: model times (ms) of every call of `queries` pictures, after `warmups` untimed ones."""
+    """Times in ms of every call of `queries` pictures, after `warmups` untimed ones. Runs in a child process."""
     inputs = {role: read_inputs(package_inputs(Path(path)), files[role]) for role, path in paths.items()}
     models = {role: _benchmarker(path, units) for role, path in paths.items()}
     samples: dict[str, list[float]] = {role: [] for role in paths}
@@ -230,7 +242,7 @@ def _draw(
 
 
 def mac_placement(path: str, units: str) -> _Placement:
-    """In a child: the compute plan of a package, its operations in order, nested blocks included."""
+    """Summarise the compute plan of a package, with the operations of nested blocks. Runs in a child process."""
     import coremltools as ct
     from coremltools.models.compute_plan import MLComputePlan
 
@@ -239,7 +251,7 @@ def mac_placement(path: str, units: str) -> _Placement:
     order: list[str] = []
     weight: defaultdict[str, float] = defaultdict(float)
     functions = plan.model_structure.program.functions
-    timed = [functions[default]] if default in functions else functions.values()  # of a package of several sizes one is timed
+    timed = [functions[default]] if default in functions else functions.values()  # with several picture sizes, one is timed
     for function in timed:
         for operation in _operations(function.block):
             usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)

@@ -1,11 +1,11 @@
 """iPhones through Xcode: `xcodebuild` runs the tests of a small app on the phone, `devicectl` finds the phone.
 
 The app (folder iphone_runner, plain files) is an Xcode project and not a Swift package, because tests without a host app do
-not run on a phone. It gets the components compiled on this Mac, the input files and a list of both in a folder `Bench`, times
-whole pictures on the phone and hands back JSON, as an attachment of the test (`xcresulttool`, Xcode 16 and later) and as a
-line that begins with MARKER. Each round is a test run of its own: about ten seconds and a load lie between two rounds, in
-sustained mode too. A phone has to be paired, in developer mode, unlocked, and signed for by a team.
-The signs of failure in ERRORS are what Xcode and its users report; none was provoked on a real phone.
+not run on a phone. Its folder `Bench` gets the components, compiled on this Mac, the input files and a list of both. It times
+whole pictures on the phone and returns JSON, as an attachment of the test (`xcresulttool`, Xcode 16 and later) and as a line
+that begins with MARKER. Each round is a separate test run: two rounds are about ten seconds and a load apart, in sustained mode
+too. The phone must be paired, unlocked and in developer mode, and a team must sign the app.
+The error texts in ERRORS are taken from Xcode and reports of its users; none was seen on a real phone.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ class IPhoneOptions:
     """Options of the link, as text."""
 
     team: str = ""  # ten letters and digits of an Apple developer team
-    bundle_id: str = ""  # of the runner; made from the team when left out
+    bundle_id: str = ""  # bundle id of the runner; default: made from the team
     compute_units: str = "all"
 
 
 @dataclass(frozen=True)
 class Phone:
-    """What devicectl says about a phone."""
+    """A phone as devicectl describes it."""
 
     udid: str
     name: str
@@ -74,7 +74,11 @@ class Phone:
 
 
 def find_phone(shell: Shell, wanted: str | None = None) -> Phone:
-    """The phone with the UDID, identifier or name `wanted`, or the only one; MeasurementFailed where it is not ready."""
+    """Find the phone with the UDID, identifier or name `wanted`, or the only one.
+
+    Raises:
+        MeasurementFailed: if there is none, several match, or it is not reachable, paired and in developer mode.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         listing = Path(scratch) / "devices.json"
         checked(shell, ["xcrun", "devicectl", "list", "devices", "--json-output", str(listing)], QUICK, ERRORS)
@@ -85,7 +89,7 @@ def find_phone(shell: Shell, wanted: str | None = None) -> Phone:
             ]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise MeasurementFailed(
-                "`xcrun devicectl list devices` wrote no list of devices; update Xcode to 15 or later"
+                "`xcrun devicectl list devices` did not write a list of devices; update Xcode to 15 or later"
             ) from None
     names = {_of(d, "hardware", "udid"): d for d in phones}
     chosen = [d for u, d in names.items() if wanted is None or wanted in (u, d.get("identifier"), _of(d, "device", "name"))]
@@ -118,7 +122,7 @@ def _of(device: Mapping[str, Any], group: str, key: str) -> str:
 
 
 class IPhoneLink:
-    """A phone that Xcode sees. Whole pictures are timed on the phone, and each call within them."""
+    """A phone that Xcode can use. Whole pictures, and each call in them, are timed on the phone."""
 
     name = "iphone"
     e2e_is = "measured"
@@ -134,26 +138,26 @@ class IPhoneLink:
         self.bundle_id = options.bundle_id or f"dev.snapgen.runner.{options.team.lower()}"
         self.team, self._shell = options.team, shell
         self.phone = find_phone(shell, udid)
-        self._work: tempfile.TemporaryDirectory[str] | None = None  # of the project, once written
+        self._work: tempfile.TemporaryDirectory[str] | None = None  # folder of the project, once written
         self._installed = self._fresh = False
         self._runs = 0
 
     def key(self, job: LinkJob) -> DeviceKey:
-        """Model and build of iOS, which Core ML is part of; compute units; power is known by the state alone."""
+        """Model, build of iOS (which includes Core ML) and compute units. Power mode is only part of the state."""
         runtime = f"Core ML of iOS {self.phone.version}, {self.units}"
         return DeviceKey(self.phone.model, self.phone.build, job.target, runtime, job.precision, job.threads, "default")
 
     def environment(self) -> Mapping[str, str]:
-        """The phone's name-free description and the versions of Xcode."""
+        """The phone's model and iOS version, without its name, and the version of Xcode."""
         xcode = " ".join(checked(self._shell, ["xcodebuild", "-version"], QUICK, ERRORS).out.split())
         return {"model": self.phone.model, "ios": self.phone.version, "xcode": xcode, "compute_units": self.units}
 
     def state(self) -> DeviceState:
-        """From a test run of its own: only an app on the phone can ask. Takes about ten seconds."""
+        """Read the state in a separate test run, since only an app on the phone can. Takes about ten seconds."""
         return _state(self._test("testState").get("after"))
 
     def prepare(self, job: LinkJob) -> None:
-        """Write the project, compile the components, build, and remove an older runner with the caches of its models."""
+        """Write the project, compile the components, build, and remove an older runner with its caches."""
         if job.target.partition(":")[0] != "coreml":
             raise BadInput(f"iphone cannot run the target '{job.target}', expected coreml; choose it with --target")
         with restoring(self.restore, only_on_failure=True):
@@ -167,22 +171,22 @@ class IPhoneLink:
             self._installed = self._fresh = True
 
     def load(self, job: LinkJob) -> Loads:
-        """First-ever in the first run after the installation; cold and warm in the second."""
+        """First-ever: in the first run after installation. Cold and warm: in the second run."""
         first = self._loads() if self._fresh else None
         again = self._loads()
         return Loads(first[0] if first else None, again[0], again[1])
 
     def run(self, job: LinkJob, warmups: int, queries: int) -> SampleBlock:
-        """One test run: loads, draws `warmups` and then `queries` pictures."""
-        said = self._test("testPictures", SNAPGEN_WARMUPS=warmups, SNAPGEN_QUERIES=queries)
+        """Run one test that loads, draws `warmups` untimed and then `queries` timed pictures."""
+        result = self._test("testPictures", SNAPGEN_WARMUPS=warmups, SNAPGEN_QUERIES=queries)
         expected = {"e2e": queries} | {str(role): queries * job.calls[role] for role in job.components}
-        samples = {name: _numbers(values) for name, values in said.get("samples", {}).items()}
+        samples = {name: _numbers(values) for name, values in result.get("samples", {}).items()}
         if {name: len(values) for name, values in samples.items()} != expected:
             raise MeasurementFailed(f"the phone sent other samples than the expected {expected}; measure again")
-        return SampleBlock(samples, _state(said.get("before")), _state(said.get("after")))
+        return SampleBlock(samples, _state(result.get("before")), _state(result.get("after")))
 
     def memory(self, job: LinkJob) -> int | None:
-        """The largest phys_footprint of a process that draws two pictures; what jetsam's limits are about."""
+        """Largest phys_footprint, in bytes, of a process that draws two pictures. Jetsam's limits apply to this figure."""
         peak = self._test("testMemory").get("peak_bytes")
         if not isinstance(peak, int) or peak <= 0:
             raise MeasurementFailed(f"the phone sent a peak of {peak!r} bytes, expected a positive number; measure again")
@@ -201,7 +205,7 @@ class IPhoneLink:
             self._installed = self._fresh = False
 
     def _write_bench(self, job: LinkJob, bench: Path) -> None:
-        """Compiled components, raw inputs and plan.json, which RunnerTests.swift reads."""
+        """Write compiled components, raw inputs and plan.json, which RunnerTests.swift reads."""
         bench.mkdir()
         components = []
         for role, package in job.components.items():
@@ -227,15 +231,15 @@ class IPhoneLink:
         return "-project", project, "-scheme", "Runner", "-destination", f"id={self.phone.udid}", "-derivedDataPath", derived
 
     def _test(self, name: str, **environment: int) -> dict[str, Any]:
-        """Run one test on the phone and read what it reports."""
+        """Run one test on the phone and read its result."""
         work = self._built()
         self._runs += 1
         bundle, out = work / f"{self._runs}.xcresult", work / f"{self._runs}"
-        variables = [f"TEST_RUNNER_{key}={value}" for key, value in environment.items()]  # xcodebuild hands these on
+        variables = [f"TEST_RUNNER_{key}={value}" for key, value in environment.items()]  # xcodebuild passes these to the test
         argv = ["env", *variables, "xcodebuild", "test-without-building", *self._common(), "-resultBundlePath", str(bundle)]
         done = checked(self._shell, [*argv, f"-only-testing:RunnerTests/RunnerTests/{name}"], SLOW, ERRORS)
         exported = ["xcrun", "xcresulttool", "export", "attachments", "--path", str(bundle), "--output-path", str(out)]
-        self._shell(exported, SLOW)  # an older Xcode cannot: then the marked line has to do
+        self._shell(exported, SLOW)  # fails with an older Xcode; then the marked line is used
         return _result(out, done.out, name)
 
     def _loads(self) -> tuple[float, ...]:
@@ -253,7 +257,7 @@ class IPhoneLink:
 
 
 def _result(attachments: Path, out: str, name: str) -> dict[str, Any]:
-    """The JSON of a test: from its attachment, else from the marked line."""
+    """The JSON result of a test: from its attachment, else from the marked line."""
     texts = [p.read_text(encoding="utf-8") for p in sorted(attachments.glob("*.json")) if p.name != "manifest.json"]
     texts += [line.partition(MARKER)[2] for line in out.splitlines() if MARKER in line]
     for text in texts:
@@ -264,7 +268,7 @@ def _result(attachments: Path, out: str, name: str) -> dict[str, Any]:
         if isinstance(data, dict) and "after" in data:
             return data
     raise MeasurementFailed(
-        f"{name} ran on the phone but reported nothing that can be read; look at its log in Xcode, measure again"
+        f"{name} ran on the phone but reported no readable result; see its log in Xcode, then measure again"
     )
 
 
@@ -272,12 +276,12 @@ def _numbers(values: Any) -> tuple[float, ...]:
     if not isinstance(values, (list, tuple)) or not all(
         isinstance(v, (int, float)) and v > 0 and math.isfinite(v) for v in values
     ):
-        raise MeasurementFailed("the phone sent times that are no positive numbers; measure again")
+        raise MeasurementFailed("the phone sent times that are not positive numbers; measure again")
     return tuple(float(v) for v in values)
 
 
 def _state(data: Any) -> DeviceState:
-    """From the runner's JSON; iOS does not tell the battery's temperature."""
+    """Parse the state in the runner's JSON. iOS does not report the battery's temperature."""
     try:
         percent = data["battery_percent"]
         return DeviceState(int(data["thermal"]), None if percent is None else float(percent), None, bool(data["low_power"]))

@@ -1,4 +1,4 @@
-"""The links by name, as `bench --link` takes them: `adb`, `adb:SERIAL`, `iphone`, `iphone:UDID`, `mac`."""
+"""The links by name, as in `bench --link`: `adb`, `adb:SERIAL`, `iphone`, `iphone:UDID`, `mac`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,12 @@ LINKS: dict[str, Callable[[str | None, Mapping[str, str], Shell], Link]] = {"adb
 
 
 def open_link(text: str, options: Mapping[str, str], shell: Shell = run_command) -> Link:
-    """The link that `text` names; BadInput for a name or option that is not known, with those that are nearest."""
+    """Open the link that `text` names, for example `adb:SERIAL`.
+
+    Raises:
+        BadInput: if the name or an option is not known (with similar ones), or an option's value cannot be used.
+        MeasurementFailed: if the device is not ready.
+    """
     name, colon, which = text.partition(":")
     if name not in LINKS:
         raise BadInput(f"no link '{name}'{_nearest(name, LINKS)}; give one of {', '.join(LINKS)}")

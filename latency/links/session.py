@@ -1,7 +1,7 @@
-"""Measuring over a link: gates before each round, rounds until the run profile is met, and the device restored at the end.
+"""Measures over a link: gates before each round, rounds until the run profile is met, and the device restored at the end.
 
-Gates, from Android's thermal API and the practice of peers (37 C): thermal status 0, battery at 50 % or more, at most 37 C or
-2 C over where the measurement began, no low power mode. A device that does not say one of these passes that gate.
+The gates follow Android's thermal API and common practice (37 C): thermal status 0, battery at 50 % or more and at most 37 C
+(or 2 C above the start), no low power mode. What a device does not report passes its gate.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from snapgen_deploy.latency.results import QUERY, Loads, Round, RunProfile
 from snapgen_deploy.system.progress import Progress, no_progress
 
 _WARM_UPS = 3  # pictures, in the process that is timed
-FIRST_ROUND = 4  # pictures; later rounds are as long as ROUND_SECONDS
+FIRST_ROUND = 4  # pictures; later rounds take about _ROUND_SECONDS
 _ROUND_SECONDS = 5.0
-LONGER_ROUNDS = {"iphone": 30.0}  # seconds; there each round starts a test run anew, which takes about ten of its own
-LARGEST_ROUND = 64  # pictures: a log buffer of 256 KiB holds the lines of that many
+LONGER_ROUNDS = {"iphone": 30.0}  # seconds; each round is a new test run there, which takes about ten seconds to start
+LARGEST_ROUND = 64  # pictures: a log buffer of 256 KiB holds the lines of this many
 BURST_PAUSE = 10.0  # seconds of cool-down between rounds
-_SUSTAINED_SECONDS = 300.0  # 3DMark's stress tests and MLPerf's rests are minutes, too
-POLL = 10.0  # seconds between two looks at a gate
-PATIENCE = 900.0  # seconds that a gate may stay shut: one and a half of MLPerf Mobile's cool-down
-HOTTER = 2.0  # degrees C over the start that a round may begin with
-FUTILE = 5  # invalid rounds in a row after which a measurement is given up
-THROTTLED_FROM = {"iphone": 2}  # ProcessInfo.thermalState: from serious (2) on iOS slows down; elsewhere any status over 0
+_SUSTAINED_SECONDS = 300.0  # 3DMark's stress tests and MLPerf's pauses take minutes too
+POLL = 10.0  # seconds between two checks of the gates
+PATIENCE = 900.0  # seconds to wait for the gates: one and a half times MLPerf Mobile's cool-down
+HOTTER = 2.0  # degrees C above the start that are still allowed
+FUTILE = 5  # invalid rounds in a row after which the measurement is given up
+THROTTLED_FROM = {"iphone": 2}  # ProcessInfo.thermalState: iOS slows down from serious (2); elsewhere any status above 0
 
 
 @dataclass(frozen=True)
 class Gates:
-    """What lets a round begin."""
+    """Conditions for starting a round."""
 
     max_celsius: float
     min_percent: float
-    start_celsius: float | None = None  # of the first round
+    start_celsius: float | None = None  # temperature before the first round
 
     def shut(self, state: DeviceState) -> str | None:
-        """Why a round may not begin in this state, or None."""
+        """Why a round may not start in this state, or None."""
         if state.thermal:
             return f"thermal status is {state.thermal}, expected 0; let the device cool"
         if state.battery_percent is not None and state.battery_percent < self.min_percent:
@@ -66,11 +66,14 @@ def measure_on(
     progress: Progress = no_progress,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[tuple[Round, ...], Loads, int | None]:
-    """Rounds, load times and peak memory of a job on a device.
+    """Measure rounds, load times and peak memory (bytes) of a job on a device. The device is restored in any case.
 
-    Burst: a cool-down and the gates before each round. Sustained: the gates once, then back to back for five minutes at
-    least; throttling is what this mode is for, so its rounds stay valid and note it. The profile's cap counts the time that
-    the device works, not the cool-downs. MeasurementFailed where the device does not deliver; it is restored in any case.
+    Burst mode: a cool-down and the gates before each round. Sustained mode: the gates once, then rounds back to back for at
+    least five minutes; they stay valid when the device throttles, which is what this mode shows. The profile's cap counts the
+    time that the device works, without cool-downs.
+
+    Raises:
+        MeasurementFailed: if the device does not deliver, the gates stay shut, or no round was valid.
     """
     with restoring(link.restore):
         with progress(f"{link.name}: copying the files"):
@@ -90,7 +93,14 @@ def measure_on(
 
 
 def composed(samples: Mapping[str, tuple[float, ...]], calls: Mapping[Role, int], queries: int) -> tuple[float, ...]:
-    """Whole pictures from components that were timed apart: the i-th takes each component's i-th group of calls."""
+    """Times of whole pictures from components that were timed separately: picture i takes the i-th calls of each component.
+
+    >>> composed({"student": (1.0, 2.0, 3.0, 4.0), "decoder": (10.0, 20.0)}, {"student": 2, "decoder": 1}, 2)
+    (13.0, 27.0)
+
+    Raises:
+        MeasurementFailed: if a component has the wrong number of samples.
+    """
     for role in calls:
         if (got := len(samples.get(role, ()))) != calls[role] * queries:
             raise MeasurementFailed(
@@ -113,15 +123,15 @@ class _Session:
     progress: Progress
 
     def burst(self, profile: RunProfile) -> tuple[Round, ...]:
-        """Rounds with cool-downs until the profile is met by valid ones or its cap is reached."""
+        """Run rounds with cool-downs until valid ones meet the profile, or its cap is reached."""
         rounds: list[Round] = []
-        done, seconds, worked, size, futile = 0, 0.0, 0.0, FIRST_ROUND, 0
+        done, seconds, worked, pictures, futile = 0, 0.0, 0.0, FIRST_ROUND, 0
         begin = self.clock()
         while (done < profile.queries or seconds < profile.seconds) and worked < profile.cap:
             if rounds:
                 self.wait(BURST_PAUSE)
             self._pass_gates()
-            made, took = self._round(size, begin, tolerant=False, said=f"{done} of {profile.queries} pictures")
+            made, took = self._round(pictures, begin, tolerant=False, shown=f"{done} of {profile.queries} pictures")
             rounds.append(made)
             worked += took
             futile = 0 if made.valid else futile + 1
@@ -130,38 +140,39 @@ class _Session:
                     f"{FUTILE} rounds in a row were not valid ({made.reason}); cool the device and try again"
                 )
             if made.valid:
-                done, seconds = done + size, seconds + math.fsum(made.samples[QUERY]) / 1000
-            size = _next_size(self.link.name, made)
+                done, seconds = done + pictures, seconds + math.fsum(made.samples[QUERY]) / 1000
+            pictures = _next_pictures(self.link.name, made)
         return tuple(rounds)
 
     def sustained(self) -> tuple[Round, ...]:
-        """Rounds back to back, for five minutes of the device's work at least."""
+        """Run rounds back to back, for at least five minutes of the device's work."""
         self._pass_gates()
         rounds: list[Round] = []
-        begin, size = self.clock(), FIRST_ROUND
+        begin, pictures = self.clock(), FIRST_ROUND
         while self.clock() - begin < _SUSTAINED_SECONDS:
-            made, _ = self._round(size, begin, tolerant=True, said=f"{self.clock() - begin:.0f} of {_SUSTAINED_SECONDS:g} s")
+            shown = f"{self.clock() - begin:.0f} of {_SUSTAINED_SECONDS:g} s"
+            made, _ = self._round(pictures, begin, tolerant=True, shown=shown)
             rounds.append(made)
-            size = _next_size(self.link.name, made)
+            pictures = _next_pictures(self.link.name, made)
         return tuple(rounds)
 
-    def _round(self, size: int, begin: float, *, tolerant: bool, said: str) -> tuple[Round, float]:
-        """One round and the seconds that it took. `tolerant`: throttling is noted, but the round stays valid."""
-        with self.progress(f"{self.link.name}: drawing, {said}"):
+    def _round(self, pictures: int, begin: float, *, tolerant: bool, shown: str) -> tuple[Round, float]:
+        """Run one round; also returns its seconds. With `tolerant`, throttling is noted but the round stays valid."""
+        with self.progress(f"{self.link.name}: drawing, {shown}"):
             start = self.clock()
-            block = self.link.run(self.job, _WARM_UPS, size)
+            block = self.link.run(self.job, _WARM_UPS, pictures)
             took = self.clock() - start
         samples = dict(block.samples)
         if QUERY not in samples:
             calls = {role: self.job.calls[role] for role in self.job.components}
-            samples[QUERY] = composed(samples, calls, size)
+            samples[QUERY] = composed(samples, calls, pictures)
         hot = _throttled(self.link.name, block)
         state = {"started_s": f"{start - begin:.1f}", "throttled": "yes" if hot else "no"} | _both(block)
         reason = "" if tolerant else hot or self.gates.shut(block.before) or ""
         return Round(samples, not reason, reason, state=state), took
 
     def _pass_gates(self) -> None:
-        """Wait until every gate is open; MeasurementFailed when that takes longer than PATIENCE."""
+        """Wait until every gate is open; MeasurementFailed if that takes longer than PATIENCE."""
         waited = 0.0
         while (reason := self.gates.shut(state := self.link.state())) is not None:
             if waited >= PATIENCE:
@@ -173,8 +184,8 @@ class _Session:
             self.gates = Gates(self.gates.max_celsius, self.gates.min_percent, state.battery_celsius)
 
 
-def _next_size(name: str, made: Round) -> int:
-    """Pictures of the next round: as many as its seconds hold, and half as many after one that got too hot."""
+def _next_pictures(name: str, made: Round) -> int:
+    """Number of pictures in the next round: as many as fit in its seconds; after a round that got too hot, half as many."""
     if not made.valid:
         return max(FIRST_ROUND, len(made.samples[QUERY]) // 2)
     values, seconds = made.samples[QUERY], LONGER_ROUNDS.get(name, _ROUND_SECONDS)
@@ -182,7 +193,7 @@ def _next_size(name: str, made: Round) -> int:
 
 
 def _throttled(name: str, block: SampleBlock) -> str:
-    """Why the device was slowed down during the block, or nothing."""
+    """Why the device was slowed down during the block; empty if it was not."""
     first = THROTTLED_FROM.get(name, 1)
     if block.after.thermal is not None and block.after.thermal >= first:
         return f"throttled: thermal status {block.after.thermal} at its end"

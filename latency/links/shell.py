@@ -1,6 +1,6 @@
-"""Command lines: one seam for running them on this host, and adb on top of it. Tests put a fake in the seam's place.
+"""Running command lines on this host, and adb on top of that. Tests replace `run_command` by a fake.
 
-What adb prints is documented at https://developer.android.com/tools/adb; the exit status of `adb shell` is the device's own.
+adb's output is documented at https://developer.android.com/tools/adb. `adb shell` ends with the exit status of the device.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 
 from snapgen_deploy.errors import MeasurementFailed
 
-QUICK = 30.0  # seconds that a question to a device may take
-SLOW = 900.0  # seconds for copying files, building a runner, one block of pictures
+QUICK = 30.0  # timeout in seconds for queries
+SLOW = 900.0  # timeout in seconds for copying files, building a runner, one block of pictures
 
 
 @dataclass(frozen=True)
 class Completed:
-    """What a command left behind."""
+    """The exit status and output of a command."""
 
     code: int
     out: str
@@ -28,22 +28,26 @@ class Completed:
 
     @property
     def text(self) -> str:
-        """Both outputs: tools do not agree on which one their errors go to."""
+        """Standard output and standard error: tools differ in where they print errors."""
         return f"{self.out}\n{self.err}"
 
     @property
     def last_line(self) -> str:
-        """The last line that says something; errors come last."""
+        """The last line that is not blank; errors come last."""
         lines = [line.strip() for line in (self.err.strip() or self.out.strip()).splitlines() if line.strip()]
         return lines[-1][:300] if lines else "no output"
 
 
-Shell = Callable[[Sequence[str], float], Completed]  # (argv, timeout in seconds) -> what it left behind
+Shell = Callable[[Sequence[str], float], Completed]  # (argv, timeout in seconds) -> status and output
 Known = Sequence[tuple[str, str]]  # (regular expression over the output, what it means and how to fix it)
 
 
 def run_command(argv: Sequence[str], timeout: float) -> Completed:
-    """Run on this host, without a shell in between; MeasurementFailed where it cannot start or does not end in time."""
+    """Run a command on this host, without a shell.
+
+    Raises:
+        MeasurementFailed: if it cannot be started, or does not end within `timeout` seconds.
+    """
     try:
         done = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout, check=False)
     except FileNotFoundError:
@@ -62,13 +66,17 @@ def _shown(argv: Sequence[str]) -> str:
 
 
 def checked(shell: Shell, argv: Sequence[str], timeout: float, known: Known = ()) -> Completed:
-    """Run and insist on status 0; an output that is `known` is explained, any other is quoted by its last line."""
+    """Run a command that must end with status 0.
+
+    Raises:
+        MeasurementFailed: if it does not. The message explains an output in `known`, or quotes the last line of another one.
+    """
     done = shell(argv, timeout)
     if done.code == 0:
         return done
     for pattern, meaning in known:
         if found := re.search(pattern, done.text, re.IGNORECASE):
-            raise MeasurementFailed(f"{meaning} ({_tool(argv)} said: {_line_of(done.text, found.start())})")
+            raise MeasurementFailed(f"{meaning} ({_tool(argv)} printed: {_line_of(done.text, found.start())})")
     raise MeasurementFailed(f"{_shown(argv)} ended with status {done.code}, expected 0: {done.last_line}")
 
 
@@ -78,13 +86,13 @@ def _tool(argv: Sequence[str]) -> str:
 
 
 def _line_of(text: str, at: int) -> str:
-    """The line around a place in a text."""
+    """The line that contains a position of a text."""
     return text[text.rfind("\n", 0, at) + 1 :].partition("\n")[0].strip()[:400]
 
 
 @contextmanager
 def restoring(restore: Callable[[], None], *, only_on_failure: bool = False) -> Iterator[None]:
-    """Call `restore` at the end, however it ends; an error of its own is told beside the first one, never instead of it."""
+    """Call `restore` at the end, also after an error. If both fail, the message contains both errors, the first one first."""
     try:
         yield
     except MeasurementFailed as error:
@@ -110,14 +118,18 @@ ADB_ERRORS: Known = (
 
 @dataclass(frozen=True)
 class Adb:
-    """One phone at the end of adb."""
+    """One phone behind adb."""
 
     run: Shell
     serial: str
 
     @classmethod
     def connect(cls, run: Shell, wanted: str | None = None) -> Adb:
-        """The phone with the serial number `wanted`, or the only one; MeasurementFailed in one line where it is not ready."""
+        """Connect to the phone with the serial number `wanted`, or to the only one.
+
+        Raises:
+            MeasurementFailed: if there is none, several are connected, or it is not ready.
+        """
         listing = checked(run, ["adb", "devices", "-l"], QUICK).out
         found = dict(re.findall(r"^(\S+)\s+(device|offline|unauthorized|no permissions|recovery|sideload)\b", listing, re.M))
         if wanted is not None and wanted not in found:
@@ -134,12 +146,19 @@ class Adb:
         return cls(run, serial)
 
     def shell(self, command: str, timeout: float = QUICK, *, check: bool = True) -> Completed:
-        """Run a line in the phone's shell. With `check` off its exit status is the caller's to judge, but a phone that is
-        gone raises all the same."""
+        """Run a command in the phone's shell.
+
+        Raises:
+            MeasurementFailed: if the phone is gone or, with `check`, the command fails.
+        """
         return self._call("shell", command, timeout=timeout, check=check)
 
     def push(self, local: Path, remote: str) -> None:
-        """Copy a file to the phone; full storage and a pulled cable are told apart."""
+        """Copy a file to the phone.
+
+        Raises:
+            MeasurementFailed: with different messages if the storage is full or the phone is gone.
+        """
         self._call("push", str(local), remote, timeout=SLOW, check=True)
 
     def _call(self, *arguments: str, timeout: float, check: bool) -> Completed:
@@ -152,7 +171,7 @@ class Adb:
         return done
 
     def _insist_on_phone(self) -> None:
-        """A cable pulled midway often leaves nothing but a status: ask adb whether the phone is still there."""
+        """Ask adb whether the phone is still there: a cable that was pulled often gives no other message."""
         state = self.run(["adb", "-s", self.serial, "get-state"], QUICK)
         if state.out.strip() != "device":
             raise MeasurementFailed(

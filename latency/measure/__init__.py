@@ -1,1 +1,1 @@
-"""Measuring a bundle: sessions on this host and on devices behind a link."""
+"""Measures a bundle, on this host and on devices behind a link."""

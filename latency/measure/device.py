@@ -1,4 +1,4 @@
-"""Measuring a bundle on a device at the end of a link: what is pushed there, and the record that comes back."""
+"""Measures a bundle on a device behind a link: prepares the files to push, and makes the record."""
 
 from __future__ import annotations
 
@@ -32,7 +32,22 @@ def measure_device(
     threads: int,
     progress: Progress,
 ) -> Measurement:
-    """Measure one target over a link; MeasurementFailed (exit 4) where the device does not deliver."""
+    """Measure one target on a device.
+
+    Args:
+        bundle: The bundle.
+        wanted: The target; None for the first that the device runs.
+        link_name: The device, as in `--link`.
+        options: `NAME=VALUE` texts, as in `--link-option`.
+        profile: How long to measure.
+        mode: `burst` or `sustained`.
+        threads: CPU threads on the device.
+        progress: Shows the stages.
+
+    Raises:
+        BadInput: if link, options or target cannot be used.
+        MeasurementFailed: if the device does not deliver.
+    """
     from snapgen_deploy.latency.links.registry import NEVER_RUN, open_link
     from snapgen_deploy.latency.links.session import measure_on
 
@@ -42,7 +57,7 @@ def measure_device(
         job = make_job(bundle, key, threads, Path(folder))
         device_key = link.key(job)
         rounds, loads, peak = measure_on(link, job, profile, mode, progress=progress)
-        environment = dict(link.environment())  # a Mac tells its placement only once the files are there
+        environment = dict(link.environment())  # includes a Mac's placement, which is known only after `prepare`
     return Measurement(
         **bundle_identity(bundle),
         key=device_key,
@@ -58,18 +73,26 @@ def measure_device(
 
 
 def target_for(bundle: Bundle, link_name: str, wanted: str | None) -> str:
-    """The target asked for, else the bundle's first that the link's device runs."""
+    """The wanted target, else the bundle's first that the link's device runs.
+
+    Raises:
+        BadInput: if the device does not run the wanted target, or none of the bundle's.
+    """
     name = link_name.partition(":")[0]
     takes = [spec.key for spec in specs().values() if name in spec.links]
     fitting = [k for k in bundle.targets if k in takes and wanted in (None, k, k.partition(":")[0])]
     if takes and not fitting:
         asked = f", and {wanted} was asked for" if wanted else ""
         raise BadInput(f"{link_name} runs {' and '.join(takes)}; {bundle.name} holds {', '.join(bundle.targets)}{asked}")
-    return fitting[0] if fitting else bundle.targets[0]  # an unknown link: opening it says so
+    return fitting[0] if fitting else bundle.targets[0]  # for an unknown link, which `open_link` refuses
 
 
 def check_device(device: str, link: str) -> None:
-    """BadInput where what the link reaches cannot be the bundle's device, for which `--save` would keep the times."""
+    """Check that the link can reach the bundle's device: `--save` would keep the times for that device.
+
+    Raises:
+        BadInput: if the device has another operating system than the link is for.
+    """
     if device not in profile_ids():
         return  # a profile of the user's own
     system, reached = load_profile(device).os, link.partition(":")[0]
@@ -79,7 +102,14 @@ def check_device(device: str, link: str) -> None:
 
 
 def parse_link_options(options: Sequence[str]) -> dict[str, str]:
-    """`NAME=VALUE` texts as a table; BadInput for anything else."""
+    """Parse `NAME=VALUE` texts.
+
+    >>> parse_link_options(["runner=build/executor_runner"])
+    {'runner': 'build/executor_runner'}
+
+    Raises:
+        BadInput: if a text has another form.
+    """
     pairs = [o.partition("=") for o in options]
     if bad := [o for o, (name, sign, _) in zip(options, pairs, strict=True) if not name or not sign]:
         raise BadInput(f"--link-option: got '{bad[0]}', expected NAME=VALUE such as runner=path/to/executor_runner")
@@ -87,7 +117,7 @@ def parse_link_options(options: Sequence[str]) -> dict[str, str]:
 
 
 def make_job(bundle: Bundle, key: str, threads: int, folder: Path) -> LinkJob:
-    """The files of a target, and its first test vector as one file of raw little-endian bytes per port, in the ports' order."""
+    """The files of a target, and its first test vector as raw little-endian bytes, one file per port in the ports' order."""
     artifacts = bundle.artifacts(key)
     components = bundle.manifest["targets"][key]["components"]
     values = port_values(bundle)

@@ -1,4 +1,4 @@
-"""Measuring a bundle on this host: loads, rounds of pictures between canaries, peak memory; each in a process of its own."""
+"""Measures a bundle on this host: loads, rounds of pictures between canaries, peak memory; each in its own process."""
 
 from __future__ import annotations
 
@@ -17,16 +17,28 @@ from snapgen_deploy.system.files import files_under
 from snapgen_deploy.system.progress import Progress
 
 _WARM_UPS = 3
-DRIFT = 0.10  # a round whose canaries differ by more, or from the first canary, is discarded
+DRIFT = 0.10  # a round is discarded if its canaries differ by more than this, from each other or from the first one
 _ROUND_SECONDS = 1.0
 _SUSTAINED_SECONDS = 300.0
 _BURST_PAUSE = 0.2  # seconds between rounds
 LOADS = 3
-FRESH = "spawn"  # how a measured process starts: with nothing of the export's in its memory
+FRESH = "spawn"  # start method of measured processes: their memory holds nothing of this one's
 
 
 def measure_host(bundle: Bundle, key: str, profile: RunProfile, mode: str, threads: int, progress: Progress) -> Measurement:
-    """Measure one target of a bundle; MeasurementFailed (exit 4) where it cannot be, or no round was valid."""
+    """Measure one target of a bundle on this machine.
+
+    Args:
+        bundle: The bundle.
+        key: The target.
+        profile: How long to measure.
+        mode: `burst` or `sustained`.
+        threads: CPU threads.
+        progress: Shows the stages.
+
+    Raises:
+        MeasurementFailed: if the target cannot be timed here, or no round was valid.
+    """
     runs_here(key)
     if mode == "sustained":
         seconds = max(profile.seconds, _SUSTAINED_SECONDS)
@@ -55,7 +67,7 @@ def measure_host(bundle: Bundle, key: str, profile: RunProfile, mode: str, threa
 
 
 def _loads(bundle: Bundle, key: str, threads: int) -> Loads:
-    """First-ever: the files pushed out of the system's cache; cold: a new process; warm: again in that process."""
+    """First-ever: with the files dropped from the system's cache. Cold: in a new process. Warm: again in that process."""
     dropped = _drop_from_cache(bundle.path / key.replace(":", "-"))
     first, _ = run_in_child(f"{key} load", _load, bundle.path, key, threads, method=FRESH)
     runs = [run_in_child(f"{key} load", _load, bundle.path, key, threads, method=FRESH)[0] for _ in range(LOADS)]
@@ -63,20 +75,20 @@ def _loads(bundle: Bundle, key: str, threads: int) -> Loads:
 
 
 def _load(path: Path, key: str, threads: int) -> tuple[float, float]:
-    """In a child: the time of the first load, and of the same again."""
+    """Times in ms of the first load and of a second one. Runs in a child process."""
     bundle = open_bundle(path)
     first = open_session(bundle, key, threads).load_ms
     return first, open_session(bundle, key, threads).load_ms
 
 
 def _drop_from_cache(directory: Path) -> bool:
-    """Ask the system to forget the files; False where it cannot be asked."""
+    """Ask the system to drop the files from its cache; False if it has no call for that."""
     if not hasattr(os, "posix_fadvise"):
         return False
     for file in files_under(directory):
         descriptor = os.open(file, os.O_RDONLY)
         try:
-            os.fsync(descriptor)  # pages that are not yet written would stay
+            os.fsync(descriptor)  # dirty pages would stay in the cache
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
@@ -90,36 +102,39 @@ def _draw_twice(path: Path, key: str, threads: int) -> None:
 
 
 def _rounds(path: Path, key: str, profile: RunProfile, mode: str, threads: int) -> tuple[Round, ...]:
-    """In a child: warm-ups, then rounds until the profile is met by valid ones, or its cap is reached."""
+    """Run warm-ups, then rounds until valid ones meet the profile or its cap is reached. Runs in a child process."""
     session = open_session(open_bundle(path), key, threads)
     warm = [session.query()[QUERY][0] for _ in range(_WARM_UPS)]
-    size = max(4, round(_ROUND_SECONDS * 1000 / min(warm)))
+    pictures = max(4, round(_ROUND_SECONDS * 1000 / min(warm)))  # per round
     begin, first = time.monotonic(), canary()
     rounds: list[Round] = []
     done, spent = 0, 0.0
     while (done < profile.queries or spent < profile.seconds) and time.monotonic() - begin < profile.cap:
         before, started = canary(), time.monotonic() - begin
         samples: Times = {}
-        for _ in range(size):
+        for _ in range(pictures):
             for name, values in session.query().items():
                 samples.setdefault(name, []).extend(values)
         after = canary()
         drift = max(before, after, first) / min(before, after, first) - 1
-        told = {"started_s": f"{started:.1f}", **state()}
+        conditions = {"started_s": f"{started:.1f}", **state()}
         valid, reason = drift <= DRIFT, "" if drift <= DRIFT else f"the canary moved by {100 * drift:.0f} %"
         if not valid and abs(after / first - 1) > DRIFT and abs(after / before - 1) <= DRIFT:
-            first = after  # the machine settled at another speed: judge by that from now on
-        rounds.append(Round({n: tuple(v) for n, v in samples.items()}, valid, reason, (before, after), told))
+            first = after  # the machine has settled at another speed, which is the reference from now on
+        rounds.append(Round({n: tuple(v) for n, v in samples.items()}, valid, reason, (before, after), conditions))
         if valid:
-            done, spent = done + size, spent + sum(samples[QUERY]) / 1000
+            done, spent = done + pictures, spent + sum(samples[QUERY]) / 1000
         if mode == "burst":
             time.sleep(_BURST_PAUSE)
     return tuple(rounds)
 
 
 def sustained_figures(measurement: Measurement) -> dict[str, float]:
-    """Of a sustained run: p50 of the first tenth and the last quarter of the pictures (ms), their ratio, and the stability:
-    the smallest over the largest median of a minute."""
+    """Figures of a sustained run.
+
+    `first_p50` and `last_p50` are the medians of the first tenth and of the last quarter of the pictures, in ms; `slowdown` is
+    their ratio; `stability` is the smallest median of a minute divided by the largest.
+    """
     import statistics
 
     values = [s for r in measurement.rounds for s in r.samples.get(QUERY, ())]

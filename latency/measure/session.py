@@ -1,4 +1,4 @@
-"""A bundle's target, loaded on this host and ready to draw the same picture again and again under a clock."""
+"""A bundle's target, loaded on this host, to draw the same picture repeatedly and time it."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ Times = dict[str, list[float]]  # name -> ms, one per call
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded target: `query` draws one picture and says how long it and each call in it took."""
+    """A loaded target; `query` draws one picture and returns the times of the picture and of each call."""
 
     pipeline: Pipeline
-    text: Callable[[], Arrays]  # the student's text inputs; runs the text encoder where there is one
+    text: Callable[[], Arrays]  # the student's text inputs; runs the text encoder if there is one
     noise: np.ndarray
     clock: Times
     load_ms: float
 
     def query(self) -> Times:
-        """One picture: text encoder, every step of the student, decoder; `e2e` and the roles, in ms."""
+        """Draw one picture: text encoder, every step of the student, decoder. Returns times in ms for `e2e` and the roles."""
         self.clock.clear()
         start = time.perf_counter_ns()
         latent = self.pipeline.denoise(self.noise, self.text())
@@ -46,10 +46,10 @@ class Session:
 
 
 def bundle_identity(bundle: Bundle) -> dict[str, Any]:
-    """What a measurement says of the bundle itself: fields of `results.Measurement`."""
+    """The fields of `results.Measurement` that describe the bundle."""
     height, width = bundle.manifest["resolution"]
     return {
-        "bundle": bundle_name(bundle.manifest["name"], bundle.manifest["device"]["id"]),  # wherever the folder lies
+        "bundle": bundle_name(bundle.manifest["name"], bundle.manifest["device"]["id"]),  # whatever the folder is called
         "bundle_sha256": sha256_of(bundle.path / SUMS),
         "device": bundle.manifest["device"]["id"],
         "width": bundle.manifest["width"],
@@ -59,7 +59,11 @@ def bundle_identity(bundle: Bundle) -> dict[str, Any]:
 
 
 def runs_here(key: str) -> None:
-    """MeasurementFailed where the time on this host would say nothing about the target, or the runtime is not there."""
+    """Check that a target can be timed on this host.
+
+    Raises:
+        MeasurementFailed: if its times here would not be meaningful, or its runtime is missing.
+    """
     runtime = spec_of(key).runtime
     if runtime.numbers_only:
         raise MeasurementFailed(f"{key}: {runtime.numbers_only}; {runtime.instead}")
@@ -69,7 +73,11 @@ def runs_here(key: str) -> None:
 
 
 def first_timed(bundle: Bundle) -> str:
-    """The bundle's first target whose time on this host means something; MeasurementFailed with the reasons where none."""
+    """The bundle's first target that can be timed on this host.
+
+    Raises:
+        MeasurementFailed: with the reasons, if none can.
+    """
     reasons = []
     for key in bundle.targets:
         try:
@@ -82,13 +90,13 @@ def first_timed(bundle: Bundle) -> str:
 
 
 def open_session(bundle: Bundle, key: str, threads: int) -> Session:
-    """Load every component of a target; `load_ms` is the time that took. Inputs are the bundle's first test vector."""
+    """Load every component of a target and time it (`load_ms`). The inputs are the bundle's first test vector."""
     target, _ = target_of(key)
     artifacts = bundle.artifacts(key)
     vectors = read_vectors(bundle)
     clock: Times = {}
     if module := spec_of(key).runtime.module:
-        importlib.import_module(module)  # an app has no Python to import: no part of the load
+        importlib.import_module(module)  # not part of the load time: an app imports no Python
     start = time.perf_counter_ns()
     opened = {role: target.open(a.path, threads=threads, entry=a.entry) for role, a in artifacts.items()}
     load_ms = (time.perf_counter_ns() - start) / 1e6

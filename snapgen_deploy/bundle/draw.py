@@ -1,4 +1,4 @@
-"""Draws with a bundle's own files on a runtime of this host."""
+"""Draws pictures with a bundle's files, on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from snapgen_deploy.system.files import write_bytes
 
 
 def choose_target(bundle: Bundle, wanted: str | None) -> str:
-    """The target asked for, else the bundle's first that runs on this host; BadInput with the reasons when none does."""
+    """The wanted target, else the bundle's first that runs on this machine.
+
+    Raises:
+        BadInput: if the bundle does not hold the wanted target, or none can run here (with the reasons).
+    """
     reasons = []
     for key in bundle.targets if wanted is None else [full_key(bundle, wanted)]:
         target, variant = target_of(key)
@@ -31,7 +35,11 @@ def choose_target(bundle: Bundle, wanted: str | None) -> str:
 
 
 def full_key(bundle: Bundle, wanted: str) -> str:
-    """`executorch` stands for `executorch:xnnpack` where the bundle holds just one variant of it."""
+    """Complete a target's name: `executorch` means `executorch:xnnpack` if that is the bundle's only variant of it.
+
+    Raises:
+        BadInput: if no target of the bundle matches, or several do.
+    """
     matches = [k for k in bundle.targets if k == wanted or k.split(":")[0] == wanted]
     if len(matches) != 1:
         raise BadInput(f"{bundle.name} holds the targets {', '.join(bundle.targets)}; got '{wanted}'")
@@ -41,10 +49,20 @@ def full_key(bundle: Bundle, wanted: str) -> str:
 def draw(
     bundle: Bundle, key: str, prompt: str | None, seed: int, threads: int, embeddings: Mapping[str, np.ndarray] | None = None
 ) -> np.ndarray:
-    """A picture (H, W, 3) of unsigned bytes; `prompt` is None for a bundle without a text encoder.
+    """Draw a picture (H, W, 3), uint8, with the bundle's files for the target `key`.
 
-    `embeddings` holds what the text encoders outside of the bundle made of the prompt: for each of the student's other text
-    streams NAME (1, L, D) and NAME_mask (1, L), float32, 1 where there is a token. BadInput where they are not all there.
+    Args:
+        bundle: The bundle, at one picture size.
+        key: The target, as `choose_target` returns it.
+        prompt: What to draw; None for a bundle without a text encoder.
+        seed: Seed of the noise.
+        threads: CPU threads.
+        embeddings: Outputs of text encoders that are not part of the bundle: for each such text stream NAME (1, L, D) and
+            NAME_mask (1, L), float32, 1 where there is a token.
+
+    Raises:
+        BadInput: if the prompt or an array of `embeddings` is missing, superfluous or cannot be used, the bundle lacks a
+            tokenizer or a decoder, or the picture is not finite.
     """
     components, tokenizers = components_of(bundle.config), bundle.tokenizers()
     if prompt is None and components.encoders:
@@ -66,7 +84,11 @@ def draw(
 
 
 def other_text(config: ModelConfig, embeddings: Mapping[str, np.ndarray]) -> Arrays:
-    """The student's text inputs that the model's own text encoders do not make, in float32; BadInput where one is amiss."""
+    """Check the student's text inputs that no text encoder of the model produces, and return them as float32.
+
+    Raises:
+        BadInput: if names or shapes are not exactly the expected ones, or a value is not a finite number.
+    """
     own = {encoder.stream for encoder in config.text_encoders}
     shapes: dict[str, tuple[int, ...]] = {}
     for s in config.student.text_streams:
@@ -83,7 +105,11 @@ def other_text(config: ModelConfig, embeddings: Mapping[str, np.ndarray]) -> Arr
 
 
 def save_png(picture: np.ndarray, path: Path) -> None:
-    """Write the whole file or nothing."""
+    """Write a picture (H, W, 3), uint8, as PNG. A failed write leaves no partial file.
+
+    Raises:
+        BadInput: if the file cannot be written.
+    """
     from PIL import Image
 
     data = io.BytesIO()

@@ -1,4 +1,4 @@
-"""preview.png: what the exported files drew, beside the reference."""
+"""preview.png: pictures drawn by the exported files, beside those of the reference."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-CELL = 192  # pixels a side in the grid
+CELL = 192  # longer side of a picture in the grid, pixels
 MARGIN = 8
 CAPTION = 18
 
 
 def write_preview(path: Path, prompts: Sequence[str], columns: Mapping[str, Sequence[np.ndarray]]) -> None:
-    """A grid, one row a prompt and one column a runtime; pictures (H, W, 3) of unsigned bytes."""
+    """Write a grid with one row per prompt and one column per runtime. Pictures are (H, W, 3), uint8."""
     font = ImageFont.load_default(12)
     width = MARGIN + len(columns) * (CELL + MARGIN)
     height = CAPTION + MARGIN + len(prompts) * (CELL + CAPTION + MARGIN)

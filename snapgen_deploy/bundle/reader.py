@@ -1,4 +1,4 @@
-"""The bundle on disk: its manifest, its files and their hashes. `staging` builds it."""
+"""A bundle on disk: its manifest, its files and their hashes. `snapgen_deploy.job.staging` builds one."""
 
 from __future__ import annotations
 
@@ -28,14 +28,18 @@ RUN = "export_run.json"  # how this export went; not hashed, since it changes fr
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: where it is, and its manifest."""
+    """An opened bundle: its path and its manifest. For example, to find a file:
+
+    bundle = open_bundle(Path("bundles/shapes-iphone16pm"))
+    decoder = bundle.artifacts("coreml")["decoder"].path  # bundles/shapes-iphone16pm/coreml/decoder.mlpackage
+    """
 
     path: Path
     manifest: Mapping[str, Any]
 
     @property
     def name(self) -> str:
-        """Its folder's name, also where the path is `.`."""
+        """Name of the bundle's folder, even if the path is `.`."""
         return self.path.resolve().name
 
     @property
@@ -51,7 +55,7 @@ class Bundle:
 
     @property
     def latent(self) -> tuple[int, int, int]:
-        """Channels, height, width of the latent."""
+        """Channels, height and width of the latent."""
         channels, height, width = self.manifest["latent"]["shape"]
         return channels, height, width
 
@@ -62,16 +66,20 @@ class Bundle:
 
     @property
     def resolution(self) -> tuple[int, int]:
-        """Height and width of the picture (of the default one where there are several)."""
+        """Height and width of the picture, in pixels; the default size if there are several."""
         return self.manifest["resolution"][0], self.manifest["resolution"][1]
 
     @property
     def sizes(self) -> tuple[str, ...]:
-        """Names of the picture sizes, `<height>x<width>`, the default one first."""
+        """Names of the picture sizes, `<height>x<width>`, the default size first."""
         return tuple(s["name"] for s in self.manifest.get("sizes", ())) or (size_name(self.manifest["resolution"]),)
 
     def at(self, size: str | None) -> Bundle:
-        """The bundle as if it held one of its sizes alone (None: the default one); BadInput that lists them for another."""
+        """The bundle as if it held only one of its picture sizes; None means the default size.
+
+        Raises:
+            BadInput: if the bundle does not have this size.
+        """
         if size is not None and size not in self.sizes:
             raise BadInput(f"{self.name} does not draw {size}: its sizes are {', '.join(self.sizes)}")
         if "sizes" not in self.manifest:
@@ -93,12 +101,16 @@ class Bundle:
         return str(self.manifest["targets"][key]["precision"])
 
     def limits(self, key: str) -> Limits:
-        """What the files of one target are held to; of a bundle that does not say, what its precision is."""
+        """The gate limits of one target; those of its precision if the manifest records none."""
         target = self.manifest["targets"][key]
         return replace(PRECISIONS[target["precision"]].limits, **target.get("limits", {}))
 
     def artifacts(self, key: str) -> dict[Role, Artifact]:
-        """The exported components of one target."""
+        """The exported components of one target.
+
+        Raises:
+            BadInput: if the bundle does not hold this target.
+        """
         if key not in self.targets:
             raise BadInput(f"{self.name} holds no target '{key}': it holds {', '.join(self.targets)}")
         components = self.manifest["targets"][key]["components"]
@@ -109,7 +121,7 @@ class Bundle:
         }
 
     def run(self) -> dict[str, Any] | None:
-        """What the export took (see `run_record`); None where a bundle has no such record."""
+        """The record of the export's run (see `run_record`), or None if the bundle has none."""
         path = self.path / RUN
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -118,27 +130,32 @@ class Bundle:
         return data if isinstance(data, dict) else None
 
     def tokenizers(self) -> dict[Role, str]:
-        """Texts of the bundle's tokenizer files by text encoder; of those that it has."""
+        """Contents of the bundle's tokenizer files, by text encoder. Encoders without a file are left out."""
         paths = {spec.name: self.path / spec.reads.file for spec in components_of(self.config).encoders}
         return {role: path.read_text(encoding="utf-8") for role, path in paths.items() if path.exists()}
 
 
 def bundle_name(checkpoint: str, device: str) -> str:
-    """What a bundle is called, by the checkpoint's name and the device's id: its folder's name, and in measurements."""
+    """Name of a bundle, for its folder and in measurements.
+
+    >>> bundle_name("shapes", "iphone16pm")
+    'shapes-iphone16pm'
+    """
     return f"{checkpoint}-{device}"
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Read the manifest of a bundle, given by its folder or by the manifest itself; hashes are not checked here.
+    """Open a bundle, given by its folder or by its manifest.json, and check the manifest. `check_hashes` checks the hashes.
 
     Raises:
-        BadInput: for anything else, with the bundles inside a folder of bundles.
+        BadInput: if the path is neither (with the bundles in a folder of bundles), or the manifest cannot be read, has another
+            version or does not fit the schema.
     """
     if path.name == MANIFEST and is_file(path):
         path = path.parent
     manifest = path / MANIFEST
     if not is_file(manifest):
-        raise BadInput(f"{path} is no bundle: {_instead(path)}")
+        raise BadInput(f"{path} is not a bundle: {_instead(path)}")
     data = read_json(manifest, "export the bundle again")
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
@@ -150,7 +167,7 @@ def open_bundle(path: Path) -> Bundle:
 
 
 def _instead(path: Path) -> str:
-    """Why a path is no bundle, and what to give or do instead."""
+    """Why a path is not a bundle, and what to give or do instead."""
     try:
         if not path.exists():
             return "there is no such folder"
@@ -168,7 +185,11 @@ def _instead(path: Path) -> str:
 
 
 def check_hashes(bundle: Bundle) -> None:
-    """Every file is listed, there, and unchanged, and the manifest says the same; GateFailed with all that is not."""
+    """Check that the bundle holds exactly the exported files, unchanged, and that SHA256SUMS and manifest agree.
+
+    Raises:
+        GateFailed: if a file is missing, changed, not listed, listed twice or not a plain file; lists the first ten.
+    """
     listed: dict[str, str] = {}
     sums = bundle.path / SUMS
     if not is_file(sums):
@@ -179,7 +200,7 @@ def check_hashes(bundle: Bundle) -> None:
         if name in listed:
             wrong.append(f"listed twice {name}")
         listed[name] = digest
-    # a link to a folder is not followed, and what it shows would be checked by nobody
+    # links to folders are not followed, so that files behind one would go unchecked
     strange = (p for p in bundle.path.rglob("*") if not p.is_file() and (p.is_symlink() or not p.is_dir()))
     wrong += [f"no plain file {p.relative_to(bundle.path).as_posix()}" for p in sorted(strange)]
     unlisted = (bundle.path / SUMS, bundle.path / RUN)
@@ -187,22 +208,23 @@ def check_hashes(bundle: Bundle) -> None:
     wrong += [f"missing {n}" for n in sorted(set(listed) - set(there))]
     wrong += [f"not listed {n}" for n in sorted(set(there) - set(listed))]
     wrong += [f"changed {n}" for n in sorted(set(there) & set(listed)) if sha256_of(there[n]) != listed[n]]
-    said = _digests(bundle.manifest)
-    wrong += [f"in {MANIFEST} otherwise {n}" for n in sorted({*said, *listed} - {MANIFEST}) if said.get(n) != listed.get(n)]
+    recorded = _digests(bundle.manifest)
+    differ = (n for n in sorted({*recorded, *listed} - {MANIFEST}) if recorded.get(n) != listed.get(n))
+    wrong += [f"differs from {MANIFEST} {n}" for n in differ]
     if wrong:
         shown = "; ".join(wrong[:10]) + (f"; and {len(wrong) - 10} more" if len(wrong) > 10 else "")
         raise GateFailed(f"{bundle.name} is not what was exported: {shown}")
 
 
 def _digests(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What the manifest itself says of its files."""
+    """Hashes that the manifest itself records, by file."""
     components = [c for t in manifest["targets"].values() for c in t["components"].values()]
     tables = [manifest["files"], *(c["files"] for c in components)]
     return {name: data.get("sha256") if isinstance(data, dict) else None for table in tables for name, data in table.items()}
 
 
 def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
-    """Write manifest.json and then SHA256SUMS over all files of the bundle but the record of the run."""
+    """Write manifest.json, then SHA256SUMS over all files of the bundle except the record of the run."""
     text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
     (root / MANIFEST).write_text(text + "\n", encoding="utf-8")
     lines = [

@@ -1,4 +1,4 @@
-"""What every reader of a manifest relies on, checked once where it is read. Keys that are not named here are let through."""
+"""Schema of manifest.json: what its readers rely on, checked once when it is opened. Unknown keys are ignored."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from snapgen_deploy.system.typed import Amount, Count, Number, OneOf, Table, Tex
 
 
 def _inside(name: str) -> str:
-    """A file's name that does not lead out of the bundle: its hashes would not cover it."""
+    """A path inside the bundle: the hashes would not cover a file outside of it."""
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise ValueError("files of this bundle")
     return name
 
 
 def _size(name: str) -> str:
-    """A part of files' names."""
+    """A picture size, which also becomes a part of file names."""
     if not re.fullmatch(r"[0-9]{1,6}x[0-9]{1,6}", name):
         raise ValueError("HEIGHTxWIDTH")
     return name
@@ -156,6 +156,10 @@ class _Manifest(BaseModel):
 
 
 def refuse_misshapen(path: Path, manifest: Mapping[str, Any]) -> None:
-    """BadInput that names what a manifest lacks or has in another shape, and files outside of its bundle."""
+    """Check a manifest against the schema.
+
+    Raises:
+        BadInput: if a field is missing or has the wrong type, or a file lies outside the bundle; lists all problems.
+    """
     _, problems = read_as(_Manifest, manifest)
     refuse(str(path), problems, "; export the bundle again")

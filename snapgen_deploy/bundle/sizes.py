@@ -1,6 +1,6 @@
-"""Reading a bundle of several picture sizes: its files' names, and its manifest as one size sees it.
+"""Bundles of several picture sizes: the names of their files, and the manifest reduced to one size.
 
-What such a manifest holds: `snapgen_deploy.job.manifest_sizes`.
+`snapgen_deploy.job.manifest_sizes` documents the manifest of such a bundle.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from typing import Any
 
 
 def vectors_name(size: str | None) -> str:
-    """File of the test vectors: of the default size, or of another one."""
+    """Name of the file of test vectors; None stands for the default size.
+
+    >>> vectors_name(None), vectors_name("96x128")
+    ('test_vectors.safetensors', 'test_vectors-96x128.safetensors')
+    """
     return f"test_vectors-{size}.safetensors" if size else "test_vectors.safetensors"
 
 
 def preview_name(size: str | None) -> str:
-    """File of the preview: of the default size, or of another one."""
+    """Name of the preview's file; None stands for the default size."""
     return f"preview-{size}.png" if size else "preview.png"
 
 
 def at_size(manifest: Mapping[str, Any], size: str) -> dict[str, Any]:
-    """The manifest as if the bundle held one of its sizes alone; `vectors_of` names it where it is not the default one."""
+    """The manifest as if the bundle held only this picture size. Unless it is the default, `vectors_of` names it."""
     found = next(s for s in manifest["sizes"] if s["name"] == size)
     targets = {}
     for key, target in manifest["targets"].items():

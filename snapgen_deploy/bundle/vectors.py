@@ -1,4 +1,4 @@
-"""The test vectors of a bundle: read back, and as inputs of its components."""
+"""Reads the test vectors of a bundle."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.system.documents import parse_json
 from snapgen_deploy.system.typed import read_as
 
-NEEDED = {"noise", LATENT, LATENTS, VELOCITIES}  # arrays that test vectors of any checkpoint hold
+NEEDED = {"noise", LATENT, LATENTS, VELOCITIES}  # arrays that all test vectors hold, whatever the checkpoint
 
 
 def read_vectors(bundle: Bundle) -> ReferenceVectors:
-    """The test vectors that the bundle ships."""
+    """Read the bundle's test vectors.
+
+    Raises:
+        BadInput: if the file cannot be read, lacks an array, or has an array without a row for each prompt.
+    """
     from safetensors import SafetensorError, safe_open
 
     path = bundle.test_vectors
@@ -34,6 +38,6 @@ def read_vectors(bundle: Bundle) -> ReferenceVectors:
 
 
 def port_values(bundle: Bundle) -> dict[Role, Arrays]:
-    """What each component is fed in the first step of the first test vector, by port name."""
+    """The inputs of each component in the first step of the first test vector, by port name."""
     vectors, config = read_vectors(bundle), bundle.config
     return {spec.name: next(vectors.cases(spec, config, 0))[0] for spec in components_of(config)}

@@ -1,1 +1,1 @@
-"""Checks of what was exported: gates, fidelity, layers, a bundle's facts, and `verify`."""
+"""Checks of exported files and bundles: gates, fidelity, layers, a manifest's facts, and `verify`."""

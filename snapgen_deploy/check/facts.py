@@ -1,4 +1,4 @@
-"""What a bundle says of itself, held against its own test vectors: apps feed and show what stands in the manifest."""
+"""Checks a manifest against the bundle's own configuration and test vectors, since apps rely on what the manifest says."""
 
 from __future__ import annotations
 
@@ -18,16 +18,24 @@ from snapgen_deploy.errors import GateFailed
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.plan.sizes import latent_of
 
-CLOSE = 1e-5  # of time features, levels and noise
+CLOSE = 1e-5  # tolerance for time features, noise levels and noise
 
 
 def refuse_contradictions(bundle: Bundle, vectors: ReferenceVectors) -> None:
-    """GateFailed that lists what the manifest of a bundle (as `Bundle.at` shows one picture size) has wrong of itself."""
+    """Check the manifest of a bundle, at one picture size (`Bundle.at`), against configuration and test vectors.
+
+    Raises:
+        GateFailed: if latent shape, schedule, prompts, seeds, tokens or ports contradict them; lists the first ten.
+    """
     _refuse(bundle, list(_contradictions(bundle, vectors)))
 
 
 def refuse_unsound_gates(bundle: Bundle) -> None:
-    """GateFailed where the manifest has no gate of a target, or one that failed: an export publishes neither."""
+    """Check that the manifest records gates of every target and that none failed: an export publishes no other bundle.
+
+    Raises:
+        GateFailed: if a target has no gate, or a gate failed.
+    """
     recorded = bundle.manifest["gates"]
     wrong = [f"{key} has no gate" for key in bundle.targets if key not in {g.get("target") for g in recorded}]
     wrong += [f"{g.get('target')} {g.get('name')} failed" for g in recorded if g.get("verdict") not in ("passed", "not_run")]
@@ -35,7 +43,11 @@ def refuse_unsound_gates(bundle: Bundle) -> None:
 
 
 def refuse_other_limits(bundle: Bundle, gates: Sequence[Gate]) -> None:
-    """GateFailed where gates that ran again were held to other limits than the manifest has of the export's."""
+    """Check that gates which ran again had the limits that the manifest records.
+
+    Raises:
+        GateFailed: if a limit differs.
+    """
     recorded = bundle.manifest["gates"]
     then = {(g.get("target"), g.get("component"), g.get("name"), g.get("size", "")): g.get("limit") for g in recorded}
     pairs = [(g, then.get((g.target, g.component, g.name, g.size), g.limit)) for g in gates]
@@ -101,7 +113,7 @@ def _shapes(ports: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 def _close(got: Any, expected: Any) -> bool:
-    """Nearly equal: logarithms and cosines of another processor may end in another digit."""
+    """Nearly equal: the last digits of logarithms and cosines may differ on another processor."""
     try:
         values = np.asarray(got, np.float64)
     except ValueError:  # rows of different lengths

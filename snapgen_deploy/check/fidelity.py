@@ -1,11 +1,13 @@
 """The fidelity gate: do exported files of a precision still draw the pictures of the fp32 reference, over many prompts?
 
-The reference draws every sample once (`draw_reference`, kept on the disk); each target's files then draw the same prompts from
-the same noise (`measure_fidelity`). What is compared is a final picture's PSNR and SSIM, the latent after every step, and,
-where there is a scorer, its points. A scorer is a function of prompts and pictures (H, W, 3) of unsigned bytes that returns
-per picture (points, points possible), named `file.py:function` or `module:function`; the detector of the embedded checkpoint
-is one. It is no part of the installed package, so it is found in the source tree that the package runs from, or named with
-`--scorer`. The working directory is never searched: what lies there by chance must not decide a gate.
+The reference draws every sample once (`draw_reference`, which keeps the pictures on disk). Each target's files then draw the
+same prompts from the same noise (`measure_fidelity`). Compared are PSNR and SSIM of the final picture, the latent after every
+step, and the points of a scorer if there is one.
+
+A scorer, named `file.py:function` or `module:function`, takes prompts and pictures (H, W, 3), uint8, and returns (points,
+points possible) for each picture. The detector of the embedded checkpoint is one. It is not part of the installed package: it
+is used if the package runs from a source tree, or named with `--scorer`. The working directory is never searched, since a file
+that is there by chance must not decide a gate.
 """
 
 from __future__ import annotations
@@ -42,24 +44,24 @@ from snapgen_deploy.system.quantiles import bootstrap_interval
 from snapgen_deploy.system.source import package_root
 
 Scorer = Callable[[Sequence[str], Sequence[np.ndarray]], Sequence[tuple[float, float]]]
-FIDELITY_PICTURES = 100  # pictures, where nothing else is asked for
+FIDELITY_PICTURES = 100  # default number of pictures
 _PICTURES, _SCORES = "pictures.npy", "scores.json"
-RESAMPLES = 2000  # of the bootstrap over prompts
-DETECTOR = "examples.shapes.score:right_and_counted"  # of the embedded checkpoint
+RESAMPLES = 2000  # draws of the bootstrap over prompts
+DETECTOR = "examples.shapes.score:right_and_counted"  # the scorer of the embedded checkpoint
 NO_SCORER = "no scorer is known for this checkpoint; name one with --scorer"
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What the gate is to draw, and for whom."""
+    """What the fidelity gate draws, and which targets it judges."""
 
     samples: tuple[Sample, ...]
     scorer: str | None  # `file.py:function` or `module:function`
-    unscored: str = NO_SCORER  # why there is no scorer, where there is none
-    every: bool = False  # also targets at their own default precision, which differs from the reference by rounding only
+    unscored: str = NO_SCORER  # why there is no scorer, if `scorer` is None
+    every: bool = False  # also judge targets at their own default precision, which differs from the reference by rounding only
 
     def judges(self, target: TargetPlan) -> bool:
-        """Whether the target's files are held against the reference over all samples."""
+        """Whether the target's files are compared with the reference over all samples."""
         return self.every or not target.exact
 
 
@@ -67,35 +69,41 @@ class Fidelity:
 class Score:
     """Share of a scorer's points, with 95 % intervals (percentile bootstrap over prompts, 2000 draws).
 
-    Pictures of one prompt are drawn together, since their points are alike.
+    Pictures of one prompt are resampled together, since their points are correlated.
     """
 
     share: float
     interval: tuple[float, float]
-    reference: float  # of the fp32 reference's pictures
+    reference: float  # share for the fp32 reference's pictures
     difference: tuple[float, float]  # interval of share - reference, paired by prompt
-    prompts: int  # different ones
+    prompts: int  # number of distinct prompts
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One target's pictures against the reference's."""
+    """One target's pictures compared with the reference's."""
 
     pictures: int
-    psnr: float  # least, dB
-    mean_psnr: float
-    ssim: float | None  # mean; None without a decoder: there are no pictures
+    psnr: float  # lowest, dB
+    mean_psnr: float  # dB
+    ssim: float | None  # mean; None without a decoder, since there are no pictures then
     latent_error: tuple[float, ...]  # relative error of the latent after each step, mean over pictures
     score: Score | None
 
     def as_dict(self) -> dict[str, Any]:
-        """For the manifest: values to three significant digits, so that a rerun writes the same."""
+        """For the manifest; values have three significant digits, so that a rerun writes the same."""
         data: dict[str, Any] = _rounded(asdict(self))
         return data
 
 
 def draw_reference(recording: Recording, scorer: str | None, on_progress: OnProgress = ignore_progress) -> None:
-    """In a child process: draw the samples with the fp32 reference; leave trajectories, pictures and scores in the folder."""
+    """Draw the samples with the fp32 reference and write trajectories, pictures and scores to the recording's folder.
+
+    Runs in a child process.
+
+    Raises:
+        BadInput: if the scorer cannot be loaded, fails or returns something unusable.
+    """
     samples, folder, opened = recording.samples, recording.folder, recording.checkpoint.open()
     trajectories = recording.run(opened, on_progress)
     runners = reference_runners(opened, recording.width, ("decode",))
@@ -115,7 +123,17 @@ def draw_reference(recording: Recording, scorer: str | None, on_progress: OnProg
 def measure_fidelity(
     saved: SavedTarget, folder: Path, scorer: str | None, on_progress: OnProgress = ignore_progress
 ) -> Measured:
-    """In a child process: draw what `draw_reference` left in `folder` with a target's saved files, and compare."""
+    """Draw the samples of `draw_reference` with a target's saved files and compare. Runs in a child process.
+
+    Args:
+        saved: The target's files.
+        folder: Where `draw_reference` wrote its pictures.
+        scorer: `file.py:function` or `module:function`, or None.
+        on_progress: Called with the number of pictures drawn, and their total.
+
+    Raises:
+        BadInput: if the folder cannot be read, or the scorer cannot be used.
+    """
     target, _ = target_of(saved.key)
     runners = {role: target.open(a.path, threads=saved.threads) for role, a in saved.artifacts.items()}
     reference = load_trajectories(folder, saved.config)
@@ -144,7 +162,7 @@ def measure_fidelity(
 
 
 def fidelity_gates(key: str, measured: Measured, limits: Limits, unscored: str = NO_SCORER) -> tuple[Gate, ...]:
-    """What a target is held to; `unscored` tells why there are no points."""
+    """The fidelity gates of one target; `unscored` is the reason to give if there are no points."""
     count = f"{measured.pictures} pictures"
     worst = float(np.max(measured.latent_error))
     steps = ", ".join(f"{e:.2g}" for e in measured.latent_error)
@@ -162,17 +180,22 @@ def fidelity_gates(key: str, measured: Measured, limits: Limits, unscored: str =
         return (*gates, Gate(key, "pipeline", name, None, least, "not_run", f"image measures only: {why}"))
     low, high = (100 * v for v in score.interval)
     shares = f"{100 * score.share:.1f} % ({low:.1f} to {high:.1f}), reference {100 * score.reference:.1f} %"
-    said = f"{shares}, {score.prompts} different prompts"
-    return (*gates, at_least(key, "pipeline", name, score.difference[1], least, f"upper end of the change's interval; {said}"))
+    detail = f"upper end of the change's interval; {shares}, {score.prompts} different prompts"
+    return (*gates, at_least(key, "pipeline", name, score.difference[1], least, detail))
 
 
 def scorer_of(
     checkpoint: Checkpoint, wanted: str | None, samples: Sequence[Sample], resolution: tuple[int, int]
 ) -> tuple[str | None, str]:
-    """The scorer asked for, else the detector where it knows checkpoint, prompts and picture size; and why there is none.
+    """Choose the scorer: the wanted one, else the detector if it knows the checkpoint, the prompts and the picture size.
 
-    The detector is that of the embedded checkpoint, in a source tree that has it. Each is tried on blank pictures, since a
-    reference may take hours to draw; BadInput where the one asked for cannot be imported or fails.
+    Either is first tried on blank pictures, since drawing the reference may take hours.
+
+    Returns:
+        The scorer's name and "", or None and the reason why there is none.
+
+    Raises:
+        BadInput: if the wanted scorer cannot be imported, fails or returns something unusable.
     """
     blank = np.zeros((*resolution, 3), np.uint8)
     if wanted is not None:
@@ -192,7 +215,11 @@ def scorer_of(
 
 
 def load_scorer(name: str) -> Scorer:
-    """The function of `file.py:function` or of an installed `module:function`; BadInput where there is none."""
+    """Import the function `file.py:function`, or `module:function` of an installed module.
+
+    Raises:
+        BadInput: if the name is not of this form, cannot be imported, or is not a function.
+    """
     module, colon, function = name.rpartition(":")
     try:
         found = getattr(_module(module, name), function) if colon else None
@@ -226,7 +253,7 @@ def _module(module: str, name: str) -> ModuleType:
 
 @contextmanager
 def _tree_first() -> Iterator[None]:
-    """Imports look into the source tree before anything else: packages of the name `examples` are common."""
+    """Search the source tree first: other packages may be named `examples` too."""
     tree, before = str(_source_tree()), sys.path
     sys.path = [tree, *before]
     try:
@@ -236,7 +263,12 @@ def _tree_first() -> Iterator[None]:
 
 
 def points_of(scorer: str, samples: Sequence[Sample], pictures: Sequence[np.ndarray]) -> list[list[float]]:
-    """What the scorer gives each picture: points and points possible; BadInput where it gives anything else."""
+    """Run a scorer: points and points possible for each picture.
+
+    Raises:
+        BadInput: if the scorer cannot be loaded, raises an exception, or does not return one pair of finite numbers, the
+            second not negative, for every picture.
+    """
     score = load_scorer(scorer)
     try:
         found = list(score([s.prompt for s in samples], pictures))
@@ -256,7 +288,13 @@ def points_of(scorer: str, samples: Sequence[Sample], pictures: Sequence[np.ndar
 
 
 def compare_points(prompts: Sequence[str], got: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> Score:
-    """Shares of points and their intervals; rows are (points, points possible) per picture, of a prompt each."""
+    """Compute shares of points and their intervals.
+
+    Args:
+        prompts: The prompt of each picture; prompts may repeat.
+        got: (points, points possible) of each picture drawn by the exported files.
+        reference: The same for the pictures drawn by the reference.
+    """
     number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     ours, theirs = np.zeros((2, len(number), 2))
     np.add.at(ours, [number[p] for p in prompts], np.array(got, float))
@@ -269,7 +307,7 @@ def compare_points(prompts: Sequence[str], got: Sequence[Sequence[float]], refer
 
 
 def _share(points: np.ndarray) -> np.ndarray:
-    """(..., 2) -> points of those that were possible; 0 where none were."""
+    """Points (..., 2) -> points divided by points possible; 0 if none were possible."""
     possible = points[..., 1]
     share: np.ndarray = points[..., 0] / np.where(possible > 0, possible, np.inf)
     return share
@@ -281,7 +319,7 @@ def _scored(reference: Trajectories, folder: Path, scorer: str, drawn: Sequence[
 
 
 def _text(reference: Trajectories, index: int, pipeline: Pipeline) -> dict[str, np.ndarray]:
-    """The student's text inputs of a sample, encoded by the files' own text encoders where there are such."""
+    """The student's text inputs for a sample, encoded by the files' own text encoders if there are any."""
     a, row = reference.arrays, slice(index, index + 1)
     text = {n: np.array(a[n][row]) for s in reference.streams for n in (s, f"{s}_mask")}
     return text | pipeline.encode(recorded_tokens(pipeline.components, a, row, pipeline.runners))

@@ -1,7 +1,7 @@
-"""Gates: an exported file is good when running it, from disk, in a fresh process, agrees with the reference.
+"""Gates: an exported file passes if its results, computed from disk in a fresh process, agree with the reference.
 
-A gate that could not run says `not_run` and why; it never counts as passed. Comparisons read `if not value <= limit`, so
-that not-a-number fails.
+A gate that cannot run has the verdict `not_run` and a reason; it never counts as passed. Comparisons are written
+`if not value <= limit`, so that NaN fails.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from snapgen_deploy.system.progress import OnProgress, ignore_progress
 
 Verdict = Literal["passed", "failed", "not_run"]
 
-PSNR_CAP = 200.0  # dB; stands for "equal", JSON has no infinity
+PSNR_CAP = 200.0  # dB; the value for equal pictures, since JSON has no infinity
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One check of one target: `value` against `limit`."""
+    """The result of one check of one target: `value` compared with `limit`."""
 
     target: str
     component: str  # a role, or "pipeline" for the whole picture
@@ -45,11 +45,11 @@ class Gate:
 
     @property
     def where(self) -> str:
-        """Component, and picture size in a bundle of several."""
+        """The component, and the picture size if the bundle has several."""
         return f"{self.component} {self.size}".strip()
 
     def as_dict(self) -> dict[str, Any]:
-        """For the manifest; values to three significant digits, so that a rerun writes the same. No size where there is one."""
+        """For the manifest, without an empty size. Values have three significant digits, so that a rerun writes the same."""
         data = asdict(self)
         if not self.size:
             del data["size"]
@@ -59,23 +59,31 @@ class Gate:
 
 
 def at_most(target: str, component: str, name: str, value: float, limit: float, detail: str = "") -> Gate:
-    """Passed when value <= limit; NaN fails."""
+    """A gate that passes if value <= limit; NaN fails."""
     return Gate(target, component, name, value, limit, "failed" if not value <= limit else "passed", detail)
 
 
 def at_least(target: str, component: str, name: str, value: float, limit: float, detail: str = "") -> Gate:
-    """Passed when value >= limit; NaN fails."""
+    """A gate that passes if value >= limit; NaN fails."""
     return Gate(target, component, name, value, limit, "failed" if not value >= limit else "passed", detail)
 
 
 def limit_text(name: str, limit: float) -> str:
-    """A gate's limit with the side of it that is good: `≥ 40 dB`, `≤ 0.05`."""
+    """A gate's limit with the comparison that must hold.
+
+    >>> limit_text("psnr", 40), limit_text("relative_error", 0.05)
+    ('≥ 40 dB', '≤ 0.05')
+    """
     sign = "≥" if name.endswith(("psnr", "ssim", "score_change")) else "≤"
     return f"{sign} {limit:g}" + (" dB" if name.endswith("psnr") else "")
 
 
 def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
-    """||got - expected|| / ||expected||, Euclidean over all elements, in double precision."""
+    """||got - expected|| / ||expected||, Euclidean over all elements, in double precision. NaN if the shapes differ.
+
+    >>> relative_error(np.array([3.0, 4.5]), np.array([3.0, 4.0]))
+    0.1
+    """
     if got.shape != expected.shape:
         return math.nan
     difference = np.linalg.norm((got.astype(np.float64) - expected.astype(np.float64)).ravel())
@@ -86,7 +94,10 @@ def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
 def psnr(got: np.ndarray, expected: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of two pictures in -1 ... 1, both clamped: 10 log10(2^2 / MSE).
 
-    NaN, which passes no gate, where a value is not finite: clamped, an infinity would count as white.
+    At most `PSNR_CAP`. NaN, which passes no gate, if any value is not finite: once clamped, infinity would count as white.
+
+    >>> round(psnr(np.zeros((1, 3, 8, 8)), np.full((1, 3, 8, 8), 0.2)), 3)
+    20.0
     """
     if not (np.isfinite(got).all() and np.isfinite(expected).all()):
         return math.nan
@@ -98,7 +109,7 @@ def psnr(got: np.ndarray, expected: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Checked:
-    """Gates of one target, and the pictures (H, W, 3) that its files drew, one per prompt."""
+    """The gates of one target, and the pictures (H, W, 3) that its files drew, one per prompt."""
 
     gates: tuple[Gate, ...]
     pictures: tuple[np.ndarray, ...]
@@ -106,7 +117,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class SavedTarget:
-    """The saved files of one target at one picture size, for a process that runs them."""
+    """The saved files of one target at one picture size, and what a process needs to run them."""
 
     key: str
     precision: str
@@ -120,10 +131,14 @@ class SavedTarget:
 def check_sizes(
     saved: Mapping[str, SavedTarget], vectors: Mapping[str, ReferenceVectors], on_progress: OnProgress = ignore_progress
 ) -> dict[str, Checked]:
-    """`check_target` for every picture size, one after the other; files and vectors by size, the default one first.
+    """Run `check_target` for every picture size, one after the other.
 
-    With several sizes, gates carry theirs; what all share, as text encoders are, is checked by itself once. `on_progress` gets
-    how many of a size's calls of the student are done.
+    With several sizes, gates name theirs. Components that do not depend on the size, such as text encoders, are checked once.
+
+    Args:
+        saved: Files by picture size, the default size first.
+        vectors: Test vectors by picture size.
+        on_progress: Called with the number of finished calls of the student at the current size, and their total.
     """
     found: dict[str, Checked] = {}
     for size, files in saved.items():
@@ -137,7 +152,7 @@ def check_sizes(
 
 
 def check_target(saved: SavedTarget, vectors: ReferenceVectors, on_progress: OnProgress = ignore_progress) -> Checked:
-    """Every gate of one target: its saved files run against the test vectors, and where their operators are placed."""
+    """Run every gate of one target: its saved files on the test vectors, and where their operators are placed."""
     key, precision, limits, artifacts = saved.key, saved.precision, saved.limits, saved.artifacts
     config, schedule = saved.config, saved.schedule
     target, variant = target_of(key)
@@ -150,7 +165,7 @@ def check_target(saved: SavedTarget, vectors: ReferenceVectors, on_progress: OnP
         return Checked((*skipped, Gate(key, "pipeline", "psnr", None, limits.psnr, "not_run", reason), *placed), ())
     runners = {role: target.open(a.path, threads=saved.threads, entry=a.entry) for role, a in artifacts.items()}
     opened = dict(runners)
-    calls = len(vectors.prompts) * (len(schedule.sigmas) - 1)  # of every comparison
+    calls = len(vectors.prompts) * (len(schedule.sigmas) - 1)  # per comparison
     components = components_of(config)
     student = components.denoiser
     runners[student.name] = counted(runners[student.name], calls * (3 if precision == "mixed" else 2), on_progress)
@@ -175,12 +190,12 @@ def check_target(saved: SavedTarget, vectors: ReferenceVectors, on_progress: OnP
 
 
 def error_limit(precision: str, spec: ComponentSpec, limits: Limits) -> float:
-    """Largest relative error of a component; in mixed precision those that take no recipe are fp16."""
+    """The limit for a component's relative error; with mixed precision, components that take no recipe are fp16."""
     return PRECISIONS["fp16"].limits.error if precision == "mixed" and not spec.takes_recipe else limits.error
 
 
 def _tuned_gate(key: str, runner: Runner, config: ModelConfig, vectors: ReferenceVectors) -> Gate:
-    """The file computes what was tuned, to fp16's rounding: its palettes are the tuned network's weights."""
+    """Compares the file with the tuned network, to fp16 rounding: its palettes hold the tuned network's weights."""
     spec = components_of(config).denoiser
     error = _component_error(
         spec, runner, config, replace(vectors, arrays={**vectors.arrays, VELOCITIES: vectors.arrays[TUNED]})
@@ -189,20 +204,20 @@ def _tuned_gate(key: str, runner: Runner, config: ModelConfig, vectors: Referenc
 
 
 def _component_error(spec: ComponentSpec, runner: Runner, config: ModelConfig, vectors: ReferenceVectors) -> float:
-    """Largest relative error over all test vectors of a component, each fed with the reference's inputs."""
+    """Largest relative error of a component over all test vectors, each with the reference's inputs."""
     errors = [
         relative_error(runner(inputs)[spec.output], expected)
         for i in range(len(vectors.prompts))
         for inputs, expected in vectors.cases(spec, config, i)
     ]
-    # max() skips NaN depending on its place; numpy's does not.
+    # Python's max() may skip a NaN, depending on its position; numpy's does not.
     return float(np.max(errors)) if errors else math.nan
 
 
 def _draw(
     runners: Mapping[Role, Runner], config: ModelConfig, schedule: Schedule, vectors: ReferenceVectors
 ) -> tuple[list[np.ndarray], float]:
-    """Every prompt drawn by the saved files alone; the least PSNR against the reference (of latents without a decoder)."""
+    """Draw every prompt with the saved files alone. Returns also the lowest PSNR (without a decoder, that of the latents)."""
     a = vectors.arrays
     shape = a["noise"].shape[1:]
     pipeline = Pipeline(components_of(config), runners, schedule, (shape[0], shape[1], shape[2]))
@@ -221,9 +236,9 @@ def _draw(
 
 
 def _headroom_gate(key: str, role: Role, runner: Runner) -> Gate | None:
-    """The largest value inside a low-precision network over all runs so far, where its runtime keeps a record.
+    """A gate for the largest value inside a low-precision network over all runs so far, if its runtime records it.
 
-    Not run where another runner of the target would keep one: Core ML itself shows no value inside.
+    The gate is not run if only another runner of the target records it: Core ML itself shows no intermediate values.
     """
     if reason := getattr(runner, "unrecorded", ""):
         return Gate(key, role, "largest_value", None, float(np.finfo(np.float16).max), "not_run", reason)
@@ -237,11 +252,17 @@ def _headroom_gate(key: str, role: Role, runner: Runner) -> Gate | None:
 def placement_gates(
     key: str, descriptions: Mapping[Role, Description], reason: str | None = None, beside: Collection[Role] = ()
 ) -> list[Gate]:
-    """What the target's record says of where operators run, held against the files.
+    """Gates for where operators run, by the rule in the target's spec.
 
-    Every node on one unit, as its compiler placed them and its runtime took them: not run where there is a `reason` that it
-    could not be opened. Or one delegate, and nothing over tokens or pixels outside it: operators that it left to slow portable
-    kernels; those at the ports stand around a single delegate only. Components in `beside` may have operators outside.
+    `OneUnit`: every node runs on one unit, as the compiler placed it and the runtime accepted it. The gate is not run if the
+    file could not be opened. `OneDelegate`: no operators outside the delegate, where slow portable kernels would run them,
+    except dtype conversions at the ports, which are allowed around a single delegate.
+
+    Args:
+        key: The target.
+        descriptions: What was read back from each component's file.
+        reason: Why the target cannot run here, or None.
+        beside: Components that may have operators outside the delegate.
     """
     rule, gates = spec_of(key).placement, []
     for role, description in descriptions.items():
@@ -263,5 +284,5 @@ def placement_gates(
 
 
 def failed(gates: Sequence[Gate]) -> list[Gate]:
-    """The gates that did not hold."""
+    """The gates that failed."""
     return [g for g in gates if g.verdict == "failed"]

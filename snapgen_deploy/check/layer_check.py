@@ -1,4 +1,4 @@
-"""The layers of a bundle's components, or of one file, against single precision: what to compare, and with which inputs."""
+"""Compares the layers of a bundle's components, or of one file, with single precision: which graphs, with which inputs."""
 
 from __future__ import annotations
 
@@ -21,18 +21,22 @@ from snapgen_deploy.system.files import read_arrays
 
 @dataclass(frozen=True)
 class Work:
-    """One saved graph, its inputs, and what an output is held to (None: nothing is said)."""
+    """One saved graph to compare."""
 
     name: str
     path: Path
     target: str
-    inputs: Arrays | None
+    inputs: Arrays | None  # None: seeded noise
     entry: str = ""
-    limit: float | None = None
+    limit: float | None = None  # largest relative error of an output; None: not specified
 
 
 def of_path(path: Path, target: str | None, inputs: Path | None) -> Iterator[Work]:
-    """The graphs of a bundle, or of one file; BadInput where there is none."""
+    """The graphs of a bundle, or the one of a file.
+
+    Raises:
+        BadInput: if the path does not exist, or is neither a bundle nor a known kind of file.
+    """
     if not path.exists():
         raise BadInput(f"{path} does not exist; give a bundle directory, an .onnx file or a .mlpackage")
     if (path / "manifest.json").is_file():
@@ -42,7 +46,11 @@ def of_path(path: Path, target: str | None, inputs: Path | None) -> Iterator[Wor
 
 
 def of_bundle(path: Path, wanted: str | None) -> Iterator[Work]:
-    """Every component of the target asked for, or of all; inputs are those of the first step of the first test vector."""
+    """Every component of the wanted target, or of all targets, with the inputs of the first step of the first test vector.
+
+    Raises:
+        BadInput: if the bundle or its test vectors cannot be read, or the bundle does not hold the wanted target.
+    """
     from snapgen_deploy.bundle.vectors import port_values
 
     bundle = open_bundle(path)
@@ -54,17 +62,25 @@ def of_bundle(path: Path, wanted: str | None) -> Iterator[Work]:
 
 
 def of_file(path: Path, inputs: Path | None) -> Work:
-    """One file; inputs from an .npz, or None for seeded noise. BadInput for a kind of file that is not known."""
+    """One file, with inputs from an .npz, or seeded noise for None.
+
+    Raises:
+        BadInput: if the kind of file is not known, or the inputs cannot be read.
+    """
     if (target := owner_of(path)) is None:
         *suffixes, last = dict.fromkeys(spec.suffix for spec in specs().values())
-        raise BadInput(f"{path} is no bundle, and no {', '.join(suffixes)} or {last}")
+        raise BadInput(f"{path} is neither a bundle nor one of {', '.join(suffixes)} and {last}")
     if inputs is None:
         return Work(path.name, path, target, None)
     return Work(path.name, path, target, read_arrays(inputs, f"--inputs {inputs}"))
 
 
 def compare_layers(work: Work, limit: float) -> FoundLayers | str:
-    """The first wrong layer, or why nothing can be compared."""
+    """Find the first wrong layer, or return the reason why nothing can be compared.
+
+    Raises:
+        BadInput: if the file cannot be run with these inputs.
+    """
     try:
         probe = _probe(work)
         if isinstance(probe, str):
@@ -72,9 +88,9 @@ def compare_layers(work: Work, limit: float) -> FoundLayers | str:
         found = first_wrong(probe, limit)
     except SnapgenError:
         raise
-    except Exception as error:  # of protobuf or a runtime, whose exceptions have no base of their own
+    except Exception as error:  # from protobuf or a runtime: their exceptions have no common base class
         raise BadInput(f"{work.path.name} cannot be compared with these inputs: {first_line(error)}") from error
-    return found if found.looked_at else "no operation of it could be looked at"
+    return found if found.looked_at else "none of its operations could be compared"
 
 
 def _probe(work: Work) -> Probe | str:

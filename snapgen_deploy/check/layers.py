@@ -1,8 +1,10 @@
-"""Which operation of a saved graph comes out wrong first: every layer against the same graph in single precision.
+"""Finds the first operation of a saved graph with a wrong output, by comparison with the same graph in single precision.
 
-A probe says what the operations are, and gives the outputs of some of them as the saved file's runtime computes them and as
-single precision does, with the file's own weights. `first_wrong` bisects, so that few outputs are held and compared at a time.
-What a runtime fuses it may leave apart where an output inside is asked for: a wrong layer can hide, a right one stays right.
+A probe lists the operations and returns the outputs of some of them, as the saved file's runtime computes them and in single
+precision, both with the file's own weights. `first_wrong` bisects, so that few outputs are held and compared at a time.
+
+A runtime may not fuse operations if an output between them is requested. So a wrong layer may be missed, but a correct one is
+never reported.
 """
 
 from __future__ import annotations
@@ -16,27 +18,27 @@ import numpy as np
 
 from snapgen_deploy.export.probe import GraphLayer, Probe
 
-AT_ONCE = 24  # outputs of one round
-SMALL = 0.01  # of the root mean square of an operation's inputs: what is smaller is told from zero no better than that
+AT_ONCE = 24  # outputs per round
+SMALL = 0.01  # errors are not divided by less than this share of the root mean square of an operation's inputs
 
 
 @dataclass(frozen=True)
 class FoundLayers:
-    """What a comparison gave: the first wrong layer (None: none of those looked at) and the errors that were measured."""
+    """The result of a comparison: the first wrong layer and the measured errors."""
 
-    wrong: GraphLayer | None
-    errors: Mapping[str, float]  # output -> error, in the order of the file
-    looked_at: int
-    layers: int
+    wrong: GraphLayer | None  # None: none of the compared layers is wrong
+    errors: Mapping[str, float]  # output -> relative error, in the order of the file
+    looked_at: int  # layers that were compared
+    layers: int  # layers of the graph
     warnings: tuple[str, ...] = ()
 
     @property
     def worst(self) -> float:
-        """The largest error that was measured."""
+        """The largest measured error; NaN if nothing was compared."""
         return float(np.max(list(self.errors.values()))) if self.errors else math.nan
 
     def as_dict(self, limit: float) -> dict[str, Any]:
-        """For `--json`, with the limit that errors were held to; an error that is not a number is null."""
+        """For `--json`, with the limit for errors; NaN becomes null."""
         wrong = self.wrong
         return {
             "verdict": "passed" if wrong is None else "failed",
@@ -50,7 +52,7 @@ class FoundLayers:
 
 
 def first_wrong(probe: Probe, limit: float) -> FoundLayers:
-    """Bisect over the layers for the first whose error exceeds `limit` though its inputs' errors do not; NaN exceeds."""
+    """Bisect over the layers for the first whose error exceeds `limit` while those of its inputs do not; NaN exceeds."""
     layers, errors = probe.layers, dict[str, float]()
     place = {layer.output: i for i, layer in enumerate(layers)}
 
@@ -63,7 +65,7 @@ def first_wrong(probe: Probe, limit: float) -> FoundLayers:
     def bad(index: int) -> bool:
         return not errors[layers[index].output] <= limit
 
-    low, high = -1, len(layers)  # all up to `low` are taken for right; `high` is wrong, or the end
+    low, high = -1, len(layers)  # all up to `low` are assumed correct; `high` is wrong, or the end
     while high - low > 1:
         inner = _spread(low, high)
         measure(inner)
@@ -72,7 +74,7 @@ def first_wrong(probe: Probe, limit: float) -> FoundLayers:
         if wrong is None and high == len(layers):
             break
         high = high if wrong is None else wrong
-    while high < len(layers):  # a wrong value that the coarse rounds stepped over
+    while high < len(layers):  # look for a wrong value that the coarse rounds skipped
         before = [place[name] for name in layers[high].inputs if name in place]
         measure(before)
         earlier = [i for i in before if bad(i)]
@@ -85,13 +87,13 @@ def first_wrong(probe: Probe, limit: float) -> FoundLayers:
 
 
 def _spread(low: int, high: int) -> list[int]:
-    """At most AT_ONCE indices between both, evenly, the last one among them."""
+    """At most AT_ONCE evenly spaced indices between both, always with the last one."""
     count = min(AT_ONCE, high - low - 1)
     return sorted({low + round((high - low - 1) * (i + 1) / count) for i in range(count)})
 
 
 def _errors(probe: Probe, layers: Sequence[GraphLayer]) -> dict[str, float]:
-    """Root mean square of the difference by that of the value, or a hundredth of its largest input's where that is more."""
+    """RMS of the difference, divided by the RMS of the expected output or by `SMALL` times that of an input, if greater."""
     outputs = [layer.output for layer in layers]
     exact = probe.exact(list(dict.fromkeys([*outputs, *(name for layer in layers for name in layer.inputs)])))
     saved = probe.saved(outputs)
@@ -105,13 +107,13 @@ def _errors(probe: Probe, layers: Sequence[GraphLayer]) -> dict[str, float]:
 
 
 def _distance(got: np.ndarray, expected: np.ndarray) -> float:
-    """Root mean square of the difference; equal infinities, such as a mask's, differ by nothing, NaN by NaN."""
+    """Root mean square of the difference. Equal infinities, such as those of a mask, differ by 0; NaN gives NaN."""
     with np.errstate(invalid="ignore"):
         difference = np.where(got == expected, 0.0, got.astype(np.float64) - expected)
     return float(np.sqrt(np.mean(np.square(difference)))) if difference.size else 0.0
 
 
 def _rms(x: np.ndarray) -> float:
-    """Root mean square of what is finite."""
+    """Root mean square of the finite values."""
     finite = x[np.isfinite(x)]
     return float(np.sqrt(np.mean(np.square(finite, dtype=np.float64)))) if finite.size else 0.0

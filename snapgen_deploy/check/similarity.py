@@ -1,9 +1,9 @@
 """Structural similarity of two pictures (SSIM).
 
 Z. Wang, A. Bovik, H. Sheikh, E. Simoncelli, "Image quality assessment: from error visibility to structural similarity", IEEE
-Transactions on Image Processing 13(4), 2004: a Gaussian window of 11 x 11 pixels and standard deviation 1.5, K1 = 0.01,
-K2 = 0.03. Written here because the library that has it (scikit-image) would be a dependency for these lines only; the windows
-and the border are those of its `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`.
+Transactions on Image Processing 13(4), 2004: a Gaussian window of 11 x 11 pixels with standard deviation 1.5, K1 = 0.01,
+K2 = 0.03. Implemented here to avoid a dependency on scikit-image for these few lines. Windows and border match its
+`structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import numpy as np
 from scipy import ndimage
 
 SIGMA, TRUNCATE = 1.5, 3.5  # the window reaches 3.5 standard deviations: 5 pixels each way
-BORDER = 5  # pixels whose window leaves the picture are not counted
+BORDER = 5  # pixels this close to the edge are not counted: their window leaves the picture
 K1, K2 = 0.01, 0.03
-RANGE = 1.0  # of pixels, which the formula wants to be 0 and above
+RANGE = 1.0  # pixels are shifted to 0 ... 1, since the formula needs values of at least 0
 
 
 def ssim(got: np.ndarray, expected: np.ndarray) -> float:
-    """Mean over channels and pixels of two pictures (1, C, H, W) in -1 ... 1, both clamped; 1 where they are equal.
+    """Mean SSIM over channels and pixels of two pictures (1, C, H, W) in -1 ... 1, both clamped; 1 if they are equal.
 
-    NaN where a picture is not finite. Raises ValueError where the shapes differ or a side has less than 11 pixels.
+    NaN if a value of either picture is not finite.
+
+    Raises:
+        ValueError: if the shapes differ, or a side has fewer than 11 pixels.
     """
     if got.shape != expected.shape or min(got.shape[-2:]) <= 2 * BORDER:
         raise ValueError(f"got pictures {got.shape} and {expected.shape}, expected equal shapes of at least 11 x 11 pixels")

@@ -1,6 +1,6 @@
 """Runs a finished bundle's gates again, from its own files and test vectors.
 
-The checkpoint is not needed; hence the fidelity gate, which compares with many pictures of the fp32 reference, is `not_run`.
+The checkpoint is not needed. Therefore the fidelity gates, which compare with pictures of the fp32 reference, are `not_run`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ _FIDELITY = "fidelity_"  # how the names of its gates begin
 
 
 def rerun_gates(bundle: Bundle, threads: int, progress: Progress) -> tuple[Gate, ...]:
-    """All gates of all targets, each target in a fresh process; GateFailed where the manifest is not of these files."""
+    """Run all gates of all targets, each target in a fresh process.
+
+    Raises:
+        GateFailed: if the manifest contradicts the bundle's files, records a failed gate, or records other limits.
+        BadInput: if the test vectors cannot be read.
+    """
     views = {size: bundle.at(size) for size in bundle.sizes}
     vectors = {size: read_vectors(view) for size, view in views.items()}
     refuse_unsound_gates(bundle)
@@ -49,6 +54,6 @@ def rerun_gates(bundle: Bundle, threads: int, progress: Progress) -> tuple[Gate,
 
 
 def _left(gate: Mapping[str, Any]) -> str:
-    """Why a gate of the export is not run again, and what came of it then."""
+    """Why a gate of the export is not run again, and its result at export."""
     then = gate["verdict"] if gate["value"] is None else f"{gate['verdict']} with {gate['value']:g}"
-    return f"it compares with pictures of the checkpoint, which a bundle has not; the export: {then}"
+    return f"it compares with pictures of the checkpoint, which a bundle does not contain; at export: {then}"

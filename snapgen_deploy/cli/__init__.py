@@ -27,9 +27,9 @@ class _Group(typer.core.TyperGroup):
             _refuse_removed_folder()
             with no_panic_escapes():
                 result = super().invoke(ctx)
-            sys.stdout.flush()  # what is left would fail when the process ends, without a line of ours
+            sys.stdout.flush()  # otherwise it would fail when the process ends, without our message
             return result
-        except BrokenPipeError:  # of `| head`, which has read enough
+        except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
             drop_output()
             raise typer.Exit(128 + signal.SIGPIPE) from None
         except KeyboardInterrupt as stopped:
@@ -120,10 +120,10 @@ _register()
 
 def main() -> None:
     """Entry point of the `snapgen-deploy` command."""
-    with contextlib.suppress(ValueError):  # of a thread that is not the main one
-        for number in (signal.SIGTERM, signal.SIGHUP):  # a cancelled job cleans up as an interrupted one does
-            if signal.getsignal(number) is not signal.SIG_IGN:  # of `nohup`
-                signal.signal(number, _ended)
+    with contextlib.suppress(ValueError):  # raised outside of the main thread
+        for number in (signal.SIGTERM, signal.SIGHUP):  # a cancelled job cleans up like an interrupted one
+            if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under `nohup`
+                signal.signal(number, _exit_on_signal)
     _fix_streams()
     exclude_working_directory()
     sys.path[:] = [place for place in sys.path if place]  # "" of `python -c` is the working directory
@@ -131,7 +131,7 @@ def main() -> None:
 
 
 def _refuse_removed_folder() -> None:
-    """Libraries fail in ways of their own where the working directory is gone."""
+    """Raise BadInput if the working directory is gone: libraries would fail with messages that do not say so."""
     try:
         Path.cwd()
     except FileNotFoundError:
@@ -139,7 +139,7 @@ def _refuse_removed_folder() -> None:
 
 
 def _fix_streams() -> None:
-    """Streams that were closed go nowhere; those of a narrow encoding show `?` for what they have not."""
+    """Replace closed streams by /dev/null, and let streams with a limited encoding print `?` for other characters."""
     sys.stdout, sys.stderr = (s or open(os.devnull, "w", encoding="utf-8") for s in (sys.stdout, sys.stderr))  # noqa: SIM115
     if type(sys.stdout) is io.TextIOWrapper:  # nothing that has replaced it, as a test's
         sys.stdout = Output.of(sys.stdout)
@@ -148,8 +148,8 @@ def _fix_streams() -> None:
             stream.reconfigure(errors="replace")
     columns = os.environ.get("COLUMNS", "80")
     if not columns.isdecimal() or int(columns) == 0:
-        del os.environ["COLUMNS"]  # some wrappers set 0: tables would have no width
+        del os.environ["COLUMNS"]  # some wrappers set 0, which would give tables no width
 
 
-def _ended(number: int, _: object) -> None:
+def _exit_on_signal(number: int, _: object) -> None:
     raise SystemExit(128 + number)

@@ -124,7 +124,7 @@ def bench(
 
 
 def print_measurement(result: Measurement, run: RunProfile) -> None:
-    """A table of the figures, and what is to be known about them."""
+    """Print a table of the figures, and notes about them."""
     from snapgen_deploy.families.names import timing_title
     from snapgen_deploy.latency.results import QUERY
 

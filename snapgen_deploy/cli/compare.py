@@ -151,7 +151,11 @@ def compare(
 
 
 def exit_code(verdict: str, inconclusive: str) -> int:
-    """1 regressed or failed, 3 an inconclusive answer that shall fail, else 0."""
+    """1 for regressed or failed, 3 for an inconclusive answer that is to fail, else 0.
+
+    >>> exit_code("regressed", "fail"), exit_code("inconclusive", "fail"), exit_code("inconclusive", "pass")
+    (1, 3, 0)
+    """
     if verdict == "inconclusive":
         if inconclusive == "warn":
             err().print("warning: the comparison is inconclusive", style="yellow")
@@ -177,7 +181,7 @@ def _write_reports(record: dict[str, Any], junit: Path | None, summary: Path | N
 
 
 def print_comparison(found: Comparison) -> None:
-    """Guards that changed, the self-check, a row per metric, and the verdict."""
+    """Print the guards that changed, the self-check, one row per metric, and the verdict."""
     if found.guards:
         _print_guards(found.guards)
     if found.self_check is not None:

@@ -1,4 +1,4 @@
-"""What every command shares: where text goes, how work in progress is shown, how errors end."""
+"""What all commands share: printing results, showing progress, reporting errors, reading common options."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 LONGEST_MESSAGE = 4000  # characters; lists of problems are long, and each is worth reading
-UNFORESEEN = 70  # exit code of an error that the tool does not know (sysexits.h: EX_SOFTWARE): no gate, no regression
-# Errors of the system that come of a place that the user chose, wherever they are met.
+UNEXPECTED = 70  # exit code of an unexpected error (sysexits.h: EX_SOFTWARE)
+# System errors caused by a path that the user chose, wherever they occur.
 PLACES = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
-EVERY, WORTH_A_LINE = 60.0, 10.0  # seconds between lines about one work in a log; of work that is worth one
+LOG_INTERVAL, LOG_FROM = 60.0, 10.0  # seconds between log lines about one piece of work; shortest work that is logged
 UNTRAINED = "untrained weights: pictures are noise"
 NO_TOKENIZER = "no tokenizer: prompts cannot be read, gates and preview run on random tokens"
 
@@ -140,7 +140,7 @@ def err() -> Console:
 
 
 def say(text: str, style: str = "") -> None:
-    """A line of a result as it is: brackets are no markup."""
+    """Print one line of a result as it is: brackets are not markup."""
     out().print(text, style=style, soft_wrap=True, markup=False)
 
 
@@ -150,7 +150,7 @@ def tell(text: str, style: str = "") -> None:
 
 
 def new_table(title: str | None = None, **settings: Any) -> Table:
-    """A table without frames: columns have the 80 characters of a plain terminal to share."""
+    """A table without frames, so that its columns fit 80 characters."""
     from rich import box
     from rich.table import Table
 
@@ -158,23 +158,27 @@ def new_table(title: str | None = None, **settings: Any) -> Table:
 
 
 def print_json(data: Any) -> None:
-    """One JSON object on standard output and nothing else."""
+    """Print one JSON object, and nothing else, on standard output.
+
+    Raises:
+        BadInput: if standard output cannot be written, for example because the disk is full.
+    """
     with _refused():
         sys.stdout.write(json.dumps(data, indent=1, sort_keys=True, allow_nan=False, default=str) + "\n")
         sys.stdout.flush()
 
 
 def drop_output() -> None:
-    """Standard output takes no more: from now on it goes nowhere, also what is still to be flushed when the process ends."""
+    """Redirect standard output to /dev/null, so that flushing at exit does not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report_error(error: Exception, *, traceback: bool, as_json: bool = False) -> int | None:
-    """Print an error as one line (`as_json`: as an object on standard output, too) and return its exit code.
+    """Print an error as one line (with `as_json` also as an object on standard output) and return its exit code.
 
-    None for what click itself must handle.
+    Returns None for exceptions that click itself must handle.
     """
-    if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "format_message"):  # the latter: usage errors
+    if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "format_message"):  # the last: usage errors
         return None
     if traceback:
         tracebacks.print_exception(error, file=sys.stderr)
@@ -185,9 +189,9 @@ def report_error(error: Exception, *, traceback: bool, as_json: bool = False) ->
     if isinstance(error, SnapgenError):
         message, hint, code, data = _cut_middle(_one_line(error)), "", error.exit_code, error.as_dict()
     else:
-        message, code, data = f"{type(error).__name__}: {_cut_middle(_one_line(error))}", UNFORESEEN, {}
+        message, code, data = f"{type(error).__name__}: {_cut_middle(_one_line(error))}", UNEXPECTED, {}
         hint = "" if traceback else "; run again with -v for the traceback"
-    with contextlib.suppress(OSError):  # standard error is full: the exit code and the object still tell
+    with contextlib.suppress(OSError):  # standard error may be full; the exit code and the object remain
         tell(f"error: {message}{hint}", "red")
     if as_json:
         print_json({**data, "error": message, "exit_code": code})
@@ -215,9 +219,9 @@ def _cut_middle(text: str) -> str:
 
 
 def progress(*, quiet: bool = False) -> Progress:
-    """Shows each piece of work with a spinner and a clock, and leaves a line with its time; without a terminal see `_log`.
+    """Show each piece of work with a spinner and a clock, then a line with its time. Without a terminal, see `_log`.
 
-    The function that it gives is told how much is done, where the work consists of like pieces.
+    Usage: `with progress()("exporting") as on_progress: ... on_progress(3, 10)`.
     """
     console = err()
 
@@ -228,8 +232,8 @@ def progress(*, quiet: bool = False) -> Progress:
                 yield ignore_progress
             return
         if not console.is_terminal:
-            with _named_if_interrupted(what), _log(what) as told:
-                yield lambda done, total: told(f": {done} of {total}")
+            with _named_if_interrupted(what), _log(what) as set_state:
+                yield lambda done, total: set_state(f": {done} of {total}")
             return
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -260,32 +264,35 @@ def _notes(error: BaseException) -> list[str]:
 
 @contextmanager
 def _log(what: str) -> Iterator[Callable[[str], None]]:
-    """For logs, which some end a job for not getting: a line a minute, and one at the end of what took `WORTH_A_LINE`."""
+    """Progress for logs: a line every minute, so that CI does not kill a silent job, and one at the end of longer work.
+
+    Yields a function that sets a text to append to the lines.
+    """
     start, over, state = time.monotonic(), threading.Event(), [""]
 
     def line() -> None:
         tell(f"{what}{state[0]}, {time.monotonic() - start:.0f} s")
 
     def beat() -> None:
-        while not over.wait(EVERY):
+        while not over.wait(LOG_INTERVAL):
             line()
 
-    def told(text: str) -> None:
+    def set_state(text: str) -> None:
         state[0] = text
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
-        yield told
+        yield set_state
     finally:
         over.set()
         thread.join()
-        if time.monotonic() - start >= WORTH_A_LINE and not isinstance(sys.exception(), KeyboardInterrupt):
+        if time.monotonic() - start >= LOG_FROM and not isinstance(sys.exception(), KeyboardInterrupt):
             line()
 
 
 def counting(*, quiet: bool = False) -> Counting:
-    """Shows how many pieces of a work are done, a bar for each kind of work; without a terminal see `_log`."""
+    """Show how many pieces of work are done, with a bar for each kind of work. Without a terminal, see `_log`."""
     console = err()
 
     @contextmanager
@@ -296,8 +303,8 @@ def counting(*, quiet: bool = False) -> Counting:
                 yield lambda what, done, total: None
             return
         if not console.is_terminal:
-            with _named_if_interrupted(name), _log(name) as told:
-                yield lambda what, done, total: told(f": {what}: {done} of {total}")
+            with _named_if_interrupted(name), _log(name) as set_state:
+                yield lambda what, done, total: set_state(f": {what}: {done} of {total}")
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -307,7 +314,7 @@ def counting(*, quiet: bool = False) -> Counting:
             tasks: dict[str, Any] = {}
 
             def count(what: str, done: int, total: int) -> None:
-                kind = what.partition(" (")[0]  # what stands in brackets changes as the work goes on
+                kind = what.partition(" (")[0]  # the text in brackets changes as the work goes on
                 if kind not in tasks:
                     tasks[kind] = bar.add_task(what, total=total)
                 bar.update(tasks[kind], description=what, completed=done, total=total)
@@ -319,7 +326,7 @@ def counting(*, quiet: bool = False) -> Counting:
 
 @contextmanager
 def byte_progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """A bar over `total` bytes; the function that it gives is told how many more are done. Nothing without a terminal."""
+    """A bar over `total` bytes; yields a function to call with the number of further bytes. A no-op without a terminal."""
     console = err()
     if quiet or not console.is_terminal:
         with _named_if_interrupted(what):
@@ -337,7 +344,14 @@ _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2*
 
 
 def parse_bytes(text: str, option: str) -> int:
-    """`500MB`, `1.5 GiB` -> bytes; BadInput that names `option` for anything else and for nothing at all."""
+    """Parse an amount of memory or disk.
+
+    >>> parse_bytes("500MB", "--cache-limit"), parse_bytes("1.5 GiB", "--cache-limit")
+    (500000000, 1610612736)
+
+    Raises:
+        BadInput: if the text has another form, or is less than one byte; the message names `option`.
+    """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.strip().lower())
     count = float(found[1]) * _UNITS[found[2]] if found and found[2] in _UNITS else 0.0
     if not 1 <= count < 1e18:
@@ -346,17 +360,29 @@ def parse_bytes(text: str, option: str) -> int:
 
 
 def megabytes(count: float) -> str:
-    """Bytes for people, in decimal units."""
+    """A number of bytes in decimal units.
+
+    >>> megabytes(2_340_000)
+    '2.34 MB'
+    """
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def save_text(path: Path, text: str, option: str = "--output") -> None:
-    """Write the whole file or nothing."""
+    """Write a text file. A failed write leaves no partial file.
+
+    Raises:
+        BadInput: if the file cannot be written; the message names `option`.
+    """
     write_text(path, text, f"choose another place with {option}")
 
 
 def check_places(places: Mapping[str, Path | None]) -> None:
-    """BadInput, before any work, where an option's file cannot be written: no such folder, a folder itself, or named twice."""
+    """Check, before any work, that the files of options can be written.
+
+    Raises:
+        BadInput: if a file's folder does not exist, the path is a folder, or two options name the same file.
+    """
     seen: dict[Path, str] = {}
     for option, path in places.items():
         if path is None:

@@ -1,4 +1,4 @@
-"""`snapgen-deploy devices`, and the plan as a table."""
+"""`snapgen-deploy devices`, and printing a plan as a table."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def devices(
 
 
 def _precisions(as_json: bool) -> None:
-    """Every precision, the targets that offer it, and what its files are held to."""
+    """Print every precision, the targets that offer it, and its limits."""
     from snapgen_deploy.export.precisions import PRECISIONS
     from snapgen_deploy.export.registry import specs
 
@@ -126,7 +126,7 @@ def plan_as_dict(plan: ExportPlan) -> dict[str, Any]:
 
 
 def render_plan(plan: ExportPlan, console: Console) -> None:
-    """The plan as a table, with the reasons below."""
+    """Print the plan as a table, with the reasons below."""
     size = f"{plan.resolution[0]}x{plan.resolution[1]} pixels, latent {'x'.join(map(str, plan.latent))}"
     console.print(f"[bold]{escape(plan.device_name)}[/bold]: width [bold]{plan.width}[/bold], {size}")
     table = new_table()

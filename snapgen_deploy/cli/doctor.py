@@ -54,7 +54,7 @@ def doctor(
         raise BadInput("--target, --inputs and --limit belong to --layers; add it, or leave them out")
     changes = _changes(bundle_or_package)
     if changes:
-        tell(f"warning: {changes}; this is of the files as they are now", "yellow")
+        tell(f"warning: {changes}; the results below are for the files as they are now", "yellow")
     if layers:
         check_layers(bundle_or_package, target, inputs, limit, as_json, changes)
         return
@@ -80,7 +80,7 @@ def doctor(
 
 
 def _changes(path: Path) -> str:
-    """How a bundle differs from what was exported; nothing for one that does not, and for a file."""
+    """How a bundle differs from what was exported; empty if it does not, or for a file."""
     from snapgen_deploy.bundle.reader import MANIFEST, check_hashes, open_bundle
 
     if not (path / MANIFEST).is_file():
@@ -93,9 +93,12 @@ def _changes(path: Path) -> str:
 
 
 def _packages(path: Path, scratch: Path) -> tuple[dict[str, Path], int | None]:
-    """Name -> package for everything to look at, and the device's memory limit in bytes where it is known.
+    """The Core ML packages to check, by name, and the device's memory limit in bytes if it is known.
 
-    Packages inside ExecuTorch programs are taken out into `scratch`.
+    Packages inside ExecuTorch programs are extracted to `scratch`.
+
+    Raises:
+        BadInput: if the path does not exist, or holds no Core ML package.
     """
     from snapgen_deploy.bundle.reader import open_bundle
     from snapgen_deploy.export.probe import HoldsPackages, holder_of, owner_of
@@ -105,7 +108,7 @@ def _packages(path: Path, scratch: Path) -> tuple[dict[str, Path], int | None]:
         raise BadInput(f"{path} does not exist; give a bundle directory, a .mlpackage or a .pte")
     if owner_of(path) is not None:
         if (holder := holder_of(path)) is None:
-            raise BadInput(f"{path} has nothing for the Neural Engine; look at its layers with --layers")
+            raise BadInput(f"{path} has nothing for the Neural Engine; add --layers to check its layers")
         return _inside(holder, path, path.name, scratch), None
     bundle = open_bundle(path)
     packages: dict[str, Path] = {}
@@ -121,7 +124,11 @@ def _packages(path: Path, scratch: Path) -> tuple[dict[str, Path], int | None]:
 
 
 def _inside(target: HoldsPackages, path: Path, name: str, scratch: Path) -> dict[str, Path]:
-    """Core ML packages of a saved artifact; of several, each by its number. BadInput where there is none."""
+    """The Core ML packages of a saved file; if there are several, their names are numbered.
+
+    Raises:
+        BadInput: if there is none.
+    """
     folder = scratch / str(len(list(scratch.iterdir())))
     folder.mkdir()
     found = target.packages(path, folder)

@@ -1,4 +1,4 @@
-"""`snapgen-deploy doctor --layers`: which operation of a saved graph comes out wrong first."""
+"""`snapgen-deploy doctor --layers`: finds the first operation of a saved graph with a wrong output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILE_LIMIT = 0.05
 
 
 def check_layers(path: Path, target: str | None, inputs: Path | None, limit: float | None, as_json: bool, changes: str) -> None:
-    """Compare, print, and exit with 1 where a layer is wrong, with 4 where nothing could be compared."""
+    """Compare and print; exit with 1 if a layer is wrong, with 4 if nothing could be compared."""
     from snapgen_deploy.check.layer_check import compare_layers, of_path
 
     if inputs is not None and (path / "manifest.json").is_file():
@@ -38,7 +38,7 @@ def check_layers(path: Path, target: str | None, inputs: Path | None, limit: flo
     if any(not isinstance(found, str) and found.wrong is not None for _, _, found in rows):
         raise typer.Exit(1)
     if all(isinstance(found, str) for _, _, found in rows):
-        if as_json:  # the object has said why
+        if as_json:  # the object contains the reasons
             raise typer.Exit(MeasurementFailed.exit_code)
         raise MeasurementFailed(f"{path}: no layer could be compared")
 
@@ -53,13 +53,13 @@ def _print(name: str, limit: float, found: FoundLayers | str) -> None:
         return
     for warning in found.warnings:
         tell(f"warning: {name}: {warning}", "yellow")
-    looked = f"{found.looked_at} of {found.layers} layers looked at, limit {limit:g}"
+    looked = f"{found.looked_at} of {found.layers} layers compared, limit {limit:g}"
     if found.wrong is None:
         say(f"{name}: no wrong layer; largest error {found.worst:.3g} ({looked})")
         return
     error = found.errors[found.wrong.output]
-    said = f"error {error:.3g}" if error == error else "not a number"
-    say(f"{name}: first wrong: {found.wrong}, {said} ({looked})")
+    shown = f"error {error:.3g}" if error == error else "not a number"
+    say(f"{name}: first wrong: {found.wrong}, {shown} ({looked})")
     for source in found.wrong.inputs:
         if source in found.errors:
             say(f"  its input {source}: error {found.errors[source]:.3g}")

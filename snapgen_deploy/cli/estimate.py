@@ -185,7 +185,7 @@ def _sweep_as_dict(found: Sweep) -> dict[str, Any]:
 
 
 def _print(estimates: Sequence[Estimate], varied: str = "") -> None:
-    """A row an estimate, in ms; `varied` (size or steps) has a column of its own, what is the same in all rows has none."""
+    """Print one row per estimate, in ms, with a column for what is varied (size or steps)."""
     from snapgen_deploy.families.names import DECODER, STEP, TEXT_ENCODER, title_of
 
     table = new_table()
@@ -205,6 +205,6 @@ def _ms(value: float) -> str:
 
 
 def _reasons(estimates: Sequence[Estimate]) -> None:
-    """What the estimates rest on, every line once."""
+    """Print what the estimates are based on, each line once."""
     for line in dict.fromkeys(line for e in estimates for line in e.lines):
         say(f"  {line}", "dim")

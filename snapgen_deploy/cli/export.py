@@ -255,7 +255,7 @@ def export(
 
 
 def _show_plan(checkpoint: Checkpoint, plan: ExportPlan, pictures: Pictures, executor: str, *, as_json: bool) -> None:
-    """The plan, what exporting it takes here, and what the user may not expect of it."""
+    """Print the plan, the memory that exporting needs here, and notes about prompts."""
     from snapgen_deploy.cli.devices import plan_as_dict, render_plan
     from snapgen_deploy.job import memory
     from snapgen_deploy.system.host_memory import available_bytes
@@ -264,7 +264,7 @@ def _show_plan(checkpoint: Checkpoint, plan: ExportPlan, pictures: Pictures, exe
     if as_json:
         print_json(plan_as_dict(plan) | {"export_memory": memory.as_dict(predictions, available)})
         return
-    here = memory.line(memory.largest(predictions), available)  # beside the reasons, but of this computer: not in the bundle
+    here = memory.line(memory.largest(predictions), available)  # about this computer, so it is not in the bundle
     render_plan(replace(plan, reasons=(*plan.reasons, here)), out())
     if checkpoint.config.text_encoders and not checkpoint.reads_prompts:
         say(NO_TOKENIZER, "yellow")

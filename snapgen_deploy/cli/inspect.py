@@ -32,7 +32,7 @@ def inspect(
     opened = open_checkpoint(checkpoint, key_map)
     data = summary(opened)
     if not as_json:
-        _print(data)  # before the check: what a broken checkpoint holds is worth seeing
+        _print(data)  # before the check, so that a broken checkpoint is shown too
     with progress(quiet=as_json)("checking every tensor" if check else "checking names, shapes and dtypes"):
         validate(opened, values=check)
     if as_json:
@@ -43,7 +43,7 @@ def inspect(
 
 
 def summary(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `inspect` shows, as plain data."""
+    """What `inspect` prints, as plain data."""
     from snapgen_deploy.families.names import DECODER, TEXT_ENCODER
     from snapgen_deploy.families.registry import components_of, family_of
     from snapgen_deploy.models.serialise import config_to_dict
@@ -135,7 +135,7 @@ def _encoders(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _shown(value: Any) -> str:
-    """A configuration value for people: lists and tables without brackets."""
+    """A configuration value as text: lists and tables without brackets."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_shown(v)}" for name, v in value.items())
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What `export` made, and the gates it held, for people."""
+"""Prints the result of `export`: components, gates, memory and time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def print_gates(gates: Sequence[dict[str, Any]]) -> None:
-    """A table of gates with their values, limits and verdicts."""
+    """Print a table of gates with their values, limits and verdicts."""
     from snapgen_deploy.check.gates import limit_text
 
     table = new_table(title="gates")
@@ -34,7 +34,7 @@ def print_gates(gates: Sequence[dict[str, Any]]) -> None:
             out().print(line, style="dim", markup=False)
         elif g["verdict"] != "passed":
             line = f"{g['target']} {_component(g)} {g['name']}: {g['verdict']}: {g['detail']}"
-            say(line)  # a reason may name an extra in brackets
+            say(line)  # a reason may contain brackets, such as pip extras
 
 
 def count_verdicts(gates: Sequence[Mapping[str, Any]]) -> str:
@@ -44,12 +44,12 @@ def count_verdicts(gates: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _component(gate: dict[str, Any]) -> str:
-    """The component of a gate, with the picture size in a bundle of several."""
+    """The component of a gate, with the picture size if there are several."""
     return " ".join((gate["component"].replace("_", " "), gate.get("size", ""))).strip()
 
 
 def _print_components(targets: Mapping[str, Any]) -> None:
-    """What every file of every target holds, and where its operators run."""
+    """Print what every file of every target holds, and where its operators run."""
     from snapgen_deploy.families.names import in_order
 
     table = new_table("components")
@@ -69,13 +69,13 @@ def _print_components(targets: Mapping[str, Any]) -> None:
         if any(runs.values()):
             placed.append(f"{key} runs on: {'; '.join(f'{r} {w}' for r, w in runs.items() if w)}")
     out().print(table)
-    out().print("bits: of a stored weight, on average; left: layers that a quantiser left as they were", style="dim")
+    out().print("bits: average per stored weight; left: layers that a quantiser left unchanged", style="dim")
     for line in placed:
         out().print(line.replace("_", " "), style="dim")
 
 
 def _print_sizes(manifest: Mapping[str, Any]) -> None:
-    """What the sizes share, and what that saves against a bundle for each, from the bytes of the files."""
+    """Print how many bytes the picture sizes share, and what that saves compared with one bundle per size."""
     names = [s["name"] for s in manifest["sizes"]]
     table = new_table(title=f"{len(names)} picture sizes: {', '.join(names)}")
     for column in ("target", "component", "one bundle a size", "here", "saved", "weights used by several"):
@@ -90,15 +90,15 @@ def _print_sizes(manifest: Mapping[str, Any]) -> None:
 
 
 def _print_run(result: Result) -> None:
-    """Where components came from, peak memory and time of every process; a cached one's are from its conversion."""
+    """Print where components came from, and peak memory and time of every process (for cached ones, of the conversion)."""
     targets = result.run["targets"]
     taken = sum(hit for t in targets.values() for hit in t["cached"].values())
     if taken:
         every = sum(len(t["cached"]) for t in targets.values())
         out().print(f"{taken} of {every} components came from the cache; their gates ran again", style="cyan")
     shared = {name: result.run[f"{name}_peak_bytes"] for name in ("reference", "recipe")}
-    said = ", ".join(f"{name} {megabytes(peak)}" for name, peak in shared.items() if peak)
-    out().print(f"peak memory: {said}; largest of all {megabytes(result.peak_bytes)}")
+    peaks = ", ".join(f"{name} {megabytes(peak)}" for name, peak in shared.items() if peak)
+    out().print(f"peak memory: {peaks}; largest of all {megabytes(result.peak_bytes)}")
     for key, t in targets.items():
         parts = [
             f"{role.replace('_', ' ')} {megabytes(peak)} in {t['export_seconds'][role]:.0f} s"
@@ -109,7 +109,7 @@ def _print_run(result: Result) -> None:
 
 
 def result_as_dict(result: Result) -> dict[str, Any]:
-    """For `--json`."""
+    """The result for `--json`."""
     manifest = result.bundle.manifest
     data = {
         "bundle": str(result.bundle.path),
@@ -122,7 +122,7 @@ def result_as_dict(result: Result) -> dict[str, Any]:
 
 
 def print_result(result: Result) -> None:
-    """Components, gates, processes, and where the bundle is."""
+    """Print components, gates, processes, and where the bundle is."""
     manifest = result.bundle.manifest
     _print_components({key: manifest["targets"][key] for key in result.bundle.targets})
     if "sizes" in manifest:
@@ -132,5 +132,5 @@ def print_result(result: Result) -> None:
     out().print(count_verdicts(manifest["gates"]))
     if manifest["trained"] is not True:
         out().print(UNTRAINED, style="yellow")
-    preview = result.bundle.path / "preview.png"  # not of a checkpoint without a decoder
+    preview = result.bundle.path / "preview.png"  # absent without a decoder
     say(f"bundle: {result.bundle.path}" + (f"   preview: {preview}" if preview.is_file() else ""))

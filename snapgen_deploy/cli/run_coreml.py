@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from snapgen_deploy.export.mil import OpStat, PackageRunner, RunReport, Trace
 
 
-_SHOWN = 5  # operations of a list on the screen
+_SHOWN = 5  # number of operations that are printed
 
 
 class _Mode(StrEnum):
@@ -71,7 +71,7 @@ def run_coreml(
     trace = runner.trace()
     try:
         results = runner(arrays, states)
-    finally:  # a later operation may fail of what an earlier one warns of
+    finally:  # an earlier operation's warning may explain why a later one failed
         for warning in runner.warnings():
             tell(f"warning: {warning}", "yellow")
     _write(outputs, results, "--outputs")
@@ -153,10 +153,10 @@ def _print(runner: PackageRunner, results: dict[str, np.ndarray]) -> None:
     count = sum(runner.ops.values())
     typer.echo(f"{runner.package}: function {runner.function}, {count} operations of {len(runner.ops)} types")
     for port in runner.outputs:
-        typer.echo(f"  {port.name}: {_said(port.kind, results[port.name])}")
+        typer.echo(f"  {port.name}: {_shown(port.kind, results[port.name])}")
 
 
-def _said(kind: str, array: np.ndarray) -> str:
+def _shown(kind: str, array: np.ndarray) -> str:
     if kind == "label":
         return str(array)
     if kind == "classes":

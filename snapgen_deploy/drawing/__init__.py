@@ -1,1 +1,1 @@
-"""Text to picture, whoever computes the networks: prompts, ports, the step loop, the reference."""
+"""From text to picture with any runtime: prompts, ports, the denoising loop, the reference."""

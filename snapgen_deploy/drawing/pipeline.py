@@ -1,4 +1,4 @@
-"""Draws pictures with any components that follow the bundle's ports: the reference, or files on disk."""
+"""Draws pictures with any components that have the bundle's ports: the reference networks, or exported files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from snapgen_deploy.system.progress import OnProgress
 
 @dataclass
 class StudentTrace:
-    """What went in and came out of the student, step by step; arrays of shape (1, C, h, w)."""
+    """Inputs and outputs of the student, one array (1, C, h, w) per step."""
 
     latents: list[np.ndarray] = field(default_factory=list)
     velocities: list[np.ndarray] = field(default_factory=list)
@@ -34,7 +34,17 @@ class Pipeline:
     latent: tuple[int, int, int]  # channels, height, width
 
     def encode(self, inputs: Mapping[Role, Arrays]) -> Arrays:
-        """Per text encoder its tokens (1, L) int32 and mask (1, L) float32 -> the student's text inputs."""
+        """Run the text encoders.
+
+        Args:
+            inputs: For each text encoder, its tokens (1, L) int32 and mask (1, L) float32.
+
+        Returns:
+            The student's text inputs: embeddings and mask of each encoded stream.
+
+        Raises:
+            BadInput: if the pipeline lacks one of the text encoders.
+        """
         text: Arrays = {}
         for role, given in inputs.items():
             if role not in self.runners:
@@ -44,7 +54,7 @@ class Pipeline:
         return text
 
     def denoise(self, noise: np.ndarray, text: Arrays, trace: StudentTrace | None = None) -> np.ndarray:
-        """Noise (1, C, h, w) -> clean latent (1, C, h, w); one call of the student per step."""
+        """Turn noise (1, C, h, w) into a clean latent (1, C, h, w), with one call of the student per step."""
         student = self.runners[self.components.denoiser.name]
 
         def velocity(latent: torch.Tensor, step: int) -> torch.Tensor:
@@ -59,32 +69,40 @@ class Pipeline:
 
     @property
     def decodes(self) -> bool:
-        """Whether there is a decoder to make pictures of latents."""
+        """Whether the pipeline has a decoder, and so can turn latents into pictures."""
         return self.components.decoder is not None and self.components.decoder.name in self.runners
 
     def decode(self, latent: np.ndarray) -> np.ndarray:
-        """Latent (1, C, h, w) -> picture (1, 3, H, W) in -1 ... 1."""
+        """Decode a latent (1, C, h, w) to a picture (1, 3, H, W) in -1 ... 1."""
         assert self.components.decoder is not None
         return self.runners[self.components.decoder.name]({LATENT: latent})[PICTURE]
 
     def draw(self, text: Arrays, seed: int) -> np.ndarray:
-        """A picture (H, W, 3) of unsigned bytes; `text` has all of the student's text inputs."""
+        """Draw a picture (H, W, 3), uint8. `text` holds all of the student's text inputs.
+
+        Raises:
+            BadInput: if the decoder returned NaN or infinity.
+        """
         return to_bytes(self.decode(self.denoise(noise_for(seed, self.latent), text)))
 
 
 def tokenize(tokenizer_json: str, prompt: str, length: int) -> Arrays:
-    """A prompt as a text encoder's inputs: tokens (1, L) int32, mask (1, L) float32."""
+    """Turn a prompt into a text encoder's inputs: tokens (1, L) int32, mask (1, L) float32.
+
+    Raises:
+        BadInput: if the tokenizer does not know a word, or the prompt is longer than `length` tokens.
+    """
     tokens, mask = WordTokenizer(tokenizer_json).encode(prompt, length)
     return {TOKENS: np.array([tokens], dtype=np.int32), MASK: np.array([mask], dtype=np.float32)}
 
 
 def tokenize_all(components: Components, tokenizers: Mapping[Role, str], prompt: str) -> dict[Role, Arrays]:
-    """A prompt as the inputs of every text encoder, each by its own tokenizer."""
+    """Turn a prompt into the inputs of every text encoder, each with its own tokenizer."""
     return {spec.name: tokenize(tokenizers[spec.name], prompt, spec.reads.length) for spec in components.encoders}
 
 
 def counted(runner: Runner, total: int, on_progress: OnProgress) -> Runner:
-    """The same runner; `on_progress` gets after each call how many of `total` were made."""
+    """Wrap a runner so that `on_progress(calls so far, total)` is called after each of its calls."""
     done = 0
 
     def run(inputs: Mapping[str, np.ndarray]) -> Arrays:
@@ -98,12 +116,19 @@ def counted(runner: Runner, total: int, on_progress: OnProgress) -> Runner:
 
 
 def noise_for(seed: int, latent: tuple[int, int, int]) -> np.ndarray:
-    """The starting noise (1, C, h, w) of a seed, the same for every target."""
+    """The starting noise (1, C, h, w) for a seed; the same for every target."""
     return initial_noise(seed, (1, *latent)).numpy()
 
 
 def to_bytes(picture: np.ndarray) -> np.ndarray:
-    """(1, 3, H, W) in -1 ... 1 -> (H, W, 3) unsigned bytes; not-a-number is refused."""
+    """Convert a picture (1, 3, H, W) in -1 ... 1 to (H, W, 3), uint8. Values outside the range are clipped.
+
+    >>> to_bytes(np.ones((1, 3, 8, 8), np.float32)).max()
+    np.uint8(255)
+
+    Raises:
+        BadInput: if a value is NaN or infinite.
+    """
     if not np.isfinite(picture).all():
         raise BadInput("the decoder returned values that are not finite: this model does not draw on this runtime")
     scaled = (np.clip(picture[0], -1.0, 1.0) + 1.0) * 127.5

@@ -1,4 +1,4 @@
-"""The named inputs and outputs of a model's components, and the arrays that test vectors have of them."""
+"""The named inputs and outputs of a model's components, and the names of their arrays in test vectors."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from snapgen_deploy.models import ModelConfig
 
 
 def roles_of(config: ModelConfig) -> tuple[Role, ...]:
-    """The components that a checkpoint of this configuration holds, in the order in which a picture uses them."""
+    """The components that a checkpoint of this configuration holds, in the order in which drawing a picture uses them."""
     return components_of(config).names
 
 
 def ports_of(config: ModelConfig, plan: Drawing, role: Role) -> Ports:
-    """Inputs, outputs and a one-line description of a component."""
+    """The inputs and outputs of a component, and a one-line description of it."""
     return components_of(config)[role].ports(plan)
 
 
 def recorded_tokens(
     components: Components, arrays: Mapping[str, np.ndarray], row: slice, roles: Collection[Role] | None = None
 ) -> dict[Role, Arrays]:
-    """What each text encoder was given (of `roles` only, where these are named), one prompt of recorded arrays."""
+    """The inputs of each text encoder for one prompt, read from recorded arrays; `roles` restricts which encoders."""
     return {
         spec.name: {name: np.array(arrays[f"{spec.reads.arrays}{name}"][row]) for name in (TOKENS, MASK)}
         for spec in components.encoders
@@ -34,5 +34,5 @@ def recorded_tokens(
 
 
 def token_arrays(components: Components, inputs: Mapping[Role, Arrays]) -> Arrays:
-    """What text encoders were given, under the names of recorded arrays."""
+    """The inputs of text encoders, under the names that recorded arrays use; the inverse of `recorded_tokens`."""
     return {f"{components[role].reads.arrays}{name}": value for role, given in inputs.items() for name, value in given.items()}

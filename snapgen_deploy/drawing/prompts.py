@@ -1,4 +1,4 @@
-"""Prompts from files, and those that come with the embedded checkpoint."""
+"""Prompts: from text files, and those that ship with the embedded checkpoint."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models.tokenizer import WordTokenizer
 
-SEEDS = 2**63  # torch's generators take no larger one
+SEEDS = 2**63  # seeds are below this: torch's generators accept no larger one
 FIDELITY, CALIBRATION = "shapes_fidelity.txt", "shapes_calibration.txt"  # in `assets`, for the embedded checkpoint
 
 
 def read_samples(path: Path, first_seed: int, what: str = "prompts") -> tuple[Sample, ...]:
-    """The lines of a text file that are not blank; a line may end in a tab and a seed, else its place gives the seed.
+    """Read a text file with one prompt per line. Blank lines are skipped.
 
-    Raises BadInput, naming the file as `what`, where it cannot be read, is empty or has a seed that is no whole number.
+    A line may end in a tab and a seed, as in `a red ring<TAB>7`. Other prompts get `first_seed` plus their position.
+
+    Args:
+        path: The file, UTF-8.
+        first_seed: Seed of the first prompt without one of its own.
+        what: Name of the kind of file, for error messages.
+
+    Raises:
+        BadInput: if the file cannot be read, has no prompts, or has a seed that is not a whole number below 2^63.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()  # some editors begin with a byte order mark
@@ -30,8 +38,8 @@ def read_samples(path: Path, first_seed: int, what: str = "prompts") -> tuple[Sa
     for number, line in enumerate(lines, 1):
         text, tab, seed = line.strip().partition("\t")
         if tab and not (seed.strip().isdecimal() and len(seed.strip()) <= 19 and int(seed) < SEEDS):
-            said = f"{what} file {path}, line {number}: got the seed '{seed.strip()[:40]}'"
-            raise BadInput(f"{said}, expected a whole number below {SEEDS}")
+            got = f"{what} file {path}, line {number}: got the seed '{seed.strip()[:40]}'"
+            raise BadInput(f"{got}, expected a whole number below {SEEDS}")
         if text:
             found.append(Sample(text.strip(), int(seed) if tab else first_seed + len(found)))
     if not found:
@@ -40,7 +48,11 @@ def read_samples(path: Path, first_seed: int, what: str = "prompts") -> tuple[Sa
 
 
 def check_prompts(checkpoint: Checkpoint, prompts: Iterable[str]) -> None:
-    """BadInput for the first prompt that the checkpoint's tokenizer cannot read; all pass where nothing reads prompts."""
+    """Check that the checkpoint's tokenizers can encode all prompts. A no-op if the checkpoint has no tokenizer.
+
+    Raises:
+        BadInput: for the first prompt with an unknown word or too many tokens.
+    """
     encoders = [spec for spec in components_of(checkpoint.config).encoders if spec.name in checkpoint.tokenizers]
     readers = [(WordTokenizer(checkpoint.tokenizers[s.name]), s.reads.length) for s in encoders]
     for prompt in dict.fromkeys(prompts):
@@ -52,11 +64,11 @@ def check_prompts(checkpoint: Checkpoint, prompts: Iterable[str]) -> None:
 
 
 def is_embedded(checkpoint: Checkpoint) -> bool:
-    """Whether this is the checkpoint that comes with the package, byte for byte, wherever it lies."""
+    """Whether this is the checkpoint that ships with the package, byte for byte, whatever its path."""
     own = embedded_path()
-    # sizes first: a large checkpoint is not read for a question that they answer
-    same_size = [path.stat().st_size for path in checkpoint.files] == [own.stat().st_size]
-    return same_size and checkpoint.sha256() == _embedded_sha256()
+    # compare lengths first, so that a large checkpoint is not hashed for nothing
+    same_length = [path.stat().st_size for path in checkpoint.files] == [own.stat().st_size]
+    return same_length and checkpoint.sha256() == _embedded_sha256()
 
 
 @cache
@@ -67,7 +79,7 @@ def _embedded_sha256() -> str:
 
 
 def own_prompts(checkpoint: Checkpoint, asset: str, prompts: Sequence[str]) -> tuple[str, ...]:
-    """Those of the embedded checkpoint's file `asset`, else `prompts`."""
+    """The prompts in the package's file `asset` if this is the embedded checkpoint, else `prompts`."""
     if not is_embedded(checkpoint):
         return tuple(prompts)
     lines = (resources.files("snapgen_deploy.assets") / asset).read_text(encoding="utf-8").split("\n")
@@ -75,21 +87,24 @@ def own_prompts(checkpoint: Checkpoint, asset: str, prompts: Sequence[str]) -> t
 
 
 def own_samples(checkpoint: Checkpoint, asset: str, prompts: Sequence[str], count: int, first_seed: int) -> tuple[Sample, ...]:
-    """`count` samples that go round `own_prompts`."""
+    """`count` samples that cycle through `own_prompts`."""
     return samples_of(own_prompts(checkpoint, asset, prompts), count, first_seed)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture to draw: the seed decides the noise, and the text where nothing reads prompts."""
+    """One picture to draw. The seed decides the noise, and the random text if the checkpoint reads no prompts."""
 
     prompt: str
     seed: int
 
 
 def samples_of(prompts: Sequence[str], count: int, first_seed: int = 1_000_000) -> tuple[Sample, ...]:
-    """`count` samples that go round the prompts, each with a seed of its own.
+    """`count` samples that cycle through the prompts, each with a seed of its own.
 
-    Seeds begin far from those of the gates (0, 1, ...), so that nothing is checked on the noise it was tuned on.
+    The default seeds are far from those of the gates (0, 1, ...), so that nothing is checked on the noise it was tuned on.
+
+    >>> samples_of(["a", "b"], 3, first_seed=10)
+    (Sample(prompt='a', seed=10), Sample(prompt='b', seed=11), Sample(prompt='a', seed=12))
     """
     return tuple(Sample(prompts[i % len(prompts)], first_seed + i) for i in range(count))

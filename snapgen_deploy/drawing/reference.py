@@ -1,4 +1,4 @@
-"""The reference's own pictures, kept as test vectors: inputs and expected outputs of every component."""
+"""Pictures drawn by the reference, kept as test vectors: inputs and expected outputs of every component."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from snapgen_deploy.models import ModelConfig, Schedule, Student
 from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.system.progress import OnProgress, ignore_progress
 
-# Arrays of test vectors, beside those of ports; a student's text inputs lie beside them as `student.<port>`.
+# Names of arrays in test vectors, besides those of the ports. The student's text inputs are named `student.<port>`.
 LATENTS, VELOCITIES, TUNED = f"{STUDENT}.latents", f"{STUDENT}.velocities", "tuned.velocities"
 
 
 @dataclass(frozen=True)
 class ReferenceVectors:
-    """Stacked over P prompts: what the reference was given and what it returned."""
+    """Inputs and outputs of the reference, each array stacked over P prompts."""
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     arrays: Arrays
 
     def text(self, index: int, config: ModelConfig) -> Arrays:
-        """The student's text inputs of one prompt."""
+        """The student's text inputs for one prompt."""
         names = [n for s in config.student.text_streams for n in (s.name, f"{s.name}_mask")]
         return {n: self.arrays[f"{STUDENT}.{n}"][index : index + 1] for n in names}
 
     def cases(self, spec: ComponentSpec, config: ModelConfig, index: int) -> Iterator[tuple[Arrays, np.ndarray]]:
-        """What the reference's component was given for one prompt, and what it returned; a student's steps in order."""
+        """Inputs and output of a reference component for one prompt. For the student, one pair per step, in order."""
         yield from _CASES[spec.part](self, spec, config, index)
 
 
@@ -72,12 +72,12 @@ _CASES = {"encode": _encoded, "denoise": _denoised, "decode": _decoded}
 
 
 def schedule_of(config: ModelConfig) -> Schedule:
-    """The few-step schedule of a checkpoint."""
+    """The few-step schedule of a model."""
     return family_of(config).schedule(config)
 
 
 def reference_runners(checkpoint: Checkpoint, width: str, parts: Sequence[Part] = PARTS) -> dict[Role, Runner]:
-    """The fp32 reference networks of those `parts` that the checkpoint has, as functions of named arrays."""
+    """The fp32 reference networks of the given parts, as functions of named arrays. Absent parts are left out."""
     return {
         spec.name: _runner(spec, load_component(checkpoint, spec.name, width))
         for spec in components_of(checkpoint.config)
@@ -103,9 +103,18 @@ def make_vectors(
 ) -> ReferenceVectors:
     """Draw each prompt with the reference and keep every component's inputs and outputs.
 
-    Prompt i has the i-th of `seeds`, or seed i. Text streams that the checkpoint has no encoder for get seeded standard normal
-    embeddings; an encoder without a tokenizer gets seeded random tokens. `on_progress` gets how many calls of the student are
-    done.
+    Text streams that the checkpoint has no encoder for get seeded standard normal embeddings. An encoder without a tokenizer
+    gets seeded random tokens.
+
+    Args:
+        checkpoint: The checkpoint to draw with.
+        plan: Gives the width and the shape of the latent.
+        prompts: One picture is drawn for each.
+        seeds: One per prompt. Default: 0, 1, ...
+        on_progress: Called with the number of finished calls of the student, and their total.
+
+    Raises:
+        BadInput: if the reference itself returns NaN or infinity.
     """
     config, components = checkpoint.config, components_of(checkpoint.config)
     runners, schedule = reference_runners(checkpoint, plan.width), schedule_of(config)
@@ -137,7 +146,7 @@ def make_vectors(
 
 
 def with_tuned(vectors: ReferenceVectors, student: Student, config: ModelConfig) -> ReferenceVectors:
-    """The vectors with `tuned.velocities` (P, steps, C, h, w): what a tuned student answers to the reference's own inputs."""
+    """Add `tuned.velocities` (P, steps, C, h, w): the outputs of a tuned student for the reference's inputs."""
     spec = components_of(config).denoiser
     run, rows = _runner(spec, student), []
     for index in range(len(vectors.prompts)):
@@ -147,7 +156,7 @@ def with_tuned(vectors: ReferenceVectors, student: Student, config: ModelConfig)
 
 
 def prompt_tokens(checkpoint: Checkpoint, prompt: str, seed: int) -> dict[Role, Arrays]:
-    """Token numbers and mask (1, L) for every text encoder; seeded random ones for one without a tokenizer to read with."""
+    """Tokens and mask (1, L) for every text encoder; an encoder without a tokenizer gets seeded random tokens."""
     found: dict[Role, Arrays] = {}
     for spec in components_of(checkpoint.config).encoders:
         if tokenizer := checkpoint.tokenizers.get(spec.name):
@@ -159,7 +168,7 @@ def prompt_tokens(checkpoint: Checkpoint, prompt: str, seed: int) -> dict[Role, 
 
 
 def random_text(config: ModelConfig, seed: int) -> Arrays:
-    """Seeded standard normal embeddings (1, L, dim) and masks of ones (1, L) of every text stream."""
+    """Seeded standard normal embeddings (1, L, dim) and masks of ones (1, L) for every text stream."""
     rng = np.random.default_rng(seed)
     out: Arrays = {}
     for s in config.student.text_streams:

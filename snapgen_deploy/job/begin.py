@@ -1,4 +1,4 @@
-"""The beginning of an export: everything that can be refused is, before work starts; then a place to build the bundle in."""
+"""The start of an export: everything that can be refused is refused before work starts; then a place to build the bundle."""
 
 from __future__ import annotations
 
@@ -33,14 +33,20 @@ from snapgen_deploy.system.host_memory import available_bytes
 from snapgen_deploy.system.progress import Counting, Progress
 from snapgen_deploy.system.source import source_sha256
 
-IN_EVERY_CHILD = ("torch", "torch._dynamo", "snapgen_deploy.job.run")  # modules that each stage needs
+IN_EVERY_CHILD = ("torch", "torch._dynamo", "snapgen_deploy.job.run")  # modules that every stage's process needs
 
 
 @contextmanager
 def begun(
     request: Request, plan: ExportPlan, *, estimate_speed: EstimateSpeed, progress: Progress, counting: Counting
 ) -> Iterator[ExportJob]:
-    """A job whose checkpoint is sound, which fits this computer, and whose bundle is built in a directory of its own."""
+    """Begin an export: check what can be checked before work starts, and open a directory to build the bundle in.
+
+    Raises:
+        BadInput: if the bundle exists and must not be overwritten, the checkpoint does not match its configuration, a file
+            cannot be written, or the disk is too full.
+        Refused: if this computer does not have enough memory.
+    """
     checkpoint = request.checkpoint.open()
     final = request.output_dir / bundle_name(checkpoint.config.name, plan.device)
     check_place(final, request.overwrite)
@@ -53,7 +59,7 @@ def begun(
     key = _plan_key(checkpoint, plan, calibration_key(request.calibration, plan))
     with (
         staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage,
-        temporary_files_in(stage.scratch),  # of this process and all that it starts
+        temporary_files_in(stage.scratch),  # those of this process and of all that it starts
     ):
         remove_unowned(stage.root)
         _check_space(stage.root, checkpoint, plan)
@@ -61,7 +67,7 @@ def begun(
 
 
 def _plan_key(checkpoint: Checkpoint, plan: ExportPlan, calibration: str) -> str:
-    """Content key of an export: the same key means the same bytes. What `--tune` timed decides none."""
+    """Content key of an export: the same key means the same bytes. The times that `--tune` measured do not change them."""
     data = asdict(plan) | {"reasons": (), "targets": [asdict(t) | {"form_ms": ()} for t in plan.targets]}
     parts = [__version__, source_sha256(), tool_versions(), checkpoint.sha256(), data, calibration]
     text = json.dumps(parts, sort_keys=True)
@@ -69,7 +75,7 @@ def _plan_key(checkpoint: Checkpoint, plan: ExportPlan, calibration: str) -> str
 
 
 def _check_memory(request: Request, checkpoint: Checkpoint, plan: ExportPlan) -> None:
-    """Refuse before work starts when this computer cannot hold the largest process that is still to run."""
+    """Refuse before work starts if this computer lacks the memory for the largest process that still has to run."""
     wanted, available = predict(checkpoint.config, plan, request.executor), available_bytes()
     if available is not None and any(p.bytes > available for p in wanted):
         recipe = known_recipe(request, checkpoint, plan)
@@ -78,7 +84,7 @@ def _check_memory(request: Request, checkpoint: Checkpoint, plan: ExportPlan) ->
 
 
 def _is_done(prediction: Prediction, request: Request, checkpoint: Checkpoint, plan: ExportPlan, recipe: MixedRecipe) -> bool:
-    """Whether the process will not run, since what it would make is there."""
+    """Whether the process need not run, because its result exists."""
     if prediction.target is None:
         return prediction.shared == "recipe" and recipe.folder is not None
     if prediction.role is None or request.cache is None:
@@ -88,13 +94,13 @@ def _is_done(prediction: Prediction, request: Request, checkpoint: Checkpoint, p
 
 
 def _check_space(root: Path, checkpoint: Checkpoint, plan: ExportPlan) -> None:
-    """Refuse before work starts when the disk cannot hold the bundle: 4 bytes a parameter and target is an upper bound.
+    """Refuse before work starts if the disk cannot hold the bundle. 4 bytes per parameter and target are an upper bound.
 
-    As much again for what a converter writes on its way; several picture sizes lie there one by one before they are joined.
+    One more copy is for a converter's temporary files. Several picture sizes exist side by side before they are joined.
     """
     elements = sum(math.prod(t.shape) for t in checkpoint.tensors.values())
     needed = 4 * elements * (len(plan.targets) + 1 + len(plan.other_sizes) + bool(plan.other_sizes))
-    free = shutil.disk_usage(root).free + sum(p.stat().st_size for p in files_under(root))  # of a run that is taken up again
+    free = shutil.disk_usage(root).free + sum(p.stat().st_size for p in files_under(root))  # files of a run that is resumed
     if free < needed:
         raise BadInput(
             f"the disk of {root.parent} has {free / 1e9:.2f} GB free, the bundle may need {needed / 1e9:.2f} GB; "

@@ -1,7 +1,7 @@
-"""Exports that were already made: the converted files of a component, kept under a key of everything that decides them.
+"""The cache of converted components: their files, under a key of everything that decides them.
 
-An entry is stored only after its gates held, and taken only when every file still has the hash that was recorded; gates run
-again on what was taken. A cache that cannot be written or read never stops an export: it says so and the work is done anew.
+An entry is stored only after its gates passed, and used only if every file still has the recorded hash; gates run again on
+cached files. A cache that cannot be read or written never stops an export: it adds a note, and the work is done again.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from snapgen_deploy.system.files import cache_root, discard_oldest, files_under,
 from snapgen_deploy.system.source import source_sha256
 
 DEFAULT_LIMIT = 10 * 10**9  # bytes
-_TOOLS = ("torch", "numpy", "safetensors")  # of every export, beside those of the targets
-SEAL = "record.sha256"  # of the record, so that a change of its figures is found too
-_ABANDONED = 24 * 3600  # seconds after which the temporary folder of another process is taken for left over
+_TOOLS = ("torch", "numpy", "safetensors")  # packages that every export uses, besides those of the targets
+SEAL = "record.sha256"  # hash of the record, so that a change of its figures is detected too
+_ABANDONED = 24 * 3600  # seconds after which the temporary folder of another process counts as abandoned
 
 
 def export_cache_root() -> Path:
-    """`$XDG_CACHE_HOME/snapgen-deploy/exports`, or the same below ~/.cache."""
+    """`$XDG_CACHE_HOME/snapgen-deploy/exports`, or the same folder in ~/.cache."""
     return cache_root() / "exports"
 
 
 def export_key(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, role: Role, calibration: str = "") -> str:
     """Hash of everything that decides the files of one component.
 
-    These are the bytes of the checkpoint (configuration and key map included), the width where the component has one, the
-    picture size, the target with its variant, precision, layout, form and options, this package's source, the tools'
-    versions, Python's and the processor's kind, and `calibration`: the hash of what a quantiser or recipe looks at. Device,
-    prompts and threads decide no byte of a converted file.
+    This is: the bytes of the checkpoint (with configuration and key map), the width if the component depends on it, the picture
+    size, the target with its variant, precision, layout, form and options, this package's source, versions of the tools and of
+    Python, the kind of processor, and `calibration` (the hash of what a quantiser or recipe looks at). Device, prompts and
+    threads do not change a converted file.
     """
     spec = components_of(checkpoint.config)[role]
     options = [(name, value) for name, value in target.options if name != "folders"]  # the layout comes afterwards
@@ -56,10 +56,10 @@ def export_key(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, rol
         platform.machine(),
         checkpoint.sha256(),
         role,
-        plan.width if spec.elastic or calibration else None,  # calibration is drawn by the student of that width
+        plan.width if spec.elastic or calibration else None,  # calibration pictures come from the student of that width
         plan.resolution,
         plan.latent,
-        asdict(target) | {"options": options, "form_ms": (), "own_limits": ()},  # times and limits decide nothing
+        asdict(target) | {"options": options, "form_ms": (), "own_limits": ()},  # times and limits do not change the files
         calibration,
         plan.mixed.as_key() if plan.mixed is not None and target.precision == "mixed" and spec.takes_recipe else None,
     ]
@@ -68,13 +68,17 @@ def export_key(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, rol
 
 @cache
 def tool_versions() -> tuple[tuple[str, str], ...]:
-    """Installed versions of whatever may change a converted file, read without importing it. An absent package counts, too."""
+    """Versions of all packages that may change a converted file, without importing them. Absent packages are listed too."""
     named = dict.fromkeys((*_TOOLS, *(tool for spec in specs().values() for tool in spec.tools)))
     return tuple((name, version_of(name)) for name in named)
 
 
 def version_of(package: str) -> str:
-    """Of an installed package, without importing it; `absent` where there is none."""
+    """Version of an installed package, without importing it, or `absent`.
+
+    >>> version_of("no-such-package")
+    'absent'
+    """
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -83,18 +87,24 @@ def version_of(package: str) -> str:
 
 @dataclass
 class ExportCache:
-    """Entries below `root`, at most `limit` bytes of them together; the least recently used go first."""
+    """Cache entries in the folder `root`. Beyond `limit` bytes in total, the least recently used are removed."""
 
     root: Path
     limit: int = DEFAULT_LIMIT
-    notes: list[str] = field(default_factory=list)  # what went wrong, a line each; for the user at the end
+    notes: list[str] = field(default_factory=list)  # what went wrong, one line each, printed at the end
 
     def has(self, key: str) -> bool:
-        """Whether there is an entry; whether it is sound shows when it is taken."""
+        """Whether there is an entry. Its hashes are checked only in `take`."""
         return (self.root / key / SEAL).is_file()
 
     def take(self, key: str, target: str, role: Role, directory: Path) -> Exported | None:
-        """Copy an entry's files into `directory` and check the copies; None, and the entry is gone, where one is damaged."""
+        """Copy an entry's files into `directory` and check the copies.
+
+        A damaged entry is removed; then the result is None.
+
+        Raises:
+            OSError: if the disk is full.
+        """
         entry, copies = self.root / key, list[Path]()
         try:
             record = record_path(entry, target, role)
@@ -110,13 +120,13 @@ class ExportCache:
                 os.utime(entry / SEAL)
                 return replace(found, cached=True)
             reason = "it is not what was stored"
-        except (OSError, ValueError) as error:  # the latter of bytes that are no text
+        except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8
             if is_disk_full(error):
-                raise  # says nothing of the entry
+                raise  # not the entry's fault
             reason = getattr(error, "strerror", None) or str(error)
         for path in copies:
             path.unlink(missing_ok=True)
-        self.notes.append(f"the cached {target} {role} was not used and is thrown away ({reason})")
+        self.notes.append(f"the cached {target} {role} was not used and was removed ({reason})")
         self.discard(key)
         return None
 
@@ -125,7 +135,11 @@ class ExportCache:
         shutil.rmtree(self.root / key, ignore_errors=True)
 
     def prepare(self, directory: Path, exported: Exported) -> Path | None:
-        """Copy a fresh component's files aside, before anything moves them; None where it is too large or there is no room."""
+        """Copy a fresh component's files to a temporary entry, before anything moves them.
+
+        Returns:
+            The temporary folder, or None if the files are larger than the cache's limit or cannot be copied.
+        """
         if sum(p.stat().st_size for p in exported.artifact.files) > self.limit:
             return None
         aside: Path | None = None
@@ -148,18 +162,18 @@ class ExportCache:
         return aside
 
     def commit(self, key: str, aside: Path) -> None:
-        """Give what was prepared its name in one step, and make room for it."""
+        """Rename a prepared entry to its key in one step, then remove old entries beyond the limit."""
         try:
             self.discard(key)
             aside.rename(self.root / key)
-        except OSError as error:  # another process was quicker, with the same content
+        except OSError as error:  # another process was faster, with the same content
             self.notes.append(f"not cached: {self.root / key} cannot be written ({error.strerror})")
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         self.evict()
 
     def evict(self) -> None:
-        """Remove the least recently used entries beyond the limit, and what crashed processes left."""
+        """Remove the least recently used entries beyond the limit, and temporary folders of crashed processes."""
         entries: list[tuple[float, int, Path]] = []
         try:
             for path in self.root.iterdir():
@@ -167,8 +181,8 @@ class ExportCache:
                     if time.time() - path.stat().st_mtime > _ABANDONED:
                         shutil.rmtree(path, ignore_errors=True)
                 elif (path / SEAL).is_file():
-                    size = sum(p.stat().st_size for p in files_under(path))
-                    entries.append(((path / SEAL).stat().st_mtime, size, path))
-        except OSError:  # another process removes entries at the same time: it keeps the limit, too
+                    total = sum(p.stat().st_size for p in files_under(path))
+                    entries.append(((path / SEAL).stat().st_mtime, total, path))
+        except OSError:  # another process is removing entries, and it enforces the limit too
             return
         discard_oldest(entries, self.limit)

@@ -1,4 +1,4 @@
-"""What calibrated quantisers look at: prompts drawn by the reference, or arrays of the user's own."""
+"""Inputs for calibrated quantisers: recorded while the reference draws prompts, or arrays that the user gives."""
 
 from __future__ import annotations
 
@@ -21,28 +21,26 @@ from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.quantise.trajectories import NO_PROMPT, load_trajectories
 from snapgen_deploy.system.files import read_arrays, sha256_of
 
-CALIBRATION_PICTURES = (
-    16  # pictures drawn where the user gives no file; each gives the student as many inputs as there are steps
-)
+CALIBRATION_PICTURES = 16  # default number of pictures; each gives the student one input per step
 FIRST_SEED = 1_000_000  # far from the seeds of the gates
 ARRAYS = ".npz"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Pictures to draw with the reference, or a file of arrays `<role>.<port>` with a row for every call."""
+    """Pictures to draw with the reference, or a file of arrays `<role>.<port>` with one row per call."""
 
     samples: tuple[Sample, ...]
     arrays: Path | None = None
 
     def sha256(self) -> str:
-        """Hash of all that decides what quantisers see, for the cache."""
+        """Hash of everything that decides what quantisers see, for the cache."""
         if self.arrays is not None:
             return sha256_of(self.arrays)
         return hashlib.sha256(json.dumps([asdict(s) for s in self.samples]).encode()).hexdigest()
 
     def inputs(self, checkpoint: Checkpoint, folder: Path, role: Role) -> Iterator[Arrays]:
-        """Inputs of a component by the names of its ports; `folder` holds the drawn samples where there are such."""
+        """The inputs of a component, by port name, one call after the other. `folder` holds the drawn pictures, if any."""
         if self.arrays is None:
             yield from load_trajectories(folder, checkpoint.config).inputs(role)
             return
@@ -53,12 +51,16 @@ class Calibration:
 
 
 def is_calibrated(target: TargetPlan) -> bool:
-    """Whether the target's quantiser at this precision looks at inputs."""
+    """Whether the target's quantiser needs calibration inputs at this precision."""
     return target.precision in target.spec.calibrated
 
 
 def calibration_key(calibration: Calibration | None, plan: ExportPlan) -> str:
-    """Hash of what quantisers look at; nothing where no precision of the plan is calibrated."""
+    """Hash of the calibration inputs; empty if no precision of the plan is calibrated.
+
+    Raises:
+        BadInput: if a precision is calibrated and there is no calibration.
+    """
     if not any(is_calibrated(t) for t in plan.targets):
         return ""
     if calibration is None:
@@ -67,10 +69,13 @@ def calibration_key(calibration: Calibration | None, plan: ExportPlan) -> str:
 
 
 def calibration_of(checkpoint: Checkpoint, plan: ExportPlan, path: Path | None) -> Calibration:
-    """The user's file, else the checkpoint's own prompts.
+    """The calibration from the user's file, else from the checkpoint's own prompts.
 
-    A file that ends in .npz holds arrays; any other is text, a prompt a line. BadInput in one line where it is missing,
-    empty, or not of the components' ports.
+    A file that ends in .npz holds arrays; any other file is text with one prompt per line.
+
+    Raises:
+        BadInput: if the file is missing or empty, holds prompts that nothing reads, or its arrays are not those of the
+            components' ports.
     """
     if path is None:
         prompts = checkpoint.config.prompts or (NO_PROMPT,)
@@ -84,7 +89,7 @@ def calibration_of(checkpoint: Checkpoint, plan: ExportPlan, path: Path | None) 
 
 
 def _check(arrays: Mapping[str, Any], checkpoint: Checkpoint, plan: ExportPlan, path: Path) -> None:
-    """BadInput unless every component has all of its ports, each (N, ...) of the port's shape and dtype with one N."""
+    """Raise BadInput unless all ports have an array (N, ...) of the port's shape and dtype, with the same N per component."""
     expected: dict[str, Port] = {}
     for spec in components_of(checkpoint.config):
         expected |= {f"{spec.name}.{p.name}": p for p in spec.ports(plan).inputs}

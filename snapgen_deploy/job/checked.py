@@ -1,4 +1,4 @@
-"""The stages that run a target's saved files: every gate on the test vectors, then the fidelity gate over many prompts."""
+"""The stages that run a target's saved files: the gates on the test vectors, then the fidelity gate over many prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from snapgen_deploy.system.child import run_in_child
 
 
 def check_files(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exported], reference: Reference) -> CheckedFiles:
-    """Run what was saved of a target, and hold it against the reference's test vectors."""
+    """Run a target's saved files and compare them with the reference's test vectors."""
     saved = {size: _saved(job, target, parts, size) for size in job.plan.sizes}
     with job.progress(f"{target.key}: running what was saved") as on_progress:
         checked, peak = run_in_child(f"{target.key} check", check_sizes, saved, reference.vectors, on_progress=on_progress)
@@ -26,7 +26,7 @@ def check_files(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exporte
 
 
 def judge_fidelity(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exported]) -> Judgement:
-    """Hold a target's files against the pictures that `draw_for_fidelity` left, where the gate judges the target."""
+    """Compare a target's files with the pictures of `draw_for_fidelity`, if the fidelity gate judges the target."""
     wanted = job.request.fidelity
     if wanted is None or not wanted.judges(target):
         return Judgement()
@@ -44,11 +44,15 @@ def judge_fidelity(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Expo
 
 
 def refuse_failed(targets: Mapping[str, TargetResult]) -> None:
-    """GatesFailed where a gate of a target did not hold."""
+    """Stop the export if a gate of any target failed.
+
+    Raises:
+        GatesFailed: with all gates, if one failed.
+    """
     gates = [gate for target in targets.values() for gate in target.gates]
     if bad := failed(gates):
-        said = f"{len(bad)} of {len(gates)} gates failed, no bundle was written: {'; '.join(map(_said, bad))}"
-        raise GatesFailed(said, [g.as_dict() for g in gates])
+        message = f"{len(bad)} of {len(gates)} gates failed, no bundle was written: {'; '.join(map(_gate_text, bad))}"
+        raise GatesFailed(message, [g.as_dict() for g in gates])
 
 
 def _saved(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exported], size: str) -> SavedTarget:
@@ -65,5 +69,5 @@ def _saved(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exported], s
     )
 
 
-def _said(gate: Gate) -> str:
+def _gate_text(gate: Gate) -> str:
     return f"{gate.target} {gate.where} {gate.name} = {gate.value:.3g}, limit {gate.limit:g} {gate.detail}".strip()

@@ -1,4 +1,4 @@
-"""From a checkpoint and a plan to the networks that a target exports: sliced, rewritten, with named ports."""
+"""Builds the networks that a target exports from a checkpoint and a plan: sliced, rewritten, with named ports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build_component(
 ) -> Component:
     """Load one component at the plan's width and rewrite it for the target's layout and kernel form.
 
-    With a `recipe` the component that takes one gets its palettes and tuned values; the others are as without.
+    With a `recipe`, the component that takes one gets its palettes and tuned values; other components are not changed by it.
     """
     spec = components_of(checkpoint.config)[role]
     inputs, outputs, doc = spec.ports(plan)
@@ -41,10 +41,12 @@ def build_component(
 
 
 def palette_bits(student: torch.nn.Module, module: torch.nn.Module, bits: Mapping[str, int]) -> dict[str, int]:
-    """Bits by the names of the rewritten network's tensors that hold the weights of the student's layers `bits`.
+    """Bits per weight for the tensors of the rewritten network, from the bits per layer of the student.
 
-    Most are the student's own tensors; the others lie below the layer's name, in another order or in parts. RuntimeError where
-    a layer did not come through with its own values, each as often as it has weights.
+    Most tensors are the student's own. Others carry the layer's name as a prefix, with their values reordered or split.
+
+    Raises:
+        RuntimeError: if the rewrite changed the number or the values of a layer's weights.
     """
     layers, found = layers_of(student), dict[str, int]()
     tensors = dict((*module.named_parameters(), *module.named_buffers()))
@@ -60,5 +62,5 @@ def palette_bits(student: torch.nn.Module, module: torch.nn.Module, bits: Mappin
 
 
 def _below(layer: str, tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names of a layer's tensors but its bias."""
+    """Names of a layer's tensors, without its bias."""
     return [name for name in tensors if name.startswith(f"{layer}.") and not name.endswith("bias")]

@@ -1,4 +1,4 @@
-"""One component of a plan: from the checkpoint to files that were read back, each conversion in a process of its own."""
+"""Converts one component of a plan: from the checkpoint to files that are read back, each conversion in its own process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from snapgen_deploy.system.host_memory import return_freed_memory
 
 @dataclass(frozen=True)
 class Conversion:
-    """What the components of one target share on their way."""
+    """What the conversions of one target's components share."""
 
     job: ExportJob
     recipe: MixedRecipe
@@ -42,32 +42,32 @@ class Conversion:
 
     @property
     def ingredients(self) -> Ingredients:
-        """What decides the components' files besides the plan."""
+        """What decides the components' files, besides the plan."""
         return Ingredients(self.job.checkpoint, self.job.request.calibration, self.recipe.folder)
 
 
 @dataclass(frozen=True)
 class ComponentTask:
-    """A component that is to be converted at one picture size, for a process of its own."""
+    """One component to convert at one picture size, for a process of its own."""
 
     checkpoint: CheckpointPlace
     plan: ExportPlan
     target: TargetPlan
     role: Role
     directory: Path  # where its files go
-    drawn: Path  # folder of the calibration pictures, where the target's quantiser looks at such
+    drawn: Path  # folder of the calibration pictures, if the target's quantiser needs them
     threads: int
     calibration: Calibration | None = None
     recipe: Path | None = None  # folder of the recipe of mixed precision
 
 
 def convert_component(work: Conversion, role: Role) -> Exported:
-    """One component, from the cache or an interrupted run where it is there; several picture sizes are joined."""
+    """Convert one component, or take it from the cache or an interrupted run. Several picture sizes are joined."""
     job, key, apart = work.job, work.target.key, work.job.stage.root / SIZES_FOLDER
     if not job.plan.other_sizes or not components_of(job.checkpoint.config)[role].sized:
         if not is_arranged(work.target):
             return _convert_one(work, job.plan, role, job.stage.root)
-        return _once_more(_convert_one(work, job.plan, role, apart), apart, job.stage.root)
+        return _copied(_convert_one(work, job.plan, role, apart), apart, job.stage.root)
     parts = {size: _convert_one(work, job.plan.at(size), role, apart / size, size) for size in job.plan.sizes}
     with job.progress(f"{key}: joining the sizes of the {title_of(role)}"):
         done, peak = run_in_child(f"{key} {role} sizes", join_sizes, key, parts, folder_of(job.stage.root, key))
@@ -76,13 +76,13 @@ def convert_component(work: Conversion, role: Role) -> Exported:
     return replace(done, peak_bytes=max(peak, done.peak_bytes))
 
 
-def _once_more(part: Exported, root: Path, to: Path) -> Exported:
-    """The component with its files below `to`, too: a layout moves those, and `--resume` finds its own below `root`."""
+def _copied(part: Exported, root: Path, to: Path) -> Exported:
+    """A second copy of the component's files in `to`: a layout moves that one, and `--resume` finds the first in `root`."""
     places = {file: to / file.relative_to(root) for file in part.artifact.files}
     for file, place in places.items():
         place.parent.mkdir(parents=True, exist_ok=True)
         place.unlink(missing_ok=True)
-        if file.suffix == part.artifact.path.suffix:  # the layout may write into it, such as the new name of the weights
+        if file.suffix == part.artifact.path.suffix:  # the layout may change this file, for example the name of the weights
             shutil.copyfile(file, place)
         else:
             place.hardlink_to(file)
@@ -90,9 +90,9 @@ def _once_more(part: Exported, root: Path, to: Path) -> Exported:
 
 
 def _convert_one(work: Conversion, plan: ExportPlan, role: Role, root: Path, size: str = "") -> Exported:
-    """A component at one picture size in one child process; an interrupted run's and a cached one are taken as they are.
+    """Convert a component at one picture size, in one child process, unless an interrupted run or the cache has it.
 
-    `plan` is that of the one size, `size` its name where there are several; the files go below `root`.
+    `plan` is the plan of this size. `size` is its name if there are several. The files go to a folder in `root`.
     """
     job, target, keep, name = work.job, target_at(plan, work.target.key), work.keep, title_of(role)
     directory = folder_of(root, target.key)
@@ -124,7 +124,7 @@ def _convert_one(work: Conversion, plan: ExportPlan, role: Role, root: Path, siz
         exported, peak = run_in_child(f"{target.key} {role}", export_in_child, task)
     keep.check_unchanged()
     exported = replace(exported, peak_bytes=max(peak, drawing), seconds=round(time.monotonic() - start, 1))
-    write_record(root, exported, recipe)  # for `--resume`, should this run be killed
+    write_record(root, exported, recipe)  # for `--resume`, in case this run is killed
     if keep.cache is not None:
         aside = keep.cache.prepare(directory, exported)
         if aside is not None:
@@ -133,14 +133,18 @@ def _convert_one(work: Conversion, plan: ExportPlan, role: Role, root: Path, siz
 
 
 def export_in_child(task: ComponentTask) -> Exported:
-    """In a child process: load, slice, rewrite, export, and read the file back."""
+    """Load, slice, rewrite and export a component, then read the file back. Runs in a child process.
+
+    Raises:
+        RuntimeError: if a low precision was asked for and the file holds no such weight.
+    """
     import torch
 
     return_freed_memory()
     torch.set_num_threads(task.threads)
     target_plan, role = task.target, task.role
     target, variant = target_of(target_plan.key)
-    gc.freeze()  # what imports left stays anyway: converters collect garbage often, and would look at all of it each time
+    gc.freeze()  # objects made by imports stay anyway; converters collect garbage often and would scan all of them each time
     checkpoint = task.checkpoint.open()
     mixed = task.recipe if target_plan.precision == "mixed" else None
     recipe = load_recipe(mixed) if mixed is not None else None
@@ -149,7 +153,7 @@ def export_in_child(task: ComponentTask) -> Exported:
     if task.calibration is not None and is_calibrated(target_plan):
         inputs = partial(task.calibration.inputs, checkpoint, task.drawn, role)
         component = replace(component, calibration=inputs)
-    del checkpoint  # one in PyTorch's format is mapped as long as it lives, and what was read of it counts as resident
+    del checkpoint  # a file in PyTorch's format stays mapped while open, and pages that were read count as resident memory
     task.directory.mkdir(parents=True, exist_ok=True)
     options = {name: value for name, value in target_plan.options if name != "folders"}  # the layout comes afterwards
     artifact = target.export(component, variant, target_plan.precision, task.directory, options)
@@ -162,7 +166,7 @@ def export_in_child(task: ComponentTask) -> Exported:
 
 
 def all_cached(cache: ExportCache, ingredients: Ingredients, plan: ExportPlan, target: TargetPlan, role: Role) -> bool:
-    """Whether nothing of a component is left to convert, at any picture size that it depends on."""
+    """Whether the cache holds a component at every picture size, so that nothing is left to convert."""
     sized = components_of(ingredients.checkpoint.config)[role].sized
     plans = [plan.at(size) for size in (plan.sizes if sized else plan.sizes[:1])]
     return all(cache.has(ingredients.key(one, target_at(one, target.key), role)) for one in plans)

@@ -1,4 +1,4 @@
-"""What the fp32 reference draws for an export, in processes of their own: test vectors, and pictures to calibrate and judge."""
+"""What the fp32 reference draws for an export, in child processes: test vectors, and pictures to calibrate and judge with."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CALIBRATION_FOLDER, FIDELITY_FOLDER = "calibration", "fidelity"  # in the job's 
 
 @dataclass(frozen=True)
 class VectorsTask:
-    """Test vectors that are to be drawn, for a process of its own."""
+    """The test vectors to draw, for a process of its own."""
 
     checkpoint: CheckpointPlace
     plan: ExportPlan
@@ -35,7 +35,7 @@ class VectorsTask:
 
 
 def reference_vectors(job: ExportJob, recipe: MixedRecipe) -> Reference:
-    """The test vectors of all picture sizes."""
+    """Draw the test vectors of all picture sizes."""
     request, plan = job.request, job.plan
     task = VectorsTask(request.checkpoint, plan, request.samples, recipe.folder, request.threads)
     with job.progress(f"drawing {len(request.samples) + len(plan.other_sizes)} reference pictures") as on_progress:
@@ -44,9 +44,11 @@ def reference_vectors(job: ExportJob, recipe: MixedRecipe) -> Reference:
 
 
 def draw_calibration(job: ExportJob, plan: ExportPlan, target: TargetPlan) -> int:
-    """Draw, once for all targets, what the target's quantiser looks at; the process's peak in bytes.
+    """Draw the calibration pictures that the target's quantiser needs, once for all targets.
 
-    0, and nothing is drawn, where the target is not calibrated, the user gave arrays, or it was drawn before.
+    Returns:
+        The process's peak memory in bytes. 0 if nothing was drawn: the target is not calibrated, the user gave arrays, or the
+        pictures exist.
     """
     calibration, folder = job.request.calibration, job.stage.scratch / CALIBRATION_FOLDER
     if calibration is None or calibration.arrays is not None or not is_calibrated(target) or folder.is_dir():
@@ -60,9 +62,10 @@ def draw_calibration(job: ExportJob, plan: ExportPlan, target: TargetPlan) -> in
 
 
 def draw_for_fidelity(job: ExportJob) -> int:
-    """Draw what the fidelity gate compares with; the process's peak in bytes.
+    """Draw the reference pictures of the fidelity gate.
 
-    0, and nothing is drawn, where the gate judges no target, or none that runs on this computer.
+    Returns:
+        The process's peak memory in bytes. 0 if nothing was drawn: the gate judges no target that runs on this computer.
     """
     fidelity, plan = job.request.fidelity, job.plan
     if fidelity is None or not any(fidelity.judges(t) and _runs_here(t) for t in plan.targets):
@@ -86,7 +89,11 @@ def _runs_here(target: TargetPlan) -> bool:
 
 
 def draw_vectors(task: VectorsTask, on_progress: OnProgress = ignore_progress) -> dict[str, ReferenceVectors]:
-    """In a child process: the test vectors by picture size; every prompt at the default size, the first one at the others."""
+    """Draw every prompt at the default picture size, and the first prompt at the others. Runs in a child process.
+
+    Raises:
+        BadInput: if the recipe of mixed precision was removed or changed meanwhile, or the reference returns NaN or infinity.
+    """
     import torch
 
     torch.set_num_threads(task.threads)
@@ -106,5 +113,5 @@ def draw_vectors(task: VectorsTask, on_progress: OnProgress = ignore_progress) -
 
 
 def record_calibration(recording: Recording, on_progress: OnProgress = ignore_progress) -> None:
-    """In a child process: what every component sees when the reference draws the samples."""
+    """Record the inputs of every component while the reference draws the samples. Runs in a child process."""
     recording.run(recording.checkpoint.open(), on_progress)

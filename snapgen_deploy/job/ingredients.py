@@ -1,4 +1,4 @@
-"""What components are made of besides the plan, and the key that the cache knows each of them by."""
+"""What decides a component's files besides the plan, and the component's key in the cache."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from snapgen_deploy.system.files import sha256_of
 
 @dataclass(frozen=True)
 class Ingredients:
-    """A checkpoint, what calibrated quantisers look at, and the folder of the recipe of mixed precision."""
+    """A checkpoint, the inputs for calibrated quantisers, and the folder of the recipe of mixed precision."""
 
     checkpoint: Checkpoint
     calibration: Calibration | None
-    recipe: Path | None  # None where the plan has no mixed precision, or before it is made
+    recipe: Path | None  # None without mixed precision, or before the recipe exists
 
     def key(self, plan: ExportPlan, target: TargetPlan, role: Role) -> str:
-        """What the cache knows a component by; what a calibrated quantiser looked at, and the recipe, are part of it."""
+        """A component's key in the cache. It covers calibration inputs and the recipe, if the component uses them."""
         calibration = self.calibration.sha256() if self.calibration is not None and is_calibrated(target) else ""
         return export_key(self.checkpoint, plan, target, role, calibration + self.recipe_sha256(target, role))
 
     def recipe_sha256(self, target: TargetPlan, role: Role) -> str:
-        """Hash of the recipe that a component is made by; nothing for other components, or before it is made.
+        """Hash of the recipe that a component uses; empty if it uses none, or before the recipe exists.
 
-        Its settings would not do: a recipe that is made again with another number of threads differs in the last bits.
+        A hash of the recipe's settings would not do: made again with another number of threads, it differs in the last bits.
         """
         takes = components_of(self.checkpoint.config)[role].takes_recipe
         if self.recipe is None or not takes or target.precision != "mixed":

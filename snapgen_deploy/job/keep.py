@@ -1,4 +1,4 @@
-"""What a target takes from the cache and leaves in it: fresh components are stored once its gates held."""
+"""What a target takes from the cache and adds to it: new components are stored once the target's gates passed."""
 
 from __future__ import annotations
 
@@ -15,23 +15,27 @@ from snapgen_deploy.job.cache import ExportCache
 
 @dataclass
 class Keep:
-    """The cache entries of one target: what was prepared, and what was taken, of a checkpoint as it was `before`."""
+    """The cache entries of one target: those prepared and those taken. `before` are the `stamps` of the checkpoint's files."""
 
     cache: ExportCache | None
     checkpoint: Checkpoint
     before: list[tuple[int, int, int]]
     prepared: dict[str, Path] = field(default_factory=dict)
     taken: list[str] = field(default_factory=list)
-    sound: bool | None = None  # whether the gates held; None until they ran
+    sound: bool | None = None  # whether the gates passed; None until they ran
 
     def check_unchanged(self) -> None:
-        """BadInput where the checkpoint is another since: what was made of it must not be kept under the old one's key."""
+        """Check that the checkpoint is still the same: results of a changed one must not be cached under the old key.
+
+        Raises:
+            BadInput: if the checkpoint's files changed.
+        """
         refuse_changed(self.checkpoint, self.before)
 
 
 @contextmanager
 def kept(cache: ExportCache | None, checkpoint: Checkpoint, before: list[tuple[int, int, int]]) -> Iterator[Keep]:
-    """Stores a target's fresh components once its gates held; drops the entries that it took when they did not."""
+    """Store a target's new components at the end if its gates passed; otherwise remove the entries that it took."""
     keep = Keep(cache, checkpoint, before)
     try:
         yield keep

@@ -1,4 +1,4 @@
-"""Where a target's files lie in a bundle: in one flat folder, or in the folders that its profile asks for."""
+"""Where a target's files are in a bundle: in one flat folder, or in the folders that the device profile asks for."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from snapgen_deploy.plan.plan import TargetPlan
 
 
 def folder_of(root: Path, key: str) -> Path:
-    """Where a target's files lie in a bundle."""
+    """The folder of a target's files in a bundle.
+
+    >>> folder_of(Path("bundle"), "onnx:cpu").as_posix()
+    'bundle/onnx-cpu'
+    """
     return root / key.replace(":", "-")
 
 
 def is_arranged(target: TargetPlan) -> bool:
-    """Whether the target's files are moved into the folders of a layout when all are there."""
+    """Whether the target's files are moved into the folders of a layout once all exist."""
     return _module_of(target) is not None
 
 
@@ -43,7 +47,7 @@ def arranged(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exported])
 
 
 def tokenizers_of(checkpoint: Checkpoint) -> dict[Role, str]:
-    """By text encoder the tokenizer.json that an app is to use: it pads to the encoder's length."""
+    """The tokenizer.json for apps, by text encoder. It pads to the encoder's length."""
     lengths = {spec.name: spec.reads.length for spec in components_of(checkpoint.config).encoders}
     return {
         role: WordTokenizer(text).padded_json(lengths[role]) if role in lengths else text

@@ -1,4 +1,4 @@
-"""manifest.json: what a bundle holds, read back from its files, with nothing that changes from run to run."""
+"""Makes manifest.json: what a bundle holds, read back from its files, without anything that changes from run to run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TIME_FEATURES_FORMULA = "concat(cos(a), sin(a)), a[i] = 1000 * sigma * exp(-ln(1
 
 
 def manifest_of(job: ExportJob, made: Made) -> dict[str, Any]:
-    """The manifest of the job's bundle, whose files lie in its directory, as plain JSON data."""
+    """The manifest of the job's bundle as plain JSON data. The bundle's files must exist."""
     manifest = _of_default_size(job, made)
     if job.plan.other_sizes:
         add_sizes(manifest, job, made)
@@ -38,7 +38,7 @@ def manifest_of(job: ExportJob, made: Made) -> dict[str, Any]:
 
 
 def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
-    """What every bundle says; of several picture sizes that of the default one."""
+    """The manifest of the default picture size; all that a bundle with one size has."""
     root, checkpoint, plan = job.stage.root, job.checkpoint, job.plan
     config, schedule = checkpoint.config, schedule_of(checkpoint.config)
     vectors, estimate = made.reference.vectors[plan.sizes[0]], job.speed_estimates[plan.sizes[0]]
@@ -89,7 +89,7 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
         "estimates": list(estimate.estimates),
         "fidelity": {key: record for key, record in fidelity.items() if record is not None},
         "gates": [g.as_dict() for g in made.gates],
-        # of several text encoders, which file has whose tokenizer; that of the only one is tokenizer.json
+        # with several text encoders, the tokenizer file of each; a single one has tokenizer.json
         **({"tokenizers": {spec.name: spec.reads.file for spec in encoders}} if len(encoders) > 1 else {}),
         "files": {
             name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

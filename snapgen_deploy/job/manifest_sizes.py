@@ -1,11 +1,11 @@
 """The part of a manifest that only a bundle of several picture sizes has.
 
-    "sizes": [{name, resolution, latent, test_vectors, preview, prompts}, ...]     the default one first
-    "targets"/<key>/"sharing": {separate_bytes, bytes, bytes_saved}                against a bundle for every size
-    "targets"/<key>/"components"/<role>/"sizes"/<name>: what `components` says of one size: path, entry, files, ports, ops, ...
+    "sizes": [{name, resolution, latent, test_vectors, preview, prompts}, ...]     the default size first
+    "targets"/<key>/"sharing": {separate_bytes, bytes, bytes_saved}                compared with one bundle per size
+    "targets"/<key>/"components"/<role>/"sizes"/<name>: the component at one size: path, entry, files, ports, ops, ...
     "targets"/<key>/"components"/<role>/"sharing": {separate_bytes, bytes, shared_bytes, bytes_saved}
 
-Everything beside it describes the default size, so that a reader that knows one size draws that one; the schema version is
+Everything else describes the default size, so a reader that does not know sizes draws that one; the schema version is
 therefore the same. `entry` is the function of a Core ML package or the method of an ExecuTorch program.
 """
 
@@ -48,7 +48,9 @@ def add_sizes(manifest: dict[str, Any], job: ExportJob, made: Made) -> None:
                 continue
             data = target["components"][role]
             data["sizes"] = {s: _size(job, s, key, role, part.at(s)) for s in plan.sizes}
-            beside = data["bytes"] - part.joined.bytes  # what a folder layout added would lie in every bundle
+            beside = (
+                data["bytes"] - part.joined.bytes
+            )  # files that a folder layout added; every separate bundle would have them
             separate = part.joined.separate_bytes + len(plan.sizes) * beside
             data["sharing"] = {
                 "separate_bytes": separate,
@@ -78,7 +80,7 @@ def _size(job: ExportJob, size: str, key: str, role: Role, part: Exported) -> di
 
 
 def _sharing(components: Mapping[str, Any], count: int) -> dict[str, int]:
-    """Bytes of one target's components here, and in `count` bundles of one size each, which repeat the text encoder."""
+    """Bytes of one target's components here, and in `count` bundles of one size each, which would repeat the text encoder."""
     separate = sum(c["sharing"]["separate_bytes"] if "sharing" in c else count * c["bytes"] for c in components.values())
     here = sum(c["bytes"] for c in components.values())
     return {"separate_bytes": separate, "bytes": here, "bytes_saved": separate - here}

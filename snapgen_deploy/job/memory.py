@@ -1,4 +1,4 @@
-"""Peak memory that an export needs on the computer it runs on: predicted from the plan, held against what is free."""
+"""Peak memory that an export needs on the computer it runs on: predicted from the plan, compared with what is available."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from snapgen_deploy.plan.widths import activation_bytes
 from snapgen_deploy.quantise.executors import executor_of
 from snapgen_deploy.quantise.memory import predicted_peak
 
-# Of the process that draws the reference's pictures. Like the targets' own figures (`snapgen_deploy.export.spec.Memory`) it
-# lies a little above all that was measured on x86-64 Linux: the embedded checkpoint and an untrained student of 114M parameters
-# (`python -m benchmarks.export_memory`), snapgenpp at 1024 x 1024 (`python -m benchmarks.scale`). Activations are the plan's
-# estimate of the largest. Checkpoints in PyTorch's format, which are mapped as a whole while they are read, were not measured.
+# The process that draws the reference's pictures. Like the targets' own figures (`snapgen_deploy.export.spec.Memory`), this is
+# slightly above everything measured on x86-64 Linux: the embedded checkpoint and an untrained student of 114M parameters
+# (`python -m benchmarks.export_memory`), and snapgenpp at 1024 x 1024 (`python -m benchmarks.scale`). Activations are the
+# plan's estimate of the largest ones. Checkpoints in PyTorch's format, which are mapped as a whole, were not measured.
 _REFERENCE = Cost(420_000_000, 1.15, 1.7)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Peak resident bytes of one process of an export."""
+    """Predicted peak of resident memory, in bytes, of one process of an export."""
 
     bytes: int
     target: TargetPlan | None = None  # None: a process that serves all targets
-    role: Role | None = None  # None: the process that runs what was saved
-    shared: str = "reference"  # without a target: `reference` draws its pictures, `recipe` makes that of mixed precision
+    role: Role | None = None  # None: the process that runs the saved files
+    shared: str = "reference"  # without a target: `reference` draws pictures, `recipe` makes the recipe of mixed precision
 
     @property
     def what(self) -> str:
-        """For people."""
+        """Name of the process, for messages."""
         if self.target is None:
             return self.shared
         return f"{self.target.key} {title_of(self.role) if self.role else 'check'}"
 
 
 def weight_bytes(config: ModelConfig, width: str, role: Role) -> int:
-    """Bytes of one component's parameters in fp32, the student's at `width`; 0 for a component that there is not."""
+    """Bytes of one component's parameters in fp32, at `width` if it is elastic; 0 for a component that the model lacks."""
     return sum(4 * spec.parameters(width) for spec in components_of(config) if spec.name == role)
 
 
 def predict(config: ModelConfig, plan: ExportPlan, executor: str = "here") -> tuple[Prediction, ...]:
-    """Every process of an export: reference, recipe of mixed precision, each conversion of each target, and its check."""
+    """Predict every process of an export: reference, recipe of mixed precision, each conversion of each target, its check."""
     components = components_of(config)
-    sizes = {spec.name: 4 * spec.parameters(plan.width) for spec in components}
-    weights = sum(sizes.values())
+    of_component = {spec.name: 4 * spec.parameters(plan.width) for spec in components}  # bytes
+    weights = sum(of_component.values())
     shapes = [(plan.latent, plan.resolution), *((s.latent, s.resolution) for s in plan.other_sizes)]
     activations = max(activation_bytes(config, plan.width, latent, size) for latent, size in shapes)
     own = {spec.name: max(spec.activations(plan.width, latent, size) for latent, size in shapes) for spec in components}
@@ -66,18 +66,18 @@ def predict(config: ModelConfig, plan: ExportPlan, executor: str = "here") -> tu
         running = sum(memory.at_option.get(option, 0.0) for option in target.options)
         for spec in components:
             more = round(running * own[spec.name]) + (loops if spec.has_forms else 0)
-            found.append(Prediction(cost.of(sizes[spec.name], 0) + more, target, spec.name))
+            found.append(Prediction(cost.of(of_component[spec.name], 0) + more, target, spec.name))
         found.append(Prediction(memory.checking.of(weights, activations), target))
     return tuple(found)
 
 
 def largest(predictions: Sequence[Prediction]) -> Prediction:
-    """Processes run one after the other: the largest decides."""
+    """The largest prediction: processes run one after the other, so it decides."""
     return max(predictions, key=lambda p: p.bytes)
 
 
 def line(prediction: Prediction, available: int | None) -> str:
-    """For people: the figure, whose it is, and what it is held against."""
+    """One line for messages: the predicted memory, of which process, and what is available."""
     free = "unknown" if available is None else f"{available / 1e9:.2f} GB"
     fits = available is None or prediction.bytes <= available
     verdict = "" if fits else ", does not fit"
@@ -86,7 +86,7 @@ def line(prediction: Prediction, available: int | None) -> str:
 
 
 def as_dict(predictions: Sequence[Prediction], available: int | None) -> dict[str, Any]:
-    """Predicted peaks of all processes, and what this computer has available, in bytes."""
+    """Predicted peaks of all processes and the available memory of this computer, in bytes."""
     targets: dict[str, dict[str, int]] = {}
     for p in predictions:
         if p.target is not None:
@@ -100,7 +100,11 @@ def as_dict(predictions: Sequence[Prediction], available: int | None) -> dict[st
 
 
 def refuse_what_does_not_fit(predictions: Sequence[Prediction], available: int | None) -> None:
-    """Refused (exit 3), with the figures, where the largest process is predicted to need more than is available."""
+    """Refuse an export that would not fit in memory.
+
+    Raises:
+        Refused: with the figures, if the largest process is predicted to need more than is available.
+    """
     if available is None or not predictions or largest(predictions).bytes <= available:
         return
     raise Refused(

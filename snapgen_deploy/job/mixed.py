@@ -1,4 +1,4 @@
-"""The stage that makes the recipe of mixed precision, or takes the one that was made before."""
+"""The stage that makes the recipe of mixed precision, or uses one that exists."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from snapgen_deploy.quantise.stage import RecipeTask, run_stage
 
 
 def known_recipe(request: Request, checkpoint: Checkpoint, plan: ExportPlan) -> MixedRecipe:
-    """The plan's recipe where an earlier export left it in the cache."""
+    """The plan's recipe, if an earlier export left it in the cache."""
     if plan.mixed is None or request.cache is None:
         return MixedRecipe()
     return MixedRecipe(finished_recipe(checkpoint, plan.width, plan.latent, plan.mixed, recipes_root()))
 
 
 def mixed_recipe(job: ExportJob) -> MixedRecipe:
-    """A copy of the plan's recipe in the job's scratch folder: another export may make room where recipes are kept.
+    """Make or find the plan's recipe, and copy it to the job's scratch folder: another export may evict it from the cache.
 
-    Without a cache nothing is kept.
+    Without a cache, the recipe is not kept.
     """
     request, plan, scratch = job.request, job.plan, job.stage.scratch
     if plan.mixed is None:

@@ -1,4 +1,4 @@
-"""The pictures that an export draws, from what the user asked for: for gates and preview, fidelity gate and calibration."""
+"""Chooses the pictures that an export draws, from what the user asked for: gates and preview, fidelity gate, calibration."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LARGE = 512 * 512  # pixels above which a reference picture takes minutes
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user said of pictures; None where nothing was said."""
+    """The user's options about pictures; None for an option that was not given."""
 
-    prompts: Path | None = None  # file of gates, preview and fidelity gate
-    fidelity: bool = False  # whether exact precisions are judged, too
+    prompts: Path | None = None  # file for gates, preview and fidelity gate
+    fidelity: bool = False  # whether exact precisions are judged too
     fidelity_samples: int | None = None
     scorer: str | None = None
     calibration: Path | None = None
@@ -32,24 +32,25 @@ class Asked:
 class Pictures:
     """What an export draws."""
 
-    samples: tuple[Sample, ...]  # of gates and preview
+    samples: tuple[Sample, ...]  # for gates and preview
     fidelity: Fidelity
     calibration: Calibration
-    given: int  # prompts of the user's own; gates and preview draw the first ones of many
+    given: int  # number of prompts that the user gave; gates and preview draw only the first ones
     judged: bool  # whether the fidelity gate judges a target
 
 
 def pictures_of(checkpoint: Checkpoint, plan: ExportPlan, asked: Asked) -> Pictures:
-    """The pictures of a plan.
+    """Choose the pictures for a plan.
 
-    Raises BadInput where an option would not be used, a file cannot be, or the tokenizer does not read a prompt.
+    Raises:
+        BadInput: if an option would have no effect, a file cannot be used, or the tokenizer cannot encode a prompt.
     """
     small = plan.resolution[0] * plan.resolution[1] <= _LARGE
     chosen = prompts_of(checkpoint, asked.prompts)
     own = () if asked.prompts is None else chosen
     fidelity = _fidelity(checkpoint, plan, asked, own, asked.fidelity_samples or (FIDELITY_PICTURES if small else 8))
     if plan.mixed is None and not any(is_calibrated(t) for t in plan.targets):
-        _refuse_idle({"--calibration": asked.calibration}, "calibrated and mixed precisions", "choose one by --precision")
+        _refuse_unused({"--calibration": asked.calibration}, "calibrated and mixed precisions", "choose one by --precision")
     calibration = calibration_of(checkpoint, plan, asked.calibration)
     drawn = (*chosen, *fidelity.samples, *calibration.samples)
     check_prompts(checkpoint, (*(s.prompt for s in drawn), *(plan.mixed.prompts if plan.mixed else ())))
@@ -58,7 +59,11 @@ def pictures_of(checkpoint: Checkpoint, plan: ExportPlan, asked: Asked) -> Pictu
 
 
 def prompts_of(checkpoint: Checkpoint, path: Path | None) -> tuple[Sample, ...]:
-    """The file's prompts, else the checkpoint's; a label for random text where nothing reads prompts."""
+    """The file's prompts, else the checkpoint's; a placeholder for random text if the checkpoint reads no prompts.
+
+    Raises:
+        BadInput: if the checkpoint reads no prompts and a file was given, or the file cannot be used.
+    """
     if path is not None and not checkpoint.reads_prompts:
         raise BadInput("--prompts: this checkpoint has no text encoder with a tokenizer that could read them; leave it out")
     if path is not None:
@@ -68,19 +73,19 @@ def prompts_of(checkpoint: Checkpoint, path: Path | None) -> tuple[Sample, ...]:
 
 
 def _fidelity(checkpoint: Checkpoint, plan: ExportPlan, asked: Asked, own: Sequence[Sample], count: int) -> Fidelity:
-    """The fidelity gate over `count` pictures; a scorer is looked for where it judges a target."""
+    """The fidelity gate over `count` pictures, with a scorer if it judges a target."""
     samples = _fidelity_samples(checkpoint, own, count)
     fidelity = Fidelity(samples, None, every=asked.fidelity)
     if not any(fidelity.judges(t) for t in plan.targets):
-        idle = {"--scorer": asked.scorer, "--fidelity-samples": asked.fidelity_samples}
-        _refuse_idle(idle, "the fidelity gate", "add --fidelity")
+        unused = {"--scorer": asked.scorer, "--fidelity-samples": asked.fidelity_samples}
+        _refuse_unused(unused, "the fidelity gate", "add --fidelity")
         return fidelity
     scorer, unscored = scorer_of(checkpoint, asked.scorer, samples, plan.resolution)
     return Fidelity(samples, scorer, unscored, every=asked.fidelity)
 
 
 def _fidelity_samples(checkpoint: Checkpoint, own: Sequence[Sample], count: int) -> tuple[Sample, ...]:
-    """`count` pictures of the fidelity gate: the user's prompts, gone round with new seeds where they are fewer, else ours."""
+    """`count` pictures for the fidelity gate: the user's prompts, repeated with new seeds if they are fewer, else our own."""
     if own:
         free = 1 + max(s.seed for s in own)
         return (*own, *samples_of([s.prompt for s in own], max(0, count - len(own)), free))[:count]
@@ -88,8 +93,8 @@ def _fidelity_samples(checkpoint: Checkpoint, own: Sequence[Sample], count: int)
     return own_samples(checkpoint, FIDELITY, prompts, count, 0)
 
 
-def _refuse_idle(options: Mapping[str, object], user: str, fix: str) -> None:
-    """BadInput for the first of options that nothing of the plan would use, where one was given (is not None)."""
+def _refuse_unused(options: Mapping[str, object], user: str, fix: str) -> None:
+    """Raise BadInput for the first given option (not None): nothing in the plan would use it."""
     for option, value in options.items():
         if value is not None:
             raise BadInput(f"{option} is for {user}, which no target of this plan has; {fix}, or leave it out")

@@ -1,4 +1,4 @@
-"""Records of finished components, so that `export --resume` takes up an interrupted run where it stopped."""
+"""Records of finished components, so that `export --resume` can continue an interrupted run."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from snapgen_deploy.system.files import files_under, sha256_of
 
 @dataclass(frozen=True)
 class Exported:
-    """One component of one target, as its process left it."""
+    """One converted component of one target."""
 
     artifact: Artifact
     description: Description
     versions: dict[str, str]
-    peak_bytes: int  # of the largest process that took part in its conversion
-    seconds: float = 0.0  # that it took
-    cached: bool = False
-    # Of a component that depends on the picture size, in a plan of several: the other sizes, and what joining them gave.
+    peak_bytes: int  # peak memory of the largest process that took part in its conversion
+    seconds: float = 0.0  # duration of the conversion
+    cached: bool = False  # whether it came from the cache
+    # For a component that depends on the picture size, in a plan of several: the other sizes, and the result of joining them.
     others: Mapping[str, Exported] = field(default_factory=dict)
     joined: Joined | None = None
 
     def at(self, size: str) -> Exported:
-        """What belongs to one picture size; the component itself where it serves all, or the size is the default one."""
+        """The component at one picture size; itself if it serves all sizes, or the size is the default."""
         return self.others.get(size, self)
 
 
 def record_path(root: Path, target_key: str, role: Role) -> Path:
-    """Where the record of a component lies while a bundle is built."""
+    """File of a component's record while a bundle is built."""
     return root / f".{target_key.replace(':', '-')}-{role}.done"
 
 
 def write_record(root: Path, exported: Exported, recipe: str = "") -> None:
-    """Remember a finished component with the hashes of its files, and of the recipe that it was made by, if any."""
+    """Record a finished component with the hashes of its files and of its recipe, if any."""
     artifact = exported.artifact
     data = {
         "path": artifact.path.relative_to(root).as_posix(),
@@ -52,7 +52,7 @@ def write_record(root: Path, exported: Exported, recipe: str = "") -> None:
 
 
 def read_record(root: Path, target_key: str, role: Role, recipe: str = "") -> Exported | None:
-    """The finished component, or None where there is none, its files are not what was recorded, or the recipe is another."""
+    """Read a finished component; None if there is none, its files changed, or it was made with another recipe."""
     path = record_path(root, target_key, role)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -72,7 +72,7 @@ def finished_components(root: Path) -> int:
 
 
 def remove_unowned(root: Path) -> None:
-    """Remove what no record owns: half-written files of processes that were killed would become a part of the bundle."""
+    """Remove files without a record: half-written files of killed processes would become part of the bundle."""
     owned: set[Path] = set()
     for record in root.rglob(".*.done"):
         try:
@@ -88,6 +88,6 @@ def remove_unowned(root: Path) -> None:
 
 
 def forget(root: Path) -> None:
-    """Remove all records: they are no part of a bundle."""
+    """Remove all records: they are not part of a bundle."""
     for record in root.glob(".*.done"):
         record.unlink()

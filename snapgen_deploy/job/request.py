@@ -1,4 +1,4 @@
-"""What an export is asked for beside its plan: where to read from and to write to, and what is held against what."""
+"""What an export needs besides its plan: where to read and write, what to draw, and how to run."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from snapgen_deploy.job.calibration import Calibration
 
 @dataclass(frozen=True)
 class Request:
-    """The input of an export. Nothing in it is computed on the way; that is in `job.state`."""
+    """The input of an export. Nothing in it is computed by a stage; results of stages are in `job.state`."""
 
     checkpoint: CheckpointPlace
     output_dir: Path
-    samples: tuple[Sample, ...]  # that gates and preview draw
+    samples: tuple[Sample, ...]  # drawn for gates and preview
     threads: int
     overwrite: bool = False
     resume: bool = False
     cache: ExportCache | None = None
-    calibration: Calibration | None = None  # needed where a precision of the plan is calibrated
+    calibration: Calibration | None = None  # needed if a precision of the plan is calibrated
     fidelity: Fidelity | None = None
     executor: str = "here"  # where mixed precision measures layers

@@ -1,4 +1,4 @@
-"""The main job: checkpoint and plan in, verified bundle out. Each stage runs in its own process and is named as it runs."""
+"""The main job: checkpoint and plan in, verified bundle out. Each stage runs in its own process and shows its progress."""
 
 from __future__ import annotations
 
@@ -30,14 +30,27 @@ class Result:
 
     bundle: Bundle
     gates: tuple[Gate, ...]
-    peak_bytes: int  # of the largest process
-    run: Mapping[str, Any]  # where components came from and what each stage took, as in the bundle's export_run.json
+    peak_bytes: int  # peak memory of the largest process
+    run: Mapping[str, Any]  # where components came from, memory and time of each stage, as in the bundle's export_run.json
 
 
 def run_export(
     request: Request, plan: ExportPlan, *, estimate_speed: EstimateSpeed, progress: Progress, counting: Counting = silent
 ) -> Result:
-    """Export, run what was saved, hold it against the reference, and publish the bundle only if every gate held."""
+    """Export, run the saved files, compare them with the reference, and publish the bundle only if every gate passed.
+
+    Args:
+        request: Where to read and write, what to draw.
+        plan: What to export.
+        estimate_speed: Estimates the speed for the manifest.
+        progress: Shows the stage that runs.
+        counting: Shows how far the recipe of mixed precision is.
+
+    Raises:
+        BadInput: if the checkpoint, a file or a place cannot be used.
+        Refused: if this computer lacks the memory, or a target cannot take a graph.
+        GatesFailed: if a gate failed; there is no bundle then.
+    """
     with begun(request, plan, estimate_speed=estimate_speed, progress=progress, counting=counting) as job:
         recipe = mixed_recipe(job)
         reference = reference_vectors(job, recipe)
@@ -52,7 +65,7 @@ def run_export(
 
 
 def export_target(job: ExportJob, target: TargetPlan, recipe: MixedRecipe, reference: Reference) -> TargetResult:
-    """Convert a target's components, run what was saved, and hold it against the reference; what is sound is cached."""
+    """Convert a target's components, run the saved files, compare them with the reference; cache them if the gates passed."""
     with kept(job.request.cache, job.checkpoint, job.before) as keep:
         work = Conversion(job, recipe, target, keep)
         parts = arranged(job, target, {role: convert_component(work, role) for role in roles_of(job.checkpoint.config)})

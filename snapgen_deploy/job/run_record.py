@@ -1,4 +1,4 @@
-"""What one export took: it changes from run to run, so it lies beside the manifest and outside the hashes."""
+"""Memory and time of one export. They change from run to run, so the file is beside the manifest and not hashed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from snapgen_deploy.job.state import Made
 def write_run_record(root: Path, made: Made) -> dict[str, Any]:
     """Write `export_run.json` and return it: where components came from, and the peak memory of every stage's process.
 
-    A cached component's peak (bytes) and time (seconds, the process's start included) are those of its conversion;
-    `compile_seconds` are a vendor's compiler's own, of targets that have one. The recipe's peak is 0 without one.
+    Peaks are in bytes, times in seconds with the process's start. Those of a cached component are from its conversion.
+    `compile_seconds` is the time of a vendor's compiler, for targets that have one. Without a recipe, its peak is 0.
     """
     parts = made.parts
     targets = {

@@ -1,4 +1,4 @@
-"""One component at several picture sizes: exported one by one, then joined into files that share the weights."""
+"""Joins one component, exported at several picture sizes, into files that share the weights."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from snapgen_deploy.export.base import Artifact
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.job.records import Exported
 
-SIZES_FOLDER = ".sizes"  # folder of a bundle in the making: a folder for every size, with what is to be joined
+SIZES_FOLDER = ".sizes"  # in a bundle that is being built: one folder per size, with the files to join
 
 
 def join_sizes(key: str, parts: Mapping[str, Exported], directory: Path) -> Exported:
-    """In a child process: join the parts, by picture size, in `directory`, and read back what came out.
+    """Join the parts, given by picture size, in `directory`, and read the result back. Runs in a child process.
 
-    The result is that of the first size and holds the others'. Raises what `Target.join` raises.
+    The result is the component at the first size; it holds those of the other sizes. Raises what `Target.join` raises.
     """
     target, _ = target_of(key)
     directory.mkdir(parents=True, exist_ok=True)
@@ -37,15 +37,15 @@ def join_sizes(key: str, parts: Mapping[str, Exported], directory: Path) -> Expo
 
 
 def whole(part: Exported) -> Artifact:
-    """The default size's artifact with the files of all sizes."""
+    """The artifact of the default size, with the files of all sizes."""
     files = dict.fromkeys(file for one in (part, *part.others.values()) for file in one.artifact.files)
     return replace(part.artifact, files=tuple(files))
 
 
 def relocated(part: Exported, moved: Artifact, renamed: Callable[[Artifact, Path], Path]) -> Exported:
-    """After a layout moved `whole(part)` to `moved`: every size's artifact where it is now.
+    """The component with the new paths after a layout moved `whole(part)` to `moved`.
 
-    `renamed` says where a file of the artifact before went. Files that the layout added belong to every size.
+    `renamed(artifact, file)` is the new name of a file. Files that the layout added belong to every size.
     """
     before = whole(part)
     places = {file: moved.path.parent / renamed(before, file) for file in before.files}

@@ -1,4 +1,4 @@
-"""Builds a bundle beside its final place: written, hashed, fsynced, and renamed once; another run can take it up."""
+"""Builds a bundle beside its final place: written, hashed, fsynced, and renamed once. Another run can resume it."""
 
 from __future__ import annotations
 
@@ -22,36 +22,43 @@ PLACE = "another place with --output-dir"
 
 
 class Staging:
-    """A directory beside the bundle's final place; `publish` gives it its name, anything else removes it."""
+    """A directory beside the bundle's final place. `publish` renames it; if that is not reached, it is removed or kept."""
 
     def __init__(self, root: Path, final: Path, keep: bool) -> None:
         self.root, self.final, self.keep = root, final, keep
         self.published = False
-        self.scratch = _scratch(root)  # for files that are no part of the bundle
+        self.scratch = _scratch(root)  # for files that are not part of the bundle
 
     def publish(self, overwrite: bool) -> None:
-        """Flush everything to the disk and rename once; an older bundle is replaced only now.
+        """Flush everything to disk and rename the directory once. An older bundle is replaced only now.
 
-        The two exchange their names in one step where the system can, so that there is a bundle at every moment.
+        The two exchange their names in one step if the system can, so that there is a bundle at every moment.
+
+        Raises:
+            BadInput: if something that must not be replaced is at the final place.
         """
         for path in (*self.root.rglob("*"), self.root):
-            path.chmod(0o755 if path.is_dir() else 0o644)  # what temporary folders and some writers make is private
+            path.chmod(0o755 if path.is_dir() else 0o644)  # temporary folders, and files of some writers, are private
             _fsync(path)
         check_place(self.final, overwrite)
         old = _old(self.root)
         if self.final.exists() and exchange_names(self.root, self.final):
-            old = self.root  # `_left_over` removes it where a run ends before this
+            old = self.root  # `_left_over` removes it if the run ends before this
         else:
             if self.final.exists():
                 self.final.rename(old)
-            self.root.rename(self.final)  # `_finish` does so where a run ends before this
+            self.root.rename(self.final)  # `_finish` does this if the run ends before
         _fsync(self.final.parent)
         self.published = True
         shutil.rmtree(old, ignore_errors=True)
 
 
 def check_place(final: Path, overwrite: bool) -> None:
-    """BadInput where a bundle cannot go to `final`: one is there and is not to be overwritten, or it is something else."""
+    """Check that a bundle can be written to `final`.
+
+    Raises:
+        BadInput: if a bundle is there and must not be overwritten, something else is there, or the folder cannot be used.
+    """
     try:
         if not final.exists():
             return
@@ -66,13 +73,21 @@ def check_place(final: Path, overwrite: bool) -> None:
     except (OSError, ValueError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict) or "schema_version" not in manifest:
-        raise BadInput(f"{final} is no bundle (no {MANIFEST} of ours), and --overwrite replaces nothing else; choose {PLACE}")
+        raise BadInput(
+            f"{final} is not a bundle (no {MANIFEST} of ours), and --overwrite replaces only bundles; choose {PLACE}"
+        )
 
 
 @contextmanager
 def staging(final: Path, key: str, *, overwrite: bool, resume: bool) -> Iterator[Staging]:
-    """A place to build the bundle `final` in. With `resume`, one that an interrupted run with the same `key` left is
-    taken up again, and kept if this run fails too. Ctrl-C keeps what is finished in any case."""
+    """A directory to build the bundle `final` in.
+
+    With `resume`, the directory of an interrupted run with the same `key` is used again, and kept if this run fails too. Ctrl-C
+    keeps what is finished in any case.
+
+    Raises:
+        BadInput: if the place cannot be used (see `check_place`) or written, or the disk gets full.
+    """
     prefix = f".{final.name}.partial-"
     with ExitStack() as places:
         try:
@@ -88,8 +103,8 @@ def staging(final: Path, key: str, *, overwrite: bool, resume: bool) -> Iterator
 
 @contextmanager
 def _built(stage: Staging) -> Iterator[Staging]:
-    """`stage` with its scratch folder; in the end all of it goes but a published bundle and what is to be kept."""
-    shutil.rmtree(stage.scratch, ignore_errors=True)  # of a run that was killed
+    """`stage` with its scratch folder. At the end all of it is removed, except a published bundle and what is to be kept."""
+    shutil.rmtree(stage.scratch, ignore_errors=True)  # left by a run that was killed
     try:
         stage.scratch.mkdir()
         yield stage
@@ -117,7 +132,7 @@ def _built(stage: Staging) -> Iterator[Staging]:
 
 
 def _key_file(root: Path) -> Path:
-    """Beside the staging directory, not in it: it is no part of the bundle. Locked by the run that works there."""
+    """The key file, beside the staging directory since it is not part of the bundle. Locked by the run that works there."""
     return root.with_name(root.name + ".key")
 
 
@@ -126,12 +141,12 @@ def _scratch(root: Path) -> Path:
 
 
 def _old(root: Path) -> Path:
-    """Where the bundle lies that `root` is about to replace."""
+    """Temporary path of the bundle that `root` is about to replace."""
     return root.with_name(root.name + ".old")
 
 
 def _new(parent: Path, prefix: str, key: str) -> tuple[Path, IO[str]]:
-    """A fresh directory, locked before anybody can see it."""
+    """A new directory, locked before another process can see it."""
     with tempfile.NamedTemporaryFile("w", prefix=prefix, suffix=".key", dir=parent, delete=False, encoding="utf-8") as file:
         file.write(key)
     root = Path(file.name.removesuffix(".key"))
@@ -143,7 +158,7 @@ def _new(parent: Path, prefix: str, key: str) -> tuple[Path, IO[str]]:
 
 
 def _locked(root: Path) -> IO[str] | None:
-    """The key file of a staging directory, locked until it is closed or its process ends; None where another has it."""
+    """The key file of a staging directory, locked until it is closed or the process ends; None if another process has it."""
     try:
         file = _key_file(root).open("r", encoding="utf-8", errors="replace")
     except FileNotFoundError:  # just published
@@ -157,7 +172,7 @@ def _locked(root: Path) -> IO[str] | None:
 
 
 def _finish(final: Path, prefix: str) -> None:
-    """Give a bundle its name whose run ended after the older one had lost it: every gate of the new one held."""
+    """Complete a publish that was interrupted after the older bundle was moved away: all gates of the new one had passed."""
     for old in final.parent.glob(f"{prefix}*.old"):
         root = old.with_name(old.name.removesuffix(".old"))
         if final.exists() or (lock := _locked(root)) is None:
@@ -169,7 +184,7 @@ def _finish(final: Path, prefix: str) -> None:
 
 
 def _left_over(final: Path, prefix: str, key: str, resume: bool) -> tuple[Path, IO[str]] | None:
-    """The directory of an interrupted run with this key, where it is to be taken up; what nobody will is removed."""
+    """The directory of an interrupted run with this key, if it is to be resumed. Abandoned old ones are removed."""
     for file in sorted(final.parent.glob(f"{prefix}*.key")):
         root = file.with_name(file.name.removesuffix(".key"))
         if (lock := _locked(root)) is None:
@@ -184,7 +199,7 @@ def _left_over(final: Path, prefix: str, key: str, resume: bool) -> tuple[Path, 
     for scratch in final.parent.glob(f".scratch{prefix}*"):  # made after its key and removed before it
         if not _key_file(scratch.with_name(scratch.name.removeprefix(".scratch"))).exists():
             shutil.rmtree(scratch, ignore_errors=True)
-    for old in final.parent.glob(f"{prefix}*.old"):  # of a run that ended while it removed this one
+    for old in final.parent.glob(f"{prefix}*.old"):  # left by a run that ended while it removed this folder
         if final.exists() and not _key_file(old.with_name(old.name.removesuffix(".old"))).exists() and is_old(old):
             shutil.rmtree(old, ignore_errors=True)
     return None

@@ -1,7 +1,7 @@
-"""What is handed from stage to stage of an export: the job that was begun, and what every stage made.
+"""What the stages of an export pass to each other: the job, and the result of every stage.
 
-The stages stand in `job.run`. A stage takes the job and what earlier ones returned, and returns a value of its own; none
-changes what it was given.
+`job.run` lists the stages. A stage takes the job and the results of earlier stages, and returns its own result; none changes
+its arguments.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from snapgen_deploy.system.progress import Counting, Progress
 
 @dataclass(frozen=True)
 class ExportJob:
-    """An export that was begun: what it is asked for, what it works on, and where."""
+    """An export that has begun: its input, and where it works."""
 
     request: Request
     plan: ExportPlan
     checkpoint: Checkpoint
-    before: list[tuple[int, int, int]]  # `stamps` of the checkpoint's files as it was opened
+    before: list[tuple[int, int, int]]  # `stamps` of the checkpoint's files when it was opened
     speed_estimates: Mapping[str, SpeedEstimate]  # by picture size
     stage: Staging
     progress: Progress
@@ -39,40 +39,40 @@ class ExportJob:
 
 @dataclass(frozen=True)
 class MixedRecipe:
-    """The recipe of mixed precision, where the plan has it."""
+    """The recipe of mixed precision, if the plan has it."""
 
-    folder: Path | None = None  # None: no target is of mixed precision
-    peak_bytes: int = 0  # of the process that made it; 0 where it was there
+    folder: Path | None = None  # None: no target has mixed precision
+    peak_bytes: int = 0  # peak memory of the process that made it; 0 if it existed
 
 
 @dataclass(frozen=True)
 class Reference:
     """What the reference drew for gates, test vectors and preview."""
 
-    vectors: Mapping[str, ReferenceVectors]  # by picture size, the default one first
-    peak_bytes: int  # of the process that drew
+    vectors: Mapping[str, ReferenceVectors]  # by picture size, the default size first
+    peak_bytes: int  # peak memory of the process
 
 
 @dataclass(frozen=True)
 class CheckedFiles:
-    """What came out when a target's saved files were run."""
+    """The gates of a target's saved files, and the pictures that they drew."""
 
-    by_size: Mapping[str, Checked]  # by picture size, the default one first
-    peak_bytes: int
+    by_size: Mapping[str, Checked]  # by picture size, the default size first
+    peak_bytes: int  # peak memory of the process
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the fidelity gate found of a target."""
+    """The result of the fidelity gate for a target."""
 
     gates: tuple[Gate, ...] = ()
-    record: Mapping[str, Any] | None = None  # for the manifest; None where the gate was not asked for
-    peak_bytes: int = 0
+    record: Mapping[str, Any] | None = None  # for the manifest; None if the gate does not judge the target
+    peak_bytes: int = 0  # peak memory of the process
 
 
 @dataclass(frozen=True)
 class TargetResult:
-    """One target of a bundle: its components, and what was found of them."""
+    """One target of a bundle: its components, and the results of their checks."""
 
     parts: Mapping[Role, Exported]
     checked: CheckedFiles
@@ -80,33 +80,33 @@ class TargetResult:
 
     @property
     def gates(self) -> list[Gate]:
-        """Those of every picture size, the fidelity gate's after the default size's."""
+        """The gates of every picture size; the fidelity gates come after those of the default size."""
         first, *others = self.checked.by_size.values()
         return [*first.gates, *self.judgement.gates, *(gate for one in others for gate in one.gates)]
 
     @property
     def check_peak_bytes(self) -> int:
-        """Of the largest process that ran the saved files."""
+        """Peak memory of the largest process that ran the saved files."""
         return max(self.checked.peak_bytes, self.judgement.peak_bytes)
 
 
 @dataclass(frozen=True)
 class Made:
-    """All that the stages made before the bundle is written."""
+    """Results of all stages before the bundle is written."""
 
     recipe: MixedRecipe
     reference: Reference
-    drawing_peak_bytes: int  # of the largest process in which the reference drew
+    drawing_peak_bytes: int  # peak memory of the largest process in which the reference drew
     targets: Mapping[str, TargetResult]  # by key
 
     @property
     def gates(self) -> list[Gate]:
-        """Of all targets."""
+        """The gates of all targets."""
         return [gate for target in self.targets.values() for gate in target.gates]
 
     @property
     def peak_bytes(self) -> int:
-        """Of the largest process; of a cached component that of its conversion."""
+        """Peak memory of the largest process; for a cached component, that of its conversion."""
         converting = (part.peak_bytes for parts in self.parts.values() for part in parts.values())
         checking = (target.check_peak_bytes for target in self.targets.values())
         return max(self.drawing_peak_bytes, self.recipe.peak_bytes, *converting, *checking)

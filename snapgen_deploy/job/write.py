@@ -1,4 +1,4 @@
-"""The stage that writes a bundle: what all targets share, the manifest with the hashes, and the record of the run."""
+"""The stage that writes a bundle: files that all targets share, the manifest with the hashes, the record of the run."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from snapgen_deploy.quantise.report import copy_into
 
 
 def write_bundle(job: ExportJob, made: Made) -> Mapping[str, Any]:
-    """Everything in the bundle's directory but the components, which lie there; returns the record of the run."""
+    """Write everything in the bundle's directory except the components, which are there; returns the record of the run."""
     root = job.stage.root
     forget(root)
-    shutil.rmtree(root / SIZES_FOLDER, ignore_errors=True)  # there where an interrupted run may be taken up again
+    shutil.rmtree(root / SIZES_FOLDER, ignore_errors=True)  # exists if the run can be resumed
     if made.recipe.folder is not None:
         copy_into(root, made.recipe.folder)
     for role, text in tokenizers_of(job.checkpoint).items():
@@ -37,14 +37,14 @@ def write_bundle(job: ExportJob, made: Made) -> Mapping[str, Any]:
 
 
 def _write_vectors(root: Path, made: Made) -> None:
-    """For every picture size test vectors, and a preview where there are pictures."""
+    """Write test vectors for every picture size, and a preview if there are pictures."""
     from safetensors.numpy import save_file
 
     from snapgen_deploy.drawing.pipeline import to_bytes
 
     for number, (size, of) in enumerate(made.reference.vectors.items()):
         other = size if number else None
-        # one metadata key only: the library writes several in an order that changes from run to run
+        # one metadata key only: the library writes several keys in an order that changes from run to run
         save_file(of.arrays, root / vectors_name(other), {"prompts": json.dumps(of.prompts)})
         if PICTURE in of.arrays:
             columns = {"reference": [to_bytes(p[None]) for p in of.arrays[PICTURE]]}

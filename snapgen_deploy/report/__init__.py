@@ -1,8 +1,8 @@
 """The report: bundles, measurements and comparisons as one self-contained HTML page.
 
-views      what the page shows, as plain data        collect   from manifests and records to views
+views      what the page shows, as plain data         collect   reads manifests and records into views
 pictures   preview.png, cut into single pictures      charts    geometry of the inline charts
-page       the templates, rendered                    *.j2      the templates
+page       renders the templates                      *.j2      the templates
 """
 
 from snapgen_deploy.report.collect import collect

@@ -1,6 +1,6 @@
-"""Geometry of the inline charts. Only numbers and labels leave this file; the templates draw them and escape the labels.
+"""Geometry of the inline charts: numbers and labels only. The templates draw them and escape the labels.
 
-Charts are WIDTH units wide and shown at about that many pixels, on a phone as on a desk, so that their text stays legible.
+Charts are WIDTH units wide and shown at about that many pixels on any screen, so that their text stays legible.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from snapgen_deploy.system.quantiles import quantile
 
 WIDTH = 340
 _SIDE = 8  # left and right of the plot
-RIDGE, _CAPTION, AXIS = 40, 23, 34  # heights: a distribution, the line of text above it, the axis below all
+RIDGE, _CAPTION, AXIS = 40, 23, 34  # heights: a distribution, the line of text above it, the axis at the bottom
 BINS = 44
-_SHOWN = 0.99  # share of the samples that the axis reaches; the rest is counted in words
+_SHOWN = 0.99  # share of the samples that the axis covers; the page says how many are beyond it
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class Ridge:
     label: str
     caption: str
     path: str  # SVG path data of the filled histogram
-    top: float  # of its caption
-    base: float  # y of its zero line
+    top: float  # y of the caption's top
+    base: float  # y of the zero line
     p50: float  # x
-    bound: float | None  # x of the bound of p90, None where there is none or it lies beyond the axis
-    slot: int  # which colour
+    bound: float | None  # x of the bound of p90, None if there is none or it is beyond the axis
+    slot: int  # index of the colour
 
 
 @dataclass(frozen=True)
 class Distributions:
-    """One component's distributions over a common axis."""
+    """The distributions of one component, on a common axis."""
 
     name: str
     title: str
@@ -51,13 +51,13 @@ class Distributions:
     axis: float  # y
     ridges: tuple[Ridge, ...]
     ticks: tuple[Tick, ...]
-    beyond: int  # samples right of the axis
+    beyond: int  # number of samples beyond the axis
     largest: float  # ms
 
 
 @dataclass(frozen=True)
 class Dot:
-    """One comparison's change of a metric, with its interval."""
+    """The change of a metric in one comparison, with its interval."""
 
     x: float
     y: float
@@ -69,7 +69,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class History:
-    """A metric over the comparisons, oldest left."""
+    """A metric over all comparisons, oldest at the left."""
 
     metric: str
     target: str
@@ -87,17 +87,17 @@ class Segment:
     label: str
     count: int
     percent: float
-    slot: int  # which colour
+    slot: int  # index of the colour
 
 
 def distributions(measured: Sequence[MeasuredView], name: str, title: str) -> Distributions | None:
-    """All measurements of one component; None where nothing was timed."""
+    """The chart of one component's measurements; None if it was never timed."""
     rows = [(i, v, values) for i, v in enumerate(measured) if (values := v.measurement.samples(name))]
     if not rows:
         return None
     low = min(min(values) for _, _, values in rows)
     high = max(quantile(values, _SHOWN) for _, _, values in rows)
-    if not high > low:  # every sample alike: an axis needs some width
+    if not high > low:  # all samples are equal, but an axis needs some width
         low, high = low * 0.99, high * 1.01 + 1e-6
     span = (low - 0.03 * (high - low), high + 0.03 * (high - low))
     ridges = tuple(_ridge(k, i, view, values, name, span) for k, (i, view, values) in enumerate(rows))
@@ -142,7 +142,11 @@ def _ridge(row: int, slot: int, view: MeasuredView, values: Sequence[float], nam
 
 
 def segments_of(parts: Sequence[tuple[str, int]], most: int = 5) -> tuple[Segment, ...]:
-    """Shares of a whole, the smallest together as "other" where there are more than `most`."""
+    """Shares of a whole. Beyond the first `most`, parts are summed up as "other kinds".
+
+    >>> [(s.label, s.percent) for s in segments_of([("conv", 3), ("add", 1)])]
+    [('conv', 75.0), ('add', 25.0)]
+    """
     total = sum(n for _, n in parts)
     if total <= 0:
         return ()
@@ -154,7 +158,7 @@ def segments_of(parts: Sequence[tuple[str, int]], most: int = 5) -> tuple[Segmen
 
 
 def histories(comparisons: Sequence[ComparisonView]) -> tuple[History, ...]:
-    """A chart for every metric and target that at least two comparisons judged."""
+    """One chart for every metric and target with at least two comparisons."""
     found: dict[tuple[str, str], list[tuple[int, ComparisonView]]] = {}
     for i, c in enumerate(comparisons):
         for m in c.metrics:
@@ -188,7 +192,11 @@ def _history(metric: str, target: str, rows: Sequence[tuple[int, ComparisonView]
 
 
 def nice_ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers between low and high, about so many."""
+    """Round numbers from low to high, about as many as `about`.
+
+    >>> nice_ticks(0, 10, 5)
+    [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+    """
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = power * next(s for s in (1, 2, 2.5, 5, 10) if s * power >= raw * (1 - 1e-9))
@@ -203,5 +211,5 @@ def _x(value: float, span: tuple[float, float]) -> float:
 
 
 def _round(value: float, digits: int = 1) -> float:
-    """Short numbers; never a negative zero."""
+    """Round to a few digits; -0.0 becomes 0.0."""
     return round(value, digits) + 0.0

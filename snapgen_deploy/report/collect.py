@@ -1,4 +1,4 @@
-"""From bundles and records on disk to what the page shows. Whatever is malformed ends in one line (BadInput)."""
+"""Reads bundles and records from disk into views for the page. Anything malformed raises BadInput with one line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,17 @@ _VERDICTS = ("passed", "failed", "not_run")
 
 
 def collect(bundles: Sequence[Path], latency: Sequence[Path] = (), comparisons: Sequence[Path] = ()) -> ReportView:
-    """Read everything that the report is about; BadInput in one line for the first thing that cannot be read."""
+    """Read everything that the report shows.
+
+    Args:
+        bundles: Folders of bundles.
+        latency: Files that `bench --output` wrote.
+        comparisons: Files that `compare --output` wrote.
+
+    Raises:
+        BadInput: for the first bundle or file that cannot be read or is malformed. A bundle with changed files is no error:
+            the page shows what changed.
+    """
     opened = [open_bundle(path) for path in bundles]
     labels = _unique([b.path.resolve().name for b in opened])
     views = tuple(_bundle(b, label, f"bundle-{i}") for i, (b, label) in enumerate(zip(opened, labels, strict=True), 1))
@@ -53,8 +63,9 @@ def _well_formed(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise BadInput(f"{path} is no sound {kind} of this version ({said}); write it again") from None
+        raise BadInput(
+            f"{path} is not a valid {kind} of this version ({type(error).__name__}: {error}); write it again"
+        ) from None
 
 
 def _unique(names: Sequence[str]) -> list[str]:
@@ -153,12 +164,12 @@ def _component(role: str, data: Mapping[str, Any], parameters: int | None) -> Co
 
 
 def _counts(data: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
-    """Most frequent first."""
+    """Names and counts, the most frequent first."""
     return tuple(sorted(((str(name), int(n)) for name, n in data.items()), key=lambda pair: (-pair[1], pair[0])))
 
 
 def _placement(data: Mapping[str, Any], portable: Mapping[str, Any], ops: int) -> tuple[tuple[str, int], ...]:
-    """Operators per place. ExecuTorch's manifest counts delegated graphs, and operators only outside them: told apart here."""
+    """Operators by place. ExecuTorch's manifest counts operators outside of delegates only; the others are computed here."""
     if "portable" not in data:
         return tuple(p for p in _counts(data) if p[1])
     outside = sum(n for _, n in _counts(portable))
@@ -167,7 +178,7 @@ def _placement(data: Mapping[str, Any], portable: Mapping[str, Any], ops: int) -
 
 
 def _parameters(bundle: Bundle, width: str) -> dict[str, int]:
-    """Parameters per role, counted on networks without storage; none where the configuration cannot be built."""
+    """Parameters by role, counted without allocating the networks; empty if the configuration cannot be built."""
     try:
         config = bundle.config
     except BadInput:
@@ -200,7 +211,7 @@ def _measured(paths: Sequence[Path], bundles: Sequence[BundleView]) -> tuple[Mea
 def _comparison(path: Path) -> ComparisonView:
     data = read_json(path, "give a file that `compare --json` wrote")
     if not isinstance(data, dict) or data.get("kind") != "comparison" or data.get("schema_version") != 1:
-        raise BadInput(f"{path} is no comparison of this version; give a file that `compare --json` wrote")
+        raise BadInput(f"{path} is not a comparison of this version; give a file that `compare --json` wrote")
     with _well_formed(path, "comparison"):
         guards, check = data["guards"], data.get("self_check")
         moved = [g for g in guards if g["verdict"] != "same"]
@@ -230,7 +241,7 @@ def _metric(data: Mapping[str, Any]) -> MetricView:
 
 
 def _moment(created: str) -> tuple[bool, datetime]:
-    """Sorts by time; what has none comes first, in the order given."""
+    """Sort key for times; comparisons without a time come first, in the given order."""
     try:
         moment = datetime.fromisoformat(created)
     except ValueError:

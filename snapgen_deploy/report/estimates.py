@@ -1,4 +1,4 @@
-"""Estimate against measurement: pairs up what a manifest or a measurement's environment predicted with what was timed."""
+"""Estimates and measurements in pairs: the estimate in a manifest or in a measurement's environment, and the measured time."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import Any
 
 from snapgen_deploy.report.views import BundleView, EstimateView, MeasuredView
 
-# Where an estimate may stand: the manifest's list "estimates" of {"target", "ms", "low_ms", "high_ms", "basis"}, for the
-# bundle's device; or these keys of a measurement's environment, for the device that was measured.
+# An estimate is in the manifest's list "estimates" of {"target", "ms", "low_ms", "high_ms", "basis"}, for the bundle's device,
+# or under these keys in a measurement's environment, for the measured device.
 ESTIMATE, LOW, HIGH, BASIS = "estimate_ms", "estimate_low_ms", "estimate_high_ms", "estimate_basis"
 
 
 def estimates_of(bundle: BundleView, manifest: Mapping[str, Any], measured: Sequence[MeasuredView]) -> list[EstimateView]:
-    """A row for every measurement of a bundle and for every estimate that nothing was measured for; one row that has
-    neither figure for a target without any."""
+    """Rows for one bundle: every measurement, every estimate of the manifest, and an empty row for a target with neither.
+
+    Raises:
+        ValueError: if an estimate is not a number of milliseconds above 0.
+    """
     estimated = {str(e["target"]): e for e in manifest.get("estimates", ())}
     rows: list[EstimateView] = []
     for target in bundle.targets:

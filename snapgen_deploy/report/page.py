@@ -1,4 +1,4 @@
-"""The templates, rendered: one page that needs nothing else."""
+"""Renders the templates to one self-contained page."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from snapgen_deploy.latency.formats.reporters import milliseconds, percent
 from snapgen_deploy.report.charts import WIDTH, distributions, histories, segments_of
 from snapgen_deploy.report.views import BundleView, GateView, MeasuredView, PromptRow, ReportView
 
-# Colour and sign of a verdict. What was not run, or could not be told, is never green.
+# Colour and sign of a verdict. What was not run, or is inconclusive, is never green.
 TONES = {"passed": "good", "ok": "good", "improved": "good", "failed": "bad", "regressed": "bad"}
 _SIGNS = {"good": "✓", "bad": "✕", "open": "○"}
 
 
 def render(report: ReportView) -> str:
-    """The page as text; the same report always gives the same text."""
+    """Render the page as HTML; the same report always gives the same text."""
     environment = Environment(
         loader=PackageLoader("snapgen_deploy.report", "."),
         autoescape=True,
@@ -53,25 +53,25 @@ def render(report: ReportView) -> str:
         confidence=percent(CONFIDENCE),
         version=__version__,
     )
-    return page.encode("utf-8", "replace").decode("utf-8")  # JSON can hold lone surrogates, a file cannot
+    return page.encode("utf-8", "replace").decode("utf-8")  # JSON can contain lone surrogates, a UTF-8 file cannot
 
 
 def headline(report: ReportView) -> str:
     """The whole report in one sentence."""
     passed, failed, idle = (sum(b.count(v) for b in report.bundles) for v in ("passed", "failed", "not_run"))
-    said = [f"{b.label} is not what was exported" for b in report.bundles if b.damage]
+    clauses = [f"{b.label} is not what was exported" for b in report.bundles if b.damage]
     if passed and not failed and not idle:
-        said.append(f"all {passed} gates passed")
+        clauses.append(f"all {passed} gates passed")
     else:
         counted = {"failed": failed, "not run": idle, "passed": passed}
         parts = [f"{n} {word}" for word, n in counted.items() if n] or ["none was run"]
-        said.append(f"of {passed + failed + idle} gates {', '.join(parts)}")
-    sentence = "; ".join(said)
-    return sentence if len(said) > 1 else sentence[0].upper() + sentence[1:]  # a bundle's name stays as it is
+        clauses.append(f"of {passed + failed + idle} gates {', '.join(parts)}")
+    sentence = "; ".join(clauses)
+    return sentence if len(clauses) > 1 else sentence[0].upper() + sentence[1:]  # a bundle's name at the start stays as it is
 
 
 def shared_prompts(bundles: tuple[BundleView, ...]) -> tuple[PromptRow, ...]:
-    """Per prompt that all bundles drew, the reference's picture of every bundle; titles are the bundles' labels."""
+    """For each prompt that all bundles drew, the reference's picture in every bundle."""
     if len(bundles) < 2 or not all(b.rows for b in bundles):
         return ()
     drawn = [{row.prompt: row.pictures[0] for row in b.rows} for b in bundles]
@@ -80,7 +80,7 @@ def shared_prompts(bundles: tuple[BundleView, ...]) -> tuple[PromptRow, ...]:
 
 
 def fastest(report: ReportView) -> dict[str, MeasuredView]:
-    """Bundle label -> its measurement with the smallest median of a picture, among those of this very export."""
+    """Bundle label -> the measurement with the smallest median time of a picture, among those of exactly this export."""
     found: dict[str, MeasuredView] = {}
     for v in report.measured:
         if v.owner and not v.stale and v.measurement.samples():
@@ -91,7 +91,7 @@ def fastest(report: ReportView) -> dict[str, MeasuredView]:
 
 
 def times(report: ReportView) -> dict[tuple[str, str], list[str]]:
-    """(bundle label, target) -> medians of a picture and where they were timed, of this very export."""
+    """(bundle label, target) -> median times of a picture and the chips, from measurements of exactly this export."""
     found: dict[tuple[str, str], list[str]] = {}
     for v in report.measured:
         if v.owner and not v.stale and v.measurement.samples():
@@ -102,17 +102,21 @@ def times(report: ReportView) -> dict[tuple[str, str], list[str]]:
 
 
 def tone(verdict: str) -> str:
-    """good, bad or open."""
+    """The tone of a verdict: good, bad or open."""
     return TONES.get(verdict, "open")
 
 
 def words(name: str) -> str:
-    """A verdict or a gate's name for people."""
+    """A verdict or a gate's name, as words.
+
+    >>> words("not_run")
+    'not run'
+    """
     return name.replace("_", " ")
 
 
 def value_text(gate: GateView) -> str:
-    """A gate's value with three digits; a dash where there is none."""
+    """A gate's value with three digits; a dash if there is none."""
     if gate.value is None:
         return "—"
     if gate.name.endswith("psnr"):
@@ -121,8 +125,12 @@ def value_text(gate: GateView) -> str:
 
 
 def bytes_text(count: float) -> str:
-    """Bytes for people, in decimal units."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
+    """A number of bytes in decimal units.
+
+    >>> bytes_text(2_340_000)
+    '2.34 MB'
+    """
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
     return f"{count:.0f} bytes"

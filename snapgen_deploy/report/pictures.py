@@ -1,4 +1,4 @@
-"""preview.png of a bundle as single pictures, so that a phone can lay them out and a screen reader can name them."""
+"""Cuts a bundle's preview.png into single pictures, so that they fit a phone's screen and a screen reader can name them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,22 @@ from snapgen_deploy.report.views import Picture, PromptRow
 def preview_rows(
     path: Path, prompts: Sequence[str], titles: Sequence[str], resolution: tuple[int, int]
 ) -> tuple[tuple[PromptRow, ...], Picture | None]:
-    """The pictures of a preview, a row a prompt; or no rows and the whole sheet where it is laid out otherwise."""
+    """Cut a preview into pictures.
+
+    Returns:
+        One row per prompt and None; or no rows and the whole sheet, if it does not have the expected grid. Neither if there is
+        no file.
+
+    Raises:
+        BadInput: if the file is not a readable picture.
+    """
     if not path.is_file():
         return (), None
     try:
         with Image.open(path) as file:
             sheet = file.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):
-        raise BadInput(f"{path} is no readable picture; export the bundle again") from None
+        raise BadInput(f"{path} is not a readable picture; export the bundle again") from None
     size = (MARGIN + len(titles) * (CELL + MARGIN), CAPTION + MARGIN + len(prompts) * (CELL + CAPTION + MARGIN))
     if sheet.size != size or not prompts:
         return (), _picture("preview", sheet)

@@ -1,4 +1,4 @@
-"""What the page shows, as plain data: everything is read, checked and computed before a template sees it."""
+"""What the page shows, as plain data. Everything is read, checked and computed before a template gets it."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class ComponentView:
 
     role: str
     bytes: int
-    parameters: int | None  # None where the configuration cannot be built
-    dtypes: tuple[tuple[str, int], ...]  # dtype as stored -> tensors
-    placement: tuple[tuple[str, int], ...]  # where -> operators; () where the device decides when it loads the file
+    parameters: int | None  # None if the configuration cannot be built
+    dtypes: tuple[tuple[str, int], ...]  # stored dtype -> number of tensors
+    placement: tuple[tuple[str, int], ...]  # place -> number of operators; () if the device decides when it loads the file
     ops: tuple[tuple[str, int], ...]  # operator -> count, most frequent first
     lint: tuple[tuple[str, int], ...]
     notes: tuple[str, ...]
 
     @property
     def op_count(self) -> int:
-        """All operators of the graph."""
+        """Number of operators in the graph."""
         return sum(count for _, count in self.ops)
 
     @property
     def bits(self) -> float | None:
-        """Bits of file per weight: the graph and everything else in the file counts too."""
+        """Bits of the file per weight; the graph and everything else in the file counts too."""
         return 8 * self.bytes / self.parameters if self.parameters else None
 
 
@@ -54,17 +54,17 @@ class TargetView:
     layout: str
     components: tuple[ComponentView, ...]
     versions: tuple[tuple[str, str], ...]
-    psnr: float | None  # against the reference; None where it was not run
-    separate_bytes: int | None = None  # of a bundle for every picture size, where this one holds several
+    psnr: float | None  # against the reference, in dB; None if it was not run
+    separate_bytes: int | None = None  # bytes of separate bundles for each picture size, if this one has several
 
     @property
     def bytes(self) -> int:
-        """All components together."""
+        """Bytes of all components together."""
         return sum(c.bytes for c in self.components)
 
     @property
     def bits(self) -> float | None:
-        """Bits of file per weight over all components."""
+        """Bits of the files per weight, over all components."""
         counts = [c.parameters for c in self.components]
         total = sum(n for n in counts if n)
         return 8 * self.bytes / total if total and all(counts) else None
@@ -101,20 +101,20 @@ class BundleView:
     resolution: tuple[int, int]
     steps: int
     trained: bool
-    sha256: str  # of SHA256SUMS
+    sha256: str  # hash of SHA256SUMS
     checkpoint: str
     license: str
     generator: str
-    damage: str  # what differs from SHA256SUMS; "" when every file is what was exported
+    damage: str  # what differs from SHA256SUMS; "" if every file is what was exported
     reasons: tuple[str, ...]
     targets: tuple[TargetView, ...]
     gates: tuple[GateView, ...]
-    rows: tuple[PromptRow, ...]  # preview.png in pieces; () where it could not be cut
-    sheet: Picture | None  # preview.png whole, where it could not be cut
-    sizes: tuple[str, ...] = ()  # of the pictures, where there are several
+    rows: tuple[PromptRow, ...]  # preview.png cut into pictures; () if it could not be cut
+    sheet: Picture | None  # the whole preview.png, if it could not be cut
+    sizes: tuple[str, ...] = ()  # picture sizes, if there are several
 
     def count(self, verdict: str) -> int:
-        """Gates with this verdict."""
+        """Number of gates with this verdict."""
         return sum(g.verdict == verdict for g in self.gates)
 
     @property
@@ -126,7 +126,7 @@ class BundleView:
 
     @property
     def verdict(self) -> str:
-        """failed, incomplete (nothing failed, but something was never run) or passed."""
+        """failed, incomplete (nothing failed, but something was not run) or passed."""
         if self.damage or self.count("failed"):
             return "failed"
         return "passed" if self.gates and self.count("passed") == len(self.gates) else "incomplete"
@@ -138,8 +138,8 @@ class MeasuredView:
 
     measurement: Measurement
     label: str
-    owner: str  # label of its bundle in this report, "" where there is none
-    stale: bool  # same name, but other files than the bundle in this report
+    owner: str  # label of its bundle in this report, "" if it is not in the report
+    stale: bool  # the bundle in this report has the same name, but other files
 
     @property
     def discarded(self) -> tuple[str, ...]:
@@ -149,7 +149,7 @@ class MeasuredView:
 
 @dataclass(frozen=True)
 class EstimateView:
-    """What one picture was estimated to take, and what it took; None where there is no figure. Times in ms."""
+    """Estimated and measured time of one picture, in ms; None if there is no figure."""
 
     bundle: str
     target: str
@@ -162,7 +162,7 @@ class EstimateView:
 
     @property
     def error(self) -> float | None:
-        """Estimate over measurement, less one."""
+        """Relative error of the estimate: estimate / measurement - 1."""
         return self.estimate / self.measured - 1 if self.estimate is not None and self.measured else None
 
 
@@ -192,12 +192,12 @@ class ComparisonView:
     soc: str
     mode: str
     rounds: int
-    created: str  # as recorded, "" where it was not
+    created: str  # time as recorded, "" if it was not
     commit: str
     verdict: str
     metrics: tuple[MetricView, ...]
     changed: tuple[tuple[str, str, str], ...]  # guard, verdict, difference
-    unchanged: int  # guards
+    unchanged: int  # number of unchanged guards
     self_check: str
     notes: tuple[str, ...]
 
@@ -213,6 +213,6 @@ class ReportView:
 
     @property
     def verdict(self) -> str:
-        """The gravest of all bundles."""
+        """The worst verdict of all bundles."""
         found = {b.verdict for b in self.bundles}
         return next((v for v in ("failed", "incomplete") if v in found), "passed")

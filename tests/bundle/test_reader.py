@@ -57,7 +57,7 @@ def test_same_content_gives_the_same_bytes(tmp_path):
 def test_a_bundle_is_found_by_its_manifest_and_a_folder_of_bundles_names_them(tmp_path):
     final = build(tmp_path / "bundles" / "shapes-phone")
     assert open_bundle(final / MANIFEST) == open_bundle(final)
-    with pytest.raises(BadInput, match=f"bundles is no bundle: the bundle inside it is {final}; give that"):
+    with pytest.raises(BadInput, match=f"bundles is not a bundle: the bundle inside it is {final}; give that"):
         open_bundle(tmp_path / "bundles")
     others = [build(tmp_path / "bundles" / name) for name in ("a", "b", "c")]
     with pytest.raises(BadInput, match=f"inside it are {', '.join(map(str, others))} and 1 more; give one of them"):
@@ -190,11 +190,19 @@ def test_the_record_of_the_run_is_no_part_of_the_hashes(tmp_path):
         check_hashes(bundle)
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", json.dumps({"schema_version": 99})])
-def test_what_is_no_bundle_is_refused(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "is not a bundle: it has no manifest.json"),
+        ("{", "manifest.json is not readable JSON"),
+        ("[]", "got schema_version None, expected 1"),
+        (json.dumps({"schema_version": 99}), "got schema_version 99, expected 1"),
+    ],
+)
+def test_what_is_no_bundle_is_refused(tmp_path, text, message):
     if text is not None:
         (tmp_path / MANIFEST).write_text(text)
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput, match=message):
         open_bundle(tmp_path)
 
 
@@ -232,7 +240,7 @@ def test_what_is_no_bundle_is_never_overwritten(tmp_path, folder):
     if folder:
         mine.mkdir()
     (mine / "thesis.txt" if folder else mine).write_text("years")
-    with pytest.raises(BadInput, match="is no bundle .*--output-dir"):
+    with pytest.raises(BadInput, match="is not a bundle .*--output-dir"):
         build(mine, overwrite=True)
     assert left(tmp_path) == ["b"]
     assert (mine / "thesis.txt" if folder else mine).read_text() == "years"
@@ -360,7 +368,7 @@ def test_a_manifest_that_says_otherwise_than_the_sums_is_told(tmp_path):
     manifest = json.loads((final / MANIFEST).read_text())
     manifest["files"]["onnx/student.onnx"]["sha256"] = "0" * 64
     write_manifest(final, manifest)
-    with pytest.raises(GateFailed, match=r"in manifest.json otherwise onnx/student.onnx"):
+    with pytest.raises(GateFailed, match=r"differs from manifest.json onnx/student.onnx"):
         check_hashes(open_bundle(final))
 
 

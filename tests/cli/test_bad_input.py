@@ -175,7 +175,7 @@ def test_with_json_an_error_is_an_object_too(tmp_path):
     done = invoke("verify", tmp_path / "none", "--json")
     said = json.loads(done.stdout)
     assert (done.exit_code, said["exit_code"]) == (2, 2)
-    assert "is no bundle" in said["error"]
+    assert "is not a bundle" in said["error"]
     assert said["error"] in " ".join(done.stderr.split())
 
 

@@ -21,8 +21,8 @@ def test_a_log_hears_of_long_work_and_not_of_short(capsys, monkeypatch):
     with progress()("short"):
         pass
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(console, "EVERY", 0.02)
-    monkeypatch.setattr(console, "WORTH_A_LINE", 0.0)
+    monkeypatch.setattr(console, "LOG_INTERVAL", 0.02)
+    monkeypatch.setattr(console, "LOG_FROM", 0.0)
     with progress()("pictures[/]") as told:
         told(3, 7)
         time.sleep(0.2)
@@ -80,7 +80,7 @@ def in_bash(command):
         ("tool devices --json >/dev/full", 2, "error: cannot write standard output (No space left on device)\n"),
         ("tool devices >/dev/full", 2, "error: cannot write standard output (No space left on device)\n"),
         ("PYTHONUNBUFFERED=1 tool --help >/dev/full", 2, "error: cannot write standard output (No space left on device)\n"),
-        ("tool verify none --json >&-", 2, "error: none is no bundle"),
+        ("tool verify none --json >&-", 2, "error: none is not a bundle"),
         ("tool inspect none 2>/dev/full", 2, ""),
         ("cd $(mktemp -d); rmdir $PWD; tool devices", 2, "error: the working directory was removed"),
     ],

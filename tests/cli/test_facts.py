@@ -61,7 +61,7 @@ CHANGES = {
     "prompts": (lambda r, m: m.update(prompts=["x", "x"]), [], "prompts or seeds are not those of the test vectors"),
     "size": (lambda r, m: m.update(resolution=[256, 256]), [], "latent.shape [4, 8, 8] is not that of a picture"),
     "ports": (ports, [], "onnx:cpu student inputs are not those"),
-    "roles": (lambda r, m: m["targets"]["onnx:cpu"]["components"].pop("decoder"), [], "in manifest.json otherwise"),
+    "roles": (lambda r, m: m["targets"]["onnx:cpu"]["components"].pop("decoder"), [], "differs from manifest.json"),
     "vectors": (fewer_vectors, ["test_vectors.safetensors"], "the test vectors hold 1 of 2 prompts"),
     "none": (no_vectors, ["test_vectors.safetensors"], "has not a row in every array for each of its 0 prompts"),
 }  # fmt: skip

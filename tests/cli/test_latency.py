@@ -322,7 +322,7 @@ def test_rounds_that_take_long_have_fewer_calls_and_too_long_ones_are_not_run(bu
     clock[0], per_call[0], asked[:] = 0.0, 10.0, []
     found = compare_bundles(*sides, "onnx:cpu", [parse_threshold("e2e_p50:5%")], (), quiet)
     assert (found.verdict, found.metrics, len(asked)) == ("inconclusive", (), 2)
-    assert "a round takes 100 s, and 15 within 170 s are the least; allow --max-seconds 1800" in found.notes[0]
+    assert "a round takes 100 s, at least 15 must fit into 170 s; allow --max-seconds 1800" in found.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_stored_baselines(bundle, tmp_path, monkeypatch):
     assert few.exit_code == 0, few.output
     record = json.loads(output.read_text())
     assert (record["verdict"], record["metrics"]) == ("inconclusive", [])
-    assert "holds 1 runs, 3 at least are needed" in record["notes"][0]
+    assert "holds 1 runs, at least 3 are needed" in record["notes"][0]
     for _ in range(2):
         assert invoke("compare", bundle, *options, "--update-baseline").exit_code == 0
     slower = invoke("compare", bundle, *options)

@@ -104,7 +104,7 @@ def test_a_calibrated_precision_end_to_end(checkpoint, inputs, tmp_path, here):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["tiny-test-mine"]
     again = json.loads(invoke("verify", opened.path, "--threads", 1, "--json").stdout)["gates"]
     assert [g["name"] for g in again if g["verdict"] == "not_run"] == [n for n in found if n.startswith("fidelity_")]
-    assert all("the export: passed with" in g["detail"] for g in again if g["verdict"] == "not_run")
+    assert all("at export: passed with" in g["detail"] for g in again if g["verdict"] == "not_run")
 
 
 def test_below_the_profiles_limits_nothing_is_written(checkpoint, inputs, tmp_path, here):

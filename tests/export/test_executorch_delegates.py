@@ -187,13 +187,13 @@ def test_sizes_of_vulkan_share_their_weights(tmp_path: Path) -> None:
 
 
 def test_what_is_not_offered(tmp_path: Path) -> None:
-    for target, variant, precision, options in (
-        (COREML, "xnnpack", "fp16", {}),
-        (COREML, "coreml", "w8a8", {}),
-        (COREML, "coreml", "fp16", {"compute_units": "all_of_them"}),
-        (COREML, "coreml", "fp16", {"deployment": "iOS3"}),
-        (VULKAN, "vulkan", "int8-dynamic", {}),
+    for target, variant, precision, options, message in (
+        (COREML, "xnnpack", "fp16", {}, "xnnpack"),
+        (COREML, "coreml", "w8a8", {}, "w8a8"),
+        (COREML, "coreml", "fp16", {"compute_units": "all_of_them"}, "all_of_them"),
+        (COREML, "coreml", "fp16", {"deployment": "iOS3"}, "iOS3"),
+        (VULKAN, "vulkan", "int8-dynamic", {}, "int8-dynamic"),
     ):
-        with pytest.raises(BadInput):
+        with pytest.raises(BadInput, match=f"'{message}'"):
             target.export(mixed(), variant, precision, tmp_path, options)
     assert list(tmp_path.iterdir()) == []

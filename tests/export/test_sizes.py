@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from snapgen_deploy.export.base import Artifact, Component, Joined, Port, Target
 from snapgen_deploy.export.coreml.target import CoreML
 from snapgen_deploy.export.executorch.coreml import ExecuTorchCoreML
 from snapgen_deploy.export.executorch.target import ExecuTorch
-from snapgen_deploy.export.lint import lint_package
+from snapgen_deploy.export.lint import lint_package, package
 from snapgen_deploy.export.mil.saved.errors import PackageError
 from snapgen_deploy.export.onnx.target import Onnx
 
@@ -101,6 +102,7 @@ def files(found: Joined) -> set[Path]:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_size_gives_exactly_what_it_gave_alone(name, parts, joined):
+    assert list(joined(name).artifacts) == list(SIZES)
     for size, artifact in joined(name).artifacts.items():
         latent = np.random.default_rng(3).standard_normal((1, 64, *SIZES[size])).astype(np.float32)
         alone = TARGETS[name].open(parts(name)[size].path, threads=1)({"latent": latent})["velocity"]
@@ -144,6 +146,7 @@ def test_weights_are_stored_once_and_tables_for_every_size(name, joined):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_graph_is_described_as_it_was_alone(name, parts, joined):
+    assert list(joined(name).artifacts) == list(SIZES)
     for size, artifact in joined(name).artifacts.items():
         got, alone = (TARGETS[name].describe(a.path, a.entry) for a in (artifact, parts(name)[size]))
         assert (got.ops, got.placement, got.portable_ops, got.lint) == (
@@ -195,7 +198,15 @@ def test_coreml_names_a_function_for_every_size(joined):
         from snapgen_deploy.export.mil import open_package
 
         open_package(path, function="main")
-    assert lint_package(path, function="size_4x8") is not None
+
+
+def test_lint_looks_at_the_named_function_only(joined, monkeypatch):
+    path = next(iter(joined("coreml").artifacts.values())).path
+    seen: list[list[str]] = []
+    spy = SimpleNamespace(apply=lambda subject: seen.append(sorted(subject.package.functions)))
+    monkeypatch.setattr(package, "RULES", {"spy": spy})
+    assert lint_package(path, function="size_4x8") == lint_package(path) == ()
+    assert seen == [["size_4x8"], sorted(["size_8x8", "size_8x12", "size_4x8"])]
 
 
 def test_coreml_is_what_coremltools_makes_of_the_same_packages(parts, joined, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -88,7 +89,7 @@ def test_an_unknown_target(key: str, said: str) -> None:
     with pytest.raises(BadInput) as caught:
         spec_of(key)
     assert str(caught.value).startswith(said)
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput, match=f"^{re.escape(said)}"):
         target_of(key)
 
 

@@ -57,7 +57,7 @@ def test_json_and_back():
 def test_a_file_that_is_no_measurement(tmp_path, text):
     path = tmp_path / "x.json"
     path.write_text(text)
-    with pytest.raises(BadInput, match=r"no latency measurement|is not readable JSON"):
+    with pytest.raises(BadInput, match=r"not a latency measurement|is not readable JSON"):
         read_measurement(path)
 
 
@@ -65,7 +65,7 @@ def test_a_file_that_is_no_measurement(tmp_path, text):
 def test_a_measurement_with_texts_for_numbers_is_none(tmp_path, changes):
     path = tmp_path / "x.json"
     path.write_text(json.dumps(measurement().as_dict() | changes))
-    with pytest.raises(BadInput, match="no latency measurement"):
+    with pytest.raises(BadInput, match="not a latency measurement"):
         read_measurement(path)
 
 
@@ -102,7 +102,7 @@ def test_runs_are_added_the_newest_are_kept_and_those_of_another_picture_go(tmp_
 def test_a_file_that_is_no_baseline_is_one_line(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps(measurement().as_dict()))  # of an earlier version
-    said = "no baseline of this version: kind: got 'latency', expected one of baseline; runs: got nothing, .*; remove it"
+    said = "not a baseline of this version: kind: got 'latency', expected one of baseline; runs: got nothing, .*; remove it"
     with pytest.raises(BadInput, match=said):
         read_baseline(path)
 

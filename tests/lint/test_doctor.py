@@ -97,7 +97,7 @@ def test_a_bundle_that_is_not_what_was_exported_is_examined_and_told(bundle: Pat
     changed = run(bundle, "--json")
     assert changed.exit_code == 0
     assert "changed coreml/student.mlpackage/Manifest.json" in json.loads(changed.stdout)["changes"]
-    assert "of the files as they are now" in " ".join(changed.stderr.split())
+    assert "for the files as they are now" in " ".join(changed.stderr.split())
 
 
 def test_core_ml_inside_an_executorch_program_is_examined(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_the_memory_limit_is_in_megabytes(bundle: Path) -> None:
 
 
 def test_what_holds_no_package_is_refused(tmp_path: Path, bundle: Path) -> None:
-    for path, words in ((tmp_path / "none", "does not exist"), (tmp_path, "is no bundle")):
+    for path, words in ((tmp_path / "none", "does not exist"), (tmp_path, "is not a bundle")):
         error = run(path).exception
         assert isinstance(error, BadInput)
         assert words in str(error)

@@ -142,7 +142,7 @@ def test_every_budget_between_two_widths_chooses_the_narrower(preset: str) -> No
     widths = sorted(config.student.widths, key=lambda w: config.student.widths[w])
     for width in widths:
         assert make_plan(config, profile.with_memory_budget(memory(preset, width, 4) + 1000)).width == width
-    with pytest.raises(Refused):
+    with pytest.raises(Refused, match=rf"no width of {config.name} fits .* {widths[0]} does not fit \(memory\)"):
         make_plan(config, profile.with_memory_budget(memory(preset, widths[0], 4) - 1000))
 
 

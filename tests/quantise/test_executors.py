@@ -73,7 +73,7 @@ def test_not_everything_is_handed_out_at_once() -> None:
     results = Processes(1).map(fails, tasks())
     assert next(results) == 0
     assert handed <= executors.AHEAD + 2
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput, match="task 2 is bad"):
         list(results)
 
 

@@ -104,5 +104,5 @@ def test_a_broken_picture_and_a_place_that_is_not_there(tmp_path: Path) -> None:
     done = run(bundle, "-o", tmp_path / "nowhere" / "out.html")
     assert isinstance(done.exception, BadInput)
     (bundle / "preview.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    with pytest.raises(BadInput, match="no readable picture"):
+    with pytest.raises(BadInput, match="not a readable picture"):
         collect([bundle])

@@ -77,7 +77,7 @@ def test_autoencoder_and_latents(tmp_path):
     decoder = autoencoder.train(DECODER, Clock(1.0, steps=2), tmp_path / "log", batch=2)
     assert len(decoder.config.latent_std) == 4
     words = Encoder(TEXT)
-    latents.make_shard(0, tmp_path / "shard00.pt", decoder.config, words, size=4)
+    latents.make_shard(0, tmp_path / "shard00.pt", decoder.config, words, count=4)
     pairs = latents.load(tmp_path, words)
     x, embedded, mask = pairs.batch(8, drop=1.0)
     assert x.shape == (8, 4, 16, 16)

@@ -51,7 +51,9 @@ def test_ordinary_decoders_are_left_as_they_are(kit):
 def test_the_checkpoints_own_weights_stay_where_a_norm_is_scaled(kit):
     decoder, _ = enlarged(kit.decoder(6), 3000.0)
     before = {name: t.clone() for name, t in decoder.state_dict().items()}
-    rewrite_decoder(decoder, (4, 4), layout="channels", scales=norm_scales(decoder))
+    scales = norm_scales(decoder)
+    assert scales != {}
+    rewrite_decoder(decoder, (4, 4), layout="channels", scales=scales)
     assert all(torch.equal(before[name], t) for name, t in decoder.state_dict().items())
 
 

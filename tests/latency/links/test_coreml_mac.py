@@ -74,7 +74,7 @@ def test_whole_measurement(log: fake_coremltools.Benchmarks, job: LinkJob) -> No
 
 def test_off_macos(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Linux")
-    with pytest.raises(MeasurementFailed, match=r"which this system \(Linux\) has not; run it on a Mac"):
+    with pytest.raises(MeasurementFailed, match=r"which this system \(Linux\) lacks; run it on a Mac"):
         CoreMLMacLink(MacOptions(), mac)
 
 

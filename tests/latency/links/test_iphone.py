@@ -78,7 +78,7 @@ PHONES: list[tuple[Any, str | None, str]] = [
     ([device(pairingState="unpaired")], None, "not paired.*tap Trust"),
     ([device(developerModeStatus="disabled")], None, "not in developer mode"),
     ([device(), device("00008140-0000000000000002")], None, "sees 2 phones .*iphone:UDID"),
-    (None, None, "wrote no list of devices"),
+    (None, None, "did not write a list of devices"),
 ]
 
 
@@ -102,7 +102,7 @@ FAILURES = [
     (FakeXcode(test_error="There is not enough storage space on the device", fails_at="testLoad"), "storage is full"),
     (FakeXcode(test_error="Lost connection to the device", fails_at="testMemory"), "phone is gone"),
     (FakeXcode(test_error="Early unexpected exit, operation never finished bootstrapping"), "ended with status 65"),
-    (FakeXcode(garbage=True), "reported nothing that can be read"),
+    (FakeXcode(garbage=True), "reported no readable result"),
     (FakeXcode(heat=1), "thermal status is 2"),
 ]
 
@@ -147,7 +147,7 @@ def test_other_samples_than_asked_for(job: LinkJob, monkeypatch: pytest.MonkeyPa
     ]
     for answer in answers:
         monkeypatch.setattr(xcode, "_said", lambda name, variables, answer=answer: answer)
-        with pytest.raises(MeasurementFailed, match="other samples|no positive numbers"):
+        with pytest.raises(MeasurementFailed, match="other samples|not positive numbers"):
             link.run(job, 1, 2)
     monkeypatch.setattr(xcode, "_said", lambda name, variables: {"peak_bytes": 0, "load_ms": [1.0]})
     with pytest.raises(MeasurementFailed, match="peak of 0 bytes"):

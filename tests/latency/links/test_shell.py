@@ -21,7 +21,7 @@ def test_real_commands() -> None:
 def test_a_known_error_is_explained_and_quoted() -> None:
     known = [("No space", "the storage is full")]
     done = Completed(1, "first\n", "cp: No space left on device\nlast\n")
-    with pytest.raises(MeasurementFailed, match=r"^the storage is full \(cp said: cp: No space left on device\)$"):
+    with pytest.raises(MeasurementFailed, match=r"^the storage is full \(cp printed: cp: No space left on device\)$"):
         checked(lambda argv, timeout: done, ["env", "A=1", "cp", "x"], 1, known)
 
 
