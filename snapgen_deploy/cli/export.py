@@ -144,7 +144,7 @@ def export(
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: all.", metavar="N", rich_help_panel=HERE)
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the checkpoint's header, print the plan and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.", rich_help_panel=HERE)] = False,
     resume: Annotated[
         bool,
@@ -170,7 +170,7 @@ def export(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
 ) -> None:
     """Export a checkpoint for a device, run the saved files, and write the bundle if every gate passed."""
-    from snapgen_deploy.checkpoint import CheckpointPlace
+    from snapgen_deploy.checkpoint import CheckpointPlace, validate
     from snapgen_deploy.device_profiles import load_profile
     from snapgen_deploy.job.pictures import Asked, pictures_of
     from snapgen_deploy.latency.estimate.estimate import plan_estimator
@@ -183,6 +183,7 @@ def export(
         profile = profile.with_memory_budget(parse_bytes(memory_budget, "--memory-budget"))
     place = CheckpointPlace(checkpoint, key_map)
     opened = place.open()
+    validate(opened, values=False)  # here: no plan is printed for a checkpoint that cannot be exported
     sizes = [parse_resolution(text) for text in resolution or ()]
     size = sizes[0] if sizes else None
 

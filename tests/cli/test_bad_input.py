@@ -2,6 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tests.cli.conftest import invoke
 
@@ -44,6 +47,26 @@ def test_export_refuses_in_one_line_and_writes_nothing(checkpoint, tmp_path, arg
     monkeypatch.setattr("snapgen_deploy.cli.devices.render_plan", lambda plan, console: None)
     one_line(invoke("export", *arguments, "--checkpoint", checkpoint, "-o", tmp_path / "out"), *parts)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda s: s | {f"ema.{i}": torch.zeros(2) for i in range(3)}, "3 problems: extra 'ema.0', got shape [2]"),
+        (lambda s: {f"net.{n}": t for n, t in s.items()}, "missing 'student."),
+        (lambda s: {n: t.double() for n, t in s.items()}, "got dtype F64, expected one of F32, F16, BF16"),
+        (lambda s: {n: t.to(torch.float8_e4m3fn) for n, t in s.items()}, "got dtype F8_E4M3, expected one of"),
+        (lambda s: {n: t[:1] if t.ndim > 1 else t for n, t in s.items()}, "got shape [1, "),
+    ],
+    ids=["extra", "no key map", "fp64", "fp8", "shapes"],
+)
+def test_a_dry_run_refuses_what_inspect_does(checkpoint, tmp_path, change, problem):
+    with safe_open(checkpoint, "pt") as file:
+        state, metadata = {n: file.get_tensor(n) for n in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file({n: t.contiguous() for n, t in change(state).items()}, tmp_path / "a.safetensors", metadata)
+    done = invoke("export", "--device", "server", "--checkpoint", tmp_path / "a.safetensors", "--dry-run")
+    one_line(done, problem)
+    assert done.stderr == invoke("inspect", tmp_path / "a.safetensors").stderr
 
 
 def test_no_such_checkpoint(tmp_path):
