@@ -12,7 +12,7 @@ from collections.abc import Iterator
 def quiet() -> Iterator[None]:
     """Suppress warnings and log lines below ERROR."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(max(before, logging.WARNING))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

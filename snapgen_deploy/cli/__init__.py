@@ -14,9 +14,12 @@ import typer
 
 from snapgen_deploy import __version__
 from snapgen_deploy.cli.console import Output, drop_output, report_error, report_interrupt
+from snapgen_deploy.cli.silence import silence_libraries
 from snapgen_deploy.errors import EXIT_CODES, BadInput
 from snapgen_deploy.system.child import exclude_working_directory
 from snapgen_deploy.system.native import no_panic_escapes
+
+VERBOSE = frozenset(("-v", "--verbose"))
 
 
 class _Group(typer.core.TyperGroup):
@@ -48,7 +51,7 @@ class _Group(typer.core.TyperGroup):
             raise SystemExit(report_error(error, traceback=False)) from None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        ctx.meta["verbose"] = any(a in ("-v", "--verbose") for a in args)
+        ctx.meta["verbose"] = not VERBOSE.isdisjoint(args)
         ctx.meta["json"] = "--json" in args
         return super().parse_args(ctx, args)
 
@@ -124,7 +127,7 @@ def main() -> None:
         for number in (signal.SIGTERM, signal.SIGHUP):  # a cancelled job cleans up like an interrupted one
             if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under `nohup`
                 signal.signal(number, _exit_on_signal)
-    _fix_streams()
+    _fix_streams(verbose=not VERBOSE.isdisjoint(sys.argv))
     exclude_working_directory()
     sys.path[:] = [place for place in sys.path if place]  # "" of `python -c` is the working directory
     app()
@@ -138,9 +141,11 @@ def _refuse_removed_folder() -> None:
         raise BadInput("the working directory was removed; change to one that exists") from None
 
 
-def _fix_streams() -> None:
+def _fix_streams(*, verbose: bool) -> None:
     """Replace closed streams by /dev/null, and let streams with a limited encoding print `?` for other characters."""
     sys.stdout, sys.stderr = (s or open(os.devnull, "w", encoding="utf-8") for s in (sys.stdout, sys.stderr))  # noqa: SIM115
+    if not verbose:
+        silence_libraries()
     if type(sys.stdout) is io.TextIOWrapper:  # nothing that has replaced it, as a test's
         sys.stdout = Output.of(sys.stdout)
     for stream in (sys.stdout, sys.stderr):

@@ -60,7 +60,7 @@ def bench(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the result, in --format.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG file for the plots.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
 ) -> None:
     """Measure how long a bundle takes to draw a picture: p50, and MLPerf's bound of p90. Every sample is kept.
 

@@ -74,7 +74,7 @@ def compare(
         Path | None, typer.Option("--output", "-o", help="File for the comparison as JSON, for `report`.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
 ) -> None:
     """Is CANDIDATE slower than BASE? Deterministic guards first, then interleaved rounds.
 

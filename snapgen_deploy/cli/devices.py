@@ -23,7 +23,7 @@ def devices(
         bool, typer.Option("--precisions", help="List the precisions of `export --precision` instead.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
 ) -> None:
     """List the known devices, or show one with the source of every figure."""
     from snapgen_deploy.device_profiles import load_profile, profile_ids

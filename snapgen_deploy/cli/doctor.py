@@ -45,7 +45,9 @@ def doctor(
         float | None, typer.Option(min=0, max=1e9, help="MB that the app may use. Default: the budget of the bundle's device.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Reasons, sources, all examples; tracebacks.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Reasons, sources, all examples; tracebacks; libraries' output.")
+    ] = False,
 ) -> None:
     """Find what keeps Core ML packages off the Neural Engine, why, and how to fix it; or which layer is wrong (--layers)."""
     if layers and memory_limit is not None:

@@ -43,7 +43,7 @@ def estimate(
     ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="With --sweep: PNG file to draw.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
 ) -> None:
     """Estimate how long a picture takes on a device, with an interval and its basis.
 

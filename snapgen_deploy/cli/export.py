@@ -167,7 +167,7 @@ def export(
         ),
     ] = "10GB",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
 ) -> None:
     """Export a checkpoint for a device, run the saved files, and write the bundle if every gate passed."""
     from snapgen_deploy.checkpoint import CheckpointPlace, validate

@@ -36,7 +36,7 @@ def generate(
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")] = Path("out.png"),
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: all.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
 ) -> None:
     """Draw a picture with a bundle's own files."""
     from snapgen_deploy.bundle.draw import choose_target, draw, save_png

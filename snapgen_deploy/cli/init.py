@@ -20,7 +20,7 @@ def init(
     shard_size: Annotated[str, typer.Option(help="Maximum data per file, such as 500MB or 1GB.")] = "1GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
 ) -> None:
     """Write an untrained checkpoint with seeded weights, to try every step at scale before training is done."""
     from snapgen_deploy.checkpoint.directory import new_directory

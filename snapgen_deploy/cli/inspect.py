@@ -24,7 +24,7 @@ def inspect(
     key_map: Annotated[Path | None, typer.Option(help="File that renames the tensors of a foreign checkpoint.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Read every tensor and check that it is finite.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
 ) -> None:
     """Show a checkpoint's components, widths, parameters, bytes, dtypes and configuration."""
     from snapgen_deploy.checkpoint import open_checkpoint, validate

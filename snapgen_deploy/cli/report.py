@@ -16,7 +16,7 @@ def report(
     comparison: Annotated[list[Path] | None, typer.Option(help="File that `compare --output` wrote, repeatable.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
 ) -> None:
     """Write one self-contained HTML page: pictures, sizes, gates, latency, placement, estimates and comparisons.
 

@@ -50,7 +50,7 @@ def run_coreml(
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, max=1024, help="CPU threads.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks of errors.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks of errors, and what libraries print.")] = False,
 ) -> None:
     """Run a saved Core ML package on the CPU, from its files, and write its results.
 

@@ -17,7 +17,7 @@ def verify(
     hashes_only: Annotated[bool, typer.Option("--hashes-only", help="Check the files' hashes only.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: all.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
 ) -> None:
     """Check that a bundle is what was exported, and run its gates again from its files and test vectors.
 

@@ -161,3 +161,31 @@ def test_ctrl_c_of_a_terminal_is_not_for_children():
     with ignoring_interrupts():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_libraries_are_heard_with_v_alone(verbose):
+    """Warnings whatever their filter, log lines, native output and child processes."""
+    code = (
+        "import logging, os, subprocess, sys, warnings\n"
+        "from snapgen_deploy import cli\n"
+        "from snapgen_deploy.cli.console import say, tell\n"
+        "def noise(verbose: bool = cli.typer.Option(False, '--verbose', '-v')):\n"
+        "    warnings.simplefilter('always')\n"
+        "    warnings.warn('torchao')\n"
+        "    logging.getLogger('pytree').error('deprecated')\n"
+        "    for number in (1, 2):\n"
+        "        os.write(number, b'native')\n"
+        "        subprocess.run(['sh', '-c', f'echo child >&{number}'])\n"
+        "    say('result')\n"
+        "    tell('progress')\n"
+        "cli.app.command('noise')(noise)\n"
+        f"sys.argv = ['snapgen-deploy', 'noise', *{['-v'] * verbose}]\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    if not verbose:
+        assert (done.stdout, done.stderr) == ("result\n", "progress\n")
+    else:
+        assert all(word in done.stdout for word in ("native", "child", "result"))
+        assert all(word in done.stderr for word in ("torchao", "deprecated", "native", "child", "progress"))

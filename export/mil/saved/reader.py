@@ -39,7 +39,7 @@ _MODEL_TYPE = "mlProgram"
 def _proto() -> Any:
     """The protocol-buffer modules; coremltools' import-time warnings about macOS libraries are not ours to repeat."""
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(max(level, logging.WARNING))
     try:
         return load().proto
     finally:
