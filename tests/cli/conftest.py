@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from snapgen_deploy.models import (
     TinyDecoder,
 )
 from snapgen_deploy.models.tokenizer import WordTokenizer
+from tests.conversions import converted_anew as converted_anew
+from tests.conversions import share
 
 WORDS = ["a", "red", "blue", "ring", "on", "gray", "left", "of", "square", "background"]
 
@@ -60,6 +62,13 @@ def write_checkpoint(path: Path) -> None:
     save_checkpoint(state, config, path, tokenizer=WordTokenizer.from_words(WORDS).to_json(), license="Apache-2.0")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _shared_conversions(once: Once) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        share(patch, once("conversions", lambda folder: None))
+        yield
+
+
 def invoke(*arguments: object) -> Result:
     """The command line in this process; `export` itself starts the child processes that a user's would."""
     return CliRunner().invoke(app, [str(a) for a in arguments])
@@ -88,10 +97,13 @@ def in_this_process(
 @pytest.fixture(scope="session")
 def bundle(checkpoint: Path, once: Once) -> Path:
     """Of the tiny checkpoint for Core ML, ExecuTorch and ONNX."""
+    conversions = once("conversions", lambda folder: None)
 
     def export(out: Path) -> None:
         where = ("--device", "iphone16pm", "--checkpoint", checkpoint, "-o", out)
-        done = invoke("export", *where, "--width", "small", "--threads", 1)
+        with pytest.MonkeyPatch.context() as patch:
+            share(patch, conversions)
+            done = invoke("export", *where, "--width", "small", "--threads", 1)
         assert done.exit_code == 0, done.output
 
     return once("bundle", export) / "tiny-test-iphone16pm"

@@ -73,6 +73,7 @@ def test_the_second_export_is_cached_verified_and_equal(checkpoint, tmp_path, ra
     assert runs[1]["export_peak_bytes"] == runs[0]["export_peak_bytes"] == 7
 
 
+@pytest.mark.usefixtures("converted_anew")
 def test_what_converters_write_on_their_way_lies_beside_the_bundle(checkpoint, tmp_path, ran, monkeypatch):
     real, places = Onnx.export, []
 

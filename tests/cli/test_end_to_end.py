@@ -117,6 +117,7 @@ def test_a_failed_gate_exits_1_and_leaves_nothing(checkpoint, tmp_path, monkeypa
     assert {g["verdict"] for g in said["gates"]} == {"passed", "failed"}
 
 
+@pytest.mark.usefixtures("converted_anew")
 def test_the_server_bundle_has_the_diffusers_layout_and_the_same_bytes_twice(checkpoint, tmp_path):
     sums = []
     for place in ("first", "second"):

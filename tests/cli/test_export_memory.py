@@ -87,6 +87,7 @@ def test_a_dry_run_shows_the_prediction(checkpoint, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("converted_anew")
 def test_the_measured_peaks_are_recorded_and_near_the_prediction_and_what_is_cached_is_not_refused(
     checkpoint, tmp_path, monkeypatch
 ):
