@@ -7,7 +7,6 @@ What is under test in a command is what it does with converted files. Tests of t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +44,6 @@ def share(patch: pytest.MonkeyPatch, place: Path) -> None:
 
 
 @pytest.fixture
-def converted_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def converted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """This test's exports convert everything themselves."""
     monkeypatch.delenv(PLACE, raising=False)
-    yield

@@ -21,8 +21,10 @@ from snapgen_deploy.latency.estimate.cost_ops import OP_KINDS
 from snapgen_deploy.latency.estimate.estimate_measured import find_measured
 from snapgen_deploy.latency.estimate.machine import Machine, Rate
 from snapgen_deploy.latency.links.base import DeviceState, SampleBlock
+from snapgen_deploy.latency.measure import host
 from snapgen_deploy.latency.measure.session import open_session
 from snapgen_deploy.latency.results import DeviceKey, Loads, read_measurement
+from snapgen_deploy.system.child import start_method
 from tests.cli.conftest import invoke
 from tests.latency.estimate.conftest import quiet
 from tests.latency.test_results import measurement
@@ -48,7 +50,8 @@ def lose_a_delegate(manifest):
     manifest["targets"]["executorch:xnnpack"]["components"]["student"]["portable_ops"] = {"expand_copy": 2}
 
 
-def test_bench_keeps_every_sample_and_writes_every_format(bundle, tmp_path):
+def test_bench_keeps_every_sample_and_writes_every_format(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "FRESH", start_method())  # six fresh interpreters would take most of this test
     native, plot = tmp_path / "native.json", tmp_path / "plot.png"
     options = ("--target", "onnx:cpu", "--threads", 1, "-o", native, "--plot", plot)
     done = invoke("bench", bundle, *options)

@@ -30,7 +30,7 @@ from tests.cli.conftest import in_this_process, invoke
 from tests.quantise.quantise_cases import tiny_checkpoint, tiny_config
 
 OPTIONS = ("--device", "iphone16pm", "--target", "coreml", "--precision", "mixed", "--width", "full", "--threads", 1)
-QUICK = ("--tune-iterations", 5, "--calibration-pictures", 16)
+QUICK = ("--tune-iterations", 5, "--calibration-pictures", 16, "--fidelity-samples", 6)
 
 
 @pytest.fixture(scope="module")

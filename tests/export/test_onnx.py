@@ -6,7 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +43,31 @@ def error(component: Component, path: Path) -> float:
     return float(np.abs(values - expected).max() / np.abs(expected).max())
 
 
+Make = Callable[[], Component]
+Exported = Callable[[Make, Mapping[str, str]], Artifact]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """`exported(make, options)`: made once for the tests that only look at it."""
+    made: dict[tuple[str, str], Artifact] = {}
+
+    def of(make: Make, options: Mapping[str, str]) -> Artifact:
+        key = make.__name__, str(options)
+        if key not in made:
+            made[key] = export(make(), tmp_path_factory.mktemp("exported"), options)
+        return made[key]
+
+    return of
+
+
 @pytest.mark.parametrize("make", [student, rewritten, decoder, text_encoder])
-def test_a_saved_component_computes_what_its_module_does(make, tmp_path):
-    component = make()
-    artifact = export(component, tmp_path)
-    assert artifact.path == tmp_path / f"{component.role}.onnx"
+def test_a_saved_component_computes_what_its_module_does(make, exported):
+    component, artifact = make(), exported(make, {})
+    folder = artifact.path.parent
+    assert artifact.path == folder / f"{component.role}.onnx"
     assert artifact.files == (artifact.path,)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [artifact.path.name]
+    assert sorted(p.name for p in folder.iterdir()) == [artifact.path.name]
     assert error(component, artifact.path) <= LIMIT
 
 
@@ -72,7 +90,7 @@ def test_file_names_documents_and_types_its_ports(tmp_path):
 
 
 @pytest.mark.parametrize("make", [student, rewritten, decoder, text_encoder])
-def test_rules_that_are_left_out_find_nothing(make, tmp_path, monkeypatch):
+def test_rules_that_are_left_out_find_nothing(make, exported, tmp_path, monkeypatch):
     from onnxscript import rewriter
 
     from snapgen_deploy.export.onnx import target as ours
@@ -81,10 +99,9 @@ def test_rules_that_are_left_out_find_nothing(make, tmp_path, monkeypatch):
     with ours.rules_of_linear_time():
         assert len(rewriter._DEFAULT_REWRITE_RULES) == len(every) - 1
     assert rewriter._DEFAULT_REWRITE_RULES is every
-    (tmp_path / "all").mkdir()
-    quick = export(make(), tmp_path).path.read_bytes()
+    quick = exported(make, {}).path.read_bytes()
     monkeypatch.setattr(ours, "rules_of_linear_time", contextlib.nullcontext)
-    assert export(make(), tmp_path / "all").path.read_bytes() == quick
+    assert export(make(), tmp_path).path.read_bytes() == quick
 
 
 def test_licence_and_author_are_kept_in_the_file(tmp_path):
@@ -107,15 +124,11 @@ def test_file_holds_no_path_and_no_stack_trace(options, tmp_path):
     assert not [v.name for v in model.graph.value_info if v.doc_string or v.metadata_props]
 
 
-def digests(directory: Path) -> list[str]:
+def digests(exported: Exported) -> list[str]:
     """Name and SHA-256 of every file of three exports that take different ways."""
     found = []
-    for component, options in (
-        (student(), {"optimize": "optimum"}),
-        (decoder(), {"external_data_bytes": "0"}),
-        (text_encoder(), {}),
-    ):
-        files = export(component, directory, options).files
+    for make, options in ((student, {"optimize": "optimum"}), (decoder, {"external_data_bytes": "0"}), (text_encoder, {})):
+        files = exported(make, options).files
         found += [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
     return found
 
@@ -126,12 +139,13 @@ spec = importlib.util.spec_from_file_location("there", sys.argv[1])
 there = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(there)
 with tempfile.TemporaryDirectory() as directory:
-    print(*there.digests(pathlib.Path(directory)), sep="\\n")
+    export = lambda make, options: there.export(make(), pathlib.Path(directory), options)
+    print(*there.digests(export), sep="\\n")
 """
 
 
-def test_two_processes_write_the_same_bytes_and_print_nothing(tmp_path):
-    here = digests(tmp_path)
+def test_two_processes_write_the_same_bytes_and_print_nothing(exported):
+    here = digests(exported)
     assert len(here) == 5
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     command = [sys.executable, "-c", SCRIPT, __file__]
@@ -173,14 +187,13 @@ def test_describe_reads_what_is_in_the_file(tmp_path):
     assert "graph: as exported" in described.notes
 
 
-def test_optimum_optimises_the_student_and_says_so(tmp_path):
-    component = student()
-    artifact = export(component, tmp_path, {"optimize": "optimum"})
-    assert error(component, artifact.path) <= LIMIT
+def test_optimum_optimises_the_student_and_says_so(exported):
+    artifact = exported(student, {"optimize": "optimum"})
+    assert error(student(), artifact.path) <= LIMIT
     described = TARGET.describe(artifact.path)
     assert any(note.startswith("graph: optimised by optimum-onnx") for note in described.notes)
     assert described.ops["com.microsoft.FusedMatMul"] == 16  # q k^T with its scale, one per attention matrix
-    assert tmp_path / "student.ort_config.json" in artifact.files
+    assert artifact.path.parent / "student.ort_config.json" in artifact.files
 
 
 def test_a_wrong_optimised_graph_is_refused_and_the_plain_one_kept(tmp_path, monkeypatch):
