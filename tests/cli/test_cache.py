@@ -105,7 +105,7 @@ def test_resume_takes_up_a_run_that_was_killed_without_it(checkpoint, tmp_path, 
         assert invoke("export", "--device", device, *plain).exit_code == 2
     assert len(ran) == 1 + 3 + 1
     ran.clear()
-    shutil.rmtree(out)
+    assert not out.exists()  # nothing is left of a run that failed
     aside.rename(out)
     done = invoke("export", "--device", device, *plain, "--resume")
     assert done.exit_code == 0, done.output
@@ -135,7 +135,7 @@ def test_a_damaged_entry_is_exported_again(checkpoint, tmp_path, ran, filled):
     assert ran == ["reference", "onnx:cpu student", "onnx:cpu check"]
     data = json.loads(done.stdout)
     assert data["run"]["targets"]["onnx:cpu"]["cached"] == {"text_encoder": True, "student": False, "decoder": True}
-    assert "thrown away" in data["notes"][0]
+    assert "was removed" in data["notes"][0]
     assert len(entries()) == 3
 
 
@@ -176,7 +176,7 @@ def test_a_checkpoint_that_changes_under_the_export_is_refused(checkpoint, tmp_p
     assert done.exit_code == 2
     assert "was changed while it was exported" in done.stderr
     assert entries() == []
-    assert list((tmp_path / "a").iterdir()) == []
+    assert not (tmp_path / "a").exists()
 
 
 def test_an_interrupted_run_goes_on_although_a_layout_had_moved_its_files(checkpoint, tmp_path, ran, first, monkeypatch):
