@@ -60,17 +60,31 @@ def arrange(
         if spec.name in artifacts:
             folder = directory / spec.folder
             files = _move(artifacts[spec.name], folder)
-            # its own hyperparameters, and the names that transformers and diffusers use for them
-            settings = {**spec.hyperparameters(width or ""), "model_type": f"snapgen-{spec.name}"}
             moved[spec.name] = Artifact(
-                artifacts[spec.name].target, spec.name, folder / MODEL, (*files, _json(folder / "config.json", settings))
+                artifacts[spec.name].target, spec.name, folder / MODEL, (*files, folder / "config.json")
             )
-    _json(directory / "scheduler" / "scheduler_config.json", scheduler_config(config.shift))
+    for name, text in texts(config, list(moved), tokenizers, width).items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(text, encoding="utf-8")
+    return moved
+
+
+def texts(config: ModelConfig, roles: Sequence[Role], tokenizers: Mapping[Role, str], width: str | None) -> dict[str, str]:
+    """The files that are written beside the components `roles`, by name: the same configuration gives the same text."""
+    components = components_of(config)
+    found = {
+        # its own hyperparameters, and the names that transformers and diffusers use for them
+        f"{spec.folder}/config.json": _json({**spec.hyperparameters(width or ""), "model_type": f"snapgen-{spec.name}"})
+        for spec in components
+        if spec.name in roles
+    }
+    found["scheduler/scheduler_config.json"] = _json(scheduler_config(config.shift))
     lengths = {spec.name: spec.reads.length for spec in components.encoders}
     for role, text in tokenizers.items():
-        _tokenizer(directory / tokenizer_name(role), text, lengths.get(role))
-    _json(directory / "model_index.json", _index(config, moved, [tokenizer_name(role) for role in tokenizers]))
-    return moved
+        found[f"{tokenizer_name(role)}/tokenizer_config.json"] = _json(_tokenizer_config(text, lengths.get(role)))
+        found[f"{tokenizer_name(role)}/tokenizer.json"] = text
+    found["model_index.json"] = _json(_index(config, roles, [tokenizer_name(role) for role in tokenizers]))
+    return found
 
 
 def load(directory: Path, folder: str) -> Any:
@@ -123,7 +137,7 @@ def unshifted(level: float, shift: float) -> float:
     return level / (shift - (shift - 1) * level)
 
 
-def _index(config: ModelConfig, moved: Mapping[Role, Artifact], tokenizers: Sequence[str]) -> dict[str, Any]:
+def _index(config: ModelConfig, roles: Sequence[Role], tokenizers: Sequence[str]) -> dict[str, Any]:
     levels, components = family_of(config).schedule(config).sigmas, components_of(config)
     index: dict[str, Any] = {
         "_class_name": "SnapgenPipeline",
@@ -136,17 +150,16 @@ def _index(config: ModelConfig, moved: Mapping[Role, Artifact], tokenizers: Sequ
     }
     for name in tokenizers:
         index[name] = ["transformers", "PreTrainedTokenizerFast"]
-    return {**index, **{components[role].folder: LOADER for role in moved}}
+    return {**index, **{components[role].folder: LOADER for role in roles}}
 
 
-def _tokenizer(folder: Path, tokenizer_json: str, length: int | None) -> None:
+def _tokenizer_config(tokenizer_json: str, length: int | None) -> dict[str, Any]:
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if length is not None:
         settings["model_max_length"] = length
     if padding := json.loads(tokenizer_json).get("padding"):
         settings |= {"pad_token": padding["pad_token"], "padding_side": padding["direction"].lower()}
-    _json(folder / "tokenizer_config.json", settings)
-    (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+    return settings
 
 
 def _move(artifact: Artifact, folder: Path) -> tuple[Path, ...]:
@@ -183,7 +196,5 @@ def _relocate(path: Path) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _json(path: Path, value: dict[str, Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return path
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from snapgen_deploy.bundle.reader import SUMS, Bundle, open_bundle
+from snapgen_deploy.bundle.reader import MANIFEST, SUMS, Bundle, check_hashes, open_bundle
 from snapgen_deploy.bundle.schema import refuse_misshapen
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.latency.compare.duel import DuelRound, RoundOf, Sides, abba, interleaved, mode_for
@@ -97,6 +97,15 @@ def read_side(path: Path) -> Mapping[str, Any]:
         refuse_misshapen(path, data)
         return data
     return open_bundle(path).manifest
+
+
+def check_side(path: Path) -> None:
+    """GateFailed where a bundle, or the manifest of one that is still whole, is not what was exported.
+
+    A manifest that was stored alone has nothing to be held against.
+    """
+    if path.is_dir() or (path.name == MANIFEST and is_file(path.with_name(SUMS))):
+        check_hashes(open_bundle(path))
 
 
 def guards_alone(base: Path, candidate: Bundle, guards: Sequence[Guard]) -> Comparison:

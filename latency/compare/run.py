@@ -15,6 +15,7 @@ from snapgen_deploy.latency.compare.baseline import FEWEST_RUNS, baseline_path, 
 from snapgen_deploy.latency.compare.compare import (
     CAP_SECONDS,
     Comparison,
+    check_side,
     compare_bundles,
     guards_alone,
     read_side,
@@ -59,6 +60,7 @@ def compare_paths(base_path: Path, candidate_path: Path, wanted: Wanted, progres
     candidate = open_bundle(candidate_path)
     check_hashes(candidate)
     manifest = read_side(base_path)
+    check_side(base_path)
     named = {g for m in (manifest, candidate.manifest) for g in failing_guards(m.get("device", {}))}
     guards = guards_of(manifest, candidate.manifest, named) if wanted.guards else ()
     if not wanted.clock:
@@ -67,7 +69,6 @@ def compare_paths(base_path: Path, candidate_path: Path, wanted: Wanted, progres
     if base_path.is_file():
         raise BadInput(f"{base_path} has no files to time; give the bundle, or add --guards-only")
     base = open_bundle(base_path)
-    check_hashes(base)
     return compare_bundles(
         base,
         candidate,

@@ -18,11 +18,12 @@ from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.models.schedule import Schedule
 from snapgen_deploy.models.serialise import config_from_dict
 from snapgen_deploy.plan.sizes import size_name
-from snapgen_deploy.system.files import files_under, is_file, read_json, sha256_of
+from snapgen_deploy.system.files import files_under, is_file, read_json, sha256_of, stays_inside
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
+SIGNATURE = "model.sig"  # of OpenSSF model signing, over all other files
 RUN = "export_run.json"  # how this export went; not hashed, since it changes from run to run
 
 
@@ -203,7 +204,9 @@ def check_hashes(bundle: Bundle) -> None:
     # links to folders are not followed, so that files behind one would go unchecked
     strange = (p for p in bundle.path.rglob("*") if not p.is_file() and (p.is_symlink() or not p.is_dir()))
     wrong += [f"no plain file {p.relative_to(bundle.path).as_posix()}" for p in sorted(strange)]
-    unlisted = (bundle.path / SUMS, bundle.path / RUN)
+    outside = (p for p in bundle.path.rglob("*") if p.is_symlink() and p.is_file() and not stays_inside(p, bundle.path))
+    wrong += [f"a link that leaves the bundle {p.relative_to(bundle.path).as_posix()}" for p in sorted(outside)]
+    unlisted = (bundle.path / SUMS, bundle.path / RUN, bundle.path / SIGNATURE)
     there = {p.relative_to(bundle.path).as_posix(): p for p in files_under(bundle.path) if p not in unlisted}
     wrong += [f"missing {n}" for n in sorted(set(listed) - set(there))]
     wrong += [f"not listed {n}" for n in sorted(set(there) - set(listed))]

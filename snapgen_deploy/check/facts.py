@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from snapgen_deploy.bundle.reader import Bundle
 from snapgen_deploy.check.gates import Gate
+from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.drawing.pipeline import noise_for, tokenize
 from snapgen_deploy.drawing.ports import token_arrays
 from snapgen_deploy.drawing.prompts import SEEDS
 from snapgen_deploy.drawing.reference import ReferenceVectors, schedule_of
 from snapgen_deploy.errors import GateFailed
+from snapgen_deploy.export.registry import spec_of
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.plan.sizes import latent_of
 
+NEARLY = 0.25  # share of a gate's limit
 CLOSE = 1e-5  # tolerance for time features, noise levels and noise
 
 
@@ -56,6 +60,21 @@ def refuse_other_limits(bundle: Bundle, gates: Sequence[Gate]) -> None:
     )
 
 
+def refuse_other_values(bundle: Bundle, gates: Sequence[Gate]) -> None:
+    """GateFailed where gates that ran again came to other values than the manifest has of the export.
+
+    Rounding differs from processor to processor: what is within `NEARLY` of the limit, or of the value, is the same.
+    """
+    recorded = bundle.manifest["gates"]
+    then = {(g.get("target"), g.get("component"), g.get("name"), g.get("size", "")): g.get("value") for g in recorded}
+    wrong = []
+    for g in gates:
+        was = then.get((g.target, g.component, g.name, g.size))
+        if was is not None and g.value is not None and not abs(g.value - was) <= NEARLY * max(abs(g.limit), abs(was)):
+            wrong.append(f"{g.target} {g.where} {g.name} is recorded as {was:.3g} and now {g.value:.3g}")
+    _refuse(bundle, wrong)
+
+
 def _refuse(bundle: Bundle, wrong: Sequence[str]) -> None:
     if wrong:
         raise GateFailed(f"{bundle.name} contradicts itself: {'; '.join(wrong[:10])}")
@@ -65,10 +84,29 @@ def _contradictions(bundle: Bundle, vectors: ReferenceVectors) -> Iterator[str]:
     resolution = bundle.resolution
     if bundle.latent != latent_of(bundle.config, resolution):
         yield f"latent.shape {list(bundle.latent)} is not that of a picture of {list(resolution)}"
+    yield from _of_checkpoint(bundle)
     yield from _of_schedule(bundle)
     yield from _of_samples(bundle, vectors)
     for key in bundle.targets:
         yield from _of_target(bundle, key)
+        yield from _of_layout(bundle, key)
+
+
+def _of_checkpoint(bundle: Bundle) -> Iterator[str]:
+    """What the manifest repeats of the configuration; of the embedded checkpoint all is known."""
+    m, config, decoder = bundle.manifest, bundle.config, components_of(bundle.config).decoder
+    for where, name, meant in (
+        (m, "name", config.name),
+        (m, "trained", config.trained),
+        (m["latent"], "mean", list(decoder.latent_mean) if decoder else []),
+        (m["latent"], "std", list(decoder.latent_std) if decoder else []),
+    ):
+        if where.get(name, meant) != meant:
+            yield f"{name} is not that of the configuration"
+    about = m.get("checkpoint") or {}
+    embedded = open_checkpoint(None)
+    if about.get("sha256") == embedded.sha256() and (config, about.get("license")) != (embedded.config, embedded.license):
+        yield "checkpoint.license or config is not that of the checkpoint with this hash"
 
 
 def _of_schedule(bundle: Bundle) -> Iterator[str]:
@@ -106,6 +144,24 @@ def _of_target(bundle: Bundle, key: str) -> Iterator[str]:
         for name, ports in (("inputs", inputs), ("outputs", outputs)):
             if _shapes(components[spec.name].get(name, ())) != _shapes([asdict(p) for p in ports]):
                 yield f"{key} {spec.name} {name} are not those of the checkpoint's configuration"
+
+
+def _of_layout(bundle: Bundle, key: str) -> Iterator[str]:
+    """The configurations in a target's folders, which libraries read in place of the manifest."""
+    target = bundle.manifest["targets"][key]
+    module = spec_of(key).folders.get(str(target.get("options", {}).get("folders", "")))
+    if module is None:
+        return
+    names = components_of(bundle.config).names
+    texts = import_module(module).texts(bundle.config, names, bundle.tokenizers(), bundle.width)
+    root = bundle.path / key.replace(":", "-")
+    for name, text in texts.items():
+        try:
+            same = (root / name).read_text(encoding="utf-8") == text
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            yield f"{key} {name} is not that of the configuration and the bundle's tokenizer"
 
 
 def _shapes(ports: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from snapgen_deploy.bundle.reader import Bundle
 from snapgen_deploy.bundle.vectors import read_vectors
-from snapgen_deploy.check.facts import refuse_contradictions, refuse_other_limits, refuse_unsound_gates
+from snapgen_deploy.check.facts import refuse_contradictions, refuse_other_limits, refuse_other_values, refuse_unsound_gates
 from snapgen_deploy.check.gates import Gate, SavedTarget, check_sizes
 from snapgen_deploy.system.child import run_in_child
 from snapgen_deploy.system.progress import Progress
@@ -49,6 +49,7 @@ def rerun_gates(bundle: Bundle, threads: int, progress: Progress) -> tuple[Gate,
             checked, _ = run_in_child(f"{key} check", check_sizes, saved, vectors, on_progress=on_progress)
             gates += [gate for one in checked.values() for gate in one.gates]
     refuse_other_limits(bundle, gates)
+    refuse_other_values(bundle, gates)
     left = (g for g in bundle.manifest["gates"] if g["name"].startswith(_FIDELITY))
     return (*gates, *(replace(Gate(**g), value=None, verdict="not_run", detail=_left(g)) for g in left))
 

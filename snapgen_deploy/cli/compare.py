@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snapgen_deploy.cli.console import check_places, err, new_table, out, print_json, progress, save_text, say, tell
+from snapgen_deploy.cli.console import (
+    cell,
+    check_places,
+    err,
+    new_table,
+    out,
+    plain,
+    print_json,
+    progress,
+    save_text,
+    say,
+    tell,
+)
 from snapgen_deploy.errors import BadInput
 
 if TYPE_CHECKING:
@@ -187,14 +199,14 @@ def print_comparison(found: Comparison) -> None:
     if found.self_check is not None:
         _print_self_check(found.self_check)
     if found.metrics:
-        table = new_table(title=f"{found.key.backend}, {found.mode}, {found.rounds} rounds")
+        table = new_table(title=f"{cell(found.key.backend)}, {found.mode}, {found.rounds} rounds")
         for column in ("metric", "base ms", "candidate ms", "change (interval)", "limit", "detectable", "verdict"):
             table.add_column(column, justify="left" if column in ("metric", "verdict") else "right")
         for m in found.metrics:
             table.add_row(*_metric_row(m))
         out().print(table)
     for note in found.notes:
-        say(note)
+        say(plain(note))
     out().print(f"verdict: [{COLOURS[found.verdict]}]{found.verdict}[/]")
 
 
@@ -202,7 +214,7 @@ def _metric_row(m: Judged) -> tuple[str, ...]:
     change = f"{_percent(m.change)} ({_percent(m.low)} … {_percent(m.high)})"
     limit = f"{100 * m.limit:g} %" + (" (warn)" if m.warn else "")
     return (
-        m.name, f"{m.base_ms:.2f}", f"{m.candidate_ms:.2f}", change, limit, f"{100 * m.detectable:.1f} %",
+        cell(m.name), f"{m.base_ms:.2f}", f"{m.candidate_ms:.2f}", change, limit, f"{100 * m.detectable:.1f} %",
         f"[{COLOURS[m.verdict]}]{m.verdict}[/]",
     )  # fmt: skip
 
@@ -217,12 +229,12 @@ def _print_guards(guards: Sequence[Guard]) -> None:
     changed = [g for g in guards if g.verdict != "same"]
     out().print(f"{len(guards)} deterministic guards, {len(changed)} changed")
     for g in changed:
-        line = Text.assemble("  ", (g.verdict, COLOURS[g.verdict]), f" {g.component} {g.name}: {g.detail}")
+        line = Text.assemble("  ", (g.verdict, COLOURS[g.verdict]), f" {plain(g.component)} {plain(g.name)}: {plain(g.detail)}")
         out().print(line, soft_wrap=True)
 
 
 def _print_self_check(check: SelfCheck) -> None:
-    words = "passed" if check.passed else f"[red]failed[/]: {check.reason}"
+    words = "passed" if check.passed else f"[red]failed[/]: {cell(check.reason)}"
     interval = f"{_percent(check.low)} … {_percent(check.high)}"
     out().print(
         f"base against itself, {check.rounds} rounds: {interval}; with the most rounds {100 * check.detectable:.1f} % "

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 
 from snapgen_deploy.errors import BadInput, SnapgenError
@@ -137,6 +138,19 @@ def out() -> Console:
 def err() -> Console:
     """Standard error, for progress and errors."""
     return WholeWords(file=sys.stderr, highlight=False)
+
+
+def plain(value: object) -> str:
+    """A name or a detail of a file that somebody else wrote, for a line of ours: it ends no line, colours nothing, and begins
+    no command of a CI runner (`::error::` at the beginning of a line, which may be that of a word; `##[error]` anywhere)."""
+    line = " ".join(str(value).split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    return re.sub(r"(?<!\S)::", ": :", shown.replace("##[", "## ["))
+
+
+def cell(value: object) -> str:
+    """`plain`, for a table or a title, where brackets would be markup."""
+    return escape(plain(value))
 
 
 def say(text: str, style: str = "") -> None:

@@ -144,6 +144,14 @@ def export(
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: all.", metavar="N", rich_help_panel=HERE)
     ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            help="Private key (PEM, elliptic curve) to sign the bundle with, by OpenSSF model signing.",
+            metavar="KEY",
+            rich_help_panel=HERE,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the checkpoint's header, print the plan and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.", rich_help_panel=HERE)] = False,
     resume: Annotated[
@@ -178,6 +186,10 @@ def export(
     from snapgen_deploy.quantise.settings import EXECUTOR, with_mixed
 
     limit = parse_bytes(cache_limit, "--cache-limit")
+    if sign is not None:
+        from snapgen_deploy.bundle.signature import check_signing_key
+
+        check_signing_key(sign)
     profile = load_profile(device)
     if memory_budget:
         profile = profile.with_memory_budget(parse_bytes(memory_budget, "--memory-budget"))
@@ -246,6 +258,10 @@ def export(
         if not as_json:
             print_gates(error.gates)
         raise
+    if sign is not None:
+        from snapgen_deploy.bundle.signature import sign as sign_bundle
+
+        sign_bundle(result.bundle.path, sign)
     notes = request.cache.notes if request.cache is not None else []
     if as_json:
         print_json(result_as_dict(result) | {"notes": notes})

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from snapgen_deploy.cli.console import UNTRAINED, megabytes, new_table, out, say
+from rich.markup import escape
+
+from snapgen_deploy.cli.console import UNTRAINED, cell, megabytes, new_table, out, plain, say
 
 if TYPE_CHECKING:
     from snapgen_deploy.job.run import Result
@@ -24,17 +26,17 @@ def print_gates(gates: Sequence[dict[str, Any]]) -> None:
     for g in gates:
         value = "—" if g["value"] is None else f"{g['value']:.3g}"
         verdict = f"[{colours[g['verdict']]}]{g['verdict']}[/]"
-        target, limit = "" if g["target"] == shown else g["target"], limit_text(g["name"], g["limit"])
-        table.add_row(target, _component(g), g["name"].replace("_", " "), value, limit, verdict)
+        target, limit = "" if g["target"] == shown else cell(g["target"]), limit_text(g["name"], g["limit"])
+        table.add_row(target, escape(_component(g)), cell(g["name"].replace("_", " ")), value, limit, verdict)
         shown = g["target"]
     out().print(table)
     for g in gates:
         if g["name"] == "largest_value":
             line = f"{g['target']} {_component(g)}, closest to the largest fp16 number: {g['detail'].partition('; ')[0]}"
-            out().print(line, style="dim", markup=False)
+            out().print(plain(line), style="dim", markup=False)
         elif g["verdict"] != "passed":
             line = f"{g['target']} {_component(g)} {g['name']}: {g['verdict']}: {g['detail']}"
-            say(line)  # a reason may contain brackets, such as pip extras
+            say(plain(line))  # a reason may contain brackets, such as pip extras
 
 
 def count_verdicts(gates: Sequence[Mapping[str, Any]]) -> str:
@@ -45,7 +47,7 @@ def count_verdicts(gates: Sequence[Mapping[str, Any]]) -> str:
 
 def _component(gate: dict[str, Any]) -> str:
     """The component of a gate, with the picture size if there are several."""
-    return " ".join((gate["component"].replace("_", " "), gate.get("size", ""))).strip()
+    return plain(" ".join((gate["component"].replace("_", " "), gate.get("size", ""))))
 
 
 def _print_components(targets: Mapping[str, Any]) -> None:

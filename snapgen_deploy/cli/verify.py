@@ -15,11 +15,16 @@ from snapgen_deploy.system.processors import default_threads
 def verify(
     bundle: Annotated[Path, typer.Argument(help="A bundle that `export` wrote.")],
     hashes_only: Annotated[bool, typer.Option("--hashes-only", help="Check the files' hashes only.")] = False,
+    key: Annotated[
+        Path | None, typer.Option(help="Public key (PEM) of who must have signed the bundle.", metavar="KEY")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: all.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
 ) -> None:
     """Check that a bundle is what was exported, and run its gates again from its files and test vectors.
+
+    Hashes and gates show damage and contradictions; who made the bundle, a signature alone can say (--key).
 
     The fidelity gates need the checkpoint: they are listed as not_run, with their verdict at export.
     """
@@ -28,12 +33,17 @@ def verify(
 
     opened = open_bundle(bundle)
     check_hashes(opened)
+    if key is not None:
+        from snapgen_deploy.bundle.signature import verify_signature
+
+        verify_signature(opened.path, key)
     gates = () if hashes_only else rerun_gates(opened, threads or default_threads(), progress(quiet=as_json))
     data = [g.as_dict() for g in gates]
     if as_json:
-        print_json({"bundle": str(opened.path), "hashes": "passed", "gates": data})
+        signed = {"signature": "passed"} if key is not None else {}
+        print_json({"bundle": str(opened.path), "hashes": "passed", **signed, "gates": data})
     else:
-        say(f"{opened.path}: every file is what was exported")
+        say(f"{opened.path}: every file is what was exported" + (f", signed by the owner of {key}" if key else ""))
         if gates:
             print_gates(data)
             say(count_verdicts(data))

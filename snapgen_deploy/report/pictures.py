@@ -12,6 +12,7 @@ from PIL import Image
 from snapgen_deploy.bundle.preview import CAPTION, CELL, MARGIN
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.report.views import Picture, PromptRow
+from snapgen_deploy.system.files import stays_inside
 
 
 def preview_rows(
@@ -28,6 +29,8 @@ def preview_rows(
     """
     if not path.is_file():
         return (), None
+    if not stays_inside(path, path.parent):
+        raise BadInput(f"{path} is a link that leaves the bundle; export the bundle again")
     try:
         with Image.open(path) as file:
             sheet = file.convert("RGB")

@@ -86,6 +86,14 @@ def folder_for_results(folder: Path) -> Iterator[None]:
                 place.rmdir()
 
 
+def stays_inside(path: Path, root: Path) -> bool:
+    """Whether what `path` stands for, through all links, lies below `root`."""
+    try:
+        return path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        return False
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether a full disk caused an error; libraries and child processes often keep only the text of the system's error."""
     seen: BaseException | None = error

@@ -355,6 +355,16 @@ def test_what_is_no_file_of_the_bundle_is_told(tmp_path):
         check_hashes(open_bundle(final))
 
 
+def test_a_link_that_leaves_the_bundle_is_told(tmp_path):
+    """Its bytes are those that were exported, and anybody's to change."""
+    final = build(tmp_path / "b")
+    model = final / "onnx" / "student.onnx"
+    model.rename(tmp_path / "elsewhere")
+    model.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(GateFailed, match="a link that leaves the bundle onnx/student.onnx"):
+        check_hashes(open_bundle(final))
+
+
 def test_a_file_that_is_listed_twice_is_told(tmp_path):
     final = build(tmp_path / "b")
     sums = (final / SUMS).read_text()

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from snapgen_deploy.cli import _Group, console
@@ -97,6 +98,28 @@ def test_narrow_encodings_and_no_width_lose_no_table():
     narrow = in_bash("PYTHONIOENCODING=ascii COLUMNS=0 tool devices iphone16pm")
     assert (narrow.returncode, narrow.stderr) == (0, "")
     assert len(narrow.stdout.splitlines()) == len(plain.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("student\n::error::x", "student : :error::x"),
+        ("::set-output name=a::b", ": :set-output name=a::b"),
+        ("aten::add 8 -> 9", "aten::add 8 -> 9"),
+        ("x ##[error]y", "x ## [error]y"),
+        ("\x1b[31mred\u202e", "\\x1b[31mred\\u202e"),
+        ("[/x] [bold]", "[/x] [bold]"),
+    ],
+)
+def test_names_of_files_give_no_orders(name, shown):
+    assert console.plain(name) == shown
+    table = console.new_table(title=console.cell(name))
+    table.add_column("a")
+    table.add_row(console.cell(name))
+    written = Console(width=200)
+    with written.capture() as captured:
+        written.print(table)
+    assert captured.get().count(shown) == 2
 
 
 @pytest.mark.parametrize(
