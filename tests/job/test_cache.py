@@ -72,7 +72,7 @@ def test_a_damaged_entry_is_thrown_away(cache, tmp_path, victim, damage):
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if damage == "change" else data[:10])
     assert cache.take("k", TARGET, "student", tmp_path / "second") is None
     assert not cache.has("k")
-    assert "thrown away" in cache.notes[0]
+    assert "was removed" in cache.notes[0]
     assert not (tmp_path / "second").exists() or files_under(tmp_path / "second") == []
 
 
