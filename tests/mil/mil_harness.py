@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 logging.getLogger("coremltools").setLevel(logging.ERROR)  # it warns about every library of another platform
 
@@ -32,6 +33,11 @@ class Case:
     ios: int = 15
     tolerance: float = 2e-5
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+def t(x: np.ndarray) -> torch.Tensor:
+    """The same array for an oracle of torch's."""
+    return torch.from_numpy(np.ascontiguousarray(x))
 
 
 def plain(var: Any) -> Any:

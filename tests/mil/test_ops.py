@@ -10,12 +10,15 @@ import pytest
 
 from snapgen_deploy.export.mil import open_package
 from snapgen_deploy.export.mil.ops.registry import OPS
+from tests.mil.mil_cases_convolutions import CONVOLUTION_CASES
 from tests.mil.mil_cases_elementwise import ELEMENTWISE
-from tests.mil.mil_cases_layers import LAYERS
-from tests.mil.mil_cases_tensor import TENSOR
+from tests.mil.mil_cases_gather import GATHER_CASES
+from tests.mil.mil_cases_products import PRODUCT_CASES
+from tests.mil.mil_cases_resizing import RESIZING
+from tests.mil.mil_cases_shapes import SHAPE_CASES
 from tests.mil.mil_harness import Arrays, Case, one_program, relative
 
-CASES: list[Case] = [*ELEMENTWISE, *LAYERS, *TENSOR]
+CASES: list[Case] = [*ELEMENTWISE, *CONVOLUTION_CASES, *PRODUCT_CASES, *RESIZING, *SHAPE_CASES, *GATHER_CASES]
 Results = tuple[Arrays, dict[str, list[str]]]
 
 
