@@ -19,11 +19,13 @@ from snapgen_deploy.latency.compare.verdict import LOAD, LOOKS, Judged, Threshol
 from snapgen_deploy.latency.environment import host_key, stamp_of_now
 from snapgen_deploy.latency.measure.session import runs_here
 from snapgen_deploy.latency.results import QUERY, DeviceKey
+from snapgen_deploy.plan.sizes import size_name
 from snapgen_deploy.system.files import is_file, read_json, sha256_of
 from snapgen_deploy.system.progress import Progress
 
 _SCHEMA_VERSION = 1
 GUARDS_ALONE = "guards"  # mode of a comparison without times
+ACROSS = Threshold(f"{QUERY}_p50", 0.05)  # what is timed where no limit is given, and what counts as alike
 CAP_SECONDS = 170.0  # rounds that would end later are not started
 
 
@@ -42,14 +44,18 @@ class Comparison:
     notes: tuple[str, ...] = ()
     created: str | None = None  # ISO 8601, UTC
     commit: str | None = None  # commit of the working directory, if it is a git checkout
+    across: bool = False  # two bundles that differ on purpose: which is faster?
 
     @property
     def verdict(self) -> str:
-        """`failed` if a guard fails, else the worst verdict of the metrics that can fail; inconclusive if times are missing."""
+        """With `across` that of the first metric: slower, faster, alike or inconclusive. Without it:
+        `failed` if a guard fails, else the worst verdict of the metrics that can fail; inconclusive if times are missing."""
         if guard_verdict(self.guards) == "failed":
             return "failed"
         if not self.metrics and self.mode != GUARDS_ALONE:
             return "inconclusive"
+        if self.across:
+            return self.metrics[0].verdict
         return worst([m.verdict for m in self.metrics if not m.warn])
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,6 +74,7 @@ class Comparison:
             "guards": [asdict(g) for g in self.guards],
             "verdict": self.verdict,
             "notes": list(self.notes),
+            "across": self.across,
             "created": self.created,
             "commit": self.commit,
         }
@@ -116,8 +123,8 @@ def guards_alone(base: Path, candidate: Bundle, guards: Sequence[Guard]) -> Comp
     )
 
 
-def refuse_unlike(base: Bundle, candidate: Bundle, key: str) -> None:
-    """Check that both bundles draw the same kind of picture with the same target.
+def refuse_unlike(base: Bundle, candidate: Bundle, key: str, *, across: bool = False) -> None:
+    """Check that both bundles draw the same kind of picture with the same target; with `across` only the latter.
 
     Raises:
         Refused: if they do not.
@@ -125,7 +132,8 @@ def refuse_unlike(base: Bundle, candidate: Bundle, key: str) -> None:
     for bundle in (base, candidate):
         if key not in bundle.targets:
             raise Refused(f"not comparable: {bundle.path} holds no target '{key}', only {', '.join(bundle.targets)}")
-    refuse_unlike_pictures(base.manifest, candidate.manifest)
+    if not across:
+        refuse_unlike_pictures(base.manifest, candidate.manifest)
 
 
 def refuse_unlike_pictures(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> None:
@@ -137,10 +145,10 @@ def refuse_unlike_pictures(base: Mapping[str, Any], candidate: Mapping[str, Any]
     for what in ("resolution", "width"):
         if base.get(what) != candidate.get(what):
             difference = f"base has {what} {base.get(what)}, candidate {candidate.get(what)}"
-            raise Refused(f"not comparable: {difference}; export both alike")
+            raise Refused(f"not comparable: {difference}; export both alike, or ask which is faster with --across")
     steps = [len(m.get("schedule", {}).get("sigmas", ())) - 1 for m in (base, candidate)]
     if steps[0] != steps[1]:
-        raise Refused(f"not comparable: base draws in {steps[0]} steps, candidate in {steps[1]}")
+        raise Refused(f"not comparable: base draws in {steps[0]} steps, candidate in {steps[1]}; --across compares them")
 
 
 def compare_bundles(
@@ -155,6 +163,7 @@ def compare_bundles(
     order: str = "auto",
     looks: Sequence[int] = LOOKS,
     cap: float = CAP_SECONDS,
+    across: bool = False,
 ) -> Comparison:
     """Time both bundles in turn, and judge.
 
@@ -169,19 +178,22 @@ def compare_bundles(
         order: `interleaved`, `abba` or `auto`.
         looks: Numbers of rounds after which the verdict is checked; the last is the maximum.
         cap: Seconds after which no further rounds are started.
+        across: Whether the bundles may differ in width, picture size and steps.
 
     Raises:
         MeasurementFailed: if the target cannot be timed on this machine.
         Refused: if the two are not comparable.
         BadInput: if a threshold names a component that the bundle lacks.
     """
-    refuse_unlike(base, candidate, key)
+    refuse_unlike(base, candidate, key, across=across)
     runs_here(key)
     for threshold in thresholds:
         timed, parts = threshold.metric.rpartition("_")[0], candidate.artifacts(key)
         if timed not in (QUERY, LOAD) and timed not in parts:
             raise BadInput(f"{threshold.metric}: {candidate.path.name} has no {timed}, only {', '.join(parts)}")
-    failing = any(not t.warn for t in thresholds)  # if so, metrics that only warn do not cause more rounds
+    directed = across and not thresholds  # asked is which side is faster, and by how much
+    thresholds = thresholds or (ACROSS,)
+    failing = not directed and any(not t.warn for t in thresholds)  # if so, metrics that only warn do not cause more rounds
     mode = mode_for(key, order)
     one_round: RoundOf = interleaved if mode == "interleaved" else abba
     sides, start = Sides(base.path, candidate.path, key, threads), time.monotonic()
@@ -192,7 +204,7 @@ def compare_bundles(
         if least * pace.seconds > cap:
             note = f"not measured: a round takes {pace.seconds:.0f} s, at least {least} must fit into {cap:g} s"
             note += f"; allow --max-seconds {math.ceil(1.2 * least * pace.seconds)}"
-            return Comparison(base.path, candidate.path, host, mode, 0, None, (), tuple(guards), (note,))
+            return Comparison(base.path, candidate.path, host, mode, 0, None, (), tuple(guards), (note,), across=directed)
         checks = self_check(pace, thresholds, one_round, looks, start + cap / 2)
     sides, check = replace(sides, pairs=pace.sides.pairs), worst_check(checks)
     metrics: tuple[Judged, ...] = ()
@@ -205,12 +217,46 @@ def compare_bundles(
             break
         with progress(f"{key}: base against candidate, rounds {len(done) + 1} to {look}"):
             done += [one_round(sides, number) for number in range(len(done), look)]
-        metrics = tuple(checks[t].applied_to(_judge(t, done)) for t in thresholds)
+        judged = ((checks[t], _judge(t, done)) for t in thresholds)
+        metrics = tuple(check.direction_of(m) if directed else check.applied_to(m) for check, m in judged)
         if not check.passed or "inconclusive" not in {m.verdict for m in metrics if not m.warn or not failing}:
             break
-    if not check.passed:
+    if directed:
+        notes += [difference_sentence(base, candidate), *(faster_sentence(m) for m in metrics)]
+    elif not check.passed:
         notes.append("base against itself failed: only a regression larger than its bias is reported")
-    return Comparison(base.path, candidate.path, host, mode, len(done), check, metrics, tuple(guards), tuple(notes))
+    return Comparison(
+        base.path, candidate.path, host, mode, len(done), check, metrics, tuple(guards), tuple(notes), across=directed
+    )
+
+
+def difference_sentence(base: Bundle, candidate: Bundle) -> str:
+    """What two bundles that differ on purpose are.
+
+    Such as `base: width full, 128x128, 4 steps; candidate: width tiny, 128x128, 4 steps`.
+    """
+    sides = {"base": base, "candidate": candidate}
+    return "; ".join(
+        f"{name}: width {b.width}, {size_name(b.resolution)}, {len(b.schedule.sigmas) - 1} steps" for name, b in sides.items()
+    )
+
+
+def faster_sentence(m: Judged) -> str:
+    """Which side is faster and how much, with the interval of the ratio.
+
+    Such as `e2e_p50: the candidate is 2.31 times as fast as the base (2.28 to 2.34)`.
+    """
+    how, slowest, quickest = (1 / (1 + share) for share in (m.change, m.high, m.low))
+    if m.verdict == "slower":
+        how, slowest, quickest = 1 / how, 1 / quickest, 1 / slowest
+    known = {
+        "faster": "the candidate is {} times as fast as the base",
+        "slower": "the base is {} times as fast as the candidate",
+    }
+    words = known.get(m.verdict, "no side is clearly faster: the candidate is {} times as fast as the base").format(
+        f"{how:.3g}"
+    )
+    return f"{m.name}: {words} ({slowest:.3g} to {quickest:.3g})"
 
 
 def _judge(threshold: Threshold, rounds: Sequence[DuelRound]) -> Judged:

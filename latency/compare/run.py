@@ -41,6 +41,7 @@ class Wanted:
     max_rounds: int = LOOKS[-1]
     max_seconds: float = CAP_SECONDS
     threads: int = 1
+    across: bool = False  # two bundles that differ on purpose
 
     @property
     def looks(self) -> tuple[int, ...]:
@@ -80,6 +81,7 @@ def compare_paths(base_path: Path, candidate_path: Path, wanted: Wanted, progres
         order=wanted.order,
         looks=wanted.looks,
         cap=wanted.max_seconds,
+        across=wanted.across,
     )
 
 

@@ -31,11 +31,28 @@ class SelfCheck:
 
     def applied_to(self, judged: Judged) -> Judged:
         """The verdict on this metric after the check: if it failed, only a regression larger than the bias remains."""
-        if self.passed:
+        if self.passed or judged.limit is None:
             return judged
         bias = max(abs(math.log1p(self.low)), abs(math.log1p(self.high))) if self.biased else 0.0
         sure = math.log1p(judged.low) > bias and math.log1p(judged.change) - bias > math.log1p(judged.limit)
         return replace(judged, verdict="regressed" if judged.verdict == "regressed" and sure else "inconclusive")
+
+    def direction_of(self, judged: Judged) -> Judged:
+        """Which side is faster, without a limit to keep: `slower` or `faster` beyond the bias of this machine.
+
+        `alike`: the whole interval is within the former limit; else `inconclusive`.
+        """
+        if judged.limit is None:
+            return judged
+        bias = max(abs(math.log1p(self.low)), abs(math.log1p(self.high))) if self.biased else 0.0
+        low, high, bound = math.log1p(judged.low), math.log1p(judged.high), math.log1p(judged.limit)
+        if low > bias:
+            verdict = "slower"
+        elif high < -bias:
+            verdict = "faster"
+        else:
+            verdict = "alike" if -bound < low and high < bound else "inconclusive"
+        return replace(judged, verdict=verdict, limit=None, warn=True)
 
 
 @dataclass(frozen=True)

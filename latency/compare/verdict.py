@@ -54,7 +54,7 @@ class Judged:
     low: float
     high: float
     detectable: float  # with 80 % power
-    limit: float
+    limit: float | None  # None: any change is allowed
     warn: bool
     verdict: str
     rounds: tuple[float, ...]  # log ratios

@@ -35,7 +35,7 @@ INCONCLUSIVE = ("pass", "warn", "fail")
 MAX_ROUNDS, MAX_SECONDS = 30, 170.0
 COLOURS = {
     "ok": "green", "same": "green", "improved": "cyan", "changed": "yellow", "inconclusive": "yellow", "regressed": "red",
-    "failed": "red",
+    "failed": "red", "faster": "cyan", "slower": "yellow", "alike": "green",
 }  # fmt: skip
 
 
@@ -57,6 +57,14 @@ def compare(
     ] = "fail",
     guards_only: Annotated[
         bool, typer.Option("--guards-only", help="Compare what the bundles are made of; measure no times.")
+    ] = False,
+    across: Annotated[
+        bool,
+        typer.Option(
+            "--across",
+            help="The bundles may differ in width, picture size and steps: which is faster, and by how much? Times only; "
+            "nothing fails without --fail-on.",
+        ),
     ] = False,
     clock_only: Annotated[bool, typer.Option("--clock-only", help="Compare times only; skip the guards.")] = False,
     baseline: Annotated[Path | None, typer.Option(help="Folder of stored runs to compare CANDIDATE with.")] = None,
@@ -105,12 +113,13 @@ def compare(
         if got not in choices:
             raise BadInput(f"{name}: got '{got}', expected one of {', '.join(choices)}")
     reports = {"--junit": junit, "--output": output}
-    thresholds = [parse_threshold(t) for t in fail_on or (() if warn_on else ("e2e_p50:5%",))]
+    thresholds = [parse_threshold(t) for t in fail_on or (() if warn_on or across else ("e2e_p50:5%",))]
     thresholds += [parse_threshold(t, warn=True) for t in warn_on or ()]
     for option, belongs, wrong in (
         ("--guards-only", "BASE CANDIDATE, not to --baseline", guards_only and baseline is not None),
         ("--missing-baseline", "--baseline DIR", missing_baseline != "fail" and baseline is None),
         ("--target", "the clock, which --guards-only leaves out", guards_only and target is not None),
+        ("--across", "BASE CANDIDATE with a clock", across and (guards_only or baseline is not None)),
         ("--clock-only", "BASE CANDIDATE with a clock", clock_only and (guards_only or baseline is not None)),
         ("--order", "BASE CANDIDATE, not to --baseline", order != "auto" and baseline is not None),
         ("--max-rounds", "BASE CANDIDATE, not to --baseline", max_rounds != MAX_ROUNDS and baseline is not None),
@@ -138,12 +147,13 @@ def compare(
         wanted = Wanted(
             thresholds,
             target,
-            guards=not clock_only,
+            guards=not (clock_only or across),
             clock=not guards_only,
             order=order,
             max_rounds=max_rounds,
             max_seconds=max_seconds,
             threads=threads,
+            across=across,
         )
         found = compare_paths(bundles[0], bundles[1], wanted, shown)
     from snapgen_deploy.latency.compare.compare import stamped
@@ -158,7 +168,7 @@ def compare(
         from snapgen_deploy.latency.formats.reporters import annotations as lines
 
         (sys.stderr if as_json else sys.stdout).write(lines(record))
-    tolerant = (not found.metrics and missing_baseline == "warn") or all(t.warn for t in thresholds)
+    tolerant = found.across or (not found.metrics and missing_baseline == "warn") or all(t.warn for t in thresholds)
     raise typer.Exit(exit_code(found.verdict, "warn" if tolerant else inconclusive))
 
 
@@ -212,7 +222,7 @@ def print_comparison(found: Comparison) -> None:
 
 def _metric_row(m: Judged) -> tuple[str, ...]:
     change = f"{_percent(m.change)} ({_percent(m.low)} … {_percent(m.high)})"
-    limit = f"{100 * m.limit:g} %" + (" (warn)" if m.warn else "")
+    limit = "—" if m.limit is None else f"{100 * m.limit:g} %" + (" (warn)" if m.warn else "")
     return (
         cell(m.name), f"{m.base_ms:.2f}", f"{m.candidate_ms:.2f}", change, limit, f"{100 * m.detectable:.1f} %",
         f"[{COLOURS[m.verdict]}]{m.verdict}[/]",
