@@ -40,7 +40,7 @@ from snapgen_deploy.system.typed import Closed, Number, Table, read_as
 
 _Report = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
 RECIPE, TUNED_WEIGHTS, CURVE, CURVE_PICTURE = "recipe.json", "tuned.safetensors", "tuning.json", "tuning.png"
-SEAL = "recipe.sha256"  # over all of them: what is damaged is made again
+RECIPE_SEAL = "recipe.sha256"  # over all of them: what is damaged is made again
 _FILES = (RECIPE, TUNED_WEIGHTS, CURVE, CURVE_PICTURE)
 FIX = "choose another place with XDG_CACHE_HOME"
 
@@ -163,7 +163,7 @@ def load_recipe(folder: Path) -> Recipe | None:
 
     try:
         data, _ = read_as(_RecipeFile, parse_json((folder / RECIPE).read_text(encoding="utf-8")))
-        if data is None or (folder / SEAL).read_text(encoding="utf-8") != _seal_of(folder):
+        if data is None or (folder / RECIPE_SEAL).read_text(encoding="utf-8") != _seal_of(folder):
             return None
         tuned = load_file(folder / TUNED_WEIGHTS)
     except (OSError, ValueError, SafetensorError):
@@ -278,7 +278,7 @@ def _write(
     layers = {name: {"bits": b, "palette": list(found[name].palettes[b])} for name, b in chosen.bits.items()}
     data = {"about": about, "layers": layers, "tuned_sha256": sha256_of(folder / TUNED_WEIGHTS)}
     write_text(folder / RECIPE, json.dumps(data, sort_keys=True, allow_nan=False) + "\n", FIX)
-    write_text(folder / SEAL, _seal_of(folder), FIX)
+    write_text(folder / RECIPE_SEAL, _seal_of(folder), FIX)
     if load_recipe(folder) is None:
         raise BadInput(f"the recipe in {folder} cannot be read back; {FIX}")
 

@@ -21,7 +21,7 @@ from snapgen_deploy.quantise.recipe import (
     CURVE,
     CURVE_PICTURE,
     RECIPE,
-    SEAL,
+    RECIPE_SEAL,
     TUNED_WEIGHTS,
     keep_within,
     load_recipe,
@@ -129,7 +129,7 @@ def test_any_damage_of_a_recipe_is_noticed(checkpoint: Checkpoint, root: Path, t
         TUNED_WEIGHTS: (folder / TUNED_WEIGHTS).read_bytes()[:-1] + b"\0",
         CURVE: b"{}",
         CURVE_PICTURE: None,
-        SEAL: b"\xff",
+        RECIPE_SEAL: b"\xff",
     }
     for number, (name, data) in enumerate(damages.items()):
         copy = shutil.copytree(folder, tmp_path / str(number))

@@ -52,7 +52,7 @@ def test_every_prompt_fits_the_text_encoder():
     words = tokenizer()
     longest = max(sum(words.encode(s.text(), 40)[1]) for s, _ in scenes(9, 500))
     assert 25 < longest <= 40
-    assert words.size <= 64
+    assert words.embedding_rows <= 64
 
 
 def test_ground_truth_is_entirely_right():
