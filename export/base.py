@@ -128,9 +128,17 @@ def average_bits(weights: Iterable[Weight]) -> float | None:
     return round(sum(w.bits for w in found) / values, 3) if values else None
 
 
-def not_quantised(skipped: Mapping[str, str]) -> tuple[str, ...]:
-    """A note for every layer that a quantiser skipped."""
-    return tuple(f"not quantised: {name}: {why}" for name, why in skipped.items())
+def left_whole(skipped: Mapping[str, str], kinds: Iterable[str]) -> bool:
+    """Whether a quantiser left every layer of a component; `kinds` are those of all its weights."""
+    return bool(skipped) and not any(map(packed, kinds))
+
+
+def not_quantised(skipped: Mapping[str, str], weights: Mapping[str, Weight]) -> tuple[str, ...]:
+    """A note for every layer that a quantiser left as it was, after one that says so where it left them all."""
+    whole = (f"nothing is quantised: all {len(skipped)} layers are left",) * left_whole(
+        skipped, (w.kind for w in weights.values())
+    )
+    return (*whole, *(f"not quantised: {name}: {why}" for name, why in skipped.items()))
 
 
 @dataclass(frozen=True)

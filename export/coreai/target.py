@@ -61,6 +61,7 @@ MAIN = "main"  # coreai-torch's own name of a single function
 _METADATA, PROGRAM, DIGEST = "metadata.json", "main.mlirb", "main.hash"
 MAGIC = b"ML\xefR"  # of MLIR bytecode: https://mlir.llvm.org/docs/BytecodeFormat/
 _DATE_KEY = "creationDate"
+_LEFT_KEY = "precisionLeft"  # of our own metadata: at which the quantiser took no layer of the asset
 # Of one load or call. Apple's runtime for Linux interprets: it took 1.2 s for a step of 9M parameters over 256 tokens in fp16.
 LIMIT_S = 4 * 3600.0
 DEPLOYMENTS = ("iOS27", "macOS27")
@@ -112,9 +113,10 @@ class CoreAI:
             program = coreai_compress.compress(program, how)
             graph = coreai_weights.graphs(program)[MAIN]  # as all views of a program, valid as long as the program lives
             _check_ports(graph, component)
-            if not isinstance(how, Exact):
-                coreai_weights.check_compressed(graph)
-            _write(program, Path(scratch) / path.name, _metadata(component, settings), path)
+            about = _metadata(component, settings)
+            if not isinstance(how, Exact) and not coreai_weights.check_compressed(graph, how):
+                about["creatorDefinedMetadata"][_LEFT_KEY] = precision
+            _write(program, Path(scratch) / path.name, about, path)
         return Artifact(self.name, component.role, path, tuple(files_under(path)))
 
     def join(self, parts: Mapping[str, Artifact], directory: Path) -> Joined:
@@ -188,7 +190,8 @@ class CoreAI:
         program = _program(path)
         graph = _function(program, path, entry)
         weights = coreai_weights.stored(graph)
-        skipped = coreai_weights.skipped(graph, weights)
+        asked = _read_metadata(path)["creatorDefinedMetadata"].get(_LEFT_KEY)
+        skipped = coreai_weights.skipped(weights, coreai_compress.PRECISIONS.get(asked))
         from coreai.authoring import AIModelAsset
 
         summary = AIModelAsset.load(path).summary(include_statistics=False)
@@ -199,7 +202,7 @@ class CoreAI:
             weights={name: weight.kind for name, weight in weights.items()},
             average_bits=average_bits(weights.values()),
             skipped=skipped,
-            notes=(f"Core AI program: iOS, macOS {system} or later", *not_quantised(skipped)),
+            notes=(f"Core AI program: iOS, macOS {system} or later", *not_quantised(skipped, weights)),
         )
 
     def versions(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from snapgen_deploy.export.base import Port, Weight, element_bits, packed
 from snapgen_deploy.export.coreai.compress import LAYERS
-from snapgen_deploy.export.coreml.compress import BLOCK, GROUP, LEAST_VALUES
+from snapgen_deploy.export.coreml.compress import Scheme, refusal, scheme_of
 from snapgen_deploy.export.coreml.weights import per
 
 CONSTANT, RETURN = "constant", "output"
@@ -66,24 +66,31 @@ def stored(graph: Any) -> dict[str, Weight]:
     return dict(sorted(named.items()))
 
 
-def skipped(graph: Any, weights: Mapping[str, Weight]) -> dict[str, str]:
-    """Layers whose weight is a float constant although others are compressed, and the likely reason."""
-    if not any(packed(w.kind) for w in weights.values()):
+def skipped(weights: Mapping[str, Weight], asked: Scheme | None) -> dict[str, str]:
+    """Layers that a quantiser left in floats, and why, where it shows.
+
+    `asked` is how weights were to be stored in a function that has none stored so; None where no quantiser was asked.
+    """
+    how = scheme_of(w.kind for w in weights.values()) or asked
+    if how is None:
         return {}
     left = {n: w for n, w in weights.items() if _is_layer(n) and not packed(w.kind)}
-    return {name: _reason(name, weight) for name, weight in left.items()}
+    return {name: f"{w.kind}: {_refusal(name, w, how) or 'left by the quantiser'}" for name, w in left.items()}
 
 
-def check_compressed(graph: Any) -> None:
-    """Check that coreai-opt compressed at least one of the layers that are large enough.
+def check_compressed(graph: Any, how: Scheme) -> bool:
+    """Whether any weight is compressed.
 
     Raises:
-        RuntimeError: if it compressed none of them.
+        RuntimeError: if none is, although there are layers that coreai-opt should take.
     """
     weights = stored(graph)
-    large = [n for n, w in weights.items() if n.partition(".")[0] in LAYERS and w.values > LEAST_VALUES]
-    if large and not any(packed(w.kind) for w in weights.values()):
-        raise RuntimeError(f"coreai-opt compressed no weight of {len(large)} that it should take, first {large[0]}")
+    if any(packed(w.kind) for w in weights.values()):
+        return True
+    missed = [name for name, weight in weights.items() if _is_layer(name) and not _refusal(name, weight, how)]
+    if missed:
+        raise RuntimeError(f"coreai-opt compressed no weight of {len(missed)} that it should take, first {missed[0]}")
+    return False
 
 
 def dtype(kind: Any) -> str:
@@ -140,10 +147,10 @@ def _is_layer(name: str) -> bool:
     return operation.partition(".")[0] in LAYERS if not convolution else operand == "1"
 
 
-def _reason(name: str, weight: Weight) -> str:
-    if weight.values <= LEAST_VALUES:
-        return f"{weight.kind}: {weight.values} values, the quantiser takes more than {LEAST_VALUES}"
-    if name.partition(".")[0] not in LAYERS:
-        return f"{weight.kind}: coreai-opt takes no constants of {name.partition('.')[0]}"
-    shape = "x".join(map(str, weight.shape))
-    return f"{weight.kind}: {shape} may not divide into groups of {GROUP} outputs or blocks of {BLOCK} inputs"
+def _refusal(name: str, weight: Weight, how: Scheme) -> str:
+    """Why coreai-opt leaves a layer's weight as it is, "" where it takes it."""
+    operation, _, operand = name.split(".")
+    if operation not in LAYERS:
+        return f"coreai-opt takes no constants of {operation}"
+    axes = (0, 1) if "matmul" not in operation else (-2, -1) if operand == "0" else (-1, -2)
+    return refusal(how, weight.shape, *axes)

@@ -8,8 +8,10 @@ would use Core ML itself, which runs on macOS only.
 from __future__ import annotations
 
 import contextlib
+import math
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +26,7 @@ LAYERS = ("conv", "conv_transpose", "linear", "matmul", "gather")  # MIL operati
 LEAST_VALUES = 2048  # a weight of fewer values stays as it is: coremltools' own threshold
 GROUP = 16  # output channels that share a palette
 BLOCK = 32  # inputs that share a scale
+_LEFT_KEY = "snapgen_precision_left"  # in a package's metadata: at which the quantiser took no layer of it
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class WeightsAndActivations:
     """8-bit weights with a scale per channel, and 8-bit inputs of convolutions and linear layers with a fixed scale each."""
 
 
-_How = Exact | Palette | Linear | WeightsAndActivations
-PRECISIONS: Mapping[str, _How] = MappingProxyType(
+Scheme = Exact | Palette | Linear | WeightsAndActivations
+PRECISIONS: Mapping[str, Scheme] = MappingProxyType(
     {
         "fp16": Exact("fp16"),
         "fp32": Exact("fp32"),
@@ -68,7 +71,38 @@ PRECISIONS: Mapping[str, _How] = MappingProxyType(
 )
 
 
-def compress(package: Path, how: _How, component: Component) -> None:
+def refusal(how: Scheme, shape: Sequence[int], outputs: int, inputs: int) -> str:
+    """Why the quantisers leave a layer's weight as it is, "" where they take it; `outputs` and `inputs` are axes of `shape`."""
+    if (values := math.prod(shape)) <= LEAST_VALUES:
+        return f"{values} values, the quantiser takes more than {LEAST_VALUES}"
+    sizes = "x".join(map(str, shape))
+    if isinstance(how, Palette) and how.group and shape[outputs] % how.group:
+        return f"{sizes} does not divide into groups of {how.group} outputs"
+    if isinstance(how, Linear) and how.block and shape[inputs] % how.block:
+        return f"{sizes} does not divide into blocks of {how.block} inputs"
+    return ""
+
+
+def state_left(spec: Any, precision: str) -> None:
+    """Write into a package's model message that the quantiser took no layer at this precision."""
+    spec.description.metadata.userDefined[_LEFT_KEY] = precision
+
+
+def left_in(spec: Any) -> Scheme | None:
+    """How a package's weights were to be stored of which the quantiser took none; None for every other package."""
+    return PRECISIONS.get(spec.description.metadata.userDefined.get(_LEFT_KEY, ""))
+
+
+def scheme_of(kinds: Iterable[str]) -> Scheme | None:
+    """How the weights of these kinds (see `Weight.kind`) were stored, by the first one that is compressed."""
+    for kind in kinds:
+        if found := re.fullmatch(r"(palette|u?int)(\d+)(?: per (\d+) \w+)?(?: per channel)?", kind):
+            form = Palette if found[1] == "palette" else Linear
+            return form(int(found[2]), int(found[3]) if found[3] else None)
+    return None
+
+
+def compress(package: Path, how: Scheme, component: Component) -> None:
     """Replace the package by its compressed form; a no-op for `Exact`.
 
     The same package gives the same weights: k-means starts from a fixed seed, with one worker and one thread.
@@ -92,7 +126,7 @@ def compress(package: Path, how: _How, component: Component) -> None:
     made.rename(package)
 
 
-def _step(model: Any, package: Path, how: _How, component: Component) -> Any:
+def _step(model: Any, package: Path, how: Scheme, component: Component) -> Any:
     import coremltools.optimize.coreml as cto
 
     if isinstance(how, Palette):

@@ -119,9 +119,7 @@ class CoreML:
                 made = small.rename(made)
             how = coreml_compress.PRECISIONS.get(precision, coreml_compress.Exact("fp16"))  # mixed: its palettes are there
             coreml_compress.compress(made, how, component)
-            if not isinstance(how, coreml_compress.Exact):
-                coreml_weights.check_compressed(list(operations(read_spec(made).mlProgram.functions[SINGLE])))
-            _normalise(made, component, settings)
+            _normalise(made, component, settings, "" if _is_stored(made, how) else precision)
             if path.exists():
                 shutil.rmtree(path)
             os.replace(made, path)
@@ -186,7 +184,7 @@ class CoreML:
         ops = Counter(op.type for op in found if op.type != "const")
         results = Counter(coreml_weights.dtype(o.type) for op in found if op.type != "const" for o in op.outputs)
         weights = dict(sorted(coreml_weights.stored(found)))
-        skipped = coreml_weights.skipped(found, weights)
+        skipped = coreml_weights.skipped(found, weights, coreml_compress.left_in(spec))
         moves = f"{ops['transpose']} transposes, {ops['reshape']} reshapes"
         system = SYSTEMS.get(spec.specificationVersion, "unknown")
         return Description(
@@ -200,7 +198,7 @@ class CoreML:
                 f"specification version {spec.specificationVersion}: {system} or later",
                 f"results by dtype: {', '.join(f'{n} {t}' for t, n in sorted(results.items()))}",
                 f"layout changes: {moves}",
-                *not_quantised(skipped),
+                *not_quantised(skipped, weights),
             ),
         )
 
@@ -318,8 +316,18 @@ def _convert(component: Component, precision: str, settings: _Settings, what: st
     return path
 
 
-def _normalise(package: Path, component: Component, settings: _Settings) -> None:
-    """Document the ports and the model, check them, and rewrite what differs from run to run."""
+def _is_stored(package: Path, how: coreml_compress.Scheme) -> bool:
+    """Whether weights are stored as asked for: False where no layer of the network can be."""
+    if isinstance(how, coreml_compress.Exact):
+        return True
+    return coreml_weights.check_compressed(list(operations(read_spec(package).mlProgram.functions[SINGLE])), how)
+
+
+def _normalise(package: Path, component: Component, settings: _Settings, left: str) -> None:
+    """Document the ports and the model, check them, and rewrite what differs from run to run.
+
+    `left` is the precision at which no layer could be stored, "" where that is not so.
+    """
     spec = read_spec(package)
     for features, ports in ((spec.description.input, component.inputs), (spec.description.output, component.outputs)):
         got, expected = _ports(features), tuple(dataclasses.replace(p, doc="") for p in ports)
@@ -330,6 +338,8 @@ def _normalise(package: Path, component: Component, settings: _Settings) -> None
     about = spec.description.metadata
     about.shortDescription = component.doc
     about.author, about.license, about.versionString = settings.author, settings.license, settings.version
+    if left:
+        coreml_compress.state_left(spec, left)
     write_plainly(package, spec)
 
 

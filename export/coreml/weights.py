@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from snapgen_deploy.export.base import Weight, element_bits, packed
-from snapgen_deploy.export.coreml.compress import BLOCK, GROUP, LAYERS, LEAST_VALUES
+from snapgen_deploy.export.coreml.compress import LAYERS, Scheme, refusal, scheme_of
 
 AVERAGE = "norm_average"  # in the names of constants that compute the mean of a norm: they are not layers
 
@@ -36,32 +36,53 @@ def stored(operations: Sequence[Any]) -> Iterator[tuple[str, Weight]]:
     yield from plain.items()
 
 
-def skipped(operations: Sequence[Any], weights: Mapping[str, Weight]) -> dict[str, str]:
-    """Layers whose weight is a float constant although others are compressed, and the likely reason."""
-    if not any(packed(w.kind) for w in weights.values()):
+def skipped(operations: Sequence[Any], weights: Mapping[str, Weight], asked: Scheme | None) -> dict[str, str]:
+    """Layers that a quantiser left in floats, and why, where it shows.
+
+    `asked` is how weights were to be stored in a program that has none stored so; None where no quantiser was asked.
+    """
+    how = scheme_of(w.kind for w in weights.values()) or asked
+    if how is None and not any(packed(w.kind) for w in weights.values()):
         return {}
     found = {}
-    for op in (o for o in operations if o.type in LAYERS):
-        names = [b.name for key in ("weight", "x", "y") if key in op.inputs for b in op.inputs[key].arguments]
-        for name in names:
-            if (weight := weights.get(name)) is not None and not packed(weight.kind) and AVERAGE not in name:
-                found[name] = _reason(weight)
+    for name, axes in _layers(operations, weights):
+        weight = weights[name]
+        if not packed(weight.kind) and AVERAGE not in name:
+            why = refusal(how, weight.shape, *axes) if how is not None else ""
+            found[name] = f"{weight.kind}: {why or 'left by the quantiser'}"
     return dict(sorted(found.items()))
 
 
-def check_compressed(operations: Sequence[Any]) -> None:
-    """Check that coremltools compressed at least one of the layers that are large enough.
+def check_compressed(operations: Sequence[Any], how: Scheme) -> bool:
+    """Whether any weight is compressed.
 
     Raises:
-        RuntimeError: if it compressed none of them.
+        RuntimeError: if none is, although there are layers that coremltools should take.
     """
     weights = dict(stored(operations))
     if any(packed(w.kind) for w in weights.values()):
-        return
-    names = [b.name for op in operations if op.type in LAYERS for a in op.inputs.values() for b in a.arguments]
-    large = sorted({n for n in names if n in weights and weights[n].values > LEAST_VALUES})
-    if large:
-        raise RuntimeError(f"coremltools compressed no weight of {len(large)} that it should take, first {large[0]}")
+        return True
+    missed = sorted({name for name, axes in _layers(operations, weights) if not refusal(how, weights[name].shape, *axes)})
+    if missed:
+        raise RuntimeError(f"coremltools compressed no weight of {len(missed)} that it should take, first {missed[0]}")
+    return False
+
+
+def _layers(operations: Sequence[Any], weights: Mapping[str, Weight]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Names of the layers' weights, with the axes of their outputs and inputs, as coremltools tells them."""
+    flags = {op.outputs[0].name: op.attributes["val"].immediateValue.tensor.bools for op in operations if op.type == "const"}
+    for op in (o for o in operations if o.type in LAYERS):
+        for key in (k for k in ("weight", "x", "y") if k in op.inputs):  # asking a protobuf map for a key puts it in
+            yield from ((b.name, _axes(op, key, flags)) for b in op.inputs[key].arguments if b.name in weights)
+
+
+def _axes(op: Any, key: str, flags: Mapping[str, Any]) -> tuple[int, int]:
+    """Axes of the outputs and inputs of an operation's weight, the argument `key`."""
+    if op.type != "matmul":
+        return (1, 0) if op.type == "conv_transpose" else (0, 1)
+    (bound,) = op.inputs[f"transpose_{key}"].arguments
+    values = (bound.value.immediateValue.tensor.bools if bound.WhichOneof("binding") == "value" else flags[bound.name]).values
+    return (-1, -2) if (key == "y") != any(values) else (-2, -1)
 
 
 def dtype(kind: Any) -> str:
@@ -71,13 +92,6 @@ def dtype(kind: Any) -> str:
     if kind.WhichOneof("type") != "tensorType":
         return str(kind.WhichOneof("type")).removesuffix("Type")
     return str(MIL_pb2.DataType.Name(kind.tensorType.dataType)).lower()
-
-
-def _reason(weight: Weight) -> str:
-    if weight.values <= LEAST_VALUES:
-        return f"{weight.kind}: {weight.values} values, the quantiser takes more than {LEAST_VALUES}"
-    shape = "x".join(map(str, weight.shape))
-    return f"{weight.kind}: {shape} may not divide into groups of {GROUP} outputs or blocks of {BLOCK} inputs"
 
 
 def _kind(operation: str, parts: Mapping[str, Weight], shape: tuple[int, ...]) -> str:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snapgen_deploy.errors import BadInput, GateFailed
-from snapgen_deploy.export.base import Artifact, Component, Description, Joined, Runner
+from snapgen_deploy.export.base import Artifact, Component, Description, Joined, Runner, Weight
 from snapgen_deploy.export.coreml import compress as coreml_compress
 from snapgen_deploy.export.coreml import frontend as coreml_torch
 from snapgen_deploy.export.coreml import weights as coreml_weights
@@ -91,6 +91,14 @@ class ExecuTorchCoreML(ExecuTorch):
         """The unchanged graph: Core ML's converter decides what is fp16."""
         return trace(component)
 
+    def _left(self, component: Component, precision: str) -> str:
+        """Nothing: each package of the program says so itself."""
+        return ""
+
+    def _quantised(self, program: Any, plan: Any, weights: Mapping[str, Weight]) -> bool:
+        """Always: what a package's quantiser left is what the package says."""
+        return True
+
     def _partitioner(self, precision: str, settings: ExecuTorchSettings) -> Any:
         ct = coreml_thrift.load()
         from executorch.backends.apple.coreml.compiler import CoreMLBackend
@@ -125,8 +133,9 @@ class ExecuTorchCoreML(ExecuTorch):
                 model = model_in(payload, Path(scratch))
                 coreml_compress.compress(model.package, how, component)
                 spec = read_spec(model.package)
-                if not isinstance(how, coreml_compress.Exact):
-                    coreml_weights.check_compressed(list(operations(spec.mlProgram.functions[SINGLE])))
+                found = list(operations(spec.mlProgram.functions[SINGLE]))
+                if not isinstance(how, coreml_compress.Exact) and not coreml_weights.check_compressed(found, how):
+                    coreml_compress.state_left(spec, precision)
                 write_plainly(model.package, spec)
                 return pack_model(model.package, model.names())
 
@@ -207,10 +216,11 @@ class ExecuTorchCoreML(ExecuTorch):
 
         with tempfile.TemporaryDirectory() as scratch:
             model = model_of(stored, Path(scratch))
-            found = list(operations(read_spec(model.package).mlProgram.functions[model.function or SINGLE]))
+            spec = read_spec(model.package)
+            found = list(operations(spec.mlProgram.functions[model.function or SINGLE]))
         prefix = f"{index}." if index else ""  # names are a package's own
         weights = dict(coreml_weights.stored(found))
-        skipped = coreml_weights.skipped(found, weights)
+        skipped = coreml_weights.skipped(found, weights, coreml_compress.left_in(spec))
         return Delegate(
             Counter(op.type for op in found if op.type != "const"),
             {f"{prefix}{name}": weight for name, weight in weights.items()},

@@ -15,6 +15,7 @@ from snapgen_deploy.export.shared.quiet import first_line, quiet
 
 FORWARD = "forward"
 PORTS = "ports"  # the method that returns the ports as JSON
+LEFT_KEY = "precision_left"  # in that JSON: at which the quantiser took no layer of the program
 PREFIX_BYTES = 8  # of a flatbuffer: root offset and file identifier, before the extended header
 
 
@@ -86,6 +87,15 @@ def constant_text(program: Any, method: str) -> str:
     if text is None:
         raise BadInput(f"got methods {[p.name for p in program.execution_plan]}, expected one '{method}' that returns a text")
     return str(text)
+
+
+def precision_left(program: Any, plan: Any) -> str:
+    """The precision at which a quantiser took no layer of a method, as its ports state it; "" for every other method."""
+    try:
+        stated = json.loads(constant_text(program, ports_method_of("" if plan.name == FORWARD else plan.name)))
+    except BadInput:
+        return ""
+    return str(stated.get(LEFT_KEY, ""))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,6 +41,10 @@ class _Dynamic:
     bits: int
     group: int | None  # inputs that share a scale; None: one scale an output channel
 
+    def takes(self, module: nn.Module) -> bool:
+        """Whether it is a Linear layer whose inputs divide into groups."""
+        return isinstance(module, nn.Linear) and module.in_features % (self.group or 1) == 0
+
 
 _How = _Exact | _Half | _Dynamic
 PRECISIONS: Mapping[str, _How] = MappingProxyType(
@@ -62,15 +66,21 @@ def traced(component: Component, how: _How) -> torch.export.ExportedProgram:
     return _dynamic(component, how)
 
 
+def takes_none(component: Component, how: _How) -> bool:
+    """Whether a network has Linear layers, no convolutions, and no layer whose inputs divide into groups."""
+    kinds = [m for m in component.module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    return isinstance(how, _Dynamic) and bool(kinds) and not any(isinstance(m, nn.Conv2d) or how.takes(m) for m in kinds)
+
+
 def _dynamic(component: Component, how: _Dynamic) -> torch.export.ExportedProgram:
     import torch
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
     from torchao.quantization.granularity import PerAxis, PerGroup
 
     def fits(module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Linear) and module.in_features % (how.group or 1) == 0
+        return how.takes(module)
 
-    linear = [n for n, m in component.module.named_modules() if fits(m, n)]
+    linear = [n for n, m in component.module.named_modules() if how.takes(m)]
     config = Int8DynamicActivationIntxWeightConfig(
         weight_dtype=getattr(torch, f"int{how.bits}"),
         weight_granularity=PerAxis(0) if how.group is None else PerGroup(how.group),

@@ -33,8 +33,10 @@ from snapgen_deploy.export.base import (
     Description,
     Joined,
     Runner,
+    Weight,
     average_bits,
     not_quantised,
+    packed,
 )
 from snapgen_deploy.export.executorch import quantise as executorch_quantise
 from snapgen_deploy.export.executorch import weights as executorch_weights
@@ -42,12 +44,14 @@ from snapgen_deploy.export.executorch.constants import held_once
 from snapgen_deploy.export.executorch.partition import thrifty
 from snapgen_deploy.export.executorch.program import (
     FORWARD,
+    LEFT_KEY,
     PORTS,
     StoredDelegate,
     method_of,
     parse_ports,
     portable_constants,
     ports_method_of,
+    precision_left,
     read_plan,
     read_program,
 )
@@ -102,6 +106,14 @@ class ExecuTorch:
         """The graph at a precision, ready for the delegate."""
         return executorch_quantise.traced(component, executorch_quantise.PRECISIONS[precision])
 
+    def _left(self, component: Component, precision: str) -> str:
+        """The precision where its quantiser takes no layer of the component; to be asked before `_traced`."""
+        return precision if executorch_quantise.takes_none(component, executorch_quantise.PRECISIONS[precision]) else ""
+
+    def _quantised(self, program: Any, plan: Any, weights: Mapping[str, Weight]) -> bool:
+        """Whether a quantiser was at work in a method, or was asked and took nothing."""
+        return any(packed(w.kind) for w in weights.values()) or bool(precision_left(program, plan))
+
     def _partitioner(self, precision: str, settings: ExecuTorchSettings) -> Any:
         """The partitioner that assigns parts of the graph to the delegate."""
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -130,6 +142,7 @@ class ExecuTorch:
             check_rank(module.graph.nodes, _MAX_RANK, what)
             return PassResult(module, False)
 
+        ports = ports_json(component, settings, self._left(component, precision))
         program = self._traced(component, precision)
         check_rank(program.graph.nodes, _MAX_RANK, what)
         constants = [*program.state_dict.values(), *program.constants.values()]
@@ -138,7 +151,7 @@ class ExecuTorch:
                 program,
                 transform_passes=[refuse_high_rank],
                 partitioner=[self._partitioner(precision, settings)],
-                constant_methods={PORTS: ports_json(component, settings)},
+                constant_methods={PORTS: ports},
             )
         del program, constants
         lowered = edge.to_executorch(ExecutorchBackendConfig())  # memory planning is part of it: greedy, inputs included
@@ -257,7 +270,8 @@ class ExecuTorch:
                 found = self._contents(StoredDelegate(path, program, base, delegate), index)
                 ops.update(found.nodes)
                 weights.update(found.weights)
-                skipped.update(found.skipped)
+                skipped.update(found.floats)
+        skipped = dict(sorted(skipped.items())) if self._quantised(program, plan, weights) else {}
         return Description(
             bytes=path.stat().st_size,
             ops=dict(sorted(ops.items())),
@@ -265,22 +279,23 @@ class ExecuTorch:
             portable_ops=dict(sorted(portable.items())),
             weights={name: weight.kind for name, weight in sorted(weights.items())},
             average_bits=average_bits(weights.values()),
-            skipped=dict(sorted(skipped.items())),
+            skipped=skipped,
             notes=(
                 f"planned memory: {sum(plan.non_const_buffer_sizes)} bytes outside the delegates",
-                *not_quantised(dict(sorted(skipped.items()))),
+                *not_quantised(skipped, weights),
             ),
         )
 
 
-def ports_json(component: Component, settings: ExecuTorchSettings) -> str:
-    """The JSON that the method `ports` of a program returns."""
+def ports_json(component: Component, settings: ExecuTorchSettings, left: str = "") -> str:
+    """What the method `ports` of a program returns; `left` is the precision at which no layer of it could be stored."""
     data = {
         "role": component.role,
         "doc": component.doc,
         "inputs": [dataclasses.asdict(p) for p in component.inputs],
         "outputs": [dataclasses.asdict(p) for p in component.outputs],
         **{key: value for key, value in dataclasses.asdict(settings).items() if value},
+        **({LEFT_KEY: left} if left else {}),
     }
     return json.dumps(data, sort_keys=True)
 

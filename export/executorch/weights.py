@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from snapgen_deploy.export.base import Weight, packed
+from snapgen_deploy.export.base import Weight
 
 BARE_INFINITY = re.compile(r"(: -?)inf\b")  # how flatc writes the open side of a clamp; JSON readers want Infinity
 # Names of dtypes in ExecuTorch's and XNNPACK's schemas -> numpy's; other names are not changed.
@@ -31,7 +31,7 @@ class Delegate:
 
     nodes: Counter[str]
     weights: dict[str, Weight]
-    skipped: dict[str, str]  # weights of layers that are floats although others are quantised
+    floats: dict[str, str]  # weights of layers that are floats -> why, where a quantiser was to take them
 
 
 def read(payload: bytes, index: int) -> Delegate:
@@ -47,7 +47,7 @@ def read(payload: bytes, index: int) -> Delegate:
             weights[name] = _weight(tensor, union)
             names[tensor["id_out"]] = name
     nodes = Counter(node["xnode_union_type"] for node in graph["xnodes"])
-    return Delegate(nodes, weights, _skipped(graph["xnodes"], names, weights))
+    return Delegate(nodes, weights, _floats(graph["xnodes"], names, weights))
 
 
 def _graph(payload: bytes) -> Any:
@@ -81,12 +81,16 @@ def _weight(tensor: Mapping[str, Any], union: Mapping[str, Any]) -> Weight:
     return Weight(kind, values, bits, shape)
 
 
-def _skipped(nodes: Any, names: Mapping[int, str], weights: Mapping[str, Weight]) -> dict[str, str]:
-    if not any(packed(w.kind) for w in weights.values()):
-        return {}
+def _floats(nodes: Any, names: Mapping[int, str], weights: Mapping[str, Weight]) -> dict[str, str]:
     found = {}
     for node in nodes:
         name = names.get(node["xnode_union"].get("filter_id", -1))
         if node["xnode_union_type"] in _LAYERS and name is not None and weights[name].kind.startswith("float"):
-            found[name] = f"{weights[name].kind}: {'x'.join(map(str, weights[name].shape))} does not divide into groups"
+            found[name] = f"{weights[name].kind}: {_why(node['xnode_union_type'], weights[name])}"
     return found
+
+
+def _why(layer: str, weight: Weight) -> str:
+    if layer != "XNNFullyConnected":
+        return f"the quantiser takes no {layer.removeprefix('XNN')}"
+    return f"{'x'.join(map(str, weight.shape))} does not divide into groups"

@@ -182,7 +182,12 @@ class Onnx:
             weights={name: weight.kind for name, weight in weights.items()},
             average_bits=average_bits(weights.values()),
             skipped=skipped,
-            notes=(f"opset: {opsets}", f"graph: {graph}", f"external data files: {len(data)}", *not_quantised(skipped)),
+            notes=(
+                f"opset: {opsets}",
+                f"graph: {graph}",
+                f"external data files: {len(data)}",
+                *not_quantised(skipped, weights),
+            ),
         )
 
     def weights(self, path: Path, entry: str = "") -> dict[str, Weight]:

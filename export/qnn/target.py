@@ -184,7 +184,7 @@ class OnnxQnn:
                 + (
                     "its weights in float32, in the context in fp16" if precision == "fp16" else "QDQ, quantised by onnxruntime"
                 ),
-                *not_quantised(skipped),
+                *not_quantised(skipped, weights),
             ),
         )
 

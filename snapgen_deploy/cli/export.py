@@ -11,7 +11,7 @@ import typer
 
 from snapgen_deploy.cli.console import NO_TOKENIZER, counting, out, parse_bytes, print_json, progress, say
 from snapgen_deploy.cli.parsing import parse_duration, parse_resolution
-from snapgen_deploy.cli.result import print_gates, print_result, result_as_dict
+from snapgen_deploy.cli.result import print_gates, print_result, quantisers_warnings, result_as_dict
 from snapgen_deploy.errors import GatesFailed
 from snapgen_deploy.system.processors import default_threads
 
@@ -264,7 +264,9 @@ def export(
         sign_bundle(result.bundle.path, sign)
     notes = request.cache.notes if request.cache is not None else []
     if as_json:
-        print_json(result_as_dict(result) | {"notes": notes})
+        print_json(
+            result_as_dict(result) | {"notes": notes, "warnings": quantisers_warnings(result.bundle.manifest["targets"])}
+        )
     else:
         print_result(result)
         for note in notes:

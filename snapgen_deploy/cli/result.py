@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.markup import escape
 
-from snapgen_deploy.cli.console import UNTRAINED, cell, megabytes, new_table, out, plain, say
+from snapgen_deploy.cli.console import UNTRAINED, cell, megabytes, new_table, out, plain, say, tell
 
 if TYPE_CHECKING:
     from snapgen_deploy.job.run import Result
@@ -76,6 +76,21 @@ def _print_components(targets: Mapping[str, Any]) -> None:
         out().print(line.replace("_", " "), style="dim")
 
 
+def quantisers_warnings(targets: Mapping[str, Any]) -> list[str]:
+    """A line for every component of which a quantiser took no layer at all."""
+    from snapgen_deploy.export.base import left_whole
+
+    found = []
+    for key, target in targets.items():
+        for role, c in target["components"].items():
+            if left_whole(c["skipped"], c["weights"].values()):
+                name, why = next(iter(c["skipped"].items()))
+                layers = "its only layer" if len(c["skipped"]) == 1 else f"all {len(c['skipped'])} layers"
+                what = f"{key} {role.replace('_', ' ')}: {target['precision']} quantises nothing, {layers} left"
+                found.append(f"{what}: {name}: {why}")
+    return found
+
+
 def _print_sizes(manifest: Mapping[str, Any]) -> None:
     """Print how many bytes the picture sizes share, and what that saves compared with one bundle per size."""
     names = [s["name"] for s in manifest["sizes"]]
@@ -126,7 +141,10 @@ def result_as_dict(result: Result) -> dict[str, Any]:
 def print_result(result: Result) -> None:
     """Print components, gates, processes, and where the bundle is."""
     manifest = result.bundle.manifest
-    _print_components({key: manifest["targets"][key] for key in result.bundle.targets})
+    targets = {key: manifest["targets"][key] for key in result.bundle.targets}
+    _print_components(targets)
+    for line in quantisers_warnings(targets):
+        tell(f"warning: {line}", "yellow")
     if "sizes" in manifest:
         _print_sizes(manifest)
     print_gates(manifest["gates"])

@@ -144,7 +144,7 @@ class ComponentSpec:
     elastic: bool = False  # depends on the width
     has_forms: bool = False  # its local attention can be written in several kernel forms
     takes_recipe: bool = False  # takes a mixed-precision recipe; other components are fp16 there
-    must_pack: bool = False  # below 16 bits its file must have packed weights
+    must_pack: bool = False  # below 16 bits its file must have packed weights, or a reason for each layer
     in_delegate: bool = True  # all of it must run in a delegate
 
     @property

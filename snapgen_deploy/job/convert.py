@@ -158,7 +158,8 @@ def export_in_child(task: ComponentTask) -> Exported:
     options = {name: value for name, value in target_plan.options if name != "folders"}  # the layout comes afterwards
     artifact = target.export(component, variant, target_plan.precision, task.directory, options)
     description = target.describe(artifact.path)
-    if must_pack and PRECISIONS[target_plan.precision].weight_bytes < 2 and not any(map(packed, description.weights.values())):
+    wanted = must_pack and PRECISIONS[target_plan.precision].weight_bytes < 2
+    if wanted and not any(map(packed, description.weights.values())) and not description.skipped:
         raise RuntimeError(
             f"{target_plan.key} {role}: {target_plan.precision} was asked for, and the file holds no such weight"
         )

@@ -29,6 +29,25 @@ class Wide(nn.Module):
         return torch.bmm(torch.bmm(x, x.transpose(1, 2)).softmax(-1), self.small(x))
 
 
+class Odd(nn.Module):
+    """Two Linear layers of 3600 weights each, whose 60 inputs and outputs divide into neither blocks nor groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.up, self.down = nn.Linear(60, 60), nn.Linear(60, 60)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.down(self.up(tokens).sigmoid())
+
+
+def odd() -> Component:
+    return component(Odd(), {"tokens": (1, 4, 60)}, ("states", (1, 4, 60)))
+
+
 def wide() -> Component:
     made = component(Wide(), {"latent": (1, 4, 8, 8)}, ("velocity", (1, 64, 3)))
     return dataclasses.replace(made, calibration=lambda: iter([arrays(made)] * 2))

@@ -29,7 +29,7 @@ from snapgen_deploy.export.coreai.target import CoreAI
 from snapgen_deploy.system.child import ChildDied
 from tests.export import test_sizes as sizes
 from tests.export.graph_cases import OPTIONS, arrays, component, contents, mixed, reference, running_sum, shuffle
-from tests.export.quantise_cases import wide
+from tests.export.quantise_cases import odd, wide
 
 TARGET = CoreAI()
 ROOT = Path(__file__).parents[2]
@@ -90,8 +90,14 @@ def test_fewer_bits_are_read_back_and_computed(made, precision):
 def test_a_quantiser_that_takes_nothing_is_an_error(monkeypatch, tmp_path: Path):
     monkeypatch.setattr(coreai_compress, "compress", lambda program, how: program)
     with pytest.raises(RuntimeError, match=r"student -> coreai: coreai-opt compressed no weight of 3 that it should take"):
-        TARGET.export(wide(), "", "int8", tmp_path, {})
+        TARGET.export(wide(), "", "palette8", tmp_path, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_component_of_which_no_layer_divides_is_left_whole_and_says_so(tmp_path: Path):
+    found = TARGET.describe(TARGET.export(odd(), "", "int4", tmp_path, {}).path)
+    assert set(found.skipped.values()) == {"float16: 60x60 does not divide into blocks of 32 inputs"}
+    assert "nothing is quantised: all 2 layers are left" in found.notes
 
 
 def test_description(made):

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from snapgen_deploy.cli.result import quantisers_warnings
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export.base import Artifact, Component, Description, Port
+from snapgen_deploy.export.base import Artifact, Component, Description, Port, packed
 from snapgen_deploy.export.coreml import compress as coreml_compress
 from snapgen_deploy.export.onnx import quantise as onnx_quantise
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.sparse.token_layers import TokenNorm
 from tests.export.graph_cases import arrays, contents, reference
-from tests.export.quantise_cases import uncalibrated, wide
+from tests.export.quantise_cases import odd, uncalibrated, wide
 
 # target, precision -> how its large layers are stored, largest relative error, average bits from and to
 CASES = {
@@ -86,6 +87,50 @@ def test_one_delegate(made, precision):
     assert found.placement["XnnpackBackend"] == 1
     assert set(found.portable_ops) <= {"dim_order_ops::_to_dim_order_copy.out"}
     assert bool(found.portable_ops) == (precision == "fp16")
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "why"),
+    [
+        ("coreml", "int4", "float16: 60x60 does not divide into blocks of 32 inputs"),
+        ("coreml", "palette4-grouped", "float16: 60x60 does not divide into groups of 16 outputs"),
+        ("executorch:xnnpack", "int4-dynamic", "float32: 60x60 does not divide into groups"),
+    ],
+)
+def test_a_component_of_which_no_layer_divides_is_left_whole_and_says_so(target, precision, why, tmp_path: Path):
+    found, variant = target_of(target)
+    made = found.export(odd(), variant, precision, tmp_path, {})
+    described = found.describe(made.path)
+    assert list(described.skipped.values()) == [why, why]
+    assert "nothing is quantised: all 2 layers are left" in described.notes
+    assert not any(map(packed, described.weights.values()))
+    got = found.open(made.path, threads=1)(arrays(odd()))["states"]
+    np.testing.assert_allclose(got, reference(odd()), atol=2e-3)
+
+
+def test_a_component_left_whole_is_a_warning():
+    component = {"skipped": {"up": "no", "down": "neither"}, "weights": {"up": "float16", "down": "float16"}}
+    targets = {"coreml": {"precision": "int4", "components": {"text_encoder": component}}}
+    assert quantisers_warnings(targets) == ["coreml text encoder: int4 quantises nothing, all 2 layers left: up: no"]
+    component["weights"]["down"] = "int4 per 32 values"
+    assert quantisers_warnings(targets) == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "shape", "axes", "why"),
+    [
+        ("int4", (60, 64, 1, 1), (0, 1), ""),
+        ("int4", (64, 60, 1, 1), (0, 1), "64x60x1x1 does not divide into blocks of 32 inputs"),
+        ("int4", (60, 64), (-1, -2), "60x64 does not divide into blocks of 32 inputs"),
+        ("palette4-grouped", (60, 64), (0, 1), "60x64 does not divide into groups of 16 outputs"),
+        ("palette4-grouped", (60, 64), (-1, -2), ""),
+        ("palette4", (60, 60), (0, 1), ""),
+        ("w8a8", (60, 60), (0, 1), ""),
+        ("int8", (2, 1024), (0, 1), "2048 values, the quantiser takes more than 2048"),
+    ],
+)
+def test_why_a_weight_is_left(precision, shape, axes, why):
+    assert coreml_compress.refusal(coreml_compress.PRECISIONS[precision], shape, *axes) == why
 
 
 def test_a_norm_whose_squares_half_precision_does_not_hold(tmp_path: Path):
