@@ -24,7 +24,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,12 @@ from snapgen_deploy.export.base import (
 )
 from snapgen_deploy.export.coreai import compress as coreai_compress
 from snapgen_deploy.export.coreai import constants as coreai_constants
+from snapgen_deploy.export.coreai import lint as coreai_lint
 from snapgen_deploy.export.coreai import session as coreai_session
 from snapgen_deploy.export.coreai import weights as coreai_weights
 from snapgen_deploy.export.coreai.spec import COREAI
 from snapgen_deploy.export.coreml.compress import Exact
+from snapgen_deploy.export.lint import Finding, counts
 from snapgen_deploy.export.shared.extras import check_extra, missing_extra
 from snapgen_deploy.export.shared.graph import check_inputs, check_offered, check_rank, parse_options, trace, wrap_errors
 from snapgen_deploy.export.shared.half import HalfInside
@@ -202,8 +204,15 @@ class CoreAI:
             weights={name: weight.kind for name, weight in weights.items()},
             average_bits=average_bits(weights.values()),
             skipped=skipped,
+            lint=counts(coreai_lint.findings(graph, entry or MAIN)),
             notes=(f"Core AI program: iOS, macOS {system} or later", *not_quantised(skipped, weights)),
         )
+
+    def findings(self, path: Path) -> Sequence[Finding]:
+        """What the lint says of every function of an asset."""
+        check_extra(self.name)
+        program = _program(path)
+        return [found for name, graph in coreai_weights.graphs(program).items() for found in coreai_lint.findings(graph, name)]
 
     def versions(self) -> dict[str, str]:
         """Versions of the packages that take part in an export."""

@@ -8,6 +8,7 @@ where the system really runs an operation is known on a Mac only (`read_placemen
 """
 
 from snapgen_deploy.export.lint.findings import SEVERITIES, Example, Finding, Severity, counts
+from snapgen_deploy.export.lint.missing import missing_assets
 from snapgen_deploy.export.lint.package import RULES, is_package, lint_package
 from snapgen_deploy.export.lint.placement import OpPlacement, Placement, read_placement
 from snapgen_deploy.export.lint.rule import Rule
@@ -24,5 +25,6 @@ __all__ = [
     "counts",
     "is_package",
     "lint_package",
+    "missing_assets",
     "read_placement",
 ]

@@ -48,6 +48,11 @@ class Graph:
         names = (b for bindings in op.inputs.values() for b in bindings if isinstance(b, str))
         return tuple(dict.fromkeys(n for n in names if n in self.types))
 
+    def weights(self) -> dict[str, ValueType]:
+        """Constants as the operations take them, after decompression, by name."""
+        taken = {b for op in self.operations for bindings in op.inputs.values() for b in bindings if isinstance(b, str)}
+        return {name: type_ for name, type_ in self.stored.items() if name in taken}
+
     def before(self, op: Operation) -> Iterator[Operation]:
         """Operations that make this operation's inputs."""
         for name in self.inputs(op):
@@ -99,6 +104,17 @@ def sizes(type_: ValueType) -> tuple[int, ...] | None:
 def row_bytes(type_: ValueType, shape: tuple[int, ...]) -> int:
     """Bytes of the last axis."""
     return shape[-1] * max(type_.dtype.bits, 8) // 8 if shape else max(type_.dtype.bits, 8) // 8
+
+
+def elements(type_: ValueType) -> int:
+    """Of a tensor; 0 where a size is not known."""
+    shape = sizes(type_)
+    return math.prod(shape) if shape is not None else 0
+
+
+def plain_bytes(type_: ValueType) -> int:
+    """Bytes of a tensor without padding; 0 where a size is not known."""
+    return elements(type_) * type_.dtype.bits // 8
 
 
 def padded_bytes(type_: ValueType) -> int:

@@ -88,6 +88,13 @@ def _check_dynamic(subject: Subject) -> Found | None:
     return Found((*ports, *values), message)
 
 
+def _check_empty(subject: Subject) -> Found | None:
+    examples = tuple(
+        Example(op, value.name, str(value.type)) for op, value in subject.activations() if 0 in (sizes(value.type) or ())
+    )
+    return Found(examples, f"tensors without any element: {len(examples)}") if examples else None
+
+
 def _moves_data(graph: Graph, op: Operation) -> bool:
     """Whether a layout operation rewrites memory: one that keeps the last axis, or moves only axes of size 1, need not."""
     names = graph.inputs(op)
@@ -160,6 +167,15 @@ RULES = (
         ),
         "keep height and width as two axes instead of one axis of tokens, or work on slices",
         _check_long_axis,
+    ),
+    Rule(
+        "empty-tensor",
+        "error",
+        "a split or slice of width 0 ends the app's process when the model is loaded for the GPU or the Neural Engine, even "
+        "where nothing uses it; the CPU runs it",
+        ("https://github.com/apple/coreai-torch/issues/68", "https://github.com/ultralytics/ultralytics/pull/25926"),
+        "leave the empty part out of the split, and drop the empty slice or output before export",
+        _check_empty,
     ),
     Rule(
         "dynamic-shape",

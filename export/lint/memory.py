@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from snapgen_deploy.export.lint.findings import Example
-from snapgen_deploy.export.lint.graph import VIEWS, Graph, padded_bytes
+from snapgen_deploy.export.lint.graph import VIEWS, Graph, elements, padded_bytes, plain_bytes
 from snapgen_deploy.export.lint.rule import Found, Rule, Subject
 from snapgen_deploy.export.mil.saved.program import Operation
 
 _ON_CHIP = (2_000_000, 5_000_000)
 """Bytes of activations that a phone's Neural Engine keeps on the chip: the community's lower and upper figure, no
 specification. (On an M4 a figure of 32 MB was measured: https://github.com/aosama/astronomical/issues/534.)"""
+
+LARGEST_BUFFER = 4 * 2**30
+"""Bytes of Metal's largest buffer on iPads. Source: https://github.com/apple/coreai-models/issues/129"""
+
+_COMPILE_SECONDS = 0.3e-6
+"""Of the first load for the Neural Engine, for each weight of each function: between the reports that `first-load` names."""
+_LONG_LOAD = 60.0
 
 
 def _check_weights(subject: Subject) -> Found | None:
@@ -57,7 +64,52 @@ def _check_working_set(subject: Subject) -> Found | None:
     return Found(tuple(subject.example(op, f"about {size / 1e6:.1f} MB alive") for size, op in over), message)
 
 
+def _check_buffers(subject: Subject) -> Found | None:
+    large = [
+        (size, Example(op, value.name, str(value.type), f"{size / 2**30:.2f} GiB"))
+        for op, value in (*subject.activations(), *subject.weights())
+        if (size := plain_bytes(value.type)) > LARGEST_BUFFER
+    ]
+    if not large:
+        return None
+    large.sort(key=lambda entry: -entry[0])
+    return Found(tuple(example for _, example in large), f"tensors of more than {LARGEST_BUFFER >> 30} GiB: {len(large)}")
+
+
+def _check_first_load(subject: Subject) -> Found | None:
+    counts = {graph.function.name: sum(elements(t) for t in graph.weights().values()) for graph in subject.graphs}
+    seconds = sum(counts.values()) * _COMPILE_SECONDS
+    if seconds < _LONG_LOAD:
+        return None
+    examples = tuple(Example("function", name, "", f"{count / 1e6:.0f}M weights") for name, count in counts.items())
+    message = (
+        f"estimate: about {seconds:.0f} s to compile {len(counts)} function{'s' * (len(counts) > 1)} for the Neural Engine"
+    )
+    return Found(examples, message)
+
+
 RULES = (
+    Rule(
+        "buffer-over-4gib",
+        "error",
+        "Metal allocates at most 4 GiB in one buffer on iPads, whatever their memory: one larger tensor ends the app",
+        ("https://github.com/apple/coreai-models/issues/129",),
+        "split the tensor along its first axis, store a weight in fewer bits, or choose a smaller picture or width",
+        _check_buffers,
+    ),
+    Rule(
+        "first-load",
+        "info",
+        "Core ML compiles every function for the Neural Engine when a device first loads the model, which takes minutes for "
+        "large ones, and again after a system update",
+        (
+            "https://github.com/apple/ml-stable-diffusion/issues/292 (860M weights: 274 s, 123M: 18 s)",
+            "https://github.com/apple/coremltools/issues/1814 (an iPhone 14 Pro Max, 335 MB: 97 s)",
+            "https://github.com/argmaxinc/argmax-oss-swift/issues/309 (an M4 Pro, whisper large v3 turbo: 440 s)",
+        ),
+        "nothing in the file: load once in the background after the download, and only the sizes that the app needs",
+        _check_first_load,
+    ),
     Rule(
         "weights-over-limit",
         "error",

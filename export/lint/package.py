@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from snapgen_deploy.export.lint import engine, layout, memory, numbers
+from snapgen_deploy.export.lint import attention, engine, layout, memory, missing, numbers
 from snapgen_deploy.export.lint.findings import SEVERITIES, Finding
 from snapgen_deploy.export.lint.graph import graph_of
 from snapgen_deploy.export.lint.rule import Rule, Subject
@@ -15,7 +15,7 @@ from snapgen_deploy.export.mil.saved.kinds import MODELS
 from snapgen_deploy.export.mil.saved.reader import model_file, read_package
 
 RULES: Mapping[str, Rule] = MappingProxyType(
-    {rule.id: rule for rule in (*numbers.RULES, *layout.RULES, *engine.RULES, *memory.RULES)}
+    {rule.id: rule for rule in (*numbers.RULES, *layout.RULES, *engine.RULES, *attention.RULES, *memory.RULES, missing.RULE)}
 )
 """By id. Another rule is one more entry in one of these modules."""
 

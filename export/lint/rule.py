@@ -34,6 +34,12 @@ class Subject:
                 for value in op.outputs:
                     yield op.type, value
 
+    def weights(self) -> Iterator[tuple[str, Value]]:
+        """("const", value) for every constant as the operations take it, of every function."""
+        for graph in self.graphs:
+            for name, type_ in graph.weights().items():
+                yield "const", Value(name, type_)
+
     def example(self, op: Operation, note: str = "") -> Example:
         """An operation as an example, named by its first output."""
         if not op.outputs:
@@ -63,8 +69,10 @@ class Rule:
     def apply(self, subject: Subject) -> Finding | None:
         """The finding, or None if the package keeps the rule."""
         found = self.check(subject)
-        if found is None:
-            return None
+        return None if found is None else self.finding(found)
+
+    def finding(self, found: Found) -> Finding:
+        """What the rule says of what was found."""
         return Finding(
             self.id,
             self.severity,

@@ -23,7 +23,8 @@ def doctor(
     bundle_or_package: Annotated[
         Path,
         typer.Argument(
-            help="A bundle that `export` wrote, an .mlpackage, or a .pte with a Core ML delegate. With --layers also an .onnx."
+            help="A bundle that `export` wrote, an .mlpackage, an .aimodel, or a .pte with a Core ML delegate. "
+            "With --layers also an .onnx."
         ),
     ],
     *,
@@ -60,12 +61,15 @@ def doctor(
     if layers:
         check_layers(bundle_or_package, target, inputs, limit, as_json, changes)
         return
-    from snapgen_deploy.export.lint import lint_package, read_placement
+    from snapgen_deploy.export.lint import Placement, lint_package, read_placement
 
     work = progress(quiet=as_json)
     reports: dict[str, tuple[tuple[Finding, ...], Placement]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        packages, limit = _packages(bundle_or_package, Path(scratch))
+        if (absent := _absent(bundle_or_package)) is not None:
+            reports[bundle_or_package.name] = (absent,), Placement("not_run", "an asset is missing")
+        reports |= _linted(bundle_or_package)
+        packages, limit = _packages(bundle_or_package, Path(scratch), bool(reports))
         if memory_limit is not None:
             limit = int(memory_limit * 1e6)
         for name, path in packages.items():
@@ -94,13 +98,47 @@ def _changes(path: Path) -> str:
     return ""
 
 
-def _packages(path: Path, scratch: Path) -> tuple[dict[str, Path], int | None]:
+def _absent(path: Path) -> Finding | None:
+    """The components of a bundle that a loader will not find; None for a file, and where they are all there."""
+    from snapgen_deploy.bundle.reader import MANIFEST, open_bundle
+    from snapgen_deploy.export.lint import missing_assets
+
+    if not (path / MANIFEST).is_file():
+        return None
+    bundle = open_bundle(path)
+    return missing_assets((a.path for key in bundle.targets for a in bundle.artifacts(key).values()), path)
+
+
+def _linted(path: Path) -> dict[str, tuple[tuple[Finding, ...], Placement]]:
+    """Name -> report for what the lint looks at that is no Core ML package: Core AI's assets, where their reader is here."""
+    from snapgen_deploy.bundle.reader import MANIFEST, open_bundle
+    from snapgen_deploy.export.lint import Placement
+    from snapgen_deploy.export.probe import Linted, owner_of
+    from snapgen_deploy.export.registry import target_of
+
+    files: dict[str, tuple[str, Path]] = {}
+    if (path / MANIFEST).is_file():
+        bundle = open_bundle(path)
+        for key in bundle.targets:
+            files |= {f"{role} ({key})": (key, a.path) for role, a in bundle.artifacts(key).items() if a.path.exists()}
+    elif path.exists() and (owner := owner_of(path)) is not None:
+        files[path.name] = owner, path
+    nowhere = Placement("not_run", "the device places it when it loads the file")
+    found = {}
+    for name, (key, file) in files.items():
+        target, variant = target_of(key)
+        if isinstance(target, Linted) and target.unavailable(variant) is None:
+            found[name] = tuple(target.findings(file)), nowhere
+    return found
+
+
+def _packages(path: Path, scratch: Path, others: bool) -> tuple[dict[str, Path], int | None]:
     """The Core ML packages to check, by name, and the device's memory limit in bytes if it is known.
 
     Packages inside ExecuTorch programs are extracted to `scratch`.
 
     Raises:
-        BadInput: if the path does not exist, or holds no Core ML package.
+        BadInput: if the path does not exist, or holds no Core ML package although there are no `others` to check.
     """
     from snapgen_deploy.bundle.reader import open_bundle
     from snapgen_deploy.export.probe import HoldsPackages, holder_of, owner_of
@@ -109,7 +147,9 @@ def _packages(path: Path, scratch: Path) -> tuple[dict[str, Path], int | None]:
     if not path.exists():
         raise BadInput(f"{path} does not exist; give a bundle directory, a .mlpackage or a .pte")
     if owner_of(path) is not None:
-        if (holder := holder_of(path)) is None:
+        if (holder := holder_of(path)) is None and others:
+            return {}, None
+        if holder is None:
             raise BadInput(f"{path} has nothing for the Neural Engine; add --layers to check its layers")
         return _inside(holder, path, path.name, scratch), None
     bundle = open_bundle(path)
@@ -118,8 +158,9 @@ def _packages(path: Path, scratch: Path) -> tuple[dict[str, Path], int | None]:
         target, _ = target_of(key)
         if isinstance(target, HoldsPackages):
             for role, artifact in bundle.artifacts(key).items():
-                packages |= _inside(target, artifact.path, f"{role} ({key})", scratch)
-    if not packages:
+                if artifact.path.exists() or not others:
+                    packages |= _inside(target, artifact.path, f"{role} ({key})", scratch)
+    if not packages and not others:
         raise BadInput(f"{path} holds no Core ML package: its targets are {', '.join(bundle.targets)}")
     budget = bundle.manifest.get("device", {}).get("memory_budget")
     return packages, budget if isinstance(budget, int) else None

@@ -27,6 +27,7 @@ from snapgen_deploy.export.base import Artifact, Description, Runner
 from snapgen_deploy.export.coreai import compress as coreai_compress
 from snapgen_deploy.export.coreai.target import CoreAI
 from snapgen_deploy.system.child import ChildDied
+from tests.cli.conftest import invoke
 from tests.export import test_sizes as sizes
 from tests.export.graph_cases import OPTIONS, arrays, component, contents, mixed, reference, running_sum, shuffle
 from tests.export.quantise_cases import odd, wide
@@ -98,6 +99,23 @@ def test_a_component_of_which_no_layer_divides_is_left_whole_and_says_so(tmp_pat
     found = TARGET.describe(TARGET.export(odd(), "", "int4", tmp_path, {}).path)
     assert set(found.skipped.values()) == {"float16: 60x60 does not divide into blocks of 32 inputs"}
     assert "nothing is quantised: all 2 layers are left" in found.notes
+
+
+class Classes(nn.Module):
+    """The class of every pixel, and the first of two parts of which the second has no width."""
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        return latent.split([latent.shape[1], 0], dim=1)[0].argmax(1).to(latent.dtype)
+
+
+def test_what_was_seen_to_fail_in_core_ai_is_found(tmp_path: Path):
+    made = TARGET.export(component(Classes(), {"latent": (1, 3, 4, 4)}, ("velocity", (1, 4, 4))), "", "fp16", tmp_path, {})
+    assert TARGET.describe(made.path).lint == {"argmax": 1, "empty-tensor": 1}
+    (empty, argmax) = TARGET.findings(made.path)
+    assert (empty.severity, argmax.severity) == ("error", "warning")
+    result = invoke("doctor", made.path, "--json")
+    assert result.exit_code == 1, result.output
+    assert json.loads(result.stdout)["components"]["student.aimodel"]["counts"] == {"argmax": 1, "empty-tensor": 1}
 
 
 def test_description(made):

@@ -218,6 +218,48 @@ def width_slice(path: Path) -> Path:
     return save(path, body, ((1, 64, 1, 128), HALF))
 
 
+def several_fused_attentions(path: Path) -> Path:
+    """Two fused attentions over 1024 keys of 256, and a short one."""
+
+    def body(x: Any) -> Any:
+        h = mb.scaled_dot_product_attention(query=x, key=x, value=x)
+        h = mb.scaled_dot_product_attention(query=h, key=x, value=x)
+        few = mb.slice_by_index(x=h, begin=[0, 0, 0, 0], end=[1, 1, 32, 256])
+        return mb.scaled_dot_product_attention(query=h, key=few, value=few, name="y")
+
+    return save(path, body, ((1, 1, 1024, 256), HALF))
+
+
+def attention_batch(path: Path) -> Path:
+    """Ten windows in the batch: fused, and as the pattern that Core ML fuses itself."""
+
+    def body(x: Any) -> Any:
+        h = mb.scaled_dot_product_attention(query=x, key=x, value=x)
+        scores = mb.add(x=mb.matmul(x=h, y=h, transpose_y=True), y=weight(1, 1, 32, 32))
+        return mb.matmul(x=mb.softmax(x=scores, axis=-1), y=h, name="y")
+
+    return save(path, body, ((10, 2, 32, 32), HALF))
+
+
+def argmax(path: Path) -> Path:
+    """The class of every pixel."""
+    return save(path, lambda x: mb.reduce_argmax(x=x, axis=1, keep_dims=True, name="y"), IMAGE)
+
+
+def empty_tensor(path: Path) -> Path:
+    """A split whose last part has no width: coremltools refuses to write it, other tools do not."""
+
+    def body(x: Any) -> Any:
+        first, _ = mb.split(x=x, split_sizes=[63, 1], axis=1, name="parts")
+        return mb.relu(x=first, name="y")
+
+    def without_width(model: Any) -> None:
+        (op,) = (op for op in block(model).operations if op.type == "split")
+        op.outputs[1].type.tensorType.dimensions[1].constant.size = 0
+
+    return edit(save(path, body, IMAGE), without_width)
+
+
 CASES: dict[str, Callable[[Path], Path]] = {
     "constant-range": constant_range,
     "empty-mask-row": empty_mask_row,
@@ -231,6 +273,10 @@ CASES: dict[str, Callable[[Path], Path]] = {
     "gather-scatter": gather_scatter,
     "off-engine": off_engine,
     "softmax-rows": softmax_rows,
+    "several-fused-attentions": several_fused_attentions,
+    "attention-batch": attention_batch,
+    "argmax": argmax,
+    "empty-tensor": empty_tensor,
     "width-slice": width_slice,
     "working-set": working_set,
 }

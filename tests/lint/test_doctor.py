@@ -139,3 +139,24 @@ def test_what_holds_no_package_is_refused(tmp_path: Path, bundle: Path) -> None:
     error = run(bundle).exception
     assert isinstance(error, BadInput)
     assert "holds no Core ML package" in str(error)
+
+
+def test_an_asset_that_a_compiled_bundle_misses_is_an_error(bundle: Path) -> None:
+    student = bundle / "coreml" / "student.mlpackage"
+    compiled = student.with_suffix(".mlmodelc")
+    shutil.rmtree(student)
+    compiled.mkdir()
+    (compiled / "model.mil").write_text('BLOBFILE(path = tensor<string, []>("@model_path/weights/weight.bin"), offset = 64)')
+    result = run(bundle, "--json")
+    assert result.exit_code == 1, result.output
+    components = json.loads(result.stdout)["components"]
+    (finding,) = components.pop(bundle.name)["findings"]
+    assert finding["rule"] == "missing-asset"
+    assert [(e["output"], e["note"]) for e in finding["examples"]] == [
+        ("coreml/student.mlpackage", "student.mlmodelc is there"),
+        ("coreml/student.mlmodelc/weights/weight.bin", "model.mil reads it"),
+    ]
+    assert list(components) == ["text_encoder (coreml)"]  # what is there is looked at
+    (compiled / "weights").mkdir()
+    (compiled / "weights" / "weight.bin").touch()
+    assert json.loads(run(bundle, "--json").stdout)["components"][bundle.name]["counts"] == {"missing-asset": 1}

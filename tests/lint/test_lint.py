@@ -12,7 +12,10 @@ from snapgen_deploy.export.lint import RULES, SEVERITIES, Finding, counts, lint_
 from snapgen_deploy.export.lint.findings import EXAMPLES
 from snapgen_deploy.export.lint.graph import graph_of
 from snapgen_deploy.export.lint.memory import live_bytes
+from snapgen_deploy.export.lint.rule import Subject
+from snapgen_deploy.export.mil.saved.program import Constant, Function, Operation, Package, Value
 from snapgen_deploy.export.mil.saved.reader import read_package
+from snapgen_deploy.export.mil.saved.types import DTYPES, ValueType
 from tests.lint.lint_cases import CASES, HALF, IMAGE, clean, edit, mb, save, weight
 
 # What each broken package shows first, and how many offenders it has.
@@ -29,6 +32,13 @@ EXPECTED = {
     "gather-scatter": (1, "gather gather_0 fp16[1, 16, 64]"),
     "off-engine": (4, "conv conv_0 fp16[1, 64, 8, 32] (kernel 17 wide)"),
     "softmax-rows": (2, "softmax softmax_0 fp16[1, 4096, 1, 32] (rows of 4096)"),
+    "several-fused-attentions": (
+        2,
+        "scaled_dot_product_attention scaled_dot_product_attention_0 fp16[1, 1, 1024, 256] (1024 keys of 256)",
+    ),
+    "attention-batch": (2, "scaled_dot_product_attention scaled_dot_product_attention_0 fp16[10, 2, 32, 32] (batch 10)"),
+    "argmax": (1, "reduce_argmax y int32[1, 1, 8, 32]"),
+    "empty-tensor": (1, "split parts_1 fp16[1, 0, 8, 32]"),
     "width-slice": (2, "slice_by_index slice_by_index_1 fp16[1, 64, 1, 64]"),
     "working-set": (3, "exp exp_0 fp16[1, 256, 64, 64] (about 6.3 MB alive)"),
 }
@@ -40,7 +50,7 @@ def clean_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_rule_has_a_case_and_says_why() -> None:
-    assert set(CASES) | {"weights-over-limit"} == set(RULES)
+    assert set(CASES) | {"weights-over-limit", "buffer-over-4gib", "first-load", "missing-asset"} == set(RULES)
     assert set(EXPECTED) == set(CASES)
     for rule in RULES.values():
         assert rule.severity in SEVERITIES
@@ -184,3 +194,51 @@ def test_the_converter_s_own_casts_at_the_border_are_fine(tmp_path: Path) -> Non
     package = read_package(tmp_path / "t.mlpackage")
     assert [op.type for op in graph_of(package.functions["main"]).operations].count("cast") == 2
     assert lint_package(tmp_path / "t.mlpackage") == ()
+
+
+def test_attention_that_is_right_is_not_blamed(tmp_path: Path) -> None:
+    """One large fused attention, at a batch of 9, and a place of a maximum that is sought in single precision."""
+
+    def body(x):  # type: ignore[no-untyped-def]
+        h = mb.scaled_dot_product_attention(query=x, key=x, value=x)
+        return mb.reduce_argmax(x=mb.cast(x=h, dtype="fp32"), axis=-1, name="y")
+
+    found = counts(lint_package(save(tmp_path / "a.mlpackage", body, ((9, 1, 1024, 256), HALF))))
+    assert not found.keys() & {"several-fused-attentions", "attention-batch", "argmax", "empty-tensor", "buffer-over-4gib"}
+
+
+def made_of(function: str, shape: tuple[int, ...], weights: tuple[int, ...]) -> Function:
+    """A product of an input with a constant of a shape that nobody stores."""
+
+    def value(name: str, sizes: tuple[int, ...]) -> Value:
+        return Value(name, ValueType(DTYPES["fp16"], sizes))
+
+    x, w, y = value("x", shape), value("w", weights), value("y", shape)
+    constant = Operation("const", "w", 0, {"val": (Constant(w.type, lambda: pytest.fail("was read")),)}, (w,))
+    product = Operation("mul", "y", 1, {"x": ("x",), "y": ("w",)}, (y,))
+    return Function(function, 8, (x,), (constant, product), ("y",))
+
+
+def said_of(rule: str, *functions: Function) -> Finding | None:
+    package = Package({f.name: f for f in functions}, {}, functions[0].name, 9)
+    return RULES[rule].apply(Subject(package, tuple(map(graph_of, functions)), 0, None))
+
+
+def test_a_buffer_that_metal_does_not_allocate() -> None:
+    limit = (1, 2**15, 2**16)  # 4 GiB in half precision
+    assert said_of("buffer-over-4gib", made_of("main", limit, limit)) is None
+    for shapes in (((1, 2**15, 2**16 + 1), (1,)), ((1,), (2**15 + 1, 2**16))):
+        found = said_of("buffer-over-4gib", made_of("main", *shapes))
+        assert found is not None
+        assert found.severity == "error"
+        assert found.examples[0].note == "4.00 GiB"
+
+
+def test_the_first_load_grows_with_the_weights_and_the_functions() -> None:
+    weights = (10_000, 15_000)  # 150M, 45 s
+    assert said_of("first-load", made_of("main", (1,), weights)) is None
+    found = said_of("first-load", made_of("size_512x512", (1,), weights), made_of("size_768x768", (1,), weights))
+    assert found is not None
+    assert (found.severity, found.count) == ("info", 2)
+    assert found.message == "estimate: about 90 s to compile 2 functions for the Neural Engine"
+    assert str(found.examples[1]) == "function size_768x768  (150M weights)"
