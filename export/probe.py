@@ -6,15 +6,12 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from snapgen_deploy.export.base import Arrays
 from snapgen_deploy.export.registry import spec_of, specs, target_of
-
-if TYPE_CHECKING:
-    from snapgen_deploy.export.lint import Finding
 
 
 @dataclass(frozen=True)
@@ -60,15 +57,6 @@ class HoldsPackages(Protocol):
 
     def packages(self, path: Path, folder: Path) -> Sequence[Path]:
         """The packages of a saved artifact; those inside another file are extracted into `folder`."""
-        ...
-
-
-@runtime_checkable
-class Linted(Protocol):
-    """A target whose own files the lint looks at, where they hold no Core ML package."""
-
-    def findings(self, path: Path) -> Sequence[Finding]:
-        """What the lint says of a saved artifact. BadInput where it cannot be read."""
         ...
 
 

@@ -7,7 +7,7 @@ Each rule is a small function in `RULES` with an id, a severity, a reason, its s
 where the system really runs an operation is known on a Mac only (`read_placement`).
 """
 
-from snapgen_deploy.export.lint.findings import SEVERITIES, Example, Finding, Severity, counts
+from snapgen_deploy.export.lint.findings import SEVERITIES, Example, Finding, Linted, Severity, counts
 from snapgen_deploy.export.lint.missing import missing_assets
 from snapgen_deploy.export.lint.package import RULES, is_package, lint_package
 from snapgen_deploy.export.lint.placement import OpPlacement, Placement, read_placement
@@ -18,6 +18,7 @@ __all__ = [
     "SEVERITIES",
     "Example",
     "Finding",
+    "Linted",
     "OpPlacement",
     "Placement",
     "Rule",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
@@ -46,3 +47,12 @@ class Finding:
 def counts(findings: Iterable[Finding]) -> dict[str, int]:
     """Rule id -> number of offenders, for a manifest; rules that found nothing are left out."""
     return {f.rule: f.count for f in sorted(findings, key=lambda f: f.rule)}
+
+
+@runtime_checkable
+class Linted(Protocol):
+    """A target whose own files the lint looks at, where they hold no Core ML package."""
+
+    def findings(self, path: Path) -> Sequence[Finding]:
+        """What the lint says of a saved artifact. BadInput where it cannot be read."""
+        ...

@@ -112,8 +112,8 @@ def _absent(path: Path) -> Finding | None:
 def _linted(path: Path) -> dict[str, tuple[tuple[Finding, ...], Placement]]:
     """Name -> report for what the lint looks at that is no Core ML package: Core AI's assets, where their reader is here."""
     from snapgen_deploy.bundle.reader import MANIFEST, open_bundle
-    from snapgen_deploy.export.lint import Placement
-    from snapgen_deploy.export.probe import Linted, owner_of
+    from snapgen_deploy.export.lint import Linted, Placement
+    from snapgen_deploy.export.probe import owner_of
     from snapgen_deploy.export.registry import target_of
 
     files: dict[str, tuple[str, Path]] = {}
