@@ -80,9 +80,11 @@ def _axes(op: Any, key: str, flags: Mapping[str, Any]) -> tuple[int, int]:
     """Axes of the outputs and inputs of an operation's weight, the argument `key`."""
     if op.type != "matmul":
         return (1, 0) if op.type == "conv_transpose" else (0, 1)
-    (bound,) = op.inputs[f"transpose_{key}"].arguments
-    values = (bound.value.immediateValue.tensor.bools if bound.WhichOneof("binding") == "value" else flags[bound.name]).values
-    return (-1, -2) if (key == "y") != any(values) else (-2, -1)
+    flag = f"transpose_{key}"
+    bound = op.inputs[flag].arguments if flag in op.inputs else ()
+    stated = (b.value.immediateValue.tensor.bools if b.WhichOneof("binding") == "value" else flags[b.name] for b in bound)
+    transposed = any(any(values.values) for values in stated)
+    return (-1, -2) if (key == "y") != transposed else (-2, -1)
 
 
 def dtype(kind: Any) -> str:
