@@ -19,6 +19,7 @@ from tests.docs.pages import PAGES, ROOT, blocks, code_spans, commands
 PARSED = {
     "bench": "a minute of timing, or a phone; tests/cli/test_latency.py runs it",
     "compare base-bundle candidate-bundle --fail-on": "minutes of timing; tests/cli/test_latency.py runs it",
+    "compare base-bundle candidate-bundle --across": "minutes of timing; tests/latency/test_across.py judges made-up times",
     "compare candidate-bundle --baseline": "a minute of timing; tests/cli/test_latency.py runs it",
     "verify bundles/shapes-iphone16pm --hashes-only": "",
     "verify": "half a minute of checks in processes of their own; tests/cli/test_end_to_end.py runs it",
@@ -80,23 +81,6 @@ def test_our_commands(words, request, monkeypatch):
     extra = ["--dry-run"] if words[0] == "export" and "--dry-run" not in words else []
     done = invoke(*words, *extra)
     assert done.exit_code == 0, done.output
-
-
-def test_the_gitlab_job():
-    """Its commands are parsed only: they time two bundles."""
-    text = (ROOT / "docs/gitlab-ci.yml").read_text(encoding="utf-8")
-    lines = re.findall(r"- snapgen-deploy (.*)$", text, re.MULTILINE)
-    assert len(lines) == 2
-    for words in map(str.split, lines):
-        typer.main.get_command(app).commands[words[0]].make_context(words[0], words[1:])
-
-
-def test_the_github_step_gives_what_the_action_takes():
-    (step,) = blocks(ROOT / "docs/latency.md", "yaml")
-    inputs = (ROOT / "action.yml").read_text(encoding="utf-8").partition("inputs:")[2].partition("outputs:")[0]
-    given = re.findall(r"^    ([\w-]+):", step, re.MULTILINE)
-    assert len(given) == 3
-    assert set(given) <= set(re.findall(r"^  ([\w-]+):", inputs, re.MULTILINE))
 
 
 def test_every_reason_is_used():
