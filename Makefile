@@ -6,7 +6,10 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: export test slow bench train lint wheel guard clean
+# How long `make soak` runs each of the ten targets, in seconds.
+SECONDS_EACH ?= 3600
+
+.PHONY: export test slow bench train lint wheel guard fuzz soak clean
 
 export: $(INSTALLED)  ## export the embedded checkpoint for the iPhone 16 Pro Max, run it here, draw with it
 	$(BIN)/snapgen-deploy export --device iphone16pm --overwrite
@@ -41,10 +44,18 @@ wheel: $(INSTALLED)  ## build the wheel and try it in an empty environment
 guard: $(INSTALLED)  ## hold this export of the embedded checkpoint against the accepted one, and its speed against the last commit's
 	.ci/guard
 
+fuzz: $(INSTALLED)  ## every reader of files against mutated ones, half a minute each
+	$(BIN)/pip install -q -e '.[fuzz]'
+	$(BIN)/python -m fuzz.run --seconds 30
+
+soak: $(INSTALLED)  ## the same for hours
+	$(BIN)/pip install -q -e '.[fuzz]'
+	nice -n 19 $(BIN)/python -m fuzz.run --seconds $(SECONDS_EACH)
+
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -e '.[dev]'
-	for extra in coreai qnn; do $(BIN)/pip install -q -e ".[$$extra]" || \
+	for extra in coreai qnn sign; do $(BIN)/pip install -q -e ".[$$extra]" || \
 	  echo "The extra $$extra does not install here: its target says so, its tests are skipped."; done
 	touch $@
 

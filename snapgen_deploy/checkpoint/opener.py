@@ -27,6 +27,7 @@ from snapgen_deploy.system.documents import in_one_line, parse_json, shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+LONGEST_FILE_NAME = 255  # bytes, of all usual file systems
 LAYERS_ANYWAY = 64  # that a configuration may ask for, whatever the file holds of them
 
 
@@ -214,7 +215,7 @@ def _sharded(index: Path) -> tuple[Source, Path | None]:
     if not isinstance(owners, dict) or not owners or not all(isinstance(v, str) for v in owners.values()):
         raise BadInput(f"{index}: not a shard index: expected an object with 'weight_map', names to files")
     files = sorted(set(owners.values()))
-    outside = [f for f in files if f in ("", ".", "..") or Path(f).name != f or "\\" in f]
+    outside = [f for f in files if not _is_plain(f)]
     if outside:
         raise BadInput(f"{index}: shards must be plain file names beside the index, got {_short(outside)}")
     missing = [f for f in files if not (index.parent / f).is_file()]
@@ -232,6 +233,12 @@ def _sharded(index: Path) -> tuple[Source, Path | None]:
     if problems:
         raise BadInput(in_one_line(f"{index}: index and shards disagree", problems))
     return source, index
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it is a file's own name, which no system takes for a path."""
+    plain = name not in ("", ".", "..") and Path(name).name == name and not {"\\", "\0"} & set(name)
+    return plain and len(name.encode("utf-8", errors="replace")) <= LONGEST_FILE_NAME
 
 
 def _short(names: Sequence[str]) -> str:

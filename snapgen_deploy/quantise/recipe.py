@@ -163,7 +163,7 @@ def load_recipe(folder: Path) -> Recipe | None:
 
     try:
         data, _ = read_as(_RecipeFile, parse_json((folder / RECIPE).read_text(encoding="utf-8")))
-        if data is None or (folder / RECIPE_SEAL).read_text(encoding="utf-8") != _seal_of(folder):
+        if data is None or (folder / RECIPE_SEAL).read_text(encoding="utf-8") != seal_of(folder):
             return None
         tuned = load_file(folder / TUNED_WEIGHTS)
     except (OSError, ValueError, SafetensorError):
@@ -172,7 +172,8 @@ def load_recipe(folder: Path) -> Recipe | None:
     return Recipe(bits, {name: layer.palette for name, layer in data.layers.items()}, tuned, data.about)
 
 
-def _seal_of(folder: Path) -> str:
+def seal_of(folder: Path) -> str:
+    """What the seal of the files in a recipe's folder has to say."""
     return "".join(f"{sha256_of(folder / name)}  {name}\n" for name in _FILES)
 
 
@@ -278,7 +279,7 @@ def _write(
     layers = {name: {"bits": b, "palette": list(found[name].palettes[b])} for name, b in chosen.bits.items()}
     data = {"about": about, "layers": layers, "tuned_sha256": sha256_of(folder / TUNED_WEIGHTS)}
     write_text(folder / RECIPE, json.dumps(data, sort_keys=True, allow_nan=False) + "\n", FIX)
-    write_text(folder / RECIPE_SEAL, _seal_of(folder), FIX)
+    write_text(folder / RECIPE_SEAL, seal_of(folder), FIX)
     if load_recipe(folder) is None:
         raise BadInput(f"the recipe in {folder} cannot be read back; {FIX}")
 
