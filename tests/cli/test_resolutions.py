@@ -135,7 +135,7 @@ def test_verify_runs_every_size_and_finds_damage_in_one(several, tmp_path):
     files["onnx-cpu/student.onnx.data"]["sha256"] = sha256_of(data)
     write_manifest(copy, manifest)
     broken = invoke("verify", copy, "--json")
-    assert broken.exit_code == 1
+    assert broken.exit_code == 1, broken.output
     bad = {(g["component"], g.get("size")) for g in json.loads(broken.stdout)["gates"] if g["verdict"] == "failed"}
     assert {("student", "64x64"), ("student", "64x96")} <= bad
 
