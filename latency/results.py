@@ -39,6 +39,7 @@ class RunProfile:
     cap: float = 300.0
 
 
+MEASURED_ON, ON_HOST = "measured_on", "host"  # key of a measurement's environment: `host` or the name of the link
 RUN_PROFILES = {p.name: p for p in (RunProfile("rapid", 64, 6), RunProfile("quick", 128, 10), RunProfile("normal", 1024, 60))}
 
 

@@ -72,7 +72,7 @@ def bench(
     from snapgen_deploy.latency.environment import stamp_of_now
     from snapgen_deploy.latency.estimate import bundle_estimate
     from snapgen_deploy.latency.formats.exporters import FORMATS, as_record
-    from snapgen_deploy.latency.results import RUN_PROFILES
+    from snapgen_deploy.latency.results import MEASURED_ON, ON_HOST, RUN_PROFILES
 
     if profile not in RUN_PROFILES:
         raise BadInput(f"no run profile '{profile}': expected one of {', '.join(RUN_PROFILES)}")
@@ -104,8 +104,9 @@ def bench(
 
         given = tuple(link_option or ())
         result = measure_device(opened, target, link, given, profile=run, mode=mode, threads=threads or 1, progress=shown)
+    measured_on = ON_HOST if link is None else link.partition(":")[0]
     known = bundle_estimate.for_measurement(opened, result, on_host=link is None)
-    result = replace(result, environment={**result.environment, **known, **stamp_of_now()})
+    result = replace(result, environment={**result.environment, **known, **stamp_of_now(), MEASURED_ON: measured_on})
     if output is not None:
         save_text(output, FORMATS[form](result))
     if plot is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from snapgen_deploy.bundle.reader import SUMS, Bundle, check_hashes, open_bundle
 from snapgen_deploy.bundle.sizes import preview_name
+from snapgen_deploy.device_profiles import load_profile, profile_ids
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.families.names import in_order
 from snapgen_deploy.families.registry import components_of
@@ -105,6 +106,7 @@ def _bundle(bundle: Bundle, label: str, anchor: str) -> BundleView:
             anchor=anchor,
             name=str(m["name"]),
             device=str(m["device"]["name"]),
+            is_server=_is_server(m["device"]),
             device_id=str(m["device"]["id"]),
             width=str(m["width"]),
             resolution=resolution,
@@ -131,6 +133,11 @@ def _gate(gate: Mapping[str, Any]) -> GateView:
     texts = [str(gate[k]) for k in ("target", "component", "name")]
     texts[1] = " ".join((texts[1], str(gate.get("size", "")))).strip()
     return GateView(texts[0], texts[1], texts[2], _number(gate["value"]), _sure(gate["limit"]), verdict, str(gate["detail"]))
+
+
+def _is_server(device: Mapping[str, Any]) -> bool:
+    """Whether a profile of ours says so: a manifest does not."""
+    return device.get("id") in profile_ids() and load_profile(device["id"]).kind == "server"
 
 
 def _target(key: str, data: Mapping[str, Any], gates: Sequence[GateView], counts: Mapping[str, int]) -> TargetView:

@@ -80,10 +80,14 @@ def shared_prompts(bundles: tuple[BundleView, ...]) -> tuple[PromptRow, ...]:
 
 
 def fastest(report: ReportView) -> dict[str, MeasuredView]:
-    """Bundle label -> the measurement with the smallest median time of a picture, among those of exactly this export."""
+    """Bundle label -> the measurement with the smallest median time of a picture, among those of exactly this export.
+
+    A host's is none of a phone.
+    """
     found: dict[str, MeasuredView] = {}
+    servers = {b.label for b in report.bundles if b.is_server}
     for v in report.measured:
-        if v.owner and not v.stale and v.measurement.samples():
+        if v.owner and not v.stale and v.measurement.samples() and (not v.on_host or v.owner in servers):
             before = found.get(v.owner)
             if before is None or v.measurement.summary()["p50"] < before.measurement.summary()["p50"]:
                 found[v.owner] = v

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from snapgen_deploy.latency.results import Measurement
+from snapgen_deploy.latency.results import MEASURED_ON, ON_HOST, Measurement
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class BundleView:
     name: str
     device: str
     device_id: str
+    is_server: bool  # then a measurement of a host is one of the device
     width: str
     resolution: tuple[int, int]
     steps: int
@@ -140,6 +141,11 @@ class MeasuredView:
     label: str
     owner: str  # label of its bundle in this report, "" if it is not in the report
     stale: bool  # the bundle in this report has the same name, but other files
+
+    @property
+    def on_host(self) -> bool:
+        """Whether it was measured on a computer, not through a link to a device; older files do not say and were."""
+        return self.measurement.environment.get(MEASURED_ON, ON_HOST) == ON_HOST
 
     @property
     def discarded(self) -> tuple[str, ...]:

@@ -87,6 +87,14 @@ def test_nothing_is_wider_than_the_window_and_nothing_is_loaded(browser: Browser
     assert browser.evaluate("window.hacked === undefined") is True
 
 
+@pytest.mark.parametrize("width", [320, 390])
+def test_the_limits_of_gates_are_on_a_phone_s_screen(browser: Browser, page: Path, width: int) -> None:
+    browser.open(page, width, 844)
+    cut = "[...document.querySelectorAll('#gates .scroll')].filter(s => s.scrollWidth > s.clientWidth).length"
+    assert browser.evaluate("document.querySelectorAll('#gates .scroll').length") == 3
+    assert browser.evaluate(cut) == 0
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_text_of_charts_is_legible(browser: Browser, page: Path, width: int) -> None:
     browser.open(page, width, 844)

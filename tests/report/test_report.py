@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from snapgen_deploy.report import collect, render
+from snapgen_deploy.report.page import fastest
 from snapgen_deploy.system.files import sha256_of
 from tests.report.report_cases import PROMPTS, gate, guard, make_bundle, make_comparison, make_measurement, metric
 
@@ -236,3 +237,19 @@ def test_a_configuration_of_another_family_has_no_bits(tmp_path: Path) -> None:
     view = collect([make_bundle(tmp_path / "b", changes={"width": "unheard-of"})])
     assert view.bundles[0].targets[0].bits is None
     render(view)
+
+
+@pytest.mark.parametrize(
+    ("device", "measured_on", "shown"),
+    [("iphone16pm", "host", False), ("iphone16pm", "", False), ("iphone16pm", "iphone", True), ("server", "host", True)],
+)
+def test_a_phone_s_header_shows_no_time_of_a_host(tmp_path: Path, device: str, measured_on: str, shown: bool) -> None:
+    bundle = make_bundle(tmp_path / "shapes", changes={"device": {"id": device, "name": "A device"}})
+    environment = {"measured_on": measured_on} if measured_on else {}
+    record = make_measurement("shapes", sha256_of(bundle / "SHA256SUMS"), soc="Example SoC", environment=environment)
+    (tmp_path / "m.json").write_text(json.dumps(record.as_dict()))
+    report = collect([bundle], [tmp_path / "m.json"], [])
+    assert bool(fastest(report)) == shown
+    header = render(report).partition("<main>")[0]
+    assert ("Example SoC" in header) == shown
+    assert ("a host was" in header) != shown
