@@ -28,6 +28,7 @@ class Target:
     name: str
     read: Callable[[Path], object]
     prepare: Callable[[Path], None] = lambda folder: None
+    longest: int = LONGEST_MESSAGE
 
 
 class LongMessage(AssertionError):
@@ -49,7 +50,7 @@ def runner(target: Target) -> Iterator[Callable[[bytes], None]]:
                 target.read(path)
             except SnapgenError as error:
                 said = str(error).replace(str(folder), "")
-                if len(said) > LONGEST_MESSAGE or "\n" in said or not isinstance(error, BadInput):
+                if len(said) > target.longest or "\n" in said or not isinstance(error, BadInput):
                     raise LongMessage(f"{len(said)} characters: {said[:1000]}") from None
 
         yield run
@@ -147,7 +148,7 @@ TARGETS: Mapping[str, Target] = {
     "profile": Target("a.toml", _profile),
     "key-map": Target("a.toml", _key_map),
     "npz": Target("a.npz", _arrays),
-    "tokenizer": Target("tokenizer.json", _tokenizer),
+    "tokenizer": Target("tokenizer.json", _tokenizer, longest=2000),  # lists the words that it knows
     "recipe": Target("recipe.json", _recipe, _recipe_files),
     "baseline": Target("a.json", _baseline),
 }

@@ -75,6 +75,11 @@ class _Size(BaseModel):
     latent: Latent
 
 
+class _File(BaseModel):
+    bytes: Amount
+    sha256: str
+
+
 class _Port(BaseModel):
     name: Text
     shape: list[Amount]
@@ -100,7 +105,7 @@ class _AtSize(_Graph):
 
 class _Component(_Graph):
     path: Inside
-    files: dict[Inside, Table]
+    files: dict[Inside, _File]
     bytes: Amount
     weight_dtypes: Counts = {}
     sizes: dict[SizeName, _AtSize] = {}
@@ -143,7 +148,7 @@ class _Manifest(BaseModel):
     estimates: list[Table] = []
     vectors_of: SizeName | None = None
     sizes: Annotated[list[_Size], Field(min_length=1)] = []
-    files: dict[Inside, Table]
+    files: dict[Inside, _File]
     targets: dict[TargetKey, _Target]
     target_order: Annotated[list[Text], Field(min_length=1)]
 

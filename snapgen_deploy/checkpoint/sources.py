@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -183,7 +184,9 @@ def _load_without_code(path: Path) -> Mapping[str, object]:
                 "save it with torch.save, or better as safetensors"
             )
         check_archive(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles in another protocol, which are read or refused
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(loaded, Mapping):
         raise BadInput(f"{path}: holds a {type(loaded).__name__}, expected a state dict (names to tensors)")
     return loaded

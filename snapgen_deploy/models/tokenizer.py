@@ -98,7 +98,9 @@ class WordTokenizer:
         if unknown:
             listed, known = ", ".join(dict.fromkeys(repr(w) for w in unknown)), self.words()
             knows = " ".join(known) if len(known) <= LISTED else f"{len(known)} words, such as {' '.join(known[:10])}"
-            raise BadInput(f"the prompt has words that the checkpoint does not know: {listed}; it knows: {knows}")
+            raise BadInput(
+                f"the prompt has words that the checkpoint does not know: {cut(listed, 300)}; it knows: {cut(knows, 1500)}"
+            )
         if len(numbers) > length:
             raise BadInput(f"the prompt has {len(numbers)} tokens, at most {length} fit; shorten it")
         padding, ones = [self._pad] * (length - len(numbers)), [1] * len(numbers)

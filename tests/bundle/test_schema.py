@@ -40,6 +40,7 @@ def manifest():
         ("targets.onnx:cpu.components.student.sizes", {"64x96": 1}, "sizes.64x96: got 1, expected a table"),
         ("targets.onnx:cpu.components.student.sizes", {"64x96": {"files": ["x"]}}, "expected files of the component"),
         ("targets.onnx:cpu.components.student.sizes", None, "student.sizes: got nothing, expected a table"),
+        ("targets.onnx:cpu.components.student.files", {"a": {"bytes": "5", "sha256": ""}}, "student.files.a.bytes: got '5'"),
         ("targets.onnx:cpu.components.student.files", {"a": None}, "student.files.a: got nothing, expected a table"),
         ("targets.onnx:cpu.components.student.macs", 10**400, "student.macs: got 1000"),
         ("targets.onnx:cpu.precision", "fp3", "targets.onnx:cpu.precision: got 'fp3', expected one of fp32, fp16, "),

@@ -169,6 +169,8 @@ def test_shards_that_disagree(tmp_path: Path, state: dict[str, Tensor]) -> None:
     refused(lambda: open_checkpoint(path), "not there", "model-00002")
     path = shard_problem(tmp_path / "outside", state, lambda m, s: m.update({first: "../x.safetensors"}))
     refused(lambda: open_checkpoint(path), "plain file names")
+    path = shard_problem(tmp_path / "long", state, lambda m, s: m.update({first: "x" * 256}))
+    refused(lambda: open_checkpoint(path), "plain file names")
     path = shard_problem(tmp_path / "unlisted", state, lambda m, s: m.pop(first))
     refused(lambda: open_checkpoint(path), first, "does not name it")
 
