@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from snapgen_deploy.errors import BadInput
 from snapgen_deploy.report import collect, render
 from snapgen_deploy.report.page import fastest
+from snapgen_deploy.report.pictures import preview_rows
 from snapgen_deploy.system.files import sha256_of
 from tests.report.report_cases import PROMPTS, gate, guard, make_bundle, make_comparison, make_measurement, metric
 
@@ -221,6 +224,15 @@ def test_tables_have_headers_and_the_page_a_language(tmp_path: Path) -> None:
     assert all("scope" in a for tag, a in tags if tag == "th")
     assert all(a.get("role") == "img" and a.get("aria-label") for tag, a in tags if tag == "svg")
     assert len([1 for tag, _ in tags if tag == "h1"]) == 1
+
+
+def test_no_picture_from_outside_of_the_bundle_is_embedded(tmp_path: Path) -> None:
+    secret, preview = tmp_path / "secret.png", tmp_path / "bundle" / "preview.png"
+    Image.new("RGB", (8, 8)).save(secret)
+    preview.parent.mkdir()
+    preview.symlink_to(secret)
+    with pytest.raises(BadInput, match="is a link that leaves the bundle"):
+        preview_rows(preview, ["a"], ["reference"], (8, 8))
 
 
 def test_a_preview_laid_out_otherwise_is_shown_whole(tmp_path: Path) -> None:
