@@ -107,9 +107,10 @@ def read_side(path: Path) -> Mapping[str, Any]:
 
 
 def check_side(path: Path) -> None:
-    """GateFailed where a bundle, or the manifest of one that is still whole, is not what was exported.
+    """Check the hashes of a bundle, given by its folder or by its manifest. A no-op for a manifest that was stored alone.
 
-    A manifest that was stored alone has nothing to be held against.
+    Raises:
+        GateFailed: if a file is not what was exported.
     """
     if path.is_dir() or (path.name == MANIFEST and is_file(path.with_name(SUMS))):
         check_hashes(open_bundle(path))

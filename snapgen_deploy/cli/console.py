@@ -100,21 +100,29 @@ class WholeWords(Console):
 
 
 class Output(io.TextIOWrapper):
-    """Standard output whose failure to be written is one line of ours: a full disk, or a file's limit."""
+    """Standard output that reports a failed write, for example on a full disk, as BadInput with one line."""
 
     @classmethod
     def of(cls, stream: io.TextIOWrapper) -> Output:
-        """In the stream's place; it can no longer be used."""
+        """Replace a stream, which can no longer be used then."""
         encoding, errors, line = stream.encoding, stream.errors, stream.line_buffering
         return cls(stream.detach(), encoding, errors, line_buffering=line, write_through=stream.write_through)
 
     def write(self, text: str, /) -> int:
-        """As ever; BadInput where the system refuses."""
+        """Write text.
+
+        Raises:
+            BadInput: if the system refuses.
+        """
         with _refused():
             return super().write(text)
 
     def flush(self) -> None:
-        """As ever; BadInput where the system refuses."""
+        """Write what is buffered.
+
+        Raises:
+            BadInput: if the system refuses.
+        """
         with _refused():
             super().flush()
 
