@@ -72,5 +72,5 @@ def test_what_is_amiss_is_told(tmp_path, path, value, said):
     with pytest.raises(BadInput) as caught:
         refuse_misshapen(tmp_path / "manifest.json", made)
     assert said in str(caught.value)
-    assert len(str(caught.value)) <= 300
+    assert len(str(caught.value).replace(str(tmp_path), "")) <= 300
     assert str(caught.value).endswith("; export the bundle again")
