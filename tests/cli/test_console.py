@@ -181,9 +181,13 @@ def test_ctrl_c_says_what_it_stopped_and_what_is_left(tmp_path):
 
 
 def test_ctrl_c_of_a_terminal_is_not_for_children():
-    with ignoring_interrupts():
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    try:
+        with ignoring_interrupts():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("verbose", [False, True])
