@@ -26,7 +26,7 @@ ROWS = (
     ("device_profiles",),
     ("plan",),
     ("drawing",),
-    ("bundle", "quantise"),
+    ("bundle", "quantise", "golden"),
     ("check",),
     ("job",),
     ("latency",),

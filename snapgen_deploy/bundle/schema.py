@@ -145,6 +145,7 @@ class _Manifest(BaseModel):
     gates: list[_Gate]
     checkpoint: _Checkpoint | None = None
     reasons: list[str] = []
+    compared_with: str = ""
     estimates: list[Table] = []
     vectors_of: SizeName | None = None
     sizes: Annotated[list[_Size], Field(min_length=1)] = []

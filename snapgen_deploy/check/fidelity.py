@@ -13,7 +13,6 @@ that is there by chance must not decide a gate.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +38,7 @@ from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.plan.plan import TargetPlan
 from snapgen_deploy.quantise.trajectories import Recording, Trajectories, load_trajectories
+from snapgen_deploy.system.functions import function_of
 from snapgen_deploy.system.progress import OnProgress, ignore_progress
 from snapgen_deploy.system.quantiles import bootstrap_interval
 from snapgen_deploy.system.source import package_root
@@ -220,35 +220,14 @@ def load_scorer(name: str) -> Scorer:
     Raises:
         BadInput: if the name is not of this form, cannot be imported, or is not a function.
     """
-    module, colon, function = name.rpartition(":")
-    try:
-        found = getattr(_module(module, name), function) if colon else None
-    except BadInput:
-        raise
-    except Exception as error:  # whatever a user's module raises
-        raise BadInput(f"--scorer {name}: cannot be imported ({first_line(error)}); {_EXPECTED}") from None
-    if not callable(found):
-        raise BadInput(f"--scorer {name}: {_EXPECTED}, a function of prompts and pictures")
-    scorer: Scorer = found
+    load = _detector if name == DETECTOR else None
+    scorer: Scorer = function_of(name, "--scorer", "a function of prompts and pictures", load)
     return scorer
 
 
-_EXPECTED = "expected FILE.py:FUNCTION, or MODULE:FUNCTION of an installed module"
-
-
-def _module(module: str, name: str) -> ModuleType:
-    if name == DETECTOR:
-        with _tree_first():
-            return importlib.import_module(module)
-    if not module.endswith(".py"):
+def _detector(module: str) -> ModuleType:
+    with _tree_first():
         return importlib.import_module(module)
-    path = Path(module).resolve()
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise BadInput(f"--scorer {name}: there is no file {module}; {_EXPECTED}")
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
 
 
 @contextmanager

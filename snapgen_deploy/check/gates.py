@@ -22,11 +22,13 @@ from snapgen_deploy.export.registry import spec_of, target_of
 from snapgen_deploy.export.spec import OneDelegate, OneUnit
 from snapgen_deploy.families.component import LATENT, PICTURE, ComponentSpec
 from snapgen_deploy.families.registry import components_of
+from snapgen_deploy.golden.vectors import PIPELINE, GoldenPicture, GoldenVectors
 from snapgen_deploy.models import ModelConfig, Schedule
 from snapgen_deploy.system.progress import OnProgress, ignore_progress
 
 Verdict = Literal["passed", "failed", "not_run"]
 
+GOLDEN_ERROR, GOLDEN_PSNR, GOLDEN_TOKENS = "golden_error", "golden_psnr", "golden_tokens"  # of golden vectors
 PSNR_CAP = 200.0  # dB; the value for equal pictures, since JSON has no infinity
 
 
@@ -126,6 +128,7 @@ class SavedTarget:
     config: ModelConfig
     schedule: Schedule
     threads: int
+    golden: GoldenVectors | None = None  # of this picture size
 
 
 def check_sizes(
@@ -162,7 +165,8 @@ def check_target(saved: SavedTarget, vectors: ReferenceVectors, on_progress: OnP
     placed = placement_gates(key, descriptions, reason, [s.name for s in components_of(config) if not s.in_delegate])
     if reason is not None:
         skipped = [Gate(key, role, "relative_error", None, limits.error, "not_run", reason) for role in artifacts]
-        return Checked((*skipped, Gate(key, "pipeline", "psnr", None, limits.psnr, "not_run", reason), *placed), ())
+        skipped.append(Gate(key, "pipeline", "psnr", None, limits.psnr, "not_run", reason))
+        return Checked((*skipped, *_idle_golden_gates(saved, reason), *placed), ())
     runners = {role: target.open(a.path, threads=saved.threads, entry=a.entry) for role, a in artifacts.items()}
     opened = dict(runners)
     calls = len(vectors.prompts) * (len(schedule.sigmas) - 1)  # per comparison
@@ -184,6 +188,7 @@ def check_target(saved: SavedTarget, vectors: ReferenceVectors, on_progress: OnP
         gates.append(_tuned_gate(key, runners[student.name], config, vectors))
     pictures, worst = _draw(runners, config, schedule, vectors)
     gates.append(at_least(key, "pipeline", "psnr", worst, limits.psnr, f"dB, least of {len(vectors.prompts)} pictures"))
+    gates += _golden_gates(saved, opened)
     if precision != "fp32":
         gates += [gate for role, runner in opened.items() if (gate := _headroom_gate(key, role, runner)) is not None]
     return Checked((*gates, *placed), tuple(pictures))
@@ -192,6 +197,57 @@ def check_target(saved: SavedTarget, vectors: ReferenceVectors, on_progress: OnP
 def error_limit(precision: str, spec: ComponentSpec, limits: Limits) -> float:
     """The limit for a component's relative error; with mixed precision, components that take no recipe are fp16."""
     return PRECISIONS["fp16"].limits.error if precision == "mixed" and not spec.takes_recipe else limits.error
+
+
+def _golden_gates(saved: SavedTarget, runners: Mapping[Role, Runner]) -> list[Gate]:
+    """The files on the calls and pictures of golden vectors, where there are such."""
+    golden, components, gates = saved.golden, components_of(saved.config), list[Gate]()
+    for role, cases in golden.cases.items() if golden is not None else ():
+        output = components[role].output
+        worst = float(np.max([relative_error(runners[role](inputs)[output], expected) for inputs, expected in cases.rows()]))
+        limit, count = _golden_limit(saved, role), f"largest over {len(cases)} calls"
+        gates.append(at_most(saved.key, role, GOLDEN_ERROR, worst, limit, count))
+    if golden is not None and golden.picture is not None:
+        pipeline = Pipeline(components, runners, saved.schedule, golden.drawing.latent)
+        worst, count = golden_psnr(pipeline, golden.picture), f"dB, least of {len(golden.picture)} pictures"
+        gates.append(at_least(saved.key, PIPELINE, GOLDEN_PSNR, worst, _golden_psnr_limit(saved), count))
+    return gates
+
+
+def _idle_golden_gates(saved: SavedTarget, reason: str) -> list[Gate]:
+    """The same where the files cannot run here."""
+    if saved.golden is None:
+        return []
+    limits = {(role, GOLDEN_ERROR): _golden_limit(saved, role) for role in saved.golden.cases}
+    limits |= {} if saved.golden.picture is None else {(PIPELINE, GOLDEN_PSNR): _golden_psnr_limit(saved)}
+    return [Gate(saved.key, part, name, None, limit, "not_run", reason) for (part, name), limit in limits.items()]
+
+
+def _golden_limit(saved: SavedTarget, role: Role) -> float:
+    """Largest error against golden vectors: the precision's own, and that of the arithmetic that made the vectors."""
+    assert saved.golden is not None
+    return error_limit(saved.precision, components_of(saved.config)[role], saved.limits) + saved.golden.error
+
+
+def _golden_psnr_limit(saved: SavedTarget) -> float:
+    """Least PSNR in dB where both errors add up."""
+    assert saved.golden is not None
+    return -20 * math.log10(sum(10 ** (-psnr / 20) for psnr in (saved.limits.psnr, saved.golden.psnr)))
+
+
+def golden_psnr(pipeline: Pipeline, whole: GoldenPicture) -> float:
+    """The least PSNR in dB of golden pictures (of latents where there are no pictures), drawn from their noise and text."""
+    values = []
+    for i in range(len(whole)):
+        row = slice(i, i + 1)
+        tokens = {role: {name: value[row] for name, value in given.items()} for role, given in whole.tokens.items()}
+        text = {name: value[row] for name, value in whole.text.items()} | pipeline.encode(tokens)
+        latent = pipeline.denoise(whole.noise[row], text)
+        if whole.latent is not None:
+            values.append(psnr(latent / 4, whole.latent[row] / 4))  # latents are standard normal: 4 covers them
+        if whole.picture is not None and pipeline.decodes:
+            values.append(psnr(pipeline.decode(latent), whole.picture[row]))
+    return float(np.min(values)) if values else math.nan
 
 
 def _tuned_gate(key: str, runner: Runner, config: ModelConfig, vectors: ReferenceVectors) -> Gate:

@@ -138,6 +138,14 @@ def export(
             rich_help_panel=SAME_PICTURE,
         ),
     ] = None,
+    golden: Annotated[
+        Path | None,
+        typer.Option(
+            help="Golden vectors: inputs and outputs that your own code wrote, to which reference and files are held.",
+            metavar="FILE",
+            rich_help_panel=SAME_PICTURE,
+        ),
+    ] = None,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the bundle.", metavar="FOLDER")] = Path(
         "bundles"
     ),
@@ -180,6 +188,7 @@ def export(
     """Export a checkpoint for a device, run the saved files, and write the bundle if every gate passed."""
     from snapgen_deploy.checkpoint import CheckpointPlace, validate
     from snapgen_deploy.device_profiles import load_profile
+    from snapgen_deploy.golden.vectors import open_golden
     from snapgen_deploy.job.pictures import Asked, pictures_of
     from snapgen_deploy.latency.estimate.estimate import plan_estimator
     from snapgen_deploy.plan.make import make_plan
@@ -221,6 +230,7 @@ def export(
     )
     executor, threads = executor or EXECUTOR, threads or default_threads()
     pictures = pictures_of(opened, plan, Asked(prompts, fidelity, fidelity_samples, scorer, calibration))
+    held = open_golden(golden, opened.config, plan, opened.tokenizers) if golden is not None else None
     if tune:
         from snapgen_deploy.latency.estimate.tune import tune_plan
 
@@ -244,6 +254,7 @@ def export(
         cache=None if no_cache else ExportCache(export_cache_root(), limit),
         calibration=pictures.calibration,
         fidelity=pictures.fidelity,
+        golden=held,
         executor=executor,
     )
     try:
@@ -271,6 +282,7 @@ def export(
         print_result(result)
         for note in notes:
             say(note, "yellow")
+        say(result.bundle.manifest["compared_with"], "yellow" if held is None else "")
 
 
 def _show_plan(checkpoint: Checkpoint, plan: ExportPlan, pictures: Pictures, executor: str, *, as_json: bool) -> None:

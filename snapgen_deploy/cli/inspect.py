@@ -13,21 +13,34 @@ from rich.markup import escape
 from snapgen_deploy.cli.console import NO_TOKENIZER, UNTRAINED, megabytes, new_table, out, print_json, progress
 
 if TYPE_CHECKING:
-    from snapgen_deploy.checkpoint import Checkpoint, TensorInfo
+    from snapgen_deploy.checkpoint import Checkpoint, CheckpointPlace, TensorInfo
 
 
 TITLES = {"kv_heads": "KV heads"}
+CAUSE_SECONDS = 300.0  # to look for the cause of each component that disagrees with golden vectors
 
 
 def inspect(
     checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint. Default: the embedded one.")] = None,
+    *,
     key_map: Annotated[Path | None, typer.Option(help="File that renames the tensors of a foreign checkpoint.")] = None,
+    golden: Annotated[
+        Path | None,
+        typer.Option(help="Golden vectors to hold the reference against; names the likely cause where it disagrees."),
+    ] = None,
+    width: Annotated[
+        str | None, typer.Option(help="With --golden: the sub-network. Default: the file's, else the widest.")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Read every tensor and check that it is finite.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
 ) -> None:
     """Show a checkpoint's components, widths, parameters, bytes, dtypes and configuration."""
-    from snapgen_deploy.checkpoint import open_checkpoint, validate
+    from snapgen_deploy.checkpoint import CheckpointPlace, open_checkpoint, validate
+    from snapgen_deploy.errors import BadInput
+
+    if width is not None and golden is None:
+        raise BadInput("--width belongs to --golden; add --golden FILE, or leave it out")
 
     opened = open_checkpoint(checkpoint, key_map)
     data = summary(opened)
@@ -35,11 +48,53 @@ def inspect(
         _print(data)  # before the check, so that a broken checkpoint is shown too
     with progress(quiet=as_json)("checking every tensor" if check else "checking names, shapes and dtypes"):
         validate(opened, values=check)
+    held = None
+    if golden is not None:
+        held = _hold(opened, CheckpointPlace(checkpoint, key_map), golden, width, quiet=as_json)
+        data["golden"] = held
     if as_json:
         print_json(data)
     else:
         done = "names, shapes, dtypes and every value" if check else "names, shapes and dtypes; --check reads every value too"
         out().print(f"[green]valid[/]: {done}")
+        if held is not None:
+            _print_golden(held)
+    if held is not None and any(g["verdict"] == "failed" for g in held["gates"]):
+        raise typer.Exit(1)
+
+
+def _hold(checkpoint: Checkpoint, place: CheckpointPlace, golden: Path, width: str | None, *, quiet: bool) -> dict[str, Any]:
+    """Gates and causes of a checkpoint's reference on golden vectors."""
+    from snapgen_deploy.check.golden import GoldenTask, hold_reference
+    from snapgen_deploy.checkpoint.networks import widths_of
+    from snapgen_deploy.errors import BadInput
+    from snapgen_deploy.golden.vectors import open_golden
+    from snapgen_deploy.system.processors import default_threads
+
+    vectors, widths = open_golden(golden, checkpoint.config, tokenizers=checkpoint.tokenizers), widths_of(checkpoint)
+    chosen = width or vectors.width or widths[-1]
+    if chosen not in widths:
+        raise BadInput(f"--width: got '{chosen}', the checkpoint holds {', '.join(widths)}")
+    task = GoldenTask(place, chosen, vectors, default_threads(), CAUSE_SECONDS)
+    with progress(quiet=quiet)("holding the reference against golden vectors") as on_progress:
+        held = hold_reference(task, on_progress)
+    said = {"width": chosen, "computed_in": vectors.computed_in, "rows": vectors.counts}
+    return said | {"gates": [g.as_dict() for g in held.gates], "causes": held.causes, "found": held.found}
+
+
+def _print_golden(held: Mapping[str, Any]) -> None:
+    """A line for every gate, and one for the cause of each that failed."""
+    from snapgen_deploy.check.gates import limit_text
+
+    console = out()
+    console.print(f"golden vectors, computed in {held['computed_in']}, width {held['width']}:")
+    for g in held["gates"]:
+        value = "not finite" if g["value"] is None else f"{g['value']:.3g}"
+        colour = "red" if g["verdict"] == "failed" else "green"
+        line = f"{g['component']} {g['name']} {value}, limit {limit_text(g['name'], g['limit'])}"
+        console.print(f"  [{colour}]{g['verdict']}[/] {escape(line.replace('_', ' '))}")
+        if g["component"] in held["causes"] and g["verdict"] == "failed":
+            console.print(f"    {escape(held['causes'][g['component']])}", soft_wrap=True)
 
 
 def summary(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -133,6 +133,7 @@ def result_as_dict(result: Result) -> dict[str, Any]:
         "peak_bytes": result.peak_bytes,
         "run": result.run,
         "gates": manifest["gates"],
+        "compared_with": manifest["compared_with"],
         "targets": manifest["targets"],
     }
     return data | ({"sizes": manifest["sizes"]} if "sizes" in manifest else {})

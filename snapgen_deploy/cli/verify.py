@@ -18,6 +18,9 @@ def verify(
     key: Annotated[
         Path | None, typer.Option(help="Public key (PEM) of who must have signed the bundle.", metavar="KEY")
     ] = None,
+    golden: Annotated[
+        Path | None, typer.Option(help="Golden vectors to hold the files against. Default: the bundle's own.", metavar="FILE")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: all.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
@@ -26,7 +29,7 @@ def verify(
 
     Hashes and gates show damage and contradictions; who made the bundle, a signature alone can say (--key).
 
-    The fidelity gates need the checkpoint: they are listed as not_run, with their verdict at export.
+    Fidelity gates, and those of the reference, need the checkpoint: they are not_run, with their verdict at export.
     """
     from snapgen_deploy.bundle.reader import check_hashes, open_bundle
     from snapgen_deploy.check.verify import rerun_gates
@@ -37,7 +40,7 @@ def verify(
         from snapgen_deploy.bundle.signature import verify_signature
 
         verify_signature(opened.path, key)
-    gates = () if hashes_only else rerun_gates(opened, threads or default_threads(), progress(quiet=as_json))
+    gates = () if hashes_only else rerun_gates(opened, threads or default_threads(), progress(quiet=as_json), golden)
     data = [g.as_dict() for g in gates]
     if as_json:
         signed = {"signature": "passed"} if key is not None else {}

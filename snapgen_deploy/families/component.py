@@ -10,7 +10,7 @@ A component takes part in a picture in one of three ways, and each has its ports
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from snapgen_deploy.families.names import title_of
+from snapgen_deploy.families.variant import Variant
 from snapgen_deploy.sparse import Layout, OpForm, UpsampleForm
 
 Part = Literal["encode", "denoise", "decode"]
@@ -136,6 +137,7 @@ class ComponentSpec:
     text: TextInput | None = None  # of a text encoder
     initial: Callable[[str, Shape], Initial] = initial  # of weights, by their own name; biases are zero and norms one
     holds: Callable[[Collection[str], str], bool] = lambda tensors, width: True  # whether a checkpoint has a width
+    variants: Callable[[nn.Module], Sequence[Variant]] = lambda network: ()  # other arithmetic that its tensors fit
     latent_mean: tuple[float, ...] = ()  # per channel, of the normalisation that a decoder undoes; () means zeros
     latent_std: tuple[float, ...] = ()  # per channel; () means ones
     has_constants: bool = False  # has buffers outside its state dict, so that it cannot be built on the meta device

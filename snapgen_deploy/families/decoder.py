@@ -21,6 +21,7 @@ from snapgen_deploy.families.component import (
     initial,
     initial_overlap_free,
 )
+from snapgen_deploy.families.decoder_variants import decoder_variants
 from snapgen_deploy.families.names import DECODER
 from snapgen_deploy.models.config import DecoderConfig, ModelConfig
 from snapgen_deploy.models.decoder import TinyDecoder
@@ -48,6 +49,7 @@ def _spec(config: DecoderConfig) -> ComponentSpec:
         hyperparameters=lambda width: {**asdict(config), "scaling_factor": 1.0, "shift_factor": 0.0},
         activations=partial(_activations, config),
         initial=_initial,
+        variants=decoder_variants,
         latent_mean=config.latent_mean,
         latent_std=config.latent_std,
         has_constants=True,  # the latent's mean and deviation

@@ -28,6 +28,7 @@ from snapgen_deploy.families.component import (
     initial_overlap_free,
 )
 from snapgen_deploy.families.decoder import LATENT_DOC, decoder
+from snapgen_deploy.families.dit_variants import dit_variants
 from snapgen_deploy.families.names import STUDENT
 from snapgen_deploy.families.text import text_encoders
 from snapgen_deploy.models.attention import AdaptiveSparseSelfAttention
@@ -119,6 +120,7 @@ def _student(config: DiTConfig) -> ComponentSpec:
         stored=lambda name, width: StoredTensor(elastic_name(name, width), whole=is_per_width(name)),
         shapes=partial(_shapes, config),
         initial=_initial,
+        variants=dit_variants,
         holds=_holds,
         layers=sum(config.depths) * len(config.widths),
         elastic=True,

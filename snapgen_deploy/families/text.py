@@ -22,6 +22,7 @@ from snapgen_deploy.families.component import (
     initial,
 )
 from snapgen_deploy.families.names import TEXT_ENCODER, TOKENIZER, numbered, tokenizer_file
+from snapgen_deploy.families.text_variants import text_variants
 from snapgen_deploy.models.config import ModelConfig, TextEncoderConfig
 from snapgen_deploy.models.text_encoder import TextEncoder
 from snapgen_deploy.sparse import rewrite_text_encoder
@@ -52,6 +53,7 @@ def _spec(config: TextEncoderConfig, index: int) -> ComponentSpec:
         hyperparameters=lambda width: _hyperparameters(config),
         text=text,
         initial=_initial,
+        variants=text_variants,
         sized=False,
         in_delegate=False,  # the lookup of the embeddings may stay outside
     )

@@ -56,7 +56,8 @@ def begun(
     with progress("checking the checkpoint"):
         validate(checkpoint)
     speed_estimates = {size: estimate_speed(checkpoint.config, plan.at(size)) for size in plan.sizes}
-    key = _plan_key(checkpoint, plan, calibration_key(request.calibration, plan))
+    golden = request.golden.sha256 if request.golden is not None else ""
+    key = _plan_key(checkpoint, plan, calibration_key(request.calibration, plan) + golden)
     with (
         staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage,
         temporary_files_in(stage.scratch),  # those of this process and of all that it starts

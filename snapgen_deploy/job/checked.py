@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from snapgen_deploy.check.fidelity import fidelity_gates, measure_fidelity
 from snapgen_deploy.check.gates import Gate, SavedTarget, check_sizes, failed
@@ -20,6 +21,8 @@ from snapgen_deploy.system.child import run_in_child
 def check_files(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exported], reference: Reference) -> CheckedFiles:
     """Run a target's saved files and compare them with the reference's test vectors."""
     saved = {size: _saved(job, target, parts, size) for size in job.plan.sizes}
+    default = job.plan.sizes[0]
+    saved[default] = replace(saved[default], golden=job.request.golden)
     with job.progress(f"{target.key}: running what was saved") as on_progress:
         checked, peak = run_in_child(f"{target.key} check", check_sizes, saved, reference.vectors, on_progress=on_progress)
     return CheckedFiles(checked, peak)

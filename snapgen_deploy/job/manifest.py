@@ -8,11 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 from snapgen_deploy import __version__
-from snapgen_deploy.bundle.reader import MANIFEST, SCHEMA_VERSION, SUMS
+from snapgen_deploy.bundle.reader import GOLDEN, MANIFEST, SCHEMA_VERSION, SUMS
 from snapgen_deploy.drawing.ports import ports_of
 from snapgen_deploy.drawing.reference import schedule_of
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.families.registry import components_of
+from snapgen_deploy.golden.vectors import compared_with
 from snapgen_deploy.job.manifest_sizes import add_sizes
 from snapgen_deploy.job.records import Exported
 from snapgen_deploy.job.sizes import whole
@@ -43,7 +44,7 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
     config, schedule = checkpoint.config, schedule_of(checkpoint.config)
     vectors, estimate = made.reference.vectors[plan.sizes[0]], job.speed_estimates[plan.sizes[0]]
     components = components_of(config)
-    decoder, encoders = components.decoder, components.encoders
+    decoder, encoders, golden = components.decoder, components.encoders, job.request.golden
     targets = {t.key: _target(job, t, made.parts[t.key]) for t in plan.targets}
     fidelity = {key: target.judgement.record for key, target in made.targets.items()}
     owned = {name for t in targets.values() for c in t["components"].values() for name in c["files"]}
@@ -89,6 +90,8 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
         "estimates": list(estimate.estimates),
         "fidelity": {key: record for key, record in fidelity.items() if record is not None},
         "gates": [g.as_dict() for g in made.gates],
+        "compared_with": compared_with(golden, config),
+        **({"golden": {"file": GOLDEN, "computed_in": golden.computed_in, "rows": golden.counts}} if golden else {}),
         # with several text encoders, the tokenizer file of each; a single one has tokenizer.json
         **({"tokenizers": {spec.name: spec.reads.file for spec in encoders}} if len(encoders) > 1 else {}),
         "files": {

@@ -8,6 +8,7 @@ from pathlib import Path
 from snapgen_deploy.check.fidelity import Fidelity
 from snapgen_deploy.checkpoint import CheckpointPlace
 from snapgen_deploy.drawing.prompts import Sample
+from snapgen_deploy.golden.vectors import GoldenVectors
 from snapgen_deploy.job.cache import ExportCache
 from snapgen_deploy.job.calibration import Calibration
 
@@ -25,4 +26,5 @@ class Request:
     cache: ExportCache | None = None
     calibration: Calibration | None = None  # needed if a precision of the plan is calibrated
     fidelity: Fidelity | None = None
+    golden: GoldenVectors | None = None  # of the default picture size
     executor: str = "here"  # where mixed precision measures layers

@@ -13,6 +13,7 @@ from snapgen_deploy.job.begin import begun
 from snapgen_deploy.job.checked import check_files, judge_fidelity, refuse_failed
 from snapgen_deploy.job.convert import Conversion, convert_component
 from snapgen_deploy.job.drawn import draw_for_fidelity, reference_vectors
+from snapgen_deploy.job.golden import golden_gates
 from snapgen_deploy.job.keep import kept
 from snapgen_deploy.job.layout import arranged
 from snapgen_deploy.job.mixed import mixed_recipe
@@ -52,12 +53,13 @@ def run_export(
         GatesFailed: if a gate failed; there is no bundle then.
     """
     with begun(request, plan, estimate_speed=estimate_speed, progress=progress, counting=counting) as job:
+        golden = golden_gates(job)
         recipe = mixed_recipe(job)
         reference = reference_vectors(job, recipe)
         drawing = max(reference.peak_bytes, draw_for_fidelity(job))
         targets = {target.key: export_target(job, target, recipe, reference) for target in plan.targets}
         refuse_failed(targets)
-        made = Made(recipe, reference, drawing, targets)
+        made = Made(recipe, reference, drawing, targets, golden)
         with progress("writing the bundle"):
             run = write_bundle(job, made)
             job.stage.publish(request.overwrite)

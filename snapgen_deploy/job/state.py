@@ -98,11 +98,12 @@ class Made:
     reference: Reference
     drawing_peak_bytes: int  # peak memory of the largest process in which the reference drew
     targets: Mapping[str, TargetResult]  # by key
+    golden: tuple[Gate, ...] = ()  # of the reference
 
     @property
     def gates(self) -> list[Gate]:
-        """The gates of all targets."""
-        return [gate for target in self.targets.values() for gate in target.gates]
+        """The gates of the reference on golden vectors, and those of all targets."""
+        return [*self.golden, *(gate for target in self.targets.values() for gate in target.gates)]
 
     @property
     def peak_bytes(self) -> int:

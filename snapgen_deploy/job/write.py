@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from snapgen_deploy.bundle.preview import write_preview
-from snapgen_deploy.bundle.reader import write_manifest
+from snapgen_deploy.bundle.reader import GOLDEN, write_manifest
 from snapgen_deploy.bundle.sizes import preview_name, vectors_name
+from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.component import PICTURE
 from snapgen_deploy.families.names import tokenizer_file
+from snapgen_deploy.golden.vectors import GoldenVectors
 from snapgen_deploy.job.layout import tokenizers_of
 from snapgen_deploy.job.manifest import manifest_of
 from snapgen_deploy.job.records import forget
@@ -20,6 +22,7 @@ from snapgen_deploy.job.run_record import write_run_record
 from snapgen_deploy.job.sizes import SIZES_FOLDER
 from snapgen_deploy.job.state import ExportJob, Made
 from snapgen_deploy.quantise.report import copy_into
+from snapgen_deploy.system.files import sha256_of
 
 
 def write_bundle(job: ExportJob, made: Made) -> Mapping[str, Any]:
@@ -32,8 +35,20 @@ def write_bundle(job: ExportJob, made: Made) -> Mapping[str, Any]:
     for role, text in tokenizers_of(job.checkpoint).items():
         (root / tokenizer_file(role)).write_text(text, encoding="utf-8")
     _write_vectors(root, made)
+    if (golden := job.request.golden) is not None:
+        _copy_golden(golden, root / GOLDEN)
     write_manifest(root, manifest_of(job, made))
     return write_run_record(root, made)
+
+
+def _copy_golden(golden: GoldenVectors, to: Path) -> None:
+    """The file that every gate was held to, so that `verify` can run them again."""
+    try:
+        shutil.copyfile(golden.path, to)
+    except OSError as error:
+        raise BadInput(f"{golden.path}: cannot be copied ({error.strerror})") from None
+    if sha256_of(to) != golden.sha256:
+        raise BadInput(f"{golden.path} was changed during the export; export again")
 
 
 def _write_vectors(root: Path, made: Made) -> None:

@@ -16,6 +16,7 @@ from snapgen_deploy.device_profiles import load_profile, profile_ids
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.families.names import in_order
 from snapgen_deploy.families.registry import components_of
+from snapgen_deploy.golden.vectors import OWN_REFERENCE
 from snapgen_deploy.latency.formats.reporters import guard_sentence, self_check_sentence
 from snapgen_deploy.latency.results import Measurement, read_measurement
 from snapgen_deploy.report.estimates import estimates_of
@@ -123,6 +124,7 @@ def _bundle(bundle: Bundle, label: str, anchor: str) -> BundleView:
             rows=rows,
             sheet=sheet,
             sizes=tuple(str(s["name"]) for s in m.get("sizes", ())),
+            compared_with=str(m.get("compared_with") or OWN_REFERENCE),
         )
 
 

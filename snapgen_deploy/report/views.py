@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from snapgen_deploy.golden.vectors import OWN_REFERENCE
 from snapgen_deploy.latency.results import MEASURED_ON, ON_HOST, Measurement
 
 
@@ -113,6 +114,7 @@ class BundleView:
     rows: tuple[PromptRow, ...]  # preview.png cut into pictures; () if it could not be cut
     sheet: Picture | None  # the whole preview.png, if it could not be cut
     sizes: tuple[str, ...] = ()  # picture sizes, if there are several
+    compared_with: str = OWN_REFERENCE
 
     def count(self, verdict: str) -> int:
         """Number of gates with this verdict."""
