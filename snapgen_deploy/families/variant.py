@@ -74,14 +74,14 @@ class _Swap(TorchFunctionMode):
 
 @contextmanager
 def _swapped_activation(modules: Sequence[nn.Module], function: Activation) -> Iterator[None]:
-    inside: list[_Swap] = []
+    inside: list[ExitStack] = []
 
     def enter(module: nn.Module, args: Any) -> None:
-        inside.append(_Swap(function))
-        inside[-1].__enter__()
+        inside.append(ExitStack())
+        inside[-1].enter_context(_Swap(function))
 
     def leave(module: nn.Module, args: Any, result: Any) -> None:
-        inside.pop().__exit__(None, None, None)
+        inside.pop().close()
 
     with ExitStack() as hooks:
         for module in modules:
