@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import typer
 
-from snapgen_deploy.checkpoint import opener
+from snapgen_deploy.checkpoint import open_checkpoint, opener
 from snapgen_deploy.cli import app
 from tests.cli.conftest import invoke
+from tests.golden.golden_cases import write_golden
 from tests.docs.pages import PAGES, ROOT, blocks, code_spans, commands
 
 # Commands that are only parsed: how they begin, and why they are not run. The first that fits counts.
@@ -55,6 +56,7 @@ def desk(checkpoint, tmp_path_factory):
     (folder / "profile.toml").write_text(blocks(ROOT / "docs/formats.md", "toml")[0], encoding="utf-8")
     (folder / "map.toml").write_text('"student.patch.weight" = "student.patch.weight"\n', encoding="utf-8")
     (folder / "my_scores.py").write_text(blocks(ROOT / "docs/formats.md", "python")[0], encoding="utf-8")
+    write_golden(open_checkpoint(checkpoint), folder / "golden.safetensors", "full")
     np.savez(folder / "x.npz", latent=np.zeros((1, 4, 8, 8), np.float32))
     return folder
 
@@ -91,7 +93,8 @@ def test_every_reason_is_used():
 
 def assert_module_takes(words):
     """The module can be run, and its argparse has every option of the words (read, not imported: some take seconds)."""
-    file = ROOT / (words[0].replace(".", "/") + ".py")
+    path = ROOT / words[0].replace(".", "/")
+    file = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
     tree = ast.parse(file.read_text(encoding="utf-8"))
     assert '__name__ == "__main__"' in ast.unparse(tree.body[-1]).replace("'", '"'), words[0]
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
