@@ -14,6 +14,7 @@ from snapgen_deploy.system.processors import default_threads
 
 def verify(
     bundle: Annotated[Path, typer.Argument(help="A bundle that `export` wrote.")],
+    *,
     hashes_only: Annotated[bool, typer.Option("--hashes-only", help="Check the files' hashes only.")] = False,
     key: Annotated[
         Path | None, typer.Option(help="Public key (PEM) of who must have signed the bundle.", metavar="KEY")

@@ -13,8 +13,8 @@ import typer
 from snapgen_deploy.checkpoint import open_checkpoint, opener
 from snapgen_deploy.cli import app
 from tests.cli.conftest import invoke
-from tests.golden.golden_cases import write_golden
 from tests.docs.pages import PAGES, ROOT, blocks, code_spans, commands
+from tests.golden.golden_cases import write_golden
 
 # Commands that are only parsed: how they begin, and why they are not run. The first that fits counts.
 PARSED = {
