@@ -158,7 +158,7 @@ def test_bad_vectors_are_one_line(checkpoint: Path, vectors: Path, tmp_path: Pat
     where = ("--device", "iphone16pm", "--checkpoint", checkpoint, "-o", tmp_path, "--dry-run")
     refused = invoke("export", *where, "--golden", vectors)
     assert refused.exit_code == 2
-    assert "golden vectors of width small, the plan exports full; pass --width small" in " ".join(refused.output.split())
+    assert "golden vectors are of width small, the plan exports full; pass --width small" in " ".join(refused.output.split())
     shutil.copy(checkpoint, tmp_path / "other.safetensors")
     refused = invoke("export", *where, "--golden", tmp_path / "other.safetensors")
     assert refused.exit_code == 2
