@@ -27,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     One thread of arithmetic a process: small networks gain nothing by more, and workers would wait for each other.
     """
     if WORKER not in os.environ:
+        # The server that children are forked from imports `tests.preload`, and looks in no working directory.
+        os.environ["PYTHONPATH"] = os.pathsep.join((str(config.rootpath), *filter(None, (os.environ.get("PYTHONPATH"),))))
         os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
         folder = tempfile.mkdtemp(prefix="sg-")  # short: sockets lie below

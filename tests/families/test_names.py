@@ -13,7 +13,7 @@ from snapgen_deploy.system.source import package_root
 # about its speed.
 OF_THE_FAMILY = (
     "models/__init__.py", "models/dit.py", "models/dit_config.py", "models/presets.py", "sparse/", "families/elastic_dit.py",
-    "latency/estimate/published.py",
+    "families/dit_variants.py", "latency/estimate/published.py",
 )  # fmt: skip
 REGISTRY = "families/registry.py"
 ROLES = frozenset({"text_encoder", "student", "decoder"})
