@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snapgen_deploy.cli.console import check_places, megabytes, new_table, out, print_json, progress, save_text, say, tell
+from snapgen_deploy.cli.options import AsJson, Verbose
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.system.processors import default_threads
 
@@ -59,8 +60,8 @@ def bench(
     ] = "native",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the result, in --format.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG file for the plots.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure how long a bundle takes to draw a picture: p50, and MLPerf's bound of p90. Every sample is kept.
 

@@ -23,6 +23,7 @@ from snapgen_deploy.cli.console import (
     say,
     tell,
 )
+from snapgen_deploy.cli.options import AsJson, Verbose
 from snapgen_deploy.errors import BadInput
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ def compare(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File for the comparison as JSON, for `report`.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
 ) -> None:
     """Is CANDIDATE slower than BASE? Deterministic guards first, then interleaved rounds.
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from snapgen_deploy.cli.console import new_table, out, print_json, say
+from snapgen_deploy.cli.options import AsJson, Verbose
 from snapgen_deploy.errors import BadInput
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ def devices(
     precisions: Annotated[
         bool, typer.Option("--precisions", help="List the precisions of `export --precision` instead.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
 ) -> None:
     """List the known devices, or show one with the source of every figure."""
     from snapgen_deploy.device_profiles import load_profile, profile_ids

@@ -10,6 +10,7 @@ import typer
 
 from snapgen_deploy.cli.console import new_table, out, print_json, progress, tell
 from snapgen_deploy.cli.doctor_layers import check_layers
+from snapgen_deploy.cli.options import AsJson
 from snapgen_deploy.errors import BadInput, GateFailed
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def doctor(
     memory_limit: Annotated[
         float | None, typer.Option(min=0, max=1e9, help="MB that the app may use. Default: the budget of the bundle's device.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    as_json: AsJson = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Reasons, sources, all examples; tracebacks; libraries' output.")
     ] = False,

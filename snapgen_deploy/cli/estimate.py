@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from snapgen_deploy.cli.console import check_places, new_table, out, print_json, progress, say, tell
+from snapgen_deploy.cli.options import AsJson, Verbose
 from snapgen_deploy.cli.parsing import parse_resolution
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.system.processors import default_threads
@@ -42,8 +43,8 @@ def estimate(
         bool, typer.Option("--calibrate", help="Measure this host by micro-benchmarks first (minutes). Needs --device host.")
     ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="With --sweep: PNG file to draw.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
 ) -> None:
     """Estimate how long a picture takes on a device, with an interval and its basis.
 

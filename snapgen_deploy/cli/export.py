@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from snapgen_deploy.cli.console import NO_TOKENIZER, counting, out, parse_bytes, print_json, progress, say
+from snapgen_deploy.cli.options import AsJson, Verbose
 from snapgen_deploy.cli.parsing import parse_duration, parse_resolution
 from snapgen_deploy.cli.result import print_gates, print_result, quantisers_warnings, result_as_dict
 from snapgen_deploy.errors import GatesFailed
@@ -182,8 +183,8 @@ def export(
             rich_help_panel=HERE,
         ),
     ] = "10GB",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
 ) -> None:
     """Export a checkpoint for a device, run the saved files, and write the bundle if every gate passed."""
     from snapgen_deploy.checkpoint import CheckpointPlace, validate

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from snapgen_deploy.cli.console import print_json, progress, say
+from snapgen_deploy.cli.options import AsJson, Verbose
 from snapgen_deploy.cli.parsing import parse_resolution
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.system.processors import default_threads
@@ -35,8 +36,8 @@ def generate(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")] = Path("out.png"),
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: all.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
 ) -> None:
     """Draw a picture with a bundle's own files."""
     from snapgen_deploy.bundle.draw import choose_target, draw, save_png

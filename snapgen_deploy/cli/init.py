@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from snapgen_deploy.cli.console import UNTRAINED, byte_progress, megabytes, out, parse_bytes, print_json, say
+from snapgen_deploy.cli.options import AsJson, Verbose
 from snapgen_deploy.errors import BadInput, nearest
 
 
@@ -19,8 +20,8 @@ def init(
     dtype: Annotated[str, typer.Option(help="Type of the stored weights: fp32, fp16 or bf16.")] = "fp32",
     shard_size: Annotated[str, typer.Option(help="Maximum data per file, such as 500MB or 1GB.")] = "1GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
 ) -> None:
     """Write an untrained checkpoint with seeded weights, to try every step at scale before training is done."""
     from snapgen_deploy.checkpoint.directory import new_directory

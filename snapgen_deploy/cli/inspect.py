@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from snapgen_deploy.cli.console import NO_TOKENIZER, UNTRAINED, megabytes, new_table, out, print_json, progress
+from snapgen_deploy.cli.options import AsJson, Verbose
 
 if TYPE_CHECKING:
     from snapgen_deploy.checkpoint import Checkpoint, CheckpointPlace, TensorInfo
@@ -32,8 +33,8 @@ def inspect(
         str | None, typer.Option(help="With --golden: the sub-network. Default: the file's, else the widest.")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Read every tensor and check that it is finite.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
 ) -> None:
     """Show a checkpoint's components, widths, parameters, bytes, dtypes and configuration."""
     from snapgen_deploy.checkpoint import CheckpointPlace, open_checkpoint, validate

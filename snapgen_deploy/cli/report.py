@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from snapgen_deploy.cli.console import megabytes, print_json, progress, save_text, say
+from snapgen_deploy.cli.options import AsJson, Verbose
 
 
 def report(
@@ -15,8 +16,8 @@ def report(
     latency: Annotated[list[Path] | None, typer.Option(help="File that `bench --output` wrote, repeatable.")] = None,
     comparison: Annotated[list[Path] | None, typer.Option(help="File that `compare --output` wrote, repeatable.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
 ) -> None:
     """Write one self-contained HTML page: pictures, sizes, gates, latency, placement, estimates and comparisons.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snapgen_deploy.cli.console import check_places, print_json, tell
+from snapgen_deploy.cli.options import AsJson
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.system.files import read_arrays, write_bytes, write_text
 
@@ -49,7 +50,7 @@ def run_coreml(
         Path | None, typer.Option("--state", help=".npz file for states between calls: read if it exists, then written.")
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, max=1024, help="CPU threads.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    as_json: AsJson = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks of errors, and what libraries print.")] = False,
 ) -> None:
     """Run a saved Core ML package on the CPU, from its files, and write its results.

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from snapgen_deploy.cli.console import print_json, progress, say
+from snapgen_deploy.cli.options import AsJson, Verbose
 from snapgen_deploy.cli.result import count_verdicts, print_gates
 from snapgen_deploy.system.processors import default_threads
 
@@ -23,8 +24,8 @@ def verify(
         Path | None, typer.Option(help="Golden vectors to hold the files against. Default: the bundle's own.", metavar="FILE")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: all.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
 ) -> None:
     """Check that a bundle is what was exported, and run its gates again from its files and test vectors.
 
