@@ -235,18 +235,23 @@ def _golden_psnr_limit(saved: SavedTarget) -> float:
     return -20 * math.log10(sum(10 ** (-psnr / 20) for psnr in (saved.limits.psnr, saved.golden.psnr)))
 
 
+def golden_latent(pipeline: Pipeline, whole: GoldenPicture, index: int) -> np.ndarray:
+    """The latent (1, C, h, w) of one golden picture after the last step, drawn from its noise and text."""
+    row = slice(index, index + 1)
+    tokens = {role: {name: value[row] for name, value in given.items()} for role, given in whole.tokens.items()}
+    text = {name: value[row] for name, value in whole.text.items()} | pipeline.encode(tokens)
+    return pipeline.denoise(whole.noise[row], text)
+
+
 def golden_psnr(pipeline: Pipeline, whole: GoldenPicture) -> float:
     """The least PSNR in dB of golden pictures (of latents where there are no pictures), drawn from their noise and text."""
     values = []
     for i in range(len(whole)):
-        row = slice(i, i + 1)
-        tokens = {role: {name: value[row] for name, value in given.items()} for role, given in whole.tokens.items()}
-        text = {name: value[row] for name, value in whole.text.items()} | pipeline.encode(tokens)
-        latent = pipeline.denoise(whole.noise[row], text)
+        latent = golden_latent(pipeline, whole, i)
         if whole.latent is not None:
-            values.append(psnr(latent / 4, whole.latent[row] / 4))  # latents are standard normal: 4 covers them
+            values.append(psnr(latent / 4, whole.latent[i : i + 1] / 4))  # latents are standard normal: 4 covers them
         if whole.picture is not None and pipeline.decodes:
-            values.append(psnr(pipeline.decode(latent), whole.picture[row]))
+            values.append(psnr(pipeline.decode(latent), whole.picture[i : i + 1]))
     return float(np.min(values)) if values else math.nan
 
 

@@ -5,11 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from snapgen_deploy.check.causes import find_cause, golden_error
-from snapgen_deploy.check.gates import GOLDEN_ERROR, GOLDEN_PSNR, GOLDEN_TOKENS, Gate, at_least, at_most, golden_psnr, psnr
+from snapgen_deploy.check.gates import (
+    GOLDEN_ERROR,
+    GOLDEN_PSNR,
+    GOLDEN_TOKENS,
+    Gate,
+    at_least,
+    at_most,
+    golden_latent,
+    golden_psnr,
+    psnr,
+)
 from snapgen_deploy.checkpoint import Checkpoint, CheckpointPlace
 from snapgen_deploy.checkpoint.networks import load_component, widths_of
 from snapgen_deploy.drawing.pipeline import Pipeline
@@ -111,7 +120,7 @@ def _picture_cause(pipeline: Pipeline, golden: GoldenVectors) -> str:
     one = replace(whole, noise=whole.noise[:1])
     picture = None if whole.picture is None else whole.picture[:1]
     if picture is not None and pipeline.decodes:
-        drawn = pipeline.decode(_denoised(pipeline, whole))
+        drawn = pipeline.decode(golden_latent(pipeline, whole, 0))
         for said, stored in (("[0, 1]", picture * 2 - 1), ("0 ... 255", picture / 127.5 - 1)):
             if psnr(drawn, stored) >= golden.psnr:
                 return f"it agrees with pixel range: {said} in the file (here -1 ... 1); write pipeline.picture in -1 ... 1"
@@ -123,9 +132,3 @@ def _picture_cause(pipeline: Pipeline, golden: GoldenVectors) -> str:
         if shift != ours.shift and golden_psnr(replace(pipeline, schedule=other), one) >= golden.psnr:
             return f"it agrees with shift of the schedule: {shift:g} (here {ours.shift:g}); set shift to {shift:g}"
     return f"no cause found: neither the pixel range nor a shift of {', '.join(f'{s:g}' for s in SHIFTS)} makes it agree"
-
-
-def _denoised(pipeline: Pipeline, whole: Any) -> np.ndarray:
-    tokens = {role: {name: value[:1] for name, value in given.items()} for role, given in whole.tokens.items()}
-    text = {name: value[:1] for name, value in whole.text.items()} | pipeline.encode(tokens)
-    return pipeline.denoise(whole.noise[:1], text)
