@@ -56,13 +56,7 @@ def runner(target: Target) -> Iterator[Callable[[bytes], None]]:
         yield run
 
 
-def _header(path: Path) -> None:
-    from snapgen_deploy.checkpoint import open_checkpoint
-
-    open_checkpoint(path)
-
-
-def _index(path: Path) -> None:
+def _checkpoint(path: Path) -> None:
     from snapgen_deploy.checkpoint import open_checkpoint
 
     open_checkpoint(path)
@@ -141,8 +135,8 @@ def _baseline(path: Path) -> None:
 
 
 TARGETS: Mapping[str, Target] = {
-    "header": Target("a.safetensors", _header),
-    "index": Target("model.safetensors.index.json", _index, _shard),
+    "header": Target("a.safetensors", _checkpoint),
+    "index": Target("model.safetensors.index.json", _checkpoint, _shard),
     "pt": Target("a.pt", _torch),
     "manifest": Target("manifest.json", _manifest),
     "profile": Target("a.toml", _profile),
