@@ -16,6 +16,7 @@ from pathlib import Path
 
 from snapgen_deploy.errors import BadInput, SnapgenError
 
+NAMES = ("net.patch.weight", "vae.decoder.a", "step", "blocks.0.q.weight", "blocks.0.k.weight", "blocks.11.qkv.bias")
 SEEDS = Path(__file__).parent / "seeds"
 LONGEST_MESSAGE = 300  # characters, without the paths in it
 _FAST = Path("/dev/shm")  # files of each case are written here, where there is such a place
@@ -97,7 +98,7 @@ def _key_map(path: Path) -> None:
 
     rules = load_key_map(path)
     if not rules.patterns and not rules.drops:  # a regular expression takes what time it takes: SECURITY.md
-        rules.apply(("net.patch.weight", "vae.decoder.a", "step"))
+        rules.recipes(NAMES, {})
 
 
 def _arrays(path: Path) -> None:

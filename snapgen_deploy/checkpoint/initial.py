@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snapgen_deploy.checkpoint.expected import expected_shapes
 from snapgen_deploy.checkpoint.header import DTYPE_BYTES, TensorInfo
 from snapgen_deploy.checkpoint.opener import open_checkpoint
-from snapgen_deploy.checkpoint.validation import expected_shapes
 from snapgen_deploy.checkpoint.writer import stream_sharded
 from snapgen_deploy.families.component import ComponentSpec
 from snapgen_deploy.families.registry import components_of

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snapgen_deploy.checkpoint.expected import expected_shapes
 from snapgen_deploy.checkpoint.header import TensorInfo
 from snapgen_deploy.checkpoint.keymap import load_key_map
 from snapgen_deploy.checkpoint.listing import listed
+from snapgen_deploy.checkpoint.mapped import MappedSource
 from snapgen_deploy.checkpoint.sources import KEYS, SafetensorsSource, Source, TorchSource
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.component import ComponentSpec
@@ -42,7 +44,6 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     files: tuple[Path, ...]  # all that decides what is in it: tensors, then config.json and the key map where used
     _source: Source = field(repr=False)
-    _foreign: Mapping[str, str] = field(repr=False)  # our name -> the file's
 
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
         """The leading part of this shape (None: all of it), in the stored dtype, contiguous, in memory of its own.
@@ -58,7 +59,7 @@ class Checkpoint:
         wanted = info.shape if shape is None else shape
         if len(wanted) != len(info.shape) or any(w > n for w, n in zip(wanted, info.shape, strict=True)):
             raise BadInput(f"{self.path}: {name!r} has shape {list(info.shape)}, expected at least {list(wanted)}")
-        view = self._source.read(self._foreign[name], wanted)
+        view = self._source.read(name, wanted)
         # A copy, since the view keeps the file mapped and would change when somebody writes to the file.
         return torch.empty(view.shape, dtype=view.dtype).copy_(view)
 
@@ -118,23 +119,23 @@ def open_checkpoint(path: Path | None, key_map: Path | None = None) -> Checkpoin
     source, index = _locate(path)
     about, config_file = _about(path, source)
     rules = load_key_map(key_map) if key_map is not None else None
-    foreign = rules.apply(source.tensors) if rules else {name: name for name in source.tensors}
     extra = [f for f in (index, config_file, key_map) if f is not None]
     document = about["snapgen_config"]
     where = f"{config_file or path}: snapgen_config"
     read = config_from_json if isinstance(document, str) else config_from_dict
     config = read(document, student_types(), where)
     _refuse_layers_without_tensors(config, len(source.tensors), where)
+    if rules is not None:
+        source = MappedSource.of(source, rules, expected_shapes(config))
     tokenizers = _tokenizers(about, config, config_file or path)
     return Checkpoint(
         path=path,
         config=config,
         tokenizers=tokenizers,
         license=_text(about.get("license")),
-        tensors={ours: source.tensors[theirs] for ours, theirs in sorted(foreign.items())},
+        tensors=dict(sorted(source.tensors.items())),
         files=(*source.files, *extra),
         _source=source,
-        _foreign=foreign,
     )
 
 

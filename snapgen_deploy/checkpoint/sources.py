@@ -136,7 +136,7 @@ class TorchSource:
         return part
 
 
-_CODES = {
+CODES = {
     torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.bool: "BOOL",
     torch.int8: "I8", torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
 }  # fmt: skip
@@ -147,7 +147,7 @@ def _info(value: object) -> TensorInfo:
         return TensorInfo((), f"python {type(value).__name__}", 0)
     if value.layout != torch.strided or value.is_quantized or value.is_meta:
         return TensorInfo(tuple(value.shape), "not a dense tensor", 0)
-    code = _CODES.get(value.dtype, str(value.dtype).removeprefix("torch."))
+    code = CODES.get(value.dtype, str(value.dtype).removeprefix("torch."))
     return TensorInfo(tuple(value.shape), code, value.numel() * value.element_size())
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from snapgen_deploy.checkpoint.expected import expected_shapes
 from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.checkpoint.opener import Checkpoint
 from snapgen_deploy.errors import BadInput
@@ -16,14 +17,6 @@ from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.system.documents import LONGEST_NAME, cut
 
 FLOATS = ("F32", "F16", "BF16")
-
-
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of a checkpoint with this configuration; built without storage."""
-    found: dict[str, tuple[int, ...]] = {}
-    for spec in components_of(config).largest_first:
-        found |= {f"{spec.name}.{name}": shape for name, shape in spec.stored_shapes().items()}
-    return found
 
 
 def structural_problems(checkpoint: Checkpoint) -> list[str]:

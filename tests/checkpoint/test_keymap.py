@@ -40,7 +40,7 @@ def test_renames(tmp_path: Path, state: dict[str, Tensor]) -> None:
 def test_a_pattern_with_a_comment_and_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "map.json"
     path.write_text("\ufeff" + json.dumps({"regex": {r"(?x) net\.(\d+)  # a stage": r"block.\1"}}), encoding="utf-8")
-    assert load_key_map(path).apply(["net.3"]) == {"block.3": "net.3"}
+    assert {n: r.sources for n, r in load_key_map(path).recipes(["net.3"], {}).items()} == {"block.3": ("net.3",)}
     path.write_text('{"a": "x", "a": "y"}')
     refused(lambda: load_key_map(path), "'a' occurs twice")
 
@@ -62,7 +62,7 @@ def test_a_pattern_with_a_comment_and_a_file_with_a_byte_order_mark(tmp_path: Pa
 def test_bad_maps(tmp_path: Path, rules: object, expected: str) -> None:
     path = tmp_path / "map.json"
     path.write_text(json.dumps(rules))
-    refused(lambda: load_key_map(path).apply(["a", "b"]), expected)
+    refused(lambda: load_key_map(path).recipes(["a", "b"], {}), expected)
     path.write_text("no map")
     refused(lambda: load_key_map(path), "neither JSON nor TOML")
     refused(lambda: load_key_map(tmp_path / "none.json"), "cannot be read")
