@@ -21,7 +21,7 @@ from examples.shapes.ship import SHIPPED, ship
 from examples.shapes.stages import Clock
 from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.checkpoint.networks import load_decoder, load_text_encoder
-from snapgen_deploy.models import PRESETS, DecoderConfig, ElasticDiT, TextEncoder, TinyDecoder, sigmas
+from snapgen_deploy.models import PRESETS, DecoderConfig, ElasticDiT, TextEncoder, TextEncoderConfig, TinyDecoder, sigmas
 from snapgen_deploy.models.dit_config import dit_of
 
 MINUTES = {"autoencoder": 17.0, "text": 2.5, "latents": 0.0, "flow": 150.0, "distill": 60.0, "reward": 90.0, "score": 0.0}
@@ -62,7 +62,7 @@ class Run:
     def text_encoder(self) -> TextEncoder:
         """The trained text encoder."""
         config = PRESETS["shapes"]().text_encoder
-        assert config is not None
+        assert isinstance(config, TextEncoderConfig)
         encoder = TextEncoder(config)
         encoder.load_state_dict(torch.load(self.folder / "text.pt", weights_only=True))
         return encoder.eval().requires_grad_(False)
@@ -95,7 +95,7 @@ def unpack(run: Run) -> None:
 def run_autoencoder(run: Run) -> None:
     """Stage 1."""
     config = PRESETS["shapes"]().decoder
-    assert config is not None
+    assert isinstance(config, DecoderConfig)
     decoder = autoencoder.train(config, run.clock("autoencoder"), run.log)
     saved = {"decoder": decoder.state_dict(), "config": dataclasses.asdict(decoder.config)}
     torch.save(saved, run.folder / "autoencoder.pt")
@@ -104,7 +104,7 @@ def run_autoencoder(run: Run) -> None:
 def run_text(run: Run) -> None:
     """Stage 2."""
     config = PRESETS["shapes"]().text_encoder
-    assert config is not None
+    assert isinstance(config, TextEncoderConfig)
     torch.save(text.train(config, run.clock("text"), run.log).state_dict(), run.folder / "text.pt")
 
 

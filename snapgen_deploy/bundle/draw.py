@@ -10,6 +10,7 @@ import numpy as np
 
 from snapgen_deploy.bundle.reader import Bundle
 from snapgen_deploy.drawing.pipeline import Pipeline, tokenize_all
+from snapgen_deploy.drawing.ports import absent_text
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays
 from snapgen_deploy.export.registry import target_of
@@ -89,7 +90,7 @@ def other_text(config: ModelConfig, embeddings: Mapping[str, np.ndarray]) -> Arr
     Raises:
         BadInput: if names or shapes are not exactly the expected ones, or a value is not a finite number.
     """
-    own = {encoder.stream for encoder in config.text_encoders}
+    own = {encoder.stream for encoder in config.text_encoders} | set(config.absent_streams)
     shapes: dict[str, tuple[int, ...]] = {}
     for s in config.student.text_streams:
         if s.name not in own:
@@ -101,7 +102,7 @@ def other_text(config: ModelConfig, embeddings: Mapping[str, np.ndarray]) -> Arr
         raise BadInput(f"--embeddings: got {listed}; expected {expected}: text that no encoder of this bundle makes")
     if not all(np.issubdtype(a.dtype, np.number) and np.isfinite(a).all() for a in embeddings.values()):
         raise BadInput("--embeddings: expected finite numbers in every array")
-    return {name: np.asarray(array, np.float32) for name, array in embeddings.items()}
+    return {name: np.asarray(array, np.float32) for name, array in embeddings.items()} | absent_text(config)
 
 
 def save_png(picture: np.ndarray, path: Path) -> None:

@@ -3,7 +3,8 @@
 from snapgen_deploy.checkpoint.expected import expected_shapes
 from snapgen_deploy.checkpoint.header import Header, TensorInfo, read_header
 from snapgen_deploy.checkpoint.keymap import KeyMap, load_key_map
-from snapgen_deploy.checkpoint.opener import Checkpoint, CheckpointPlace, embedded_path, open_checkpoint
+from snapgen_deploy.checkpoint.opener import Checkpoint, embedded_path, open_checkpoint
+from snapgen_deploy.checkpoint.place import CheckpointPlace
 from snapgen_deploy.checkpoint.validation import structural_problems, validate
 from snapgen_deploy.checkpoint.writer import checkpoint_state, save_checkpoint, save_sharded, stream_sharded
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from snapgen_deploy.checkpoint.opener import INDEX, SINGLE_FILE
+from snapgen_deploy.checkpoint.tensors import INDEX, SINGLE_FILE
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.system.files import exchange_names, folder_for_results, is_old
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,34 +16,36 @@ from torch import Tensor
 from snapgen_deploy.checkpoint.expected import expected_shapes
 from snapgen_deploy.checkpoint.header import TensorInfo
 from snapgen_deploy.checkpoint.keymap import load_key_map
-from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.checkpoint.mapped import MappedSource
-from snapgen_deploy.checkpoint.sources import KEYS, SafetensorsSource, Source, TorchSource
+from snapgen_deploy.checkpoint.sources import KEYS, Source
+from snapgen_deploy.checkpoint.stored import Stored, stored_as
+from snapgen_deploy.checkpoint.tensors import json_object, locate
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.component import ComponentSpec
 from snapgen_deploy.families.names import TEXT_ENCODER, TOKENIZER
 from snapgen_deploy.families.registry import components_of, student_types
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.models.serialise import config_from_dict, config_from_json
-from snapgen_deploy.system.documents import in_one_line, parse_json, shown
+from snapgen_deploy.system.documents import parse_json
 
-SINGLE_FILE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-LONGEST_FILE_NAME = 255  # bytes, of all usual file systems
 LAYERS_ANYWAY = 64  # that a configuration may ask for, whatever the file holds of them
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint. `tensors` has our names, whatever the file calls them; no tensor is read before `read`."""
+    """An opened checkpoint. Its tensors have our names, whatever the file calls them; none is read before `read`."""
 
     path: Path
     config: ModelConfig
     tokenizers: Mapping[str, str]  # the text of a tokenizer.json for each text encoder that there is one for
     license: str | None
-    tensors: Mapping[str, TensorInfo]
     files: tuple[Path, ...]  # all that decides what is in it: tensors, then config.json and the key map where used
-    _source: Source = field(repr=False)
+    stored: Mapping[str, Stored] = field(repr=False)  # where each tensor lies
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Shape, dtype and bytes of every tensor."""
+        return {name: stored.info for name, stored in self.stored.items()}
 
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
         """The leading part of this shape (None: all of it), in the stored dtype, contiguous, in memory of its own.
@@ -59,7 +61,7 @@ class Checkpoint:
         wanted = info.shape if shape is None else shape
         if len(wanted) != len(info.shape) or any(w > n for w, n in zip(wanted, info.shape, strict=True)):
             raise BadInput(f"{self.path}: {name!r} has shape {list(info.shape)}, expected at least {list(wanted)}")
-        view = self._source.read(name, wanted)
+        view = self.stored[name].read(wanted)
         # A copy, since the view keeps the file mapped and would change when somebody writes to the file.
         return torch.empty(view.shape, dtype=view.dtype).copy_(view)
 
@@ -94,18 +96,6 @@ def embedded_path() -> Path:
     return Path(assets.__path__[0]) / "shapes.safetensors"
 
 
-@dataclass(frozen=True)
-class CheckpointPlace:
-    """Where a checkpoint is read from. It is passed to child processes, which open the checkpoint themselves."""
-
-    path: Path | None  # None: the embedded one
-    key_map: Path | None = None
-
-    def open(self) -> Checkpoint:
-        """As `open_checkpoint` does."""
-        return open_checkpoint(self.path, self.key_map)
-
-
 def open_checkpoint(path: Path | None, key_map: Path | None = None) -> Checkpoint:
     """Open a `.safetensors` file, a directory or index of shards, or a `.pt`/`.pth`; None opens the embedded checkpoint.
 
@@ -116,7 +106,7 @@ def open_checkpoint(path: Path | None, key_map: Path | None = None) -> Checkpoin
         BadInput: if a file is missing or damaged, or the configuration, tokenizer or key map is invalid.
     """
     path = embedded_path() if path is None else Path(path)
-    source, index = _locate(path)
+    source, index = locate(path)
     about, config_file = _about(path, source)
     rules = load_key_map(key_map) if key_map is not None else None
     extra = [f for f in (index, config_file, key_map) if f is not None]
@@ -133,9 +123,8 @@ def open_checkpoint(path: Path | None, key_map: Path | None = None) -> Checkpoin
         config=config,
         tokenizers=tokenizers,
         license=_text(about.get("license")),
-        tensors=dict(sorted(source.tensors.items())),
         files=(*source.files, *extra),
-        _source=source,
+        stored=stored_as(source),
     )
 
 
@@ -156,12 +145,17 @@ def _tokenizers(about: Mapping[str, Any], config: ModelConfig, where: Path) -> d
     found = {} if first is None else {TEXT_ENCODER: first}
     for spec in components_of(config).encoders:
         if (text := _text(about.get(spec.reads.key))) is not None:
-            _check_tokenizer(text, spec, where)
+            check_tokenizer(text, spec, where)
             found[spec.name] = text
     return found
 
 
-def _check_tokenizer(text: str, spec: ComponentSpec, where: Path) -> None:
+def check_tokenizer(text: str, spec: ComponentSpec, where: Path) -> None:
+    """Check a text encoder's tokenizer, the text of a tokenizer.json.
+
+    Raises:
+        BadInput: if it is none, or has token ids without an embedding.
+    """
     from snapgen_deploy.models.tokenizer import WordTokenizer
 
     try:
@@ -173,77 +167,6 @@ def _check_tokenizer(text: str, spec: ComponentSpec, where: Path) -> None:
             f"{where}: the tokenizer has token ids up to {rows - 1}, the {spec.title} has {spec.reads.vocab} "
             f"embeddings ({spec.name}.vocab); store the tokenizer that it was trained with"
         )
-
-
-def _locate(path: Path) -> tuple[Source, Path | None]:
-    """The tensors behind `path`, and the shard index where there is one."""
-    try:
-        directory, exists = path.is_dir(), path.exists()
-    except (OSError, ValueError) as error:
-        raise BadInput(f"checkpoint {path}: cannot be read ({error})") from None
-    if not exists:
-        raise BadInput(
-            f"checkpoint {path}: no such file or directory; give a .safetensors file, a directory with one, or a .pt"
-        )
-    if directory:
-        return _directory(path)
-    openers: dict[str, Callable[[Path], tuple[Source, Path | None]]] = {
-        ".safetensors": lambda p: (SafetensorsSource.of((p,)), None),
-        ".json": _sharded,
-        ".pt": lambda p: (TorchSource.of(p), None),
-        ".pth": lambda p: (TorchSource.of(p), None),
-    }
-    opener = openers.get(path.suffix.lower())
-    if opener is None:
-        raise BadInput(
-            f"checkpoint {path}: got the suffix '{path.suffix}', expected one of {', '.join(openers)} or a directory"
-        )
-    return opener(path)
-
-
-def _directory(path: Path) -> tuple[Source, Path | None]:
-    if (path / SINGLE_FILE).is_file():
-        return SafetensorsSource.of((path / SINGLE_FILE,)), None
-    if (path / INDEX).is_file():
-        return _sharded(path / INDEX)
-    raise BadInput(f"checkpoint {path}: the directory has neither {SINGLE_FILE} nor {INDEX}; name the checkpoint's file itself")
-
-
-def _sharded(index: Path) -> tuple[Source, Path | None]:
-    """Open the shards that an index names, and check that it and they agree."""
-    data = _json_object(index)
-    owners = data.get("weight_map")
-    if not isinstance(owners, dict) or not owners or not all(isinstance(v, str) for v in owners.values()):
-        raise BadInput(f"{index}: not a shard index: expected an object with 'weight_map', names to files")
-    files = sorted(set(owners.values()))
-    outside = [f for f in files if not _is_plain(f)]
-    if outside:
-        raise BadInput(f"{index}: shards must be plain file names beside the index, got {_short(outside)}")
-    missing = [f for f in files if not (index.parent / f).is_file()]
-    if missing:
-        raise BadInput(f"{index}: names shards that are not there: {_short(missing)}; fetch them again")
-    source = SafetensorsSource.of(tuple(index.parent / f for f in files))
-    problems = []
-    for name in sorted(set(owners) | set(source.owner)):
-        said, held = owners.get(name), source.owner.get(name)
-        if held is None:
-            problems.append(f"{shown(name)} is in no shard, the index says {shown(said)}")
-        elif said != held.name:
-            other = f"says {shown(said)}" if said else "does not name it"
-            problems.append(f"{shown(name)} is in {shown(held.name)}, the index {other}")
-    if problems:
-        raise BadInput(in_one_line(f"{index}: index and shards disagree", problems))
-    return source, index
-
-
-def _is_plain(name: str) -> bool:
-    """Whether it is a file's own name, which no system takes for a path."""
-    plain = name not in ("", ".", "..") and Path(name).name == name and not {"\\", "\0"} & set(name)
-    return plain and len(name.encode("utf-8", errors="replace")) <= LONGEST_FILE_NAME
-
-
-def _short(names: Sequence[str]) -> str:
-    return listed([shown(name) for name in names[:4]]) + (f"; and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _about(path: Path, source: Source) -> tuple[Mapping[str, Any], Path | None]:
@@ -260,7 +183,7 @@ def _about(path: Path, source: Source) -> tuple[Mapping[str, Any], Path | None]:
         raise BadInput(
             f"checkpoint {path}: has no configuration: expected 'snapgen_config' in the header's metadata or in {beside}"
         )
-    data = _json_object(beside)
+    data = json_object(beside)
     strange = bool(set(data) - set(KEYS))
     if "snapgen_config" in held:
         named_itself = not path.is_dir() and path.suffix != ".json"
@@ -285,18 +208,6 @@ def _parsed(value: Any) -> Any:
         return parse_json(value) if isinstance(value, str) else value
     except ValueError:
         return value
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        data = parse_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise BadInput(f"{path}: not JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise BadInput(f"{path}: got a {type(data).__name__}, expected a JSON object")
-    return data
 
 
 def _text(value: object) -> str | None:

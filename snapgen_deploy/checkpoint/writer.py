@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from snapgen_deploy.checkpoint.header import DTYPE_BYTES, TensorInfo
-from snapgen_deploy.checkpoint.opener import INDEX
+from snapgen_deploy.checkpoint.tensors import INDEX
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.names import DECODER, STUDENT, TEXT_ENCODER, TOKENIZER, numbered
 from snapgen_deploy.models.config import ModelConfig

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from snapgen_deploy.cli.console import NO_TOKENIZER, counting, out, parse_bytes, print_json, progress, say
-from snapgen_deploy.cli.options import AsJson, Verbose
+from snapgen_deploy.cli.options import (
+    AsJson,
+    DecoderFolder,
+    KeyMapFile,
+    TextEncoders,
+    Verbose,
+    WithoutTextEncoder,
+    place_of,
+)
 from snapgen_deploy.cli.parsing import parse_duration, parse_resolution
 from snapgen_deploy.cli.result import print_gates, print_result, quantisers_warnings, result_as_dict
 from snapgen_deploy.errors import GatesFailed
@@ -30,9 +38,10 @@ def export(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Elastic checkpoint. Default: the embedded one.", metavar="PATH")
     ] = None,
-    key_map: Annotated[
-        Path | None, typer.Option(help="File that renames the tensors of a foreign checkpoint.", metavar="FILE")
-    ] = None,
+    key_map: KeyMapFile = None,
+    text_encoder: TextEncoders = None,
+    without_text_encoder: WithoutTextEncoder = None,
+    decoder: DecoderFolder = None,
     target: Annotated[
         list[str] | None, typer.Option(help="NAME or NAME:VARIANT, repeatable. Default: the profile's.", metavar="NAME")
     ] = None,
@@ -187,7 +196,7 @@ def export(
     verbose: Verbose = False,
 ) -> None:
     """Export a checkpoint for a device, run the saved files, and write the bundle if every gate passed."""
-    from snapgen_deploy.checkpoint import CheckpointPlace, validate
+    from snapgen_deploy.checkpoint import validate
     from snapgen_deploy.device_profiles import load_profile
     from snapgen_deploy.golden.vectors import open_golden
     from snapgen_deploy.job.pictures import Asked, pictures_of
@@ -203,7 +212,7 @@ def export(
     profile = load_profile(device)
     if memory_budget:
         profile = profile.with_memory_budget(parse_bytes(memory_budget, "--memory-budget"))
-    place = CheckpointPlace(checkpoint, key_map)
+    place = place_of(checkpoint, key_map, text_encoder, without_text_encoder, decoder)
     opened = place.open()
     validate(opened, values=False)  # here: no plan is printed for a checkpoint that cannot be exported
     sizes = [parse_resolution(text) for text in resolution or ()]

@@ -11,7 +11,15 @@ import typer
 from rich.markup import escape
 
 from snapgen_deploy.cli.console import NO_TOKENIZER, UNTRAINED, megabytes, new_table, out, print_json, progress
-from snapgen_deploy.cli.options import AsJson, Verbose
+from snapgen_deploy.cli.options import (
+    AsJson,
+    DecoderFolder,
+    KeyMapFile,
+    TextEncoders,
+    Verbose,
+    WithoutTextEncoder,
+    place_of,
+)
 
 if TYPE_CHECKING:
     from snapgen_deploy.checkpoint import Checkpoint, CheckpointPlace, TensorInfo
@@ -24,7 +32,10 @@ CAUSE_SECONDS = 300.0  # to look for the cause of each component that disagrees 
 def inspect(
     checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint. Default: the embedded one.")] = None,
     *,
-    key_map: Annotated[Path | None, typer.Option(help="File that renames the tensors of a foreign checkpoint.")] = None,
+    key_map: KeyMapFile = None,
+    text_encoder: TextEncoders = None,
+    without_text_encoder: WithoutTextEncoder = None,
+    decoder: DecoderFolder = None,
     golden: Annotated[
         Path | None,
         typer.Option(help="Golden vectors to hold the reference against; names the likely cause where it disagrees."),
@@ -37,13 +48,14 @@ def inspect(
     verbose: Verbose = False,
 ) -> None:
     """Show a checkpoint's components, widths, parameters, bytes, dtypes and configuration."""
-    from snapgen_deploy.checkpoint import CheckpointPlace, open_checkpoint, validate
+    from snapgen_deploy.checkpoint import validate
     from snapgen_deploy.errors import BadInput
 
     if width is not None and golden is None:
         raise BadInput("--width belongs to --golden; add --golden FILE, or leave it out")
 
-    opened = open_checkpoint(checkpoint, key_map)
+    place = place_of(checkpoint, key_map, text_encoder, without_text_encoder, decoder)
+    opened = place.open()
     data = summary(opened)
     if not as_json:
         _print(data)  # before the check, so that a broken checkpoint is shown too
@@ -51,7 +63,7 @@ def inspect(
         validate(opened, values=check)
     held = None
     if golden is not None:
-        held = _hold(opened, CheckpointPlace(checkpoint, key_map), golden, width, quiet=as_json)
+        held = _hold(opened, place, golden, width, quiet=as_json)
         data["golden"] = held
     if as_json:
         print_json(data)

@@ -36,3 +36,13 @@ def recorded_tokens(
 def token_arrays(components: Components, inputs: Mapping[Role, Arrays]) -> Arrays:
     """The inputs of text encoders, under the names that recorded arrays use; the inverse of `recorded_tokens`."""
     return {f"{components[role].reads.arrays}{name}": value for role, given in inputs.items() for name, value in given.items()}
+
+
+def absent_text(config: ModelConfig, rows: int = 1) -> Arrays:
+    """Embeddings (rows, L, dim) and masks (rows, L) of the text streams that stay empty: zeros."""
+    found: Arrays = {}
+    for s in config.student.text_streams:
+        if s.name in config.absent_streams:
+            found[s.name] = np.zeros((rows, s.length, s.dim), np.float32)
+            found[f"{s.name}_mask"] = np.zeros((rows, s.length), np.float32)
+    return found

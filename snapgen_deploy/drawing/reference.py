@@ -12,7 +12,7 @@ from torch import nn
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.checkpoint.networks import load_component
 from snapgen_deploy.drawing.pipeline import Pipeline, StudentTrace, counted, noise_for, tokenize
-from snapgen_deploy.drawing.ports import recorded_tokens, token_arrays
+from snapgen_deploy.drawing.ports import absent_text, recorded_tokens, token_arrays
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role, Runner
 from snapgen_deploy.families.component import LATENT, MASK, PARTS, PICTURE, TIME, TOKENS, ComponentSpec, Part
@@ -168,10 +168,10 @@ def prompt_tokens(checkpoint: Checkpoint, prompt: str, seed: int) -> dict[Role, 
 
 
 def random_text(config: ModelConfig, seed: int) -> Arrays:
-    """Seeded standard normal embeddings (1, L, dim) and masks of ones (1, L) for every text stream."""
+    """Seeded standard normal embeddings (1, L, dim) and masks of ones (1, L) for every text stream; zeros for absent ones."""
     rng = np.random.default_rng(seed)
     out: Arrays = {}
     for s in config.student.text_streams:
         out[s.name] = rng.standard_normal((1, s.length, s.dim), dtype=np.float32)
         out[f"{s.name}_mask"] = np.ones((1, s.length), dtype=np.float32)
-    return out
+    return out | absent_text(config)

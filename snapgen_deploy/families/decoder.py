@@ -22,8 +22,9 @@ from snapgen_deploy.families.component import (
     initial_overlap_free,
 )
 from snapgen_deploy.families.decoder_variants import decoder_variants
+from snapgen_deploy.families.library_decoder import library_decoder
 from snapgen_deploy.families.names import DECODER
-from snapgen_deploy.models.config import DecoderConfig, ModelConfig
+from snapgen_deploy.models.config import DecoderConfig, LibraryDecoder, ModelConfig
 from snapgen_deploy.models.decoder import TinyDecoder
 from snapgen_deploy.sparse import norm_scales, rewrite_decoder
 
@@ -32,6 +33,8 @@ LATENT_DOC = "latent, normalised per channel; standard normal noise at the first
 
 def decoder(config: ModelConfig) -> ComponentSpec | None:
     """The decoder of a configuration; None if it has none."""
+    if isinstance(config.decoder, LibraryDecoder):
+        return library_decoder(config.decoder)
     return None if config.decoder is None else _spec(config.decoder)
 
 

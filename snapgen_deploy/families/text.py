@@ -21,9 +21,10 @@ from snapgen_deploy.families.component import (
     TextInput,
     initial,
 )
+from snapgen_deploy.families.library_text import library_text_encoder
 from snapgen_deploy.families.names import TEXT_ENCODER, TOKENIZER, numbered, tokenizer_file
 from snapgen_deploy.families.text_variants import text_variants
-from snapgen_deploy.models.config import ModelConfig, TextEncoderConfig
+from snapgen_deploy.models.config import AnyTextEncoder, LibraryTextEncoder, ModelConfig, TextEncoderConfig
 from snapgen_deploy.models.text_encoder import TextEncoder
 from snapgen_deploy.sparse import rewrite_text_encoder
 
@@ -35,7 +36,11 @@ def text_encoders(config: ModelConfig) -> tuple[ComponentSpec, ...]:
     return tuple(_spec(encoder, index) for index, encoder in (*first, *others))
 
 
-def _spec(config: TextEncoderConfig, index: int) -> ComponentSpec:
+def _spec(config: AnyTextEncoder, index: int) -> ComponentSpec:
+    return library_text_encoder(config, index) if isinstance(config, LibraryTextEncoder) else _own(config, index)
+
+
+def _own(config: TextEncoderConfig, index: int) -> ComponentSpec:
     name = numbered(TEXT_ENCODER, index)
     arrays = "" if index == 0 else f"{name}."
     key, file = numbered(TOKENIZER, index), tokenizer_file(name)

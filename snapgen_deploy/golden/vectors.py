@@ -14,6 +14,7 @@ import torch
 
 from snapgen_deploy.checkpoint.header import Header, read_header
 from snapgen_deploy.drawing.pipeline import tokenize
+from snapgen_deploy.drawing.ports import absent_text
 from snapgen_deploy.errors import BadInput, nearest
 from snapgen_deploy.export.base import Arrays, Role
 from snapgen_deploy.families.component import LATENT, MASK, PICTURE, TIME, TOKENS, ComponentSpec, Drawing, Shape
@@ -325,8 +326,8 @@ def _picture(arrays: _Arrays, config: ModelConfig, size: GoldenSize, reading: _R
     tokens, off = {}, {}
     for spec in components.encoders:
         tokens[spec.name], off[spec.name] = _picture_tokens(arrays, spec, rows, reading)
-    made = {spec.reads.stream for spec in components.encoders}
-    text: Arrays = {}
+    made = {*(spec.reads.stream for spec in components.encoders), *config.absent_streams}
+    text = absent_text(config, rows or 0)
     for s in config.student.text_streams:
         if s.name not in made:
             for name, shape in ((s.name, (s.length, s.dim)), (f"{s.name}_mask", (s.length,))):

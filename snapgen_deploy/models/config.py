@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Protocol
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import AfterValidator, ConfigDict, Field, GetCoreSchemaHandler, StrictBool
 from pydantic_core import CoreSchema, core_schema
@@ -104,6 +104,27 @@ class TextEncoderConfig(Document):
     stream: str = "text"  # which of the student's text streams it feeds
 
 
+Settings = Annotated[dict[str, Any], Field(description="the object of a config.json")]  # not ours: its library checks it
+
+
+@dataclass(frozen=True)
+class LibraryTextEncoder(Document):
+    """A text encoder that is a class of transformers, by the configuration that the library wrote for it."""
+
+    library: Literal["transformers"]
+    config: Settings = field(hash=False)
+    length: PositiveInt  # tokens, padding included
+    stream: str = "text"  # which of the student's text streams it feeds
+
+
+@dataclass(frozen=True)
+class LibraryDecoder(Document):
+    """The decoder half of an autoencoder that is a class of diffusers, by the configuration that the library wrote for it."""
+
+    library: Literal["diffusers"]
+    config: Settings = field(hash=False)
+
+
 class StudentConfig(Protocol):
     """What the configuration of every student has, whatever its family; each family adds its own hyperparameters."""
 
@@ -131,22 +152,26 @@ class StudentConfig(Protocol):
         """Why this configuration is invalid, one line each; empty if it is valid."""
 
 
-class OfTheFamily:
-    """Marks a table that is read as the configuration class of the student's family, once the family is known."""
+class OfItsKind:
+    """Marks a table that is read as one of several configuration classes, once it is known which; see `serialise`."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.dict_schema()
+
+
+AnyTextEncoder = TextEncoderConfig | LibraryTextEncoder
+AnyDecoder = DecoderConfig | LibraryDecoder
 
 
 @dataclass(frozen=True)
 class ModelConfig(Document):
     """All components of a checkpoint; a component that the checkpoint lacks is None."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"family", "other_text_encoders"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"family", "other_text_encoders", "absent_streams"})
 
-    student: Annotated[StudentConfig, OfTheFamily()]
-    decoder: DecoderConfig | None
-    text_encoder: TextEncoderConfig | None
+    student: Annotated[StudentConfig, OfItsKind()]  # of its family
+    decoder: Annotated[AnyDecoder, OfItsKind()] | None  # with a `library`, or our own
+    text_encoder: Annotated[AnyTextEncoder, OfItsKind()] | None
     name: FolderName = "unnamed"
     trained: StrictBool = True
     shift: Annotated[Number, Field(ge=LEAST_SHIFT, le=1 / LEAST_SHIFT)] = 3.0  # of the flow-matching schedule, published
@@ -155,9 +180,10 @@ class ModelConfig(Document):
     prompts: tuple[Prompt, ...] = ()  # shown and checked by every export
     family: str = FAMILY  # of the student, see `snapgen_deploy.families`
     # Beside `text_encoder`, each with a tokenizer of its own.
-    other_text_encoders: Annotated[tuple[TextEncoderConfig, ...], Field(max_length=MOST_OTHERS)] = ()
+    other_text_encoders: Annotated[tuple[Annotated[AnyTextEncoder, OfItsKind()], ...], Field(max_length=MOST_OTHERS)] = ()
+    absent_streams: tuple[Name, ...] = ()  # text streams that stay empty: embeddings and mask are zeros
 
     @property
-    def text_encoders(self) -> tuple[TextEncoderConfig, ...]:
+    def text_encoders(self) -> tuple[AnyTextEncoder, ...]:
         """All text encoders, each of which feeds a text stream of its own."""
         return (*((self.text_encoder,) if self.text_encoder is not None else ()), *self.other_text_encoders)

@@ -5,16 +5,27 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.models.config import FAMILY, DecoderConfig, ModelConfig, StudentConfig, TextEncoderConfig
+from snapgen_deploy.models.config import (
+    FAMILY,
+    MOST_OTHERS,
+    AnyTextEncoder,
+    DecoderConfig,
+    LibraryDecoder,
+    LibraryTextEncoder,
+    ModelConfig,
+    StudentConfig,
+    TextEncoderConfig,
+)
 from snapgen_deploy.system.documents import parse_json, refuse, shown
 from snapgen_deploy.system.typed import read_as
 
+_OTHERS = "other_text_encoders"
 # Names of ports of the exported networks, and of arrays that lie beside those of streams in test vectors.
 _RESERVED = frozenset(
     {"latent", "time_features", "velocity", "tokens", "mask", "picture", "latents", "velocities", "drawn", "noise"}
@@ -58,35 +69,56 @@ def config_from_dict(data: object, students: Mapping[str, type], source: str = "
     if not isinstance(family, str) or family not in students:
         raise BadInput(f"{source}: family: got {shown(family)}, expected one of {', '.join(students)}")
     config, problems = read_as(ModelConfig, data)
-    student = None
-    if isinstance(data, dict) and isinstance(data.get("student"), dict):
-        student, more = read_as(students[family], data["student"])
-        problems = [*(f"student.{line}" for line in more), *problems]
+    found: dict[str, Any] = {}
+    for where, table, kind in _tables(data, students[family]) if isinstance(data, dict) else ():
+        found[where], more = read_as(kind, table)
+        problems = [*(f"{where}.{line}" for line in more), *problems]
     refuse(source, problems)
     assert config is not None
-    assert student is not None
-    config = dataclasses.replace(config, student=student)
+    others = tuple(found.pop(where) for where in [name for name in found if name.startswith(_OTHERS)])
+    config = dataclasses.replace(config, **found, other_text_encoders=others)
     refuse(source, semantic_problems(config))
     return config
+
+
+def _tables(data: dict[str, Any], student: type) -> Iterator[tuple[str, object, type]]:
+    """The tables of a document that are one of several classes: path, value and class."""
+    text = (TextEncoderConfig, LibraryTextEncoder)
+    kinds = {"student": (student, student), "decoder": (DecoderConfig, LibraryDecoder), "text_encoder": text}
+    tables = [(name, data.get(name), own) for name, own in kinds.items()]
+    others = data.get(_OTHERS)
+    if isinstance(others, list | tuple):
+        tables += [(f"{_OTHERS}[{i}]", value, text) for i, value in enumerate(others[:MOST_OTHERS])]
+    for where, value, (own, library) in tables:
+        if isinstance(value, dict):
+            yield where, value, library if "library" in value else own
 
 
 def semantic_problems(config: ModelConfig) -> list[str]:
     """Why well-typed components are invalid by themselves or together, one line each; empty if they are valid."""
     found = [f"student.{line}" for line in config.student.problems()]
     found += _name_problems([s.name for s in config.student.text_streams])
-    if config.decoder is not None:
+    if isinstance(config.decoder, DecoderConfig):
         found += _decoder_problems(config.decoder, config.student)
     for where, encoder in _text_encoders(config):
-        found += _text_problems(encoder, where, config.student)
+        if isinstance(encoder, TextEncoderConfig):
+            found += _text_problems(encoder, where, config.student)
+        elif all(s.name != encoder.stream for s in config.student.text_streams):
+            found.append(_no_stream(encoder, where, config.student))
     fed = [encoder.stream for encoder in config.text_encoders]
+    streams = [s.name for s in config.student.text_streams]
+    for name in config.absent_streams:
+        if name in fed or name not in streams:
+            expected = "a text stream of the student that no text encoder feeds"
+            found.append(f"absent_streams: got {shown(name)}, expected {expected}")
     twice = [name for name in dict.fromkeys(fed) if fed.count(name) > 1]
     return [*found, *(f"stream {name!r} is fed by {fed.count(name)} text encoders, expected one" for name in twice)]
 
 
-def _text_encoders(config: ModelConfig) -> list[tuple[str, TextEncoderConfig]]:
+def _text_encoders(config: ModelConfig) -> list[tuple[str, AnyTextEncoder]]:
     """Every text encoder, with its path in the document."""
     first = [] if config.text_encoder is None else [("text_encoder", config.text_encoder)]
-    return [*first, *((f"other_text_encoders[{i}]", encoder) for i, encoder in enumerate(config.other_text_encoders))]
+    return [*first, *((f"{_OTHERS}[{i}]", encoder) for i, encoder in enumerate(config.other_text_encoders))]
 
 
 def _name_problems(streams: list[str]) -> list[str]:
@@ -127,8 +159,12 @@ def _text_problems(text: TextEncoderConfig, where: str, student: StudentConfig) 
         found.append(f"{where}.heads: {text.heads} does not divide width {text.width}")
     stream = next((s for s in student.text_streams if s.name == text.stream), None)
     if stream is None:
-        names = ", ".join(s.name for s in student.text_streams)
-        found.append(f"{where}.stream: got {text.stream!r}, the student's streams are {names}")
+        found.append(_no_stream(text, where, student))
     elif (stream.dim, stream.length) != (text.width, text.length):
         found.append(f"{where}: gives {text.length} x {text.width}, stream {stream.name} takes {stream.length} x {stream.dim}")
     return found
+
+
+def _no_stream(text: AnyTextEncoder, where: str, student: StudentConfig) -> str:
+    names = ", ".join(s.name for s in student.text_streams)
+    return f"{where}.stream: got {shown(text.stream)}, the student's streams are {names}"

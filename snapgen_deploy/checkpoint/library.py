@@ -1,0 +1,69 @@
+"""Components in the folder that their library's `save_pretrained` writes: config.json and safetensors, one file or shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from snapgen_deploy.checkpoint.sources import SafetensorsSource, Source
+from snapgen_deploy.checkpoint.stored import Stored, stored_as
+from snapgen_deploy.checkpoint.tensors import json_object, sharded
+from snapgen_deploy.errors import BadInput
+
+_CONFIG, _TOKENIZER_FILE = "config.json", "tokenizer.json"
+# Whole names, in the order of preference, of transformers and of diffusers.
+_WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+
+
+@dataclass(frozen=True)
+class LibraryFolder:
+    """A library's folder of one component; no tensor is read."""
+
+    path: Path
+    config: Mapping[str, Any]
+    source: Source = field(repr=False)
+    files: tuple[Path, ...]  # all that decides what is in it
+
+    @property
+    def stored(self) -> dict[str, Stored]:
+        """Its tensors, by the library's names."""
+        return stored_as(self.source)
+
+
+def open_library_folder(path: Path, what: str) -> LibraryFolder:
+    """Read the configuration and the headers of a folder; `what` names the component in messages.
+
+    Raises:
+        BadInput: if the folder, its config.json or its safetensors are missing or damaged, or there are two sets of weights.
+    """
+    if not path.is_dir():
+        raise BadInput(f"{what} {path}: not a folder; give one with {_CONFIG} and safetensors, as save_pretrained writes it")
+    if not (path / _CONFIG).is_file():
+        raise BadInput(f"{what} {path}: has no {_CONFIG}; give a folder as save_pretrained writes it")
+    config = json_object(path / _CONFIG)
+    found = [file for name in _WEIGHTS for file in (path / name, path / f"{name}.index.json") if file.is_file()]
+    if len(found) > 1:
+        raise BadInput(f"{what} {path}: has two sets of weights, {found[0].name} and {found[1].name}; keep one")
+    if not found:
+        others = sorted(file.name for pattern in ("*.safetensors", "*.bin", "*.pt", "*.ckpt") for file in path.glob(pattern))
+        got = f"got {', '.join(others)[:100]}, " if others else ""
+        raise BadInput(f"{what} {path}: {got}expected {' or '.join(_WEIGHTS)}; save it with save_pretrained")
+    if found[0].suffix == ".json":
+        source, index = sharded(found[0])
+        return LibraryFolder(path, config, source, (*source.files, index, path / _CONFIG))
+    return LibraryFolder(path, config, SafetensorsSource.of((found[0],)), (found[0], path / _CONFIG))
+
+
+def tokenizer_of(path: Path) -> tuple[str | None, tuple[Path, ...]]:
+    """The text of the tokenizer.json in a folder, and the files that it came from; None if there is none.
+
+    Raises:
+        BadInput: if it cannot be read.
+    """
+    file = path / _TOKENIZER_FILE
+    try:
+        return (file.read_text(encoding="utf-8"), (file,)) if file.is_file() else (None, ())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{file}: cannot be read ({error})") from None
