@@ -9,12 +9,10 @@ from typing import Any
 
 from snapgen_deploy.checkpoint.sources import SafetensorsSource, Source
 from snapgen_deploy.checkpoint.stored import Stored, stored_as
-from snapgen_deploy.checkpoint.tensors import json_object, sharded
+from snapgen_deploy.checkpoint.tensors import json_object, sharded, weights_in
 from snapgen_deploy.errors import BadInput
 
 _CONFIG, _TOKENIZER_FILE = "config.json", "tokenizer.json"
-# Whole names, in the order of preference, of transformers and of diffusers.
-_WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -43,17 +41,11 @@ def open_library_folder(path: Path, what: str) -> LibraryFolder:
     if not (path / _CONFIG).is_file():
         raise BadInput(f"{what} {path}: has no {_CONFIG}; give a folder as save_pretrained writes it")
     config = json_object(path / _CONFIG)
-    found = [file for name in _WEIGHTS for file in (path / name, path / f"{name}.index.json") if file.is_file()]
-    if len(found) > 1:
-        raise BadInput(f"{what} {path}: has two sets of weights, {found[0].name} and {found[1].name}; keep one")
-    if not found:
-        others = sorted(file.name for pattern in ("*.safetensors", "*.bin", "*.pt", "*.ckpt") for file in path.glob(pattern))
-        got = f"got {', '.join(others)[:100]}, " if others else ""
-        raise BadInput(f"{what} {path}: {got}expected {' or '.join(_WEIGHTS)}; save it with save_pretrained")
-    if found[0].suffix == ".json":
-        source, index = sharded(found[0])
+    found = weights_in(path, what)
+    if found.suffix == ".json":
+        source, index = sharded(found)
         return LibraryFolder(path, config, source, (*source.files, index, path / _CONFIG))
-    return LibraryFolder(path, config, SafetensorsSource.of((found[0],)), (found[0], path / _CONFIG))
+    return LibraryFolder(path, config, SafetensorsSource.of((found,)), (found, path / _CONFIG))
 
 
 def tokenizer_of(path: Path) -> tuple[str | None, tuple[Path, ...]]:

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from snapgen_deploy.checkpoint.library import LibraryFolder, open_library_folder, tokenizer_of
+from snapgen_deploy.checkpoint.library import open_library_folder, tokenizer_of
 from snapgen_deploy.checkpoint.opener import Checkpoint, check_tokenizer, open_checkpoint
+from snapgen_deploy.checkpoint.pipeline_folder import PipelineFolder, open_pipeline_folder
 from snapgen_deploy.checkpoint.stored import Stored
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.component import ComponentSpec
 from snapgen_deploy.families.names import DECODER
 from snapgen_deploy.families.registry import components_of
-from snapgen_deploy.models.config import AnyTextEncoder, LibraryDecoder, LibraryTextEncoder, TextStream
+from snapgen_deploy.models.config import AnyTextEncoder, LibraryDecoder, LibraryTextEncoder, ModelConfig, TextStream
 from snapgen_deploy.models.serialise import semantic_problems
 from snapgen_deploy.system.documents import refuse
 
@@ -36,23 +37,35 @@ class CheckpointPlace:
             BadInput: as `open_checkpoint`; if a folder is not as its library writes it, or does not fit the student; if a text
                 stream is not the student's, or is named twice.
         """
-        opened = open_checkpoint(self.path, self.key_map)
-        if not (self.text_encoders or self.without or self.decoder):
+        folder = None if self.path is None else open_pipeline_folder(self.path)
+        opened = open_checkpoint(folder.student if folder else self.path, self.key_map)
+        place = self if folder is None else self._within(folder, opened.config)
+        if folder is not None:
+            opened = dataclasses.replace(opened, path=folder.path, files=(*opened.files, *folder.files))
+        if not (place.text_encoders or place.without or place.decoder):
             return opened
-        named = [stream for stream, _ in self.text_encoders] + list(self.without)
-        streams = {stream.name: stream for stream in opened.config.student.text_streams}
-        for name in named:
+        streams = [stream.name for stream in opened.config.student.text_streams]
+        for name in (named := place.named):
             if name not in streams:
                 raise BadInput(f"text encoder {name!r}: the student has no such text stream; it has {', '.join(streams)}")
-            if named.count(name) > 1:
-                raise BadInput(
-                    f"text encoder {name!r}: got {named.count(name)} times, expected one folder or none for a stream"
-                )
-        parts = [part for part in _text_parts(opened) if part.config.stream not in named]
-        parts += [_opened_text(streams[name], path) for name, path in self.text_encoders]
-        parts.sort(key=lambda part: list(streams).index(part.config.stream))
-        decoder = None if self.decoder is None else open_library_folder(self.decoder, DECODER)
-        return _assembled(opened, parts, decoder, self.without)
+            if (times := named.count(name)) > 1:
+                raise BadInput(f"text encoder {name!r}: got {times} times, expected one folder or none for a stream")
+        return _assembled(opened, place)
+
+    @property
+    def named(self) -> list[str]:
+        """The text streams that it says something of."""
+        return [stream for stream, _ in self.text_encoders] + list(self.without)
+
+    def _within(self, folder: PipelineFolder, config: ModelConfig) -> CheckpointPlace:
+        """The place with the components of a pipeline's folder, where it names no others."""
+        folder.check_schedule(config)
+        streams, found = [stream.name for stream in config.student.text_streams], folder.text_encoders
+        if len(found) > len(streams):
+            raise BadInput(f"{folder.path}: has {len(found)} text encoders, the student has {len(streams)} text streams")
+        held = zip(streams, found, strict=False)
+        texts = tuple((stream, path) for stream, path in held if stream not in self.named)
+        return dataclasses.replace(self, text_encoders=(*self.text_encoders, *texts), decoder=self.decoder or folder.decoder)
 
 
 @dataclass(frozen=True)
@@ -81,13 +94,19 @@ def _opened_text(stream: TextStream, path: Path) -> _TextPart:
     return _TextPart(config, folder.stored, tokenizer, (*folder.files, *files))
 
 
-def _assembled(
-    opened: Checkpoint, parts: list[_TextPart], decoder: LibraryFolder | None, without: tuple[str, ...]
-) -> Checkpoint:
-    """The checkpoint with these text encoders, and with this decoder unless it is None."""
+def _assembled(opened: Checkpoint, place: CheckpointPlace) -> Checkpoint:
+    """The checkpoint with the text encoders and the decoder of a place, and its own where that names none."""
+    streams = {stream.name: stream for stream in opened.config.student.text_streams}
+    parts = [part for part in _text_parts(opened) if part.config.stream not in place.named]
+    parts += [_opened_text(streams[name], path) for name, path in place.text_encoders]
+    parts.sort(key=lambda part: list(streams).index(part.config.stream))
+    decoder = None if place.decoder is None else open_library_folder(place.decoder, DECODER)
     first, others = (parts[0].config, parts[1:]) if parts else (None, [])
     config = dataclasses.replace(
-        opened.config, text_encoder=first, other_text_encoders=tuple(part.config for part in others), absent_streams=without
+        opened.config,
+        text_encoder=first,
+        other_text_encoders=tuple(part.config for part in others),
+        absent_streams=place.without,
     )
     if decoder is not None:
         config = dataclasses.replace(config, decoder=LibraryDecoder("diffusers", dict(decoder.config)))

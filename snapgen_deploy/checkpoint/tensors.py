@@ -13,6 +13,8 @@ from snapgen_deploy.system.documents import in_one_line, parse_json, shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_NAMES = (SINGLE_FILE, "diffusion_pytorch_model.safetensors")  # transformers' and ours, and diffusers'
+_OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt")
 LONGEST_FILE_NAME = 255  # bytes, of all usual file systems
 
 
@@ -47,11 +49,26 @@ def locate(path: Path) -> tuple[Source, Path | None]:
 
 
 def _directory(path: Path) -> tuple[Source, Path | None]:
-    if (path / SINGLE_FILE).is_file():
-        return SafetensorsSource.of((path / SINGLE_FILE,)), None
-    if (path / INDEX).is_file():
-        return sharded(path / INDEX)
-    raise BadInput(f"checkpoint {path}: the directory has neither {SINGLE_FILE} nor {INDEX}; name the checkpoint's file itself")
+    found = weights_in(path, "checkpoint")
+    return sharded(found) if found.suffix == ".json" else (SafetensorsSource.of((found,)), None)
+
+
+def weights_in(path: Path, what: str) -> Path:
+    """The file or the shard index with the tensors of a folder; `what` names the component in messages.
+
+    Raises:
+        BadInput: if there is none, or more than one.
+    """
+    found = [file for name in _NAMES for file in (path / name, path / f"{name}.index.json") if file.is_file()]
+    if len(found) > 1:
+        raise BadInput(
+            f"{what} {path}: has two sets of weights, {found[0].name} and {found[1].name}; keep one, or name its file"
+        )
+    if not found:
+        others = sorted(file.name for pattern in _OTHER_WEIGHTS for file in path.glob(pattern))
+        got = f"got {', '.join(others)[:100]}, " if others else ""
+        raise BadInput(f"{what} {path}: {got}expected {' or '.join(_NAMES)} (or {INDEX}); rename it, or name the file itself")
+    return found[0]
 
 
 def sharded(index: Path) -> tuple[SafetensorsSource, Path]:

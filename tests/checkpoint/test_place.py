@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from snapgen_deploy.checkpoint import CheckpointPlace
+from snapgen_deploy.checkpoint import CheckpointPlace, embedded_path
 from snapgen_deploy.checkpoint.library import open_library_folder
 from snapgen_deploy.errors import BadInput
 
@@ -69,3 +69,67 @@ def test_other_weights_are_named(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(BadInput, match=r"got pytorch_model.bin, expected model.safetensors or"):
         open_library_folder(folder, "text encoder")
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    """The embedded checkpoint as the student of a pipeline in diffusers' layout."""
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "diffusion_pytorch_model.safetensors").symlink_to(embedded_path())
+    (tmp_path / "scheduler").mkdir()
+    write_scheduler(tmp_path, shift=CheckpointPlace(None).open().config.shift)
+    index = {"_class_name": "SnapGenPipeline", "student": ["snapgen_deploy", "ElasticDiT"], "vae": [None, None]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    return tmp_path
+
+
+def write_scheduler(root: Path, **settings: object) -> None:
+    said = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0} | settings
+    (root / "scheduler" / "scheduler_config.json").write_text(json.dumps(said))
+
+
+def test_a_folder_in_the_layout_of_diffusers(pipeline: Path) -> None:
+    opened = CheckpointPlace(pipeline).open()
+    assert opened.config == CheckpointPlace(None).open().config
+    names = ["diffusion_pytorch_model.safetensors", "model_index.json", "scheduler_config.json"]
+    assert [file.name for file in opened.files] == names
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"shift": 1.5}, "got shift 1.5, the student's configuration says 3"),
+        ({"_class_name": "DDIMScheduler"}, "got the class DDIMScheduler, expected FlowMatchEuler"),
+        ({"use_dynamic_shifting": True}, "got use_dynamic_shifting, expected a constant shift"),
+    ],
+)
+def test_another_schedule_is_refused(pipeline: Path, settings: dict[str, object], said: str) -> None:
+    write_scheduler(pipeline, **settings)
+    with pytest.raises(BadInput, match=said):
+        CheckpointPlace(pipeline).open()
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ({}, "got none, expected one of student, transformer, unet"),
+        (
+            {"student": ["a", "A"], "text_encoder": ["transformers", "CLIPTextModel"]},
+            "names 'text_encoder', which is no folder",
+        ),
+    ],
+)
+def test_an_index_that_does_not_fit_is_refused(pipeline: Path, index: dict[str, object], said: str) -> None:
+    (pipeline / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(BadInput, match=said):
+        CheckpointPlace(pipeline).open()
+
+
+def test_more_text_encoders_than_streams_are_refused(pipeline: Path) -> None:
+    index = json.loads((pipeline / "model_index.json").read_text())
+    for name in ("text_encoder", "text_encoder_2"):
+        (pipeline / name).mkdir()
+        index[name] = ["transformers", "CLIPTextModel"]
+    (pipeline / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(BadInput, match="has 2 text encoders, the student has 1 text streams"):
+        CheckpointPlace(pipeline).open()
