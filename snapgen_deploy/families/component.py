@@ -26,6 +26,7 @@ PARTS: tuple[Part, ...] = ("encode", "denoise", "decode")
 TOKENS, MASK = "tokens", "mask"  # inputs of a text encoder, and its arrays in test vectors
 LATENT, TIME, VELOCITY = "latent", "time_features", "velocity"  # of a student, beside its text streams
 PICTURE = "picture"  # of a decoder
+LATENT_DOC = "latent, normalised per channel; standard normal noise at the first step"
 Shape = tuple[int, ...]
 
 
@@ -203,3 +204,10 @@ class Components:
     def largest_first(self) -> tuple[ComponentSpec, ...]:
         """In the order in which a checkpoint's contents are listed: the student, the decoder, the text encoders."""
         return (self.denoiser, *(() if self.decoder is None else (self.decoder,)), *self.encoders)
+
+
+def decoder_ports(drawing: Drawing) -> Ports:
+    """Of every decoder."""
+    latent = Port(LATENT, (1, *drawing.latent), "float32", LATENT_DOC)
+    picture = Port(PICTURE, (1, 3, *drawing.resolution), "float32", "red, green, blue in -1 ... 1 (clamp before use)")
+    return Ports((latent,), (picture,), "latent to picture")

@@ -12,12 +12,10 @@ from snapgen_deploy.families.component import (
     LATENT,
     PICTURE,
     ComponentSpec,
-    Drawing,
     Initial,
-    Port,
-    Ports,
     Shape,
     Spelling,
+    decoder_ports,
     initial,
     initial_overlap_free,
 )
@@ -27,8 +25,6 @@ from snapgen_deploy.families.names import DECODER
 from snapgen_deploy.models.config import DecoderConfig, LibraryDecoder, ModelConfig
 from snapgen_deploy.models.decoder import TinyDecoder
 from snapgen_deploy.sparse import norm_scales, rewrite_decoder
-
-LATENT_DOC = "latent, normalised per channel; standard normal noise at the first step"
 
 
 def decoder(config: ModelConfig) -> ComponentSpec | None:
@@ -45,7 +41,7 @@ def _spec(config: DecoderConfig) -> ComponentSpec:
         output=PICTURE,
         build=lambda width: TinyDecoder(config),
         layers=sum(config.blocks),
-        ports=_ports,
+        ports=decoder_ports,
         apply=_apply,
         rewrite=_rewrite,
         folder="vae_decoder",
@@ -57,12 +53,6 @@ def _spec(config: DecoderConfig) -> ComponentSpec:
         latent_std=config.latent_std,
         has_constants=True,  # the latent's mean and deviation
     )
-
-
-def _ports(drawing: Drawing) -> Ports:
-    latent = Port(LATENT, (1, *drawing.latent), "float32", LATENT_DOC)
-    picture = Port(PICTURE, (1, 3, *drawing.resolution), "float32", "red, green, blue in -1 ... 1 (clamp before use)")
-    return Ports((latent,), (picture,), "latent to picture")
 
 
 def _apply(network: nn.Module, x: Mapping[str, Tensor]) -> Tensor:

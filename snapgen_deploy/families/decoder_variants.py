@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,23 +23,42 @@ PUBLISHED_LATENTS = {
 MEAN_STD = "decoder.latent_mean and decoder.latent_std"
 
 
+@dataclass(frozen=True)
+class LatentFixes:
+    """How a configuration says that the latent is normalised otherwise."""
+
+    none: str  # not at all
+    inverted: str  # (latent - mean) / std
+    product: str  # (latent + mean) * std
+    reciprocal: str  # latent / std + mean
+    published: Callable[[float, float], str]  # latent / scale + shift, of the scale and the shift
+
+
+OWN_FIXES = LatentFixes(
+    f"{MEAN_STD}: leave both empty",
+    f"{MEAN_STD}: invert",
+    f"{MEAN_STD}: give mean * std",
+    f"{MEAN_STD}: give 1 / std",
+    lambda scale, shift: f"{MEAN_STD}: {shift:g} and {1 / scale:.6g} in every channel",
+)
+
+
 def decoder_variants(network: nn.Module) -> Sequence[Variant]:
     """Those that fit the tensors of a decoder."""
     assert isinstance(network, TinyDecoder)
     widths = math.gcd(*(block.norm.num_channels for block in modules_of(network, ResidualBlock)))
     groups = network.config.groups
     return [
-        Variant("pixel range", "pixels in [0, 1] in the file", "-1 ... 1", _pixels(0.5, 0.5), "write them as 2 x - 1"),
-        Variant(
-            "pixel range",
-            "pixels of -1 ... 1 in the file, while the decoder itself gives [0, 1]",
-            "no conversion",
-            _pixels(2.0, -1.0),
-            "double the weights of decoder.last, and make its bias 2 b - 1",
+        *pixel_variants(
+            Variant(
+                "pixel range",
+                "pixels of -1 ... 1 in the file, while the decoder itself gives [0, 1]",
+                "no conversion",
+                _pixels(2.0, -1.0),
+                "double the weights of decoder.last, and make its bias 2 b - 1",
+            )
         ),
-        Variant("pixel range", "pixels of 0 ... 255 in the file", "-1 ... 1", _pixels(127.5, 127.5), "write x / 127.5 - 1"),
-        Variant("channels", "blue, green, red", "red, green, blue", lambda n: returning([n], lambda p: p.flip(1))),
-        *_latents(network),
+        *latent_variants(network.mean, network.std, OWN_FIXES),
         *activations("activation", ResidualBlock, "SiLU"),
         *(
             Variant("groups", f"{n} groups", f"{groups} groups", _groups(n), f"set decoder.groups to {n}")
@@ -50,25 +70,33 @@ def decoder_variants(network: nn.Module) -> Sequence[Variant]:
     ]
 
 
-def _latents(network: TinyDecoder) -> list[Variant]:
-    """Other scales and shifts of the latent; the network computes latent * std + mean."""
-    mean, std, kind = network.mean, network.std, "scale and shift of latents"
+def pixel_variants(*more: Variant) -> list[Variant]:
+    """Other ranges and orders of a picture's values, and `more` of them."""
+    return [
+        Variant("pixel range", "pixels in [0, 1] in the file", "-1 ... 1", _pixels(0.5, 0.5), "write them as 2 x - 1"),
+        *more,
+        Variant("pixel range", "pixels of 0 ... 255 in the file", "-1 ... 1", _pixels(127.5, 127.5), "write x / 127.5 - 1"),
+        Variant("channels", "blue, green, red", "red, green, blue", lambda n: returning([n], lambda p: p.flip(1))),
+    ]
+
+
+def latent_variants(mean: Tensor, std: Tensor, fixes: LatentFixes) -> list[Variant]:
+    """Other scales and shifts of the latent; the network computes latent * std + mean with its attributes of these names."""
+    kind = "scale and shift of latents"
     ours = "latent * std + mean of the configuration"
     found = [Variant(kind, "tanh(latent / 3) * 3 (TAESD)", "no clamp", _soft_clamp)]
     if bool((mean != 0).any() or (std != 1).any()):
         zero, one = torch.zeros_like(mean), torch.ones_like(std)
-        empty = "leave both empty"
         found += [
-            Variant(kind, "latents as they are", ours, _normalised(zero, one), f"{MEAN_STD}: {empty}"),
-            Variant(kind, "(latent - mean) / std", ours, _normalised(-mean / std, 1 / std), f"{MEAN_STD}: invert"),
-            Variant(kind, "(latent + mean) * std", ours, _normalised(mean * std, std), f"{MEAN_STD}: give mean * std"),
-            Variant(kind, "latent / std + mean", ours, _normalised(mean, 1 / std), f"{MEAN_STD}: give 1 / std"),
+            Variant(kind, "latents as they are", ours, _normalised(zero, one), fixes.none),
+            Variant(kind, "(latent - mean) / std", ours, _normalised(-mean / std, 1 / std), fixes.inverted),
+            Variant(kind, "(latent + mean) * std", ours, _normalised(mean * std, std), fixes.product),
+            Variant(kind, "latent / std + mean", ours, _normalised(mean, 1 / std), fixes.reciprocal),
         ]
     for name, (scale, shift) in PUBLISHED_LATENTS.items():
         added = f" + {shift}" if shift else ""
         other = _normalised(torch.full_like(mean, shift), torch.full_like(std, 1 / scale))
-        fix = f"{MEAN_STD}: {shift:g} and {1 / scale:.6g} in every channel"
-        found.append(Variant(kind, f"latent / {scale}{added} ({name})", ours, other, fix))
+        found.append(Variant(kind, f"latent / {scale}{added} ({name})", ours, other, fixes.published(scale, shift)))
     return found
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from snapgen_deploy.families.base import Folding, Layer, SizeRule
 from snapgen_deploy.families.component import (
     LATENT,
+    LATENT_DOC,
     TIME,
     VELOCITY,
     Components,
@@ -27,7 +28,7 @@ from snapgen_deploy.families.component import (
     initial,
     initial_overlap_free,
 )
-from snapgen_deploy.families.decoder import LATENT_DOC, decoder
+from snapgen_deploy.families.decoder import decoder
 from snapgen_deploy.families.dit_variants import dit_variants
 from snapgen_deploy.families.names import STUDENT
 from snapgen_deploy.families.text import text_encoders

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.models.autoencoders import library_decoder_problems
 from snapgen_deploy.models.config import (
     FAMILY,
     MOST_OTHERS,
@@ -100,6 +101,8 @@ def semantic_problems(config: ModelConfig) -> list[str]:
     found += _name_problems([s.name for s in config.student.text_streams])
     if isinstance(config.decoder, DecoderConfig):
         found += _decoder_problems(config.decoder, config.student)
+    elif config.decoder is not None:
+        found += library_decoder_problems(config.decoder, config.student)
     for where, encoder in _text_encoders(config):
         if isinstance(encoder, TextEncoderConfig):
             found += _text_problems(encoder, where, config.student)

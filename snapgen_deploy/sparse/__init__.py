@@ -3,10 +3,16 @@
 from snapgen_deploy.sparse.decoder import UpsampleForm
 from snapgen_deploy.sparse.decoder_range import norm_scales
 from snapgen_deploy.sparse.forms import FORMS, Kernel
-from snapgen_deploy.sparse.rewrite import Layout, rewrite_decoder, rewrite_student, rewrite_text_encoder
+from snapgen_deploy.sparse.rewrite import (
+    Layout,
+    rewrite_decoder,
+    rewrite_library_decoder,
+    rewrite_student,
+    rewrite_text_encoder,
+)
 from snapgen_deploy.sparse.token_layers import OpForm
 
 __all__ = [
     "FORMS", "Kernel", "Layout", "OpForm", "UpsampleForm",
-    "norm_scales", "rewrite_decoder", "rewrite_student", "rewrite_text_encoder",
+    "norm_scales", "rewrite_decoder", "rewrite_library_decoder", "rewrite_student", "rewrite_text_encoder",
 ]  # fmt: skip

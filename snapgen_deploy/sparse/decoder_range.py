@@ -43,7 +43,7 @@ def norm_scales(decoder: TinyDecoder) -> Scales:
     hooks = [m.register_forward_pre_hook(watch) for m in decoder.modules() if isinstance(m, nn.GroupNorm)]
     try:
         with torch.no_grad():
-            decoder(_latents(decoder.config.latent_channels))
+            decoder(probe_latents(decoder.config.latent_channels, _SIDE))
     finally:
         for hook in hooks:
             hook.remove()
@@ -65,9 +65,9 @@ def _times(layer: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
     return made
 
 
-def _latents(channels: int) -> Tensor:
-    """Standard normal latents (4, C, 16, 16): two white, two smooth over a quarter of a side."""
+def probe_latents(channels: int, side: int) -> Tensor:
+    """Standard normal latents (4, C, side, side): two white, two smooth over a quarter of a side."""
     generator = torch.Generator().manual_seed(0)
-    white = torch.randn(2, channels, _SIDE, _SIDE, generator=generator)
+    white = torch.randn(2, channels, side, side, generator=generator)
     coarse = torch.randn(2, channels, 4, 4, generator=generator)
-    return torch.cat([white, F.interpolate(coarse, size=(_SIDE, _SIDE), mode="bilinear")])
+    return torch.cat([white, F.interpolate(coarse, size=(side, side), mode="bilinear")])

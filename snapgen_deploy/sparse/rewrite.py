@@ -12,11 +12,14 @@ from torch import nn
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models import DiT, TextEncoder, TinyDecoder
+from snapgen_deploy.models.library_decoder import DiffusersDecoder
 from snapgen_deploy.sparse.channels_forms import CHANNELS_FORMS
 from snapgen_deploy.sparse.channels_student import ChannelsStudent
 from snapgen_deploy.sparse.decoder import ImageDecoder, UpsampleForm
 from snapgen_deploy.sparse.decoder_range import Scales
 from snapgen_deploy.sparse.forms import FORMS
+from snapgen_deploy.sparse.image_layers import ImageForms
+from snapgen_deploy.sparse.library_decoder import written_anew
 from snapgen_deploy.sparse.text_encoder import ChannelsTextEncoder, TokenTextEncoder
 from snapgen_deploy.sparse.token_layers import OP_FORMS, OpForm
 from snapgen_deploy.sparse.token_student import TokenStudent
@@ -78,12 +81,36 @@ def rewrite_decoder(
     Raises:
         BadInput: if the layout or upsampling is unknown, or a side of the latent is below 1.
     """
+    return ImageDecoder(decoder, _upsampling(latent, layout, upsample), scales or {}).eval()
+
+
+def rewrite_library_decoder(
+    decoder: DiffusersDecoder,
+    latent: tuple[int, int],
+    *,
+    layout: Layout,
+    upsample: UpsampleForm | None = None,
+    ops: OpForm = "spelled",
+) -> nn.Module:
+    """The same for a decoder of diffusers. `ops` matters to the token layout: unless it is "native", a mean over channels is
+    written as a convolution.
+
+    Raises:
+        BadInput: as `rewrite_decoder`; if `ops` is unknown, or the decoder has a module for which there is no other form.
+    """
+    _known("ops", ops, OP_FORMS)
+    chosen = _upsampling(latent, layout, upsample)
+    return written_anew(decoder, ImageForms(chosen, layout == "token" and ops != "native", layout == "channels"))
+
+
+def _upsampling(latent: tuple[int, int], layout: Layout, upsample: UpsampleForm | None) -> UpsampleForm:
+    """The form of upsampling in a layout, checked."""
     _known("layout", layout, UPSAMPLING)
     chosen = UPSAMPLING[layout] if upsample is None else upsample
     _known("upsample", chosen, ("native", "transposed"))
     if min(latent) < 1:
         raise BadInput(f"got a latent of {latent[0]}x{latent[1]}, expected both sides to be 1 or more")
-    return ImageDecoder(decoder, chosen, scales or {}).eval()
+    return chosen
 
 
 def rewrite_text_encoder(

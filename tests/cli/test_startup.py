@@ -5,7 +5,19 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "coremltools", "onnx", "onnxruntime", "executorch", "numpy", "matplotlib", "scipy", "transformers", "jinja2")
+HEAVY = (
+    "torch",
+    "coremltools",
+    "onnx",
+    "onnxruntime",
+    "executorch",
+    "numpy",
+    "matplotlib",
+    "scipy",
+    "transformers",
+    "diffusers",
+    "jinja2",
+)
 RUN = """
 import sys
 from snapgen_deploy.cli import main
@@ -34,4 +46,6 @@ def test_no_backend_is_imported(arguments):
 
 
 def test_a_command_that_needs_torch_is_seen_to_import_it():
-    assert "torch" in loaded("inspect")
+    found = loaded("inspect")
+    assert "torch" in found
+    assert "diffusers" not in found  # its decoders alone need it
