@@ -78,7 +78,7 @@ def draw(
     inputs = {} if prompt is None else tokenize_all(components, tokenizers, prompt)
     target, _ = target_of(key)
     runners = {role: target.open(a.path, threads=threads, entry=a.entry) for role, a in bundle.artifacts(key).items()}
-    pipeline = Pipeline(components, runners, bundle.schedule, bundle.latent)
+    pipeline = Pipeline(components, runners, bundle.schedule, bundle.latent, bundle.noise_generator)
     if not pipeline.decodes:
         raise BadInput(f"{bundle.name} has no decoder: it cannot draw a picture")
     return pipeline.draw(pipeline.encode(inputs) | others, seed)

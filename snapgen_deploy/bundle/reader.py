@@ -15,9 +15,11 @@ from snapgen_deploy.export.base import Artifact, Role
 from snapgen_deploy.export.precisions import PRECISIONS, Limits
 from snapgen_deploy.families.registry import components_of, student_types
 from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.models.noise import GENERATORS, TORCH
 from snapgen_deploy.models.schedule import Schedule
 from snapgen_deploy.models.serialise import config_from_dict
 from snapgen_deploy.plan.sizes import size_name
+from snapgen_deploy.system.documents import shown
 from snapgen_deploy.system.files import files_under, is_file, read_json, sha256_of, stays_inside
 
 SCHEMA_VERSION = 1
@@ -54,6 +56,19 @@ class Bundle:
         """The sampler's schedule."""
         s = self.manifest["schedule"]
         return Schedule(tuple(s["sigmas"]), s["shift"], s["time_features"]["count"], s["sampler"])
+
+    @property
+    def noise_generator(self) -> str:
+        """What makes its noise from a seed; bundles of earlier releases describe torch's in words.
+
+        Raises:
+            BadInput: if the manifest names a generator that this release does not know.
+        """
+        said = self.manifest.get("noise")
+        name = said.get("generator") if isinstance(said, dict) else TORCH
+        if not isinstance(name, str) or name not in GENERATORS:
+            raise BadInput(f"{self.name}: noise.generator: got {shown(name)}, expected one of {', '.join(GENERATORS)}")
+        return name
 
     @property
     def latent(self) -> tuple[int, int, int]:

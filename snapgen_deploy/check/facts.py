@@ -129,7 +129,7 @@ def _of_samples(bundle: Bundle, vectors: ReferenceVectors) -> Iterator[str]:
     elif "vectors_of" not in bundle.manifest and len(vectors.prompts) != len(prompts):
         yield f"the test vectors hold {len(vectors.prompts)} of {len(prompts)} prompts"
     for seed, noise in zip(seeds, arrays["noise"], strict=False):
-        if not 0 <= seed < SEEDS or not _close(noise, noise_for(seed, bundle.latent)[0]):
+        if not 0 <= seed < SEEDS or not _close(noise, noise_for(seed, bundle.latent, bundle.noise_generator)[0]):
             yield f"the noise of seed {seed} is another one"
     for spec in components.encoders:
         for i, prompt in enumerate(vectors.prompts if spec.name in tokenizers else ()):

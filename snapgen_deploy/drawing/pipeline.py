@@ -11,7 +11,8 @@ import torch
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role, Runner
 from snapgen_deploy.families.component import LATENT, MASK, PICTURE, TIME, TOKENS, VELOCITY, Components
-from snapgen_deploy.models import Schedule, euler_by_step, initial_noise
+from snapgen_deploy.models import Schedule, euler_by_step
+from snapgen_deploy.models.noise import GENERATORS, PHILOX
 from snapgen_deploy.models.tokenizer import WordTokenizer
 from snapgen_deploy.system.progress import OnProgress
 
@@ -32,6 +33,7 @@ class Pipeline:
     runners: Mapping[Role, Runner]
     schedule: Schedule
     latent: tuple[int, int, int]  # channels, height, width
+    generator: str = PHILOX  # of the noise, in `models.noise.GENERATORS`
 
     def encode(self, inputs: Mapping[Role, Arrays]) -> Arrays:
         """Run the text encoders.
@@ -83,7 +85,7 @@ class Pipeline:
         Raises:
             BadInput: if the decoder returned NaN or infinity.
         """
-        return to_bytes(self.decode(self.denoise(noise_for(seed, self.latent), text)))
+        return to_bytes(self.decode(self.denoise(noise_for(seed, self.latent, self.generator), text)))
 
 
 def tokenize(tokenizer_json: str, prompt: str, length: int) -> Arrays:
@@ -115,9 +117,9 @@ def counted(runner: Runner, total: int, on_progress: OnProgress) -> Runner:
     return run
 
 
-def noise_for(seed: int, latent: tuple[int, int, int]) -> np.ndarray:
+def noise_for(seed: int, latent: tuple[int, int, int], generator: str = PHILOX) -> np.ndarray:
     """The starting noise (1, C, h, w) for a seed; the same for every target."""
-    return initial_noise(seed, (1, *latent)).numpy()
+    return GENERATORS[generator](seed, (1, *latent))
 
 
 def to_bytes(picture: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from snapgen_deploy.job.manifest_sizes import add_sizes
 from snapgen_deploy.job.records import Exported
 from snapgen_deploy.job.sizes import whole
 from snapgen_deploy.job.state import ExportJob, Made
+from snapgen_deploy.models.noise import NOISE_DOC, PHILOX
 from snapgen_deploy.models.serialise import config_to_dict
 from snapgen_deploy.plan.plan import TargetPlan
 from snapgen_deploy.quantise.report import add_to_manifest
@@ -84,7 +85,7 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
         "config": config_to_dict(config),
         "prompts": list(vectors.prompts),
         "seeds": list(vectors.seeds),
-        "noise": "torch.randn of the latent's shape, float32, torch.Generator().manual_seed(seed) on the CPU",
+        "noise": {"generator": PHILOX, "doc": NOISE_DOC},
         "target_order": [t.key for t in plan.targets],
         "targets": targets,
         "estimates": list(estimate.estimates),

@@ -28,6 +28,7 @@ from snapgen_deploy.export.base import Arrays, Role
 from snapgen_deploy.families.component import LATENT, TIME, Components, ComponentSpec
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import ModelConfig, Schedule
+from snapgen_deploy.models.noise import TORCH
 from snapgen_deploy.system.documents import LONGEST_NAME, cut, parse_json
 from snapgen_deploy.system.progress import OnProgress, ignore_progress
 from snapgen_deploy.system.typed import Closed, read_as
@@ -200,7 +201,7 @@ def _draw(
         inputs = prompt_tokens(checkpoint, sample.prompt, sample.seed)
         text, row = random_text(config, sample.seed) | pipeline.encode(inputs), token_arrays(components, inputs)
         trace = StudentTrace()
-        row["drawn"] = pipeline.denoise(noise_for(sample.seed, latent), text, trace)
+        row["drawn"] = pipeline.denoise(noise_for(sample.seed, latent, TORCH), text, trace)  # decides the bytes of files
         if not np.isfinite(row["drawn"]).all():
             raise BadInput(f"calibration: the student at width {width} draws values that are not finite for {sample.prompt!r}")
         row["latents"] = np.stack(trace.latents, axis=1)

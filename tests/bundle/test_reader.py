@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from snapgen_deploy.bundle.draw import draw
-from snapgen_deploy.bundle.reader import MANIFEST, RUN, SUMS, check_hashes, open_bundle, write_manifest
+from snapgen_deploy.bundle.reader import MANIFEST, RUN, SUMS, Bundle, check_hashes, open_bundle, write_manifest
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Artifact, Description
 from snapgen_deploy.job.records import Exported, read_record, remove_unowned, write_record
 from snapgen_deploy.job.staging import check_place, staging
+from snapgen_deploy.models.noise import PHILOX
 from snapgen_deploy.system.files import ABANDONED, exchange_names
 from tests.manifests import component, files_of, least_manifest
 
@@ -399,3 +400,17 @@ def test_a_manifest_that_is_no_json_is_told(tmp_path, text):
 def test_a_path_that_the_system_refuses_is_told(tmp_path):
     with pytest.raises(BadInput, match=r"cannot be read \(File name too long\)"):
         open_bundle(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize(
+    ("said", "generator"),
+    [("torch.randn of the latent's shape", "torch"), ({"generator": "torch"}, "torch"), ({"generator": PHILOX}, PHILOX)],
+)
+def test_a_bundle_says_what_makes_its_noise(tmp_path, said, generator):
+    assert Bundle(tmp_path, {"noise": said}).noise_generator == generator
+
+
+@pytest.mark.parametrize("said", ["xorshift", [], None])
+def test_noise_that_nobody_makes_is_refused(tmp_path, said):
+    with pytest.raises(BadInput, match="noise.generator: got .*, expected one of philox4x32-10, torch"):
+        Bundle(tmp_path, {"noise": {"generator": said}}).noise_generator  # noqa: B018

@@ -14,6 +14,7 @@ from snapgen_deploy.drawing.pipeline import noise_for
 from snapgen_deploy.drawing.prompts import samples_of
 from snapgen_deploy.drawing.reference import reference_runners
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.models.noise import TORCH
 from snapgen_deploy.quantise.trajectories import TRAJECTORIES_INDEX, load_trajectories, record
 from tests.quantise.quantise_cases import LATENT, PROMPTS, tiny_checkpoint
 
@@ -27,7 +28,7 @@ def test_every_input_is_what_the_reference_sees(tmp_path: Path) -> None:
     assert len({s.seed for s in found.samples}) == 6
     runners = reference_runners(checkpoint, "full")
     for i, sample in enumerate(found.samples):
-        assert np.array_equal(found.student(i, 0)["latent"], noise_for(sample.seed, LATENT))
+        assert np.array_equal(found.student(i, 0)["latent"], noise_for(sample.seed, LATENT, TORCH))
         for step in range(found.steps):
             assert np.array_equal(runners["student"](found.student(i, step))["velocity"], found.velocity(i, step))
     texts, students = list(found.inputs("text_encoder")), list(found.inputs("student"))
