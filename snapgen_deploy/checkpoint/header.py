@@ -14,12 +14,14 @@ from typing import Any
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.system.documents import DuplicateName, parse_json, refuse, shown
+from snapgen_deploy.system.lfs import refuse_pointer
 
 # Bytes of one element, from the specification. Sub-byte dtypes are left out: no component of ours can hold them.
 DTYPE_BYTES: Mapping[str, int] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
+FLOATS = ("F32", "F16", "BF16", "F64")  # what weights may be stored as
 LARGEST_HEADER = 100_000_000  # bytes, the limit that the specification sets
 
 
@@ -57,6 +59,7 @@ def read_header(path: Path) -> Header:
             total = path.stat().st_size
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
+            refuse_pointer(path)
             _check_length(path, prefix, total, length)
             text = file.read(length)
     except OSError as error:

@@ -10,6 +10,7 @@ from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.checkpoint.sources import SafetensorsSource, Source, TorchSource
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.system.documents import in_one_line, parse_json, shown
+from snapgen_deploy.system.lfs import refuse_pointer
 
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -39,6 +40,7 @@ def locate(path: Path) -> tuple[Source, Path | None]:
         ".json": sharded,
         ".pt": lambda p: (TorchSource.of(p), None),
         ".pth": lambda p: (TorchSource.of(p), None),
+        ".ckpt": lambda p: (TorchSource.of(p), None),
     }
     opener = openers.get(path.suffix.lower())
     if opener is None:
@@ -118,6 +120,7 @@ def json_object(path: Path) -> dict[str, Any]:
     Raises:
         BadInput: if the file cannot be read, or holds something else.
     """
+    refuse_pointer(path)
     try:
         data = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:

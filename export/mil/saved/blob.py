@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from snapgen_deploy.export.mil.saved.errors import PackageError
-from snapgen_deploy.export.mil.saved.kinds import is_pointer, pointer_line
 from snapgen_deploy.export.mil.saved.types import DType
+from snapgen_deploy.system.lfs import is_pointer, pointer_line
 
 RECORD = struct.Struct("<IIQQQ")
 ALIGNMENT = 64  # bytes, of records and data

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-AS_PROGRAM = "convert it again with coremltools and convert_to='mlprogram'"
-POINTER = b"version https://git-lfs"
-"""How a Git LFS pointer file begins: it stands for a file that was not downloaded."""
+from snapgen_deploy.system.lfs import is_pointer, pointer_line
 
+AS_PROGRAM = "convert it again with coremltools and convert_to='mlprogram'"
 MODELS = (".mlpackage", ".mlmodel", ".mlmodelc", ".zip")
 """Endings of what someone may give for a Core ML model."""
 
 _HEAD = 64  # bytes that are enough to recognise the kind of a file
-
-
-def is_pointer(head: bytes) -> bool:
-    """Whether bytes begin as a Git LFS pointer."""
-    return head.startswith(POINTER)
-
-
-def pointer_line(path: Path) -> str:
-    """The message for a pointer file."""
-    return f"{path}: got a Git LFS pointer, expected the file that it stands for; run `git lfs pull` in its repository"
 
 
 def not_a_package(path: Path) -> str:

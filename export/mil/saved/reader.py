@@ -18,7 +18,7 @@ import numpy as np
 from snapgen_deploy.export.mil.saved.blob import WeightFile, from_bytes
 from snapgen_deploy.export.mil.saved.errors import PackageError
 from snapgen_deploy.export.mil.saved.interface import read_interface
-from snapgen_deploy.export.mil.saved.kinds import is_pointer, not_a_package, not_a_program, pointer_line
+from snapgen_deploy.export.mil.saved.kinds import not_a_package, not_a_program
 from snapgen_deploy.export.mil.saved.program import (
     Binding,
     Block,
@@ -32,6 +32,7 @@ from snapgen_deploy.export.mil.saved.program import (
 )
 from snapgen_deploy.export.mil.saved.types import DTYPES, DType, ValueType, dtype_named
 from snapgen_deploy.export.shared.coremltools import load
+from snapgen_deploy.system.lfs import is_pointer, pointer_line
 
 _MODEL_TYPE = "mlProgram"
 
