@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from snapgen_deploy.checkpoint.header import TensorInfo
-from snapgen_deploy.checkpoint.keymap import KeyMap, Recipe, Shape
+from snapgen_deploy.checkpoint.keymap import KeyMap, TensorRecipe
 from snapgen_deploy.checkpoint.sources import CODES, Source
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families.component import Shape
 from snapgen_deploy.system.documents import refuse, shown
 
 _TYPES = {code: dtype for dtype, code in CODES.items()}
@@ -25,7 +26,7 @@ class MappedSource:
     files: tuple[Path, ...]
     tensors: dict[str, TensorInfo]
     metadata: Mapping[str, str]
-    recipes: Mapping[str, Recipe]
+    recipes: Mapping[str, TensorRecipe]
     _source: Source = field(repr=False)
 
     @classmethod
@@ -39,7 +40,7 @@ class MappedSource:
         tensors, problems = {}, []
         for name, recipe in recipes.items():
             try:
-                tensors[name] = _info(recipe, source)
+                tensors[name] = made_of(recipe, source)
             except ValueError as error:
                 problems.append(f"{shown(recipe.rule)}: {shown(name)}: {error}")
         refuse(f"key map {keys.path}", problems)
@@ -57,7 +58,7 @@ class MappedSource:
             raise BadInput(f"{self.files[0]}: {shown(name)}: {error}") from None
 
 
-def _info(recipe: Recipe, source: Source) -> TensorInfo:
+def made_of(recipe: TensorRecipe, source: Source) -> TensorInfo:
     """Shape and type of what a recipe makes, without storage.
 
     Raises:

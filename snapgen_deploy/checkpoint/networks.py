@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from snapgen_deploy.checkpoint.header import FLOATS
 from snapgen_deploy.checkpoint.opener import Checkpoint
-from snapgen_deploy.checkpoint.validation import FLOATS, non_finite, raise_problems
+from snapgen_deploy.checkpoint.validation import non_finite, raise_problems
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.component import ComponentSpec
 from snapgen_deploy.families.names import DECODER, TEXT_ENCODER, title_of
@@ -77,9 +78,8 @@ def _fill(checkpoint: Checkpoint, spec: ComponentSpec, network: nn.Module, width
         elif info.dtype not in FLOATS:
             problems.append(f"{name!r} got dtype {info.dtype}, expected one of {', '.join(FLOATS)}")
         else:
-            part = checkpoint.read(name, wanted)
-            problems += non_finite(name, part)
-            state[ours] = part.to(torch.float32)
+            state[ours] = checkpoint.read(name, wanted).to(torch.float32)
+            problems += non_finite(name, state[ours])
     raise_problems(checkpoint, problems)
     network.load_state_dict(state, strict=True, assign=True)
     return network.eval().requires_grad_(False)

@@ -3,32 +3,58 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from snapgen_deploy.checkpoint.about import read_about, text_of
 from snapgen_deploy.checkpoint.expected import expected_shapes
+from snapgen_deploy.checkpoint.float8 import dequantised
 from snapgen_deploy.checkpoint.header import TensorInfo
-from snapgen_deploy.checkpoint.keymap import load_key_map
+from snapgen_deploy.checkpoint.keymap import KeyMap, load_key_map
+from snapgen_deploy.checkpoint.lora import Adapter, Update
 from snapgen_deploy.checkpoint.mapped import MappedSource
-from snapgen_deploy.checkpoint.sources import KEYS, Source
+from snapgen_deploy.checkpoint.merged import merged
+from snapgen_deploy.checkpoint.sources import Source
 from snapgen_deploy.checkpoint.stored import Stored, stored_as
-from snapgen_deploy.checkpoint.tensors import json_object, locate
+from snapgen_deploy.checkpoint.tensors import locate
+from snapgen_deploy.checkpoint.wrappers import Selection, unwrapped
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.component import ComponentSpec
 from snapgen_deploy.families.names import TEXT_ENCODER, TOKENIZER
 from snapgen_deploy.families.registry import components_of, student_types
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.models.serialise import config_from_dict, config_from_json
-from snapgen_deploy.system.documents import parse_json
 
 LAYERS_ANYWAY = 64  # that a configuration may ask for, whatever the file holds of them
+
+
+@dataclass(frozen=True)
+class MergedLora:
+    """A LoRA that was added to a checkpoint's tensors."""
+
+    name: str  # of its folder or file
+    files: tuple[Path, ...]
+    scale: float  # what its updates were multiplied by, beside their own scale
+
+    @property
+    def sha256(self) -> str:
+        """Of its weights; of a folder's, of both files as a checkpoint's."""
+        return _joint_sha256(self.files)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a checkpoint's file is read."""
+
+    key_map: Path | None = None
+    config: Path | None = None  # of a file that has no configuration
+    selection: Selection = field(default_factory=Selection)  # where the weights are in it
 
 
 @dataclass(frozen=True)
@@ -41,6 +67,8 @@ class Checkpoint:
     license: str | None
     files: tuple[Path, ...]  # all that decides what is in it: tensors, then config.json and the key map where used
     stored: Mapping[str, Stored] = field(repr=False)  # where each tensor lies
+    loras: tuple[MergedLora, ...] = ()  # added to the tensors
+    notes: tuple[str, ...] = ()  # what was found and done when it was opened, for people
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -77,16 +105,21 @@ class Checkpoint:
         return self.tokenizers.get(TEXT_ENCODER)
 
     def sha256(self) -> str:
-        """Hash of the file; if there are several, of their `sha256  name` lines in order."""
+        """Hash of the file; if there are several, of their `sha256  name` lines in order, and of how much LoRA is added."""
         return self._sha256
 
     @cached_property
     def _sha256(self) -> str:
-        digests = [_file_sha256(path) for path in self.files]
-        if len(digests) == 1:
-            return digests[0]
-        lines = "".join(f"{digest}  {path.name}\n" for digest, path in zip(digests, self.files, strict=True))
-        return hashlib.sha256(lines.encode()).hexdigest()
+        lines = "".join(f"{lora.scale!r}  {lora.name}\n" for lora in self.loras)
+        return _joint_sha256(self.files, lines)
+
+
+def _joint_sha256(files: Sequence[Path], lines: str = "") -> str:
+    digests = [_file_sha256(path) for path in files]
+    if len(digests) == 1 and not lines:
+        return digests[0]
+    lines += "".join(f"{digest}  {path.name}\n" for digest, path in zip(digests, files, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def embedded_path() -> Path:
@@ -96,8 +129,52 @@ def embedded_path() -> Path:
     return Path(assets.__path__[0]) / "shapes.safetensors"
 
 
+@dataclass(frozen=True)
+class Foreign:
+    """A checkpoint before its key map: tensors by the file's names, without what stood around them."""
+
+    path: Path
+    source: Source = field(repr=False)
+    about: Mapping[str, Any] = field(repr=False)
+    config: ModelConfig
+    expected: Mapping[str, tuple[int, ...]] = field(repr=False)  # shapes of our tensors
+    keys: KeyMap | None
+    where: Path  # what the configuration and the tokenizers came from, in messages
+    files: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+def open_foreign(path: Path | None, reading: Reading) -> Foreign:
+    """Find the files and the weights in them, and read the configuration; names are not looked at yet.
+
+    Raises:
+        BadInput: as `open_checkpoint`.
+    """
+    path = embedded_path() if path is None else Path(path)
+    source, index = locate(path)
+    about, config_file = read_about(path, source, reading.config)
+    keys = load_key_map(reading.key_map) if reading.key_map is not None else None
+    document = about["snapgen_config"]
+    where = f"{config_file or path}: snapgen_config"
+    read = config_from_json if isinstance(document, str) else config_from_dict
+    config = read(document, student_types(), where)
+    _refuse_layers_without_tensors(config, len(source.tensors), where)
+    expected = expected_shapes(config)
+    found = unwrapped(path, source, reading.selection, partial(_fitting, keys, expected))
+    plain, eights = dequantised(path, found.source)
+    eight = f"{eights} fp8 tensors with scales are read as fp32" if eights else ""
+    extra = [f for f in (index, config_file, reading.key_map) if f is not None]
+    files, notes = (*source.files, *extra), tuple(note for note in (found.said, eight) if note)
+    return Foreign(path, plain, about, config, expected, keys, config_file or path, files, notes)
+
+
+def _fitting(keys: KeyMap | None, expected: Mapping[str, object], names: Sequence[str]) -> int:
+    """How many names are ours, or have a rule."""
+    return sum(name in expected or (keys is not None and keys.names_it(name)) for name in names)
+
+
 def open_checkpoint(path: Path | None, key_map: Path | None = None) -> Checkpoint:
-    """Open a `.safetensors` file, a directory or index of shards, or a `.pt`/`.pth`; None opens the embedded checkpoint.
+    """Open a `.safetensors` file, a directory or index of shards, or a `.pt`, `.pth` or `.ckpt`; None opens the embedded one.
 
     The configuration, tokenizer and licence stand in the header's metadata, or in a `config.json` beside the file under
     the same keys; a key may be in both if its values agree.
@@ -105,27 +182,34 @@ def open_checkpoint(path: Path | None, key_map: Path | None = None) -> Checkpoin
     Raises:
         BadInput: if a file is missing or damaged, or the configuration, tokenizer or key map is invalid.
     """
-    path = embedded_path() if path is None else Path(path)
-    source, index = locate(path)
-    about, config_file = _about(path, source)
-    rules = load_key_map(key_map) if key_map is not None else None
-    extra = [f for f in (index, config_file, key_map) if f is not None]
-    document = about["snapgen_config"]
-    where = f"{config_file or path}: snapgen_config"
-    read = config_from_json if isinstance(document, str) else config_from_dict
-    config = read(document, student_types(), where)
-    _refuse_layers_without_tensors(config, len(source.tensors), where)
-    if rules is not None:
-        source = MappedSource.of(source, rules, expected_shapes(config))
-    tokenizers = _tokenizers(about, config, config_file or path)
-    return Checkpoint(
-        path=path,
-        config=config,
-        tokenizers=tokenizers,
-        license=_text(about.get("license")),
-        files=(*source.files, *extra),
+    return open_with_adapters(path, Reading(key_map), ())[0]
+
+
+def open_with_adapters(
+    path: Path | None, reading: Reading, adapters: Sequence[Adapter]
+) -> tuple[Checkpoint, list[tuple[Adapter, list[Update]]]]:
+    """As `open_checkpoint`, with LoRA added to the weights; also what of each adapter belongs to no tensor of this file.
+
+    Modules are found by the file's names, and then by ours.
+
+    Raises:
+        BadInput: as `open_checkpoint`; if an adapter's shapes are not the weights'.
+    """
+    foreign = open_foreign(path, reading)
+    source, left = merged(foreign.source, adapters)
+    if foreign.keys is not None:
+        source = MappedSource.of(source, foreign.keys, foreign.expected)
+        source, left = merged(source, [replace(adapter, updates=tuple(rest)) for adapter, rest in left])
+    checkpoint = Checkpoint(
+        path=foreign.path,
+        config=foreign.config,
+        tokenizers=_tokenizers(foreign.about, foreign.config, foreign.where),
+        license=text_of(foreign.about.get("license")),
+        files=foreign.files,
         stored=stored_as(source),
+        notes=foreign.notes,
     )
+    return checkpoint, left
 
 
 def _refuse_layers_without_tensors(config: ModelConfig, tensors: int, where: str) -> None:
@@ -141,10 +225,10 @@ def _tokenizers(about: Mapping[str, Any], config: ModelConfig, where: Path) -> d
     Raises:
         BadInput: if one is not a tokenizer, or has token ids without an embedding in its text encoder.
     """
-    first = _text(about.get(TOKENIZER))
+    first = text_of(about.get(TOKENIZER))
     found = {} if first is None else {TEXT_ENCODER: first}
     for spec in components_of(config).encoders:
-        if (text := _text(about.get(spec.reads.key))) is not None:
+        if (text := text_of(about.get(spec.reads.key))) is not None:
             check_tokenizer(text, spec, where)
             found[spec.name] = text
     return found
@@ -167,52 +251,6 @@ def check_tokenizer(text: str, spec: ComponentSpec, where: Path) -> None:
             f"{where}: the tokenizer has token ids up to {rows - 1}, the {spec.title} has {spec.reads.vocab} "
             f"embeddings ({spec.name}.vocab); store the tokenizer that it was trained with"
         )
-
-
-def _about(path: Path, source: Source) -> tuple[Mapping[str, Any], Path | None]:
-    """Configuration, tokenizer and licence, and the config.json that some of them came from (None: all from the header).
-
-    If the header has a configuration, a config.json with other keys than ours is not ours and ignored; so is one with another
-    configuration if the path names the tensors' file and not its directory.
-    """
-    held = {key: source.metadata[key] for key in KEYS if key in source.metadata}
-    beside = (path if path.is_dir() else path.parent) / "config.json"
-    if not beside.is_file():
-        if "snapgen_config" in held:
-            return held, None
-        raise BadInput(
-            f"checkpoint {path}: has no configuration: expected 'snapgen_config' in the header's metadata or in {beside}"
-        )
-    data = json_object(beside)
-    strange = bool(set(data) - set(KEYS))
-    if "snapgen_config" in held:
-        named_itself = not path.is_dir() and path.suffix != ".json"
-        if strange or (named_itself and _differs("snapgen_config", held, data)):
-            return held, None
-    elif strange or "snapgen_config" not in data:
-        got = ", ".join(data) or "nothing"
-        raise BadInput(f"{beside}: got the keys {got[:200]}, expected snapgen_config and perhaps {' and '.join(KEYS[1:3])}")
-    for key in KEYS:
-        if _differs(key, held, data):
-            raise BadInput(f"{beside}: its {key} is not that of the tensors' header; keep one of them")
-    return data | held, beside if set(data) - set(held) else None
-
-
-def _differs(key: str, held: Mapping[str, str], data: Mapping[str, Any]) -> bool:
-    """Whether both have the key with different values; one may have as JSON text what the other has as an object."""
-    return key in held and key in data and _parsed(held[key]) != _parsed(data[key])
-
-
-def _parsed(value: Any) -> Any:
-    try:
-        return parse_json(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def _text(value: object) -> str | None:
-    """A string as it is; an object (a tokenizer written out in config.json) as JSON."""
-    return value if value is None or isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def _file_sha256(path: Path) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from snapgen_deploy.checkpoint.library import open_library_folder, tokenizer_of
-from snapgen_deploy.checkpoint.opener import Checkpoint, check_tokenizer, open_checkpoint
+from snapgen_deploy.checkpoint.lora import Adapter, Update, open_adapter
+from snapgen_deploy.checkpoint.merged import merged, refuse_left
+from snapgen_deploy.checkpoint.opener import Checkpoint, MergedLora, Reading, check_tokenizer, open_with_adapters
 from snapgen_deploy.checkpoint.pipeline_folder import PipelineFolder, open_pipeline_folder
-from snapgen_deploy.checkpoint.stored import Stored
+from snapgen_deploy.checkpoint.stored import Stored, StoredSource, stored_as
+from snapgen_deploy.checkpoint.wrappers import Selection
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.component import ComponentSpec
 from snapgen_deploy.families.names import DECODER
@@ -29,6 +32,10 @@ class CheckpointPlace:
     text_encoders: tuple[tuple[str, Path], ...] = ()  # text stream, and the folder of transformers that feeds it
     without: tuple[str, ...] = ()  # text streams that stay empty
     decoder: Path | None = None  # folder of diffusers
+    config: Path | None = None  # of a file that has no configuration
+    selection: Selection = field(default_factory=Selection)  # where the weights are in the file
+    loras: tuple[tuple[Path, float], ...] = ()  # added to the weights in this order, times these scales
+    license: str | None = None  # in the place of the checkpoint's
 
     def open(self) -> Checkpoint:
         """The checkpoint, with these components in the place of its own. Reads headers and configurations, no tensors.
@@ -38,19 +45,35 @@ class CheckpointPlace:
                 stream is not the student's, or is named twice.
         """
         folder = None if self.path is None else open_pipeline_folder(self.path)
-        opened = open_checkpoint(folder.student if folder else self.path, self.key_map)
+        adapters = [open_adapter(path, scale) for path, scale in self.loras]
+        opened, left = open_with_adapters(folder.student if folder else self.path, self.reading, adapters)
         place = self if folder is None else self._within(folder, opened.config)
         if folder is not None:
             opened = dataclasses.replace(opened, path=folder.path, files=(*opened.files, *folder.files))
-        if not (place.text_encoders or place.without or place.decoder):
+        opened = _with_loras(place._composed(opened), adapters, left)
+        return opened if self.license is None else dataclasses.replace(opened, license=self.license)
+
+    @property
+    def reading(self) -> Reading:
+        """How the checkpoint's own file is read."""
+        return Reading(self.key_map, self.config, self.selection)
+
+    @property
+    def file(self) -> Path | None:
+        """The file or folder of the student."""
+        folder = None if self.path is None else open_pipeline_folder(self.path)
+        return folder.student if folder else self.path
+
+    def _composed(self, opened: Checkpoint) -> Checkpoint:
+        if not (self.text_encoders or self.without or self.decoder):
             return opened
         streams = [stream.name for stream in opened.config.student.text_streams]
-        for name in (named := place.named):
+        for name in (named := self.named):
             if name not in streams:
                 raise BadInput(f"text encoder {name!r}: the student has no such text stream; it has {', '.join(streams)}")
             if (times := named.count(name)) > 1:
                 raise BadInput(f"text encoder {name!r}: got {times} times, expected one folder or none for a stream")
-        return _assembled(opened, place)
+        return _assembled(opened, self)
 
     @property
     def named(self) -> list[str]:
@@ -66,6 +89,25 @@ class CheckpointPlace:
         held = zip(streams, found, strict=False)
         texts = tuple((stream, path) for stream, path in held if stream not in self.named)
         return dataclasses.replace(self, text_encoders=(*self.text_encoders, *texts), decoder=self.decoder or folder.decoder)
+
+
+def _with_loras(
+    opened: Checkpoint, adapters: Sequence[Adapter], left: Sequence[tuple[Adapter, Sequence[Update]]]
+) -> Checkpoint:
+    """The checkpoint with what is left of adapters added to components that came from elsewhere, and with all recorded."""
+    if not adapters:
+        return opened
+    rest = [dataclasses.replace(adapter, updates=tuple(updates)) for adapter, updates in left]
+    source, left = merged(StoredSource(opened.stored, opened.files), rest)
+    totals = {adapter.path: adapter for adapter in adapters}
+    refuse_left([(totals[adapter.path], updates) for adapter, updates in left], opened.tensors)
+    return dataclasses.replace(
+        opened,
+        stored=stored_as(source),
+        files=(*opened.files, *(file for adapter in adapters for file in adapter.files)),
+        loras=tuple(MergedLora(a.path.name, a.files, a.strength) for a in adapters),
+        notes=(*opened.notes, *(f"LoRA {a.path.name}, {a.strength:g}: {len(a.updates)} modules" for a in adapters)),
+    )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.names import TOKENIZER, numbered
 from snapgen_deploy.models.config import MOST_OTHERS
 from snapgen_deploy.system.documents import in_one_line, shown
+from snapgen_deploy.system.lfs import refuse_pointer
 
 # Of a .pt, by the size of its file: what few bytes can describe is not followed without end.
 DEEPEST = 16  # dictionaries within each other
@@ -138,6 +139,7 @@ class TorchSource:
 
 CODES = {
     torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
     torch.int8: "I8", torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
 }  # fmt: skip
 
@@ -178,6 +180,7 @@ def _load_without_code(path: Path) -> Mapping[str, object]:
     with _reading(path):
         with path.open("rb") as file:
             magic = file.read(4)
+        refuse_pointer(path)
         if magic != b"PK\x03\x04":
             raise BadInput(
                 f"{path}: not a PyTorch checkpoint: a bare pickle may hold code and is never opened; "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -44,3 +47,26 @@ class FileTensor:
 def stored_as(source: Source) -> dict[str, Stored]:
     """The tensors of a source by its own names."""
     return {name: FileTensor(source, name) for name in sorted(source.tensors)}
+
+
+@dataclass(frozen=True)
+class StoredSource:
+    """Tensors of several sources as one."""
+
+    stored: Mapping[str, Stored] = field(repr=False)
+    files: tuple[Path, ...]
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """What there is."""
+        return {name: tensor.info for name, tensor in self.stored.items()}
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """None: each file had its own."""
+        return {}
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """As the source reads it that has it."""
+        part: Tensor = self.stored[name].read(shape)
+        return part

@@ -8,15 +8,19 @@ import torch
 from torch import Tensor
 
 from snapgen_deploy.checkpoint.expected import expected_shapes
-from snapgen_deploy.checkpoint.listing import listed
+from snapgen_deploy.checkpoint.float8 import FLOAT8, refuse_without_scales
+from snapgen_deploy.checkpoint.header import FLOATS
+from snapgen_deploy.checkpoint.keymap.compare import near_misses
+from snapgen_deploy.checkpoint.listing import MOST_LISTED, listed
 from snapgen_deploy.checkpoint.opener import Checkpoint
+from snapgen_deploy.checkpoint.wrappers import common_prefix
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.names import DECODER, TEXT_ENCODER
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models.config import ModelConfig
-from snapgen_deploy.system.documents import LONGEST_NAME, cut
+from snapgen_deploy.system.documents import LONGEST_NAME, cut, shown
 
-FLOATS = ("F32", "F16", "BF16")
+MOST_GUESSED = 5  # missing tensors whose near misses are looked for
 
 
 def structural_problems(checkpoint: Checkpoint) -> list[str]:
@@ -25,7 +29,18 @@ def structural_problems(checkpoint: Checkpoint) -> list[str]:
 
 
 def _structural(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> list[str]:
-    found = [f"missing {n!r}, expected shape {list(expected[n])}" for n in expected if n not in checkpoint.tensors]
+    if not expected.keys() & checkpoint.tensors.keys():
+        prefix, count = common_prefix(checkpoint.tensors, expected)
+        if count:
+            many = "1 tensor carries" if count == 1 else f"{count} tensors carry"
+            return [f"{many} the prefix {shown(prefix)} before our names; add --prefix {prefix[:60]}"]
+    refuse_without_scales(checkpoint.path, [n for n, i in checkpoint.tensors.items() if i.dtype in FLOAT8 and n in expected])
+    extra = {n: i.shape for n, i in checkpoint.tensors.items() if n not in expected}
+    missing = [n for n in expected if n not in checkpoint.tensors]
+    found = [f"missing {n!r}, expected shape {list(expected[n])}" for n in missing]
+    for place, name in enumerate(missing[:MOST_GUESSED]):
+        if near := near_misses(name, expected[name], list(extra), extra):
+            found[place] += f", perhaps {cut(repr(near[0]), LONGEST_NAME)}"
     for name, info in checkpoint.tensors.items():
         said = cut(repr(name), LONGEST_NAME)
         if name not in expected:
@@ -43,7 +58,7 @@ def _not_finite(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]])
     found = []
     for name, info in checkpoint.tensors.items():
         if info.dtype in FLOATS and info.shape == expected.get(name):
-            found += non_finite(name, checkpoint.read(name))
+            found += non_finite(name, checkpoint.read(name).to(torch.float32))
     return found
 
 
@@ -73,7 +88,8 @@ def raise_problems(checkpoint: Checkpoint, problems: list[str]) -> None:
     """
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise BadInput(f"checkpoint {checkpoint.path}: {count}: {listed(problems)}")
+        look = "; inspect --names shows both sides" if len(problems) > MOST_LISTED else ""
+        raise BadInput(f"checkpoint {checkpoint.path}: {count}: {listed(problems)}{look}")
 
 
 def _component_hint(config: ModelConfig, name: str) -> str:

@@ -11,9 +11,14 @@ import typer
 
 from snapgen_deploy.cli.console import NO_TOKENIZER, counting, out, parse_bytes, print_json, progress, say
 from snapgen_deploy.cli.options import (
+    YOUR_MODEL,
     AsJson,
+    ConfigFile,
     DecoderFolder,
+    Ema,
     KeyMapFile,
+    Loras,
+    Prefix,
     TextEncoders,
     Verbose,
     WithoutTextEncoder,
@@ -42,6 +47,18 @@ def export(
     text_encoder: TextEncoders = None,
     without_text_encoder: WithoutTextEncoder = None,
     decoder: DecoderFolder = None,
+    config: ConfigFile = None,
+    prefix: Prefix = None,
+    ema: Ema = False,
+    lora: Loras = None,
+    license: Annotated[
+        str | None,
+        typer.Option(
+            help="The licence under which the bundle goes out. Default: the checkpoint's.",
+            metavar="TEXT",
+            rich_help_panel=YOUR_MODEL,
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None, typer.Option(help="NAME or NAME:VARIANT, repeatable. Default: the profile's.", metavar="NAME")
     ] = None,
@@ -212,7 +229,18 @@ def export(
     profile = load_profile(device)
     if memory_budget:
         profile = profile.with_memory_budget(parse_bytes(memory_budget, "--memory-budget"))
-    place = place_of(checkpoint, key_map, text_encoder, without_text_encoder, decoder)
+    place = place_of(
+        checkpoint,
+        key_map=key_map,
+        text_encoder=text_encoder,
+        without=without_text_encoder,
+        decoder=decoder,
+        config=config,
+        prefix=prefix,
+        ema=ema,
+        lora=lora,
+        license=license,
+    )
     opened = place.open()
     validate(opened, values=False)  # here: no plan is printed for a checkpoint that cannot be exported
     sizes = [parse_resolution(text) for text in resolution or ()]
@@ -303,8 +331,11 @@ def _show_plan(checkpoint: Checkpoint, plan: ExportPlan, pictures: Pictures, exe
 
     predictions, available = memory.predict(checkpoint.config, plan, executor), available_bytes()
     if as_json:
-        print_json(plan_as_dict(plan) | {"export_memory": memory.as_dict(predictions, available)})
+        said = {"export_memory": memory.as_dict(predictions, available), "notes": list(checkpoint.notes)}
+        print_json(plan_as_dict(plan) | said)
         return
+    for note in checkpoint.notes:
+        say(note, "yellow")
     here = memory.line(memory.largest(predictions), available)  # about this computer, so it is not in the bundle
     render_plan(replace(plan, reasons=(*plan.reasons, here)), out())
     if checkpoint.config.text_encoders and not checkpoint.reads_prompts:

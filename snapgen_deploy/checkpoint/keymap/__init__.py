@@ -24,8 +24,8 @@ prefix, the regular expressions. A name to which no rule applies stays as it is.
 unless it is `optional`, and so are two names that become the same.
 """
 
-from snapgen_deploy.checkpoint.keymap.load import load_key_map
+from snapgen_deploy.checkpoint.keymap.load import key_map_of, load_key_map
 from snapgen_deploy.checkpoint.keymap.matching import KeyMap, Matching
-from snapgen_deploy.checkpoint.keymap.recipe import Change, Recipe, Shape
+from snapgen_deploy.checkpoint.keymap.recipe import TensorChange, TensorRecipe
 
-__all__ = ["Change", "KeyMap", "Matching", "Recipe", "Shape", "load_key_map"]
+__all__ = ["KeyMap", "Matching", "TensorChange", "TensorRecipe", "key_map_of", "load_key_map"]

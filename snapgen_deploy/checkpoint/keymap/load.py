@@ -9,9 +9,10 @@ from typing import Any
 
 from snapgen_deploy.checkpoint.keymap.matching import KeyMap
 from snapgen_deploy.checkpoint.keymap.pattern import Words, read_pattern, read_template
-from snapgen_deploy.checkpoint.keymap.rule import Rule, read_rule
+from snapgen_deploy.checkpoint.keymap.rule import KeyRule, read_rule
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.system.documents import parse_json, parse_toml, refuse, shown
+from snapgen_deploy.system.lfs import refuse_pointer
 
 RESERVED = ("prefix", "regex", "drop", "words")  # no tensor of these names can have a rule of its own
 
@@ -22,6 +23,7 @@ def load_key_map(path: Path) -> KeyMap:
     Raises:
         BadInput: if the file cannot be read or is not a key map; one message for all problems.
     """
+    refuse_pointer(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
         data = parse_toml(text) if path.suffix.lower() == ".toml" else parse_json(text)
@@ -31,6 +33,16 @@ def load_key_map(path: Path) -> KeyMap:
         raise BadInput(f"key map {path}: neither JSON nor TOML ({error}); TOML needs the suffix .toml") from None
     if not isinstance(data, dict):
         raise BadInput(f"key map {path}: got a {type(data).__name__}, expected an object")
+    return key_map_of(data, path)
+
+
+def key_map_of(data: Mapping[str, Any], path: Path | None) -> KeyMap:
+    """A key map from its decoded document; `path` names it in messages.
+
+    Raises:
+        BadInput: if it is not a key map; one message for all problems.
+    """
+    path = path or Path("draft")
     problems: list[str] = []
     words = _words(data.get("words", {}), problems)
     rules = _rules({key: value for key, value in data.items() if key not in RESERVED}, words, problems)
@@ -45,7 +57,7 @@ def load_key_map(path: Path) -> KeyMap:
     return KeyMap(path, rules, tables["prefix"], patterns, dropped)
 
 
-def _rules(data: Mapping[str, Any], words: Mapping[str, Words], problems: list[str]) -> tuple[Rule, ...]:
+def _rules(data: Mapping[str, Any], words: Mapping[str, Words], problems: list[str]) -> tuple[KeyRule, ...]:
     """The rules of single tensors first, then those with patterns, each in the order of the file."""
     found = []
     for key, value in data.items():

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from snapgen_deploy.checkpoint.keymap.pattern import Value
-from snapgen_deploy.checkpoint.keymap.recipe import Recipe, Shape
-from snapgen_deploy.checkpoint.keymap.rule import Rule
+from snapgen_deploy.checkpoint.keymap.pattern import SlotValue
+from snapgen_deploy.checkpoint.keymap.recipe import TensorRecipe
+from snapgen_deploy.checkpoint.keymap.rule import KeyRule
 from snapgen_deploy.errors import nearest
+from snapgen_deploy.families.component import Shape
 from snapgen_deploy.system.documents import LONGEST_NAME, cut, refuse, shown
 
 MOST_COMPARED = 3  # rules without a tensor whose near misses are looked for, which takes a comparison with every name
@@ -22,7 +23,7 @@ MOST_COMPARED = 3  # rules without a tensor whose near misses are looked for, wh
 class Matching:
     """What a key map makes of names: recipes by our name, which foreign names no rule names or are left out, and problems."""
 
-    recipes: Mapping[str, Recipe]
+    recipes: Mapping[str, TensorRecipe]
     unnamed: tuple[str, ...]  # they keep their names
     dropped: tuple[str, ...]
     problems: tuple[str, ...]
@@ -33,12 +34,12 @@ class KeyMap:
     """Renaming rules, checked."""
 
     path: Path
-    rules: tuple[Rule, ...]
+    rules: tuple[KeyRule, ...]
     prefixes: dict[str, str]
     patterns: tuple[tuple[re.Pattern[str], str], ...]
     drops: tuple[re.Pattern[str], ...]
 
-    def recipes(self, foreign: Iterable[str], expected: Mapping[str, Shape]) -> Mapping[str, Recipe]:
+    def recipes(self, foreign: Iterable[str], expected: Mapping[str, Shape]) -> Mapping[str, TensorRecipe]:
         """Our name -> how it is made of foreign tensors; `expected` has the shapes of ours.
 
         Raises:
@@ -54,14 +55,14 @@ class KeyMap:
         return _Matcher(self, tuple(foreign), expected).run()
 
     @cached_property
-    def _exact(self) -> Mapping[str, tuple[Rule, Mapping[str, Value]]]:
+    def _exact(self) -> Mapping[str, tuple[KeyRule, Mapping[str, SlotValue]]]:
         return {"".join(map(str, r.pattern.parts)): (r, {}) for r in self.rules if not r.pattern.slots}
 
     @cached_property
-    def _general(self) -> tuple[Rule, ...]:
+    def _general(self) -> tuple[KeyRule, ...]:
         return tuple(rule for rule in self.rules if rule.pattern.slots)
 
-    def rule_for(self, name: str) -> tuple[Rule, Mapping[str, Value]] | None:
+    def rule_for(self, name: str) -> tuple[KeyRule, Mapping[str, SlotValue]] | None:
         """The first rule whose pattern fits a foreign name, with what stands in its slots."""
         if name in self._exact:
             return self._exact[name]
@@ -70,6 +71,11 @@ class KeyMap:
             if values is not None:
                 return rule, values
         return None
+
+    def names_it(self, name: str) -> bool:
+        """Whether any rule applies to a foreign name."""
+        dropped = any(pattern.fullmatch(name) for pattern in self.drops)
+        return dropped or self.rule_for(name) is not None or bool(self.renamed(name)[0])
 
     def renamed(self, name: str) -> tuple[str, str]:
         """The prefix or regular expression that applies ("" for none), and the new name."""
@@ -96,8 +102,10 @@ class _Matcher:
         self._unused = {f"name {r.text!r}": r.text for r in keys.rules if not r.optional}  # and what to look for instead
         self._unused |= {f"prefix {p!r}": "" for p in keys.prefixes} | {f"drop {p.pattern!r}": "" for p in keys.drops}
         self._unused |= {f"regex {p.pattern!r}": "" for p, _ in keys.patterns}
-        self._recipes: dict[str, Recipe] = {}
-        self._joined: dict[tuple[str, tuple[tuple[str, Value], ...]], dict[tuple[Value, ...], str]] = {}  # by rule and values
+        self._recipes: dict[str, TensorRecipe] = {}
+        self._joined: dict[
+            tuple[str, tuple[tuple[str, SlotValue], ...]], dict[tuple[SlotValue, ...], str]
+        ] = {}  # by rule and values
         self._by_text = {rule.text: rule for rule in keys.rules}
         self._unnamed: list[str] = []
         self._dropped: list[str] = []
@@ -125,7 +133,7 @@ class _Matcher:
             self._unused.pop(text, None)
             if not text:
                 self._unnamed.append(name)
-            self._add(new, Recipe((name,), text))
+            self._add(new, TensorRecipe((name,), text))
             return
         rule, values = found
         self._unused.pop(f"name {rule.text!r}", None)
@@ -138,7 +146,7 @@ class _Matcher:
         else:
             self._spread(rule, values, name)
 
-    def _spread(self, rule: Rule, values: Mapping[str, Value], name: str) -> None:
+    def _spread(self, rule: KeyRule, values: Mapping[str, SlotValue], name: str) -> None:
         """One foreign tensor becomes one of ours, or several."""
         try:
             ours = [self._full(new) for new in rule.ours(values)]
@@ -146,13 +154,13 @@ class _Matcher:
             self._problems.append(f"{shown(name)}: {error}")
             return
         if rule.change.plain:
-            self._add(ours[0], Recipe((name,), rule.text))
+            self._add(ours[0], TensorRecipe((name,), rule.text))
             return
         parts = self._shapes(ours, name)
         for part, new in enumerate(ours if parts else ()):
-            self._add(new, Recipe((name,), rule.text, rule.change, part, parts))
+            self._add(new, TensorRecipe((name,), rule.text, rule.change, part, parts))
 
-    def _join(self, rule: Rule, values: Mapping[str, Value], pieces: Mapping[tuple[Value, ...], str]) -> None:
+    def _join(self, rule: KeyRule, values: Mapping[str, SlotValue], pieces: Mapping[tuple[SlotValue, ...], str]) -> None:
         """Several foreign tensors become one of ours."""
         first = next(iter(pieces.values()))
         wanted = list(itertools.product(*(slot.choices for slot in rule.joining)))
@@ -168,7 +176,7 @@ class _Matcher:
             return
         parts = self._shapes([new], first)
         if parts:
-            self._add(new, Recipe(tuple(pieces[piece] for piece in wanted), rule.text, rule.change, 0, parts))
+            self._add(new, TensorRecipe(tuple(pieces[piece] for piece in wanted), rule.text, rule.change, 0, parts))
 
     def _shapes(self, ours: list[str], name: str) -> tuple[Shape, ...]:
         """Expected shapes of our tensors; () and a problem if there is no such tensor."""
@@ -185,7 +193,7 @@ class _Matcher:
         widths = self._only.get(name, ())
         return widths[0] if len(widths) == 1 and name not in self._expected else name
 
-    def _add(self, new: str, recipe: Recipe) -> None:
+    def _add(self, new: str, recipe: TensorRecipe) -> None:
         if new in self._recipes:
             before = self._recipes[new].sources[0]
             self._problems.append(f"{shown(before)} and {shown(recipe.sources[0])} both become {shown(new)}")

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-Value = int | str
+SlotValue = int | str
 LONGEST = 1000  # characters of a tensor's name that patterns look at
 MOST_SLOTS, MOST_TEXTS = 12, 2  # of one pattern: what may be matched in several ways costs time
 _SLOT = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -45,7 +45,7 @@ class Slot:
             return ".*"
         return "|".join(map(re.escape, sorted(self.choices, key=len, reverse=True))) or "[0-9]{1,6}"
 
-    def value(self, text: str) -> Value | None:
+    def value(self, text: str) -> SlotValue | None:
         """What the text stands for; None if it is not of the range, or no such word."""
         if self.word is not None:
             return self.word.ours(text)
@@ -85,14 +85,14 @@ class Pattern:
                 texts.append(f"(?P<{part.name}>{part.regex})")
         return re.compile("".join(texts), re.DOTALL)
 
-    def match(self, name: str) -> dict[str, Value] | None:
+    def match(self, name: str) -> dict[str, SlotValue] | None:
         """Slot -> what stands there in `name`; None if it does not fit."""
         if not self.slots:
             return {} if name == "".join(p for p in self.parts if isinstance(p, str)) else None
         found = self._compiled.fullmatch(name) if len(name) <= LONGEST else None
         if found is None:
             return None
-        values: dict[str, Value] = {}
+        values: dict[str, SlotValue] = {}
         for slot in self.slots:
             value = slot.value(found[slot.name])
             if value is None:
@@ -148,7 +148,7 @@ class Template:
         """Choices that no pattern decides: it stands for one name for each."""
         return tuple(dict.fromkeys(p for p in self.parts if isinstance(p, Slot)))
 
-    def fill(self, values: Mapping[str, Value]) -> str:
+    def fill(self, values: Mapping[str, SlotValue]) -> str:
         """The name.
 
         Raises:
@@ -167,7 +167,7 @@ class Template:
             texts.append(str(value))
         return "".join(texts)
 
-    def all(self, values: Mapping[str, Value]) -> Iterator[str]:
+    def all(self, values: Mapping[str, SlotValue]) -> Iterator[str]:
         """Every name that it stands for, in the order of the choices."""
         for chosen in itertools.product(*(slot.choices for slot in self.free)):
             yield self.fill({**values, **{slot.name: text for slot, text in zip(self.free, chosen, strict=True)}})

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-Shape = tuple[int, ...]
+from snapgen_deploy.families.component import Shape
 
 
 @dataclass(frozen=True)
-class Change:
+class TensorChange:
     """What a rule does to its tensors beside renaming them."""
 
     reshape: Shape | None = None  # of each foreign tensor; one of the sizes may be -1
@@ -33,16 +33,16 @@ class Change:
     @property
     def plain(self) -> bool:
         """Whether tensors stay as they are."""
-        return self == Change()
+        return self == TensorChange()
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TensorRecipe:
     """One of our tensors: the foreign ones that it is made of, and how."""
 
     sources: tuple[str, ...]
     rule: str  # as the key map has it; "" for a tensor that no rule names
-    change: Change = field(default_factory=Change)
+    change: TensorChange = field(default_factory=TensorChange)
     part: int = 0  # which of `parts`
     parts: tuple[Shape, ...] = ()  # our tensors that come of one foreign tensor, by their expected shapes
 

@@ -7,20 +7,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from snapgen_deploy.checkpoint.keymap.pattern import Pattern, Slot, Template, Value, Words, read_pattern, read_template
-from snapgen_deploy.checkpoint.keymap.recipe import Change
+from snapgen_deploy.checkpoint.keymap.pattern import Pattern, Slot, SlotValue, Template, Words, read_pattern, read_template
+from snapgen_deploy.checkpoint.keymap.recipe import TensorChange
 from snapgen_deploy.system.documents import shown
 
 MOST_HEADS, MOST_AXES = 65_536, 8
 
 
 @dataclass(frozen=True)
-class Rule:
+class KeyRule:
     """A pattern and what becomes of the tensors that it fits."""
 
     pattern: Pattern
     targets: tuple[Template, ...]  # none: they are left out
-    change: Change = field(default_factory=Change)
+    change: TensorChange = field(default_factory=TensorChange)
     optional: bool = False  # may apply to no tensor
 
     @property
@@ -37,7 +37,7 @@ class Rule:
         slots = dict.fromkeys(slot for slot in self.pattern.slots if slot.choices and slot.name not in named)
         return tuple(slots)
 
-    def ours(self, values: Mapping[str, Value]) -> list[str]:
+    def ours(self, values: Mapping[str, SlotValue]) -> list[str]:
         """All names that a match becomes.
 
         Raises:
@@ -46,7 +46,7 @@ class Rule:
         return [name for target in self.targets for name in target.all(values)]
 
 
-def read_rule(text: str, value: object, words: Mapping[str, Words]) -> Rule:
+def read_rule(text: str, value: object, words: Mapping[str, Words]) -> KeyRule:
     """A rule from its key and value: our name, several, or a table with `to`.
 
     Raises:
@@ -74,12 +74,12 @@ def read_rule(text: str, value: object, words: Mapping[str, Words]) -> Rule:
     several = len(targets) > 1 or any(target.free for target in targets)
     if several and not {"axis", "stack", "share"} & set(settings):
         settings["axis"] = 0
-    rule = Rule(pattern, targets, Change(**settings), optional)
+    rule = KeyRule(pattern, targets, TensorChange(**settings), optional)
     _check(rule, several)
     return rule
 
 
-def _check(rule: Rule, several: bool) -> None:
+def _check(rule: KeyRule, several: bool) -> None:
     change = rule.change
     ways = [name for name in ("axis", "stack") if getattr(change, name) is not None] + (["share"] if change.share else [])
     if len(ways) > 1:
