@@ -13,8 +13,12 @@ from rich.markup import escape
 from snapgen_deploy.cli.console import NO_TOKENIZER, UNTRAINED, megabytes, new_table, out, print_json, progress
 from snapgen_deploy.cli.options import (
     AsJson,
+    ConfigFile,
     DecoderFolder,
+    Ema,
     KeyMapFile,
+    Loras,
+    Prefix,
     TextEncoders,
     Verbose,
     WithoutTextEncoder,
@@ -36,12 +40,25 @@ def inspect(
     text_encoder: TextEncoders = None,
     without_text_encoder: WithoutTextEncoder = None,
     decoder: DecoderFolder = None,
+    config: ConfigFile = None,
+    prefix: Prefix = None,
+    ema: Ema = False,
+    lora: Loras = None,
     golden: Annotated[
         Path | None,
         typer.Option(help="Golden vectors to hold the reference against; names the likely cause where it disagrees."),
     ] = None,
     width: Annotated[
         str | None, typer.Option(help="With --golden: the sub-network. Default: the file's, else the widest.")
+    ] = None,
+    names: Annotated[
+        bool, typer.Option("--names", help="Their tensors beside ours: what matched by which rule, and what nearly fits.")
+    ] = False,
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="Draft a key map from shapes, order and usual names, for you to check.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="With --suggest: write the key map to this file.", metavar="FILE")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Read every tensor and check that it is finite.")] = False,
     as_json: AsJson = False,
@@ -53,8 +70,29 @@ def inspect(
 
     if width is not None and golden is None:
         raise BadInput("--width belongs to --golden; add --golden FILE, or leave it out")
+    if output is not None and not suggest:
+        raise BadInput("--output belongs to --suggest; add --suggest, or leave it out")
+    if names and suggest:
+        raise BadInput("--names and --suggest: expected one of them")
+    place = place_of(
+        checkpoint,
+        key_map=key_map,
+        text_encoder=text_encoder,
+        without=without_text_encoder,
+        decoder=decoder,
+        config=config,
+        prefix=prefix,
+        ema=ema,
+        lora=lora,
+    )
+    if names or suggest:
+        from snapgen_deploy.cli.names import show_names, suggest_map
 
-    place = place_of(checkpoint, key_map, text_encoder, without_text_encoder, decoder)
+        if suggest:
+            suggest_map(place, output, as_json=as_json)
+        else:
+            show_names(place, as_json=as_json)
+        return
     opened = place.open()
     data = summary(opened)
     if not as_json:
@@ -139,6 +177,7 @@ def summary(checkpoint: Checkpoint) -> dict[str, Any]:
         "trained": config.trained,
         "license": checkpoint.license,
         "tokenizer": bool(checkpoint.tokenizers) and all(s.name in checkpoint.tokenizers for s in specs.encoders),
+        "notes": list(checkpoint.notes),
         "components": components,
         "widths": widths,
         "config": config_to_dict(config),
@@ -167,6 +206,8 @@ def _print(data: dict[str, Any]) -> None:
         console.print(NO_TOKENIZER, style="yellow")
     if not data["trained"]:
         console.print(UNTRAINED, style="yellow")
+    for note in data["notes"]:
+        console.print(note, style="yellow", markup=False, soft_wrap=True)
     console.print(f"sha256 {data['sha256']}", style="dim")
     table = new_table(title="components")
     for column in ("component", "tensors", "parameters", "bytes", "dtype"):

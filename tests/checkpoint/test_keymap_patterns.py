@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from snapgen_deploy.checkpoint import expected_shapes, load_key_map, open_checkpoint, save_checkpoint, validate
-from snapgen_deploy.checkpoint.keymap import Change, Recipe
+from snapgen_deploy.checkpoint.keymap import TensorChange, TensorRecipe
 from snapgen_deploy.checkpoint.keymap.pattern import folded, read_pattern, read_template
 from tests.checkpoint.cases import refused, tiny_config
 from tests.checkpoint.foreign import PIXART_MAP, our_state, pixart_config, pixart_state
@@ -190,5 +190,5 @@ def test_rules_that_do_not_fit_the_tensors(tmp_path: Path, state: dict[str, Tens
 
 
 def test_a_tensor_of_numbers_only(tmp_path: Path, state: dict[str, Tensor]) -> None:
-    assert Recipe(("a",), "", Change(scale=2.0)).make([torch.ones(2, dtype=torch.bfloat16)]).dtype == torch.float32
+    assert TensorRecipe(("a",), "", TensorChange(scale=2.0)).make([torch.ones(2, dtype=torch.bfloat16)]).dtype == torch.float32
     assert set(expected_shapes(tiny_config())) == set(state)
