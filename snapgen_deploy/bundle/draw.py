@@ -13,26 +13,32 @@ from snapgen_deploy.drawing.pipeline import Pipeline, tokenize_all
 from snapgen_deploy.drawing.ports import absent_text
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays
-from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.export.registry import spec_of, target_of
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.system.files import write_bytes
 
 
 def choose_target(bundle: Bundle, wanted: str | None) -> str:
-    """The wanted target, else the bundle's first that runs on this machine.
+    """The wanted target, else the bundle's quickest that runs on this machine: a format's own runtime before an executor
+    that is here for its numbers, and the one for this host first of all.
 
     Raises:
         BadInput: if the bundle does not hold the wanted target, or none can run here (with the reasons).
     """
     reasons = []
-    for key in bundle.targets if wanted is None else [full_key(bundle, wanted)]:
+    for key in sorted(bundle.targets, key=_slowness) if wanted is None else [full_key(bundle, wanted)]:
         target, variant = target_of(key)
         reason = target.unavailable(variant)
         if reason is None:
             return key
         reasons.append(f"{key}: {reason}")
     raise BadInput(f"no target of {bundle.name} runs here ({'; '.join(reasons) or 'it holds none'})")
+
+
+def _slowness(key: str) -> tuple[bool, bool]:
+    runtime = spec_of(key).runtime
+    return bool(runtime.numbers_only), not runtime.host_default
 
 
 def full_key(bundle: Bundle, wanted: str) -> str:

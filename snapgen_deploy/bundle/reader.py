@@ -227,7 +227,7 @@ def check_hashes(bundle: Bundle) -> None:
     wrong += [f"missing {n}" for n in sorted(set(listed) - set(there))]
     wrong += [f"not listed {n}" for n in sorted(set(there) - set(listed))]
     wrong += [f"changed {n}" for n in sorted(set(there) & set(listed)) if sha256_of(there[n]) != listed[n]]
-    recorded = _digests(bundle.manifest)
+    recorded = digests(bundle.manifest)
     differ = (n for n in sorted({*recorded, *listed} - {MANIFEST}) if recorded.get(n) != listed.get(n))
     wrong += [f"differs from {MANIFEST} {n}" for n in differ]
     if wrong:
@@ -235,7 +235,7 @@ def check_hashes(bundle: Bundle) -> None:
         raise GateFailed(f"{bundle.name} is not what was exported: {shown}")
 
 
-def _digests(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def digests(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Hashes that the manifest itself records, by file."""
     components = [c for t in manifest["targets"].values() for c in t["components"].values()]
     tables = [manifest["files"], *(c["files"] for c in components)]

@@ -83,6 +83,7 @@ def _options(
 def _register() -> None:
     from snapgen_deploy.cli import (
         bench,
+        bundle,
         compare,
         devices,
         doctor,
@@ -111,6 +112,9 @@ def _register() -> None:
         run_coreml.run_coreml,
     ):
         app.command(function.__name__.replace("_", "-"), help=_paragraphs(function.__doc__ or ""))(function)
+    about_bundles = typer.Typer(no_args_is_help=True, help="Bundles as an app ships them.")
+    about_bundles.command("diff", help=_paragraphs(bundle.diff.__doc__ or ""))(bundle.diff)
+    app.add_typer(about_bundles, name="bundle")
 
 
 def _paragraphs(doc: str) -> str:

@@ -24,7 +24,7 @@ def generate(
         int,
         typer.Option(min=0, metavar="N", help="Seed of the noise, below 2^63. One seed, one picture on every target."),
     ] = 0,
-    target: Annotated[str | None, typer.Option(help="NAME or NAME:VARIANT. Default: the first that runs here.")] = None,
+    target: Annotated[str | None, typer.Option(help="NAME or NAME:VARIANT. Default: the quickest that runs here.")] = None,
     resolution: Annotated[
         str | None, typer.Option(help="One of the bundle's picture sizes, N or HEIGHTxWIDTH. Default: its first.")
     ] = None,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snapgen_deploy.bundle.draw import draw, other_text, save_png
+from snapgen_deploy.bundle.draw import choose_target, draw, other_text, save_png
 from snapgen_deploy.bundle.reader import Bundle
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models import PRESETS
@@ -55,3 +55,16 @@ def test_a_prompt_is_given_where_there_is_a_text_encoder_and_only_there(tmp_path
     without = bundle_of(replace(config, text_encoder=None, prompts=()), tmp_path)
     with pytest.raises(BadInput, match="has no text encoder to read --prompt with; give its text by --embeddings alone"):
         draw(without, "onnx:cpu", "a red ring", 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted", "chosen"),
+    [
+        (["coreml", "executorch:xnnpack", "onnx:cpu"], None, "onnx:cpu"),
+        (["coreml", "executorch:xnnpack"], None, "executorch:xnnpack"),
+        (["coreml"], None, "coreml"),
+        (["coreml", "onnx:cpu"], "coreml", "coreml"),
+    ],
+)
+def test_the_quickest_target_draws_unless_one_is_asked_for(tmp_path, keys, wanted, chosen):
+    assert choose_target(Bundle(tmp_path, {"target_order": keys}), wanted) == chosen

@@ -75,7 +75,7 @@ def test_our_commands(words, request, monkeypatch):
     command.make_context(words[0], list(words[1:]))  # exits where an option is unknown or a value is not of its type
     if reason(words):
         return
-    folder = request.getfixturevalue("desk_with_bundles" if "bundle" in " ".join(words[1:2]) else "desk")
+    folder = request.getfixturevalue("desk_with_bundles" if "bundle" in " ".join(words[:2]) else "desk")
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     if "mixed" not in words:  # needs more prompts than the small checkpoint has
