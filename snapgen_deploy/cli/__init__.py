@@ -113,7 +113,8 @@ def _register() -> None:
     ):
         app.command(function.__name__.replace("_", "-"), help=_paragraphs(function.__doc__ or ""))(function)
     about_bundles = typer.Typer(no_args_is_help=True, help="Bundles as an app ships them.")
-    about_bundles.command("diff", help=_paragraphs(bundle.diff.__doc__ or ""))(bundle.diff)
+    for about in (bundle.diff, bundle.bom):
+        about_bundles.command(about.__name__, help=_paragraphs(about.__doc__ or ""))(about)
     app.add_typer(about_bundles, name="bundle")
 
 

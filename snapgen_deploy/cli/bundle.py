@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from snapgen_deploy.cli.console import megabytes, new_table, out, print_json
+from snapgen_deploy.cli.console import megabytes, new_table, out, print_json, save_text, say
 from snapgen_deploy.cli.options import AsJson, Verbose
 
 if TYPE_CHECKING:
@@ -38,6 +38,28 @@ def diff(
         print_json({"bytes": found.bytes, "download": found.download, "parts": [asdict(part) for part in found.parts]})
     else:
         _print(found)
+
+
+def bom(
+    bundle: Annotated[Path, typer.Argument(help="A bundle that `export` wrote.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write. Default: standard output.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Write a bundle's bill of materials, CycloneDX 1.6 in JSON.
+
+    It names every model with its files, hashes, licence, inputs, outputs and gates, and the checkpoint that it comes from.
+    """
+    from snapgen_deploy.bundle.bom import as_text, bill_of_materials
+    from snapgen_deploy.bundle.reader import check_hashes, open_bundle
+
+    opened = open_bundle(bundle)
+    check_hashes(opened)
+    document = bill_of_materials(opened)
+    if output is None:
+        print_json(document)
+    else:
+        save_text(output, as_text(document))
+        say(f"{output}: {len(document['components'])} models, their licences and hashes")
 
 
 def _print(found: Update) -> None:

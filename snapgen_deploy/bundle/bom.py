@@ -1,0 +1,121 @@
+"""A CycloneDX 1.6 bill of materials of a bundle: its models with licence, hashes, inputs, outputs and measured errors.
+
+Format: https://cyclonedx.org/docs/1.6/json/ (ECMA-424). The document has no time of its own, so that equal bundles have equal
+documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from snapgen_deploy import __version__
+from snapgen_deploy.bundle.reader import MANIFEST, Bundle
+from snapgen_deploy.system.files import sha256_of
+
+_SPEC = "1.6"
+
+
+def bill_of_materials(bundle: Bundle) -> dict[str, Any]:
+    """The document for one bundle: the bundle itself, a model for each component of each target, and the checkpoint."""
+    manifest = bundle.manifest
+    digest = sha256_of(bundle.path / MANIFEST)
+    models = [_model(bundle, key, role) for key in bundle.targets for role in manifest["targets"][key]["components"]]
+    origin = _checkpoint(manifest)
+    whole = {
+        "type": "application",
+        "bom-ref": "bundle",
+        "name": bundle.name,
+        "version": digest[:12],
+        "description": f"{manifest['name']}, width {manifest['width']}, for {manifest['device']['name']}",
+        "hashes": [{"alg": "SHA-256", "content": digest}],
+        **_licenses(manifest),
+    }
+    tool = {"type": "application", "name": "snapgen-deploy", "version": __version__}
+    depends = {"ref": "bundle", "dependsOn": [model["bom-ref"] for model in models]}
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": _SPEC,
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'sha256:{digest}')}",
+        "version": 1,
+        "metadata": {"tools": {"components": [tool]}, "component": whole},
+        "components": [*models, origin],
+        "dependencies": [
+            depends,
+            *({"ref": model["bom-ref"], "dependsOn": [origin["bom-ref"]]} for model in models),
+        ],
+    }
+
+
+def as_text(document: Mapping[str, Any]) -> str:
+    """The document as a file has it."""
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _model(bundle: Bundle, key: str, role: str) -> dict[str, Any]:
+    target, component = bundle.manifest["targets"][key], bundle.manifest["targets"][key]["components"][role]
+    files = {name: entry["sha256"] for name, entry in sorted(component["files"].items())}
+    lines = "".join(f"{digest}  {name}\n" for name, digest in files.items())
+    gates = [g for g in bundle.manifest["gates"] if g["target"] == key and g["component"] == role]
+    card: dict[str, Any] = {
+        "modelParameters": {
+            "task": "text-to-image",
+            "architectureFamily": "diffusion",
+            "modelArchitecture": f"{bundle.config.family} {role}",
+            "inputs": [{"format": _port(port)} for port in component.get("inputs", ())],
+            "outputs": [{"format": _port(port)} for port in component.get("outputs", ())],
+        }
+    }
+    metrics = [
+        {"type": g["name"], "value": str(g["value"]), "slice": g["detail"] or "all"} for g in gates if g["value"] is not None
+    ]
+    if metrics:
+        card["quantitativeAnalysis"] = {"performanceMetrics": metrics}
+    if not bundle.manifest.get("trained", True):
+        card["considerations"] = {"technicalLimitations": ["The weights are untrained: pictures are noise."]}
+    return {
+        "type": "machine-learning-model",
+        "bom-ref": f"{key} {role}",
+        "name": f"{bundle.manifest['name']} {role}",
+        "version": target["precision"],
+        "description": f"{key}, {target['precision']}; SHA-256 of the lines `hash  name` of its files",
+        "hashes": [{"alg": "SHA-256", "content": hashlib.sha256(lines.encode()).hexdigest()}],
+        **_licenses(bundle.manifest),
+        "modelCard": card,
+        "components": [
+            {"type": "file", "bom-ref": name, "name": name, "hashes": [{"alg": "SHA-256", "content": digest}]}
+            for name, digest in files.items()
+        ],
+    }
+
+
+def _checkpoint(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    digest = manifest["checkpoint"]["sha256"]
+    return {
+        "type": "machine-learning-model",
+        "bom-ref": "checkpoint",
+        "name": manifest["name"],
+        "version": digest[:12],
+        "description": "The checkpoint that the models were exported from; not part of the bundle.",
+        "hashes": [{"alg": "SHA-256", "content": digest}],
+        **_licenses(manifest),
+    }
+
+
+def _licenses(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The checkpoint's licence: an SPDX expression where it is one, else its text; nothing where it is not stated."""
+    said = manifest["checkpoint"].get("license")
+    if not said:
+        return {}
+    from license_expression import get_spdx_licensing
+
+    if get_spdx_licensing().validate(said).errors:
+        return {"licenses": [{"license": {"name": said}}]}
+    return {"licenses": [{"expression": said}]}
+
+
+def _port(port: Mapping[str, Any]) -> str:
+    return f"{port['name']}: {port['dtype']} {list(port['shape'])}"
