@@ -23,7 +23,7 @@ class UpdatePart:
 
 
 @dataclass(frozen=True)
-class Update:
+class BundleUpdate:
     """The way from one bundle to another."""
 
     parts: tuple[UpdatePart, ...]
@@ -39,7 +39,7 @@ class Update:
         return sum(part.download for part in self.parts)
 
 
-def update_of(older: Bundle, newer: Bundle, targets: Sequence[str] = ()) -> Update:
+def update_of(older: Bundle, newer: Bundle, targets: Sequence[str] = ()) -> BundleUpdate:
     """Compare two bundles by the hashes that their manifests record. A file that was only renamed is not downloaded.
 
     Args:
@@ -65,7 +65,7 @@ def update_of(older: Bundle, newer: Bundle, targets: Sequence[str] = ()) -> Upda
         changed = tuple(file for file in files if hashes.get(file) not in held)
         removed = tuple(file for file in before.get(name, ()) if file not in hashes)
         found.append(UpdatePart(name, sum(sizes.values()), sum(sizes[file] for file in changed), changed, removed))
-    return Update(tuple(found))
+    return BundleUpdate(tuple(found))
 
 
 def _parts(bundle: Bundle, targets: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -12,7 +12,7 @@ from snapgen_deploy.cli.console import megabytes, new_table, out, print_json, sa
 from snapgen_deploy.cli.options import AsJson, Verbose
 
 if TYPE_CHECKING:
-    from snapgen_deploy.bundle.update import Update
+    from snapgen_deploy.bundle.update import BundleUpdate
 
 
 def diff(
@@ -62,7 +62,7 @@ def bom(
         say(f"{output}: {len(document['components'])} models, their licences and hashes")
 
 
-def _print(found: Update) -> None:
+def _print(found: BundleUpdate) -> None:
     table = new_table()
     table.add_column("part", overflow="fold")
     for name in ("size", "download", "files"):
