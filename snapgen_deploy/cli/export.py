@@ -25,7 +25,7 @@ from snapgen_deploy.cli.options import (
     place_of,
 )
 from snapgen_deploy.cli.parsing import parse_duration, parse_resolution
-from snapgen_deploy.cli.result import print_gates, print_result, quantisers_warnings, result_as_dict
+from snapgen_deploy.cli.result import print_gates, print_result, result_as_dict, warnings_of
 from snapgen_deploy.errors import GatesFailed
 from snapgen_deploy.system.processors import default_threads
 
@@ -313,9 +313,7 @@ def export(
         sign_bundle(result.bundle.path, sign)
     notes = request.cache.notes if request.cache is not None else []
     if as_json:
-        print_json(
-            result_as_dict(result) | {"notes": notes, "warnings": quantisers_warnings(result.bundle.manifest["targets"])}
-        )
+        print_json(result_as_dict(result) | {"notes": notes, "warnings": warnings_of(result.bundle.manifest)})
     else:
         print_result(result)
         for note in notes:

@@ -91,6 +91,24 @@ def quantisers_warnings(targets: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def warnings_of(manifest: Mapping[str, Any]) -> list[str]:
+    """All that went well and still needs a decision."""
+    return [*quantisers_warnings(manifest["targets"]), *delivery_warnings(manifest)]
+
+
+def delivery_warnings(manifest: Mapping[str, Any]) -> list[str]:
+    """A line for every target that is too large for the store."""
+    found = []
+    for key, told in manifest.get("delivery", {}).items():
+        if not told["fits"]:
+            most = f"{megabytes(told['most_bytes'])}, {megabytes(told['most_bytes_each'])} each"
+            found.append(
+                f"{key}: {megabytes(told['bytes'])} do not fit {told['way']} ({most}: {told['source']}); choose fewer bits or "
+                "a narrower width, or download them from a server of yours"
+            )
+    return found
+
+
 def _print_sizes(manifest: Mapping[str, Any]) -> None:
     """Print how many bytes the picture sizes share, and what that saves compared with one bundle per size."""
     names = [s["name"] for s in manifest["sizes"]]
@@ -144,7 +162,7 @@ def print_result(result: Result) -> None:
     manifest = result.bundle.manifest
     targets = {key: manifest["targets"][key] for key in result.bundle.targets}
     _print_components(targets)
-    for line in quantisers_warnings(targets):
+    for line in warnings_of(result.bundle.manifest):
         tell(f"warning: {line}", "yellow")
     if "sizes" in manifest:
         _print_sizes(manifest)

@@ -9,6 +9,7 @@ from typing import Any
 
 from snapgen_deploy import __version__
 from snapgen_deploy.bundle.reader import GOLDEN, MANIFEST, SCHEMA_VERSION, SUMS
+from snapgen_deploy.device_profiles.stores import delivery
 from snapgen_deploy.drawing.ports import ports_of
 from snapgen_deploy.drawing.reference import schedule_of
 from snapgen_deploy.export.base import Role
@@ -58,6 +59,7 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
         "device": {
             "id": plan.device,
             "name": plan.device_name,
+            "os": plan.os,
             "memory_budget": plan.memory_budget,
             "guards": list(plan.guards),
         },
@@ -88,6 +90,7 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
         "noise": {"generator": PHILOX, "doc": NOISE_DOC},
         "target_order": [t.key for t in plan.targets],
         "targets": targets,
+        "delivery": {key: told for key, target in targets.items() if (told := _delivery(plan.os, target)) is not None},
         "estimates": list(estimate.estimates),
         "fidelity": {key: record for key, record in fidelity.items() if record is not None},
         "gates": [g.as_dict() for g in made.gates],
@@ -101,6 +104,15 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
             if name not in owned and name not in (MANIFEST, SUMS)
         },
     }
+
+
+def _delivery(os: str, target: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How a target's files fit the store's limits."""
+    found = delivery(os, {role: component["bytes"] for role, component in target["components"].items()})
+    if found is None:
+        return None
+    limits = {"most_bytes": found.way.most, "most_bytes_each": found.way.most_each, "source": found.way.source}
+    return {"bytes": found.bytes, "fits": found.fits, "way": found.way.name, **limits}
 
 
 def _target(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exported]) -> dict[str, Any]:

@@ -73,6 +73,7 @@ def make_plan(
     return ExportPlan(
         device=profile.id,
         device_name=profile.name,
+        os=profile.os,
         width=pick.width,
         reasons=(*asked, *(j.line for j in judged), *left_out),
         targets=tuple(chosen),

@@ -70,6 +70,7 @@ class ExportPlan:
     other_sizes: tuple[Size, ...] = ()  # besides `resolution`, the default one
     offers: tuple[str, ...] = ()  # keys of further targets that the device runs; exported on request
     mixed: MixedSettings | None = None  # of targets with precision "mixed"
+    os: str = ""  # the device's operating system, such as "iOS"
 
     @property
     def sizes(self) -> tuple[str, ...]:
