@@ -133,7 +133,7 @@ def _of_samples(bundle: Bundle, vectors: ReferenceVectors) -> Iterator[str]:
             yield f"the noise of seed {seed} is another one"
     for spec in components.encoders:
         for i, prompt in enumerate(vectors.prompts if spec.name in tokenizers else ()):
-            made = token_arrays(components, {spec.name: tokenize(tokenizers[spec.name], prompt, spec.reads.length)})
+            made = token_arrays(components, {spec.name: tokenize(tokenizers[spec.name], prompt, spec.reads)})
             if any(name not in arrays or not np.array_equal(arrays[name][i], row) for name, (row,) in made.items()):
                 yield f"{spec.reads.file} makes other tokens of {prompt[:40]!r}"
 

@@ -12,7 +12,7 @@ from snapgen_deploy.checkpoint.stored import Stored, stored_as
 from snapgen_deploy.checkpoint.tensors import json_object, sharded, weights_in
 from snapgen_deploy.errors import BadInput
 
-_CONFIG, _TOKENIZER_FILE = "config.json", "tokenizer.json"
+_CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,3 @@ def open_library_folder(path: Path, what: str) -> LibraryFolder:
         source, index = sharded(found)
         return LibraryFolder(path, config, source, (*source.files, index, path / _CONFIG))
     return LibraryFolder(path, config, SafetensorsSource.of((found,)), (found, path / _CONFIG))
-
-
-def tokenizer_of(path: Path) -> tuple[str | None, tuple[Path, ...]]:
-    """The text of the tokenizer.json in a folder, and the files that it came from; None if there is none.
-
-    Raises:
-        BadInput: if it cannot be read.
-    """
-    file = path / _TOKENIZER_FILE
-    try:
-        return (file.read_text(encoding="utf-8"), (file,)) if file.is_file() else (None, ())
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{file}: cannot be read ({error})") from None

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from snapgen_deploy.checkpoint.library import open_library_folder, tokenizer_of
+from snapgen_deploy.checkpoint.library import open_library_folder
 from snapgen_deploy.checkpoint.lora import Adapter, Update, open_adapter
 from snapgen_deploy.checkpoint.merged import merged, refuse_left
 from snapgen_deploy.checkpoint.opener import Checkpoint, MergedLora, Reading, check_tokenizer, open_with_adapters
 from snapgen_deploy.checkpoint.pipeline_folder import PipelineFolder, open_pipeline_folder
 from snapgen_deploy.checkpoint.stored import Stored, StoredSource, stored_as
+from snapgen_deploy.checkpoint.text_folder import open_text_folder
 from snapgen_deploy.checkpoint.wrappers import Selection
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.component import ComponentSpec
@@ -130,10 +131,8 @@ def _text_parts(opened: Checkpoint) -> list[_TextPart]:
 
 
 def _opened_text(stream: TextStream, path: Path) -> _TextPart:
-    folder = open_library_folder(path, f"text encoder {stream.name}")
-    tokenizer, files = tokenizer_of(path)
-    config = LibraryTextEncoder("transformers", dict(folder.config), stream.length, stream.name)
-    return _TextPart(config, folder.stored, tokenizer, (*folder.files, *files))
+    found = open_text_folder(path, stream)
+    return _TextPart(found.config, found.stored, found.tokenizer, found.files)
 
 
 def _assembled(opened: Checkpoint, place: CheckpointPlace) -> Checkpoint:

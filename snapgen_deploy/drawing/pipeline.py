@@ -10,7 +10,7 @@ import torch
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role, Runner
-from snapgen_deploy.families.component import LATENT, MASK, PICTURE, TIME, TOKENS, VELOCITY, Components
+from snapgen_deploy.families.component import LATENT, MASK, PICTURE, TIME, TOKENS, VELOCITY, Components, TextInput
 from snapgen_deploy.models import Schedule, euler_by_step
 from snapgen_deploy.models.noise import GENERATORS, PHILOX
 from snapgen_deploy.models.tokenizer import WordTokenizer
@@ -51,8 +51,8 @@ class Pipeline:
         for role, given in inputs.items():
             if role not in self.runners:
                 raise BadInput("this bundle has no text encoder: a prompt cannot be drawn from it")
-            for stream, embeddings in self.runners[role](given).items():
-                text |= {stream: embeddings, f"{stream}_mask": given[MASK]}
+            spec, found = self.components[role], self.runners[role](given)
+            text |= {spec.output: found[spec.output], f"{spec.output}_mask": given[MASK][:, spec.reads.dropped :]}
         return text
 
     def denoise(self, noise: np.ndarray, text: Arrays, trace: StudentTrace | None = None) -> np.ndarray:
@@ -88,19 +88,19 @@ class Pipeline:
         return to_bytes(self.decode(self.denoise(noise_for(seed, self.latent, self.generator), text)))
 
 
-def tokenize(tokenizer_json: str, prompt: str, length: int) -> Arrays:
+def tokenize(tokenizer_json: str, prompt: str, reads: TextInput) -> Arrays:
     """Turn a prompt into a text encoder's inputs: tokens (1, L) int32, mask (1, L) float32.
 
     Raises:
-        BadInput: if the tokenizer does not know a word, or the prompt is longer than `length` tokens.
+        BadInput: if the tokenizer does not know a word, or the prompt has more tokens than the text encoder takes.
     """
-    tokens, mask = WordTokenizer(tokenizer_json).encode(prompt, length)
+    tokens, mask = WordTokenizer(tokenizer_json, reads.reading).encode(prompt, reads.length)
     return {TOKENS: np.array([tokens], dtype=np.int32), MASK: np.array([mask], dtype=np.float32)}
 
 
 def tokenize_all(components: Components, tokenizers: Mapping[Role, str], prompt: str) -> dict[Role, Arrays]:
     """Turn a prompt into the inputs of every text encoder, each with its own tokenizer."""
-    return {spec.name: tokenize(tokenizers[spec.name], prompt, spec.reads.length) for spec in components.encoders}
+    return {spec.name: tokenize(tokenizers[spec.name], prompt, spec.reads) for spec in components.encoders}
 
 
 def counted(runner: Runner, total: int, on_progress: OnProgress) -> Runner:

@@ -54,7 +54,7 @@ def check_prompts(checkpoint: Checkpoint, prompts: Iterable[str]) -> None:
         BadInput: for the first prompt with an unknown word or too many tokens.
     """
     encoders = [spec for spec in components_of(checkpoint.config).encoders if spec.name in checkpoint.tokenizers]
-    readers = [(WordTokenizer(checkpoint.tokenizers[s.name]), s.reads.length) for s in encoders]
+    readers = [(WordTokenizer(checkpoint.tokenizers[s.name], s.reads.reading), s.reads.length) for s in encoders]
     for prompt in dict.fromkeys(prompts):
         for tokenizer, length in readers:
             try:

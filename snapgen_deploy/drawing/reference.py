@@ -160,7 +160,7 @@ def prompt_tokens(checkpoint: Checkpoint, prompt: str, seed: int) -> dict[Role, 
     found: dict[Role, Arrays] = {}
     for spec in components_of(checkpoint.config).encoders:
         if tokenizer := checkpoint.tokenizers.get(spec.name):
-            found[spec.name] = tokenize(tokenizer, prompt, spec.reads.length)
+            found[spec.name] = tokenize(tokenizer, prompt, spec.reads)
         else:
             drawn = np.random.default_rng(seed).integers(0, spec.reads.vocab, (1, spec.reads.length), dtype=np.int32)
             found[spec.name] = {TOKENS: drawn, MASK: np.ones((1, spec.reads.length), np.float32)}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from snapgen_deploy.families.names import title_of
 from snapgen_deploy.families.variant import Variant
+from snapgen_deploy.models.config import PromptReading
 from snapgen_deploy.sparse import Layout, OpForm, UpsampleForm
 
 Part = Literal["encode", "denoise", "decode"]
@@ -112,6 +113,8 @@ class TextInput:
     key: str  # key of its tokenizer in a checkpoint's metadata
     file: str  # file name of its tokenizer in a bundle
     arrays: str = ""  # prefix of the names of its arrays in test vectors
+    dropped: int = 0  # first tokens that the student does not see
+    reading: PromptReading = field(default_factory=PromptReading)
 
 
 @dataclass(frozen=True)

@@ -347,7 +347,7 @@ def _picture_tokens(arrays: _Arrays, spec: ComponentSpec, rows: int | None, read
         if rows is not None and len(reading.prompts) != rows:
             arrays.problems.append(f"got {len(reading.prompts)} prompts, expected one for each of {rows} pictures")
         try:
-            read = [tokenize(reading.tokenizers[spec.name], prompt, spec.reads.length) for prompt in reading.prompts]
+            read = [tokenize(reading.tokenizers[spec.name], prompt, spec.reads) for prompt in reading.prompts]
         except BadInput as error:
             raise BadInput(f"{arrays.path}: prompts: {error}") from None
         own = {name: np.concatenate([one[name] for one in read]) for name in (TOKENS, MASK)} if read else {}

@@ -12,6 +12,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from snapgen_deploy.system.typed import Number
 
+PLACE = "{}"  # of the prompt in a template
 FAMILY = "elastic-dit"  # of a configuration without the field: it was written before there were several families
 # Bounds on what a document may ask for, so that a hostile one cannot make us build millions of modules. Both are far
 # above any published model of this family (28 blocks, 262144 words).
@@ -107,14 +108,46 @@ class TextEncoderConfig(Document):
 Settings = Annotated[dict[str, Any], Field(description="the object of a config.json")]  # not ours: its library checks it
 
 
+def _template(value: str) -> str:
+    if value.count(PLACE) != 1:
+        raise ValueError(f"a text with one {PLACE} for the prompt")
+    return value
+
+
+@dataclass(frozen=True)
+class PromptReading(Document):
+    """How a prompt is put before a tokenizer reads it, and what of it the mask shows."""
+
+    template: Annotated[str, AfterValidator(_template)] = PLACE  # around the prompt
+    special_tokens: StrictBool = True  # those that the tokenizer puts around a text; False where the template has them
+    unknown: Literal["refused", "kept"] = "refused"  # words that the tokenizer does not know become its unknown token, or not
+    padding_seen: StrictBool = False  # the mask is 1 at padding, too
+
+    def filled(self, prompt: str) -> str:
+        """The prompt in its template.
+
+        >>> PromptReading(template="draw {}!").filled("a ring")
+        'draw a ring!'
+        """
+        return self.template.replace(PLACE, prompt, 1)
+
+
 @dataclass(frozen=True)
 class LibraryTextEncoder(Document):
     """A text encoder that is a class of transformers, by the configuration that the library wrote for it."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"layer", "normed", "pooled", "dropped", "padding", "reading"})
+
     library: Literal["transformers"]
     config: Settings = field(hash=False)
-    length: PositiveInt  # tokens, padding included
+    length: PositiveInt  # tokens, padding and those that are dropped included
     stream: str = "text"  # which of the student's text streams it feeds
+    layer: Annotated[int, Field(strict=True, ge=-LARGEST_DEPTH, le=LARGEST_DEPTH)] = -1  # hidden state; -1: the last, normed
+    normed: StrictBool = False  # the final norm is applied to another hidden state than the last
+    pooled: StrictBool = False  # it also gives the projection of the embedding at the end token
+    dropped: Annotated[int, Field(strict=True, ge=0, le=LARGEST_INT)] = 0  # first tokens, of a template, the student sees not
+    padding: Literal["right", "left"] = "right"
+    reading: PromptReading = field(default_factory=PromptReading)
 
 
 @dataclass(frozen=True)

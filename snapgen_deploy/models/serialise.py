@@ -23,6 +23,7 @@ from snapgen_deploy.models.config import (
     StudentConfig,
     TextEncoderConfig,
 )
+from snapgen_deploy.models.library_text import settings_of
 from snapgen_deploy.system.documents import parse_json, refuse, shown
 from snapgen_deploy.system.typed import read_as
 
@@ -104,10 +105,7 @@ def semantic_problems(config: ModelConfig) -> list[str]:
     elif config.decoder is not None:
         found += library_decoder_problems(config.decoder, config.student)
     for where, encoder in _text_encoders(config):
-        if isinstance(encoder, TextEncoderConfig):
-            found += _text_problems(encoder, where, config.student)
-        elif all(s.name != encoder.stream for s in config.student.text_streams):
-            found.append(_no_stream(encoder, where, config.student))
+        found += _text_problems(encoder, where, config.student)
     fed = [encoder.stream for encoder in config.text_encoders]
     streams = [s.name for s in config.student.text_streams]
     for name in config.absent_streams:
@@ -156,18 +154,21 @@ def _decoder_problems(decoder: DecoderConfig, student: StudentConfig) -> list[st
     return found
 
 
-def _text_problems(text: TextEncoderConfig, where: str, student: StudentConfig) -> list[str]:
+def _text_problems(text: AnyTextEncoder, where: str, student: StudentConfig) -> list[str]:
     found = []
-    if text.width % text.heads:
-        found.append(f"{where}.heads: {text.heads} does not divide width {text.width}")
+    if isinstance(text, TextEncoderConfig):
+        length, width = text.length, text.width
+        if width % text.heads:
+            found.append(f"{where}.heads: {text.heads} does not divide width {width}")
+    else:
+        try:
+            length, width = text.length - text.dropped, settings_of(text).hidden_size
+        except BadInput as error:
+            return [f"{where}: {error}"]
     stream = next((s for s in student.text_streams if s.name == text.stream), None)
     if stream is None:
-        found.append(_no_stream(text, where, student))
-    elif (stream.dim, stream.length) != (text.width, text.length):
-        found.append(f"{where}: gives {text.length} x {text.width}, stream {stream.name} takes {stream.length} x {stream.dim}")
+        names = ", ".join(s.name for s in student.text_streams)
+        found.append(f"{where}.stream: got {shown(text.stream)}, the student's streams are {names}")
+    elif (stream.dim, stream.length) != (width, length):
+        found.append(f"{where}: gives {length} x {width}, stream {stream.name} takes {stream.length} x {stream.dim}")
     return found
-
-
-def _no_stream(text: AnyTextEncoder, where: str, student: StudentConfig) -> str:
-    names = ", ".join(s.name for s in student.text_streams)
-    return f"{where}.stream: got {shown(text.stream)}, the student's streams are {names}"

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.models.config import PromptReading
 from snapgen_deploy.system.documents import LONGEST_NAME, cut
 from snapgen_deploy.system.native import no_panic
 
 LISTED = 200  # a vocabulary of more words is not listed in a message
+WHOLE_WORDS = PromptReading()  # a prompt as it is, of words that the tokenizer knows
 PAD, BOS, EOS, _UNKNOWN = "[PAD]", "[BOS]", "[EOS]", "[UNK]"
 
 
@@ -22,8 +24,8 @@ class WordTokenizer:
     ([1, 4, 5, 2, 0, 0], [1, 1, 1, 1, 0, 0])
     """
 
-    def __init__(self, text: str) -> None:
-        """`text` is the content of a tokenizer.json file.
+    def __init__(self, text: str, reading: PromptReading = WHOLE_WORDS) -> None:
+        """`text` is the content of a tokenizer.json file, `reading` what such a file cannot say.
 
         Raises:
             BadInput: if the `tokenizers` library cannot read it.
@@ -43,6 +45,7 @@ class WordTokenizer:
         self._unknown = self._tokenizer.token_to_id(_UNKNOWN if unknown is None else unknown) if numbered is None else numbered
         self._pad = padding.get("pad_id", self._tokenizer.token_to_id(PAD) or 0)
         self._left = padding.get("direction") == "left"
+        self._reading = reading
 
     @classmethod
     def from_words(cls, words: Sequence[str]) -> WordTokenizer:
@@ -86,16 +89,17 @@ class WordTokenizer:
         Raises:
             BadInput: if the prompt has unknown words or more than `length` tokens, or the tokenizer cannot read it.
         """
+        text = self._reading.filled(prompt)
         try:
             with no_panic():
-                encoding = self._tokenizer.encode(prompt)
+                encoding = self._tokenizer.encode(text, add_special_tokens=self._reading.special_tokens)
         except Exception as error:  # a bare Exception if the unknown token is not in the vocabulary
             raise BadInput(f"the tokenizer cannot read the prompt: {cut(str(error), LONGEST_NAME)}") from None
         numbers = list(encoding.ids)
         # a tokenizer's unknown token may also be its end token, as CLIP's: the end covers no text
         spans = [span for n, span in zip(numbers, encoding.offsets, strict=True) if n == self._unknown and span[0] < span[1]]
-        unknown = [prompt[a:b] for a, b in spans]
-        if unknown:
+        unknown = [text[a:b] for a, b in spans]
+        if unknown and self._reading.unknown == "refused":
             listed, known = ", ".join(dict.fromkeys(repr(w) for w in unknown)), self.words()
             knows = " ".join(known) if len(known) <= LISTED else f"{len(known)} words, such as {' '.join(known[:10])}"
             raise BadInput(
@@ -104,7 +108,7 @@ class WordTokenizer:
         if len(numbers) > length:
             raise BadInput(f"the prompt has {len(numbers)} tokens, at most {length} fit; shorten it")
         padding, ones = [self._pad] * (length - len(numbers)), [1] * len(numbers)
-        zeros = [0] * len(padding)
+        zeros = [int(self._reading.padding_seen)] * len(padding)
         return (padding + numbers, zeros + ones) if self._left else (numbers + padding, ones + zeros)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models import DiT, TextEncoder, TinyDecoder
 from snapgen_deploy.models.library_decoder import DiffusersDecoder
+from snapgen_deploy.models.library_text import LibraryText
 from snapgen_deploy.sparse.channels_forms import CHANNELS_FORMS
 from snapgen_deploy.sparse.channels_student import ChannelsStudent
 from snapgen_deploy.sparse.decoder import ImageDecoder, UpsampleForm
@@ -20,6 +21,8 @@ from snapgen_deploy.sparse.decoder_range import Scales
 from snapgen_deploy.sparse.forms import FORMS
 from snapgen_deploy.sparse.image_layers import ImageForms
 from snapgen_deploy.sparse.library_decoder import written_anew
+from snapgen_deploy.sparse.library_channels import ChannelsLibraryText
+from snapgen_deploy.sparse.library_token import TokenLibraryText
 from snapgen_deploy.sparse.text_encoder import ChannelsTextEncoder, TokenTextEncoder
 from snapgen_deploy.sparse.token_layers import OP_FORMS, OpForm
 from snapgen_deploy.sparse.token_student import TokenStudent
@@ -131,6 +134,22 @@ def rewrite_text_encoder(
     if layout == "token":
         return TokenTextEncoder(encoder, batch, ops).eval()
     return ChannelsTextEncoder(encoder, CHANNELS_FORMS[form]).eval()
+
+
+def rewrite_library_text(encoder: LibraryText, *, layout: Layout, ops: OpForm = "spelled", form: str = "per_head") -> nn.Module:
+    """A text encoder of transformers for tokens (1, L) int32 and mask (1, L) -> text (1, L - dropped, D).
+
+    `ops` and `form` as in `rewrite_text_encoder`.
+
+    Raises:
+        BadInput: if the layout, form or ops is unknown.
+    """
+    _known("layout", layout, UPSAMPLING)
+    _known("form", form, FORMS)
+    _known("ops", ops, OP_FORMS)
+    if layout == "token":
+        return TokenLibraryText(encoder, ops).eval()
+    return ChannelsLibraryText(encoder, form).eval()
 
 
 def _known(what: str, got: str, choices: Mapping[str, object] | tuple[str, ...]) -> None:

@@ -1,0 +1,120 @@
+"""Text encoders from folders of transformers, with what such a folder does not say.
+
+The tokenizer (tokenizer.json, or vocab.json and merges.txt, or a sentencepiece model) lies in the folder, or in the folder
+`tokenizer` beside it, as diffusers has it. A TOML file in place of the folder names one and says the rest:
+
+    folder = "gemma-3-4b-it"  # relative to the file
+    layer = -2                # hidden state; default -1, the library's last one, with the final norm
+    template = "chat"         # the tokenizer's chat template, or a text with {} for the prompt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, StrictBool
+
+from snapgen_deploy.checkpoint.library import LibraryFolder, open_library_folder
+from snapgen_deploy.checkpoint.listing import listed
+from snapgen_deploy.checkpoint.stored import FileTensor, Stored
+from snapgen_deploy.checkpoint.text_tokenizer import Wanted, folder_tokenizer
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.models.config import LARGEST_DEPTH, LARGEST_INT, PLACE, Document, LibraryTextEncoder, TextStream
+from snapgen_deploy.models.library_text import own_names, settings_of
+from snapgen_deploy.system.documents import parse_toml, refuse, shown
+from snapgen_deploy.system.typed import read_as
+
+# Tensors of other parts of a larger model, and constants that the library computes itself.
+_OTHER_PARTS = ("lm_head.", "text_projection.", "decoder.", "embed_tokens.")
+_CONSTANTS = (".position_ids", ".inv_freq")
+
+
+@dataclass(frozen=True)
+class FolderSettings(Document):
+    """What a TOML file says of a folder; the meaning of most is that of the same field of `LibraryTextEncoder`."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset(
+        {"layer", "normed", "pooled", "dropped", "padding", "pad", "template", "padding_seen"}
+    )
+
+    folder: str
+    layer: Annotated[int, Field(strict=True, ge=-LARGEST_DEPTH, le=LARGEST_DEPTH)] = -1
+    normed: StrictBool = False
+    pooled: StrictBool = False
+    dropped: Annotated[int, Field(strict=True, ge=0, le=LARGEST_INT)] = 0
+    padding: Literal["right", "left"] | None = None  # None: the tokenizer's
+    pad: Annotated[int, Field(strict=True, ge=0, le=LARGEST_INT)] | None = None  # id; None: the tokenizer's
+    template: str = PLACE
+    padding_seen: StrictBool = False  # encoder and student take padding for tokens, as those of Stable Diffusion do
+
+
+@dataclass(frozen=True)
+class TextFolder:
+    """A text encoder that was found. No tensor was read."""
+
+    config: LibraryTextEncoder
+    stored: Mapping[str, Stored]  # by the network's names
+    tokenizer: str  # the text of a tokenizer.json
+    files: tuple[Path, ...]  # all that decides what is in it
+
+
+def open_text_folder(path: Path, stream: TextStream) -> TextFolder:
+    """Find a text encoder for one of the student's streams in a folder, or where a TOML file says.
+
+    Raises:
+        BadInput: if something is missing or damaged, the library does not take the configuration, or the tokenizer or the
+            stream does not fit the encoder.
+    """
+    settings = _settings(path)
+    folder = open_library_folder(path if path.is_dir() else path.parent / settings.folder, f"text encoder {stream.name}")
+    config = LibraryTextEncoder(
+        "transformers", dict(folder.config), stream.length + settings.dropped, stream.name, layer=settings.layer,
+        normed=settings.normed, pooled=settings.pooled, dropped=settings.dropped,
+    )  # fmt: skip
+    try:
+        library = settings_of(config)
+    except BadInput as error:
+        raise BadInput(f"text encoder {stream.name} {folder.path}: {error}") from None
+    if library.hidden_size != stream.dim:
+        got = f"gives {library.hidden_size} channels, the student's text stream takes {stream.dim}"
+        raise BadInput(f"text encoder {stream.name} {folder.path}: {got}")
+    wanted = Wanted(settings.template, settings.pad, settings.padding, settings.padding_seen)
+    tokenizer = folder_tokenizer(folder.path, config, wanted)
+    return TextFolder(
+        config=replace(config, padding=tokenizer.padding, reading=tokenizer.reading),
+        stored={ours: FileTensor(folder.source, theirs) for ours, theirs in _names(folder, config).items()},
+        tokenizer=tokenizer.text,
+        files=(*folder.files, *tokenizer.files, *((path,) if path.is_file() else ())),
+    )
+
+
+def _settings(path: Path) -> FolderSettings:
+    """What a TOML file says; nothing for a folder."""
+    if path.suffix.lower() != ".toml" or not path.is_file():
+        return FolderSettings(str(path))
+    try:
+        data = parse_toml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: cannot be read as TOML ({error})") from None
+    found, problems = read_as(FolderSettings, data)
+    refuse(str(path), problems)
+    assert found is not None
+    return found
+
+
+def _names(folder: LibraryFolder, config: LibraryTextEncoder) -> dict[str, str]:
+    """The network's names -> the file's.
+
+    Raises:
+        BadInput: if the file has tensors, such as more layers, that the configuration has no place for.
+    """
+    found, left = own_names(config, folder.source.tensors)
+    extra = [n for n, ours in left.items() if not ours.startswith(_OTHER_PARTS) and not ours.endswith(_CONSTANTS)]
+    if extra:
+        several = [f"{shown(name)} {list(folder.source.tensors[name].shape)}" for name in sorted(extra)]
+        head = f"text encoder {config.stream} {folder.path}: {len(extra)} tensors that its config.json has no place for"
+        raise BadInput(f"{head}: {listed(several)}")
+    return found

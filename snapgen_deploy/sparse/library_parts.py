@@ -1,0 +1,228 @@
+"""What a text encoder of transformers is made of, whatever its class: the library's own tensors, and constants.
+
+The parts keep references to the library's layers, no copies; masks, rotary tables and relative positions are computed by the
+library's modules where it has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snapgen_deploy.models.attention import MASKED
+from snapgen_deploy.models.library_text import LAST, LibraryText, activation_of
+from snapgen_deploy.sparse.geometry import Heads
+
+FULL, SLIDING = "full", "sliding"  # kinds of layers: each has its own mask and rotary table
+
+
+@dataclass(frozen=True)
+class NormParts:
+    """A LayerNorm, or an RMSNorm (not centred)."""
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+    centred: bool
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """One layer: x + after(out(attention(before(x)))), twice, the second time with the feed-forward layer."""
+
+    kind: str  # `FULL` or `SLIDING`
+    heads: Heads
+    scale: float  # of the scores
+    cap: float | None  # scores become cap tanh(scores / cap)
+    norm1: NormParts
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+    out: nn.Linear
+    q_norm: NormParts | None
+    k_norm: NormParts | None
+    after1: NormParts | None
+    norm2: NormParts
+    gate: nn.Linear | None  # the activation is applied to it, and to `up` where there is none
+    up: nn.Linear
+    down: nn.Linear
+    after2: NormParts | None
+
+
+@dataclass(frozen=True)
+class TextParts:
+    """The whole network, without the layers that the wanted embeddings do not need."""
+
+    tokens: nn.Embedding
+    scale: float  # of the token embeddings
+    positions: Tensor | None  # (L, D), added to them
+    layers: tuple[LayerParts, ...]
+    activation: str
+    norm: NormParts | None  # after the last layer
+    bias: Mapping[str, Tensor]  # (1 or h, L, L) per kind of layer, added to the scores: causal mask and relative positions
+    ropes: Mapping[str, tuple[Tensor, Tensor]]  # C and S (L, d) per kind, see `fold.rope_constants`
+    projection: nn.Linear | None  # of the embedding at the end token
+    end: int  # id of the end token
+
+
+def parts_of(network: LibraryText) -> TextParts:
+    """Take a network apart. The constants are for the configured length."""
+    return _READERS[network.settings.model_type](network)
+
+
+def _clip(network: LibraryText) -> TextParts:
+    model, settings, length = network.model.text_model, network.settings, network.config.length
+    layers = [_clip_layer(layer) for layer in model.encoder.layers]
+    projection = network.model.text_projection if network.config.pooled else None
+    return TextParts(
+        tokens=model.embeddings.token_embedding,
+        scale=1.0,
+        positions=model.embeddings.position_embedding.weight.detach()[:length],
+        # the pooled state is taken after all layers
+        layers=tuple(layers if network.config.pooled else layers[: _depth(network)]),
+        activation=activation_of(settings),
+        norm=_norm(network.final_norm) if _is_normed(network) else None,
+        bias={FULL: _causal(length, length)[None]},
+        ropes={},
+        projection=projection,
+        # configurations before transformers 4.31 have a wrong one: there the largest token is the end
+        end=settings.vocab_size - 1 if settings.eos_token_id == 2 else settings.eos_token_id,
+    )
+
+
+def _clip_layer(layer: Any) -> LayerParts:
+    a, mlp = layer.self_attn, layer.mlp
+    return LayerParts(
+        kind=FULL, heads=Heads(a.num_heads, a.num_heads, a.head_dim), scale=a.scale, cap=None,
+        norm1=_norm(layer.layer_norm1), q=a.q_proj, k=a.k_proj, v=a.v_proj, out=a.out_proj, q_norm=None, k_norm=None,
+        after1=None, norm2=_norm(layer.layer_norm2), gate=None, up=mlp.fc1, down=mlp.fc2, after2=None,
+    )  # fmt: skip
+
+
+def _t5(network: LibraryText) -> TextParts:
+    model, length = network.model, network.config.length
+    first = model.block[0].layer[0].SelfAttention
+    with torch.no_grad():
+        bias = first.compute_bias(length, length)[0]  # (h, L, L)
+    return TextParts(
+        tokens=model.embed_tokens,
+        scale=1.0,
+        positions=None,
+        layers=tuple(_t5_layer(block) for block in model.block[: _depth(network)]),
+        activation=activation_of(network.settings),
+        norm=_norm(network.final_norm) if _is_normed(network) else None,
+        bias={FULL: bias},
+        ropes={},
+        projection=None,
+        end=0,
+    )
+
+
+def _t5_layer(block: Any) -> LayerParts:
+    a, ff = block.layer[0].SelfAttention, block.layer[1].DenseReluDense
+    gated = hasattr(ff, "wi_0")
+    return LayerParts(
+        kind=FULL, heads=Heads(a.n_heads, a.n_heads, a.key_value_proj_dim), scale=1.0, cap=None,
+        norm1=_norm(block.layer[0].layer_norm), q=a.q, k=a.k, v=a.v, out=a.o, q_norm=None, k_norm=None, after1=None,
+        norm2=_norm(block.layer[1].layer_norm), gate=ff.wi_0 if gated else None, up=ff.wi_1 if gated else ff.wi, down=ff.wo,
+        after2=None,
+    )  # fmt: skip
+
+
+def _decoder(network: LibraryText) -> TextParts:
+    """Gemma, Llama and Qwen."""
+    model, settings, length = network.model, network.settings, network.config.length
+    layers = tuple(_decoder_layer(layer, settings) for layer in model.layers[: _depth(network)])
+    window = getattr(settings, "sliding_window", None) or length
+    local = getattr(model, "rotary_emb_local", model.rotary_emb)
+    tables = {FULL: _rope(model.rotary_emb, length), SLIDING: _rope(local, length)}
+    biases = {FULL: _causal(length, length)[None], SLIDING: _causal(length, window)[None]}
+    kinds = {layer.kind for layer in layers}
+    return TextParts(
+        tokens=_table(model.embed_tokens.weight),  # Gemma 3's own module scales by itself
+        scale=settings.hidden_size**0.5 if settings.model_type.startswith("gemma") else 1.0,
+        positions=None,
+        layers=layers,
+        activation=activation_of(settings),
+        norm=_norm(network.final_norm) if _is_normed(network) else None,
+        bias={kind: value for kind, value in biases.items() if kind in kinds},
+        ropes={kind: value for kind, value in tables.items() if kind in kinds},
+        projection=None,
+        end=0,
+    )
+
+
+def _decoder_layer(layer: Any, settings: Any) -> LayerParts:
+    a, mlp = layer.self_attn, layer.mlp
+    heads = Heads(settings.num_attention_heads, settings.num_key_value_heads, a.head_dim)
+    sandwich = hasattr(layer, "pre_feedforward_layernorm")  # Gemma's norms around attention and feed-forward layer
+    after1 = layer.post_attention_layernorm if sandwich else None
+    return LayerParts(
+        kind=SLIDING if getattr(layer, "attention_type", "") == "sliding_attention" else FULL,
+        heads=heads,
+        scale=a.scaling,
+        cap=settings.attn_logit_softcapping if settings.model_type == "gemma2" else None,  # Gemma 3 has the setting unused
+        norm1=_norm(layer.input_layernorm), q=a.q_proj, k=a.k_proj, v=a.v_proj, out=a.o_proj,
+        q_norm=_norm(a.q_norm) if hasattr(a, "q_norm") else None, k_norm=_norm(a.k_norm) if hasattr(a, "k_norm") else None,
+        after1=None if after1 is None else _norm(after1),
+        norm2=_norm(layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm),
+        gate=mlp.gate_proj, up=mlp.up_proj, down=mlp.down_proj,
+        after2=_norm(layer.post_feedforward_layernorm) if sandwich else None,
+    )  # fmt: skip
+
+
+_READERS: Mapping[str, Callable[[LibraryText], TextParts]] = MappingProxyType(
+    {
+        "clip_text_model": _clip,
+        "t5": _t5,
+        **dict.fromkeys(("gemma2", "gemma3_text", "llama", "qwen2", "qwen3"), _decoder),
+    }
+)
+
+
+def _table(weight: Tensor) -> nn.Embedding:
+    """An embedding around existing weights: no copy."""
+    with torch.device("meta"):
+        table = nn.Embedding(*weight.shape)
+    table.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    return table
+
+
+def _depth(network: LibraryText) -> int:
+    """Layers before the wanted hidden state."""
+    count, layer = int(network.settings.num_hidden_layers), network.config.layer
+    return count if layer == LAST else layer % (count + 1)
+
+
+def _is_normed(network: LibraryText) -> bool:
+    """Whether the final norm is applied: the library's last hidden state has it, and so has the last of all but CLIP's."""
+    config, count = network.config, network.settings.num_hidden_layers
+    last = config.layer == LAST or (_depth(network) == count and network.settings.model_type != "clip_text_model")
+    return last or config.normed
+
+
+def _norm(norm: Any) -> NormParts:
+    if isinstance(norm, nn.LayerNorm):
+        return NormParts(norm.weight.detach(), norm.bias.detach(), norm.eps, centred=True)
+    eps = next(getattr(norm, name) for name in ("variance_epsilon", "eps") if hasattr(norm, name))
+    weight = norm.weight.detach()
+    return NormParts(1.0 + weight if type(norm).__name__.startswith("Gemma") else weight, None, eps, centred=False)
+
+
+def _causal(length: int, window: int) -> Tensor:
+    """(L, L): 0 where token i sees token j, that is itself and `window` - 1 tokens before it."""
+    behind = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+    return ((behind < 0) | (behind >= window)).float() * MASKED
+
+
+def _rope(module: Any, length: int) -> tuple[Tensor, Tensor]:
+    """The library's rotary table with the sign that its `rotate_half` gives to the first half."""
+    with torch.no_grad():
+        cos, sin = module(torch.zeros(1), torch.arange(length)[None])  # (1, L, d)
+    half = sin.shape[2] // 2
+    return cos[0].float(), torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=1).float()

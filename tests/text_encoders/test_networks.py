@@ -1,0 +1,142 @@
+"""Text encoders of transformers: our reading of a folder and every rewritten graph against the library's own forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from snapgen_deploy.checkpoint.text_folder import open_text_folder
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families.library_text import library_text_encoder
+from snapgen_deploy.families.variant import Variant
+from snapgen_deploy.models.config import LibraryTextEncoder, TextStream
+from snapgen_deploy.models.library_text import LibraryText, settings_of
+from snapgen_deploy.sparse import rewrite_library_text
+
+from .folders import MODELS, write_folder
+
+LENGTH = 12
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    root = tmp_path_factory.mktemp("encoders")
+    return {kind: write_folder(root / kind, kind) for kind in MODELS}
+
+
+def loaded(folder: Path, **settings: Any) -> LibraryText:
+    """The network as an export loads it."""
+    found = open_text_folder(folder, TextStream("text", 32, LENGTH))
+    config = replace(found.config, **({"padding": "right"} | settings))
+    network = library_text_encoder(config, 0).build("")
+    assert isinstance(network, LibraryText)
+    network.load_state_dict({name: tensor.read(tensor.info.shape) for name, tensor in found.stored.items()}, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def inputs(vocab: int, count: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Tokens and mask (1, L) with `count` tokens."""
+    tokens = torch.randint(3, vocab, (1, LENGTH), generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(LENGTH) < count).float()[None]
+    return tokens, mask.flip(1) if left else mask
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    assert found.shape == expected.shape
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_folder_is_read_as_the_library_reads_it(folders: Mapping[str, Path], kind: str) -> None:
+    import transformers
+
+    network = loaded(folders[kind])
+    tokens, mask = inputs(network.settings.vocab_size, LENGTH - 3)
+    theirs = getattr(transformers, MODELS[kind][0]).from_pretrained(str(folders[kind]), attn_implementation="eager").eval()
+    theirs = theirs.model if hasattr(theirs, "lm_head") else theirs
+    with torch.no_grad():
+        states = theirs(input_ids=tokens, attention_mask=mask.long(), output_hidden_states=True)
+        real = mask[..., None] if kind.startswith("gemma") else 1.0  # padding beyond the window means nothing
+        assert error(network(tokens, mask), states.last_hidden_state * real) == 0
+        network.config = replace(network.config, layer=-2)
+        assert error(network(tokens, mask), states.hidden_states[-2] * real) == 0
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"layer": -2}, {"layer": -2, "normed": True}, {"layer": 3}, {"dropped": 3}, {"padding": "left"}],
+    ids=str,
+)
+def test_rewritten_graphs(folders: Mapping[str, Path], kind: str, settings: dict[str, Any]) -> None:
+    left = "padding" in settings
+    if left and kind == "clip_text_model":
+        pytest.skip("CLIP pads on the right: the library gives NaN otherwise")
+    network = loaded(folders[kind], **settings)
+    tokens, mask = inputs(network.settings.vocab_size, LENGTH - 4, left=left)
+    graphs = [rewrite_library_text(network, layout="token", ops=ops) for ops in ("spelled", "half", "native")]
+    graphs += [rewrite_library_text(network, layout="channels", form=form) for form in ("per_head", "loop")]
+    with torch.no_grad():
+        expected = network(tokens, mask)
+        assert expected.shape == (1, LENGTH - settings.get("dropped", 0), 32)
+        assert max(error(graph(tokens.int(), mask), expected) for graph in graphs) < 1e-5
+
+
+def test_a_graph_has_no_layers_that_the_embeddings_do_not_need(folders: Mapping[str, Path]) -> None:
+    graph = rewrite_library_text(loaded(folders["qwen3"], layer=-2), layout="token")
+    assert isinstance(graph.layers, nn.ModuleList)
+    assert len(graph.layers) == 2
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_each_variant_changes_the_network_and_leaves_it_as_it_was(folders: Mapping[str, Path], kind: str) -> None:
+    network = loaded(folders[kind])
+    variants: list[Variant] = list(library_text_encoder(network.config, 0).variants(network))
+    tokens, mask = inputs(network.settings.vocab_size, LENGTH - 3)
+    assert {"activation", "padding", "hidden state", "q, k, v of attention"} <= {v.kind for v in variants}
+    assert any(v.theirs == "no causal mask" for v in variants) == (kind != "t5")
+    with torch.no_grad():
+        before = network(tokens, mask)
+        for variant in variants:
+            if variant.theirs == "padding is seen" and kind != "t5":
+                continue  # padding on the right of a causal mask is seen by padding alone
+            with variant.change(network):
+                assert error(network(tokens, mask), before) > 1e-5, variant
+        assert error(network(tokens, mask), before) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"model_type": "clip_txt_model"}, "model_type: got 'clip_txt_model', expected one of .*clip_text_model"),
+        ({"hidden_act": "mish"}, "activation: got 'mish', expected one of quick_gelu"),
+        ({"max_position_embeddings": 8}, "length: got 12 tokens, the encoder takes 8"),
+        ({"num_attention_heads": 5}, "builds no CLIPTextModel of the configuration: embed_dim must be divisible by num_heads"),
+        ({"hidden_size": "wide"}, "hidden_size: got 'wide', expected a whole number"),
+        ({"vocab_size": None}, "vocab_size: got nothing"),
+    ],
+)
+def test_bad_configurations(settings: dict[str, Any], said: str) -> None:
+    config = {"model_type": "clip_text_model", **MODELS["clip_text_model"][1], "vocab_size": 120, **settings}
+    with torch.device("meta"), pytest.raises(BadInput, match=said):
+        LibraryText(LibraryTextEncoder("transformers", config, LENGTH))
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ({"layer": 4}, "layer: got 4, the encoder has 3"),
+        ({"dropped": 12}, "dropped: got 12 of 12 tokens"),
+        ({"normed": True}, "normed: the last hidden state has the final norm already"),
+    ],
+)
+def test_bad_fields(field: dict[str, Any], said: str) -> None:
+    config = {"model_type": "qwen2", **MODELS["qwen2"][1], "vocab_size": 120}
+    with pytest.raises(BadInput, match=said):
+        settings_of(LibraryTextEncoder("transformers", config, LENGTH, **field))
