@@ -20,9 +20,9 @@ from pydantic import Field, StrictBool
 from snapgen_deploy.checkpoint.library import LibraryFolder, open_library_folder
 from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.checkpoint.stored import FileTensor, Stored
-from snapgen_deploy.checkpoint.text_tokenizer import Wanted, folder_tokenizer
+from snapgen_deploy.checkpoint.text_tokenizer import AskedTokenizer, folder_tokenizer
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.models.config import LARGEST_DEPTH, LARGEST_INT, PLACE, Document, LibraryTextEncoder, TextStream
+from snapgen_deploy.models.config import LARGEST_DEPTH, LARGEST_INT, PROMPT_PLACE, Document, LibraryTextEncoder, TextStream
 from snapgen_deploy.models.library_text import own_names, settings_of
 from snapgen_deploy.system.documents import parse_toml, refuse, shown
 from snapgen_deploy.system.typed import read_as
@@ -47,7 +47,7 @@ class FolderSettings(Document):
     dropped: Annotated[int, Field(strict=True, ge=0, le=LARGEST_INT)] = 0
     padding: Literal["right", "left"] | None = None  # None: the tokenizer's
     pad: Annotated[int, Field(strict=True, ge=0, le=LARGEST_INT)] | None = None  # id; None: the tokenizer's
-    template: str = PLACE
+    template: str = PROMPT_PLACE
     padding_seen: StrictBool = False  # encoder and student take padding for tokens, as those of Stable Diffusion do
 
 
@@ -81,7 +81,7 @@ def open_text_folder(path: Path, stream: TextStream) -> TextFolder:
     if library.hidden_size != stream.dim:
         got = f"gives {library.hidden_size} channels, the student's text stream takes {stream.dim}"
         raise BadInput(f"text encoder {stream.name} {folder.path}: {got}")
-    wanted = Wanted(settings.template, settings.pad, settings.padding, settings.padding_seen)
+    wanted = AskedTokenizer(settings.template, settings.pad, settings.padding, settings.padding_seen)
     tokenizer = folder_tokenizer(folder.path, config, wanted)
     return TextFolder(
         config=replace(config, padding=tokenizer.padding, reading=tokenizer.reading),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.names import tokenizer_name
-from snapgen_deploy.models.config import PLACE, LibraryTextEncoder, PromptReading
+from snapgen_deploy.models.config import PROMPT_PLACE, LibraryTextEncoder, PromptReading
 from snapgen_deploy.models.library_text import settings_of
 from snapgen_deploy.models.tokenizer import WordTokenizer
 from snapgen_deploy.system.documents import LONGEST_NAME, cut, refuse
@@ -28,10 +28,10 @@ CHAT = "chat"  # in place of a template: the tokenizer's own
 
 
 @dataclass(frozen=True)
-class Wanted:
+class AskedTokenizer:
     """What is asked of a tokenizer besides its files."""
 
-    template: str = PLACE  # or `CHAT`
+    template: str = PROMPT_PLACE  # or `CHAT`
     pad: int | None = None  # id; None: the tokenizer's own
     padding: Side | None = None  # None: the tokenizer's own
     padding_seen: bool = False
@@ -47,7 +47,7 @@ class FolderTokenizer:
     files: tuple[Path, ...]
 
 
-def folder_tokenizer(folder: Path, config: LibraryTextEncoder, wanted: Wanted) -> FolderTokenizer:
+def folder_tokenizer(folder: Path, config: LibraryTextEncoder, wanted: AskedTokenizer) -> FolderTokenizer:
     """The tokenizer of a text encoder's folder, read by the library.
 
     Raises:
@@ -112,12 +112,18 @@ def _read(place: Path) -> Any:
 def _chat(place: Path, tokenizer: Any) -> str:
     """The tokenizer's chat template around a user's message."""
     try:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": PLACE}], tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": PROMPT_PLACE}], tokenize=False, add_generation_prompt=True
+        )
     except Exception as error:  # of jinja, or ValueError where there is no template
         said = cut(next(iter(str(error).splitlines()), type(error).__name__), LONGEST_NAME)
-        raise BadInput(f"tokenizer {place}: its chat template cannot be used ({said}); write a template with {PLACE}") from None
-    if text.count(PLACE) != 1:
-        raise BadInput(f"tokenizer {place}: its chat template has the prompt {text.count(PLACE)} times; write one with {PLACE}")
+        raise BadInput(
+            f"tokenizer {place}: its chat template cannot be used ({said}); write a template with {PROMPT_PLACE}"
+        ) from None
+    if text.count(PROMPT_PLACE) != 1:
+        raise BadInput(
+            f"tokenizer {place}: its chat template has the prompt {text.count(PROMPT_PLACE)} times; write one with {PROMPT_PLACE}"
+        )
     return str(text)
 
 

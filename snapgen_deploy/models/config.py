@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from snapgen_deploy.system.typed import Number
 
-PLACE = "{}"  # of the prompt in a template
+PROMPT_PLACE = "{}"  # of the prompt in a template
 FAMILY = "elastic-dit"  # of a configuration without the field: it was written before there were several families
 # Bounds on what a document may ask for, so that a hostile one cannot make us build millions of modules. Both are far
 # above any published model of this family (28 blocks, 262144 words).
@@ -109,8 +109,8 @@ Settings = Annotated[dict[str, Any], Field(description="the object of a config.j
 
 
 def _template(value: str) -> str:
-    if value.count(PLACE) != 1:
-        raise ValueError(f"a text with one {PLACE} for the prompt")
+    if value.count(PROMPT_PLACE) != 1:
+        raise ValueError(f"a text with one {PROMPT_PLACE} for the prompt")
     return value
 
 
@@ -118,7 +118,7 @@ def _template(value: str) -> str:
 class PromptReading(Document):
     """How a prompt is put before a tokenizer reads it, and what of it the mask shows."""
 
-    template: Annotated[str, AfterValidator(_template)] = PLACE  # around the prompt
+    template: Annotated[str, AfterValidator(_template)] = PROMPT_PLACE  # around the prompt
     special_tokens: StrictBool = True  # those that the tokenizer puts around a text; False where the template has them
     unknown: Literal["refused", "kept"] = "refused"  # words that the tokenizer does not know become its unknown token, or not
     padding_seen: StrictBool = False  # the mask is 1 at padding, too
@@ -129,7 +129,7 @@ class PromptReading(Document):
         >>> PromptReading(template="draw {}!").filled("a ring")
         'draw a ring!'
         """
-        return self.template.replace(PLACE, prompt, 1)
+        return self.template.replace(PROMPT_PLACE, prompt, 1)
 
 
 @dataclass(frozen=True)

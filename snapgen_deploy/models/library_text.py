@@ -21,7 +21,15 @@ from snapgen_deploy.models.config import LARGEST_DEPTH, LARGEST_INT, LibraryText
 from snapgen_deploy.system.documents import shown
 
 LAST = -1  # the library's `last_hidden_state`
-ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "swish", "relu")  # that targets are written for
+KNOWN_ACTIVATIONS = (
+    "quick_gelu",
+    "gelu",
+    "gelu_new",
+    "gelu_pytorch_tanh",
+    "silu",
+    "swish",
+    "relu",
+)  # that targets are written for
 
 
 @dataclass(frozen=True)
@@ -114,8 +122,8 @@ def _problems(config: LibraryTextEncoder, settings: Any) -> list[str]:
     found = []
     if settings.num_hidden_layers > LARGEST_DEPTH:
         found.append(f"num_hidden_layers: got {settings.num_hidden_layers}, expected at most {LARGEST_DEPTH}")
-    if (activation := activation_of(settings)) not in ACTIVATIONS:
-        found.append(f"activation: got {shown(activation)}, expected one of {', '.join(ACTIVATIONS)}")
+    if (activation := activation_of(settings)) not in KNOWN_ACTIVATIONS:
+        found.append(f"activation: got {shown(activation)}, expected one of {', '.join(KNOWN_ACTIVATIONS)}")
     if getattr(settings, "use_bidirectional_attention", False):
         found.append("use_bidirectional_attention: got true, expected false")
     longest = getattr(settings, "max_position_embeddings", None)

@@ -15,5 +15,6 @@ from snapgen_deploy.sparse.token_layers import OpForm
 
 __all__ = [
     "FORMS", "Kernel", "Layout", "OpForm", "UpsampleForm",
-    "norm_scales", "rewrite_decoder", "rewrite_library_decoder", "rewrite_library_text", "rewrite_student", "rewrite_text_encoder",
+    "norm_scales", "rewrite_decoder", "rewrite_library_decoder", "rewrite_library_text",
+    "rewrite_student", "rewrite_text_encoder",
 ]  # fmt: skip

@@ -11,10 +11,10 @@ from snapgen_deploy.sparse import fold
 from snapgen_deploy.sparse.channels_layers import ChannelsNorm
 from snapgen_deploy.sparse.geometry import Heads
 from snapgen_deploy.sparse.library_parts import LayerParts, NormParts, parts_of
-from snapgen_deploy.sparse.library_token import Rope, token_activation
+from snapgen_deploy.sparse.library_token import RotaryTable, token_activation
 
 
-def channels_norm(parts: NormParts, axis: int = 1, scale: float = 1.0) -> ChannelsNorm:
+def norm_over_channels(parts: NormParts, axis: int = 1, scale: float = 1.0) -> ChannelsNorm:
     """A norm over the channels, axis 1 of (1, D, 1, L) or axis 2 of (1, h, d, L); its result times `scale`."""
     shape = (-1, 1, 1) if axis == 1 else (-1, 1)
     bias = None if parts.bias is None else (parts.bias * scale).view(shape)
@@ -32,13 +32,13 @@ class ChannelsLibraryLayer(nn.Module):
             fold.pointwise(p.weight, p.bias) for p in (parts.q, parts.k, parts.v, parts.out, parts.up, parts.down)
         )
         self.gate = None if parts.gate is None else fold.pointwise(parts.gate.weight, parts.gate.bias)
-        self.norm1, self.norm2 = channels_norm(parts.norm1), channels_norm(parts.norm2)
-        self.after1, self.after2 = (None if p is None else channels_norm(p) for p in (parts.after1, parts.after2))
-        self.q_norm = None if parts.q_norm is None else channels_norm(parts.q_norm, 2, parts.scale)
-        self.k_norm = None if parts.k_norm is None else channels_norm(parts.k_norm, 2)
+        self.norm1, self.norm2 = norm_over_channels(parts.norm1), norm_over_channels(parts.norm2)
+        self.after1, self.after2 = (None if p is None else norm_over_channels(p) for p in (parts.after1, parts.after2))
+        self.q_norm = None if parts.q_norm is None else norm_over_channels(parts.q_norm, 2, parts.scale)
+        self.k_norm = None if parts.k_norm is None else norm_over_channels(parts.k_norm, 2)
         self.scale = parts.scale if parts.q_norm is None else 1.0
 
-    def forward(self, x: Tensor, bias: Tensor, rope: Rope | None) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor, rope: RotaryTable | None) -> Tensor:
         """x (1, D, 1, L), bias (1, 1 or h, L keys, L queries) -> (1, D, 1, L)."""
         y = self.out(self._attention(self.norm1(x), bias, rope))
         x = x + (y if self.after1 is None else self.after1(y))
@@ -48,7 +48,7 @@ class ChannelsLibraryLayer(nn.Module):
         out: Tensor = x + (y if self.after2 is None else self.after2(y))
         return out
 
-    def _attention(self, x: Tensor, bias: Tensor, rope: Rope | None) -> Tensor:
+    def _attention(self, x: Tensor, bias: Tensor, rope: RotaryTable | None) -> Tensor:
         """(1, D, 1, L) -> (1, h*d, 1, L)."""
         q, k = self._turned(self.q(x), self.q_norm, rope), self._turned(self.k(x), self.k_norm, rope)
         if self.scale != 1.0:
@@ -56,7 +56,7 @@ class ChannelsLibraryLayer(nn.Module):
         attend = _batched if self.form == "batched" else _per_head
         return attend(q, k, self.v(x), bias, self.heads, self.cap)
 
-    def _turned(self, x: Tensor, norm: ChannelsNorm | None, rope: Rope | None) -> Tensor:
+    def _turned(self, x: Tensor, norm: ChannelsNorm | None, rope: RotaryTable | None) -> Tensor:
         """Norm and rotary positions of each head: (1, h*d, 1, L) -> (1, h*d, 1, L)."""
         if norm is None and rope is None:
             return x
@@ -78,7 +78,7 @@ class ChannelsLibraryText(nn.Module):
         parts = parts_of(source)
         self.config, self.settings, self.tokens, self.scale = source.config, source.settings, parts.tokens, parts.scale
         self.layers = nn.ModuleList(ChannelsLibraryLayer(layer, parts.activation, form) for layer in parts.layers)
-        self.norm = None if parts.norm is None else channels_norm(parts.norm)
+        self.norm = None if parts.norm is None else norm_over_channels(parts.norm)
         self.register_buffer("positions", parts.positions)
         self.order = tuple(layer.kind for layer in parts.layers)
         self.kinds, self.rotary = tuple(parts.bias), bool(parts.ropes)
@@ -104,7 +104,7 @@ class ChannelsLibraryText(nn.Module):
         x = x if self.norm is None else self.norm(x)
         return cut_embeddings(x.reshape(1, dim, length).transpose(1, 2), mask, self.config, self.settings)
 
-    def rope(self, kind: str) -> Rope | None:
+    def rope(self, kind: str) -> RotaryTable | None:
         """The rotary table (d, L) of a kind of layers."""
         return (getattr(self, f"cos_{kind}"), getattr(self, f"sin_{kind}")) if self.rotary else None
 

@@ -18,7 +18,7 @@ from snapgen_deploy.models.attention import MASKED
 from snapgen_deploy.models.library_text import LAST, LibraryText, activation_of
 from snapgen_deploy.sparse.geometry import Heads
 
-FULL, SLIDING = "full", "sliding"  # kinds of layers: each has its own mask and rotary table
+ALL_BEFORE, WINDOW_BEFORE = "full", "sliding"  # kinds of layers: each has its own mask and rotary table
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class NormParts:
 class LayerParts:
     """One layer: x + after(out(attention(before(x)))), twice, the second time with the feed-forward layer."""
 
-    kind: str  # `FULL` or `SLIDING`
+    kind: str  # `ALL_BEFORE` or `WINDOW_BEFORE`
     heads: Heads
     scale: float  # of the scores
     cap: float | None  # scores become cap tanh(scores / cap)
@@ -87,7 +87,7 @@ def _clip(network: LibraryText) -> TextParts:
         layers=tuple(layers if network.config.pooled else layers[: _depth(network)]),
         activation=activation_of(settings),
         norm=_norm(network.final_norm) if _is_normed(network) else None,
-        bias={FULL: _causal(length, length)[None]},
+        bias={ALL_BEFORE: _causal(length, length)[None]},
         ropes={},
         projection=projection,
         # configurations before transformers 4.31 have a wrong one: there the largest token is the end
@@ -98,7 +98,7 @@ def _clip(network: LibraryText) -> TextParts:
 def _clip_layer(layer: Any) -> LayerParts:
     a, mlp = layer.self_attn, layer.mlp
     return LayerParts(
-        kind=FULL, heads=Heads(a.num_heads, a.num_heads, a.head_dim), scale=a.scale, cap=None,
+        kind=ALL_BEFORE, heads=Heads(a.num_heads, a.num_heads, a.head_dim), scale=a.scale, cap=None,
         norm1=_norm(layer.layer_norm1), q=a.q_proj, k=a.k_proj, v=a.v_proj, out=a.out_proj, q_norm=None, k_norm=None,
         after1=None, norm2=_norm(layer.layer_norm2), gate=None, up=mlp.fc1, down=mlp.fc2, after2=None,
     )  # fmt: skip
@@ -116,7 +116,7 @@ def _t5(network: LibraryText) -> TextParts:
         layers=tuple(_t5_layer(block) for block in model.block[: _depth(network)]),
         activation=activation_of(network.settings),
         norm=_norm(network.final_norm) if _is_normed(network) else None,
-        bias={FULL: bias},
+        bias={ALL_BEFORE: bias},
         ropes={},
         projection=None,
         end=0,
@@ -127,7 +127,7 @@ def _t5_layer(block: Any) -> LayerParts:
     a, ff = block.layer[0].SelfAttention, block.layer[1].DenseReluDense
     gated = hasattr(ff, "wi_0")
     return LayerParts(
-        kind=FULL, heads=Heads(a.n_heads, a.n_heads, a.key_value_proj_dim), scale=1.0, cap=None,
+        kind=ALL_BEFORE, heads=Heads(a.n_heads, a.n_heads, a.key_value_proj_dim), scale=1.0, cap=None,
         norm1=_norm(block.layer[0].layer_norm), q=a.q, k=a.k, v=a.v, out=a.o, q_norm=None, k_norm=None, after1=None,
         norm2=_norm(block.layer[1].layer_norm), gate=ff.wi_0 if gated else None, up=ff.wi_1 if gated else ff.wi, down=ff.wo,
         after2=None,
@@ -140,8 +140,8 @@ def _decoder(network: LibraryText) -> TextParts:
     layers = tuple(_decoder_layer(layer, settings) for layer in model.layers[: _depth(network)])
     window = getattr(settings, "sliding_window", None) or length
     local = getattr(model, "rotary_emb_local", model.rotary_emb)
-    tables = {FULL: _rope(model.rotary_emb, length), SLIDING: _rope(local, length)}
-    biases = {FULL: _causal(length, length)[None], SLIDING: _causal(length, window)[None]}
+    tables = {ALL_BEFORE: _rope(model.rotary_emb, length), WINDOW_BEFORE: _rope(local, length)}
+    biases = {ALL_BEFORE: _causal(length, length)[None], WINDOW_BEFORE: _causal(length, window)[None]}
     kinds = {layer.kind for layer in layers}
     return TextParts(
         tokens=_table(model.embed_tokens.weight),  # Gemma 3's own module scales by itself
@@ -163,7 +163,7 @@ def _decoder_layer(layer: Any, settings: Any) -> LayerParts:
     sandwich = hasattr(layer, "pre_feedforward_layernorm")  # Gemma's norms around attention and feed-forward layer
     after1 = layer.post_attention_layernorm if sandwich else None
     return LayerParts(
-        kind=SLIDING if getattr(layer, "attention_type", "") == "sliding_attention" else FULL,
+        kind=WINDOW_BEFORE if getattr(layer, "attention_type", "") == "sliding_attention" else ALL_BEFORE,
         heads=heads,
         scale=a.scaling,
         cap=settings.attn_logit_softcapping if settings.model_type == "gemma2" else None,  # Gemma 3 has the setting unused

@@ -13,13 +13,13 @@ from snapgen_deploy.models.library_text import LibraryText, cut_embeddings
 from snapgen_deploy.sparse.library_parts import LayerParts, NormParts, parts_of
 from snapgen_deploy.sparse.token_layers import GELUS, OpForm, TokenNorm, merge_heads, rotate_tokens, split_heads
 
-Rope = tuple[Tensor, Tensor]
-Activation = Callable[[Tensor], Tensor]
+RotaryTable = tuple[Tensor, Tensor]
+_Activation = Callable[[Tensor], Tensor]
 
 
-def token_activation(name: str, ops: OpForm) -> Activation:
+def token_activation(name: str, ops: OpForm) -> _Activation:
     """An activation of transformers by its name there."""
-    found: Mapping[str, Activation] = {
+    found: Mapping[str, _Activation] = {
         "quick_gelu": lambda x: x * (x * 1.702).sigmoid(),
         "gelu": F.gelu,
         "gelu_new": GELUS[ops],
@@ -41,8 +41,8 @@ class TokenRMSNorm(TokenNorm):
         return F.rms_norm(x, (self.dim,), self.weight, self.eps)
 
 
-def token_norm(parts: NormParts, batch: int, ops: OpForm, scale: float = 1.0) -> TokenNorm:
-    """A norm, its result times `scale`."""
+def norm_over_tokens(parts: NormParts, batch: int, ops: OpForm, scale: float = 1.0) -> TokenNorm:
+    """A norm of (B, N, D), its result times `scale`."""
     kind = TokenNorm if parts.centred else TokenRMSNorm
     bias = None if parts.bias is None else parts.bias * scale
     return kind(batch, parts.weight.shape[0], parts.eps, ops, parts.weight * scale, bias)
@@ -57,14 +57,14 @@ class TokenLibraryLayer(nn.Module):
         self.act = token_activation(activation, ops)
         self.q, self.k, self.v, self.out = parts.q, parts.k, parts.v, parts.out
         self.gate, self.up, self.down = parts.gate, parts.up, parts.down
-        self.norm1, self.norm2 = token_norm(parts.norm1, 1, ops), token_norm(parts.norm2, 1, ops)
-        self.after1, self.after2 = (None if p is None else token_norm(p, 1, ops) for p in (parts.after1, parts.after2))
+        self.norm1, self.norm2 = norm_over_tokens(parts.norm1, 1, ops), norm_over_tokens(parts.norm2, 1, ops)
+        self.after1, self.after2 = (None if p is None else norm_over_tokens(p, 1, ops) for p in (parts.after1, parts.after2))
         heads, q_norm, k_norm = parts.heads, parts.q_norm, parts.k_norm
-        self.q_norm = None if q_norm is None else token_norm(q_norm, heads.queries, ops, parts.scale)
-        self.k_norm = None if k_norm is None else token_norm(k_norm, heads.keys, ops)
+        self.q_norm = None if q_norm is None else norm_over_tokens(q_norm, heads.queries, ops, parts.scale)
+        self.k_norm = None if k_norm is None else norm_over_tokens(k_norm, heads.keys, ops)
         self.scale = parts.scale if q_norm is None else 1.0
 
-    def forward(self, x: Tensor, bias: Tensor, rope: Rope | None) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor, rope: RotaryTable | None) -> Tensor:
         """x (1, L, D), bias (1 or h_kv, g*L, L) -> (1, L, D)."""
         y = self.out(self._attention(self.norm1(x), bias, rope))
         x = x + (y if self.after1 is None else self.after1(y))
@@ -74,7 +74,7 @@ class TokenLibraryLayer(nn.Module):
         out: Tensor = x + (y if self.after2 is None else self.after2(y))
         return out
 
-    def _attention(self, x: Tensor, bias: Tensor, rope: Rope | None) -> Tensor:
+    def _attention(self, x: Tensor, bias: Tensor, rope: RotaryTable | None) -> Tensor:
         """(1, L, D) -> (1, L, h*d)."""
         dim = self.heads.dim
         q, k, v = (split_heads(p(x), dim) for p in (self.q, self.k, self.v))  # (h, L, d), (h_kv, L, d) twice
@@ -99,7 +99,7 @@ class TokenLibraryText(nn.Module):
         parts = parts_of(source)
         self.config, self.settings, self.tokens, self.scale = source.config, source.settings, parts.tokens, parts.scale
         self.layers = nn.ModuleList(TokenLibraryLayer(layer, parts.activation, ops) for layer in parts.layers)
-        self.norm = None if parts.norm is None else token_norm(parts.norm, 1, ops)
+        self.norm = None if parts.norm is None else norm_over_tokens(parts.norm, 1, ops)
         self.register_buffer("positions", parts.positions)
         self.order = tuple(layer.kind for layer in parts.layers)
         self.kinds, self.rotary = tuple(parts.bias), bool(parts.ropes)
@@ -123,6 +123,6 @@ class TokenLibraryText(nn.Module):
             x = layer(x, bias[kind], self.rope(kind))
         return cut_embeddings(x if self.norm is None else self.norm(x), mask, self.config, self.settings)
 
-    def rope(self, kind: str) -> Rope | None:
+    def rope(self, kind: str) -> RotaryTable | None:
         """The rotary table of a kind of layers."""
         return (getattr(self, f"cos_{kind}"), getattr(self, f"sin_{kind}")) if self.rotary else None

@@ -20,8 +20,8 @@ from snapgen_deploy.sparse.decoder import ImageDecoder, UpsampleForm
 from snapgen_deploy.sparse.decoder_range import Scales
 from snapgen_deploy.sparse.forms import FORMS
 from snapgen_deploy.sparse.image_layers import ImageForms
-from snapgen_deploy.sparse.library_decoder import written_anew
 from snapgen_deploy.sparse.library_channels import ChannelsLibraryText
+from snapgen_deploy.sparse.library_decoder import written_anew
 from snapgen_deploy.sparse.library_token import TokenLibraryText
 from snapgen_deploy.sparse.text_encoder import ChannelsTextEncoder, TokenTextEncoder
 from snapgen_deploy.sparse.token_layers import OP_FORMS, OpForm
