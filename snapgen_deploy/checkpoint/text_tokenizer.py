@@ -111,20 +111,17 @@ def _read(place: Path) -> Any:
 
 def _chat(place: Path, tokenizer: Any) -> str:
     """The tokenizer's chat template around a user's message."""
+    messages = [{"role": "user", "content": PROMPT_PLACE}]
     try:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": PROMPT_PLACE}], tokenize=False, add_generation_prompt=True
-        )
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except Exception as error:  # of jinja, or ValueError where there is no template
         said = cut(next(iter(str(error).splitlines()), type(error).__name__), LONGEST_NAME)
-        raise BadInput(
-            f"tokenizer {place}: its chat template cannot be used ({said}); write a template with {PROMPT_PLACE}"
-        ) from None
-    if text.count(PROMPT_PLACE) != 1:
-        raise BadInput(
-            f"tokenizer {place}: its chat template has the prompt {text.count(PROMPT_PLACE)} times; write one with {PROMPT_PLACE}"
-        )
-    return str(text)
+        head = f"tokenizer {place}: its chat template cannot be used ({said})"
+        raise BadInput(f"{head}; write a template with {PROMPT_PLACE}") from None
+    if (count := text.count(PROMPT_PLACE)) != 1:
+        head = f"tokenizer {place}: its chat template has the prompt {count} times"
+        raise BadInput(f"{head}; write a template with {PROMPT_PLACE}")
+    return text
 
 
 def _not_the_encoders(tokenizer: Any, settings: Any, pad: int, *, told: bool) -> list[str]:
