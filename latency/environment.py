@@ -13,8 +13,8 @@ from shutil import which
 import numpy as np
 
 from snapgen_deploy.export.registry import spec_of, specs
-from snapgen_deploy.job.cache import version_of
 from snapgen_deploy.latency.results import DeviceKey
+from snapgen_deploy.system.source import version_of
 
 _UNKNOWN = "unknown"  # for what the machine does not report
 

@@ -69,6 +69,7 @@ class Checkpoint:
     stored: Mapping[str, Stored] = field(repr=False)  # where each tensor lies
     loras: tuple[MergedLora, ...] = ()  # added to the tensors
     notes: tuple[str, ...] = ()  # what was found and done when it was opened, for people
+    folders: Mapping[str, Path] = field(default_factory=dict)  # that libraries wrote, by component
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:

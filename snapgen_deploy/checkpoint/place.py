@@ -166,8 +166,15 @@ def _assembled(opened: Checkpoint, place: CheckpointPlace) -> Checkpoint:
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(f"{DECODER}.")}
         stored |= _taken(components.decoder, decoder.stored)
         files += decoder.files
+    texts = dict(place.text_encoders)
+    folders = {spec.name: texts[spec.reads.stream] for spec in components.encoders if spec.reads.stream in texts}
     return dataclasses.replace(
-        opened, config=config, stored=dict(sorted(stored.items())), tokenizers=tokenizers, files=tuple(files)
+        opened,
+        config=config,
+        stored=dict(sorted(stored.items())),
+        tokenizers=tokenizers,
+        files=tuple(files),
+        folders=folders | ({} if decoder is None else {DECODER: decoder.path}),
     )
 
 

@@ -68,7 +68,7 @@ def save_checkpoint(
     Raises:
         BadInput: if the file cannot be written, or a tensor's dtype has no safetensors code here.
     """
-    _write(path, _infos(path, state), state.__getitem__, _metadata(config, tokenizer, license, other_tokenizers))
+    write_tensors(path, _infos(path, state), state.__getitem__, _metadata(config, tokenizer, license, other_tokenizers))
 
 
 def save_sharded(
@@ -129,7 +129,9 @@ def stream_sharded(
         filled += infos[name].nbytes
     paths = [directory / f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
     for path, group in zip(paths, groups, strict=True):
-        _write(path, {name: infos[name] for name in group}, read, _metadata(config, tokenizer, license, other_tokenizers))
+        write_tensors(
+            path, {name: infos[name] for name in group}, read, _metadata(config, tokenizer, license, other_tokenizers)
+        )
     total = sum(info.nbytes for info in infos.values())
     owners = {name: path.name for path, group in zip(paths, groups, strict=True) for name in group}
     index = {"metadata": {"total_size": total}, "weight_map": owners}
@@ -150,7 +152,14 @@ def _infos(path: Path, state: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
     return {n: TensorInfo(tuple(t.shape), _CODES[t.dtype], t.numel() * t.element_size()) for n, t in state.items()}
 
 
-def _write(path: Path, infos: Mapping[str, TensorInfo], read: Callable[[str], Tensor], metadata: Mapping[str, str]) -> None:
+def write_tensors(
+    path: Path, infos: Mapping[str, TensorInfo], read: Callable[[str], Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file, one tensor at a time; the same content gives the same bytes.
+
+    Raises:
+        BadInput: if the file cannot be written.
+    """
     # Wide elements first, then by name: every tensor is aligned to its element, which lets readers map it.
     order = sorted(infos, key=lambda name: (-DTYPE_BYTES[infos[name].dtype], name))
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}

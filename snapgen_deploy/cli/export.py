@@ -173,6 +173,14 @@ def export(
             rich_help_panel=SAME_PICTURE,
         ),
     ] = None,
+    library_golden: Annotated[
+        bool,
+        typer.Option(
+            "--library-golden/--no-library-golden",
+            help="Hold components of transformers and diffusers to what the library itself computes.",
+            rich_help_panel=SAME_PICTURE,
+        ),
+    ] = True,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the bundle.", metavar="FOLDER")] = Path(
         "bundles"
     ),
@@ -293,6 +301,7 @@ def export(
         calibration=pictures.calibration,
         fidelity=pictures.fidelity,
         golden=held,
+        hold_to_libraries=library_golden,
         executor=executor,
     )
     try:
@@ -318,7 +327,7 @@ def export(
         print_result(result)
         for note in notes:
             say(note, "yellow")
-        say(result.bundle.manifest["compared_with"], "yellow" if held is None else "")
+        say(result.bundle.manifest["compared_with"], "yellow" if "golden" not in result.bundle.manifest else "")
 
 
 def _show_plan(checkpoint: Checkpoint, plan: ExportPlan, pictures: Pictures, executor: str, *, as_json: bool) -> None:

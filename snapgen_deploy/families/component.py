@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -118,6 +119,23 @@ class TextInput:
 
 
 @dataclass(frozen=True)
+class OracleTask:
+    """What a library's own network is run on."""
+
+    folder: Path | None  # that the library wrote; None: the checkpoint holds the tensors in another file
+    read: Callable[[str], Tensor]  # one of the component's tensors in the checkpoint, by its name there without the component's
+    drawing: Drawing
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """The library whose own forward pass a component is held to. `record` runs it: port -> values of some calls (N, ...)."""
+
+    library: str  # name of its distribution
+    record: Callable[[OracleTask], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
 class ComponentSpec:
     """A component of one configuration: its ports, and how it is built, loaded, rewritten and checked.
 
@@ -142,6 +160,7 @@ class ComponentSpec:
     initial: Callable[[str, Shape], Initial] = initial  # of weights, by their own name; biases are zero and norms one
     holds: Callable[[Collection[str], str], bool] = lambda tensors, width: True  # whether a checkpoint has a width
     variants: Callable[[nn.Module], Sequence[Variant]] = lambda network: ()  # other arithmetic that its tensors fit
+    oracle: Oracle | None = None  # of a class of a library
     latent_mean: tuple[float, ...] = ()  # per channel, of the normalisation that a decoder undoes; () means zeros
     latent_std: tuple[float, ...] = ()  # per channel; () means ones
     has_constants: bool = False  # has buffers outside its state dict, so that it cannot be built on the meta device

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from snapgen_deploy.families.component import (
@@ -12,6 +13,8 @@ from snapgen_deploy.families.component import (
     PICTURE,
     ComponentSpec,
     Initial,
+    Oracle,
+    OracleTask,
     Shape,
     Spelling,
     decoder_ports,
@@ -22,10 +25,12 @@ from snapgen_deploy.families.names import DECODER
 from snapgen_deploy.families.variant import Variant
 from snapgen_deploy.models.autoencoders import Facts, facts_of, latent_statistics
 from snapgen_deploy.models.config import LibraryDecoder
-from snapgen_deploy.models.library_decoder import DiffusersDecoder
+from snapgen_deploy.models.library_decoder import DiffusersDecoder, library_decode, load_autoencoder
 from snapgen_deploy.sparse import rewrite_library_decoder
 from snapgen_deploy.sparse.image_layers import MOST_SCORES
 
+LIBRARY = "diffusers"
+_SMALL = 512 * 512  # pixels of a picture up to which the library decodes two latents
 _MAPS = 3  # of the largest level alive at once: a block's input, the inside of its norm, and the result
 _KEYS = "its config.json: scaling_factor and shift_factor, or latents_mean and latents_std:"
 _FIXES = LatentFixes(
@@ -60,6 +65,7 @@ def library_decoder(config: LibraryDecoder) -> ComponentSpec:
         activations=partial(_activations, facts),
         initial=_initial,
         variants=_variants,
+        oracle=Oracle(LIBRARY, partial(_recorded, config)),
         latent_mean=mean,
         latent_std=std,
     )
@@ -68,6 +74,18 @@ def library_decoder(config: LibraryDecoder) -> ComponentSpec:
 def _apply(network: nn.Module, x: Mapping[str, Tensor]) -> Tensor:
     picture: Tensor = network(x[LATENT])
     return picture
+
+
+def _recorded(config: LibraryDecoder, task: OracleTask) -> dict[str, Tensor]:
+    """Latents of white and, for small pictures, smooth noise, and what the library decodes of them in fp32."""
+    shape, pixels = task.drawing.latent, task.drawing.resolution[0] * task.drawing.resolution[1]
+    generator = torch.Generator().manual_seed(0)
+    white, coarse = torch.randn(1, *shape, generator=generator), torch.randn(1, shape[0], 4, 4, generator=generator)
+    smooth = nn.functional.interpolate(coarse, size=shape[1:], mode="bilinear")
+    latents = torch.cat([white, smooth]) if pixels <= _SMALL else white
+    whole = load_autoencoder(config, task.folder, task.read)
+    pictures = [library_decode(whole, config, latents[i : i + 1]) for i in range(len(latents))]
+    return {LATENT: latents, PICTURE: torch.cat(pictures)}
 
 
 def _rewrite(network: nn.Module, latent: tuple[int, int], how: Spelling) -> nn.Module:

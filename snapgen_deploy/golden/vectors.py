@@ -27,6 +27,7 @@ from snapgen_deploy.system.typed import read_as
 
 PIPELINE = "pipeline"  # stands for a component in names of arrays: the whole picture
 _NOISE, _SIGMA, _INSIDE = "noise", "sigma", "layers"
+HELD_TO = "held_to"  # key in a file's metadata: component -> library that made its vectors, as JSON
 OWN_REFERENCE = "compared with this package's own reference only"
 # How far a sound reference may be from outputs that were computed so: relative error of a component, PSNR of a picture in dB.
 TOLERANCES: Mapping[str, tuple[float, float]] = {
@@ -79,6 +80,7 @@ class GoldenVectors:
     drawing: GoldenSize
     cases: Mapping[Role, GoldenCases] = field(default_factory=dict)
     picture: GoldenPicture | None = None
+    held_to: Mapping[Role, str] = field(default_factory=dict)  # library and version that made a component's calls
 
     @property
     def error(self) -> float:
@@ -116,9 +118,11 @@ def compared_with(golden: GoldenVectors | None, config: ModelConfig) -> str:
     if golden is None:
         return OWN_REFERENCE
     left = [spec.title for spec in components_of(config) if spec.name not in golden.cases]
-    of = ", ".join(name.replace("_", " ") for name in golden.counts)
-    said = f"compared with golden vectors of {of}"
-    return f"{said}; {', '.join(left)} with this package's own reference only" if left else said
+    theirs = [name.replace("_", " ") for name in golden.counts if name not in golden.held_to]
+    libraries = [f"{role.replace('_', ' ')} held to {library}" for role, library in golden.held_to.items()]
+    said = [f"compared with golden vectors of {', '.join(theirs)}"] if theirs else []
+    own = [f"{', '.join(left)} {'' if theirs else 'compared '}with this package's own reference only"] if left else []
+    return "; ".join([*said, *libraries, *own])
 
 
 def open_golden(
@@ -133,6 +137,7 @@ def open_golden(
     """
     header = read_header(path)
     width, computed_in, prompts = _metadata(path, header, config)
+    libraries = _libraries(path, header)
     if drawing is not None and width and width != drawing.width:
         raise BadInput(
             f"{path}: the golden vectors are of width {width}, the plan exports {drawing.width}; pass --width {width}"
@@ -153,7 +158,8 @@ def open_golden(
     outputs += [name for name in (f"{PIPELINE}.{PICTURE}", f"{PIPELINE}.{LATENT}") if name in header.tensors]
     stored = [_STORED[header.tensors[name].dtype] for name in outputs]
     kept = max(stored, key=lambda kind: TOLERANCES[kind][0])
-    return GoldenVectors(path, sha256_of(path), width, computed_in or kept, size, cases, picture)
+    held = {role: libraries[role] for role in cases if role in libraries}
+    return GoldenVectors(path, sha256_of(path), width, computed_in or kept, size, cases, picture, held)
 
 
 def _metadata(path: Path, header: Header, config: ModelConfig) -> tuple[str, str, list[str] | None]:
@@ -174,6 +180,17 @@ def _metadata(path: Path, header: Header, config: ModelConfig) -> tuple[str, str
     if prompts is None:
         raise BadInput(f"{path}: prompts: {problems[0]}; expected a JSON list of texts")
     return width, computed_in, prompts
+
+
+def _libraries(path: Path, header: Header) -> dict[Role, str]:
+    """Which components' vectors a library made."""
+    try:
+        found, problems = read_as(dict[str, str], parse_json(header.metadata.get(HELD_TO, "{}")))
+    except ValueError as error:
+        found, problems = None, [str(error)]
+    if found is None:
+        raise BadInput(f"{path}: {HELD_TO}: {problems[0]}; expected a JSON object of texts")
+    return found
 
 
 def _values(path: Path, header: Header) -> Arrays:

@@ -56,7 +56,7 @@ def begun(
     with progress("checking the checkpoint"):
         validate(checkpoint)
     speed_estimates = {size: estimate_speed(checkpoint.config, plan.at(size)) for size in plan.sizes}
-    golden = request.golden.sha256 if request.golden is not None else ""
+    golden = (request.golden.sha256 if request.golden is not None else "") + ("libraries" * request.hold_to_libraries)
     key = _plan_key(checkpoint, plan, calibration_key(request.calibration, plan) + golden)
     with (
         staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage,

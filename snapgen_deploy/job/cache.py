@@ -15,7 +15,6 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from snapgen_deploy.checkpoint import Checkpoint
@@ -25,10 +24,10 @@ from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.job.records import Exported, read_record, record_path, write_record
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.system.files import cache_root, discard_oldest, files_under, is_disk_full, sha256_of
-from snapgen_deploy.system.source import source_sha256
+from snapgen_deploy.system.source import source_sha256, version_of
 
 DEFAULT_LIMIT = 10 * 10**9  # bytes
-_TOOLS = ("torch", "numpy", "safetensors")  # packages that every export uses, besides those of the targets
+_TOOLS = ("torch", "numpy", "safetensors", "diffusers", "transformers")  # packages that networks come from, besides the targets
 SEAL = "record.sha256"  # hash of the record, so that a change of its figures is detected too
 _ABANDONED = 24 * 3600  # seconds after which the temporary folder of another process counts as abandoned
 
@@ -71,18 +70,6 @@ def tool_versions() -> tuple[tuple[str, str], ...]:
     """Versions of all packages that may change a converted file, without importing them. Absent packages are listed too."""
     named = dict.fromkeys((*_TOOLS, *(tool for spec in specs().values() for tool in spec.tools)))
     return tuple((name, version_of(name)) for name in named)
-
-
-def version_of(package: str) -> str:
-    """Version of an installed package, without importing it, or `absent`.
-
-    >>> version_of("no-such-package")
-    'absent'
-    """
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "absent"
 
 
 @dataclass

@@ -22,7 +22,7 @@ def check_files(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exporte
     """Run a target's saved files and compare them with the reference's test vectors."""
     saved = {size: _saved(job, target, parts, size) for size in job.plan.sizes}
     default = job.plan.sizes[0]
-    saved[default] = replace(saved[default], golden=job.request.golden)
+    saved[default] = replace(saved[default], golden=job.golden)
     with job.progress(f"{target.key}: running what was saved") as on_progress:
         checked, peak = run_in_child(f"{target.key} check", check_sizes, saved, reference.vectors, on_progress=on_progress)
     return CheckedFiles(checked, peak)

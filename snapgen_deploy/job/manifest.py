@@ -46,7 +46,7 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
     config, schedule = checkpoint.config, schedule_of(checkpoint.config)
     vectors, estimate = made.reference.vectors[plan.sizes[0]], job.speed_estimates[plan.sizes[0]]
     components = components_of(config)
-    decoder, encoders, golden = components.decoder, components.encoders, job.request.golden
+    decoder, encoders, golden = components.decoder, components.encoders, job.golden
     targets = {t.key: _target(job, t, made.parts[t.key]) for t in plan.targets}
     fidelity = {key: target.judgement.record for key, target in made.targets.items()}
     owned = {name for t in targets.values() for c in t["components"].values() for name in c["files"]}

@@ -26,5 +26,6 @@ class Request:
     cache: ExportCache | None = None
     calibration: Calibration | None = None  # needed if a precision of the plan is calibrated
     fidelity: Fidelity | None = None
-    golden: GoldenVectors | None = None  # of the default picture size
+    golden: GoldenVectors | None = None  # the team's own, of the default picture size
+    hold_to_libraries: bool = True  # components of libraries, on vectors that these make
     executor: str = "here"  # where mixed precision measures layers

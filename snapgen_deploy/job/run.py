@@ -13,7 +13,7 @@ from snapgen_deploy.job.begin import begun
 from snapgen_deploy.job.checked import check_files, judge_fidelity, refuse_failed
 from snapgen_deploy.job.convert import Conversion, convert_component
 from snapgen_deploy.job.drawn import draw_for_fidelity, reference_vectors
-from snapgen_deploy.job.golden import golden_gates
+from snapgen_deploy.job.golden import golden_gates, with_libraries_vectors
 from snapgen_deploy.job.keep import kept
 from snapgen_deploy.job.layout import arranged
 from snapgen_deploy.job.mixed import mixed_recipe
@@ -52,7 +52,8 @@ def run_export(
         Refused: if this computer lacks the memory, or a target cannot take a graph.
         GatesFailed: if a gate failed; there is no bundle then.
     """
-    with begun(request, plan, estimate_speed=estimate_speed, progress=progress, counting=counting) as job:
+    with begun(request, plan, estimate_speed=estimate_speed, progress=progress, counting=counting) as begun_job:
+        job = with_libraries_vectors(begun_job)
         golden = golden_gates(job)
         recipe = mixed_recipe(job)
         reference = reference_vectors(job, recipe)

@@ -15,6 +15,7 @@ from snapgen_deploy.check.gates import Checked, Gate
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.drawing.reference import ReferenceVectors
 from snapgen_deploy.export.base import Role
+from snapgen_deploy.golden.vectors import GoldenVectors
 from snapgen_deploy.job.records import Exported
 from snapgen_deploy.job.request import Request
 from snapgen_deploy.job.speed_estimate import SpeedEstimate
@@ -35,6 +36,7 @@ class ExportJob:
     stage: Staging
     progress: Progress
     counting: Counting
+    golden: GoldenVectors | None = None  # of the default picture size: the team's own, and those that libraries make
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def write_bundle(job: ExportJob, made: Made) -> Mapping[str, Any]:
     for role, text in tokenizers_of(job.checkpoint).items():
         (root / tokenizer_file(role)).write_text(text, encoding="utf-8")
     _write_vectors(root, made)
-    if (golden := job.request.golden) is not None:
+    if (golden := job.golden) is not None:
         _copy_golden(golden, root / GOLDEN)
     write_manifest(root, manifest_of(job, made))
     return write_run_record(root, made)

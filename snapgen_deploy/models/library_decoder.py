@@ -10,8 +10,9 @@ import importlib
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.autoencoders import AUTOENCODERS, class_named_by, facts_of, latent_statistics
 from snapgen_deploy.models.config import LibraryDecoder
+
+_DECODING = ("decoder", "post_quant_conv")  # parts of an autoencoder
 
 
 class DiffusersDecoder(nn.Module):
@@ -104,6 +107,30 @@ def build_autoencoder(config: LibraryDecoder) -> Any:
     except Exception as error:  # the library checks little: a wrong value may end in any kind of exception
         first = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise BadInput(f"decoder: {kind.__name__} of diffusers takes no such configuration ({first[:200]})") from None
+
+
+def load_autoencoder(config: LibraryDecoder, folder: Path | None, read: Callable[[str], Tensor]) -> Any:
+    """The library's whole autoencoder in fp32: from a folder as the library itself reads it, else with `read` as its decoder.
+
+    Raises:
+        BadInput: if the library cannot read the folder.
+    """
+    if folder is not None:
+        kind = autoencoder_class(config)
+        try:
+            with _quietly(), torch.random.fork_rng(devices=[]):
+                whole = kind.from_pretrained(
+                    str(folder), torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
+                )
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            first = (str(error).splitlines() or [""])[0] or type(error).__name__
+            raise BadInput(f"decoder {folder}: diffusers cannot read it ({first[:200]})") from None
+        return whole.eval()
+    with torch.random.fork_rng(devices=[]):
+        whole = build_autoencoder(config).float().eval()
+    own = {name: read(name).float() for name in whole.state_dict() if name.partition(".")[0] in _DECODING}
+    whole.load_state_dict(own, strict=False)  # without its encoder
+    return whole
 
 
 def library_decode(autoencoder: Any, config: LibraryDecoder, latent: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""Where this package's code is, and a hash of it for cache keys: results of other code are not reused."""
+"""Where this package's code is, a hash of it for cache keys, and versions of others: results of other code are not reused."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import snapgen_deploy
@@ -27,3 +28,15 @@ def source_sha256(*rooms: str) -> str:
     for path in sorted(found):
         digest.update(f"{path.relative_to(root).as_posix()} {sha256_of(path)}\n".encode())
     return digest.hexdigest()
+
+
+def version_of(package: str) -> str:
+    """Version of an installed package, without importing it, or `absent`.
+
+    >>> version_of("no-such-package")
+    'absent'
+    """
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
