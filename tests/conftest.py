@@ -48,9 +48,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _warm_server() -> Iterator[None]:
-    """Child processes are forked from a server that has imported everything; it starts with the first child."""
+    """Child processes are forked from a server that has imported everything; it starts with the first child.
+
+    They order sets of texts in another way than this process, see `tests.another`.
+    """
     multiprocessing.set_forkserver_preload(["tests.preload"])
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONHASHSEED", "1234" if os.environ.get("PYTHONHASHSEED") == "4321" else "4321")
         patch.setattr(multiprocessing, "set_forkserver_preload", lambda names: None)
         yield
 
