@@ -116,5 +116,9 @@ def pytest_runtest_teardown() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """The same after the test modules were imported."""
+    """The same after the test modules were imported, with torch's operators if exporters are among them."""
     pytest_runtest_teardown()
+    if "torch._export.utils" in sys.modules:
+        from snapgen_deploy.export.shared.operators import listed_once
+
+        listed_once().__enter__()  # for good

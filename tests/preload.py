@@ -6,6 +6,7 @@ import importlib
 
 from snapgen_deploy.export.onnx.rules import rules_of_linear_time
 from snapgen_deploy.export.shared import coremltools
+from snapgen_deploy.export.shared.operators import listed_once
 from snapgen_deploy.export.shared.quiet import quiet
 
 MODULES = (
@@ -28,6 +29,7 @@ with quiet():
     from torch.onnx._internal.exporter._registration import ONNXRegistry
     from tqdm import tqdm
 
+    listed_once().__enter__()  # for good: all operators are there
     tqdm.monitor_interval = 0  # no thread, which would not be there after a fork
     bilinear_2d.get_graphs()
     sdpa.get_graphs()

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
+from snapgen_deploy.export.shared.operators import listed_once
 from snapgen_deploy.export.shared.replaced import replaced
 
 
@@ -43,7 +44,7 @@ class Downstreams:
 
 @contextlib.contextmanager
 def thrifty() -> Iterator[None]:
-    """Within the block, partitioners use `Downstreams`, and records of where a node comes from are not copied."""
+    """Within the block, partitioners use `Downstreams`, and neither records of origins nor lists of operators are made anew."""
     from executorch.exir.backend.canonical_partitioners import group_partitioner
     from torch.fx.passes.infra import partitioner
     from torch.fx.traceback import NodeSource
@@ -53,5 +54,6 @@ def thrifty() -> Iterator[None]:
         replaced(partitioner, name, Downstreams),
         replaced(group_partitioner, name, Downstreams),
         replaced(NodeSource, "__deepcopy__", lambda record, copied: record),
+        listed_once(),
     ):
         yield
