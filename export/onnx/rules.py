@@ -31,9 +31,9 @@ def rules_of_linear_time() -> Iterator[None]:
     It reads its library at most once in this process.
     """
     from onnxscript import rewriter
-    from torch.onnx._internal.exporter import _registration
+    from torch.onnx._internal._lazy_import import onnxscript_apis
 
-    name, read, library = "_DEFAULT_REWRITE_RULES", "get_torchlib_ops", _registration.onnxscript_apis
+    name, read, library = "_DEFAULT_REWRITE_RULES", "get_torchlib_ops", onnxscript_apis
     ours = tuple(r for r in getattr(rewriter, name) if r._target_pattern.has_single_output_node)
     once = partial(_read_once, getattr(library, read))
     with replaced(rewriter, name, ours), replaced(library, read, once), listed_once():
