@@ -2,6 +2,7 @@
 temporary files that must be empty in the end, and child processes that start at once."""
 
 import gc
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -90,10 +91,13 @@ def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+_numbers = itertools.count()
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test finds only what it has kept itself: exports, calibrations, measurements."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "caches" / str(next(_numbers))))
 
 
 _modules = 0  # how many were imported when what they hold was last set aside

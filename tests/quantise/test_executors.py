@@ -39,7 +39,7 @@ def dies(task: int) -> int:
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers of the tests' own server, which start at once."""
-    monkeypatch.setattr(executors, "FRESH", start_method())
+    monkeypatch.setattr(executors, "WORKERS_START", start_method())
 
 
 def test_results_come_in_the_order_of_the_tasks_with_one_thread() -> None:

@@ -125,7 +125,7 @@ def test_processes_and_a_cluster_give_the_same_bits(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(executors, "FRESH", start_method())
+    monkeypatch.setattr(executors, "WORKERS_START", start_method())
     executor: Executor = Processes(2) if kind == "processes" else request.getfixturevalue("cluster")
     elsewhere = measure_sensitivities(*case, 4, (4, 8), executor)
     assert json.dumps([s.as_dict() for s in elsewhere.values()]) == json.dumps([s.as_dict() for s in found.values()])
