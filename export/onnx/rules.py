@@ -31,7 +31,7 @@ def rules_of_linear_time() -> Iterator[None]:
     It reads its library at most once in this process.
     """
     from onnxscript import rewriter
-    from torch.onnx._internal._lazy_import import onnxscript_apis
+    from torch.onnx._internal._lazy_import import onnxscript_apis  # type: ignore[attr-defined]
 
     name, read, library = "_DEFAULT_REWRITE_RULES", "get_torchlib_ops", onnxscript_apis
     ours = tuple(r for r in getattr(rewriter, name) if r._target_pattern.has_single_output_node)
