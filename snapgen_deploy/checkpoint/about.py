@@ -10,6 +10,9 @@ from typing import Any
 from snapgen_deploy.checkpoint.sources import KEYS, Source
 from snapgen_deploy.checkpoint.tensors import json_object
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families.registry import components_of, student_types
+from snapgen_deploy.models.config import ModelConfig
+from snapgen_deploy.models.serialise import config_from_dict, config_from_json
 from snapgen_deploy.system.documents import parse_json, parse_toml
 from snapgen_deploy.system.lfs import refuse_pointer
 
@@ -34,6 +37,23 @@ def read_about(path: Path, source: Source, given: Path | None = None) -> tuple[M
                 f"{given}: its {key} is not that of the tensors' header; leave out --config, or give a file without it"
             )
     return data | held, given
+
+
+def read_configuration(path: Path) -> tuple[ModelConfig, list[str]]:
+    """The configuration in a file of its own, and the tokenizers beside it: one for each text encoder, or none.
+
+    Raises:
+        BadInput: if the file cannot be read, the configuration is invalid, or tokenizers are there for some encoders only.
+    """
+    data = read_config_file(path)
+    document = data["snapgen_config"]
+    read = config_from_json if isinstance(document, str) else config_from_dict
+    config = read(document, student_types(), f"{path}: snapgen_config")
+    texts = [text_of(data.get(spec.reads.key)) for spec in components_of(config).encoders]
+    given = [text for text in texts if text is not None]
+    if given and len(given) < len(texts):
+        raise BadInput(f"{path}: has {len(given)} tokenizers for {len(texts)} text encoders; give one for each, or none")
+    return config, given
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

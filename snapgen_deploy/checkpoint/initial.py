@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +20,12 @@ from snapgen_deploy.checkpoint.expected import expected_shapes
 from snapgen_deploy.checkpoint.header import DTYPE_BYTES, TensorInfo
 from snapgen_deploy.checkpoint.opener import open_checkpoint
 from snapgen_deploy.checkpoint.writer import stream_sharded
+from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.component import ComponentSpec
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.models.presets import SHAPES_PROMPTS
+from snapgen_deploy.models.tokenizer import WordTokenizer
 
 WEIGHT_DTYPES = {"fp32": ("F32", torch.float32), "fp16": ("F16", torch.float16), "bf16": ("BF16", torch.bfloat16)}
 
@@ -48,16 +50,27 @@ def initial_tensor(spec: ComponentSpec, name: str, shape: tuple[int, ...], seed:
     return torch.from_numpy(values).mul_(how.deviation).add_(how.mean)
 
 
-def _untrained(config: ModelConfig) -> tuple[ModelConfig, str | None]:
-    """The configuration marked as untrained, and a tokenizer for its text encoders (None if it has none).
+def _untrained(config: ModelConfig, tokenizers: Sequence[str]) -> tuple[ModelConfig, list[str]]:
+    """The configuration marked as untrained, and a tokenizer for each of its text encoders.
 
-    The tokenizer is the embedded checkpoint's, whose few words fit any vocabulary. Its prompts are used if the configuration
-    has none of its own.
+    Without tokenizers all are the embedded checkpoint's, if its few words fit every vocabulary; then its prompts are used if
+    the configuration has none of its own, or words that it does not know.
     """
-    config = replace(config, trained=False)
-    if not config.text_encoders:
-        return config, None
-    return replace(config, prompts=config.prompts or SHAPES_PROMPTS), open_checkpoint(None).tokenizer
+    config, encoders = replace(config, trained=False), components_of(config).encoders
+    if tokenizers or not encoders:
+        return config, list(tokenizers)
+    text = open_checkpoint(None).tokenizer
+    assert text is not None
+    known = WordTokenizer(text)
+    if known.embedding_rows > min(spec.reads.vocab for spec in encoders):
+        return config, []
+    try:
+        for prompt in config.prompts:
+            known.encode(prompt, min(spec.reads.length for spec in encoders))
+        prompts = config.prompts or SHAPES_PROMPTS
+    except BadInput:
+        prompts = SHAPES_PROMPTS
+    return replace(config, prompts=prompts), [text] * len(encoders)
 
 
 def initial_bytes(config: ModelConfig, dtype: str) -> int:
@@ -72,17 +85,19 @@ def write_initial(
     seed: int = 0,
     max_shard_bytes: int = 10**9,
     dtype: str = "fp32",
+    tokenizers: Sequence[str] = (),
     on_tensor: Callable[[int], None] = lambda count: None,
 ) -> list[Path]:
     """Write an untrained checkpoint into `directory` and return its shards; `on_tensor` gets the bytes of each tensor made.
 
-    Peak memory is one tensor in fp32 and its copy in `dtype`.
+    `tokenizers` has the text of a tokenizer.json for each text encoder; without them the embedded checkpoint's is used. Peak
+    memory is one tensor in fp32 and its copy in `dtype`.
 
     Raises:
         BadInput: if `directory` cannot be written to, or its disk is full.
     """
     code, kind = WEIGHT_DTYPES[dtype]
-    config, tokenizer = _untrained(config)
+    config, texts = _untrained(config, tokenizers)
     shapes = expected_shapes(config)
     infos = {n: TensorInfo(s, code, math.prod(s) * DTYPE_BYTES[code]) for n, s in shapes.items()}
 
@@ -93,7 +108,7 @@ def write_initial(
         component, _, own = name.partition(".")
         return initial_tensor(components[component], own, shapes[name], seed).to(kind)
 
-    others = [] if tokenizer is None else [tokenizer] * len(config.other_text_encoders)
+    first, others = (texts[0], texts[1:]) if texts else (None, [])
     return stream_sharded(
-        infos, make, config, directory, max_shard_bytes, tokenizer=tokenizer, license="Apache-2.0", other_tokenizers=others
+        infos, make, config, directory, max_shard_bytes, tokenizer=first, license="Apache-2.0", other_tokenizers=others
     )
