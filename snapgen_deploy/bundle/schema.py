@@ -127,9 +127,16 @@ class _Target(BaseModel):
     limits: dict[Annotated[str, OneOf(LIMIT_NAMES)], Number] = {}
 
 
+class _Lora(BaseModel):
+    name: str
+    sha256: str
+    scale: Number
+
+
 class _Checkpoint(BaseModel):
     sha256: str
     license: str | None
+    loras: list[_Lora] = []
 
 
 class _Manifest(BaseModel):
@@ -145,6 +152,7 @@ class _Manifest(BaseModel):
     gates: list[_Gate]
     checkpoint: _Checkpoint | None = None
     reasons: list[str] = []
+    warnings: list[str] = []
     compared_with: str = ""
     estimates: list[Table] = []
     vectors_of: SizeName | None = None

@@ -148,5 +148,7 @@ def render_plan(plan: ExportPlan, console: Console) -> None:
         words = f"{len(m.prompts)} prompts" if m.prompts else "random text"
         tuned = f"tuned for {m.iterations} iterations on {m.pictures} pictures of {words}"
         console.print(f"mixed precision: {m.bits:g} bits a weight, {tuned}", soft_wrap=True)
+    for warning in plan.warnings:
+        console.print(f"warning: {warning}", style="yellow", soft_wrap=True, markup=False)
     for reason in plan.reasons:
         console.print(f"  {reason}", style="dim", soft_wrap=True, markup=False)

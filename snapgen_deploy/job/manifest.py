@@ -9,6 +9,7 @@ from typing import Any
 
 from snapgen_deploy import __version__
 from snapgen_deploy.bundle.reader import GOLDEN, MANIFEST, SCHEMA_VERSION, SUMS
+from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.device_profiles.stores import delivery
 from snapgen_deploy.drawing.ports import ports_of
 from snapgen_deploy.drawing.reference import schedule_of
@@ -65,6 +66,7 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
         },
         "width": plan.width,
         "reasons": list(plan.reasons),
+        **({"warnings": list(plan.warnings)} if plan.warnings else {}),
         "resolution": list(plan.resolution),
         "latent": {
             "shape": list(plan.latent),
@@ -83,7 +85,7 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
                 "values": [schedule.features(i)[0].astype(float).tolist() for i in range(len(schedule.sigmas) - 1)],
             },
         },
-        "checkpoint": {"sha256": checkpoint.sha256(), "license": checkpoint.license},
+        "checkpoint": {"sha256": checkpoint.sha256(), "license": checkpoint.license, **_loras(checkpoint)},
         "config": config_to_dict(config),
         "prompts": list(vectors.prompts),
         "seeds": list(vectors.seeds),
@@ -113,6 +115,12 @@ def _delivery(os: str, target: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     limits = {"most_bytes": found.way.most, "most_bytes_each": found.way.most_each, "source": found.way.source}
     return {"bytes": found.bytes, "fits": found.fits, "way": found.way.name, **limits}
+
+
+def _loras(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What was added to the checkpoint's tensors, if anything was."""
+    found = [{"name": lora.name, "sha256": lora.sha256, "scale": lora.scale} for lora in checkpoint.loras]
+    return {"loras": found} if found else {}
 
 
 def _target(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exported]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ LARGEST_DEPTH = 512
 MOST_STEPS = 1000
 MOST_WIDTHS = 16
 MOST_STREAMS = 16
+MOST_SIZES = 1024  # picture sizes that a model was trained at
 MOST_OTHERS = 8  # text encoders beside the first
 MOST_LEVELS = LARGEST_INT.bit_length()  # of a decoder: each doubles the picture
 LEAST_SHIFT = 1e-3  # below it, or above its inverse, steps of the schedule coincide
@@ -200,7 +201,7 @@ AnyDecoder = DecoderConfig | LibraryDecoder
 class ModelConfig(Document):
     """All components of a checkpoint; a component that the checkpoint lacks is None."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"family", "other_text_encoders", "absent_streams"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"family", "other_text_encoders", "absent_streams", "trained_resolutions"})
 
     student: Annotated[StudentConfig, OfItsKind()]  # of its family
     decoder: Annotated[AnyDecoder, OfItsKind()] | None  # with a `library`, or our own
@@ -215,6 +216,8 @@ class ModelConfig(Document):
     # Beside `text_encoder`, each with a tokenizer of its own.
     other_text_encoders: Annotated[tuple[Annotated[AnyTextEncoder, OfItsKind()], ...], Field(max_length=MOST_OTHERS)] = ()
     absent_streams: tuple[Name, ...] = ()  # text streams that stay empty: embeddings and mask are zeros
+    # Picture height, width in pixels; exports at others are warned of. None: not known.
+    trained_resolutions: Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(max_length=MOST_SIZES)] = ()
 
     @property
     def text_encoders(self) -> tuple[AnyTextEncoder, ...]:

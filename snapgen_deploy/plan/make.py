@@ -10,7 +10,7 @@ from snapgen_deploy.errors import BadInput, Refused, nearest
 from snapgen_deploy.families.registry import family_of
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.plan.plan import ExportPlan
-from snapgen_deploy.plan.sizes import sizes_of
+from snapgen_deploy.plan.sizes import sizes_of, untrained_sizes
 from snapgen_deploy.plan.targets import check_systems, pick_targets, plan_target
 from snapgen_deploy.plan.widths import Estimator, LatencyLimits, judge_width, memory_hint
 
@@ -85,6 +85,7 @@ def make_plan(
         latency_ms=pick.latency_ms,
         latency_budget_ms=max_latency_ms or (profile.latency_budget.value if profile.latency_budget else None),
         offers=tuple(o.target.key for o in profile.offers if o.target.key not in {t.key for t in chosen}),
+        warnings=untrained_sizes(config, [s.resolution for s in sizes]),
         other_sizes=tuple(
             replace(s, forms=tuple((t.key, family.form(config, s.latent[1:])) for t in chosen)) for s in sizes[1:]
         ),

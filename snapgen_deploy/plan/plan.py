@@ -71,6 +71,7 @@ class ExportPlan:
     offers: tuple[str, ...] = ()  # keys of further targets that the device runs; exported on request
     mixed: MixedSettings | None = None  # of targets with precision "mixed"
     os: str = ""  # the device's operating system, such as "iOS"
+    warnings: tuple[str, ...] = ()  # what may make bad pictures of good files, a line each
 
     @property
     def sizes(self) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.registry import family_of
 from snapgen_deploy.models.config import ModelConfig
 
+MOST_NAMED = 4  # picture sizes in a warning
+
 
 @dataclass(frozen=True)
 class Size:
@@ -31,6 +33,17 @@ def size_name(resolution: Sequence[int]) -> str:
     '768x1024'
     """
     return f"{resolution[0]}x{resolution[1]}"
+
+
+def untrained_sizes(config: ModelConfig, resolutions: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+    """A warning for each picture size that the model was not trained at; none if it does not say at which it was."""
+    known = config.trained_resolutions
+    said = ", ".join(map(size_name, known[:MOST_NAMED])) + (", ..." if len(known) > MOST_NAMED else "")
+    return tuple(
+        f"{size_name(r)}: the checkpoint was not trained at this picture size, but at {said}"
+        for r in resolutions
+        if known and r not in known
+    )
 
 
 def sizes_of(config: ModelConfig, resolutions: Sequence[tuple[int, int]]) -> tuple[Size, ...]:

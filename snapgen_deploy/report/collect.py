@@ -116,6 +116,8 @@ def _bundle(bundle: Bundle, label: str, anchor: str) -> BundleView:
             sha256=sha256_of(sums) if sums.is_file() else "",
             checkpoint=str(m["checkpoint"]["sha256"]),
             license=str(m["checkpoint"]["license"] or "not stated"),
+            loras=tuple(f"{x['name']}, {x['scale']:g} ({str(x['sha256'])[:12]})" for x in m["checkpoint"].get("loras", ())),
+            warnings=tuple(str(w) for w in m.get("warnings", ())),
             generator=str(m["generator"]),
             damage=damage,
             reasons=tuple(str(r) for r in m["reasons"]),

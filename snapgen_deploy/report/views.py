@@ -115,6 +115,8 @@ class BundleView:
     sheet: Picture | None  # the whole preview.png, if it could not be cut
     sizes: tuple[str, ...] = ()  # picture sizes, if there are several
     compared_with: str = OWN_REFERENCE
+    loras: tuple[str, ...] = ()  # added to the weights, with their scales and hashes
+    warnings: tuple[str, ...] = ()
 
     def count(self, verdict: str) -> int:
         """Number of gates with this verdict."""
