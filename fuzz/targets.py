@@ -101,6 +101,22 @@ def _key_map(path: Path) -> None:
         rules.recipes(NAMES, {})
 
 
+def _adapter(path: Path) -> None:
+    from snapgen_deploy.checkpoint.lora import open_adapter
+
+    open_adapter(path.parent, 1.0)
+
+
+def _adapter_weights(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").write_bytes((SEEDS / "lora-files" / "adapter_model.safetensors").read_bytes())
+
+
+def _configuration(path: Path) -> None:
+    from snapgen_deploy.checkpoint.about import read_configuration
+
+    read_configuration(path)
+
+
 def _arrays(path: Path) -> None:
     from snapgen_deploy.system.files import read_arrays
 
@@ -142,6 +158,8 @@ TARGETS: Mapping[str, Target] = {
     "manifest": Target("manifest.json", _manifest),
     "profile": Target("a.toml", _profile),
     "key-map": Target("a.toml", _key_map),
+    "lora": Target("adapter_config.json", _adapter, _adapter_weights),
+    "configuration": Target("a.toml", _configuration),
     "npz": Target("a.npz", _arrays),
     "tokenizer": Target("tokenizer.json", _tokenizer, longest=2000),  # lists the words that it knows
     "recipe": Target("recipe.json", _recipe, _recipe_files),

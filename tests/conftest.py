@@ -2,7 +2,6 @@
 temporary files that must be empty in the end, and child processes that start at once."""
 
 import gc
-import itertools
 import multiprocessing
 import os
 import shutil
@@ -49,13 +48,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _warm_server() -> Iterator[None]:
-    """Child processes are forked from a server that has imported everything; it starts with the first child.
-
-    They order sets of texts in another way than this process, see `tests.another`.
-    """
+    """Child processes are forked from a server that has imported everything; it starts with the first child."""
     multiprocessing.set_forkserver_preload(["tests.preload"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONHASHSEED", "1234" if os.environ.get("PYTHONHASHSEED") == "4321" else "4321")
         patch.setattr(multiprocessing, "set_forkserver_preload", lambda names: None)
         yield
 
@@ -91,13 +86,10 @@ def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-_numbers = itertools.count()
-
-
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test finds only what it has kept itself: exports, calibrations, measurements."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "caches" / str(next(_numbers))))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 _modules = 0  # how many were imported when what they hold was last set aside
@@ -120,9 +112,5 @@ def pytest_runtest_teardown() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """The same after the test modules were imported, with torch's operators if exporters are among them."""
+    """The same after the test modules were imported."""
     pytest_runtest_teardown()
-    if "torch._export.utils" in sys.modules:
-        from snapgen_deploy.export.shared.operators import listed_once
-
-        listed_once().__enter__()  # for good

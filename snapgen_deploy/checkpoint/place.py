@@ -60,6 +60,13 @@ class CheckpointPlace:
         return Reading(self.key_map, self.config, self.selection)
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where model cards may lie: the folders that its components come from; none for the embedded checkpoint."""
+        places = [path for path in (self.path, self.file, self.decoder) if path is not None]
+        places += [path for _, path in self.text_encoders] + [path for path, _ in self.loras]
+        return tuple(path if path.is_dir() else path.parent for path in places)
+
+    @property
     def file(self) -> Path | None:
         """The file or folder of the student."""
         folder = None if self.path is None else open_pipeline_folder(self.path)

@@ -16,6 +16,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _NAMES = (SINGLE_FILE, "diffusion_pytorch_model.safetensors")  # transformers' and ours, and diffusers'
 _OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt")
+_TORCH_FILES = (".pt", ".pth", ".ckpt", ".bin")  # beside safetensors of the same name: nobody knows which is meant
 LONGEST_FILE_NAME = 255  # bytes, of all usual file systems
 
 
@@ -62,6 +63,8 @@ def weights_in(path: Path, what: str) -> Path:
         BadInput: if there is none, or more than one.
     """
     found = [file for name in _NAMES for file in (path / name, path / f"{name}.index.json") if file.is_file()]
+    if found:
+        found += [file for suffix in _TORCH_FILES if (file := path / f"{Path(SINGLE_FILE).stem}{suffix}").is_file()]
     if len(found) > 1:
         raise BadInput(
             f"{what} {path}: has two sets of weights, {found[0].name} and {found[1].name}; keep one, or name its file"

@@ -195,6 +195,14 @@ def export(
             rich_help_panel=HERE,
         ),
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Fail where a picture size was not trained at; otherwise this is a warning.",
+            rich_help_panel=SAME_PICTURE,
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the checkpoint's header, print the plan and stop.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.", rich_help_panel=HERE)] = False,
     resume: Annotated[
@@ -222,9 +230,11 @@ def export(
 ) -> None:
     """Export a checkpoint for a device, run the saved files, and write the bundle if every gate passed."""
     from snapgen_deploy.checkpoint import validate
+    from snapgen_deploy.checkpoint.licences import refuse_forbidden
     from snapgen_deploy.device_profiles import load_profile
     from snapgen_deploy.golden.vectors import open_golden
     from snapgen_deploy.job.pictures import Asked, pictures_of
+    from snapgen_deploy.job.strict import refuse_warnings
     from snapgen_deploy.latency.estimate.estimate import plan_estimator
     from snapgen_deploy.plan.make import make_plan
     from snapgen_deploy.quantise.settings import EXECUTOR, with_mixed
@@ -250,6 +260,8 @@ def export(
         license=license,
     )
     opened = place.open()
+    if license is None:
+        refuse_forbidden(opened.license, place.folders)
     validate(opened, values=False)  # here: no plan is printed for a checkpoint that cannot be exported
     sizes = [parse_resolution(text) for text in resolution or ()]
     size = sizes[0] if sizes else None
@@ -283,6 +295,8 @@ def export(
         plan = tune_plan(opened.config, plan, threads, progress(quiet=as_json))
     if not as_json or dry_run:
         _show_plan(opened, plan, pictures, executor, as_json=as_json)
+    if strict:
+        refuse_warnings(plan)
     if dry_run:
         return
     from snapgen_deploy.job.cache import ExportCache, export_cache_root

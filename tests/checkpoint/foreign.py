@@ -11,6 +11,7 @@ from snapgen_deploy.checkpoint import expected_shapes
 from snapgen_deploy.checkpoint.initial import initial_tensor
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import DiTConfig, ModelConfig, TextStream
+from tests.docs.pages import ROOT, blocks
 
 _START = {"down": 0, "middle": 8, "up": 18}
 _INNER = {
@@ -64,29 +65,4 @@ def pixart_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-PIXART_MAP = """
-"transformer_blocks.{block}.{attn}.to_{x:q|k|v}.{p:*}" = "student.{block}.{attn}.{x}.{p}"
-"transformer_blocks.{block}.{attn}.to_out.0.{p:*}" = "student.{block}.{attn}.out.{p}"
-"transformer_blocks.{block}.attn2.to_kv.{p:*}" = "student.{block}.cross.{x:k|v}.{p}"
-"transformer_blocks.{block}.attn1.norm_{x:q|k}.{p:*}" = "student.{block}.attention.{x}_norm.{p}"
-"transformer_blocks.{block}.attn1.{x:gate|k_compress|v_compress}.{p:*}" = "student.{block}.attention.{x}.{p}"
-"transformer_blocks.{block}.ff.net.0.proj.{p:*}" = "student.{block}.ffn.up.{p}"
-"transformer_blocks.{block}.ff.net.2.{p:*}" = "student.{block}.ffn.down.{p}"
-"transformer_blocks.{block}.scale_shift_table" = "student.{block}.table"
-"pos_embed.proj.{p:*}" = "student.patch.{p}"
-"adaln_single.emb.timestep_embedder.linear_{n:1|2}.{p:*}" = "student.time.fc{n}.{p}"
-"adaln_single.linear.{p:*}" = "student.time.six.{p}"
-"caption_projection.linear_{n:1|2}.{p:*}" = "student.text.text.fc{n}.{p}"
-"scale_shift_table" = "student.final_table"
-"proj_out.{p:*}" = "student.unpatch.{p}"
-"{x:skips|downsample|upsample}.{rest:*}" = "student.{x}.{rest}"
-
-[words.block]
-"{i:0..7}" = "down.{i}"
-"{i:8..17}" = "middle.{i-8}"
-"{i:18..27}" = "up.{i-18}"
-
-[words.attn]
-"attn1" = "attention"
-"attn2" = "cross"
-"""
+PIXART_MAP = blocks(ROOT / "docs/own-checkpoint.md", "toml")[0]

@@ -8,10 +8,14 @@ import tomllib
 
 import numpy as np
 import pytest
+import torch
 import typer
+from safetensors.torch import save_file
 
 from snapgen_deploy.checkpoint import open_checkpoint, opener
 from snapgen_deploy.cli import app
+from snapgen_deploy.models.serialise import config_to_json
+from tests.checkpoint.foreign import PIXART_MAP, our_state, pixart_config, pixart_state
 from tests.cli.conftest import invoke
 from tests.docs.pages import PAGES, ROOT, blocks, code_spans, commands
 from tests.golden.golden_cases import write_golden
@@ -55,10 +59,26 @@ def desk(checkpoint, tmp_path_factory):
     shutil.copy(folder / "prompts.txt", folder / "judged.txt")
     (folder / "profile.toml").write_text(blocks(ROOT / "docs/formats.md", "toml")[0], encoding="utf-8")
     (folder / "map.toml").write_text('"student.patch.weight" = "student.patch.weight"\n', encoding="utf-8")
+    write_foreign(folder, checkpoint)
     (folder / "my_scores.py").write_text(blocks(ROOT / "docs/formats.md", "python")[0], encoding="utf-8")
     write_golden(open_checkpoint(checkpoint), folder / "golden.safetensors", "full")
     np.savez(folder / "x.npz", latent=np.zeros((1, 4, 8, 8), np.float32))
     return folder
+
+
+def write_foreign(folder, checkpoint):
+    """The files of docs/own-checkpoint.md: a student with other names, a training checkpoint, a LoRA."""
+    opened = open_checkpoint(checkpoint)
+    state = {name: opened.read(name) for name in opened.tensors}
+    save_file(pixart_state(our_state(pixart_config())), folder / "pixart.safetensors")
+    (folder / "pixart.json").write_text(config_to_json(pixart_config()), encoding="utf-8")
+    (folder / "pixart.toml").write_text(PIXART_MAP, encoding="utf-8")
+    (folder / "mine.json").write_text(config_to_json(opened.config), encoding="utf-8")
+    torch.save({"model": state, "ema": {f"module.{n}": t for n, t in state.items()}, "step": 7}, folder / "run.ckpt")
+    up = "student.down.0.ffn.up"
+    rows, columns = opened.tensors[f"{up}.weight"].shape
+    pair = {f"{up}.lora_A.weight": torch.ones(2, columns), f"{up}.lora_B.weight": torch.ones(rows, 2)}
+    save_file(pair, folder / "style.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ _ROLES: Mapping[str, str] = {
     "ffn": r"ffn?|mlp|feed_?forward|net",
     "up": r"up(_proj)?|fc1|w1|lin1|c_fc|linear_?1|dense_h_to_4h|net\.0\.proj|(ff|mlp|ffn)\.0",
     "down": r"down(_proj)?|fc2|w2|lin2|linear_?2|dense_4h_to_h|net\.2|(ff|mlp|ffn)\.2",
-    "table": r"table|scale_shift_table|modulation|adaln_table|mod",
+    "table": r"\w*table|modulation|mod",
     "final": r"final\w*",
     "time": r"time|t_embedder|t_block|timestep\w*|time_\w+|adaln_single|temb\w*",
     "first": r"fc1|linear_?1|lin1|mlp\.0|in_layer",
