@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import importlib
+import sys
 
 from snapgen_deploy.export.shared import coremltools
 from snapgen_deploy.export.shared.quiet import quiet
@@ -18,6 +19,7 @@ MODULES = (
 
 with quiet():
     coremltools.load()
+    SCIKIT_LEARN = "sklearn" in sys.modules  # for tests/export/test_coreml_thrift.py
     for name in MODULES:
         with contextlib.suppress(ImportError):  # of an extra that is not installed here
             importlib.import_module(name)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +17,7 @@ from torch.nn import functional
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.coreml.target import CoreML
 from snapgen_deploy.export.shared import coremltools as coreml_thrift
+from snapgen_deploy.system.child import run_in_child
 from tests.export.graph_cases import OPTIONS, component, contents, mixed
 
 
@@ -135,11 +134,14 @@ def test_a_program_that_is_not_sound_is_still_refused(tmp_path: Path, monkeypatc
         CoreML().export(mixed(), "", "fp16", tmp_path, OPTIONS)
 
 
+def scikit_learn() -> tuple[bool, str]:
+    """Whether coremltools loaded it into the tests' server, which was fresh, and the name of one of its classes."""
+    from sklearn.cluster import KMeans
+
+    from tests import preload
+
+    return preload.SCIKIT_LEARN, KMeans.__name__
+
+
 def test_scikit_learn_is_not_loaded_with_coremltools_and_can_be_afterwards() -> None:
-    code = (
-        "import sys\n"
-        "from snapgen_deploy.export.shared.coremltools import load\n"
-        "assert load().converters and 'sklearn' not in sys.modules\n"
-        "from sklearn.cluster import KMeans\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    assert run_in_child("scikit-learn", scikit_learn)[0] == (False, "KMeans")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +39,15 @@ EACH = pytest.mark.parametrize(("target", "precision"), CASES)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory):
+def made(once: Callable[[str, Callable[[Path], object]], Path]):
     @functools.cache
     def export(target: str, precision: str) -> tuple[Artifact, Description]:
         found, variant = target_of(target)
-        artifact = found.export(wide(), variant, precision, tmp_path_factory.mktemp(precision), {})
-        return artifact, found.describe(artifact.path)
+        name = f"quantised-{target}-{precision}"
+        folder = once(name, lambda folder: found.export(wide(), variant, precision, folder, {}))
+        (path,) = folder.glob(f"student{found.suffix}")
+        files = tuple(sorted(f for f in folder.rglob("*") if f.is_file()))
+        return Artifact(f"{target}:{variant}" if variant else target, "student", path, files), found.describe(path)
 
     return export
 

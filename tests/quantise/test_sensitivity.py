@@ -99,10 +99,14 @@ def test_known_layers_are_not_measured_again(case: Case, found: dict[str, Sensit
 
 @pytest.fixture(scope="module", autouse=True)
 def _scratch_of_dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Dask leaves a folder behind where it writes: not among this run's temporary files, which must be none in the end."""
+    """Dask leaves a folder behind where it writes: not among this run's temporary files, which must be none in the end.
+
+    Its workers are forked from the tests' server, which has imported torch.
+    """
     import dask
 
-    with dask.config.set(temporary_directory=str(tmp_path_factory.mktemp("dask"))):
+    places = {"temporary_directory": str(tmp_path_factory.mktemp("dask"))}
+    with dask.config.set({**places, "distributed.worker.multiprocessing-method": start_method()}):
         yield
 
 
