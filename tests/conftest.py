@@ -1,13 +1,16 @@
 """For all tests: no deadline on property tests (shared machines are slow at times), none of this user's caches, a folder of
 temporary files that must be empty in the end, and child processes that start at once."""
 
+import functools
 import gc
+import itertools
 import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.util import Finalize
 from pathlib import Path
 
@@ -15,9 +18,14 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
+from snapgen_deploy.system.child import start_method
+
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
 WORKER = "PYTEST_XDIST_WORKER"  # set in a worker of a run with -n
+SERVER = "SNAPGEN_TESTS_SERVER"  # there: where the server listens that all workers' children are forked from
+PRELOAD = ["tests.preload"]
+OTHER_SEED = "1234" if os.environ.get("PYTHONHASHSEED") == "4321" else "4321"  # of hashes of texts in child processes
 KEPT = ("pymp-", "torchinductor_")  # multiprocessing's sockets, which go when a process ends; torch's cache
 
 
@@ -34,6 +42,12 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.mkdtemp(prefix="sg-")  # short: sockets lie below
         os.environ["TMPDIR"] = tempfile.tempdir = folder
         Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=-1000)  # after multiprocessing's own
+        if config.getoption("numprocesses", None) and start_method() == "forkserver":
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("PYTHONHASHSEED", OTHER_SEED)
+                multiprocessing.set_forkserver_preload(PRELOAD)
+                forkserver.ensure_running()
+            os.environ[SERVER] = forkserver._forkserver._forkserver_address
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -48,10 +62,21 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _warm_server() -> Iterator[None]:
-    """Child processes are forked from a server that has imported everything; it starts with the first child."""
-    multiprocessing.set_forkserver_preload(["tests.preload"])
+    """Child processes are forked from a server that has imported everything: one for all workers, or one of this process's own
+    that starts with the first child.
+
+    They order sets of texts in another way than this process, see `tests.another`.
+    """
+    multiprocessing.set_forkserver_preload(PRELOAD)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONHASHSEED", OTHER_SEED)
         patch.setattr(multiprocessing, "set_forkserver_preload", lambda names: None)
+        if SERVER in os.environ:
+            server, nothing = forkserver._forkserver, os.open(os.devnull, os.O_RDONLY)
+            patch.setattr(server, "_forkserver_address", os.environ[SERVER])
+            patch.setattr(server, "_forkserver_alive_fd", nothing)  # the server ends with the run, not with this worker
+            for owner in (server, forkserver):
+                patch.setattr(owner, "ensure_running", resource_tracker.ensure_running)
         yield
 
 
@@ -86,10 +111,13 @@ def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+_numbers = itertools.count()
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test finds only what it has kept itself: exports, calibrations, measurements."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "caches" / str(next(_numbers))))
 
 
 _modules = 0  # how many were imported when what they hold was last set aside
@@ -112,5 +140,11 @@ def pytest_runtest_teardown() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """The same after the test modules were imported."""
+    """The same after the test modules were imported; torch lists its operators once, typer its commands."""
     pytest_runtest_teardown()
+    if "torch._export.utils" in sys.modules:
+        from snapgen_deploy.export.shared.operators import listed_once
+
+        listed_once().__enter__()  # for good
+    if (typer := sys.modules.get("typer.testing")) is not None:  # it would read every command's signature for each call
+        typer._get_command = functools.cache(typer._get_command)

@@ -91,10 +91,11 @@ def test_what_converters_write_on_their_way_lies_beside_the_bundle(checkpoint, t
     assert tempfile.gettempdir() == before
 
 
-@pytest.mark.parametrize("device", ["iphone16pm", "server"])  # a server's files are moved into a layout
-def test_resume_takes_up_a_run_that_was_killed_without_it(checkpoint, tmp_path, ran, monkeypatch, device):
+@pytest.mark.parametrize(("device", "width"), [("iphone16pm", "small"), ("server", "tiny")])  # others convert these as well
+def test_resume_takes_up_a_run_that_was_killed_without_it(checkpoint, tmp_path, ran, monkeypatch, device, width):
+    """A server's files are moved into a layout."""
     out, aside = tmp_path / "out", tmp_path / "as it was killed"
-    plain = ("--target", "onnx", "--width", "tiny", "--checkpoint", checkpoint, "-o", out, "--threads", 1, "--no-cache")
+    plain = ("--target", "onnx", "--width", width, "--checkpoint", checkpoint, "-o", out, "--threads", 1, "--no-cache")
 
     def killed(*_, **__):
         shutil.copytree(out, aside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -105,6 +106,7 @@ def _scratch_of_dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     """
     import dask
 
+    importlib.import_module("distributed")  # sets defaults, which the block would take back
     places = {"temporary_directory": str(tmp_path_factory.mktemp("dask"))}
     with dask.config.set({**places, "distributed.worker.multiprocessing-method": start_method()}):
         yield
