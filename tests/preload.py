@@ -5,7 +5,9 @@ import gc
 import importlib
 import sys
 
+from snapgen_deploy.export.onnx.rules import rules_of_linear_time
 from snapgen_deploy.export.shared import coremltools
+from snapgen_deploy.export.shared.operators import listed_once
 from snapgen_deploy.export.shared.quiet import quiet
 
 MODULES = (
@@ -14,7 +16,8 @@ MODULES = (
     "snapgen_deploy.job.run", "snapgen_deploy.check.fidelity", "snapgen_deploy.check.verify", "snapgen_deploy.quantise.stage",
     "snapgen_deploy.latency.compare.duel", "snapgen_deploy.latency.measure.host", "snapgen_deploy.export.coreml.target",
     "snapgen_deploy.export.executorch.target", "snapgen_deploy.export.onnx.target", "snapgen_deploy.export.coreai.target",
-    "snapgen_deploy.export.qnn.target",
+    "snapgen_deploy.export.qnn.target", "snapgen_deploy.export.onnx.optimum_exporter", "torch.export._trace",
+    "torch.onnx._internal.exporter._core", "onnxscript.function_libs.torch_lib.ops",
 )  # fmt: skip
 
 with quiet():
@@ -23,5 +26,16 @@ with quiet():
     for name in MODULES:
         with contextlib.suppress(ImportError):  # of an extra that is not installed here
             importlib.import_module(name)
+    # The first lowering and the first ONNX export of a process prepare what all later ones use.
+    from executorch.backends.xnnpack.partition.graphs import bilinear_2d, sdpa
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+    from tqdm import tqdm
+
+    listed_once().__enter__()  # for good: all operators are there
+    tqdm.monitor_interval = 0  # no thread, which would not be there after a fork
+    bilinear_2d.get_graphs()
+    sdpa.get_graphs()
+    with rules_of_linear_time():
+        ONNXRegistry.from_torchlib()
 gc.collect()
 gc.freeze()  # a child's collections need not look at it, nor copy its pages

@@ -13,10 +13,11 @@ The wheels of executorch for Linux have no Vulkan runtime (their backends are na
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata, resources
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from snapgen_deploy.export.executorch.spec import VULKAN
 from snapgen_deploy.export.executorch.target import ExecuTorch, ExecuTorchSettings
 from snapgen_deploy.export.executorch.weights import BITS, Delegate, decompiled
 from snapgen_deploy.export.shared.graph import trace
+from snapgen_deploy.export.shared.replaced import replaced
 from snapgen_deploy.sparse.decoder import ImageGroupNorm
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class ExecuTorchVulkan(ExecuTorch):
         return VulkanPartitioner({"force_fp16": precision == "fp16", "small_texture_limits": True})
 
     def _lowering(self, component: Component) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
+        return patterns_made_once()
 
     def _contents(self, stored: StoredDelegate, index: int) -> Delegate:
         from executorch.backends.vulkan import serialization
@@ -92,6 +94,27 @@ class ExecuTorchVulkan(ExecuTorch):
     def versions(self) -> dict[str, str]:
         """Versions of the packages that take part in an export."""
         return {name: metadata.version(name) for name in ("torch", "executorch")}
+
+
+@contextlib.contextmanager
+def patterns_made_once() -> Iterator[None]:
+    """Within the block, the delegate's patterns (rotary embeddings, normalisations) are traced at most once in this process.
+
+    executorch 1.4.1 means to keep them, but registers the functions that trace them without their caches: both the partitioner
+    and the fusion trace them for each network, which takes longer than all the rest for a small one.
+    """
+    from executorch.backends.vulkan import patterns
+
+    with contextlib.ExitStack() as stack:
+        for entry in patterns.fusable_patterns.values():
+            if entry.get_graphs_fn is not None:
+                stack.enter_context(replaced(entry, "get_graphs_fn", _kept(entry.get_graphs_fn)))
+        yield
+
+
+@functools.cache
+def _kept(make: Callable[[], list[torch.fx.GraphModule]]) -> Callable[[], list[torch.fx.GraphModule]]:
+    return functools.cache(make)
 
 
 def _refuse_grouped(nodes: Iterable[torch.fx.Node]) -> None:

@@ -1,24 +1,40 @@
-"""onnxscript's rewriting rules without those that traverse the whole graph for every node.
+"""What `torch.onnx.export` does too often: rules that traverse the whole graph for every node, and reading its own library.
 
 A rule whose pattern has several outputs lists all nodes of the graph before it compares the first (onnxscript 0.7). The time of
 an export then grows with the square of the number of nodes, to twenty minutes for the 1.6B student. The only such rule merges
 two slices into a split, and our networks have none.
+
+Each export reads the source text of some 500 functions of onnxscript's torchlib, half a second; once in a process is enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
 
+from snapgen_deploy.export.shared.operators import listed_once
 from snapgen_deploy.export.shared.replaced import replaced
+
+
+@cache
+def _read_once(read: Callable[[], list[Any]]) -> tuple[Any, ...]:
+    """What onnxscript's `get_torchlib_ops` returns."""
+    return tuple(read())
 
 
 @contextmanager
 def rules_of_linear_time() -> Iterator[None]:
-    """Within the block, `torch.onnx.export(optimize=True)` uses only rules whose pattern has one output."""
-    from onnxscript import rewriter
+    """Within the block, `torch.onnx.export(optimize=True)` uses only rules whose pattern has one output.
 
-    name = "_DEFAULT_REWRITE_RULES"
+    It reads its library at most once in this process.
+    """
+    from onnxscript import rewriter
+    from torch.onnx._internal._lazy_import import onnxscript_apis  # type: ignore[attr-defined]
+
+    name, read, library = "_DEFAULT_REWRITE_RULES", "get_torchlib_ops", onnxscript_apis
     ours = tuple(r for r in getattr(rewriter, name) if r._target_pattern.has_single_output_node)
-    with replaced(rewriter, name, ours):
+    once = partial(_read_once, getattr(library, read))
+    with replaced(rewriter, name, ours), replaced(library, read, once), listed_once():
         yield

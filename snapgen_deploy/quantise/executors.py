@@ -22,6 +22,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 CONNECTING = 10.0  # seconds until a cluster that does not answer counts as absent
 AHEAD = 1  # tasks per worker that are submitted in advance: matrices of large layers must not all wait in memory
+WORKERS_START = "spawn"  # multiprocessing's start method of workers: each has its threads and its memory to itself
 _FORMS = "here, processes:N or dask://host:port"
 
 
@@ -95,7 +96,7 @@ class Processes:
             WorkerLost: if a process dies.
         """
         exclude_working_directory()
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(WORKERS_START)
         with ProcessPoolExecutor(self.count, context, initializer=exit_with_parent) as pool:
             try:
                 yield from _in_order(lambda task: pool.submit(_one_thread, function, task), tasks, AHEAD * self.count)

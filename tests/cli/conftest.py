@@ -32,7 +32,7 @@ WORDS = ["a", "red", "blue", "ring", "on", "gray", "left", "of", "square", "back
 
 def tiny_config() -> ModelConfig:
     student = DiTConfig(
-        latent_channels=4, hidden=64, head_dim=4, depths=(1, 1, 1), blocks=4, text_width=16, cross_dim=16,
+        latent_channels=4, hidden=64, head_dim=4, depths=(1, 1, 1), blocks=2, text_width=16, cross_dim=16,
         text_streams=(TextStream("text", 16, 16),), time_features=16,
     )  # fmt: skip
     decoder = DecoderConfig(latent_channels=4, channels=(16, 8, 8, 8), blocks=(1, 0, 0, 0), groups=4)

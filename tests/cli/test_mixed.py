@@ -37,7 +37,7 @@ QUICK = ("--tune-iterations", 5, "--calibration-pictures", 16, "--fidelity-sampl
 def student_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that is nothing but a student: one component to convert."""
     whole = tiny_config()
-    student = replace(whole.student, depths=(1, 1, 1))
+    student = replace(whole.student, depths=(1, 1, 1), blocks=2)
     config = replace(whole, student=student, decoder=None, text_encoder=None)
     torch.manual_seed(0)
     elastic = ElasticDiT(config.student)

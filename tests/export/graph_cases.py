@@ -1,8 +1,7 @@
-"""Tiny components that the Core ML and ExecuTorch tests export; run as a script it exports them in a fresh process."""
+"""Tiny components that the Core ML and ExecuTorch tests export."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,13 +93,9 @@ def contents(files: tuple[Path, ...], root: Path) -> dict[str, bytes]:
 
 def export_both(directory: Path) -> None:
     """Export `mixed` for both targets into `directory`, and for ExecuTorch's other delegates into folders of theirs."""
+    torch.set_num_threads(1)
     CoreML().export(mixed(), "", "fp16", directory, OPTIONS)
     ExecuTorch().export(mixed(), "xnnpack", "fp32", directory, OPTIONS)
     for target in (ExecuTorchCoreML(), ExecuTorchVulkan()):
         (directory / target.variants[0]).mkdir()
         target.export(mixed(), target.variants[0], "fp16", directory / target.variants[0], OPTIONS)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    export_both(Path(sys.argv[1]))

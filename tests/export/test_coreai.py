@@ -10,8 +10,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +25,13 @@ from snapgen_deploy.export.base import Artifact, Description, Runner
 from snapgen_deploy.export.coreai import compress as coreai_compress
 from snapgen_deploy.export.coreai.target import CoreAI
 from snapgen_deploy.system.child import ChildDied
+from tests.another import in_another_process
 from tests.cli.conftest import invoke
 from tests.export import test_sizes as sizes
 from tests.export.graph_cases import OPTIONS, arrays, component, contents, mixed, reference, running_sum, shuffle
 from tests.export.quantise_cases import odd, wide
 
 TARGET = CoreAI()
-ROOT = Path(__file__).parents[2]
 
 # precision -> how the large layers of `wide` are stored, largest relative error, average bits from and to
 CASES = {
@@ -155,18 +153,17 @@ def test_what_apples_tools_read_of_the_metadata(made):
     assert AIModelAsset.is_valid(made("fp16")[0].path)
 
 
+def export_wide(directory: Path) -> None:
+    torch.set_num_threads(1)
+    CoreAI().export(wide(), "", "palette4-grouped", directory, OPTIONS)
+
+
 def test_another_process_writes_the_same_bytes(made, tmp_path: Path):
-    code = (
-        "import sys, torch\nfrom pathlib import Path\nfrom snapgen_deploy.export.coreai.target import CoreAI\n"
-        "from tests.export.quantise_cases import wide\nfrom tests.export.graph_cases import OPTIONS\n"
-        "torch.set_num_threads(1)\nCoreAI().export(wide(), '', 'palette4-grouped', Path(sys.argv[1]), OPTIONS)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": "4321"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    there, mine = tmp_path / "student.aimodel", made("palette4-grouped")[0]
+    there, mine = tmp_path / "there", made("palette4-grouped")[0]
+    there.mkdir()
+    in_another_process(export_wide, there, printed=tmp_path / "printed")
+    assert (tmp_path / "printed").read_text() == ""
+    there /= "student.aimodel"
     assert contents(tuple(there.iterdir()), there) == contents(mine.files, mine.path)
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact, Role
 from snapgen_deploy.export.onnx.optimum_layout import arrange, load, scheduler_config, unshifted
 from snapgen_deploy.export.onnx.target import Onnx
+from tests.export.conftest import Exported
 from tests.export.onnx_cases import CONFIG, decoder, student, text_encoder
 
 pytest.importorskip("optimum.onnxruntime")
@@ -29,19 +32,21 @@ def tokenizer_json() -> str:
     return text
 
 
-def build(directory: Path) -> dict[Role, Artifact]:
-    artifacts: dict[Role, Artifact] = {
-        "student": TARGET.export(student(), "cpu", "fp32", directory, {"optimize": "optimum"}),
-        "decoder": TARGET.export(decoder(), "cpu", "fp32", directory, {"external_data_bytes": "2000"}),
-        "text_encoder": TARGET.export(text_encoder(), "cpu", "fp32", directory, {}),
-    }
-    return arrange(directory, artifacts, CONFIG, {"text_encoder": tokenizer_json()}, width="full")
+OPTIONS = {"student": {"optimize": "optimum"}, "decoder": {"external_data_bytes": "2000"}, "text_encoder": {}}
+
+
+def artifact_of(role: Role, directory: Path, exported: Exported) -> Artifact:
+    """A copy of an exported component in `directory`."""
+    made = exported(COMPONENTS[role], OPTIONS[role])
+    shutil.copytree(made.path.parent, directory, dirs_exist_ok=True)
+    return replace(made, path=directory / made.path.name, files=tuple(directory / f.name for f in made.files))
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory, exported):
     directory = tmp_path_factory.mktemp("server")
-    return directory, build(directory)
+    artifacts = {role: artifact_of(role, directory, exported) for role in COMPONENTS}
+    return directory, arrange(directory, artifacts, CONFIG, {"text_encoder": tokenizer_json()}, width="full")
 
 
 def test_every_file_is_where_optimum_looks_for_it(bundle):
@@ -123,7 +128,7 @@ def test_unshifted_is_the_inverse_of_the_shift(level):
 def test_the_same_artifacts_give_the_same_bytes(bundle, tmp_path):
     """Everything but the student and the text encoder, whose export is compared in test_onnx."""
     first, _ = bundle
-    artifact = TARGET.export(decoder(), "cpu", "fp32", tmp_path, {"external_data_bytes": "2000"})
+    artifact = TARGET.export(decoder(), "cpu", "fp32", tmp_path, OPTIONS["decoder"])
     arrange(tmp_path, {"decoder": artifact}, CONFIG, {"text_encoder": tokenizer_json()}, width="full")
     same = [p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file() and p.name != "model_index.json"]
     assert len(same) == 6
@@ -140,8 +145,8 @@ def test_absent_parts_are_left_out(tmp_path):
         load(tmp_path, "transformer")
 
 
-def test_a_foreign_artifact_is_refused_before_anything_moves(tmp_path):
-    artifact = TARGET.export(text_encoder(), "cpu", "fp32", tmp_path, {})
+def test_a_foreign_artifact_is_refused_before_anything_moves(tmp_path, exported):
+    artifact = artifact_of("text_encoder", tmp_path, exported)
     foreign = Artifact("executorch:xnnpack", "decoder", tmp_path / "decoder.pte", (tmp_path / "decoder.pte",))
     with pytest.raises(BadInput, match=r"decoder\.pte: got an artifact of executorch:xnnpack"):
         arrange(tmp_path, {"text_encoder": artifact, "decoder": foreign}, CONFIG, {})

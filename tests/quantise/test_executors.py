@@ -13,6 +13,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.quantise import executors
 from snapgen_deploy.quantise.executors import Cluster, Here, Processes, WorkerLost, executor_of
 from snapgen_deploy.quantise.memory import WORKER, predicted_peak
+from snapgen_deploy.system.child import start_method
 from tests.owners import outlives_its_owner
 from tests.quantise.quantise_cases import LATENT, tiny_config
 
@@ -35,12 +36,19 @@ def dies(task: int) -> int:
     os._exit(1)
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of the tests' own server, which start at once."""
+    monkeypatch.setattr(executors, "WORKERS_START", start_method())
+
+
 def test_results_come_in_the_order_of_the_tasks_with_one_thread() -> None:
     expected = [(i * i, 1) for i in range(6)]
     assert list(Here().map(slow_first, range(6))) == expected
     assert list(Processes(2).map(slow_first, range(6))) == expected
 
 
+@pytest.mark.usefixtures("forked")
 def test_errors_and_deaths_reach_the_caller() -> None:
     with pytest.raises(BadInput, match="task 2 is bad"):
         list(Processes(1).map(fails, range(4)))
@@ -61,6 +69,7 @@ def test_processes_end_with_an_owner_that_is_killed(tmp_path: Path) -> None:
     assert not outlives_its_owner(script, tmp_path)
 
 
+@pytest.mark.usefixtures("forked")
 def test_not_everything_is_handed_out_at_once() -> None:
     handed = 0
 

@@ -16,11 +16,13 @@ from snapgen_deploy.checkpoint.networks import load_student
 from snapgen_deploy.drawing.prompts import samples_of
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models import DiT
+from snapgen_deploy.quantise import executors
 from snapgen_deploy.quantise.executors import Cluster, Executor, Here, Processes
 from snapgen_deploy.quantise.layers import columns_of, layers_of, matrix_of
 from snapgen_deploy.quantise.network import quantise_network
 from snapgen_deploy.quantise.sensitivity import Sensitivity, measure_sensitivities
 from snapgen_deploy.quantise.trajectories import Trajectories, record
+from snapgen_deploy.system.child import start_method
 from snapgen_deploy.system.typed import read_as
 from tests.quantise.quantise_cases import LATENT, PROMPTS, tiny_checkpoint
 
@@ -123,8 +125,13 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.mark.parametrize("kind", ["processes", "cluster"])
 def test_processes_and_a_cluster_give_the_same_bits(
-    kind: str, case: Case, found: dict[str, Sensitivity], request: pytest.FixtureRequest
+    kind: str,
+    case: Case,
+    found: dict[str, Sensitivity],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(executors, "WORKERS_START", start_method())
     executor: Executor = Processes(2) if kind == "processes" else request.getfixturevalue("cluster")
     elsewhere = measure_sensitivities(*case, 4, (4, 8), executor)
     assert json.dumps([s.as_dict() for s in elsewhere.values()]) == json.dumps([s.as_dict() for s in found.values()])

@@ -26,6 +26,8 @@ from snapgen_deploy.system.child import ChildDied, run_in_child
 from tests.quantise.quantise_cases import LATENT, PROMPTS, tiny_checkpoint
 
 SETTINGS = Tuning(iterations=2 * SAVE + 10, batch=4)
+OFTEN = 8  # iterations between two saved states of the run that is killed
+SHORT = Tuning(iterations=2 * OFTEN + 4, batch=4)
 
 
 @pytest.fixture(scope="module")
@@ -66,26 +68,28 @@ def killed(folder: Path, checkpoint: Path, after: int) -> None:
     from snapgen_deploy.quantise.trajectories import load_trajectories
 
     torch.set_num_threads(1)
+    tuning.SAVE = OFTEN
     trajectories = load_trajectories(folder / "t", open_checkpoint(checkpoint).config)
 
     def die(iteration: int, loss: float) -> None:
         if iteration == after:
             os._exit(9)
 
-    tune_network(coarse(folder), trajectories, SETTINGS, folder / "state", die)
+    tune_network(coarse(folder), trajectories, SHORT, folder / "state", die)
 
 
-def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
+    monkeypatch.setattr(tuning, "SAVE", OFTEN)
     checkpoint = tiny_checkpoint(tmp_path)
     found = record(checkpoint, "full", LATENT, samples_of(PROMPTS, 16), tmp_path / "t")
-    whole = tune_network(coarse(tmp_path), found, SETTINGS, tmp_path / "whole")
+    whole = tune_network(coarse(tmp_path), found, SHORT, tmp_path / "whole")
     with pytest.raises(ChildDied):
-        run_in_child("tuning", killed, tmp_path, checkpoint.path, SAVE + 7)
+        run_in_child("tuning", killed, tmp_path, checkpoint.path, OFTEN + 3)
     assert (tmp_path / "state" / STATE).is_file()
     heard: list[int] = []
-    resumed = tune_network(coarse(tmp_path), found, SETTINGS, tmp_path / "state", lambda i, loss: heard.append(i))
-    assert heard[0] == SAVE + 1
+    resumed = tune_network(coarse(tmp_path), found, SHORT, tmp_path / "state", lambda i, loss: heard.append(i))
+    assert heard[0] == OFTEN + 1
     assert resumed.losses == whole.losses
     assert (resumed.before, resumed.after) == (whole.before, whole.after)
     assert all(torch.equal(resumed.values[n], whole.values[n]) for n in whole.values)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import locale
 import os
 import re
-import subprocess
-import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from snapgen_deploy.report import collect, render
 from snapgen_deploy.report.page import fastest
 from snapgen_deploy.report.pictures import preview_rows
 from snapgen_deploy.system.files import sha256_of
+from tests.another import in_another_process
 from tests.report.report_cases import PROMPTS, gate, guard, make_bundle, make_comparison, make_measurement, metric
 
 EVIL = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\" ' & \ud800"
@@ -175,20 +176,19 @@ def test_comparisons_in_the_order_of_time(tmp_path: Path) -> None:
     assert re.findall(r"<title>(2026[^<]*)", page) == ["2026-03-02: +0.4 %, ok", "2026-03-09: +6.0 %, regressed"]
 
 
+def rendered_in_asia(bundles: list[Path], measured: Path, compared: Path) -> str:
+    os.environ.update(TZ="Asia/Tokyo", LC_ALL="C")
+    time.tzset()
+    locale.setlocale(locale.LC_ALL, "")
+    return render(collect(bundles, [measured], [compared]))
+
+
 def test_the_same_input_gives_the_same_bytes_in_another_process(tmp_path: Path) -> None:
     bundle, other = make_bundle(tmp_path / "b"), make_bundle(tmp_path / "b2", psnr=21.3)
     measured = write(tmp_path / "m.json", make_measurement().as_dict())
     compared = write(tmp_path / "c.json", make_comparison(guards=[guard("ops", "failed", "Reshape 13 -> 15")]))
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom snapgen_deploy.report import collect, render\n"
-        "*bundles, measured, compared = map(Path, sys.argv[1:])\n"
-        "sys.stdout.buffer.write(render(collect(bundles, [measured], [compared])).encode())"
-    )
-    there = subprocess.run(
-        [sys.executable, "-c", code, *map(str, (bundle, other, measured, compared))],
-        env={**os.environ, "PYTHONHASHSEED": "4321", "TZ": "Asia/Tokyo", "LC_ALL": "C"}, capture_output=True, check=True,
-    ).stdout  # fmt: skip
-    assert render(collect([bundle, other], [measured], [compared])).encode() == there
+    there = in_another_process(rendered_in_asia, [bundle, other], measured, compared, printed=tmp_path / "printed")
+    assert render(collect([bundle, other], [measured], [compared])) == there
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
