@@ -19,6 +19,7 @@ from tests.checkpoint.foreign import PIXART_MAP, our_state, pixart_config, pixar
 from tests.cli.conftest import invoke
 from tests.docs.pages import PAGES, ROOT, blocks, code_spans, commands
 from tests.golden.golden_cases import write_golden
+from tests.library_decoders import config_of, save_folder
 
 # Commands that are only parsed: how they begin, and why they are not run. The first that fits counts.
 PARSED = {
@@ -62,6 +63,7 @@ def desk(checkpoint, tmp_path_factory):
     write_foreign(folder, checkpoint)
     (folder / "my_scores.py").write_text(blocks(ROOT / "docs/formats.md", "python")[0], encoding="utf-8")
     write_golden(open_checkpoint(checkpoint), folder / "golden.safetensors", "full")
+    save_folder(config_of("tiny"), folder / "vae")
     np.savez(folder / "x.npz", latent=np.zeros((1, 4, 8, 8), np.float32))
     return folder
 
