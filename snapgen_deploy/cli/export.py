@@ -173,14 +173,14 @@ def export(
             rich_help_panel=SAME_PICTURE,
         ),
     ] = None,
-    library_golden: Annotated[
+    no_library_golden: Annotated[
         bool,
         typer.Option(
-            "--library-golden/--no-library-golden",
-            help="Hold components of transformers and diffusers to what the library itself computes.",
+            "--no-library-golden",
+            help="Do not hold components of transformers and diffusers to what the library itself computes.",
             rich_help_panel=SAME_PICTURE,
         ),
-    ] = True,
+    ] = False,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the bundle.", metavar="FOLDER")] = Path(
         "bundles"
     ),
@@ -315,7 +315,7 @@ def export(
         calibration=pictures.calibration,
         fidelity=pictures.fidelity,
         golden=held,
-        hold_to_libraries=library_golden,
+        hold_to_libraries=not no_library_golden,
         executor=executor,
     )
     try:
