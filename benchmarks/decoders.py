@@ -127,7 +127,7 @@ def decode_by_library(case: Case) -> float:
     start = time.monotonic()
     picture = library_decode(whole, config, latent)
     seconds = time.monotonic() - start
-    np.savez(case.folder / "library.npz", **{LATENT: latent.numpy(), PICTURE: picture.numpy()})
+    np.savez(case.folder / "library.npz", latent=latent.numpy(), picture=picture.numpy())
     return seconds
 
 
