@@ -36,14 +36,11 @@ _CONSTANTS = (".position_ids", ".inv_freq")
 class FolderSettings(Document):
     """What a TOML file says of a folder; the meaning of most is that of the same field of `LibraryTextEncoder`."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset(
-        {"layer", "normed", "pooled", "dropped", "padding", "pad", "template", "padding_seen"}
-    )
+    LATER: ClassVar[frozenset[str]] = frozenset({"layer", "normed", "dropped", "padding", "pad", "template", "padding_seen"})
 
     folder: str
     layer: Annotated[int, Field(strict=True, ge=-LARGEST_DEPTH, le=LARGEST_DEPTH)] = -1
     normed: StrictBool = False
-    pooled: StrictBool = False
     dropped: Annotated[int, Field(strict=True, ge=0, le=LARGEST_INT)] = 0
     padding: Literal["right", "left"] | None = None  # None: the tokenizer's
     pad: Annotated[int, Field(strict=True, ge=0, le=LARGEST_INT)] | None = None  # id; None: the tokenizer's
@@ -72,7 +69,7 @@ def open_text_folder(path: Path, stream: TextStream) -> TextFolder:
     folder = open_library_folder(path if path.is_dir() else path.parent / settings.folder, f"text encoder {stream.name}")
     config = LibraryTextEncoder(
         "transformers", dict(folder.config), stream.length + settings.dropped, stream.name, layer=settings.layer,
-        normed=settings.normed, pooled=settings.pooled, dropped=settings.dropped,
+        normed=settings.normed, dropped=settings.dropped,
     )  # fmt: skip
     try:
         library = settings_of(config)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.families.names import tokenizer_name
 from snapgen_deploy.models.config import PROMPT_PLACE, LibraryTextEncoder, PromptReading
 from snapgen_deploy.models.library_text import settings_of
+from snapgen_deploy.models.library_tokenizer import asked_of_library, read_tokenizer, tokenizer_place
 from snapgen_deploy.models.tokenizer import WordTokenizer
-from snapgen_deploy.system.documents import LONGEST_NAME, cut, refuse
+from snapgen_deploy.system.documents import refuse
 from snapgen_deploy.system.typed import read_as
 
 Side = Literal["right", "left"]
@@ -22,7 +22,6 @@ FILES = (
     "tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
 )  # fmt: skip
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 LEAST_SHARE = 0.5  # of the embeddings that the tokenizer has ids for
 CHAT = "chat"  # in place of a template: the tokenizer's own
 
@@ -53,8 +52,8 @@ def folder_tokenizer(folder: Path, config: LibraryTextEncoder, wanted: AskedToke
     Raises:
         BadInput: if there is none, the library cannot read it, or it is not the encoder's.
     """
-    place = _place(folder)
-    found = _read(place)
+    place = tokenizer_place(folder)
+    found = read_tokenizer(place)
     side: Side = wanted.padding or found.padding_side
     number = found.pad_token_id if wanted.pad is None else wanted.pad
     if number is None:
@@ -75,49 +74,17 @@ def folder_tokenizer(folder: Path, config: LibraryTextEncoder, wanted: AskedToke
     backend.no_truncation()
     backend.enable_padding(pad_id=number, pad_token=found.convert_ids_to_tokens(number) or "", direction=side)
     text = json.dumps(json.loads(backend.to_str()), sort_keys=True)
-    try:
-        WordTokenizer(text, reading).encode("a", config.length)
-    except BadInput as error:
-        raise BadInput(f"tokenizer {place}: {error}") from None
+    _check(place, found, text, reading, config.length)
     return FolderTokenizer(text, reading, side, tuple(f for n in FILES if (f := place / n).is_file()))
-
-
-def _place(folder: Path) -> Path:
-    """The folder itself, or the one that diffusers has beside it: `tokenizer_2` for `text_encoder_2`."""
-    beside = folder.absolute().parent / tokenizer_name(folder.absolute().name)
-    for place in (folder, beside):
-        if any((place / name).is_file() for name in _VOCABULARIES):
-            return place
-    raise BadInput(f"text encoder {folder}: has no tokenizer: expected one of {', '.join(_VOCABULARIES)} there or in {beside}")
-
-
-def _read(place: Path) -> Any:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        found = AutoTokenizer.from_pretrained(str(place), use_fast=True, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the library raises bare exceptions of many kinds
-        said = cut(next(iter(str(error).splitlines()), type(error).__name__), LONGEST_NAME)
-        raise BadInput(f"tokenizer {place}: transformers cannot read it ({said})") from None
-    finally:
-        logging.set_verbosity(before)
-    if not isinstance(found, PreTrainedTokenizerFast):
-        raise BadInput(f"tokenizer {place}: {type(found).__name__} has no tokenizer.json, and transformers does not convert it")
-    return found
 
 
 def _chat(place: Path, tokenizer: Any) -> str:
     """The tokenizer's chat template around a user's message."""
     messages = [{"role": "user", "content": PROMPT_PLACE}]
-    try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # of jinja, or ValueError where there is no template
-        said = cut(next(iter(str(error).splitlines()), type(error).__name__), LONGEST_NAME)
-        head = f"tokenizer {place}: its chat template cannot be used ({said})"
-        raise BadInput(f"{head}; write a template with {PROMPT_PLACE}") from None
+    text = asked_of_library(
+        lambda: str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)),
+        f"tokenizer {place}: its chat template cannot be used; write a template with {PROMPT_PLACE}",
+    )
     if (count := text.count(PROMPT_PLACE)) != 1:
         head = f"tokenizer {place}: its chat template has the prompt {count} times"
         raise BadInput(f"{head}; write a template with {PROMPT_PLACE}")
@@ -145,3 +112,19 @@ def _not_the_encoders(tokenizer: Any, settings: Any, pad: int, *, told: bool) ->
 
 def _ids(value: int | Sequence[int] | None) -> list[int]:
     return [] if value is None else [value] if isinstance(value, int) else list(value)
+
+
+def _check(place: Path, tokenizer: Any, text: str, reading: PromptReading, length: int) -> None:
+    """Refuse a template that leaves no room for a prompt, and a tokenizer.json that reads otherwise than the library."""
+    ours = WordTokenizer(text, replace(reading, padding_seen=False))
+    for prompt in ("a", "Two GREEN circles,  über 3 rings!"):
+        theirs = tokenizer(reading.filled(prompt), add_special_tokens=reading.special_tokens)["input_ids"]
+        if len(theirs) > length:
+            if prompt == "a":
+                raise BadInput(
+                    f"tokenizer {place}: the template alone has {len(theirs) - 1} tokens, the encoder takes {length}"
+                )
+            continue
+        found, mask = ours.encode(prompt, length)
+        if [n for n, seen in zip(found, mask, strict=True) if seen][: len(theirs)] != theirs:
+            raise BadInput(f"tokenizer {place}: as a tokenizer.json it reads {prompt!r} otherwise than in transformers")

@@ -137,7 +137,7 @@ class PromptReading(Document):
 class LibraryTextEncoder(Document):
     """A text encoder that is a class of transformers, by the configuration that the library wrote for it."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"layer", "normed", "pooled", "dropped", "padding", "reading"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"layer", "normed", "dropped", "padding", "reading"})
 
     library: Literal["transformers"]
     config: Settings = field(hash=False)
@@ -145,7 +145,6 @@ class LibraryTextEncoder(Document):
     stream: str = "text"  # which of the student's text streams it feeds
     layer: Annotated[int, Field(strict=True, ge=-LARGEST_DEPTH, le=LARGEST_DEPTH)] = -1  # hidden state; -1: the last, normed
     normed: StrictBool = False  # the final norm is applied to another hidden state than the last
-    pooled: StrictBool = False  # it also gives the projection of the embedding at the end token
     dropped: Annotated[int, Field(strict=True, ge=0, le=LARGEST_INT)] = 0  # first tokens, of a template, the student sees not
     padding: Literal["right", "left"] = "right"
     reading: PromptReading = field(default_factory=PromptReading)

@@ -1,6 +1,6 @@
 """Text encoders that are classes of transformers: the reference is the library's own forward pass.
 
-    tokens (1, L), mask (1, L) -> embeddings (1, L - dropped, D), and a pooled projection (1, P) where the configuration asks
+    tokens (1, L), mask (1, L) -> embeddings (1, L - dropped, D)
 
 Attention is the library's `eager` one: its `sdpa` leaves out Gemma 2's cap of the scores.
 """
@@ -42,27 +42,24 @@ class TextClass:
     # Beginnings of names in files, the longest first, and what stands for them in the network's own names.
     names: Mapping[str, str]
     part: str = ""  # of the configuration of a larger model
-    projected: str = ""  # the class with a projection of the pooled state
 
     def settings_type(self) -> Any:
         """The class of its configuration."""
         return getattr(importlib.import_module(f"transformers.models.{self.package}"), self.settings)
 
-    def network_type(self, *, projected: bool = False) -> Any:
+    def network_type(self) -> Any:
         """The class of the network."""
-        module = importlib.import_module(f"transformers.models.{self.package}.modeling_{self.package}")
-        return getattr(module, self.projected if projected else self.network)
+        return getattr(importlib.import_module(f"transformers.models.{self.package}.modeling_{self.package}"), self.network)
 
 
-_CLIP = {"text_model.": "text_model.", "text_projection.": "text_projection."}
+_CLIP = {"text_model.": "text_model."}
 _DECODER = {"model.": "", "": ""}
 _GEMMA3 = {"language_model.model.": "", "model.language_model.": "", "language_model.": ""}
-_PROJECTED = "CLIPTextModelWithProjection"
 # By `model_type` in the library's config.json.
 TEXT_CLASSES: Mapping[str, TextClass] = MappingProxyType(
     {
-        "clip_text_model": TextClass("clip", "CLIPTextConfig", "CLIPTextModel", _CLIP, projected=_PROJECTED),
-        "clip": TextClass("clip", "CLIPTextConfig", "CLIPTextModel", _CLIP, part="text_config", projected=_PROJECTED),
+        "clip_text_model": TextClass("clip", "CLIPTextConfig", "CLIPTextModel", _CLIP),
+        "clip": TextClass("clip", "CLIPTextConfig", "CLIPTextModel", _CLIP, part="text_config"),
         "t5": TextClass("t5", "T5Config", "T5Stack", {"encoder.": "", "shared.": "embed_tokens."}),
         "gemma2": TextClass("gemma2", "Gemma2Config", "Gemma2Model", _DECODER),
         "gemma3_text": TextClass("gemma3", "Gemma3TextConfig", "Gemma3TextModel", _DECODER),
@@ -135,8 +132,6 @@ def _problems(config: LibraryTextEncoder, settings: Any) -> list[str]:
         found.append("normed: the last hidden state has the final norm already")
     if not 0 <= config.dropped < config.length:
         found.append(f"dropped: got {config.dropped} of {config.length} tokens")
-    if config.pooled and not class_of(config).projected:
-        found.append(f"pooled: {class_of(config).network} has no pooled projection")
     return found
 
 
@@ -181,7 +176,7 @@ class LibraryText(nn.Module):
         super().__init__()
         settings = settings_of(config)
         self.config, self.settings = config, settings
-        kind = class_of(config).network_type(projected=config.pooled)
+        kind = class_of(config).network_type()
         with no_init_weights():
             try:
                 tables = (nn.Embedding(settings.vocab_size, settings.d_model),) if settings.model_type == "t5" else ()
@@ -190,14 +185,13 @@ class LibraryText(nn.Module):
                 said = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 raise BadInput(f"transformers builds no {kind.__name__} of the configuration: {said}") from None
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """tokens (1, L) integers, mask (1, L) with 1 = token -> embeddings (1, L - dropped, D), and (1, P) if pooled."""
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """tokens (1, L) integers, mask (1, L) with 1 = token -> embeddings (1, L - dropped, D)."""
         found = self.model(input_ids=tokens.long(), attention_mask=mask.long(), output_hidden_states=True, return_dict=True)
         x = found.last_hidden_state if self.config.layer == LAST else found.hidden_states[self.config.layer]
         if self.config.normed:
             x = self.final_norm(x)
-        x = cut_embeddings(x, mask, self.config, self.settings)
-        return (x, found.text_embeds) if self.config.pooled else x
+        return cut_embeddings(x, mask, self.config, self.settings)
 
     @property
     def final_norm(self) -> nn.Module:

@@ -66,8 +66,6 @@ class TextParts:
     norm: NormParts | None  # after the last layer
     bias: Mapping[str, Tensor]  # (1 or h, L, L) per kind of layer, added to the scores: causal mask and relative positions
     ropes: Mapping[str, tuple[Tensor, Tensor]]  # C and S (L, d) per kind, see `fold.rope_constants`
-    projection: nn.Linear | None  # of the embedding at the end token
-    end: int  # id of the end token
 
 
 def parts_of(network: LibraryText) -> TextParts:
@@ -76,22 +74,16 @@ def parts_of(network: LibraryText) -> TextParts:
 
 
 def _clip(network: LibraryText) -> TextParts:
-    model, settings, length = network.model.text_model, network.settings, network.config.length
-    layers = [_clip_layer(layer) for layer in model.encoder.layers]
-    projection = network.model.text_projection if network.config.pooled else None
+    model, length = network.model.text_model, network.config.length
     return TextParts(
         tokens=model.embeddings.token_embedding,
         scale=1.0,
         positions=model.embeddings.position_embedding.weight.detach()[:length],
-        # the pooled state is taken after all layers
-        layers=tuple(layers if network.config.pooled else layers[: _depth(network)]),
-        activation=activation_of(settings),
+        layers=tuple(_clip_layer(layer) for layer in model.encoder.layers[: _depth(network)]),
+        activation=activation_of(network.settings),
         norm=_norm(network.final_norm) if _is_normed(network) else None,
         bias={ALL_BEFORE: _causal(length, length)[None]},
         ropes={},
-        projection=projection,
-        # configurations before transformers 4.31 have a wrong one: there the largest token is the end
-        end=settings.vocab_size - 1 if settings.eos_token_id == 2 else settings.eos_token_id,
     )
 
 
@@ -118,8 +110,6 @@ def _t5(network: LibraryText) -> TextParts:
         norm=_norm(network.final_norm) if _is_normed(network) else None,
         bias={ALL_BEFORE: bias},
         ropes={},
-        projection=None,
-        end=0,
     )
 
 
@@ -152,8 +142,6 @@ def _decoder(network: LibraryText) -> TextParts:
         norm=_norm(network.final_norm) if _is_normed(network) else None,
         bias={kind: value for kind, value in biases.items() if kind in kinds},
         ropes={kind: value for kind, value in tables.items() if kind in kinds},
-        projection=None,
-        end=0,
     )
 
 

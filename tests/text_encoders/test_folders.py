@@ -118,7 +118,7 @@ def test_a_tokenizer_or_configuration_of_another_model(folder: Path, settings: d
         ('folder = "clip"\ntemplate = "no place"', "expected a text with one {} for the prompt"),
         ('folder = "clip"\ntemplate = "chat"', "its chat template cannot be used"),
         ('folder = "clip"\nlayers = 2', "layers"),
-        ('folder = "clip"\npooled = true\nlayer = 9', "layer: got 9"),
+        ('folder = "clip"\nlayer = 9', "layer: got 9"),
         ('folder = "nowhere"', "not a folder"),
         ("folder = ", "cannot be read as TOML"),
     ],
