@@ -126,6 +126,7 @@ class _TextPart:
     stored: Mapping[str, Stored]  # by names without the component's
     tokenizer: str | None
     files: tuple[Path, ...] = ()
+    folder: Path | None = None  # that its library wrote
 
 
 def _text_parts(opened: Checkpoint) -> list[_TextPart]:
@@ -139,7 +140,7 @@ def _text_parts(opened: Checkpoint) -> list[_TextPart]:
 
 def _opened_text(stream: TextStream, path: Path) -> _TextPart:
     found = open_text_folder(path, stream)
-    return _TextPart(found.config, found.stored, found.tokenizer, found.files)
+    return _TextPart(found.config, found.stored, found.tokenizer, found.files, found.folder)
 
 
 def _assembled(opened: Checkpoint, place: CheckpointPlace) -> Checkpoint:
@@ -173,8 +174,7 @@ def _assembled(opened: Checkpoint, place: CheckpointPlace) -> Checkpoint:
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(f"{DECODER}.")}
         stored |= _taken(components.decoder, decoder.stored)
         files += decoder.files
-    texts = dict(place.text_encoders)
-    folders = {spec.name: texts[spec.reads.stream] for spec in components.encoders if spec.reads.stream in texts}
+    folders = {spec.name: p.folder for spec, p in zip(components.encoders, parts, strict=True) if p.folder is not None}
     return dataclasses.replace(
         opened,
         config=config,

@@ -52,6 +52,7 @@ class FolderSettings(Document):
 class TextFolder:
     """A text encoder that was found. No tensor was read."""
 
+    folder: Path
     config: LibraryTextEncoder
     stored: Mapping[str, Stored]  # by the network's names
     tokenizer: str  # the text of a tokenizer.json
@@ -81,6 +82,7 @@ def open_text_folder(path: Path, stream: TextStream) -> TextFolder:
     wanted = AskedTokenizer(settings.template, settings.pad, settings.padding, settings.padding_seen)
     tokenizer = folder_tokenizer(folder.path, config, wanted)
     return TextFolder(
+        folder=folder.path,
         config=replace(config, padding=tokenizer.padding, reading=tokenizer.reading),
         stored={ours: FileTensor(folder.source, theirs) for ours, theirs in _names(folder, config).items()},
         tokenizer=tokenizer.text,

@@ -4,15 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from snapgen_deploy.families.component import MASK, TOKENS, ComponentSpec, Drawing, Port, Ports, Spelling, TextInput
+from snapgen_deploy.families.component import (
+    MASK,
+    TOKENS,
+    ComponentSpec,
+    Drawing,
+    Oracle,
+    OracleTask,
+    Port,
+    Ports,
+    Spelling,
+    TextInput,
+)
 from snapgen_deploy.families.library_text_variants import library_text_variants
 from snapgen_deploy.families.names import TEXT_ENCODER, TOKENIZER, numbered, tokenizer_file
 from snapgen_deploy.models.config import LibraryTextEncoder
-from snapgen_deploy.models.library_text import LibraryText, settings_of
+from snapgen_deploy.models.library_text import LibraryText, library_encoder, settings_of
+from snapgen_deploy.models.library_tokenizer import read_tokenizer, tokenizer_place
 from snapgen_deploy.sparse import rewrite_library_text
+
+# Read by the library itself where a bundle is made, to hold the exported files to what it computes: short and long.
+ORACLE_PROMPTS = (
+    "a red ring",
+    "An oil painting of a small cat, asleep on a blue chair",
+    "two green circles, one yellow star and the number 7",
+)
 
 
 def library_text_encoder(config: LibraryTextEncoder, index: int) -> ComponentSpec:
@@ -39,10 +60,39 @@ def library_text_encoder(config: LibraryTextEncoder, index: int) -> ComponentSpe
         hyperparameters=lambda width: settings.to_diff_dict(),
         text=text,
         variants=library_text_variants,
+        oracle=Oracle("transformers", partial(_recorded, config)),
         has_constants=True,  # rotary frequencies and the like
         sized=False,
         in_delegate=False,  # the lookup of the embeddings may stay outside
     )
+
+
+def _recorded(config: LibraryTextEncoder, task: OracleTask) -> dict[str, Tensor]:
+    """What the library's own class computes in fp32 of a few prompts, and of seeded tokens where there is no tokenizer."""
+    encode = library_encoder(config, task.folder, task.read)
+    if task.folder is None:
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(0, settings_of(config).vocab_size, (2, config.length), generator=generator)
+        mask = torch.ones(2, config.length)
+        mask[1, config.length // 2 :] = 0
+        mask = mask.flip(1) if config.padding == "left" else mask
+    else:
+        tokens, mask = _read_prompts(config, read_tokenizer(tokenizer_place(task.folder)))
+    rows = [encode(tokens[i : i + 1], mask[i : i + 1]) for i in range(len(tokens))]
+    return {TOKENS: tokens, MASK: mask, config.stream: torch.cat(rows)}
+
+
+def _read_prompts(config: LibraryTextEncoder, tokenizer: Any) -> tuple[Tensor, Tensor]:
+    """Tokens and mask (N, L) of the prompts, as the library's tokenizer reads them."""
+    reading, pad = config.reading, tokenizer.pad_token_id or 0
+    tokens, masks = [], []
+    for prompt in ORACLE_PROMPTS:
+        read = tokenizer(reading.filled(prompt), add_special_tokens=reading.special_tokens)["input_ids"][: config.length]
+        rest, seen = config.length - len(read), float(reading.padding_seen)
+        before = rest if config.padding == "left" else 0
+        tokens.append([pad] * before + read + [pad] * (rest - before))
+        masks.append([seen] * before + [1.0] * len(read) + [seen] * (rest - before))
+    return torch.tensor(tokens), torch.tensor(masks)
 
 
 def _ports(config: LibraryTextEncoder, width: int, text: TextInput, drawing: Drawing) -> Ports:

@@ -8,8 +8,9 @@ Attention is the library's `eager` one: its `sdpa` leaves out Gemma 2's cap of t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from snapgen_deploy.errors import BadInput, nearest
 from snapgen_deploy.models.config import LARGEST_DEPTH, LARGEST_INT, LibraryTextEncoder
+from snapgen_deploy.models.library_tokenizer import asked_of_library
 from snapgen_deploy.system.documents import shown
 
 LAST = -1  # the library's `last_hidden_state`
@@ -187,7 +189,7 @@ class LibraryText(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """tokens (1, L) integers, mask (1, L) with 1 = token -> embeddings (1, L - dropped, D)."""
-        found = self.model(input_ids=tokens.long(), attention_mask=mask.long(), output_hidden_states=True, return_dict=True)
+        found = self.model(input_ids=tokens.long(), attention_mask=mask.long(), output_hidden_states=True)
         x = found.last_hidden_state if self.config.layer == LAST else found.hidden_states[self.config.layer]
         if self.config.normed:
             x = self.final_norm(x)
@@ -213,3 +215,63 @@ def cut_embeddings(x: Tensor, mask: Tensor, config: LibraryTextEncoder, settings
     if config.padding == "right" and window >= config.length:
         return x
     return x * mask[:, config.dropped :, None].to(x.dtype)
+
+
+Encode = Callable[[Tensor, Tensor], Tensor]
+
+
+def library_encoder(config: LibraryTextEncoder, folder: Path | None, read: Callable[[str], Tensor]) -> Encode:
+    """Tokens and mask (1, L) -> embeddings (1, L - dropped, D), in fp32 by the class that wrote the folder, read by itself.
+
+    Without a folder `read` gives the tensors by the names of `LibraryText`.
+
+    Raises:
+        BadInput: if the library cannot read the folder.
+    """
+    network = LibraryText(config)
+    if folder is None:
+        network.load_state_dict({name: read(name).float() for name in network.state_dict()}, assign=True)
+    else:
+        network.model = _text_part(_from_folder(config, folder), class_of(config))
+    network.eval()
+
+    def encode(tokens: Tensor, mask: Tensor) -> Tensor:
+        with torch.inference_mode():
+            embeddings: Tensor = network(tokens, mask)
+        return embeddings
+
+    return encode
+
+
+def _from_folder(config: LibraryTextEncoder, folder: Path) -> Any:
+    """The whole model, of the class that config.json names; the library would give another class random weights."""
+    import transformers
+
+    names = config.config.get("architectures") or [class_of(config).network]
+    kind = getattr(transformers, str(names[0]), None)
+    if kind is None:
+        raise BadInput(f"text encoder {folder}: architectures: got {shown(names)}, which transformers does not have")
+    return asked_of_library(
+        lambda: kind.from_pretrained(str(folder), dtype=torch.float32, attn_implementation="eager", local_files_only=True),
+        f"text encoder {folder}: transformers cannot read it",
+    )
+
+
+def _text_part(model: Any, kind: TextClass) -> Any:
+    """Of a larger model the part that is the class's network, or does the same."""
+    if kind.package == "t5":
+        return model.get_encoder()
+    if kind.package == "clip":
+        return model if hasattr(model, "text_model") and not hasattr(model, "vision_model") else _ClipText(model.text_model)
+    return model.get_decoder() if hasattr(model, "lm_head") or hasattr(model, "language_model") else model
+
+
+class _ClipText(nn.Module):
+    """The text half of a whole CLIP under the name that it has in the class of its own."""
+
+    def __init__(self, text_model: nn.Module) -> None:
+        super().__init__()
+        self.text_model = text_model
+
+    def forward(self, **arguments: Any) -> Any:
+        return self.text_model(**arguments)

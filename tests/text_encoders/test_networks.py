@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from snapgen_deploy.checkpoint.text_folder import open_text_folder
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families.component import OracleTask
 from snapgen_deploy.families.library_text import library_text_encoder
 from snapgen_deploy.families.variant import Variant
+from snapgen_deploy.golden.vectors import GoldenSize
 from snapgen_deploy.models.config import LibraryTextEncoder, TextStream
 from snapgen_deploy.models.library_text import LibraryText, settings_of
 from snapgen_deploy.sparse import rewrite_library_text
@@ -66,6 +68,20 @@ def test_a_folder_is_read_as_the_library_reads_it(folders: Mapping[str, Path], k
         assert error(network(tokens, mask), states.last_hidden_state * real) == 0
         network.config = replace(network.config, layer=-2)
         assert error(network(tokens, mask), states.hidden_states[-2] * real) == 0
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("settings", [{}, {"layer": -2, "dropped": 2}], ids=str)
+def test_the_oracle_is_what_the_reference_computes(folders: Mapping[str, Path], kind: str, settings: dict[str, Any]) -> None:
+    network = loaded(folders[kind], **settings)
+    oracle = library_text_encoder(network.config, 0).oracle
+    assert oracle is not None
+    read = dict(network.named_parameters()).__getitem__
+    for folder in (folders[kind], None):
+        found = oracle.record(OracleTask(folder, read, GoldenSize("", (64, 64), (4, 8, 8))))
+        rows = [network(found["tokens"][i : i + 1], found["mask"][i : i + 1]) for i in range(len(found["tokens"]))]
+        assert error(found["text"], torch.cat(rows)) == 0
+        assert found["mask"].min() == 0
 
 
 @pytest.mark.parametrize("kind", MODELS)
