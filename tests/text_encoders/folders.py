@@ -128,7 +128,7 @@ def _count(folder: Path) -> int:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    return 1 + max(AutoTokenizer.from_pretrained(str(folder)).get_vocab().values())
+    return 1 + int(max(AutoTokenizer.from_pretrained(str(folder)).get_vocab().values()))
 
 
 def write_folder(folder: Path, kind: str, **settings: Any) -> Path:
