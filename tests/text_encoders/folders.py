@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ SENTENCES = [
     "two green circles, one yellow star",
     "the quick brown fox jumps over the lazy dog",
     "An oil painting of a small cat; it sleeps.",
-    "a large purple triangle at the bottom left and a tiny orange ring at the top right",
-    "gray gray gray large large small small bottom bottom triangle triangle circle circle square yellow purple",
-] * 5
+    *(resources.files("snapgen_deploy.assets") / "shapes_fidelity.txt").read_text(encoding="utf-8").splitlines(),
+]
 GEMMA_CHAT = (
     "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m['role'] }}\n{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
@@ -56,7 +56,7 @@ def clip_tokenizer(folder: Path) -> int:
     )
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=700, end_of_word_suffix="</w>", initial_alphabet=letters, special_tokens=[], show_progress=False
+        vocab_size=760, end_of_word_suffix="</w>", initial_alphabet=letters, special_tokens=[], show_progress=False
     )
     made.train_from_iterator(SENTENCES, trainer)
     model = json.loads(made.to_str())["model"]
