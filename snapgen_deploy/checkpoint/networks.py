@@ -15,6 +15,7 @@ from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models.decoder import TinyDecoder
 from snapgen_deploy.models.student import Student
 from snapgen_deploy.models.text_encoder import TextEncoder
+from snapgen_deploy.models.unfilled import without_storage
 
 
 def widths_of(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -37,7 +38,7 @@ def load_component(checkpoint: Checkpoint, name: str, width: str = "") -> nn.Mod
         raise BadInput(f"checkpoint {checkpoint.path}: has no {title_of(name)}")
     if spec.elastic and width not in (there := widths_of(checkpoint)):
         raise BadInput(f"checkpoint {checkpoint.path}: has no width {width!r}; it holds {', '.join(there) or 'none'}")
-    with torch.random.fork_rng(devices=[]) if spec.has_constants else torch.device("meta"):
+    with torch.random.fork_rng(devices=[]) if spec.has_constants else without_storage():
         network = spec.build(width)
     return _fill(checkpoint, spec, network, width)
 

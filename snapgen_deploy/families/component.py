@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from snapgen_deploy.families.names import title_of
 from snapgen_deploy.families.variant import Variant
 from snapgen_deploy.models.config import PromptReading
+from snapgen_deploy.models.unfilled import without_storage
 from snapgen_deploy.sparse import Layout, OpForm, UpsampleForm
 
 Part = Literal["encode", "denoise", "decode"]
@@ -181,12 +181,12 @@ class ComponentSpec:
         """Name -> shape of all its tensors in a checkpoint, without the component's name; built without storage."""
         if self.shapes is not None:
             return self.shapes()
-        with torch.device("meta"):
+        with without_storage():
             return {name: tuple(tensor.shape) for name, tensor in self.build("").state_dict().items()}
 
     def parameters(self, width: str) -> int:
         """Number of parameters at a width; built without storage."""
-        with torch.device("meta"):
+        with without_storage():
             return sum(p.numel() for p in self.build(width).parameters())
 
     @property

@@ -37,6 +37,7 @@ from snapgen_deploy.models.config import ModelConfig, TextStream
 from snapgen_deploy.models.dit import DiT, elastic_name, is_per_width
 from snapgen_deploy.models.dit_config import STAGES, DiTConfig, dit_of
 from snapgen_deploy.models.schedule import Schedule, sigmas
+from snapgen_deploy.models.unfilled import without_storage
 from snapgen_deploy.sparse import FORMS, Layout, OpForm, rewrite_student
 from snapgen_deploy.sparse.fold import rope_constants
 from snapgen_deploy.sparse.geometry import windows
@@ -160,7 +161,7 @@ def _shapes(config: DiTConfig) -> dict[str, Shape]:
     found: dict[str, Shape] = {}
     largest = max(config.widths.values())
     for width, ratio in config.widths.items():
-        with torch.device("meta"):
+        with without_storage():
             network = DiT(config, width)
         for name, tensor in network.named_parameters():
             if is_per_width(name) or ratio == largest:

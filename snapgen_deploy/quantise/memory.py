@@ -5,12 +5,12 @@ At full scale the second moments of all layers take 20 GB, and the activations o
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.models.student import Student, TrainingCost
+from snapgen_deploy.models.unfilled import without_storage
 from snapgen_deploy.quantise.executors import Executor, Here
 from snapgen_deploy.quantise.layers import WeightLayer, layers_of, matrix_of
 from snapgen_deploy.system.host_memory import available_bytes
@@ -77,7 +77,7 @@ def predicted_peak(
 
     The more bytes are `free`, the more second moments are held (`moments_at_once`); the default gives the minimum.
     """
-    with torch.device("meta"):
+    with without_storage():
         student = components_of(config).denoiser.build(width)
     assert isinstance(student, Student)
     cost = student.training_cost(latent[1:])

@@ -23,7 +23,7 @@ from snapgen_deploy.latency.estimate.machine import Machine, Rate
 from snapgen_deploy.latency.links.base import DeviceState, SampleBlock
 from snapgen_deploy.latency.measure import host
 from snapgen_deploy.latency.measure.session import open_session
-from snapgen_deploy.latency.results import DeviceKey, Loads, read_measurement
+from snapgen_deploy.latency.results import RUN_PROFILES, DeviceKey, Loads, read_measurement
 from snapgen_deploy.system.child import start_method
 from tests.cli.conftest import invoke
 from tests.latency.estimate.conftest import quiet
@@ -52,6 +52,7 @@ def lose_a_delegate(manifest):
 
 def test_bench_keeps_every_sample_and_writes_every_format(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(host, "FRESH", start_method())  # six fresh interpreters would take most of this test
+    monkeypatch.setitem(RUN_PROFILES, "rapid", replace(RUN_PROFILES["rapid"], seconds=0.5))
     native, plot = tmp_path / "native.json", tmp_path / "plot.png"
     options = ("--target", "onnx:cpu", "--threads", 1, "-o", native, "--plot", plot)
     done = invoke("bench", bundle, *options)

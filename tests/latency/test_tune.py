@@ -19,7 +19,7 @@ def test_every_form_is_timed_in_onnxruntime(monkeypatch):
         return seconds
 
     monkeypatch.setattr(tune, "timed", watched)
-    config = shapes()
+    config = replace(shapes(), student=replace(shapes().student, blocks=4))
     plan = make_plan(config, load_profile("server"), width="tiny")
     found = tune_plan(config, plan, 1, quiet)
     (target,) = found.targets
