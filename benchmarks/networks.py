@@ -17,10 +17,11 @@ def component(config: ModelConfig, width: str, size: tuple[int, int], key: str, 
     """One component for a picture of `size` (height, width), written for a target with the token layout, such as `onnx:cpu`."""
     plan = make_plan(config, load_profile("android-mid"), targets=[key], width=width, resolution=size)
     spec = components_of(config)[role]
-    inputs, outputs, doc = spec.ports(plan)
+    inputs, outputs, doc = spec.called(plan)
     latent, target = (plan.latent[1], plan.latent[2]), plan.targets[0]
     writing = target.spec.writing
-    how = Spelling("token", writing.ops_at(target.precision), writing.upsample, target.form)
+    rows = spec.rows_in(plan.batch)
+    how = Spelling("token", writing.ops_at(target.precision), writing.upsample, target.form, batch=rows)
     module = spec.rewrite(spec.build(width), latent, how)
     example = tuple(torch.ones(p.shape, dtype=torch.int32) if p.dtype == "int32" else torch.randn(p.shape) for p in inputs)
     return Component(role, module.eval(), inputs, outputs, example, doc)

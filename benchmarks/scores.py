@@ -93,7 +93,7 @@ def draw(runners: Mapping[Role, Runner], bundle: Bundle, prompts: Sequence[str])
     if not tokenizers:
         raise SystemExit("the bundle has no tokenizer; expected one of the embedded checkpoint")
     texts = (pipeline.encode(tokenize_all(components, tokenizers, prompt)) for prompt in prompts)
-    return [pipeline.draw(text, seed) for seed, text in enumerate(texts)]
+    return [pipeline.draw(text, seed)[0] for seed, text in enumerate(texts)]
 
 
 def signed(picture: np.ndarray) -> np.ndarray:

@@ -119,6 +119,7 @@ class TargetSpec:
     palette_bits: tuple[int, ...] = ()  # bits of an index that `mixed` may choose; () without mixed precision
     loaded_as: Mapping[str, str] = field(default_factory=dict)  # precision -> precision of its weights in the device's memory
     one_size: str = ""  # why it cannot hold several picture sizes; "" if it can
+    one_picture: str = "files for a device draw one picture in a call"  # why a call draws one only; "" for any number
     older_systems: OlderSystems | None = None
     from_figures: tuple[str, ...] = ()  # figures of a profile that become options of the same name; all are required
     folders: Mapping[str, str] = field(default_factory=dict)  # value of the option `folders` -> module that arranges the files

@@ -106,6 +106,7 @@ class Measurement:
     peak_bytes: Amount | None
     environment: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    batch: Count = 1  # pictures that a query draws
     kind: Literal["latency"] = "latency"  # kind of record
     schema_version: Literal[1] = 1
 
@@ -118,6 +119,12 @@ class Measurement:
         """Names of what was timed, the whole picture first."""
         found = dict.fromkeys(n for r in self.rounds for n in r.samples)
         return tuple(sorted(found, key=lambda n: (n != QUERY, n)))
+
+    @property
+    def picture_p50(self) -> float | None:
+        """The median time of a query, divided by the pictures that it draws; None without a sample."""
+        values = self.samples()
+        return statistics.median(values) / self.batch if values else None
 
     def summary(self, name: str = QUERY) -> dict[str, Any]:
         """Number, mean and median of the samples, MLPerf's early-stopping bounds of p90 and p99, spread, outliers.

@@ -11,8 +11,9 @@
 File and folder names are those of optimum's diffusion export. Each component folder loads on its own with
 `ORTModelForCustomTasks`, see `load`. No pipeline class of diffusers fits the student (it takes features of sigma, not a
 timestep), so model_index.json names `SnapgenPipeline`, which is the app's own loop over the three components: the levels in
-`snapgen.sigmas`, and per level x <- x + (next - sigma) * velocity. With diffusers' scheduler the same levels come from
-`set_timesteps(sigmas=snapgen.unshifted_sigmas)`; `set_timesteps(4)` alone spaces them differently.
+`snapgen.sigmas`, and per level x <- x + (next - sigma) * velocity. With `snapgen.guidance_scale` s, a call of the student has
+rows of the prompt and of the negative prompt, and velocity = negative + s * (prompt - negative). With diffusers' scheduler the
+same levels come from `set_timesteps(sigmas=snapgen.unshifted_sigmas)`; `set_timesteps(4)` alone spaces them differently.
 """
 
 from __future__ import annotations
@@ -40,14 +41,16 @@ def arrange(
     artifacts: Mapping[Role, Artifact],
     config: ModelConfig,
     tokenizers: Mapping[Role, str],
-    *,
     width: str | None = None,
+    *,
+    batch: int = 1,
 ) -> dict[Role, Artifact]:
     """Move exported ONNX artifacts into the folders below `directory`, write the configurations, return the new artifacts.
 
     `width` is the student's; without it config.json has only the hyperparameters of all widths. `tokenizers` has the text of a
-    tokenizer.json for text encoders that have one. The artifacts must be on the file system of `directory`; a component that
-    an interrupted run left there is replaced. The same arguments give the same bytes.
+    tokenizer.json for text encoders that have one. A call of the files draws `batch` pictures. The artifacts must be on the
+    file system of `directory`; a component that an interrupted run left there is replaced. The same arguments give the same
+    bytes.
 
     Raises:
         BadInput: if an artifact is not ONNX; nothing has been moved then.
@@ -63,13 +66,15 @@ def arrange(
             moved[spec.name] = Artifact(
                 artifacts[spec.name].target, spec.name, folder / MODEL, (*files, folder / "config.json")
             )
-    for name, text in texts(config, list(moved), tokenizers, width).items():
+    for name, text in texts(config, list(moved), tokenizers, width, batch=batch).items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(text, encoding="utf-8")
     return moved
 
 
-def texts(config: ModelConfig, roles: Sequence[Role], tokenizers: Mapping[Role, str], width: str | None) -> dict[str, str]:
+def texts(
+    config: ModelConfig, roles: Sequence[Role], tokenizers: Mapping[Role, str], width: str | None, *, batch: int = 1
+) -> dict[str, str]:
     """The files that are written beside the components `roles`, by name: the same configuration gives the same text."""
     components = components_of(config)
     found = {
@@ -83,7 +88,7 @@ def texts(config: ModelConfig, roles: Sequence[Role], tokenizers: Mapping[Role, 
     for role, text in tokenizers.items():
         found[f"{tokenizer_name(role)}/tokenizer_config.json"] = _json(_tokenizer_config(text, lengths.get(role)))
         found[f"{tokenizer_name(role)}/tokenizer.json"] = text
-    found["model_index.json"] = _json(_index(config, roles, [tokenizer_name(role) for role in tokenizers]))
+    found["model_index.json"] = _json(_index(config, roles, [tokenizer_name(role) for role in tokenizers], batch))
     return found
 
 
@@ -137,8 +142,9 @@ def unshifted(level: float, shift: float) -> float:
     return level / (shift - (shift - 1) * level)
 
 
-def _index(config: ModelConfig, roles: Sequence[Role], tokenizers: Sequence[str]) -> dict[str, Any]:
+def _index(config: ModelConfig, roles: Sequence[Role], tokenizers: Sequence[str], batch: int) -> dict[str, Any]:
     levels, components = family_of(config).schedule(config).sigmas, components_of(config)
+    guidance = {"guidance_scale": config.guidance_scale, "negative_prompt": config.negative_prompt} if config.guided else {}
     index: dict[str, Any] = {
         "_class_name": "SnapgenPipeline",
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
@@ -146,6 +152,8 @@ def _index(config: ModelConfig, roles: Sequence[Role], tokenizers: Sequence[str]
             "name": config.name,
             "sigmas": list(levels),
             "unshifted_sigmas": [unshifted(level, config.shift) for level in levels[:-1]],
+            **guidance,
+            **({} if batch == 1 else {"batch": batch}),
         },
     }
     for name in tokenizers:

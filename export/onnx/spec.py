@@ -18,6 +18,7 @@ ONNX = TargetSpec(
     calibrated=("int8-static",),
     palette_bits=(4, 8),
     loaded_as={"mixed": "fp32"},  # onnxruntime makes fp32 weights of palettes when it loads them
+    one_picture="",
     folders={"diffusers": "snapgen_deploy.export.onnx.optimum_layout"},
     writing=WRITING,
     memory=Memory(

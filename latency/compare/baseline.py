@@ -123,7 +123,7 @@ def judge_stored(runs: Sequence[Measurement], candidate: Measurement, thresholds
 
 def _unlike(baseline: Measurement, candidate: Measurement) -> str:
     """How the pictures of two measurements differ; empty if they do not."""
-    for name in ("resolution", "steps", "mode", "e2e_is"):
+    for name in ("resolution", "steps", "batch", "mode", "e2e_is"):
         ours, theirs = getattr(baseline, name), getattr(candidate, name)
         if ours != theirs:
             return f"the baseline has {name} {ours}, the candidate {theirs}"

@@ -133,7 +133,7 @@ def refuse_unlike(base: Bundle, candidate: Bundle, key: str, *, across: bool = F
     for bundle in (base, candidate):
         if key not in bundle.targets:
             raise Refused(f"not comparable: {bundle.path} holds no target '{key}', only {', '.join(bundle.targets)}")
-    if not across:
+    if not across or base.batch != candidate.batch:
         refuse_unlike_pictures(base.manifest, candidate.manifest)
 
 
@@ -141,12 +141,15 @@ def refuse_unlike_pictures(base: Mapping[str, Any], candidate: Mapping[str, Any]
     """Check that two manifests are for the same kind of picture; otherwise their graphs would differ anyway.
 
     Raises:
-        Refused: if picture size, width or number of steps differ.
+        Refused: if picture size, width, pictures of a call or number of steps differ.
     """
     for what in ("resolution", "width"):
         if base.get(what) != candidate.get(what):
             difference = f"base has {what} {base.get(what)}, candidate {candidate.get(what)}"
             raise Refused(f"not comparable: {difference}; export both alike, or ask which is faster with --across")
+    batch = [m.get("batch", 1) for m in (base, candidate)]
+    if batch[0] != batch[1]:
+        raise Refused(f"not comparable: a call of base draws {batch[0]} pictures, of candidate {batch[1]}; export both alike")
     steps = [len(m.get("schedule", {}).get("sigmas", ())) - 1 for m in (base, candidate)]
     if steps[0] != steps[1]:
         raise Refused(f"not comparable: base draws in {steps[0]} steps, candidate in {steps[1]}; --across compares them")

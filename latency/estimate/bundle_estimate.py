@@ -20,11 +20,11 @@ from snapgen_deploy.plan.plan import ExportPlan
 
 def of_plan(config: ModelConfig, plan: ExportPlan, profile: Profile) -> SpeedEstimate:
     """The estimates for a plan, from its graphs alone: the same plan gives the same figures, whatever was measured since."""
-    costs = {t.key: picture_costs(config, plan.width, plan.resolution, t.key) for t in plan.targets}
+    costs = {t.key: picture_costs(config, plan.width, plan.resolution, t.key, plan.batch) for t in plan.targets}
     macs: dict[str, Mapping[Role, int]] = {
         key: {role: total(ops).macs for role, ops in found.items()} for key, found in costs.items()
     }
-    listed = [_entry(config, plan.width, plan.resolution, found, profile, key) for key, found in costs.items()]
+    listed = [_entry(config, plan, found, profile, key) for key, found in costs.items()]
     return SpeedEstimate(macs, tuple(e for e in listed if e is not None))
 
 
@@ -35,8 +35,8 @@ def for_measurement(bundle: Bundle, measurement: Measurement, *, on_host: bool) 
     """
     m = measurement
     if on_host:
-        costs = picture_costs(bundle.config, m.width, m.resolution, m.key.backend)
-        found = _entry(bundle.config, m.width, m.resolution, costs, Host(m.key.threads), m.key.backend)
+        costs = picture_costs(bundle.config, m.width, m.resolution, m.key.backend, m.batch)
+        found = _entry(bundle.config, m, costs, Host(m.key.threads), m.key.backend)
     else:
         found = next((e for e in bundle.manifest.get("estimates", ()) if e["target"] == m.key.backend), None)
     names = ("ms", "low_ms", "high_ms", "basis")
@@ -44,10 +44,11 @@ def for_measurement(bundle: Bundle, measurement: Measurement, *, on_host: bool) 
 
 
 def _entry(
-    config: ModelConfig, width: str, resolution: tuple[int, int], costs: Costs, device: EstimatedDevice, target: str
+    config: ModelConfig, drawn: ExportPlan | Measurement, costs: Costs, device: EstimatedDevice, target: str
 ) -> dict[str, Any] | None:
     basis = basis_of(device, target)
     if isinstance(basis, NoBasis):
         return None
-    e = from_costs(costs, basis, width, resolution, config.steps, target)
-    return {"target": target, "ms": e.ms, "low_ms": e.low, "high_ms": e.high, "basis": e.basis}
+    e = from_costs(costs, basis, drawn.width, drawn.resolution, config.steps, target, batch=drawn.batch)
+    found = {"target": target, "ms": e.ms, "low_ms": e.low, "high_ms": e.high, "basis": e.basis}
+    return found if drawn.batch == 1 else found | {"pictures": drawn.batch, "ms_per_picture": e.ms / drawn.batch}

@@ -48,6 +48,7 @@ class Drawn:
     width: str
     resolution: tuple[int, int]
     latent: tuple[int, int, int]
+    batch: int = 1
 
 
 def spelling_of(target: str) -> _Spelling:
@@ -63,15 +64,17 @@ def spelling_of(target: str) -> _Spelling:
     return _Spelling(spec.layout, int(WEIGHT_BYTES[precision]), writing.ops_at(precision), writing.upsample)
 
 
-def picture_costs(config: ModelConfig, width: str, resolution: tuple[int, int], target: str) -> Costs:
-    """Trace all components at a width and picture size, as `target` exports them. Results are cached in the process.
+def picture_costs(config: ModelConfig, width: str, resolution: tuple[int, int], target: str, batch: int = 1) -> Costs:
+    """Trace all components at a width and picture size, as `target` exports them, for calls that draw `batch` pictures.
+
+    Results are cached in the process.
 
     Raises:
         BadInput: if the model has no such width or picture size, or the target is not known.
     """
     if width not in config.student.widths:
         raise BadInput(f"no width '{width}': expected one of {', '.join(config.student.widths)}")
-    return _traced(_Picture(config_to_json(config), width, resolution, target, config))
+    return _traced(_Picture(config_to_json(config), width, resolution, target, batch, config))
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class _Picture:
     width: str
     resolution: tuple[int, int]
     target: str
+    batch: int
     config: ModelConfig = field(compare=False)
 
 
@@ -89,11 +93,11 @@ class _Picture:
 def _traced(picture: _Picture) -> Costs:
     config, width, resolution, target = picture.config, picture.width, picture.resolution, picture.target
     latent, found = latent_of(config, resolution), dict[str, Ops]()
-    form = family_of(config).form(config, latent[1:])
+    form, drawn = family_of(config).form(config, latent[1:]), Drawn(width, resolution, latent, picture.batch)
     for spec in components_of(config):
         with torch.device("meta"):
             network = spec.build(width)
-        found[spec.name] = component_costs(config, spec, network, Drawn(width, resolution, latent), target, form)
+        found[spec.name] = component_costs(config, spec, network, drawn, target, form)
     return MappingProxyType(found)
 
 
@@ -104,9 +108,10 @@ def component_costs(config: ModelConfig, spec: ComponentSpec, network: nn.Module
     need not hold a whole group at once.
     """
     how, latent = spelling_of(target), (drawn.latent[1], drawn.latent[2])
+    rows = spec.rows_in(drawn.batch)
     with torch.device("meta"), torch.no_grad():
-        module = spec.rewrite(network, latent, component.Spelling(how.layout, how.ops, how.upsample, form))
-        example = [torch.zeros(p.shape, dtype=getattr(torch, p.dtype)) for p in spec.ports(drawn).inputs]
+        module = spec.rewrite(network, latent, component.Spelling(how.layout, how.ops, how.upsample, form, batch=rows))
+        example = [torch.zeros(p.shape, dtype=getattr(torch, p.dtype)) for p in spec.called(drawn).inputs]
     found = trace_module(module, example, how.element)
     if not spec.has_forms:
         return found

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.families.names import STEP
+from snapgen_deploy.families.names import STEP, TEXT_ENCODER
 from snapgen_deploy.latency.estimate.cost_components import Costs, picture_costs, spelling_of
 from snapgen_deploy.latency.estimate.estimate_basis import Basis, BasisKind, EstimatedDevice, Host, NoBasis, basis_of
 from snapgen_deploy.latency.estimate.estimate_measured import find_measured, interval_ms, measured_parts, parts_ms
@@ -39,6 +39,7 @@ class Estimate:
     steps: int
     target: str
     lines: tuple[str, ...]  # what it is based on
+    batch: int = 1  # pictures that a call draws; the times are those of a call
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -47,7 +48,8 @@ class Estimate:
     @property
     def line(self) -> str:
         """One line for a list of reasons, such as `1750 ms a picture (fitted, 1300 to 2300)`."""
-        return f"{self.ms:.4g} ms a picture ({self.basis}, {self.low:.4g} to {self.high:.4g})"
+        of = "a picture" if self.batch == 1 else f"for {self.batch} pictures, {self.ms / self.batch:.4g} ms each"
+        return f"{self.ms:.4g} ms {of} ({self.basis}, {self.low:.4g} to {self.high:.4g})"
 
 
 def estimate_picture(
@@ -59,6 +61,7 @@ def estimate_picture(
     *,
     steps: int | None = None,
     precision: str | None = None,
+    batch: int = 1,
 ) -> Estimate | NoBasis:
     """Estimate the time of a picture at one width and picture size.
 
@@ -70,6 +73,7 @@ def estimate_picture(
         target: `name` or `name:variant`.
         steps: Denoising steps. Default: the model's own number.
         precision: Use only measurements at this precision. Other kinds of basis do not depend on it.
+        batch: Pictures that a call draws; the time is that of a call.
 
     Returns:
         The estimate, or the reason why there is none.
@@ -82,13 +86,14 @@ def estimate_picture(
         raise BadInput(f"got {count} steps, expected 1 or more")
     spelling_of(target)  # an unknown target is bad input, not a missing basis
     threads = device.threads if isinstance(device, Host) else None
-    known = find_measured(device.id, target, config.name, width, resolution, precision=precision, threads=threads)
+    known = find_measured(device.id, target, config.name, width, resolution, precision=precision, threads=threads, batch=batch)
     if known is not None:
         return from_measurement(known, count)
     basis = basis_of(device, target)
     if isinstance(basis, NoBasis):
         return basis
-    return from_costs(picture_costs(config, width, resolution, target), basis, width, resolution, count, target)
+    costs = picture_costs(config, width, resolution, target, batch)
+    return from_costs(costs, basis, width, resolution, count, target, batch=batch)
 
 
 def from_measurement(measurement: Measurement, steps: int) -> Estimate:
@@ -100,14 +105,17 @@ def from_measurement(measurement: Measurement, steps: int) -> Estimate:
     line = f"measured: {len(m.samples())} pictures of {m.bundle}, {m.key.soc}, {how}"
     lines = (line,) if steps == m.steps else (line, f"measured with {m.steps} steps; the others are counted at the same cost")
     figures = (middle + more, low + more, high + more)
-    return Estimate(*figures, "measured", parts, m.width, m.resolution, steps, m.key.backend, lines)
+    return Estimate(*figures, "measured", parts, m.width, m.resolution, steps, m.key.backend, lines, m.batch)
 
 
-def from_costs(costs: Costs, basis: Basis, width: str, resolution: tuple[int, int], steps: int, target: str) -> Estimate:
-    """Apply the machines of a basis to the operations of a picture."""
+def from_costs(
+    costs: Costs, basis: Basis, width: str, resolution: tuple[int, int], steps: int, target: str, *, batch: int = 1
+) -> Estimate:
+    """Apply the machines of a basis to the operations of a picture, or of `batch` pictures, which are encoded one by one."""
+    costs = {name: ops * batch if name.startswith(TEXT_ENCODER) else ops for name, ops in costs.items()}
     middle, low, high = (picture_parts(costs, m) for m in (basis.machine, basis.fast, basis.slow))
     ms, least, most = (sum(p.values()) + (steps - 1) * p[STEP] for p in (middle, low, high))
-    return Estimate(ms, least, most, basis.kind, middle, width, resolution, steps, target, basis.lines)
+    return Estimate(ms, least, most, basis.kind, middle, width, resolution, steps, target, basis.lines, batch)
 
 
 def picture_parts(costs: Costs, machine: Machine) -> dict[str, float]:
@@ -118,12 +126,13 @@ def picture_parts(costs: Costs, machine: Machine) -> dict[str, float]:
 
 
 def plan_estimator(
-    config: ModelConfig, device: EstimatedDevice, resolution: tuple[int, int] | None = None
+    config: ModelConfig, device: EstimatedDevice, resolution: tuple[int, int] | None = None, batch: int = 1
 ) -> Callable[[str, str, str], Estimate | None]:
     """A function (width, target key, precision) -> estimate for `make_plan`; None if there is no basis."""
 
     def of(width: str, target: str, precision: str) -> Estimate | None:
-        found = estimate_picture(config, width, resolution or config.resolution, device, target, precision=precision)
+        size = resolution or config.resolution
+        found = estimate_picture(config, width, size, device, target, precision=precision, batch=batch)
         return found if isinstance(found, Estimate) else None
 
     return of

@@ -50,11 +50,12 @@ def find_measured(
     *,
     precision: str | None = None,
     threads: int | None = None,
+    batch: int = 1,
 ) -> Measurement | None:
     """The newest saved measurement, in burst mode, of a checkpoint's width and picture size with a target on a device.
 
-    `precision` and `threads` restrict the search if given. The number of steps may differ: `from_measurement` adds or removes
-    steps at the same cost. None if there is no match.
+    `precision` and `threads` restrict the search if given; `batch` is how many pictures a call draws. The number of steps may
+    differ: `from_measurement` adds or removes steps at the same cost. None if there is no match.
     """
     folder = measured_dir(device_id)
     for path in sorted(folder.glob("*.json"), key=lambda p: (-p.stat().st_mtime_ns, p.name)):
@@ -64,7 +65,7 @@ def find_measured(
             continue
         same_model = m.bundle == bundle_name(checkpoint, m.device) and (m.width, m.resolution) == (width, resolution)
         alike = m.key.backend == target and precision in (None, m.key.precision) and threads in (None, m.key.threads)
-        if same_model and alike and m.mode == "burst" and m.samples():
+        if same_model and alike and (m.batch, m.mode) == (batch, "burst") and m.samples():
             return m
     return None
 

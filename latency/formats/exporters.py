@@ -30,7 +30,13 @@ def as_record(measurement: Measurement) -> dict[str, Any]:
     """Plain data: the measurement, the summary of everything that was timed, and MLPerf's flags for its run profile."""
     summary = {name: measurement.summary(name) for name in measurement.names}
     validity = measurement.validity(RUN_PROFILES[measurement.profile])
-    return measurement.as_dict() | {"summary": summary, "validity": validity}
+    per_picture = {} if measurement.batch == 1 else {"picture_p50": measurement.picture_p50}
+    return measurement.as_dict() | {"summary": summary, "validity": validity, **per_picture}
+
+
+def _batch(measurement: Measurement) -> dict[str, str]:
+    """Pictures of a query, where it draws several."""
+    return {} if measurement.batch == 1 else {"batch": str(measurement.batch)}
 
 
 def pytorch_v3(measurement: Measurement) -> str:
@@ -196,7 +202,7 @@ def _record(measurement: Measurement, metric: str, values: list[float], extra: d
             "type": "text-to-image",
             "backend": key.backend,
             "origins": [],
-            "extra_info": {"width": m.width, "sha256": m.bundle_sha256, "steps": str(m.steps)},
+            "extra_info": {"width": m.width, "sha256": m.bundle_sha256, "steps": str(m.steps), **_batch(m)},
         },
         "inputs": {"picture": {"dtype": key.precision, "extra_info": {"resolution": f"{m.resolution[0]}x{m.resolution[1]}"}}},
         "dependencies": {

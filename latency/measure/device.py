@@ -137,5 +137,5 @@ def make_job(bundle: Bundle, key: str, threads: int, folder: Path) -> LinkJob:
         components={role: a.path for role, a in artifacts.items()},
         files={role: a.files for role, a in artifacts.items()},
         inputs=inputs,
-        calls={spec.name: spec.calls(steps) for spec in components_of(bundle.config) if spec.name in artifacts},
+        calls={spec.name: spec.calls(steps, bundle.batch) for spec in components_of(bundle.config) if spec.name in artifacts},
     )

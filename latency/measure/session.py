@@ -12,8 +12,7 @@ import numpy as np
 
 from snapgen_deploy.bundle.reader import SUMS, Bundle, bundle_name
 from snapgen_deploy.bundle.vectors import read_vectors
-from snapgen_deploy.drawing.pipeline import Pipeline, noise_for
-from snapgen_deploy.drawing.ports import recorded_tokens
+from snapgen_deploy.drawing.pipeline import Condition, Pipeline, in_calls, noise_for
 from snapgen_deploy.errors import MeasurementFailed
 from snapgen_deploy.export.base import Arrays, Role, Runner
 from snapgen_deploy.export.registry import spec_of, target_of
@@ -26,7 +25,7 @@ Times = dict[str, list[float]]  # name -> ms, one per call
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded target; `query` draws one picture and returns the times of the picture and of each call."""
+    """A loaded target; `query` draws a picture, of a server's bundle a batch, and returns its time and that of each call."""
 
     pipeline: Pipeline
     text: Callable[[], Arrays]  # the student's text inputs; runs the text encoder if there is one
@@ -55,6 +54,7 @@ def bundle_identity(bundle: Bundle) -> dict[str, Any]:
         "width": bundle.manifest["width"],
         "resolution": (height, width),
         "steps": len(bundle.schedule.sigmas) - 1,
+        "batch": bundle.batch,
     }
 
 
@@ -101,17 +101,19 @@ def open_session(bundle: Bundle, key: str, threads: int) -> Session:
     opened = {role: target.open(a.path, threads=threads, entry=a.entry) for role, a in artifacts.items()}
     load_ms = (time.perf_counter_ns() - start) / 1e6
     components = components_of(bundle.config)
-    tokens = recorded_tokens(components, vectors.arrays, slice(1), opened)
-    own = {name for spec in components.encoders if spec.name in opened for name in (spec.output, f"{spec.output}_mask")}
-    others = {name: value for name, value in vectors.text(0, bundle.config).items() if name not in own}
+    rows = in_calls(len(vectors.prompts), bundle.batch)[0]
+    prompt, *negative = vectors.conditions(rows, bundle.config, opened)
+    # the negative prompt is the bundle's: an app encodes it once
+    conditions = (prompt, *(Condition({}, c.text) for c in negative))
     pipeline = Pipeline(
         components, {role: _timed(role, run, clock) for role, run in opened.items()}, bundle.schedule, bundle.latent
     )
 
     def text() -> Arrays:
-        return others | pipeline.encode(tokens)
+        return pipeline.condition(*conditions)
 
-    return Session(pipeline, text, noise_for(0, bundle.latent), clock, load_ms)
+    noise = np.concatenate([noise_for(seed, bundle.latent) for seed in range(bundle.batch)])
+    return Session(pipeline, text, noise, clock, load_ms)
 
 
 def _timed(role: Role, run: Runner, clock: Times) -> Runner:

@@ -87,6 +87,11 @@ class Bundle:
         return self.manifest["resolution"][0], self.manifest["resolution"][1]
 
     @property
+    def batch(self) -> int:
+        """Pictures that a call of its files draws."""
+        return int(self.manifest.get("batch", 1))
+
+    @property
     def sizes(self) -> tuple[str, ...]:
         """Names of the picture sizes, `<height>x<width>`, the default size first."""
         return tuple(s["name"] for s in self.manifest.get("sizes", ())) or (size_name(self.manifest["resolution"]),)

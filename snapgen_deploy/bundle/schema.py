@@ -154,6 +154,7 @@ class _Manifest(BaseModel):
     reasons: list[str] = []
     warnings: list[str] = []
     compared_with: str = ""
+    batch: Count = 1
     estimates: list[Table] = []
     vectors_of: SizeName | None = None
     sizes: Annotated[list[_Size], Field(min_length=1)] = []

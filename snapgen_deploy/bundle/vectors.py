@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from snapgen_deploy.bundle.reader import Bundle
+from snapgen_deploy.drawing.pipeline import in_calls
 from snapgen_deploy.drawing.reference import LATENTS, VELOCITIES, ReferenceVectors
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role
@@ -38,6 +39,10 @@ def read_vectors(bundle: Bundle) -> ReferenceVectors:
 
 
 def port_values(bundle: Bundle) -> dict[Role, Arrays]:
-    """The inputs of each component in the first step of the first test vector, by port name."""
+    """The inputs of each component in the first step of the first test vectors, by port name."""
     vectors, config = read_vectors(bundle), bundle.config
-    return {spec.name: next(vectors.cases(spec, config, 0))[0] for spec in components_of(config)}
+    count = len(vectors.prompts)
+    return {
+        spec.name: next(vectors.cases(spec, config, in_calls(count, spec.pictures_in(bundle.batch))[0]))[0]
+        for spec in components_of(config)
+    }

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from snapgen_deploy.bundle.guidance import guidance_record
 from snapgen_deploy.bundle.reader import Bundle
 from snapgen_deploy.check.gates import Gate
 from snapgen_deploy.checkpoint import open_checkpoint
@@ -107,6 +108,8 @@ def _of_checkpoint(bundle: Bundle) -> Iterator[str]:
     ):
         if where.get(name, meant) != meant:
             yield f"{name} is not that of the configuration"
+    if m.get("guidance") != guidance_record(config, bundle.tokenizers()):
+        yield "guidance is not that of the configuration and the tokenizers"
     about = m.get("checkpoint") or {}
     embedded = open_checkpoint(None)
     if about.get("sha256") == embedded.sha256() and (config, about.get("license")) != (embedded.config, embedded.license):
@@ -144,7 +147,7 @@ def _of_target(bundle: Bundle, key: str) -> Iterator[str]:
         yield f"{key} has {', '.join(sorted(components)) or 'nothing'}, expected {', '.join(specs.names)}"
         return
     for spec in specs:
-        inputs, outputs, _ = spec.ports(bundle)
+        inputs, outputs, _ = spec.called(bundle)
         for name, ports in (("inputs", inputs), ("outputs", outputs)):
             if _shapes(components[spec.name].get(name, ())) != _shapes([asdict(p) for p in ports]):
                 yield f"{key} {spec.name} {name} are not those of the checkpoint's configuration"
@@ -157,7 +160,7 @@ def _of_layout(bundle: Bundle, key: str) -> Iterator[str]:
     if module is None:
         return
     names = components_of(bundle.config).names
-    texts = import_module(module).texts(bundle.config, names, bundle.tokenizers(), bundle.width)
+    texts = import_module(module).texts(bundle.config, names, bundle.tokenizers(), bundle.width, batch=bundle.batch)
     root = bundle.path / key.replace(":", "-")
     for name, text in texts.items():
         try:

@@ -27,8 +27,7 @@ import numpy as np
 from snapgen_deploy.check.gates import Gate, SavedTarget, at_least, at_most, psnr, relative_error
 from snapgen_deploy.check.similarity import ssim
 from snapgen_deploy.checkpoint import Checkpoint
-from snapgen_deploy.drawing.pipeline import Pipeline, StudentTrace, to_bytes
-from snapgen_deploy.drawing.ports import recorded_tokens
+from snapgen_deploy.drawing.pipeline import Pipeline, StudentTrace, in_calls, to_bytes
 from snapgen_deploy.drawing.prompts import Sample, is_embedded
 from snapgen_deploy.drawing.reference import reference_runners, schedule_of
 from snapgen_deploy.errors import BadInput
@@ -140,26 +139,30 @@ def measure_fidelity(
     pictures = np.load(folder / _PICTURES, mmap_mode="r") if (folder / _PICTURES).is_file() else None
     shape = reference.arrays["latents"].shape[2:]
     pipeline = Pipeline(components_of(saved.config), runners, saved.schedule, (shape[0], shape[1], shape[2]))
-    decibels, similar, errors, drawn = [], [], [], []
-    for i in range(len(reference.samples)):
-        trace = StudentTrace()
-        noise = np.array(reference.arrays["latents"][i][:1])  # before the first step
-        latent = pipeline.denoise(noise, _text(reference, i, pipeline), trace)
-        expected = [*reference.arrays["latents"][i][1:], reference.arrays["drawn"][i]]
-        errors.append([relative_error(got[0], want) for got, want in zip([*trace.latents[1:], latent], expected, strict=True)])
-        on_progress(i + 1, len(reference.samples))
-        if pictures is None or not pipeline.decodes:
-            decibels.append(psnr(latent / 4, reference.arrays["drawn"][i][None] / 4))  # standard normal: 4 covers them
-            continue
-        picture, expected_picture = pipeline.decode(latent), np.asarray(pictures[i][None])
-        decibels.append(psnr(picture, expected_picture))
-        similar.append(ssim(picture, expected_picture))
-        if scorer is not None:
-            drawn.append(to_bytes(np.nan_to_num(picture)))
-    steps = tuple(float(e) for e in np.mean(np.array(errors), axis=0))
+    decibels, similar, drawn = [], [], []
+    errors: list[list[float]] = []
+    total = len(reference.samples)
+    for rows in in_calls(total, saved.batch):
+        trace, noise = StudentTrace(), np.array(reference.arrays["latents"][rows][:, 0])  # that the reference began with
+        latents = pipeline.denoise(noise, pipeline.condition(*reference.conditions(rows, runners)), trace)
+        decoded = None if pictures is None or not pipeline.decodes else pipeline.decode(latents)
+        for row, i in enumerate(rows[: total - len(errors)]):  # without those that fill the last call up
+            expected = [*reference.arrays["latents"][i][1:], reference.arrays["drawn"][i]]
+            steps = [*trace.latents[1:], latents]
+            errors.append([relative_error(got[row], want) for got, want in zip(steps, expected, strict=True)])
+            on_progress(len(errors), total)
+            if pictures is None or decoded is None:
+                decibels.append(psnr(latents[row] / 4, reference.arrays["drawn"][i] / 4))  # standard normal: 4 covers them
+                continue
+            picture, expected_picture = decoded[row : row + 1], np.asarray(pictures[i][None])
+            decibels.append(psnr(picture, expected_picture))
+            similar.append(ssim(picture, expected_picture))
+            if scorer is not None:
+                drawn.append(to_bytes(np.nan_to_num(picture)))
+    mean_errors = tuple(float(e) for e in np.mean(np.array(errors), axis=0))
     score = _scored(reference, folder, scorer, drawn) if drawn and scorer is not None else None
     likeness = float(np.mean(similar)) if similar else None
-    return Measured(len(decibels), float(np.min(decibels)), float(np.mean(decibels)), likeness, steps, score)
+    return Measured(len(decibels), float(np.min(decibels)), float(np.mean(decibels)), likeness, mean_errors, score)
 
 
 def fidelity_gates(key: str, measured: Measured, limits: Limits, unscored: str = NO_SCORER) -> tuple[Gate, ...]:
@@ -296,13 +299,6 @@ def _share(points: np.ndarray) -> np.ndarray:
 def _scored(reference: Trajectories, folder: Path, scorer: str, drawn: Sequence[np.ndarray]) -> Score:
     prompts, expected = [s.prompt for s in reference.samples], json.loads((folder / _SCORES).read_text())
     return compare_points(prompts, points_of(scorer, reference.samples, drawn), expected)
-
-
-def _text(reference: Trajectories, index: int, pipeline: Pipeline) -> dict[str, np.ndarray]:
-    """The student's text inputs for a sample, encoded by the files' own text encoders if there are any."""
-    a, row = reference.arrays, slice(index, index + 1)
-    text = {n: np.array(a[n][row]) for s in reference.streams for n in (s, f"{s}_mask")}
-    return text | pipeline.encode(recorded_tokens(pipeline.components, a, row, pipeline.runners))
 
 
 def _source_tree() -> Path:

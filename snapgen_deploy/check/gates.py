@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from snapgen_deploy.drawing.pipeline import Pipeline, counted, to_bytes
-from snapgen_deploy.drawing.ports import recorded_tokens
+from snapgen_deploy.drawing.pipeline import Pipeline, counted, in_calls, to_bytes
 from snapgen_deploy.drawing.reference import TUNED, VELOCITIES, ReferenceVectors
 from snapgen_deploy.export.base import Artifact, Description, Headroom, Role, Runner
 from snapgen_deploy.export.precisions import PRECISIONS, Limits
@@ -128,6 +127,7 @@ class SavedTarget:
     config: ModelConfig
     schedule: Schedule
     threads: int
+    batch: int = 1  # pictures that a call draws
     golden: GoldenVectors | None = None  # of this picture size
 
 
@@ -169,7 +169,7 @@ def check_target(saved: SavedTarget, vectors: ReferenceVectors, on_progress: OnP
         return Checked((*skipped, *_idle_golden_gates(saved, reason), *placed), ())
     runners = {role: target.open(a.path, threads=saved.threads, entry=a.entry) for role, a in artifacts.items()}
     opened = dict(runners)
-    calls = len(vectors.prompts) * (len(schedule.sigmas) - 1)  # per comparison
+    calls = len(in_calls(len(vectors.prompts), saved.batch)) * (len(schedule.sigmas) - 1)  # per comparison
     components = components_of(config)
     student = components.denoiser
     runners[student.name] = counted(runners[student.name], calls * (3 if precision == "mixed" else 2), on_progress)
@@ -178,15 +178,15 @@ def check_target(saved: SavedTarget, vectors: ReferenceVectors, on_progress: OnP
             key,
             role,
             "relative_error",
-            _component_error(components[role], runner, config, vectors),
+            _component_error(components[role], runner, config, vectors, saved.batch),
             error_limit(precision, components[role], limits),
             "largest over prompts and steps",
         )
         for role, runner in runners.items()
     ]
     if precision == "mixed":
-        gates.append(_tuned_gate(key, runners[student.name], config, vectors))
-    pictures, worst = _draw(runners, config, schedule, vectors)
+        gates.append(_tuned_gate(key, runners[student.name], config, vectors, saved.batch))
+    pictures, worst = _draw(runners, config, schedule, vectors, saved.batch)
     gates.append(at_least(key, "pipeline", "psnr", worst, limits.psnr, f"dB, least of {len(vectors.prompts)} pictures"))
     gates += _golden_gates(saved, opened)
     if precision != "fp32":
@@ -203,12 +203,13 @@ def _golden_gates(saved: SavedTarget, runners: Mapping[Role, Runner]) -> list[Ga
     """The files on the calls and pictures of golden vectors, where there are such."""
     golden, components, gates = saved.golden, components_of(saved.config), list[Gate]()
     for role, cases in golden.cases.items() if golden is not None else ():
-        output = components[role].output
-        worst = float(np.max([relative_error(runners[role](inputs)[output], expected) for inputs, expected in cases.rows()]))
+        spec = components[role]
+        calls = cases.rows(spec.rows_in(saved.batch))
+        worst = float(np.max([_worst_row(runners[role](inputs)[spec.output], expected) for inputs, expected in calls]))
         limit, count = _golden_limit(saved, role), f"largest over {len(cases)} calls"
         gates.append(at_most(saved.key, role, GOLDEN_ERROR, worst, limit, count))
     if golden is not None and golden.picture is not None:
-        pipeline = Pipeline(components, runners, saved.schedule, golden.drawing.latent)
+        pipeline = Pipeline(components, runners, saved.schedule, golden.drawing.latent, batch=saved.batch)
         worst, count = golden_psnr(pipeline, golden.picture), f"dB, least of {len(golden.picture)} pictures"
         gates.append(at_least(saved.key, PIPELINE, GOLDEN_PSNR, worst, _golden_psnr_limit(saved), count))
     return gates
@@ -235,65 +236,69 @@ def _golden_psnr_limit(saved: SavedTarget) -> float:
     return -20 * math.log10(sum(10 ** (-psnr / 20) for psnr in (saved.limits.psnr, saved.golden.psnr)))
 
 
-def golden_latent(pipeline: Pipeline, whole: GoldenPicture, index: int) -> np.ndarray:
-    """The latent (1, C, h, w) of one golden picture after the last step, drawn from its noise and text."""
-    row = slice(index, index + 1)
-    tokens = {role: {name: value[row] for name, value in given.items()} for role, given in whole.tokens.items()}
-    text = {name: value[row] for name, value in whole.text.items()} | pipeline.encode(tokens)
-    return pipeline.denoise(whole.noise[row], text)
+def golden_latent(pipeline: Pipeline, whole: GoldenPicture, rows: Sequence[int]) -> np.ndarray:
+    """The latents (n, C, h, w) of some golden pictures after the last step, drawn in one call from their noise and text."""
+    return pipeline.denoise(whole.noise[list(rows)], pipeline.condition(*whole.conditions(rows)))
 
 
 def golden_psnr(pipeline: Pipeline, whole: GoldenPicture) -> float:
     """The least PSNR in dB of golden pictures (of latents where there are no pictures), drawn from their noise and text."""
-    values = []
-    for i in range(len(whole)):
-        latent = golden_latent(pipeline, whole, i)
+    values: list[float] = []
+    for rows in in_calls(len(whole), pipeline.batch):
+        latent = golden_latent(pipeline, whole, rows)
         if whole.latent is not None:
-            values.append(psnr(latent / 4, whole.latent[i : i + 1] / 4))  # latents are standard normal: 4 covers them
+            values += map(psnr, latent / 4, whole.latent[rows] / 4)  # latents are standard normal: 4 covers them
         if whole.picture is not None and pipeline.decodes:
-            values.append(psnr(pipeline.decode(latent), whole.picture[i : i + 1]))
+            values += map(psnr, pipeline.decode(latent), whole.picture[rows])
     return float(np.min(values)) if values else math.nan
 
 
-def _tuned_gate(key: str, runner: Runner, config: ModelConfig, vectors: ReferenceVectors) -> Gate:
+def _tuned_gate(key: str, runner: Runner, config: ModelConfig, vectors: ReferenceVectors, batch: int) -> Gate:
     """Compares the file with the tuned network, to fp16 rounding: its palettes hold the tuned network's weights."""
     spec = components_of(config).denoiser
-    error = _component_error(
-        spec, runner, config, replace(vectors, arrays={**vectors.arrays, VELOCITIES: vectors.arrays[TUNED]})
-    )
+    tuned = replace(vectors, arrays={**vectors.arrays, VELOCITIES: vectors.arrays[TUNED]})
+    error = _component_error(spec, runner, config, tuned, batch)
     return at_most(key, spec.name, "error_to_tuned", error, PRECISIONS["fp16"].limits.error, "largest over prompts and steps")
 
 
-def _component_error(spec: ComponentSpec, runner: Runner, config: ModelConfig, vectors: ReferenceVectors) -> float:
+def _component_error(spec: ComponentSpec, runner: Runner, config: ModelConfig, vectors: ReferenceVectors, batch: int) -> float:
     """Largest relative error of a component over all test vectors, each with the reference's inputs."""
     errors = [
-        relative_error(runner(inputs)[spec.output], expected)
-        for i in range(len(vectors.prompts))
-        for inputs, expected in vectors.cases(spec, config, i)
+        _worst_row(runner(inputs)[spec.output], expected)
+        for rows in in_calls(len(vectors.prompts), spec.pictures_in(batch))
+        for inputs, expected in vectors.cases(spec, config, rows)
     ]
     # Python's max() may skip a NaN, depending on its position; numpy's does not.
     return float(np.max(errors)) if errors else math.nan
 
 
+def _worst_row(got: np.ndarray, expected: np.ndarray) -> float:
+    """The largest relative error of a row: a wrong picture counts as much among many as alone."""
+    return (
+        float(np.max([relative_error(*row) for row in zip(got, expected, strict=True)]))
+        if len(got) == len(expected)
+        else math.nan
+    )
+
+
 def _draw(
-    runners: Mapping[Role, Runner], config: ModelConfig, schedule: Schedule, vectors: ReferenceVectors
+    runners: Mapping[Role, Runner], config: ModelConfig, schedule: Schedule, vectors: ReferenceVectors, batch: int
 ) -> tuple[list[np.ndarray], float]:
     """Draw every prompt with the saved files alone. Returns also the lowest PSNR (without a decoder, that of the latents)."""
     a = vectors.arrays
     shape = a["noise"].shape[1:]
     pipeline = Pipeline(components_of(config), runners, schedule, (shape[0], shape[1], shape[2]))
-    pictures, values = [], []
-    for i in range(len(vectors.prompts)):
-        row = slice(i, i + 1)
-        tokens = recorded_tokens(pipeline.components, a, row, runners)
-        latent = pipeline.denoise(a["noise"][row], vectors.text(i, config) | pipeline.encode(tokens))
+    pictures: list[np.ndarray] = []
+    values: list[float] = []
+    for rows in in_calls(len(vectors.prompts), batch):
+        latents = pipeline.denoise(a["noise"][rows], pipeline.condition(*vectors.conditions(rows, config, runners)))
         if not pipeline.decodes:
-            values.append(psnr(latent / 4, a[LATENT][row] / 4))  # latents are standard normal: 4 covers them
+            values += map(psnr, latents / 4, a[LATENT][rows] / 4)  # latents are standard normal: 4 covers them
             continue
-        picture = pipeline.decode(latent)
-        values.append(psnr(picture, a[PICTURE][row]))
-        pictures.append(to_bytes(np.nan_to_num(picture)))
-    return pictures, float(np.min(values))
+        drawn = pipeline.decode(latents)
+        values += map(psnr, drawn, a[PICTURE][rows])
+        pictures += [to_bytes(np.nan_to_num(picture[None])) for picture in drawn]
+    return pictures[: len(vectors.prompts)], float(np.min(values))
 
 
 def _headroom_gate(key: str, role: Role, runner: Runner) -> Gate | None:

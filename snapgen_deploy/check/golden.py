@@ -30,6 +30,7 @@ from snapgen_deploy.models import Schedule, sigmas
 from snapgen_deploy.system.progress import OnProgress, ignore_progress
 
 OF_REFERENCE = "reference"  # stands for a target in gates
+SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 7.5, 8.0, 10.0)  # of guidance in the wild
 SHIFTS = (1.0, 1.15, 2.0, 3.0, 3.16, 5.0, 6.0)  # of schedules in the wild
 
 
@@ -120,12 +121,17 @@ def _picture_cause(pipeline: Pipeline, golden: GoldenVectors) -> str:
     one = replace(whole, noise=whole.noise[:1])
     picture = None if whole.picture is None else whole.picture[:1]
     if picture is not None and pipeline.decodes:
-        drawn = pipeline.decode(golden_latent(pipeline, whole, 0))
+        drawn = pipeline.decode(golden_latent(pipeline, whole, [0]))
         for said, stored in (("[0, 1]", picture * 2 - 1), ("0 ... 255", picture / 127.5 - 1)):
             if psnr(drawn, stored) >= golden.psnr:
                 return f"it agrees with pixel range: {said} in the file (here -1 ... 1); write pipeline.picture in -1 ... 1"
         if psnr(drawn[:, ::-1].copy(), picture) >= golden.psnr:
             return "it agrees with channels: blue, green, red in the file (here red, green, blue)"
+    if whole.negative is not None:
+        near = {scale: golden_psnr(replace(pipeline, guidance=scale), one) for scale in SCALES}
+        best, ours_is = max(near, key=near.__getitem__), pipeline.components.denoiser.guidance
+        if best != ours_is and near[best] >= golden.psnr:
+            return f"it agrees with guidance scale: {best:g} (here {ours_is:g}); set guidance_scale to {best:g}"
     for shift in SHIFTS:
         steps = len(ours.sigmas) - 1
         other = Schedule(sigmas(steps, shift), shift, ours.time_features, ours.sampler)

@@ -50,6 +50,7 @@ def rerun_gates(bundle: Bundle, threads: int, progress: Progress, golden: Path |
                 config=bundle.config,
                 schedule=bundle.schedule,
                 threads=threads,
+                batch=bundle.batch,
                 golden=held if size == bundle.sizes[0] else None,
             )
             for size, view in views.items()

@@ -139,7 +139,7 @@ def print_measurement(result: Measurement, run: RunProfile) -> None:
         s = result.summary(name)
         if s["n"] == 0:
             continue
-        label = "picture" if name == QUERY else timing_title(name)
+        label = one_query(result) if name == QUERY else timing_title(name)
         spread = f"{s['minimum']:.2f} … {s['maximum']:.2f}"
         bounds = (_bound(s, name) for name in BOUNDS)
         table.add_row(label, str(s["n"]), f"{s['p50']:.2f}", *bounds, f"{s['mean']:.2f}", spread, str(s["outliers"]))
@@ -148,6 +148,11 @@ def print_measurement(result: Measurement, run: RunProfile) -> None:
         say(short, "dim")
     for line in _facts(result, run):
         out().print(line, soft_wrap=True)
+
+
+def one_query(result: Measurement) -> str:
+    """What a query draws."""
+    return "picture" if result.batch == 1 else f"{result.batch} pictures"
 
 
 def _bound(summary: dict[str, Any], name: str) -> str:
@@ -179,6 +184,8 @@ def _facts(result: Measurement, run: RunProfile) -> list[str]:
         "load: " + ", ".join(f"{name} {'not measured' if ms is None else f'{ms:.0f} ms'}" for name, ms in loads.items())
         + "; peak memory " + (megabytes(result.peak_bytes) if result.peak_bytes else "not measured"),
     ]  # fmt: skip
+    if result.batch > 1 and (each := result.picture_p50) is not None:
+        lines.append(f"{each:.2f} ms a picture: p50 of a call, which draws {result.batch}, divided by {result.batch}")
     missed = [name.replace("_", " ") for name, met in result.validity(run).items() if not met]
     if missed:
         lines.append(f"[yellow]not valid as an MLPerf-style run: {', '.join(missed)}[/]")

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from snapgen_deploy.job.pictures import Pictures
     from snapgen_deploy.plan.plan import ExportPlan
 
+_MOST_PICTURES = 256  # of a call
 FEWER, SAME_PICTURE, HERE = "Fewer bits", "Still the same picture?", "This computer"  # panels of --help
 
 
@@ -142,6 +143,15 @@ def export(
             metavar="SIZE",
         ),
     ] = None,
+    batch: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=_MOST_PICTURES,
+            help="Pictures that a call of student and decoder draws, for servers.",
+            metavar="N",
+        ),
+    ] = 1,
     memory_budget: Annotated[
         str | None,
         typer.Option(
@@ -274,8 +284,9 @@ def export(
         precision=precision,
         resolution=size,
         other_resolutions=sizes[1:],
-        estimator=plan_estimator(opened.config, profile, size),
+        estimator=plan_estimator(opened.config, profile, size, batch),
         max_latency_ms=parse_duration(max_latency) if max_latency else None,
+        batch=batch,
     )
     plan = with_mixed(
         plan,

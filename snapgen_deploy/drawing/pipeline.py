@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,10 +19,26 @@ from snapgen_deploy.system.progress import OnProgress
 
 @dataclass
 class StudentTrace:
-    """Inputs and outputs of the student, one array (1, C, h, w) per step."""
+    """Inputs and outputs of the student, one array per step: latents (n, C, h, w), velocities with the rows of a call."""
 
     latents: list[np.ndarray] = field(default_factory=list)
     velocities: list[np.ndarray] = field(default_factory=list)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Latents and velocities by picture: both (n, steps, C, h, w); with guidance, velocities (n, steps, 2, C, h, w)."""
+        latents, velocities = np.stack(self.latents, axis=1), np.stack(self.velocities, axis=1)
+        if len(velocities) == len(latents):
+            return latents, velocities
+        by_row = velocities.reshape(-1, *latents.shape)  # (2, n, steps, C, h, w)
+        return latents, np.ascontiguousarray(by_row.transpose(1, 2, 0, 3, 4, 5))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What pictures are of, before it is encoded: inputs of the text encoders, and text that no encoder makes; n rows each."""
+
+    tokens: Mapping[Role, Arrays]
+    text: Arrays = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -34,12 +50,14 @@ class Pipeline:
     schedule: Schedule
     latent: tuple[int, int, int]  # channels, height, width
     generator: str = PHILOX  # of the noise, in `models.noise.GENERATORS`
+    batch: int = 1  # pictures that a call of student and decoder draws
+    guidance: float | None = None  # scale in place of the configuration's, for a student that is called with guidance
 
     def encode(self, inputs: Mapping[Role, Arrays]) -> Arrays:
         """Run the text encoders.
 
         Args:
-            inputs: For each text encoder, its tokens (1, L) int32 and mask (1, L) float32.
+            inputs: For each text encoder, its tokens (n, L) int32 and mask (n, L) float32; each row is a call.
 
         Returns:
             The student's text inputs: embeddings and mask of each encoded stream.
@@ -51,21 +69,30 @@ class Pipeline:
         for role, given in inputs.items():
             if role not in self.runners:
                 raise BadInput("this bundle has no text encoder: a prompt cannot be drawn from it")
-            spec, found = self.components[role], self.runners[role](given)
-            text |= {spec.output: found[spec.output], f"{spec.output}_mask": given[MASK][:, spec.reads.dropped :]}
+            spec, run = self.components[role], self.runners[role]
+            rows = [run({name: value[i : i + 1] for name, value in given.items()}) for i in range(len(given[MASK]))]
+            text |= {
+                spec.output: stacked_rows(rows)[spec.output],
+                f"{spec.output}_mask": given[MASK][:, spec.reads.dropped :],
+            }
         return text
 
+    def condition(self, prompt: Condition, negative: Condition | None = None) -> Arrays:
+        """The student's text inputs: rows of the prompts, then with guidance those of the negative prompts."""
+        return stacked_rows([c.text | self.encode(c.tokens) for c in (prompt, negative) if c is not None])
+
     def denoise(self, noise: np.ndarray, text: Arrays, trace: StudentTrace | None = None) -> np.ndarray:
-        """Turn noise (1, C, h, w) into a clean latent (1, C, h, w), with one call of the student per step."""
-        student = self.runners[self.components.denoiser.name]
+        """Turn noise (n, C, h, w) into clean latents (n, C, h, w), with one call of the student per step."""
+        spec = self.components.denoiser
+        student, scale = self.runners[spec.name], spec.guidance if self.guidance is None else self.guidance
 
         def velocity(latent: torch.Tensor, step: int) -> torch.Tensor:
-            features = self.schedule.features(step)
-            out = student({LATENT: latent.numpy(), TIME: features, **text})[VELOCITY]
+            inputs = step_inputs(latent.numpy(), self.schedule.features(step), text, spec.rows)
+            out = student(inputs)[VELOCITY]
             if trace is not None:
                 trace.latents.append(latent.numpy())
                 trace.velocities.append(out)
-            return torch.from_numpy(out)
+            return torch.from_numpy(out if spec.rows == 1 else guided(out, scale))
 
         return euler_by_step(velocity, torch.from_numpy(noise), self.schedule.sigmas).numpy()
 
@@ -79,13 +106,50 @@ class Pipeline:
         assert self.components.decoder is not None
         return self.runners[self.components.decoder.name]({LATENT: latent})[PICTURE]
 
-    def draw(self, text: Arrays, seed: int) -> np.ndarray:
-        """Draw a picture (H, W, 3), uint8. `text` holds all of the student's text inputs.
+    def draw(self, text: Arrays, *seeds: int) -> list[np.ndarray]:
+        """Draw pictures (H, W, 3), uint8, in one call. `text` holds all of the student's text inputs.
 
         Raises:
             BadInput: if the decoder returned NaN or infinity.
         """
-        return to_bytes(self.decode(self.denoise(noise_for(seed, self.latent, self.generator), text)))
+        noise = np.concatenate([noise_for(seed, self.latent, self.generator) for seed in seeds])
+        return [to_bytes(picture[None]) for picture in self.decode(self.denoise(noise, text))]
+
+
+def in_calls(pictures: int, batch: int) -> list[list[int]]:
+    """The numbers of all pictures in calls of `batch` rows; the last call is filled up with pictures from the start.
+
+    >>> in_calls(5, 2)
+    [[0, 1], [2, 3], [4, 0]]
+    """
+    return [[i % pictures for i in range(first, first + batch)] for first in range(0, pictures, batch)]
+
+
+def stacked_rows(parts: Sequence[Arrays]) -> Arrays:
+    """Arrays of the same names, one after the other along their rows."""
+    return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def step_inputs(latent: np.ndarray, features: np.ndarray, text: Arrays, rows: int) -> Arrays:
+    """The student's inputs at one step, for latents (n, C, h, w), features (1, F) and text that has all n * `rows` rows."""
+    return {
+        LATENT: latent if rows == 1 else np.concatenate([latent] * rows),
+        TIME: np.repeat(features, rows * len(latent), axis=0),
+        **text,
+    }
+
+
+def guided(velocity: np.ndarray, scale: float) -> np.ndarray:
+    """Classifier-free guidance: velocities (2n, C, h, w) of prompts and negative prompts -> (n, C, h, w).
+
+    negative + scale * (prompt - negative), in single precision.
+
+    >>> guided(np.array([[3.0], [1.0]], np.float32), 2.0)
+    array([[5.]], dtype=float32)
+    """
+    prompt, negative = np.split(velocity, 2)
+    combined: np.ndarray = negative + np.float32(scale) * (prompt - negative)
+    return combined
 
 
 def tokenize(tokenizer_json: str, prompt: str, reads: TextInput) -> Arrays:

@@ -48,19 +48,24 @@ def read_samples(path: Path, first_seed: int, what: str = "prompts") -> tuple[Sa
 
 
 def check_prompts(checkpoint: Checkpoint, prompts: Iterable[str]) -> None:
-    """Check that the checkpoint's tokenizers can encode all prompts. A no-op if the checkpoint has no tokenizer.
+    """Check that the checkpoint's tokenizers can encode all prompts, with guidance also the negative prompt.
+
+    A no-op if the checkpoint has no tokenizer.
 
     Raises:
         BadInput: for the first prompt with an unknown word or too many tokens.
     """
     encoders = [spec for spec in components_of(checkpoint.config).encoders if spec.name in checkpoint.tokenizers]
     readers = [(WordTokenizer(checkpoint.tokenizers[s.name], s.reads.reading), s.reads.length) for s in encoders]
-    for prompt in dict.fromkeys(prompts):
+    named = {prompt: repr(prompt[:80]) for prompt in prompts}
+    if checkpoint.config.guided:
+        named.setdefault(checkpoint.config.negative_prompt, "negative_prompt")
+    for prompt, name in named.items():
         for tokenizer, length in readers:
             try:
                 tokenizer.encode(prompt, length)
             except BadInput as error:
-                raise BadInput(f"{prompt[:80]!r}: {error}") from None
+                raise BadInput(f"{name}: {error}") from None
 
 
 def is_embedded(checkpoint: Checkpoint) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,11 +11,20 @@ from torch import nn
 
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.checkpoint.networks import load_component
-from snapgen_deploy.drawing.pipeline import Pipeline, StudentTrace, counted, noise_for, tokenize
-from snapgen_deploy.drawing.ports import absent_text, recorded_tokens, token_arrays
+from snapgen_deploy.drawing.pipeline import (
+    Condition,
+    Pipeline,
+    StudentTrace,
+    counted,
+    noise_for,
+    stacked_rows,
+    step_inputs,
+    tokenize,
+)
+from snapgen_deploy.drawing.ports import absent_text, condition_arrays, empty_text, recorded_conditions, recorded_tokens
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role, Runner
-from snapgen_deploy.families.component import LATENT, MASK, PARTS, PICTURE, TIME, TOKENS, ComponentSpec, Part
+from snapgen_deploy.families.component import LATENT, MASK, PARTS, PICTURE, TOKENS, ComponentSpec, Part
 from snapgen_deploy.families.names import STUDENT
 from snapgen_deploy.families.registry import components_of, family_of
 from snapgen_deploy.models import ModelConfig, Schedule, Student
@@ -24,6 +33,7 @@ from snapgen_deploy.system.progress import OnProgress, ignore_progress
 
 # Names of arrays in test vectors, besides those of the ports. The student's text inputs are named `student.<port>`.
 LATENTS, VELOCITIES, TUNED = f"{STUDENT}.latents", f"{STUDENT}.velocities", "tuned.velocities"
+_NEGATIVE_SEED = 1 << 32  # of the tokens of a negative prompt that nothing reads
 
 
 @dataclass(frozen=True)
@@ -34,38 +44,40 @@ class ReferenceVectors:
     seeds: tuple[int, ...]
     arrays: Arrays
 
-    def text(self, index: int, config: ModelConfig) -> Arrays:
-        """The student's text inputs for one prompt."""
-        names = [n for s in config.student.text_streams for n in (s.name, f"{s.name}_mask")]
-        return {n: self.arrays[f"{STUDENT}.{n}"][index : index + 1] for n in names}
+    def conditions(self, rows: Sequence[int], config: ModelConfig, roles: Collection[Role] | None = None) -> list[Condition]:
+        """What some of the pictures are of; the text is what the reference's encoders made of it."""
+        streams = [s.name for s in config.student.text_streams]
+        components = components_of(config)
+        return recorded_conditions(components, self.arrays, rows, streams=streams, roles=roles, prefix=f"{STUDENT}.")
 
-    def cases(self, spec: ComponentSpec, config: ModelConfig, index: int) -> Iterator[tuple[Arrays, np.ndarray]]:
-        """Inputs and output of a reference component for one prompt. For the student, one pair per step, in order."""
-        yield from _CASES[spec.part](self, spec, config, index)
+    def cases(self, spec: ComponentSpec, config: ModelConfig, rows: Sequence[int]) -> Iterator[tuple[Arrays, np.ndarray]]:
+        """Inputs and output of a reference component in calls for some of the prompts together.
 
-
-def _encoded(
-    vectors: ReferenceVectors, spec: ComponentSpec, config: ModelConfig, index: int
-) -> Iterator[tuple[Arrays, np.ndarray]]:
-    row = slice(index, index + 1)
-    inputs = recorded_tokens(components_of(config), vectors.arrays, row, (spec.name,))
-    yield inputs[spec.name], vectors.arrays[f"{STUDENT}.{spec.output}"][row]
+        For the student, one pair per step, in order.
+        """
+        yield from _CASES[spec.part](self, spec, config, list(rows))
 
 
-def _denoised(
-    vectors: ReferenceVectors, spec: ComponentSpec, config: ModelConfig, index: int
-) -> Iterator[tuple[Arrays, np.ndarray]]:
-    latents, velocities, schedule = vectors.arrays[LATENTS][index], vectors.arrays[VELOCITIES][index], schedule_of(config)
-    for step in range(len(latents)):
-        inputs = {LATENT: latents[step][None], TIME: schedule.features(step), **vectors.text(index, config)}
-        yield inputs, velocities[step][None]
+_Case = Iterator[tuple[Arrays, np.ndarray]]
 
 
-def _decoded(
-    vectors: ReferenceVectors, spec: ComponentSpec, config: ModelConfig, index: int
-) -> Iterator[tuple[Arrays, np.ndarray]]:
-    row = slice(index, index + 1)
-    yield {LATENT: vectors.arrays[LATENT][row]}, vectors.arrays[PICTURE][row]
+def _encoded(vectors: ReferenceVectors, spec: ComponentSpec, config: ModelConfig, rows: list[int]) -> _Case:
+    inputs = recorded_tokens(components_of(config), vectors.arrays, rows, (spec.name,))
+    yield inputs[spec.name], vectors.arrays[f"{STUDENT}.{spec.output}"][rows]
+
+
+def _denoised(vectors: ReferenceVectors, spec: ComponentSpec, config: ModelConfig, rows: list[int]) -> _Case:
+    latents, velocities, schedule = vectors.arrays[LATENTS][rows], vectors.arrays[VELOCITIES][rows], schedule_of(config)
+    text = stacked_rows([condition.text for condition in vectors.conditions(rows, config, ())])
+    for step in range(latents.shape[1]):
+        expected = velocities[:, step]  # (n, C, h, w), with guidance (n, 2, C, h, w)
+        if spec.rows > 1:
+            expected = expected.swapaxes(0, 1).reshape(-1, *expected.shape[2:])
+        yield step_inputs(latents[:, step], schedule.features(step), text, spec.rows), expected
+
+
+def _decoded(vectors: ReferenceVectors, spec: ComponentSpec, config: ModelConfig, rows: list[int]) -> _Case:
+    yield {LATENT: vectors.arrays[LATENT][rows]}, vectors.arrays[PICTURE][rows]
 
 
 _CASES = {"encode": _encoded, "denoise": _denoised, "decode": _decoded}
@@ -103,8 +115,8 @@ def make_vectors(
 ) -> ReferenceVectors:
     """Draw each prompt with the reference and keep every component's inputs and outputs.
 
-    Text streams that the checkpoint has no encoder for get seeded standard normal embeddings. An encoder without a tokenizer
-    gets seeded random tokens.
+    Text streams that the checkpoint has no encoder for get seeded standard normal embeddings, of the negative prompt zeros. An
+    encoder without a tokenizer gets seeded random tokens.
 
     Args:
         checkpoint: The checkpoint to draw with.
@@ -124,14 +136,12 @@ def make_vectors(
     rows: dict[str, list[np.ndarray]] = {}
     seeds = tuple(range(len(prompts)) if seeds is None else seeds)
     for seed, prompt in zip(seeds, prompts, strict=True):
-        inputs = prompt_tokens(checkpoint, prompt, seed)
-        text = random_text(config, seed) | pipeline.encode(inputs)
-        row = token_arrays(components, inputs) | {f"{STUDENT}.{name}": value for name, value in text.items()}
+        conditions = encoded_conditions(checkpoint, pipeline, prompt, seed)
+        row = condition_arrays(components, conditions, f"{STUDENT}.")
         trace = StudentTrace()
         row["noise"] = noise_for(seed, plan.latent)
-        row["latent"] = pipeline.denoise(row["noise"], text, trace)
-        row[LATENTS] = np.stack(trace.latents, axis=1)  # (1, steps, C, h, w)
-        row[VELOCITIES] = np.stack(trace.velocities, axis=1)  # (1, steps, C, h, w)
+        row["latent"] = pipeline.denoise(row["noise"], stacked_rows([c.text for c in conditions]), trace)
+        row[LATENTS], row[VELOCITIES] = trace.arrays()
         if pipeline.decodes:
             row[PICTURE] = pipeline.decode(row["latent"])
         for name, value in row.items():
@@ -146,13 +156,26 @@ def make_vectors(
 
 
 def with_tuned(vectors: ReferenceVectors, student: Student, config: ModelConfig) -> ReferenceVectors:
-    """Add `tuned.velocities` (P, steps, C, h, w): the outputs of a tuned student for the reference's inputs."""
+    """Add `tuned.velocities`, shaped as the reference's: the outputs of a tuned student for the reference's inputs."""
     spec = components_of(config).denoiser
     run, rows = _runner(spec, student), []
     for index in range(len(vectors.prompts)):
-        rows += [run(inputs)[spec.output] for inputs, _ in vectors.cases(spec, config, index)]
-    velocities = np.concatenate(rows).reshape(vectors.arrays[LATENTS].shape)
+        rows += [run(inputs)[spec.output] for inputs, _ in vectors.cases(spec, config, [index])]
+    velocities = np.concatenate(rows).reshape(vectors.arrays[VELOCITIES].shape)
     return replace(vectors, arrays=dict(sorted({**vectors.arrays, TUNED: velocities}.items())))
+
+
+def encoded_conditions(checkpoint: Checkpoint, pipeline: Pipeline, prompt: str, seed: int) -> list[Condition]:
+    """What the reference draws for a prompt: the prompt, and with guidance the negative prompt.
+
+    `text` holds all of the student's text inputs. Streams without an encoder get `random_text`; of the negative prompt zeros.
+    """
+    config = checkpoint.config
+    found = [Condition(prompt_tokens(checkpoint, prompt, seed), random_text(config, seed))]
+    if config.guided:
+        tokens = prompt_tokens(checkpoint, config.negative_prompt, _NEGATIVE_SEED)
+        found.append(Condition(tokens, empty_text(config, [s.name for s in config.student.text_streams])))
+    return [replace(c, text=pipeline.condition(c)) for c in found]
 
 
 def prompt_tokens(checkpoint: Checkpoint, prompt: str, seed: int) -> dict[Role, Arrays]:

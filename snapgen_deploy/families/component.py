@@ -5,13 +5,16 @@ A component takes part in a picture in one of three ways, and each has its ports
     encode    tokens (1, L) int32, mask (1, L)                       -> embeddings of one of the student's text streams
     denoise   latent, time_features, per stream <stream>, <stream>_mask -> velocity, once per step
     decode    latent                                                 -> picture (1, 3, H, W) in -1 ... 1
+
+A call of `denoise` and `decode` may draw several pictures, each with a row. With classifier-free guidance one of `denoise` has
+two rows for a picture: first those of all prompts, then those of all negative prompts.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -65,6 +68,10 @@ class Drawing(Protocol):
     def latent(self) -> tuple[int, int, int]:
         """Channels, height and width."""
 
+    @property
+    def batch(self) -> int:
+        """Pictures that a call draws."""
+
 
 @dataclass(frozen=True)
 class Spelling:
@@ -76,6 +83,7 @@ class Spelling:
     form: str  # kernel form of the student's local attention
     text_form: str = "per_head"  # kernel form of text encoders, which matters to the channels layout only
     keep_weights: bool = False  # fold nothing into weights, because they are palettes
+    batch: int = 1  # rows of a call
 
 
 @dataclass(frozen=True)
@@ -165,12 +173,49 @@ class ComponentSpec:
     latent_std: tuple[float, ...] = ()  # per channel; () means ones
     has_constants: bool = False  # has buffers outside its state dict, so that it cannot be built on the meta device
     layers: int = 0  # repeated ones, at all widths together; a checkpoint has more tensors than these
+    guidance: float = 1.0  # scale of classifier-free guidance, which is computed outside of the network; 1: none
     sized: bool = True  # depends on the picture size
     elastic: bool = False  # depends on the width
     has_forms: bool = False  # its local attention can be written in several kernel forms
     takes_recipe: bool = False  # takes a mixed-precision recipe; other components are fp16 there
     must_pack: bool = False  # below 16 bits its file must have packed weights, or a reason for each layer
     in_delegate: bool = True  # all of it must run in a delegate
+
+    @property
+    def rows(self) -> int:
+        """Rows of a call for each picture."""
+        return 1 if self.guidance == 1.0 else 2
+
+    def pictures_in(self, batch: int) -> int:
+        """Pictures that one of its calls is for, where a call of student and decoder draws `batch`.
+
+        A text encoder reads one prompt: a server that draws many pictures of few prompts keeps what it encoded.
+        """
+        return 1 if self.part == "encode" else batch
+
+    def rows_in(self, batch: int) -> int:
+        """Rows of one of its calls."""
+        return self.rows * self.pictures_in(batch)
+
+    def called(self, drawing: Drawing) -> Ports:
+        """The ports of its exported network: those of `ports` with the rows of a call."""
+        one, rows = self.ports(drawing), self.rows_in(drawing.batch)
+        if rows == 1:
+            return one
+        inputs, outputs = (tuple(replace(p, shape=(rows, *p.shape[1:])) for p in side) for side in one[:2])
+        return Ports(inputs, outputs, f"{one.doc}; {self._rows_doc(drawing.batch)}")
+
+    def _rows_doc(self, batch: int) -> str:
+        """What the rows of a call are."""
+        if self.rows == 1:
+            return f"a row for each of {batch} pictures"
+        if batch == 1:
+            return "row 0 for the prompt, row 1 for the negative prompt"
+        return f"rows 0 to {batch - 1} for the prompts, rows {batch} to {2 * batch - 1} for the negative prompts"
+
+    def activation_bytes(self, width: str, latent: tuple[int, int, int], size: tuple[int, int], batch: int = 1) -> int:
+        """Bytes of the largest activations in a call of its exported network that draws `batch` pictures."""
+        return self.rows_in(batch) * self.activations(width, latent, size)
 
     @property
     def title(self) -> str:
@@ -195,9 +240,9 @@ class ComponentSpec:
         assert self.text is not None, f"{self.name} encodes no text"
         return self.text
 
-    def calls(self, steps: int) -> int:
-        """How often it runs for a picture of so many steps."""
-        return steps if self.part == "denoise" else 1
+    def calls(self, steps: int, batch: int = 1) -> int:
+        """How often it runs while `batch` pictures of so many steps are drawn together."""
+        return steps if self.part == "denoise" else batch // self.pictures_in(batch)
 
 
 @dataclass(frozen=True)

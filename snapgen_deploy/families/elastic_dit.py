@@ -153,7 +153,15 @@ def _apply(streams: tuple[str, ...], network: nn.Module, x: Mapping[str, Tensor]
 
 def _rewrite(network: nn.Module, latent: tuple[int, int], how: Spelling) -> nn.Module:
     assert isinstance(network, DiT)
-    return rewrite_student(network, latent, layout=how.layout, form=how.form, ops=how.ops, keep_weights=how.keep_weights)
+    return rewrite_student(
+        network,
+        latent,
+        layout=how.layout,
+        form=how.form,
+        batch=how.batch,
+        ops=how.ops,
+        keep_weights=how.keep_weights,
+    )
 
 
 def _shapes(config: DiTConfig) -> dict[str, Shape]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.base import Family
@@ -36,7 +37,8 @@ def components_of(config: ModelConfig) -> Components:
     Raises:
         BadInput: if the configuration names an unknown family.
     """
-    return family_of(config).components(config)
+    found = family_of(config).components(config)
+    return replace(found, denoiser=replace(found.denoiser, guidance=config.guidance_scale)) if config.guided else found
 
 
 def student_types() -> Mapping[str, type]:

@@ -78,7 +78,7 @@ def _apply(network: nn.Module, x: Mapping[str, Tensor]) -> Tensor:
 
 def _rewrite(network: nn.Module, latent: tuple[int, int], how: Spelling) -> nn.Module:
     assert isinstance(network, TextEncoder)
-    return rewrite_text_encoder(network, layout=how.layout, ops=how.ops, form=how.text_form)
+    return rewrite_text_encoder(network, layout=how.layout, batch=how.batch, ops=how.ops, form=how.text_form)
 
 
 def _initial(name: str, shape: Shape) -> Initial:

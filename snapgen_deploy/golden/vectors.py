@@ -6,15 +6,15 @@ Arrays are called `<component>.<port>` and have a row for each call; those of wh
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from snapgen_deploy.checkpoint.header import Header, read_header
-from snapgen_deploy.drawing.pipeline import tokenize
-from snapgen_deploy.drawing.ports import absent_text
+from snapgen_deploy.drawing.pipeline import Condition, in_calls, tokenize
+from snapgen_deploy.drawing.ports import NEGATIVE, absent_text, empty_text
 from snapgen_deploy.errors import BadInput, nearest
 from snapgen_deploy.export.base import Arrays, Role
 from snapgen_deploy.families.component import LATENT, MASK, PICTURE, TIME, TOKENS, ComponentSpec, Drawing, Shape
@@ -48,10 +48,13 @@ class GoldenCases:
     def __len__(self) -> int:
         return len(self.output)
 
-    def rows(self) -> Iterator[tuple[Arrays, np.ndarray]]:
-        """Inputs and expected output of one call after the other, each with a first axis of 1."""
-        for i in range(len(self)):
-            yield {name: value[i : i + 1] for name, value in self.inputs.items()}, self.output[i : i + 1]
+    def rows(self, count: int = 1) -> Iterator[tuple[Arrays, np.ndarray]]:
+        """Inputs and expected output of one call after the other, each with a first axis of `count`.
+
+        The last call is filled up with rows from the start.
+        """
+        for picked in in_calls(len(self), count):
+            yield {name: value[picked] for name, value in self.inputs.items()}, self.output[picked]
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,16 @@ class GoldenPicture:
     latent: np.ndarray | None  # (P, C, h, w) after the last step
     picture: np.ndarray | None  # (P, 3, H, W) in -1 ... 1
     tokens_off: Mapping[Role, int]  # per text encoder: tokens that the checkpoint's own tokenizer makes otherwise
+    negative: Condition | None = None  # with guidance: the negative prompts
+
+    def conditions(self, rows: Sequence[int]) -> list[Condition]:
+        """What some of the pictures are of: the prompts, and with guidance the negative prompts."""
+
+        def of(arrays: Arrays) -> Arrays:
+            return {name: value[list(rows)] for name, value in arrays.items()}
+
+        both = [Condition(self.tokens, self.text), *([] if self.negative is None else [self.negative])]
+        return [Condition({role: of(given) for role, given in c.tokens.items()}, of(c.text)) for c in both]
 
     def __len__(self) -> int:
         return len(self.noise)
@@ -106,6 +119,7 @@ class GoldenSize:
     width: str
     resolution: tuple[int, int]  # of the picture: height, width
     latent: tuple[int, int, int]  # channels, height, width
+    batch: int = 1  # every row is a call
 
 
 def compared_with(golden: GoldenVectors | None, config: ModelConfig) -> str:
@@ -351,14 +365,33 @@ def _picture(arrays: _Arrays, config: ModelConfig, size: GoldenSize, reading: _R
                 value = arrays.take(f"{PIPELINE}.{name}", shape, "float32", rows)
                 text |= {} if value is None else {name: value}
     empty = np.zeros((0,), np.float32)
-    return GoldenPicture(empty if noise is None else noise, tokens, text, found.get(LATENT), found.get(PICTURE), off)
+    whole = GoldenPicture(empty if noise is None else noise, tokens, text, found.get(LATENT), found.get(PICTURE), off)
+    return replace(whole, negative=_negative(arrays, config, rows, reading)) if config.guided else whole
 
 
-def _picture_tokens(arrays: _Arrays, spec: ComponentSpec, rows: int | None, reading: _Reading) -> tuple[Arrays, int]:
+def _negative(arrays: _Arrays, config: ModelConfig, rows: int | None, reading: _Reading) -> Condition:
+    """The negative prompts, whose arrays are called `pipeline.negative.<name>`; the configuration's where the file has none."""
+    components = components_of(config)
+    count = rows if reading.prompts is None else len(reading.prompts)
+    reading = replace(reading, prompts=[config.negative_prompt] * (count or 0))
+    tokens = {spec.name: _picture_tokens(arrays, spec, rows, reading, NEGATIVE)[0] for spec in components.encoders}
+    made = {spec.reads.stream for spec in components.encoders}
+    text = empty_text(config, [s.name for s in config.student.text_streams if s.name not in made], rows or 0)
+    for name, empty in list(text.items()):
+        if f"{PIPELINE}.{NEGATIVE}{name}" in arrays.values:
+            value = arrays.take(f"{PIPELINE}.{NEGATIVE}{name}", empty.shape[1:], "float32", rows)
+            text |= {} if value is None else {name: value}
+    return Condition(tokens, text)
+
+
+def _picture_tokens(
+    arrays: _Arrays, spec: ComponentSpec, rows: int | None, reading: _Reading, kind: str = ""
+) -> tuple[Arrays, int]:
     """What a text encoder reads of the prompts: the file's own tokens, else those of the checkpoint's tokenizer.
 
-    With both, how many of the file's tokens the tokenizer makes otherwise.
+    With both, how many of the file's tokens the tokenizer makes otherwise. `kind` is `NEGATIVE` for the negative prompts.
     """
+    prefix = f"{PIPELINE}.{kind}{spec.name}."
     own: Arrays = {}
     if spec.name in reading.tokenizers and reading.prompts is not None:
         if rows is not None and len(reading.prompts) != rows:
@@ -369,10 +402,10 @@ def _picture_tokens(arrays: _Arrays, spec: ComponentSpec, rows: int | None, read
             raise BadInput(f"{arrays.path}: prompts: {error}") from None
         own = {name: np.concatenate([one[name] for one in read]) for name in (TOKENS, MASK)} if read else {}
     names = {TOKENS: "int32", MASK: "float32"}
-    if own and not any(f"{PIPELINE}.{spec.name}.{name}" in arrays.values for name in names):
+    if own and not any(f"{prefix}{name}" in arrays.values for name in names):
         return own, 0
-    taken = {n: arrays.take(f"{PIPELINE}.{spec.name}.{n}", (spec.reads.length,), kind, rows) for n, kind in names.items()}
+    taken = {n: arrays.take(f"{prefix}{n}", (spec.reads.length,), dtype, rows) for n, dtype in names.items()}
     given = {name: value for name, value in taken.items() if value is not None}
-    _check_text(arrays, spec, given, f"{PIPELINE}.{spec.name}.")
+    _check_text(arrays, spec, given, prefix)
     same = own and len(given) == len(own) and all(own[name].shape == value.shape for name, value in given.items())
     return given, int(sum((own[name] != value).sum() for name, value in given.items())) if same else 0

@@ -41,8 +41,9 @@ def export_key(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, rol
     """Hash of everything that decides the files of one component.
 
     This is: the bytes of the checkpoint (with configuration and key map), the width if the component depends on it, the picture
-    size, the target with its variant, precision, layout, form and options, this package's source, versions of the tools and of
-    Python, the kind of processor, and `calibration` (the hash of what a quantiser or recipe looks at). Device, prompts and
+    size, the pictures of a call, the target with its variant, precision, layout, form and options, this package's source,
+    versions of the tools and of Python, the kind of processor, and `calibration` (the hash of what a quantiser or recipe looks
+    at). Device, prompts and
     threads do not change a converted file.
     """
     spec = components_of(checkpoint.config)[role]
@@ -58,6 +59,7 @@ def export_key(checkpoint: Checkpoint, plan: ExportPlan, target: TargetPlan, rol
         plan.width if spec.elastic or calibration else None,  # calibration pictures come from the student of that width
         plan.resolution,
         plan.latent,
+        plan.batch,
         asdict(target) | {"options": options, "form_ms": (), "own_limits": ()},  # times and limits do not change the files
         calibration,
         plan.mixed.as_key() if plan.mixed is not None and target.precision == "mixed" and spec.takes_recipe else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.drawing.pipeline import in_calls
 from snapgen_deploy.drawing.prompts import CALIBRATION, Sample, own_samples, read_samples
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role
@@ -28,7 +29,7 @@ ARRAYS = ".npz"
 
 @dataclass(frozen=True)
 class Calibration:
-    """Pictures to draw with the reference, or a file of arrays `<role>.<port>` with one row per call."""
+    """Pictures to draw with the reference, or a file of arrays `<role>.<port>`, with the rows of call after call."""
 
     samples: tuple[Sample, ...]
     arrays: Path | None = None
@@ -39,15 +40,27 @@ class Calibration:
             return sha256_of(self.arrays)
         return hashlib.sha256(json.dumps([asdict(s) for s in self.samples]).encode()).hexdigest()
 
-    def inputs(self, checkpoint: Checkpoint, folder: Path, role: Role) -> Iterator[Arrays]:
-        """The inputs of a component, by port name, one call after the other. `folder` holds the drawn pictures, if any."""
+    def inputs(self, checkpoint: Checkpoint, folder: Path, role: Role, batch: int = 1) -> Iterator[Arrays]:
+        """The inputs of a component, by port name, one call that draws `batch` pictures after the other.
+
+        `folder` holds the drawn pictures, if any.
+        """
+        spec = components_of(checkpoint.config)[role]
         if self.arrays is None:
-            yield from load_trajectories(folder, checkpoint.config).inputs(role)
+            yield from _together(list(load_trajectories(folder, checkpoint.config).inputs(role)), spec.pictures_in(batch))
             return
         with np.load(self.arrays) as file:
             found = {n.partition(".")[2]: file[n] for n in file.files if n.startswith(f"{role}.")}
-        for row in range(len(next(iter(found.values())))):
-            yield {name: values[row : row + 1] for name, values in found.items()}
+        rows = spec.rows_in(batch)
+        for first in range(0, len(next(iter(found.values()))), rows):
+            yield {name: values[first : first + rows] for name, values in found.items()}
+
+
+def _together(calls: Sequence[Arrays], batch: int) -> Iterator[Arrays]:
+    """Calls of single pictures as calls of several: the first rows of all, then with guidance the second rows."""
+    for picked in in_calls(len(calls), batch):
+        several = [calls[i] for i in picked]
+        yield {name: np.stack([one[name] for one in several], axis=1).reshape(-1, *v.shape[1:]) for name, v in calls[0].items()}
 
 
 def is_calibrated(target: TargetPlan) -> bool:
@@ -89,9 +102,13 @@ def calibration_of(checkpoint: Checkpoint, plan: ExportPlan, path: Path | None) 
 
 
 def _check(arrays: Mapping[str, Any], checkpoint: Checkpoint, plan: ExportPlan, path: Path) -> None:
-    """Raise BadInput unless all ports have an array (N, ...) of the port's shape and dtype, with the same N per component."""
+    """Raise BadInput unless all ports have an array (N, ...) of the port's shape and dtype, with the same N per component.
+
+    N is a multiple of the rows of a call of the plan's files.
+    """
     expected: dict[str, Port] = {}
-    for spec in components_of(checkpoint.config):
+    components = components_of(checkpoint.config)
+    for spec in components:
         expected |= {f"{spec.name}.{p.name}": p for p in spec.ports(plan).inputs}
     if set(arrays) != set(expected):
         raise BadInput(f"calibration file {path}: got arrays {sorted(arrays)}, expected {sorted(expected)}")
@@ -105,6 +122,10 @@ def _check(arrays: Mapping[str, Any], checkpoint: Checkpoint, plan: ExportPlan, 
         if len(array) == 0 or rows.setdefault(part, len(array)) != len(array):
             raise BadInput(
                 f"calibration file {path}: array {name!r} has {len(array)} rows, expected {rows.get(part, 0) or 'some'}"
+            )
+        if len(array) % (many := components[part].rows_in(plan.batch)):
+            raise BadInput(
+                f"calibration file {path}: array {name!r} has {len(array)} rows, expected a multiple of the {many} of a call"
             )
         if port.dtype == "float32" and not np.isfinite(array).all():
             raise BadInput(f"calibration file {path}: array {name!r} has values that are not finite")

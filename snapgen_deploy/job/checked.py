@@ -69,6 +69,7 @@ def _saved(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exported], s
         config=config,
         schedule=schedule_of(config),
         threads=job.request.threads,
+        batch=job.plan.batch,
     )
 
 

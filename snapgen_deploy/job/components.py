@@ -25,7 +25,7 @@ def build_component(
     With a `recipe`, the component that takes one gets its palettes and tuned values; other components are not changed by it.
     """
     spec = components_of(checkpoint.config)[role]
-    inputs, outputs, doc = spec.ports(plan)
+    inputs, outputs, doc = spec.called(plan)
     layout: Layout = "channels" if target.layout == "channels" else "token"
     writing = target.spec.writing
     ops = writing.ops_at(target.precision)
@@ -33,7 +33,8 @@ def build_component(
     network = load_component(checkpoint, role, plan.width)
     if recipe is not None:
         recipe.apply(network)
-    how = Spelling(layout, ops, writing.upsample, target.form, writing.text_form, keep_weights=recipe is not None)
+    rows, keep = spec.rows_in(plan.batch), recipe is not None
+    how = Spelling(layout, ops, writing.upsample, target.form, writing.text_form, keep_weights=keep, batch=rows)
     module = spec.rewrite(network, (plan.latent[1], plan.latent[2]), how)
     palettes = {} if recipe is None else palette_bits(network, module, recipe.bits)
     example = tuple(torch.zeros(p.shape, dtype=torch.int32) if p.dtype == "int32" else torch.ones(p.shape) for p in inputs)
@@ -43,7 +44,8 @@ def build_component(
 def palette_bits(student: torch.nn.Module, module: torch.nn.Module, bits: Mapping[str, int]) -> dict[str, int]:
     """Bits per weight for the tensors of the rewritten network, from the bits per layer of the student.
 
-    Most tensors are the student's own. Others carry the layer's name as a prefix, with their values reordered or split.
+    Most tensors are the student's own. Others carry the layer's name as a prefix, with their values reordered, split, or
+    repeated for each row of a batch.
 
     Raises:
         RuntimeError: if the rewrite changed the number or the values of a layer's weights.
@@ -55,7 +57,7 @@ def palette_bits(student: torch.nn.Module, module: torch.nn.Module, bits: Mappin
         weight = layers[layer].weight.detach()
         names = [own[weight.data_ptr()]] if weight.data_ptr() in own else _below(layer, tensors)
         values = torch.cat([tensors[name].detach().flatten() for name in names] or [weight.new_empty(0)])
-        if values.numel() != weight.numel() or not torch.isin(values, weight.unique()).all():
+        if values.numel() % weight.numel() or not values.numel() or not torch.isin(values, weight.unique()).all():
             raise RuntimeError(f"the quantised weight of {layer} did not come through the rewrite as it was")
         found |= dict.fromkeys(names, b)
     return found

@@ -151,7 +151,7 @@ def export_in_child(task: ComponentTask) -> Exported:
     must_pack = components_of(checkpoint.config)[role].must_pack
     component = replace(build_component(checkpoint, task.plan, target_plan, role, recipe), expendable=True)
     if task.calibration is not None and is_calibrated(target_plan):
-        inputs = partial(task.calibration.inputs, checkpoint, task.drawn, role)
+        inputs = partial(task.calibration.inputs, checkpoint, task.drawn, role, task.plan.batch)
         component = replace(component, calibration=inputs)
     del checkpoint  # a file in PyTorch's format stays mapped while open, and pages that were read count as resident memory
     task.directory.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,7 @@ def arranged(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exported])
     layout = import_module(name)
     root, checkpoint = folder_of(job.stage.root, target.key), job.checkpoint
     artifacts = {role: whole(part) for role, part in parts.items()}
-    moved = layout.arrange(root, artifacts, checkpoint.config, tokenizers_of(checkpoint), width=job.plan.width)
+    moved = layout.arrange(root, artifacts, checkpoint.config, tokenizers_of(checkpoint), job.plan.width, batch=job.plan.batch)
     return {role: relocated(part, moved[role], layout.renamed) for role, part in parts.items()}
 
 

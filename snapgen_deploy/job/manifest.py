@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from snapgen_deploy import __version__
+from snapgen_deploy.bundle.guidance import GUIDED, UNGUIDED, guidance_record
 from snapgen_deploy.bundle.reader import GOLDEN, MANIFEST, SCHEMA_VERSION, SUMS
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.device_profiles.stores import delivery
@@ -46,7 +47,7 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
     root, checkpoint, plan = job.stage.root, job.checkpoint, job.plan
     config, schedule = checkpoint.config, schedule_of(checkpoint.config)
     vectors, estimate = made.reference.vectors[plan.sizes[0]], job.speed_estimates[plan.sizes[0]]
-    components = components_of(config)
+    components, guidance = components_of(config), guidance_record(config, checkpoint.tokenizers)
     decoder, encoders, golden = components.decoder, components.encoders, job.golden
     targets = {t.key: _target(job, t, made.parts[t.key]) for t in plan.targets}
     fidelity = {key: target.judgement.record for key, target in made.targets.items()}
@@ -78,13 +79,15 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
             "sampler": schedule.sampler,
             "sigmas": list(schedule.sigmas),
             "shift": schedule.shift,
-            "note": "sigmas include the shift; no guidance: one call of the student per step",
+            "note": f"sigmas include the shift; {UNGUIDED if guidance is None else GUIDED}",
             "time_features": {
                 "count": schedule.time_features,
                 "formula": TIME_FEATURES_FORMULA,
                 "values": [schedule.features(i)[0].astype(float).tolist() for i in range(len(schedule.sigmas) - 1)],
             },
         },
+        **({} if guidance is None else {"guidance": guidance}),
+        **({} if plan.batch == 1 else {"batch": plan.batch}),
         "checkpoint": {"sha256": checkpoint.sha256(), "license": checkpoint.license, **_loras(checkpoint)},
         "config": config_to_dict(config),
         "prompts": list(vectors.prompts),

@@ -52,9 +52,12 @@ def predict(config: ModelConfig, plan: ExportPlan, executor: str = "here") -> tu
     of_component = {spec.name: 4 * spec.parameters(plan.width) for spec in components}  # bytes
     weights = sum(of_component.values())
     shapes = [(plan.latent, plan.resolution), *((s.latent, s.resolution) for s in plan.other_sizes)]
-    activations = max(activation_bytes(config, plan.width, latent, size) for latent, size in shapes)
-    own = {spec.name: max(spec.activations(plan.width, latent, size) for latent, size in shapes) for spec in components}
-    found = [Prediction(_REFERENCE.of(weights, activations))]
+    one = max(activation_bytes(config, plan.width, latent, size) for latent, size in shapes)  # the reference draws one by one
+    activations, batch = one * plan.batch, plan.batch
+    own = {
+        spec.name: max(spec.activation_bytes(plan.width, latent, size, batch) for latent, size in shapes) for spec in components
+    }
+    found = [Prediction(_REFERENCE.of(weights, one))]
     if plan.mixed is not None:
         peak = predicted_peak(config, plan.width, plan.latent, executor_of(executor))
         found.append(Prediction(peak, shared="recipe"))

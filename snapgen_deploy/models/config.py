@@ -44,6 +44,8 @@ Positive = Annotated[Number, Field(gt=0)]
 # Names of widths and streams become parts of tensor and file names; the bundle's folder is named after the checkpoint.
 Name = Annotated[str, _name(r"[A-Za-z][A-Za-z0-9_]{0,63}", "letters, digits and '_', beginning with a letter")]
 Prompt = Annotated[str, Field(pattern=r"\S", description="a non-empty string")]  # a pattern also rejects lone surrogates
+AnyText = Annotated[str, Field(pattern="", description="a text")]
+GuidanceScale = Annotated[Number, Field(ge=0, description="a number of 0 or more")]
 FolderName = Annotated[
     str, _name(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "letters, digits, '.', '_' and '-', beginning with a letter or digit")
 ]
@@ -200,7 +202,9 @@ AnyDecoder = DecoderConfig | LibraryDecoder
 class ModelConfig(Document):
     """All components of a checkpoint; a component that the checkpoint lacks is None."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"family", "other_text_encoders", "absent_streams", "trained_resolutions"})
+    LATER: ClassVar[frozenset[str]] = frozenset(
+        {"family", "other_text_encoders", "absent_streams", "trained_resolutions", "guidance_scale", "negative_prompt"}
+    )
 
     student: Annotated[StudentConfig, OfItsKind()]  # of its family
     decoder: Annotated[AnyDecoder, OfItsKind()] | None  # with a `library`, or our own
@@ -217,6 +221,13 @@ class ModelConfig(Document):
     absent_streams: tuple[Name, ...] = ()  # text streams that stay empty: embeddings and mask are zeros
     # Picture height, width in pixels; exports at others are warned of. None: not known.
     trained_resolutions: Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(max_length=MOST_SIZES)] = ()
+    guidance_scale: GuidanceScale = 1.0  # of classifier-free guidance; 1: none
+    negative_prompt: AnyText = ""  # what guidance leads away from
+
+    @property
+    def guided(self) -> bool:
+        """Whether the student is called with classifier-free guidance, on the prompt and on the negative prompt together."""
+        return self.guidance_scale != 1.0
 
     @property
     def text_encoders(self) -> tuple[AnyTextEncoder, ...]:

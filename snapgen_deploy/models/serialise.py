@@ -112,6 +112,8 @@ def semantic_problems(config: ModelConfig) -> list[str]:
         if name in fed or name not in streams:
             expected = "a text stream of the student that no text encoder feeds"
             found.append(f"absent_streams: got {shown(name)}, expected {expected}")
+    if config.negative_prompt and not config.guided:
+        found.append("negative_prompt: got a text, expected none where guidance_scale is 1")
     twice = [name for name in dict.fromkeys(fed) if fed.count(name) > 1]
     return [*found, *(f"stream {name!r} is fed by {fed.count(name)} text encoders, expected one" for name in twice)]
 

@@ -26,6 +26,10 @@ class TrainingCost:
     hidden: int  # channels of each
     stages: tuple[Stage, ...]
 
+    def of_rows(self, rows: int) -> TrainingCost:
+        """The cost of a call with so many rows."""
+        return TrainingCost(rows * self.tokens, self.hidden, tuple(Stage(s.depth, rows * s.kept) for s in self.stages))
+
 
 class Student(nn.Module):
     """One sub-network of a checkpoint, called as (latent, features, text, mask) -> velocity.

@@ -12,7 +12,7 @@ from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.plan.sizes import sizes_of, untrained_sizes
 from snapgen_deploy.plan.targets import check_systems, pick_targets, plan_target
-from snapgen_deploy.plan.widths import Estimator, LatencyLimits, judge_width, memory_hint
+from snapgen_deploy.plan.widths import Estimator, JudgedBy, judge_width, memory_hint
 
 
 def make_plan(
@@ -26,13 +26,14 @@ def make_plan(
     other_resolutions: Sequence[tuple[int, int]] = (),
     estimator: Estimator | None = None,
     max_latency_ms: float | None = None,
+    batch: int = 1,
 ) -> ExportPlan:
     """Pick the widest sub-network that fits the device's memory budget and, if its latency is known, the latency budget.
 
     The profile's latency budget is compared with a published time if there is one, else with the estimate; `max_latency_ms`
     replaces it and is compared with the estimate's upper end. A width, targets, a precision or a resolution that the user
     names override the profile's. Of several picture sizes the largest decides on memory, and the first, the default one, on
-    latency.
+    latency. A call of the files draws `batch` pictures.
 
     Raises:
         BadInput: if a name is unknown, a picture size does not fit the network, or a calibrated precision is combined with
@@ -42,7 +43,7 @@ def make_plan(
     sizes = sizes_of(config, (resolution or config.resolution, *other_resolutions))
     size, family = sizes[0].resolution, family_of(config)
     form = family.form(config, sizes[0].latent[1:])
-    picked, left_out = pick_targets(profile, targets, several=len(sizes) > 1)
+    picked, left_out = pick_targets(profile, targets, several=len(sizes) > 1, batch=batch)
     chosen = [plan_target(t, precision, form, profile) for t in picked]
     if len(sizes) > 1:
         check_systems(chosen)
@@ -55,7 +56,7 @@ def make_plan(
     widths = sorted(config.student.widths, key=lambda w: -config.student.widths[w])
     if width is not None and width not in widths:
         raise BadInput(f"the checkpoint has no width '{width}': it has {', '.join(widths)}{nearest(width, widths)}")
-    limits = LatencyLimits(estimator, max_latency_ms)
+    limits = JudgedBy(estimator, max_latency_ms, batch)
     judged = [judge_width(config, profile, w, chosen, sizes, limits) for w in widths]
     if width is None:
         fitting = [j for j in judged if not j.obstacles]
@@ -75,7 +76,7 @@ def make_plan(
         device_name=profile.name,
         os=profile.os,
         width=pick.width,
-        reasons=(*asked, *(j.line for j in judged), *left_out),
+        reasons=(*asked, *(j.line for j in judged), *left_out, *_of_calls(config, batch)),
         targets=tuple(chosen),
         resolution=size,
         latent=sizes[0].latent,
@@ -86,7 +87,17 @@ def make_plan(
         latency_budget_ms=max_latency_ms or (profile.latency_budget.value if profile.latency_budget else None),
         offers=tuple(o.target.key for o in profile.offers if o.target.key not in {t.key for t in chosen}),
         warnings=untrained_sizes(config, [s.resolution for s in sizes]),
+        batch=batch,
         other_sizes=tuple(
             replace(s, forms=tuple((t.key, family.form(config, s.latent[1:])) for t in chosen)) for s in sizes[1:]
         ),
     )
+
+
+def _of_calls(config: ModelConfig, batch: int) -> list[str]:
+    """Lines about the calls where they have more than one row."""
+    found = [f"batch of {batch}: a call draws {batch} pictures"] if batch > 1 else []
+    if not config.guided:
+        return found
+    rows = f"{2 * batch} rows, prompt and negative prompt{'s' * (batch > 1)}"
+    return [*found, f"guidance of scale {config.guidance_scale:g}: every call of the student has {rows}"]

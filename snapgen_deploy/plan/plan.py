@@ -70,6 +70,7 @@ class ExportPlan:
     other_sizes: tuple[Size, ...] = ()  # besides `resolution`, the default one
     offers: tuple[str, ...] = ()  # keys of further targets that the device runs; exported on request
     mixed: MixedSettings | None = None  # of targets with precision "mixed"
+    batch: int = 1  # pictures that a call draws
     os: str = ""  # the device's operating system, such as "iOS"
     warnings: tuple[str, ...] = ()  # what may make bad pictures of good files, a line each
 

@@ -11,24 +11,32 @@ from snapgen_deploy.export.shared.extras import missing_extra
 from snapgen_deploy.plan.plan import TargetPlan
 
 
-def _obstacle(target: ProfileTarget, *, several: bool) -> str | None:
-    """Why a target cannot be exported here, or not at several picture sizes; None if it can."""
+def _obstacle(target: ProfileTarget, *, several: bool, batch: int) -> str | None:
+    """Why a target cannot be exported here, or not at several picture sizes or with several pictures a call; None if it can."""
     spec = spec_of(target.key)
     if reason := missing_extra(target.key):
         return reason
-    return f"it holds one picture size ({spec.one_size})" if several and spec.one_size else None
+    if several and spec.one_size:
+        return f"it holds one picture size ({spec.one_size})"
+    return f"it takes no --batch {batch} ({spec.one_picture})" if batch > 1 and spec.one_picture else None
 
 
-def pick_targets(profile: Profile, wanted: Sequence[str], *, several: bool) -> tuple[list[ProfileTarget], list[str]]:
+def pick_targets(
+    profile: Profile, wanted: Sequence[str], *, several: bool, batch: int = 1
+) -> tuple[list[ProfileTarget], list[str]]:
     """The profile's targets, or the named ones, and a line for each that was left out or that the profile does not have.
 
     A bare name takes the profile's variant, else the target's first.
 
     Raises:
-        BadInput: if a named target is unknown, its extra is not installed, or it cannot hold several picture sizes.
+        BadInput: if a named target is unknown, its extra is not installed, or it cannot hold several picture sizes or take
+            `batch` pictures a call; or if none of the profile's takes them.
     """
     if not wanted:
-        obstacles = {t.key: why for t in profile.targets if (why := _obstacle(t, several=several))}
+        obstacles = {t.key: why for t in profile.targets if (why := _obstacle(t, several=several, batch=batch))}
+        if batch > 1 and len(obstacles) == len(profile.targets):
+            said = "; ".join(f"{key}: {why}" for key, why in obstacles.items())
+            raise BadInput(f"--batch {batch}: no target of {profile.id} takes it ({said}); choose one with --target")
         lines = [f"{key} left out: {why}" for key, why in obstacles.items()]
         return [t for t in profile.targets if t.key not in obstacles], lines
     found, lines = [], []
@@ -39,7 +47,7 @@ def pick_targets(profile: Profile, wanted: Sequence[str], *, several: bool) -> t
         ours.sort(key=lambda t: t.key != spec_of(t.target).key)  # the name's own variant first
         default = ProfileTarget(spec.name, spec.variant, spec.precisions[0], spec.layout)
         chosen = ours[0] if ours else default
-        if why := _obstacle(chosen, several=several):
+        if why := _obstacle(chosen, several=several, batch=batch):
             raise BadInput(f"target {chosen.key} cannot be exported: {why}")
         found.append(chosen)
         if not ours:

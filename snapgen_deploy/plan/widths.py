@@ -42,11 +42,12 @@ Estimator = Callable[[str, str, str], LatencyEstimate | None]  # width, target k
 
 
 @dataclass(frozen=True)
-class LatencyLimits:
-    """The estimator of times, and the user's limit for a picture, in ms."""
+class JudgedBy:
+    """The estimator of times, the user's limit for a picture, in ms, and how many pictures a call draws."""
 
     estimator: Estimator | None
     max_latency_ms: float | None
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,12 @@ def judge_width(
     width: str,
     targets: Sequence[TargetPlan],
     sizes: Sequence[Size],
-    limits: LatencyLimits,
+    limits: JudgedBy,
 ) -> _Judged:
     """Compare one width with the budgets; its figures are in `line`."""
     weight_bytes = max(map(_weight_bytes, targets))
     largest = max(sizes, key=lambda s: s.resolution[0] * s.resolution[1])  # all activations grow with the area
-    memory = estimate_memory(config, width, largest.latent, largest.resolution, weight_bytes)
+    memory = estimate_memory(config, width, largest.latent, largest.resolution, weight_bytes, limits.batch)
     obstacles: list[str] = []
     said = [f"memory {memory / 1e9:.3g} GB (estimate)"]
     if len(sizes) > 1:
@@ -100,7 +101,7 @@ def _latency(
     width: str,
     targets: Sequence[TargetPlan],
     size: tuple[int, int],
-    limits: LatencyLimits,
+    limits: JudgedBy,
 ) -> tuple[float | None, str, str]:
     """Time of a picture in ms if it is known, a text about it, and the reason why it does not fit, if any."""
     budget = profile.latency_budget
@@ -113,6 +114,8 @@ def _latency(
     basis = profile.latency
     if (
         basis is not None
+        and not config.guided
+        and limits.batch == 1
         and basis.preset == config.name
         and basis.resolution == size
         and any(t.key == basis.target for t in targets)
@@ -130,7 +133,7 @@ def _latency(
     return estimate.ms, estimate.line, f"latency over {budget}" if over else ""
 
 
-def _estimate(width: str, targets: Sequence[TargetPlan], limits: LatencyLimits) -> LatencyEstimate | None:
+def _estimate(width: str, targets: Sequence[TargetPlan], limits: JudgedBy) -> LatencyEstimate | None:
     """The estimate for the first target that has a basis."""
     if limits.estimator is None:
         return None
@@ -138,16 +141,23 @@ def _estimate(width: str, targets: Sequence[TargetPlan], limits: LatencyLimits) 
 
 
 def estimate_memory(
-    config: ModelConfig, width: str, latent: tuple[int, int, int], size: tuple[int, int], weight_bytes: float
+    config: ModelConfig,
+    width: str,
+    latent: tuple[int, int, int],
+    size: tuple[int, int],
+    weight_bytes: float,
+    batch: int = 1,
 ) -> int:
     """Estimated peak bytes: all weights, and the largest activations."""
     parameters = sum(spec.parameters(width) for spec in components_of(config))
-    return round(parameters * weight_bytes) + activation_bytes(config, width, latent, size)
+    return round(parameters * weight_bytes) + activation_bytes(config, width, latent, size, batch)
 
 
-def activation_bytes(config: ModelConfig, width: str, latent: tuple[int, int, int], size: tuple[int, int]) -> int:
-    """Estimated bytes of the largest activations of any component, 4 bytes an element."""
-    return max(spec.activations(width, latent, size) for spec in components_of(config))
+def activation_bytes(
+    config: ModelConfig, width: str, latent: tuple[int, int, int], size: tuple[int, int], batch: int = 1
+) -> int:
+    """Estimated bytes of any component's largest activations in a call of `batch` pictures, 4 bytes an element."""
+    return max(spec.activation_bytes(width, latent, size, batch) for spec in components_of(config))
 
 
 def memory_hint(judged: Sequence[_Judged]) -> str:

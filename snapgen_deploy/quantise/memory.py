@@ -77,10 +77,11 @@ def predicted_peak(
 
     The more bytes are `free`, the more second moments are held (`moments_at_once`); the default gives the minimum.
     """
+    spec = components_of(config).denoiser
     with without_storage():
-        student = components_of(config).denoiser.build(width)
+        student = spec.build(width)
     assert isinstance(student, Student)
-    cost = student.training_cost(latent[1:])
+    cost = student.training_cost(latent[1:]).of_rows(spec.rows)
     weights = round(_WEIGHTS * 4 * sum(p.numel() for p in student.parameters()))
     moments = [moment_bytes(layer) for layer in layers_of(student).values()]
     # beside the sums, one batch's own product in single and double precision

@@ -156,7 +156,7 @@ def call_groups(
 def cost_of(student: Student, trajectories: Trajectories) -> TrainingCost:
     """What one call of the student holds in memory."""
     height, width = trajectories.arrays["latents"].shape[-2:]
-    return student.training_cost((height, width))
+    return student.training_cost((height, width)).of_rows(trajectories.rows)
 
 
 def velocities_of(student: Student, trajectories: Trajectories, calls: Sequence[tuple[int, int]]) -> torch.Tensor:

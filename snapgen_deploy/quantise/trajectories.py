@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from snapgen_deploy.checkpoint import Checkpoint, CheckpointPlace
-from snapgen_deploy.drawing.pipeline import Pipeline, StudentTrace, noise_for
-from snapgen_deploy.drawing.ports import recorded_tokens, token_arrays
+from snapgen_deploy.drawing.pipeline import Condition, Pipeline, StudentTrace, noise_for, stacked_rows, step_inputs
+from snapgen_deploy.drawing.ports import condition_arrays, recorded_conditions, recorded_tokens
 from snapgen_deploy.drawing.prompts import Sample
-from snapgen_deploy.drawing.reference import prompt_tokens, random_text, reference_runners, schedule_of
+from snapgen_deploy.drawing.reference import encoded_conditions, reference_runners, schedule_of
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role
-from snapgen_deploy.families.component import LATENT, TIME, Components, ComponentSpec
+from snapgen_deploy.families.component import LATENT, Components, ComponentSpec
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import ModelConfig, Schedule
 from snapgen_deploy.models.noise import TORCH
@@ -44,7 +44,8 @@ class Trajectories:
     """Recorded samples: P pictures of S steps each; arrays are memory-mapped.
 
     `arrays`: latents and velocities (P, S, C, h, w), drawn (P, C, h, w), per text stream its embeddings (P, L, dim) and
-    `<stream>_mask` (P, L), and per text encoder tokens (P, L) int32 with mask (P, L).
+    `<stream>_mask` (P, L), and per text encoder tokens (P, L) int32 with mask (P, L). With guidance, velocities are
+    (P, S, 2, C, h, w), and the arrays of text and tokens have a twin `negative.<name>`.
     """
 
     samples: tuple[Sample, ...]
@@ -59,26 +60,34 @@ class Trajectories:
         return len(self.schedule.sigmas) - 1
 
     def student(self, sample: int, step: int) -> Arrays:
-        """The student's inputs at one step of one sample, by the names of its ports, batch 1."""
-        return {
-            LATENT: _row(self.arrays["latents"][sample], step),
-            TIME: self.schedule.features(step),
-            **{n: _row(self.arrays[n], sample) for s in self.streams for n in (s, f"{s}_mask")},
-        }
+        """The student's inputs at one step of one sample, by the names of its ports: one row, with guidance two."""
+        text = stacked_rows([condition.text for condition in self.conditions([sample], ())])
+        latent = _row(self.arrays["latents"][sample], step)
+        return step_inputs(latent, self.schedule.features(step), text, self.rows)
 
     def velocity(self, sample: int, step: int) -> np.ndarray:
-        """The fp32 student's velocity there, (1, C, h, w)."""
-        return _row(self.arrays["velocities"][sample], step)
+        """The fp32 student's velocity there, (1, C, h, w), with guidance (2, C, h, w)."""
+        found = _row(self.arrays["velocities"][sample], step)
+        return found if self.rows == 1 else found[0]
+
+    def conditions(self, samples: Sequence[int], roles: Collection[Role] | None = None) -> list[Condition]:
+        """What some samples are of; `text` is what the reference's encoders made of it, `roles` those that get tokens."""
+        return recorded_conditions(self.components, self.arrays, samples, streams=self.streams, roles=roles)
+
+    @property
+    def rows(self) -> int:
+        """Rows of one call of the student."""
+        return self.components.denoiser.rows
 
     def inputs(self, role: Role) -> Iterator[Arrays]:
-        """Every recorded input of a component by the names of its ports, batch 1; none if there is no such component."""
+        """Every recorded input of a component by the names of its ports; none if there is no such component."""
         for spec in (s for s in self.components if s.name == role):
             for sample in range(len(self.samples)):
                 yield from _INPUTS[spec.part](self, spec, sample)
 
 
 def _encoded(of: Trajectories, spec: ComponentSpec, sample: int) -> Iterator[Arrays]:
-    yield from recorded_tokens(of.components, of.arrays, slice(sample, sample + 1), (spec.name,)).values()
+    yield from recorded_tokens(of.components, of.arrays, [sample], (spec.name,)).values()
 
 
 def _denoised(of: Trajectories, spec: ComponentSpec, sample: int) -> Iterator[Arrays]:
@@ -198,15 +207,15 @@ def _draw(
     pipeline = Pipeline(components, runners, schedule_of(config), latent)
     files: dict[str, np.memmap] = {}
     for number, sample in enumerate(samples):
-        inputs = prompt_tokens(checkpoint, sample.prompt, sample.seed)
-        text, row = random_text(config, sample.seed) | pipeline.encode(inputs), token_arrays(components, inputs)
+        conditions = encoded_conditions(checkpoint, pipeline, sample.prompt, sample.seed)
+        row = condition_arrays(components, conditions)
         trace = StudentTrace()
-        row["drawn"] = pipeline.denoise(noise_for(sample.seed, latent, TORCH), text, trace)  # decides the bytes of files
+        noise = noise_for(sample.seed, latent, TORCH)  # decides the bytes of files
+        row["drawn"] = pipeline.denoise(noise, stacked_rows([c.text for c in conditions]), trace)
         if not np.isfinite(row["drawn"]).all():
             raise BadInput(f"calibration: the student at width {width} draws values that are not finite for {sample.prompt!r}")
-        row["latents"] = np.stack(trace.latents, axis=1)
-        row["velocities"] = np.stack(trace.velocities, axis=1)
-        for name, value in (row | text).items():
+        row["latents"], row["velocities"] = trace.arrays()
+        for name, value in row.items():
             if name not in files:
                 shape = (len(samples), *value.shape[1:])
                 files[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", value.dtype, shape)

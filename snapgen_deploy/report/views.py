@@ -117,6 +117,7 @@ class BundleView:
     compared_with: str = OWN_REFERENCE
     loras: tuple[str, ...] = ()  # added to the weights, with their scales and hashes
     warnings: tuple[str, ...] = ()
+    calls: str = ""  # what a call draws, where that is more than the picture of a prompt
 
     def count(self, verdict: str) -> int:
         """Number of gates with this verdict."""

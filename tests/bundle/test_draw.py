@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snapgen_deploy.bundle.draw import choose_target, draw, other_text, save_png
+from snapgen_deploy.bundle.draw import WantedPicture, choose_target, draw, other_text, save_png
 from snapgen_deploy.bundle.reader import Bundle
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models import PRESETS
@@ -51,10 +51,10 @@ def bundle_of(config, tmp_path):
 def test_a_prompt_is_given_where_there_is_a_text_encoder_and_only_there(tmp_path):
     config = PRESETS["shapes"]()
     with pytest.raises(BadInput, match="--prompt is missing"):
-        draw(bundle_of(config, tmp_path), "onnx:cpu", None, 0, 1)
+        draw(bundle_of(config, tmp_path), "onnx:cpu", [WantedPicture(None, 0)], 1)
     without = bundle_of(replace(config, text_encoder=None, prompts=()), tmp_path)
     with pytest.raises(BadInput, match="has no text encoder to read --prompt with; give its text by --embeddings alone"):
-        draw(without, "onnx:cpu", "a red ring", 0, 1)
+        draw(without, "onnx:cpu", [WantedPicture("a red ring", 0)], 1)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from snapgen_deploy.bundle.draw import draw
+from snapgen_deploy.bundle.draw import WantedPicture, draw
 from snapgen_deploy.bundle.reader import MANIFEST, RUN, SUMS, Bundle, check_hashes, open_bundle, write_manifest
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.export.base import Artifact, Description
@@ -71,7 +71,7 @@ def test_a_bundle_is_found_by_its_manifest_and_a_folder_of_bundles_names_them(tm
 @pytest.mark.parametrize("prompt", ["", " \t"])
 def test_nothing_is_drawn_of_an_empty_prompt(tmp_path, prompt):
     with pytest.raises(BadInput, match="--prompt: got an empty text, expected what to draw"):
-        draw(open_bundle(build(tmp_path / "b")), "onnx:cpu", prompt, 0, 1)
+        draw(open_bundle(build(tmp_path / "b")), "onnx:cpu", [WantedPicture(prompt, 0)], 1)
 
 
 def test_an_error_leaves_nothing(tmp_path):

@@ -55,8 +55,14 @@ def targets() -> str:
     for spec in specs().values():
         extra = f"`{spec.extra.name}`" if spec.extra else ""
         sizes, links = "one" if spec.one_size else "several", _code(spec.links)
-        rows.append((f"`{spec.key}`", f"`{spec.suffix}`", f"`{spec.precisions[0]}`", spec.layout, extra, sizes, links))
-    head = ("target", "files", "default precision", "layout", "extra", "picture sizes per bundle", "`bench --link`")
+        pictures = "one" if spec.one_picture else "`--batch N`"
+        rows.append(
+            (f"`{spec.key}`", f"`{spec.suffix}`", f"`{spec.precisions[0]}`", spec.layout, extra, sizes, pictures, links)
+        )
+    head = (
+        "target", "files", "default precision", "layout", "extra", "picture sizes per bundle", "pictures per call",
+        "`bench --link`",
+    )  # fmt: skip
     return table(head, rows)
 
 

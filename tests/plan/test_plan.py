@@ -38,11 +38,18 @@ _real_estimate = plan_width.estimate_memory
 _seen: dict[str, int] = {}
 
 
-def estimate(config: ModelConfig, width: str, latent: tuple[int, int, int], size: tuple[int, int], weight_bytes: int) -> int:
+def estimate(
+    config: ModelConfig,
+    width: str,
+    latent: tuple[int, int, int],
+    size: tuple[int, int],
+    weight_bytes: int,
+    batch: int = 1,
+) -> int:
     """The real estimate, each computed once: counting the full-scale parameters takes a second."""
-    key = repr((config.name, width, latent, size, weight_bytes))
+    key = repr((config.name, width, latent, size, weight_bytes, batch))
     if key not in _seen:
-        _seen[key] = _real_estimate(config, width, latent, size, weight_bytes)
+        _seen[key] = _real_estimate(config, width, latent, size, weight_bytes, batch)
     return _seen[key]
 
 
