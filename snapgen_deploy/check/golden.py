@@ -30,7 +30,7 @@ from snapgen_deploy.models import Schedule, sigmas
 from snapgen_deploy.system.progress import OnProgress, ignore_progress
 
 OF_REFERENCE = "reference"  # stands for a target in gates
-SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 7.5, 8.0, 10.0)  # of guidance in the wild
+_SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 7.5, 8.0, 10.0)  # of guidance in the wild
 SHIFTS = (1.0, 1.15, 2.0, 3.0, 3.16, 5.0, 6.0)  # of schedules in the wild
 
 
@@ -128,7 +128,7 @@ def _picture_cause(pipeline: Pipeline, golden: GoldenVectors) -> str:
         if psnr(drawn[:, ::-1].copy(), picture) >= golden.psnr:
             return "it agrees with channels: blue, green, red in the file (here red, green, blue)"
     if whole.negative is not None:
-        near = {scale: golden_psnr(replace(pipeline, guidance=scale), one) for scale in SCALES}
+        near = {scale: golden_psnr(replace(pipeline, guidance=scale), one) for scale in _SCALES}
         best, ours_is = max(near, key=near.__getitem__), pipeline.components.denoiser.guidance
         if best != ours_is and near[best] >= golden.psnr:
             return f"it agrees with guidance scale: {best:g} (here {ours_is:g}); set guidance_scale to {best:g}"

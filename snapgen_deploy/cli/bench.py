@@ -139,7 +139,7 @@ def print_measurement(result: Measurement, run: RunProfile) -> None:
         s = result.summary(name)
         if s["n"] == 0:
             continue
-        label = one_query(result) if name == QUERY else timing_title(name)
+        label = _one_query(result) if name == QUERY else timing_title(name)
         spread = f"{s['minimum']:.2f} … {s['maximum']:.2f}"
         bounds = (_bound(s, name) for name in BOUNDS)
         table.add_row(label, str(s["n"]), f"{s['p50']:.2f}", *bounds, f"{s['mean']:.2f}", spread, str(s["outliers"]))
@@ -150,7 +150,7 @@ def print_measurement(result: Measurement, run: RunProfile) -> None:
         out().print(line, soft_wrap=True)
 
 
-def one_query(result: Measurement) -> str:
+def _one_query(result: Measurement) -> str:
     """What a query draws."""
     return "picture" if result.batch == 1 else f"{result.batch} pictures"
 

@@ -127,11 +127,11 @@ def _bundle(bundle: Bundle, label: str, anchor: str) -> BundleView:
             sheet=sheet,
             sizes=tuple(str(s["name"]) for s in m.get("sizes", ())),
             compared_with=str(m.get("compared_with") or OWN_REFERENCE),
-            calls=calls_of(m),
+            calls=drawn_in_a_call(m),
         )
 
 
-def calls_of(manifest: Mapping[str, Any]) -> str:
+def drawn_in_a_call(manifest: Mapping[str, Any]) -> str:
     """Guidance and pictures of a call, as `, guidance 3, 4 pictures a call`; "" where there is neither."""
     guidance = manifest.get("guidance")
     said = f", guidance {_sure(guidance['scale']):g}" if guidance else ""

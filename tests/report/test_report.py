@@ -16,7 +16,7 @@ from PIL import Image
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.report import collect, render
-from snapgen_deploy.report.collect import calls_of
+from snapgen_deploy.report.collect import drawn_in_a_call
 from snapgen_deploy.report.page import fastest
 from snapgen_deploy.report.pictures import preview_rows
 from snapgen_deploy.system.files import sha256_of
@@ -278,5 +278,5 @@ def test_a_phone_s_header_shows_no_time_of_a_host(tmp_path: Path, device: str, m
 
 
 def test_guidance_and_batches_are_said() -> None:
-    assert calls_of({}) == ""
-    assert calls_of({"guidance": {"scale": 3.0}, "batch": 4}) == ", guidance 3, 4 pictures a call"
+    assert drawn_in_a_call({}) == ""
+    assert drawn_in_a_call({"guidance": {"scale": 3.0}, "batch": 4}) == ", guidance 3, 4 pictures a call"
