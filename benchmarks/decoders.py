@@ -122,7 +122,6 @@ def decode_by_library(case: Case) -> float:
     config = published(case.name)
     whole = build_autoencoder(config).eval()
     whole.load_state_dict(state_of(config), strict=False)
-    whole.encoder = None
     latent = torch.randn(1, *case.drawing.latent, generator=torch.Generator().manual_seed(1))
     start = time.monotonic()
     picture = library_decode(whole, config, latent)
