@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.decoders import PUBLISHED, Case, convert, decode_by_library
+from benchmarks.decoders import run as run_saved
 from snapgen_deploy.errors import GateFailed
 from snapgen_deploy.export.base import Component, Description, Runner
 from snapgen_deploy.export.registry import spec_of, target_of
@@ -75,3 +77,16 @@ def test_every_class_on_every_target(name: str, key: str, tmp_path: Path) -> Non
     description = check(name, key, tmp_path)
     assert description.portable_ops == {}
     assert description.lint == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["onnx:cpu", "coreml", "executorch:xnnpack"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configurations_at_full_width(name: str, key: str, tmp_path: Path) -> None:
+    """Seeded weights, small pictures: `python -m benchmarks.decoders` has larger ones."""
+    case = Case(name, 64, tmp_path, 1)
+    decode_by_library(case)
+    _, path, _, outside = convert(case, key)
+    error_of_file, _ = run_saved(case, key, path)
+    assert error_of_file < {"fp32": 2e-5, "fp16": 5e-3}[spec_of(key).precisions[0]]
+    assert outside == 0

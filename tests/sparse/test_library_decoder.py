@@ -27,7 +27,7 @@ def _one_thread() -> None:
 def test_every_class_is_the_librarys_decode_in_every_form(name: str) -> None:
     config = cases.config_of(name)
     whole, reference = cases.pair(config)
-    latent = cases.latents(config, SIZE)
+    latent = torch.cat([cases.latents(config, SIZE, seed) for seed in (1, 2)])  # two pictures in a call
     expected = library_decode(whole, config, latent)
     assert tuple(expected.shape[2:]) == tuple(side * reference.facts.factor for side in SIZE)
     assert cases.relative(reference(latent), expected) < 2e-6
