@@ -141,16 +141,18 @@ class _Finder:
             if candidate in self._names:
                 return self._names[candidate]
         for candidate in candidates:
-            if (found := self._only(self._ends.get(candidate, ()), text=front.startswith(TEXT_ENCODER))) is not None:
+            if (found := self._only(self._ends.get(candidate, ()), front)) is not None:
                 return found
         if "." in module:
             return None
-        flat = [module.removeprefix(f"{name}_") for name in _STUDENT if module.startswith(f"{name}_")] or [module]
-        flat = [ours + module.removeprefix(theirs) for theirs, ours in _KOHYA.items() if module.startswith(theirs)] or flat
-        text = flat[0].startswith(TEXT_ENCODER)
-        return self._only([name for candidate in flat for name in self._flat.get(candidate, ())], text=text)
+        flat = [module.removeprefix(f"{name}_") for name in _STUDENT if module.startswith(f"{name}_")]
+        flat += [ours + module.removeprefix(theirs) for theirs, ours in _KOHYA.items() if module.startswith(theirs)]
+        named = next((name for name in (*_STUDENT, *_KOHYA) if module.startswith(name)), "")
+        front = TEXT_ENCODER if named in _KOHYA else named
+        return self._only([name for candidate in flat or [module] for name in self._flat.get(candidate, ())], front)
 
-    def _only(self, modules: Sequence[str], *, text: bool) -> str | None:
-        """The weight of the only module of a text encoder, or of what is none."""
-        fitting = [module for module in modules if module.startswith(TEXT_ENCODER) == text]
+    def _only(self, modules: Sequence[str], front: str) -> str | None:
+        """The weight of the only module; `front` may say that it is the student's or a text encoder's."""
+        fitting = [m for m in modules if front not in _STUDENT or not m.startswith(TEXT_ENCODER)]
+        fitting = [m for m in fitting if not front.startswith(TEXT_ENCODER) or m.startswith(TEXT_ENCODER)]
         return self._names[fitting[0]] if len(fitting) == 1 else None

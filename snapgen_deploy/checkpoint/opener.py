@@ -163,7 +163,7 @@ def open_foreign(path: Path | None, reading: Reading) -> Foreign:
     expected = expected_shapes(config)
     found = unwrapped(path, source, reading.selection, partial(_fitting, keys, expected))
     plain, eights = dequantised(path, found.source)
-    eight = f"{eights} fp8 tensors with scales are read as fp32" if eights else ""
+    eight = f"fp8 with scales, read as fp32: {eights} tensor{'s' if eights > 1 else ''}" if eights else ""
     extra = [f for f in (index, config_file, reading.key_map) if f is not None]
     files, notes = (*source.files, *extra), tuple(note for note in (found.said, eight) if note)
     return Foreign(path, plain, about, config, expected, keys, config_file or path, files, notes)

@@ -114,8 +114,13 @@ def _with_loras(
         stored=stored_as(source),
         files=(*opened.files, *(file for adapter in adapters for file in adapter.files)),
         loras=tuple(MergedLora(a.path.name, a.files, a.strength) for a in adapters),
-        notes=(*opened.notes, *(f"LoRA {a.path.name}, {a.strength:g}: {len(a.updates)} modules" for a in adapters)),
+        notes=(*opened.notes, *map(_told, adapters)),
     )
+
+
+def _told(adapter: Adapter) -> str:
+    count = len(adapter.updates)
+    return f"LoRA {adapter.path.name} times {adapter.strength:g}: {count} module{'s' if count > 1 else ''}"
 
 
 @dataclass(frozen=True)

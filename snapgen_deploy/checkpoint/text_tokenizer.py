@@ -14,6 +14,7 @@ from snapgen_deploy.models.library_text import settings_of
 from snapgen_deploy.models.library_tokenizer import asked_of_library, read_tokenizer, tokenizer_place
 from snapgen_deploy.models.tokenizer import WordTokenizer
 from snapgen_deploy.system.documents import refuse
+from snapgen_deploy.system.lfs import refuse_pointer
 from snapgen_deploy.system.typed import read_as
 
 Side = Literal["right", "left"]
@@ -53,6 +54,8 @@ def folder_tokenizer(folder: Path, config: LibraryTextEncoder, wanted: AskedToke
         BadInput: if there is none, the library cannot read it, or it is not the encoder's.
     """
     place = tokenizer_place(folder)
+    for name in FILES:
+        refuse_pointer(place / name)
     found = read_tokenizer(place)
     side: Side = wanted.padding or found.padding_side
     number = found.pad_token_id if wanted.pad is None else wanted.pad

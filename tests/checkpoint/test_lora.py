@@ -93,7 +93,7 @@ def test_pefts_folder(kind: str, tmp_path: Path, state: dict[str, Tensor], store
         == 3
     )
     assert [(lora.name, lora.scale, len(lora.sha256)) for lora in checkpoint.loras] == [("lora", 1.0, 64)]
-    assert checkpoint.notes == ("LoRA lora, 1: 3 modules",)
+    assert checkpoint.notes == ("LoRA lora times 1: 3 modules",)
 
 
 @pytest.mark.parametrize("width", ["tiny", "full"])

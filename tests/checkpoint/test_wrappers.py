@@ -160,7 +160,7 @@ def test_eight_bits_with_scales(kind: str, torch_file: bool, tmp_path: Path, sta
         save_file(content, tmp_path / "a.safetensors")
         checkpoint = CheckpointPlace(tmp_path / "a.safetensors", config=placed(tmp_path, {"a": scale}).config).open()
     validate(checkpoint)
-    assert "1 fp8 tensors with scales are read as fp32" in checkpoint.notes
+    assert "fp8 with scales, read as fp32: 1 tensor" in checkpoint.notes
     whole = stored.float() * spread
     assert torch.equal(checkpoint.read(WIDE), whole)
     assert torch.equal(checkpoint.read(WIDE, (130, 40)), whole[:130, :40])

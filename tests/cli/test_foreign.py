@@ -80,7 +80,7 @@ def test_a_lora_is_told_and_recorded(checkpoint: Path, tmp_path: Path) -> None:
     arguments = ("export", "--device", "server", "--checkpoint", checkpoint, "--dry-run")
     planned = invoke(*arguments, "--lora", f"{tmp_path / 'l.safetensors'}:0.8")
     assert planned.exit_code == 0, planned.output
-    assert "LoRA l.safetensors, 0.8: 1 modules" in planned.stdout
+    assert "LoRA l.safetensors times 0.8: 1 module" in planned.stdout
     save_file(
         {"unet.conv_in.lora_A.weight": torch.ones(2, 4), "unet.conv_in.lora_B.weight": torch.ones(3, 2)},
         tmp_path / "o.safetensors",

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from snapgen_deploy.checkpoint import CheckpointPlace, save_checkpoint
 from snapgen_deploy.checkpoint.text_folder import open_text_folder
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.config import TextStream
 from snapgen_deploy.models.tokenizer import WordTokenizer
+from tests.checkpoint.foreign import our_state, pixart_config
 
 from .folders import TOKENIZERS, write_folder
 
@@ -150,3 +154,31 @@ def test_tensors_of_other_parts_are_left_out(folder: Path) -> None:
     state |= {"text_model.embeddings.position_ids": torch.arange(64)[None], "vision_model.post_layernorm.bias": torch.zeros(4)}
     save_file(state, folder / "model.safetensors")
     assert len(open_text_folder(folder, STREAM).stored) == len(state) - 2
+
+
+def test_a_pointer_instead_of_a_tokenizer(folder: Path) -> None:
+    (folder / "vocab.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 1\n")
+    with pytest.raises(BadInput, match=r"vocab\.json: got a Git LFS pointer"):
+        open_text_folder(folder, STREAM)
+
+
+def test_a_lora_of_pefts_in_a_text_encoder(folder: Path, tmp_path: Path) -> None:
+    """As `peft` merges it; names are those of the library's network."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    model = peft.get_peft_model(
+        transformers.CLIPTextModel.from_pretrained(str(folder)), peft.LoraConfig(r=2, target_modules=["q_proj", "fc1"])
+    )
+    for name, tensor in model.named_parameters():
+        if "lora_" in name:
+            tensor.data.normal_(std=0.1)
+    model.save_pretrained(str(tmp_path / "lora"))
+    config = pixart_config()
+    config = replace(config, student=replace(config.student, text_streams=(STREAM,)))
+    save_checkpoint(our_state(config), config, tmp_path / "x.safetensors")
+    place = CheckpointPlace(tmp_path / "x.safetensors", text_encoders=(("text", folder),))
+    plain, opened = place.open(), replace(place, loras=((tmp_path / "lora", 1.0),)).open()
+    for name, wanted in model.merge_and_unload().state_dict().items():
+        if name.endswith(("q_proj.weight", "fc1.weight")):
+            ours = next(n for n in opened.tensors if n.startswith("text_encoder.") and n.endswith(f".{name}"))
+            assert torch.allclose(opened.read(ours), wanted, atol=1e-5)
+            assert not torch.allclose(opened.read(ours), plain.read(ours), atol=1e-3)
