@@ -38,7 +38,8 @@ class Headroom:
 class Component:
     """A network ready for a target: static shapes, positional inputs in the order of `inputs`.
 
-    If it is `expendable`, an export may free the module's weights as soon as it has a copy, to save memory.
+    If it is `expendable`, an export may free the module's weights as soon as it has a copy, to save memory. Parameters that
+    are `on_disk` hold no values: a target takes them only at a precision that its record lists in `by_tensor`.
     """
 
     role: Role
@@ -50,6 +51,7 @@ class Component:
     expendable: bool = False
     # Parameters of `module` with few different values, and the bits of an index into them; stored so by targets with palettes.
     palettes: Mapping[str, int] = field(default_factory=dict)
+    on_disk: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)  # parameters of `module`, and how each is read
     calibration: Callable[[], Iterator[Arrays]] | None = None  # real inputs of the network, for quantisers that are calibrated
 
     def calibrating(self) -> Iterator[Arrays]:

@@ -57,6 +57,9 @@ class Memory:
     checking: Cost = Cost(1_000_000_000, 4.0, 5.0)  # of the process that runs the saved files, all components at once
     at_precision: Mapping[str, Cost] = field(default_factory=dict)  # of converting, for precisions that differ
     loop: int = 0  # additional bytes to convert a student whose local attention is a loop over blocks
+    # Of a network that stays on disk, per byte of its fp32 weights and, in place of activations, of its largest tensor in fp32.
+    converting_by_tensor: tuple[Cost, ...] = (Cost(1_000_000_000, 4.0),)  # of its stages, of which the largest counts
+    checking_by_tensor: Cost = Cost(0, 4.0)  # what it adds to the process that runs the saved files
     # Additional bytes to convert with an option (its name and value), per byte of the component's activations.
     at_option: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
@@ -116,6 +119,7 @@ class TargetSpec:
     suffix: str  # of an artifact's main file
     variant: str = ""  # "" where the name has no variants
     calibrated: tuple[str, ...] = ()  # precisions whose quantiser needs real inputs
+    by_tensor: tuple[str, ...] = ()  # precisions at which it reads and stores one weight after the other
     palette_bits: tuple[int, ...] = ()  # bits of an index that `mixed` may choose; () without mixed precision
     loaded_as: Mapping[str, str] = field(default_factory=dict)  # precision -> precision of its weights in the device's memory
     one_size: str = ""  # why it cannot hold several picture sizes; "" if it can

@@ -11,20 +11,17 @@ Layout of a weight file: see `snapgen_deploy.export.mil.saved.blob`.
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export.mil.saved.blob import ALIGNMENT, RECORD, SENTINEL, VERSION, WeightFile
+from snapgen_deploy.export.coreml.weight_file import WeightWriter
+from snapgen_deploy.export.mil.saved.blob import WeightFile
 
 FIRST_MULTIFUNCTION = 9  # specification version: iOS 18, macOS 15
 SINGLE = "main"  # the function of a package that holds one
-WEIGHT_FILE = "@model_path/weights/weight.bin"
 
 
 def blob_values(function: Any) -> Iterator[Any]:
@@ -68,7 +65,7 @@ def join(specs: Mapping[str, tuple[Any, Path]], weights: Path) -> Any:
     joined.description.metadata.CopyFrom(first.description.metadata)
     joined.description.defaultFunctionName = next(iter(specs))
     with weights.open("wb") as file:
-        store = _Store(file)
+        store = WeightWriter(file)
         for name, (spec, folder) in specs.items():
             if list(spec.mlProgram.functions) != [SINGLE]:
                 raise BadInput(
@@ -78,42 +75,11 @@ def join(specs: Mapping[str, tuple[Any, Path]], weights: Path) -> Any:
             for kind in ("input", "output", "state"):
                 getattr(described, kind).extend(getattr(spec.description, kind))
             joined.mlProgram.functions[name].CopyFrom(spec.mlProgram.functions[SINGLE])
-            sources: dict[str, WeightFile] = {}
-            for value in sorted(blob_values(joined.mlProgram.functions[name]), key=lambda v: (v.fileName, v.offset)):
-                if value.fileName not in sources:
-                    sources[value.fileName] = WeightFile(folder / value.fileName.removeprefix("@model_path/"))
-                value.offset = store.add(*sources[value.fileName].raw(value.offset))
-                value.fileName = WEIGHT_FILE
+            store.move(blob_values(joined.mlProgram.functions[name]), folder)
         store.finish()
     if not store.places:
         weights.unlink()
     return joined
-
-
-@dataclass
-class _Store:
-    """A weight file that is being written; equal tensors get the same offset."""
-
-    file: IO[bytes]
-    places: dict[tuple[int, int, int, bytes], int] = field(default_factory=dict)  # type, bits, bytes, digest -> record's offset
-    end: int = ALIGNMENT  # after the header, which is written last
-
-    def add(self, kind: int, padding_bits: int, data: Any) -> int:
-        """Write a tensor unless it is there, and return the offset of its record."""
-        key = (kind, padding_bits, data.nbytes, hashlib.sha256(data).digest())
-        if key not in self.places:
-            start = self.end + ALIGNMENT
-            self.file.seek(self.end)
-            self.file.write(RECORD.pack(SENTINEL, kind, data.nbytes, start, padding_bits).ljust(ALIGNMENT, b"\0"))
-            self.file.write(data)
-            self.places[key] = self.end
-            self.end = -(-(start + data.nbytes) // ALIGNMENT) * ALIGNMENT
-        return self.places[key]
-
-    def finish(self) -> None:
-        """Write the header, now that the number of tensors is known."""
-        self.file.seek(0)
-        self.file.write(struct.pack("<II", len(self.places), VERSION).ljust(ALIGNMENT, b"\0"))
 
 
 def shared_bytes(spec: Any, folder: Path) -> int:

@@ -20,9 +20,15 @@ COREML = TargetSpec(
     layout="channels",
     suffix=".mlpackage",
     calibrated=("w8a8",),
+    by_tensor=("fp16", "int8", "int4"),
     palette_bits=(3, 4, 8),
     older_systems=OLDER,
-    memory=Memory(Cost(600_000_000, 1.7), Cost(600_000_000, 1.65, 2.1)),
+    memory=Memory(
+        Cost(600_000_000, 1.7),
+        Cost(600_000_000, 1.65, 2.1),
+        converting_by_tensor=(Cost(800_000_000, 0.0, 1.0),),  # two copies of the largest tensor in bf16
+        checking_by_tensor=Cost(4_300_000_000, 0.0),  # what our executor keeps of the constants
+    ),
     tools=("coremltools", "scikit-learn", "protobuf"),
     runtime=Runtime(
         package="coremltools",

@@ -44,6 +44,7 @@ from snapgen_deploy.export.base import (
     average_bits,
     not_quantised,
 )
+from snapgen_deploy.export.coreml import by_tensor as coreml_by_tensor
 from snapgen_deploy.export.coreml import compress as coreml_compress
 from snapgen_deploy.export.coreml import frontend as coreml_torch
 from snapgen_deploy.export.coreml import palettes as coreml_palettes
@@ -53,6 +54,7 @@ from snapgen_deploy.export.coreml.spec import COREML
 from snapgen_deploy.export.shared import coremltools as coreml_thrift
 from snapgen_deploy.export.shared.graph import check_inputs, check_offered, check_rank, parse_options, trace, wrap_errors
 from snapgen_deploy.export.shared.quiet import first_line
+from snapgen_deploy.export.shared.weights_given import with_weights_given
 from snapgen_deploy.system.files import files_under
 
 if TYPE_CHECKING:
@@ -107,18 +109,21 @@ class CoreML:
         path = directory / f"{component.role}{self.suffix}"
         what = f"{component.role} -> {self.name}"
         with wrap_errors(what), tempfile.TemporaryDirectory(dir=directory) as scratch:
-            groups = coreml_palettes.equals(component) if precision == "mixed" else []
-            made = _convert(component, precision, settings, what, Path(scratch) / path.name)
-            component.release()  # fp32 programs have held them until here
-            gc.collect()  # as torch's and coremltools' programs do, in reference cycles
-            if precision == "mixed" and component.palettes:
-                small = made.with_name(f"palettes{self.suffix}")
-                coreml_palettes.palettise(made, component.palettes, small)
-                coreml_palettes.check(component.palettes, groups, self.weights(small))
-                shutil.rmtree(made)
-                made = small.rename(made)
             how = coreml_compress.PRECISIONS.get(precision, coreml_compress.Exact("fp16"))  # mixed: its palettes are there
-            coreml_compress.compress(made, how, component)
+            if component.on_disk:
+                made = _by_tensor(component, precision, settings, what, Path(scratch) / path.name)
+            else:
+                groups = coreml_palettes.equals(component) if precision == "mixed" else []
+                made = _convert(component, precision, settings, what, Path(scratch) / path.name)
+                component.release()  # fp32 programs have held them until here
+                gc.collect()  # as torch's and coremltools' programs do, in reference cycles
+                if precision == "mixed" and component.palettes:
+                    small = made.with_name(f"palettes{self.suffix}")
+                    coreml_palettes.palettise(made, component.palettes, small)
+                    coreml_palettes.check(component.palettes, groups, self.weights(small))
+                    shutil.rmtree(made)
+                    made = small.rename(made)
+                coreml_compress.compress(made, how, component)
             _normalise(made, component, settings, "" if _is_stored(made, how) else precision)
             if path.exists():
                 shutil.rmtree(path)
@@ -314,6 +319,31 @@ def _convert(component: Component, precision: str, settings: _Settings, what: st
             package_dir=str(path),
         )
     return path
+
+
+def _by_tensor(component: Component, precision: str, settings: _Settings, what: str, path: Path) -> Path:
+    """Convert the graph alone, then store its weights one by one.
+
+    Raises:
+        BadInput: if weights cannot be stored so at this precision or for these systems.
+    """
+    ct, how = coreml_thrift.load(), coreml_compress.PRECISIONS.get(precision)
+    if precision not in COREML.by_tensor or not isinstance(how, coreml_compress.Exact | coreml_compress.Linear):
+        offered = ", ".join(COREML.by_tensor)
+        raise BadInput(f"{what}: it is too large to be in memory, which takes a precision of {offered}; got {precision}")
+    if deployment_target(settings.deployment).value < ct.target.iOS18.value:
+        raise BadInput(
+            f"{what}: it is too large to be in memory, which takes iOS18 or later; got deployment={settings.deployment}"
+        )
+    made, given = with_weights_given(
+        component, "float16", coreml_palettes.constant_name, in_rows=isinstance(how, coreml_compress.Linear)
+    )
+    package = _convert(made, precision, settings, what, path)
+    gc.collect()  # torch's and coremltools' programs
+    spec = read_spec(package)
+    coreml_by_tensor.store_constants(spec, given, how, package / WEIGHTS)
+    (package / SPEC).write_bytes(spec.SerializeToString(deterministic=True))
+    return package
 
 
 def _is_stored(package: Path, how: coreml_compress.Scheme) -> bool:

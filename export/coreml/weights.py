@@ -8,6 +8,7 @@ from typing import Any
 
 from snapgen_deploy.export.base import Weight, element_bits, packed
 from snapgen_deploy.export.coreml.compress import LAYERS, Scheme, refusal, scheme_of
+from snapgen_deploy.export.shared.weights_given import SCALES
 
 AVERAGE = "norm_average"  # in the names of constants that compute the mean of a norm: they are not layers
 
@@ -33,6 +34,9 @@ def stored(operations: Sequence[Any]) -> Iterator[tuple[str, Weight]]:
         shape = shape_of(op.outputs[0].type)
         bits = sum(part.bits for part in parts.values())
         yield op.outputs[0].name, Weight(_kind(op.type, parts, shape), math.prod(shape), bits, shape)
+    for name in [n for n in plain if n + SCALES in plain and plain[n].kind == "int8"]:  # a table, see `coreml.by_tensor`
+        bits = plain[name].bits + plain.pop(name + SCALES).bits
+        plain[name] = Weight("int8 per channel", plain[name].values, bits, plain[name].shape)
     yield from plain.items()
 
 

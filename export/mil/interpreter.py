@@ -1,13 +1,15 @@
 """Turns a function into a list of steps once, then runs it any number of times.
 
 Preparing decodes every constant in the form that its operation needs and evaluates the constexpr operations; running only looks
-up slots. A value is freed after the step that uses it last.
+up slots. A value is freed after the step that uses it last. Where all constants together would take more than `MOST_KEPT`, the
+rest are decoded whenever they are used, and dropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,13 +21,15 @@ from snapgen_deploy.export.mil.ops.registry import OPS, Form, Op
 from snapgen_deploy.export.mil.precision import Precision
 from snapgen_deploy.export.mil.saved.errors import OpError
 from snapgen_deploy.export.mil.saved.program import Block, Constant, Data, Function, Operation, Value
-from snapgen_deploy.export.mil.saved.types import to_held
-from snapgen_deploy.export.mil.steps import AnyStep, Body, Control, Decoded, Env, Late, Step, ValueSource, with_frees
+from snapgen_deploy.export.mil.saved.types import ValueType, to_held
+from snapgen_deploy.export.mil.steps import AnyStep, Body, Control, Decoded, Env, Late, Step, Unkept, ValueSource, with_frees
 from snapgen_deploy.export.mil.trace import Trace
 
 _FAILURES = (RuntimeError, ValueError, IndexError, TypeError, KeyError, NotImplementedError, ArithmeticError)
 CONTROL = {"cond": "pred", "while_loop": "loop_vars"}
 """Operations with blocks, and the parameter that each is given."""
+MOST_KEPT = 4_000_000_000  # bytes of real constants, which are held in fp32
+_SMALL = 1 << 20  # bytes of a constant that is always kept
 
 
 class Plan:
@@ -35,6 +39,7 @@ class Plan:
         self.function, self._precision = function, precision
         self._slots: dict[str, int] = {}
         self._count = 0
+        self._kept_bytes = 0
         self.warnings: dict[str, str] = {}  # operation -> its first warning
         self._constants: dict[str, Decoded] = {}
         for value in function.inputs:
@@ -69,20 +74,23 @@ class Plan:
         if operation.type == "const":
             (value,) = operation.inputs["val"]
             assert isinstance(value, Constant)
-            self._constants[operation.outputs[0].name] = Decoded(value)
+            self._constants[operation.outputs[0].name] = Decoded(value, kept=self._keeps(value.type))
             return []
         try:
             if operation.type in CONTROL:
                 return [self._control(operation)]
-            step = self._step(operation, OPS[operation.type])
+            folds = operation.type.startswith("constexpr_")
+            kept = not folds or all(self._keeps(value.type) for value in operation.outputs)
+            step = self._step(operation, OPS[operation.type], kept)
         except _FAILURES as error:
             raise OpError(f"{operation.where}: {_line(error)}") from error
-        if operation.type.startswith("constexpr_"):
-            self._fold(operation, step)
+        if folds:
+            self._fold(operation, step, kept)
             return []
         return [step]
 
-    def _step(self, operation: Operation, op: Op) -> Step:
+    def _step(self, operation: Operation, op: Op, kept: bool) -> Step:
+        """The operation, ready to run; its constants are decoded now if they are `kept`."""
         unknown = sorted(set(operation.inputs) - set(op.forms))
         missing = sorted(op.required - set(operation.inputs))
         if unknown or missing:
@@ -90,10 +98,14 @@ class Plan:
         fixed: dict[str, Any] = {name: self._context(name, operation) for name in op.context}
         plain: list[tuple[str, int]] = []
         late: list[Late] = []
+        unkept: list[Unkept] = []
         for name, bindings in operation.inputs.items():
             form = op.forms[name]
             if len(bindings) != 1 and not form.several:
                 raise ValueError(f"parameter {name} takes one value, got {len(bindings)}")
+            if not form.several and (large := self._unkept(bindings[0], kept)) is not None:
+                unkept.append(Unkept(name, large, form))
+                continue
             ready = [self._constant(b, form) for b in bindings]
             slots = tuple(-1 if r is not None else self._slot(str(b)) for r, b in zip(ready, bindings, strict=True))
             if all(s < 0 for s in slots):
@@ -106,7 +118,7 @@ class Plan:
                 late.append(Late(name, slots, form, tuple(ready)))
         outputs = self._outputs(operation)
         rounds = tuple(v.type.dtype.name == "fp16" and not op.moves for v in operation.outputs)
-        return Step(operation, op.run, fixed, tuple(plain), tuple(late), outputs, rounds)
+        return Step(operation, op.run, fixed, tuple(plain), tuple(late), tuple(unkept), outputs, rounds)
 
     def _control(self, operation: Operation) -> Control:
         if len(operation.blocks) != 2:
@@ -164,21 +176,44 @@ class Plan:
         known = self._constants.get(binding)
         return None if known is None else known.as_form(form)
 
-    def _fold(self, operation: Operation, step: Step) -> None:
-        """Evaluate a constexpr operation now; its results are constants."""
+    def _keeps(self, kind: ValueType) -> bool:
+        """Whether there is room to keep a constant of this type; it is counted."""
+        size = 4 * prod(n or 1 for n in kind.shape or ()) if kind.dtype.floating else 0
+        self._kept_bytes += size
+        return size <= _SMALL or self._kept_bytes <= MOST_KEPT
+
+    def _unkept(self, binding: str | Constant, kept: bool) -> Decoded | None:
+        """The constant of a binding, if it is one that is not kept, or any of an operation whose results are not `kept`."""
+        if isinstance(binding, Constant):
+            return None if kept else Decoded(binding, kept=False)
+        known = self._constants.get(binding)
+        return known if known is not None and not (known.kept and kept) else None
+
+    def _fold(self, operation: Operation, step: Step, kept: bool) -> None:
+        """Make constants of a constexpr operation's results: evaluated now or, if there is no room for them, when used."""
+        arrays = self._evaluated(operation, step) if kept else None
+        for index, value in enumerate(operation.outputs):
+            read = partial(self._evaluated_at, operation, step, index) if arrays is None else _returning(arrays[index])
+            self._constants[value.name] = Decoded(Constant(value.type, read), kept=kept)
+            del self._slots[value.name]
+
+    def _evaluated_at(self, operation: Operation, step: Step, index: int) -> np.ndarray:
+        return self._evaluated(operation, step)[index]
+
+    def _evaluated(self, operation: Operation, step: Step) -> list[np.ndarray]:
+        """Results of a constexpr operation."""
         try:
-            results = step.run(**step.fixed)
+            results = step.run(**step.fixed, **{constant.name: constant.value() for constant in step.unkept})
         except _FAILURES as error:
             raise OpError(f"{operation.where}: {_line(error)}") from error
-        arrays = results if isinstance(results, tuple) else (results,)
-        for value, array, rounds in zip(operation.outputs, arrays, step.rounds, strict=True):
+        arrays = list(results) if isinstance(results, tuple) else [results]
+        for index, (value, array, rounds) in enumerate(zip(operation.outputs, arrays, step.rounds, strict=True)):
             if rounds:
                 tensor = to_held(array, value.type.dtype)
                 stored = self._precision.settle(tensor, operation.type, value.name, operation.place)
-                array = stored.numpy()
-            _check(operation, value, tuple(array.shape))
-            self._constants[value.name] = Decoded(Constant(value.type, _returning(array)))
-            del self._slots[value.name]
+                arrays[index] = stored.numpy()
+            _check(operation, value, tuple(arrays[index].shape))
+        return arrays
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """Results by name; states come back under their names too. `inputs` has every input of the function."""
@@ -216,6 +251,8 @@ class Plan:
             arguments[name] = env[slot]
         for late in step.late:
             arguments[late.name] = late.gather(env)
+        for constant in step.unkept:
+            arguments[constant.name] = constant.value()
         try:
             made = step.run(**arguments)
         except _FAILURES as error:

@@ -20,14 +20,16 @@ Env = list[Any]
 
 
 class Decoded:
-    """A constant and the forms it was asked for; the file is read again only for a new form."""
+    """A constant and the forms it was asked for; the file is read again only for a new form, or always if it is not kept."""
 
-    def __init__(self, constant: Constant) -> None:
-        self._constant = constant
+    def __init__(self, constant: Constant, *, kept: bool = True) -> None:
+        self._constant, self.kept = constant, kept
         self._made: dict[Form, Any] = {}
 
     def as_form(self, form: Form) -> Any:
         """The value in a parameter's form."""
+        if not self.kept:
+            return form.constant(self._constant.read(), self._constant)
         if form not in self._made:
             self._made[form] = form.constant(self._constant.read(), self._constant)
         return self._made[form]
@@ -74,6 +76,19 @@ class Late:
 
 
 @dataclass(frozen=True)
+class Unkept:
+    """A parameter that is a constant too large to keep: it is read whenever the operation runs."""
+
+    name: str
+    constant: Decoded
+    form: Form
+
+    def value(self) -> Any:
+        """The parameter's value."""
+        return self.constant.as_form(self.form)
+
+
+@dataclass(frozen=True)
 class Step:
     """One operation, ready to run."""
 
@@ -82,6 +97,7 @@ class Step:
     fixed: Mapping[str, Any]
     plain: tuple[tuple[str, int], ...]  # tensor parameters taken as they are
     late: tuple[Late, ...]
+    unkept: tuple[Unkept, ...]
     outputs: tuple[int, ...]
     rounds: tuple[bool, ...]  # per output: whether it is stored in half precision
     frees: tuple[int, ...] = ()
@@ -94,6 +110,7 @@ class Step:
     def given(self, env: Env) -> Iterator[tuple[str, Any, bool]]:
         """Parameter, value, and whether it is a constant, for all that it is given."""
         yield from ((name, value, True) for name, value in self.fixed.items())
+        yield from ((one.name, one.value(), True) for one in self.unkept)
         yield from ((name, env[slot], False) for name, slot in self.plain)
         yield from ((late.name, late.gather(env), False) for late in self.late)
 

@@ -16,6 +16,7 @@ ONNX = TargetSpec(
     layout="token",
     suffix=".onnx",
     calibrated=("int8-static",),
+    by_tensor=("int4",),
     palette_bits=(4, 8),
     loaded_as={"mixed": "fp32"},  # onnxruntime makes fp32 weights of palettes when it loads them
     one_picture="",
@@ -33,6 +34,9 @@ ONNX = TargetSpec(
             "int4": Cost(660_000_000, 1.8),
             "mixed": Cost(660_000_000, 1.8),
         },
+        # two copies of the largest tensor in bf16; then onnxruntime, which packs the products once more
+        converting_by_tensor=(Cost(760_000_000, 0.0, 1.0), Cost(760_000_000, 0.3)),
+        checking_by_tensor=Cost(0, 0.3),
         at_option={("optimize", "optimum"): 1.8},  # its validator runs the component in the converting process
     ),
     tools=TOOLS,

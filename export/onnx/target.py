@@ -42,6 +42,7 @@ from snapgen_deploy.export.base import (
     average_bits,
     not_quantised,
 )
+from snapgen_deploy.export.onnx import by_tensor as onnx_by_tensor
 from snapgen_deploy.export.onnx import file as onnx_file
 from snapgen_deploy.export.onnx import headroom as onnx_headroom
 from snapgen_deploy.export.onnx import palettes as onnx_palettes
@@ -49,8 +50,9 @@ from snapgen_deploy.export.onnx import quantise as onnx_quantise
 from snapgen_deploy.export.onnx import weights as onnx_weights
 from snapgen_deploy.export.onnx.rules import rules_of_linear_time
 from snapgen_deploy.export.onnx.spec import ONNX
-from snapgen_deploy.export.onnx.write import GRAPH_KEY, OnnxSettings, write
+from snapgen_deploy.export.onnx.write import GRAPH_KEY, OnnxSettings, check_file, clean, write
 from snapgen_deploy.export.shared.quiet import first_line, quiet
+from snapgen_deploy.export.shared.weights_given import with_weights_given
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -95,8 +97,11 @@ class Onnx:
             settings = dataclasses.replace(settings, opset=max(settings.opset, onnx_palettes.OPSET))
         try:
             with quiet(), tempfile.TemporaryDirectory(dir=directory) as scratch:
-                made = _make(component, settings, Path(scratch))
-                made = _quantised(made, precision, how, component, settings, Path(scratch))
+                if component.on_disk:
+                    made = _by_tensor(component, precision, how, settings, Path(scratch))
+                else:
+                    made = _make(component, settings, Path(scratch))
+                    made = _quantised(made, precision, how, component, settings, Path(scratch))
                 return Artifact(f"{self.name}:{variant}", component.role, *_place(made, directory))
         except SnapgenError:
             raise
@@ -277,6 +282,26 @@ def _make(component: Component, settings: OnnxSettings, scratch: Path) -> Path:
     reference = optimum_exporter.Recorded(config, component)  # now: a graph beside the activations would be too much
     write(_convert(component, names, example, settings.opset), component, "as exported", plain, settings)
     return optimum_exporter.optimise(config, component, reference, plain, settings)
+
+
+def _by_tensor(component: Component, precision: str, how: onnx_quantise.How, settings: OnnxSettings, scratch: Path) -> Path:
+    """Export the graph alone into `scratch`, then store its weights one by one, and return the model's path there.
+
+    optimum would load the saved file into memory; onnxruntime fuses the graph when it loads it.
+    """
+    if not isinstance(how, onnx_quantise.Blocks):
+        what = f"{component.role} -> onnx: it is too large to be in memory, which takes precision int4"
+        raise BadInput(f"{what}; got {precision}")
+    made, given = with_weights_given(component, "float32")
+    names = ([p.name for p in made.inputs], [p.name for p in made.outputs])
+    model = _convert(made, names, made.example, settings.opset)
+    path = scratch / "plain" / f"{component.role}.onnx"
+    path.parent.mkdir()
+    onnx_by_tensor.store_initializers(model, given, how, path.with_name(f"{path.name}.data"))
+    clean(model, component, f"{_QUANTISED} weight by weight: {precision}", settings)
+    onnx_by_tensor.write_graph(model, path)
+    check_file(path)
+    return path
 
 
 def _quantised(

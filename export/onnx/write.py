@@ -86,10 +86,27 @@ def write(model: onnx_ir.Model, component: Component, origin: str, path: Path, s
         RuntimeError: if names, shapes or types of inputs and outputs are not the component's.
         Exception: if the file is not valid: onnx's ValidationError.
     """
-    import onnx
     import onnx_ir
 
     path.parent.mkdir(exist_ok=True)
+    clean(model, component, origin, settings)
+    tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    if sum(t.nbytes for t in tensors) > settings.external_data_bytes:
+        onnx_ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=SMALL_TENSOR)
+    else:
+        onnx_file.write(model, path)
+    for value in model.graph.initializers.values():
+        value.const_value = None
+    check_file(path)
+    return path
+
+
+def clean(model: onnx_ir.Model, component: Component, origin: str, settings: OnnxSettings) -> None:
+    """Drop what differs from run to run, document ports and model, and say how the graph was made.
+
+    Raises:
+        RuntimeError: if names, shapes or types of inputs and outputs are not the component's.
+    """
     _clean(model)
     _free_names(model)
     _check_ports(model, component)
@@ -98,15 +115,17 @@ def write(model: onnx_ir.Model, component: Component, origin: str, path: Path, s
     model.doc_string = component.doc
     stated = {GRAPH_KEY: origin, "author": settings.author, "license": settings.license}
     model.metadata_props.update({key: text for key, text in stated.items() if text})
-    tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
-    if sum(t.nbytes for t in tensors) > settings.external_data_bytes:
-        onnx_ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=SMALL_TENSOR)
-    else:
-        onnx_file.write(model, path)
-    for value in model.graph.initializers.values():
-        value.const_value = None
+
+
+def check_file(path: Path) -> None:
+    """Check a saved file.
+
+    Raises:
+        Exception: if it is not valid: onnx's ValidationError.
+    """
+    import onnx
+
     onnx.checker.check_model(str(without_weights(path)), full_check=True)
-    return path
 
 
 def without_weights(path: Path) -> Path:

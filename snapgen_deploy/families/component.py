@@ -41,7 +41,7 @@ class Port:
 
     name: str
     shape: Shape
-    dtype: Literal["float32", "int32"]
+    dtype: Literal["float32", "float16", "int32"]
     doc: str
 
 
@@ -180,6 +180,7 @@ class ComponentSpec:
     takes_recipe: bool = False  # takes a mixed-precision recipe; other components are fp16 there
     must_pack: bool = False  # below 16 bits its file must have packed weights, or a reason for each layer
     in_delegate: bool = True  # all of it must run in a delegate
+    by_tensor: bool = False  # its rewrite changes no large tensor, so that a large network may stay on disk
 
     @property
     def rows(self) -> int:

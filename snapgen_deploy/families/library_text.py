@@ -64,6 +64,7 @@ def library_text_encoder(config: LibraryTextEncoder, index: int) -> ComponentSpe
         has_constants=True,  # rotary frequencies and the like
         sized=False,
         in_delegate=False,  # the lookup of the embeddings may stay outside
+        by_tensor=True,  # projections and the table come through as they are
     )
 
 

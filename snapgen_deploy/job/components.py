@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from snapgen_deploy.checkpoint import Checkpoint
-from snapgen_deploy.checkpoint.networks import load_component
+from snapgen_deploy.checkpoint.networks import load_component, load_on_disk, stays_on_disk
 from snapgen_deploy.export.base import Component, Role
 from snapgen_deploy.families.component import Spelling
 from snapgen_deploy.families.registry import components_of
@@ -22,7 +22,8 @@ def build_component(
 ) -> Component:
     """Load one component at the plan's width and rewrite it for the target's layout and kernel form.
 
-    With a `recipe`, the component that takes one gets its palettes and tuned values; other components are not changed by it.
+    With a `recipe`, the component that takes one gets its palettes and tuned values; other components are not changed by it. A
+    network that stays on disk is loaded without its large tensors, if the target stores them one by one.
     """
     spec = components_of(checkpoint.config)[role]
     inputs, outputs, doc = spec.called(plan)
@@ -30,7 +31,9 @@ def build_component(
     writing = target.spec.writing
     ops = writing.ops_at(target.precision)
     recipe = recipe if spec.takes_recipe else None
-    network = load_component(checkpoint, role, plan.width)
+    apart = stays_on_disk(spec, plan.width) and target.precision in target.spec.by_tensor
+    source = load_on_disk(checkpoint, role, plan.width) if apart else None
+    network = load_component(checkpoint, role, plan.width, held=True) if source is None else source.network
     if recipe is not None:
         recipe.apply(network)
     rows, keep = spec.rows_in(plan.batch), recipe is not None
@@ -38,7 +41,8 @@ def build_component(
     module = spec.rewrite(network, (plan.latent[1], plan.latent[2]), how)
     palettes = {} if recipe is None else palette_bits(network, module, recipe.bits)
     example = tuple(torch.zeros(p.shape, dtype=torch.int32) if p.dtype == "int32" else torch.ones(p.shape) for p in inputs)
-    return Component(role, module.eval(), inputs, outputs, example, doc, palettes=palettes)
+    on_disk = {} if source is None else source.of(module)
+    return Component(role, module.eval(), inputs, outputs, example, doc, palettes=palettes, on_disk=on_disk)
 
 
 def palette_bits(student: torch.nn.Module, module: torch.nn.Module, bits: Mapping[str, int]) -> dict[str, int]:

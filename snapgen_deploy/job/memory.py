@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from snapgen_deploy.checkpoint.networks import stays_on_disk
 from snapgen_deploy.errors import Refused
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.spec import Cost
+from snapgen_deploy.families.component import ComponentSpec
 from snapgen_deploy.families.names import title_of
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import ModelConfig
@@ -22,6 +25,7 @@ from snapgen_deploy.quantise.memory import predicted_peak
 # (`python -m benchmarks.export_memory`), and snapgenpp at 1024 x 1024 (`python -m benchmarks.scale`). Activations are the
 # plan's estimate of the largest ones. Checkpoints in PyTorch's format, which are mapped as a whole, were not measured.
 _REFERENCE = Cost(420_000_000, 1.15, 1.7)
+_RUN_FROM_DISK = Cost(100_000_000, 0.0, 1.0)  # of the largest tensor there are two copies as it is stored, in bf16
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class Prediction:
         return f"{self.target.key} {title_of(self.role) if self.role else 'check'}"
 
 
+def largest_tensor(spec: ComponentSpec) -> int:
+    """Bytes of a component's largest tensor in fp32."""
+    return max(4 * math.prod(shape) for shape in spec.stored_shapes().values())
+
+
 def weight_bytes(config: ModelConfig, width: str, role: Role) -> int:
     """Bytes of one component's parameters in fp32, at `width` if it is elastic; 0 for a component that the model lacks."""
     return sum(4 * spec.parameters(width) for spec in components_of(config) if spec.name == role)
@@ -50,14 +59,16 @@ def predict(config: ModelConfig, plan: ExportPlan, executor: str = "here") -> tu
     """Predict every process of an export: reference, recipe of mixed precision, each conversion of each target, its check."""
     components = components_of(config)
     of_component = {spec.name: 4 * spec.parameters(plan.width) for spec in components}  # bytes
-    weights = sum(of_component.values())
+    on_disk = {spec.name: largest_tensor(spec) for spec in components if stays_on_disk(spec, plan.width)}
+    weights = sum(bytes_ for name, bytes_ in of_component.items() if name not in on_disk)
     shapes = [(plan.latent, plan.resolution), *((s.latent, s.resolution) for s in plan.other_sizes)]
     one = max(activation_bytes(config, plan.width, latent, size) for latent, size in shapes)  # the reference draws one by one
     activations, batch = one * plan.batch, plan.batch
     own = {
         spec.name: max(spec.activation_bytes(plan.width, latent, size, batch) for latent, size in shapes) for spec in components
     }
-    found = [Prediction(_REFERENCE.of(weights, one))]
+    from_disk = max((_RUN_FROM_DISK.of(0, n) for n in on_disk.values()), default=0)
+    found = [Prediction(_REFERENCE.of(weights, one) + from_disk)]
     if plan.mixed is not None:
         peak = predicted_peak(config, plan.width, plan.latent, executor_of(executor))
         found.append(Prediction(peak, shared="recipe"))
@@ -67,10 +78,18 @@ def predict(config: ModelConfig, plan: ExportPlan, executor: str = "here") -> tu
         forms = {target.form, *(dict(s.forms).get(target.key) for s in plan.other_sizes)}
         loops = memory.loop if "loop" in forms else 0
         running = sum(memory.at_option.get(option, 0.0) for option in target.options)
+        held, added = weights, 0
         for spec in components:
+            bytes_, largest_one = of_component[spec.name], on_disk.get(spec.name)
+            if largest_one is not None and target.precision in target.spec.by_tensor:
+                most = max(stage.of(bytes_, largest_one) for stage in memory.converting_by_tensor)
+                found.append(Prediction(most, target, spec.name))
+                added += memory.checking_by_tensor.of(bytes_, largest_one)
+                continue
+            held += bytes_ if largest_one is not None else 0
             more = round(running * own[spec.name]) + (loops if spec.has_forms else 0)
-            found.append(Prediction(cost.of(of_component[spec.name], 0) + more, target, spec.name))
-        found.append(Prediction(memory.checking.of(weights, activations), target))
+            found.append(Prediction(cost.of(bytes_, 0) + more, target, spec.name))
+        found.append(Prediction(memory.checking.of(held, activations) + added, target))
     return tuple(found)
 
 

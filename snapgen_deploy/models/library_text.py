@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from snapgen_deploy.errors import BadInput, nearest
 from snapgen_deploy.models.config import LARGEST_DEPTH, LARGEST_INT, LibraryTextEncoder
 from snapgen_deploy.models.library_tokenizer import asked_of_library
+from snapgen_deploy.models.on_disk import MOST_HELD, OnDisk, large_parameters, stand_in
 from snapgen_deploy.system.documents import shown
 
 LAST = -1  # the library's `last_hidden_state`
@@ -223,13 +225,19 @@ Encode = Callable[[Tensor, Tensor], Tensor]
 def library_encoder(config: LibraryTextEncoder, folder: Path | None, read: Callable[[str], Tensor]) -> Encode:
     """Tokens and mask (1, L) -> embeddings (1, L - dropped, D), in fp32 by the class that wrote the folder, read by itself.
 
-    Without a folder `read` gives the tensors by the names of `LibraryText`.
+    Without a folder `read` gives the tensors by the names of `LibraryText`; also of a network larger than `MOST_HELD`, whose
+    large tensors are read whenever their module runs.
 
     Raises:
         BadInput: if the library cannot read the folder.
     """
     network = LibraryText(config)
-    if folder is None:
+    if 4 * sum(p.numel() for p in network.parameters()) > MOST_HELD:
+        large = {name: stand_in(tuple(network.get_parameter(name).shape)) for name in large_parameters(network)}
+        state = {name: large[name] if name in large else read(name).float() for name in network.state_dict()}
+        network.load_state_dict(state, assign=True)
+        OnDisk(network, {name: partial(read, name) for name in large}).running()
+    elif folder is None:
         network.load_state_dict({name: read(name).float() for name in network.state_dict()}, assign=True)
     else:
         network.model = _text_part(_from_folder(config, folder), class_of(config))
