@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,8 +28,12 @@ def without_storage() -> Iterator[None]:
         try:
             yield
         finally:
+            library = sys.modules.get("transformers.modeling_utils")
+            theirs = {} if library is None else library.TORCH_INIT_FUNCTIONS
             for name, function in before.items():
                 setattr(init, name, function)
+                if theirs.get(name) is _nothing:  # imported in the block: the library would put this one back for ever
+                    theirs[name] = function
 
 
 def _nothing(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
