@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families.library_text import tokenizer_place
 from snapgen_deploy.models.config import PROMPT_PLACE, LibraryTextEncoder, PromptReading
 from snapgen_deploy.models.library_text import settings_of
-from snapgen_deploy.models.library_tokenizer import asked_of_library, read_tokenizer, tokenizer_place
+from snapgen_deploy.models.library_tokenizer import asked_of_library, read_tokenizer
 from snapgen_deploy.models.tokenizer import WordTokenizer
 from snapgen_deploy.system.documents import refuse
 from snapgen_deploy.system.lfs import refuse_pointer

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.component import (
     MASK,
     TOKENS,
@@ -22,10 +24,10 @@ from snapgen_deploy.families.component import (
     TextInput,
 )
 from snapgen_deploy.families.library_text_variants import library_text_variants
-from snapgen_deploy.families.names import TEXT_ENCODER, TOKENIZER, numbered, tokenizer_file
+from snapgen_deploy.families.names import TEXT_ENCODER, TOKENIZER, numbered, tokenizer_file, tokenizer_name
 from snapgen_deploy.models.config import LibraryTextEncoder
 from snapgen_deploy.models.library_text import LibraryText, library_encoder, settings_of
-from snapgen_deploy.models.library_tokenizer import read_tokenizer, tokenizer_place
+from snapgen_deploy.models.library_tokenizer import VOCABULARIES, read_tokenizer
 from snapgen_deploy.sparse import rewrite_library_text
 
 # Read by the library itself where a bundle is made, to hold the exported files to what it computes: short and long.
@@ -66,6 +68,20 @@ def library_text_encoder(config: LibraryTextEncoder, index: int) -> ComponentSpe
         in_delegate=False,  # the lookup of the embeddings may stay outside
         by_tensor=True,  # projections and the table come through as they are
     )
+
+
+def tokenizer_place(folder: Path) -> Path:
+    """Where a text encoder's tokenizer lies: in its folder, or in the one that diffusers has beside it.
+
+    Raises:
+        BadInput: if there is none.
+    """
+    own = folder.absolute()
+    beside = own.parent / tokenizer_name(own.name)
+    for place in (folder, beside):
+        if any((place / name).is_file() for name in VOCABULARIES):
+            return place
+    raise BadInput(f"text encoder {folder}: has no tokenizer: expected one of {', '.join(VOCABULARIES)} there or in {beside}")
 
 
 def _recorded(config: LibraryTextEncoder, task: OracleTask) -> dict[str, Tensor]:

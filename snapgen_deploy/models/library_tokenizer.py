@@ -14,22 +14,6 @@ R = TypeVar("R")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")  # files, one of which every tokenizer has
 
 
-def tokenizer_place(folder: Path) -> Path:
-    """Where a text encoder's tokenizer lies: in its folder, or in the one that diffusers has beside it.
-
-    The latter is `tokenizer_2` for `text_encoder_2`.
-
-    Raises:
-        BadInput: if there is none.
-    """
-    own = folder.absolute()
-    beside = own.parent / own.name.replace("text_encoder", "tokenizer")
-    for place in (folder, beside):
-        if any((place / name).is_file() for name in VOCABULARIES):
-            return place
-    raise BadInput(f"text encoder {folder}: has no tokenizer: expected one of {', '.join(VOCABULARIES)} there or in {beside}")
-
-
 def read_tokenizer(place: Path) -> Any:
     """A folder's tokenizer.
 
