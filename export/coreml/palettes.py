@@ -2,8 +2,8 @@
 
 Lossless: the weights are palette entries already, and the table holds exactly their values. The file has 1, 2, 3, 4, 6 or 8
 bits per weight, the fewest that the number of different values needs. coremltools' own mode for this, `unique`, counts values
-by sorting float16, which NumPy 2.4.6 gets wrong for large arrays on processors with AVX-512 (measured: 304 for 256 values). It
-then stores more bits than needed, or nothing; hence a table of our own (mode `custom`).
+by sorting float16, which NumPy 2.4.6 gets wrong for large arrays on some processors with AVX-512: see
+findings/numpy-fp16-sort-avx512.sh. It then stores more bits than needed, or nothing; hence a table of our own (mode `custom`).
 """
 
 from __future__ import annotations
