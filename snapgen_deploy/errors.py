@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -35,6 +35,18 @@ class BadInput(SnapgenError):
     """A file, option or value that cannot be used as it is."""
 
     exit_code = 2
+
+
+class WrongFile(BadInput):
+    """A file with so many problems that the message has only the first ones; `problems` are all of them, a line each."""
+
+    def __init__(self, message: str, problems: Sequence[str]) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All problems."""
+        return {"problems": list(self.problems)}
 
 
 class GateFailed(SnapgenError):

@@ -55,6 +55,7 @@ from snapgen_deploy.export.shared import coremltools as coreml_thrift
 from snapgen_deploy.export.shared.graph import check_inputs, check_offered, check_rank, parse_options, trace, wrap_errors
 from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.export.shared.weights_given import with_weights_given
+from snapgen_deploy.system.documents import several
 from snapgen_deploy.system.files import files_under
 
 if TYPE_CHECKING:
@@ -458,7 +459,7 @@ def _described(spec: Any, package: str, entry: str) -> Any:
     found = {f.name: f for f in about.functions}
     name = entry or about.defaultFunctionName
     if name not in found:
-        raise BadInput(f"{package}: no function {name!r}; it has {', '.join(found)}")
+        raise BadInput(f"{package}: no function {name!r}; it has {several(list(found))}")
     return found[name]
 
 

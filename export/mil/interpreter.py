@@ -24,6 +24,7 @@ from snapgen_deploy.export.mil.saved.program import Block, Constant, Data, Funct
 from snapgen_deploy.export.mil.saved.types import ValueType, to_held
 from snapgen_deploy.export.mil.steps import AnyStep, Body, Control, Decoded, Env, Late, Step, Unkept, ValueSource, with_frees
 from snapgen_deploy.export.mil.trace import Trace
+from snapgen_deploy.system.documents import several
 
 _FAILURES = (RuntimeError, ValueError, IndexError, TypeError, KeyError, NotImplementedError, ArithmeticError)
 CONTROL = {"cond": "pred", "while_loop": "loop_vars"}
@@ -59,10 +60,10 @@ class Plan:
         unknown = [o for o in self.function.every_operation() if o.type not in known]
         if unknown:
             first = min(unknown, key=lambda o: o.type)
-            rest = ", ".join(sorted({o.type for o in unknown} - {first.type}))
+            rest = sorted({o.type for o in unknown} - {first.type})
             raise OpError(
                 f"{first.where}: this operation is not supported in function {self.function.name!r}"
-                + (f"; also lacking: {rest}" if rest else "")
+                + (f"; also lacking: {several(rest)}" if rest else "")
             )
 
     def _kept(self) -> set[int]:

@@ -19,6 +19,7 @@ from snapgen_deploy.export.mil.saved.errors import PackageError
 from snapgen_deploy.export.mil.saved.program import Function, Interface, Operation, PackagePort
 from snapgen_deploy.export.mil.saved.reader import read_package
 from snapgen_deploy.export.mil.trace import Trace
+from snapgen_deploy.system.documents import several
 
 
 @dataclass
@@ -84,8 +85,7 @@ class PackageRunner:
         """
         expected = {port.name: port for port in self.states}
         if set(arrays) != set(expected):
-            got = ", ".join(sorted(arrays)) or "none"
-            raise PackageError(f"{self.package}: got states {got}; expected {', '.join(expected) or 'none'}")
+            raise PackageError(f"{self.package}: got states {several(sorted(arrays))}; expected {several(list(expected))}")
         return State({name: take(port, self._types[name], arrays[name]) for name, port in expected.items()})
 
     def watch(self, on_value: Callable[[str, Tensor], None]) -> None:
@@ -110,7 +110,7 @@ class PackageRunner:
         unknown = sorted(set(inputs) - set(known))
         missing = [p.name for p in self.inputs if p.name not in inputs and p.default is None]
         if unknown or missing:
-            raise PackageError(f"{self.package}: got inputs {', '.join(sorted(inputs)) or 'none'}; expected {', '.join(known)}")
+            raise PackageError(f"{self.package}: got inputs {several(sorted(inputs))}; expected {several(list(known))}")
         bound = {}
         for name, port in known.items():
             given = inputs.get(name)
@@ -165,7 +165,7 @@ def open_package(
     package = read_package(path)
     name = function or package.default
     if name not in package.interfaces:
-        raise PackageError(f"{path}: no function {name!r}; it has {', '.join(sorted(package.interfaces))}")
+        raise PackageError(f"{path}: no function {name!r}; it has {several(sorted(package.interfaces))}")
     if threads < 1:
         raise PackageError(f"threads must be at least 1, got {threads}")
     try:

@@ -20,6 +20,7 @@ from snapgen_deploy.latency.environment import host_key, stamp_of_now
 from snapgen_deploy.latency.measure.session import runs_here
 from snapgen_deploy.latency.results import QUERY, DeviceKey
 from snapgen_deploy.plan.sizes import size_name
+from snapgen_deploy.system.documents import several
 from snapgen_deploy.system.files import is_file, read_json, sha256_of
 from snapgen_deploy.system.progress import Progress
 
@@ -132,7 +133,7 @@ def refuse_unlike(base: Bundle, candidate: Bundle, key: str, *, across: bool = F
     """
     for bundle in (base, candidate):
         if key not in bundle.targets:
-            raise Refused(f"not comparable: {bundle.path} holds no target '{key}', only {', '.join(bundle.targets)}")
+            raise Refused(f"not comparable: {bundle.path} holds no target '{key}', only {several(bundle.targets)}")
     if not across or base.batch != candidate.batch:
         refuse_unlike_pictures(base.manifest, candidate.manifest)
 
@@ -194,7 +195,7 @@ def compare_bundles(
     for threshold in thresholds:
         timed, parts = threshold.metric.rpartition("_")[0], candidate.artifacts(key)
         if timed not in (QUERY, LOAD) and timed not in parts:
-            raise BadInput(f"{threshold.metric}: {candidate.path.name} has no {timed}, only {', '.join(parts)}")
+            raise BadInput(f"{threshold.metric}: {candidate.path.name} has no {timed}, only {several(list(parts))}")
     directed = across and not thresholds  # asked is which side is faster, and by how much
     thresholds = thresholds or (ACROSS,)
     failing = not directed and any(not t.warn for t in thresholds)  # if so, metrics that only warn do not cause more rounds

@@ -24,6 +24,7 @@ from snapgen_deploy.models.serialise import config_to_json
 from snapgen_deploy.plan.sizes import latent_of
 from snapgen_deploy.plan.widths import WEIGHT_BYTES
 from snapgen_deploy.sparse import Layout, OpForm, UpsampleForm
+from snapgen_deploy.system.documents import several
 
 Ops = tuple[OpCost, ...]
 
@@ -73,7 +74,7 @@ def picture_costs(config: ModelConfig, width: str, resolution: tuple[int, int], 
         BadInput: if the model has no such width or picture size, or the target is not known.
     """
     if width not in config.student.widths:
-        raise BadInput(f"no width '{width}': expected one of {', '.join(config.student.widths)}")
+        raise BadInput(f"no width '{width}': expected one of {several(list(config.student.widths))}")
     return _traced(_Picture(config_to_json(config), width, resolution, target, batch, config))
 
 

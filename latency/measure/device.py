@@ -18,6 +18,7 @@ from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.latency.links.base import LinkJob
 from snapgen_deploy.latency.measure.session import bundle_identity
 from snapgen_deploy.latency.results import Measurement, RunProfile
+from snapgen_deploy.system.documents import several
 from snapgen_deploy.system.progress import Progress
 
 
@@ -83,7 +84,7 @@ def target_for(bundle: Bundle, link_name: str, wanted: str | None) -> str:
     fitting = [k for k in bundle.targets if k in takes and wanted in (None, k, k.partition(":")[0])]
     if takes and not fitting:
         asked = f", and {wanted} was asked for" if wanted else ""
-        raise BadInput(f"{link_name} runs {' and '.join(takes)}; {bundle.name} holds {', '.join(bundle.targets)}{asked}")
+        raise BadInput(f"{link_name} runs {' and '.join(takes)}; {bundle.name} holds {several(bundle.targets)}{asked}")
     return fitting[0] if fitting else bundle.targets[0]  # for an unknown link, which `open_link` refuses
 
 

@@ -18,6 +18,7 @@ from snapgen_deploy.export.base import Arrays, Role
 from snapgen_deploy.export.registry import spec_of, target_of
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.system.documents import several
 from snapgen_deploy.system.files import write_bytes
 
 
@@ -51,7 +52,7 @@ def full_key(bundle: Bundle, wanted: str) -> str:
     """
     matches = [k for k in bundle.targets if k == wanted or k.split(":")[0] == wanted]
     if len(matches) != 1:
-        raise BadInput(f"{bundle.name} holds the targets {', '.join(bundle.targets)}; got '{wanted}'")
+        raise BadInput(f"{bundle.name} holds the targets {several(bundle.targets)}; got '{wanted}'")
     return matches[0]
 
 
@@ -181,10 +182,10 @@ def other_text(config: ModelConfig, embeddings: Mapping[str, np.ndarray]) -> Arr
     for s in config.student.text_streams:
         if s.name not in own:
             shapes |= {s.name: (1, s.length, s.dim), f"{s.name}_mask": (1, s.length)}
-    expected = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
+    expected = several([f"{name} {shape}" for name, shape in shapes.items()])
     got = {name: tuple(array.shape) for name, array in embeddings.items()}
     if got != shapes:
-        listed = ", ".join(f"{name} {shape}" for name, shape in got.items()) or "none"
+        listed = several([f"{name} {shape}" for name, shape in got.items()])
         raise BadInput(f"--embeddings: got {listed}; expected {expected}: text that no encoder of this bundle makes")
     if not all(np.issubdtype(a.dtype, np.number) and np.isfinite(a).all() for a in embeddings.values()):
         raise BadInput("--embeddings: expected finite numbers in every array")

@@ -19,7 +19,7 @@ from snapgen_deploy.models.noise import GENERATORS, TORCH
 from snapgen_deploy.models.schedule import Schedule
 from snapgen_deploy.models.serialise import config_from_dict
 from snapgen_deploy.plan.sizes import size_name
-from snapgen_deploy.system.documents import shown
+from snapgen_deploy.system.documents import in_one_line, several, shown
 from snapgen_deploy.system.files import files_under, is_file, read_json, sha256_of, stays_inside
 
 SCHEMA_VERSION = 1
@@ -103,7 +103,7 @@ class Bundle:
             BadInput: if the bundle does not have this size.
         """
         if size is not None and size not in self.sizes:
-            raise BadInput(f"{self.name} does not draw {size}: its sizes are {', '.join(self.sizes)}")
+            raise BadInput(f"{self.name} does not draw {size}: its sizes are {several(self.sizes)}")
         if "sizes" not in self.manifest:
             return self
         return Bundle(self.path, at_size(self.manifest, size or self.sizes[0]))
@@ -134,7 +134,7 @@ class Bundle:
             BadInput: if the bundle does not hold this target.
         """
         if key not in self.targets:
-            raise BadInput(f"{self.name} holds no target '{key}': it holds {', '.join(self.targets)}")
+            raise BadInput(f"{self.name} holds no target '{key}': it holds {several(self.targets)}")
         components = self.manifest["targets"][key]["components"]
         return {
             role: Artifact(key, role, self.path / c["path"], tuple(self.path / f for f in c["files"]), c.get("entry", ""))
@@ -210,7 +210,7 @@ def check_hashes(bundle: Bundle) -> None:
     """Check that the bundle holds exactly the exported files, unchanged, and that SHA256SUMS and manifest agree.
 
     Raises:
-        GateFailed: if a file is missing, changed, not listed, listed twice or not a plain file; lists the first ten.
+        GateFailed: if a file is missing, changed, not listed, listed twice or not a plain file; lists the first ones.
     """
     listed: dict[str, str] = {}
     sums = bundle.path / SUMS
@@ -236,8 +236,7 @@ def check_hashes(bundle: Bundle) -> None:
     differ = (n for n in sorted({*recorded, *listed} - {MANIFEST}) if recorded.get(n) != listed.get(n))
     wrong += [f"differs from {MANIFEST} {n}" for n in differ]
     if wrong:
-        shown = "; ".join(wrong[:10]) + (f"; and {len(wrong) - 10} more" if len(wrong) > 10 else "")
-        raise GateFailed(f"{bundle.name} is not what was exported: {shown}")
+        raise GateFailed(in_one_line(f"{bundle.name} is not what was exported", wrong))
 
 
 def digests(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from snapgen_deploy.errors import GateFailed
 from snapgen_deploy.export.registry import spec_of
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.plan.sizes import latent_of
+from snapgen_deploy.system.documents import in_one_line, several
 
 NEARLY = 0.25  # share of a gate's limit
 CLOSE = 1e-5  # tolerance for time features, noise levels and noise
@@ -30,7 +31,7 @@ def refuse_contradictions(bundle: Bundle, vectors: ReferenceVectors) -> None:
     """Check the manifest of a bundle, at one picture size (`Bundle.at`), against configuration and test vectors.
 
     Raises:
-        GateFailed: if latent shape, schedule, prompts, seeds, tokens or ports contradict them; lists the first ten.
+        GateFailed: if latent shape, schedule, prompts, seeds, tokens or ports contradict them; lists the first ones.
     """
     _refuse(bundle, list(_contradictions(bundle, vectors)))
 
@@ -82,7 +83,7 @@ def refuse_other_values(bundle: Bundle, gates: Sequence[Gate]) -> None:
 
 def _refuse(bundle: Bundle, wrong: Sequence[str]) -> None:
     if wrong:
-        raise GateFailed(f"{bundle.name} contradicts itself: {'; '.join(wrong[:10])}")
+        raise GateFailed(in_one_line(f"{bundle.name} contradicts itself", wrong))
 
 
 def _contradictions(bundle: Bundle, vectors: ReferenceVectors) -> Iterator[str]:
@@ -144,7 +145,7 @@ def _of_samples(bundle: Bundle, vectors: ReferenceVectors) -> Iterator[str]:
 def _of_target(bundle: Bundle, key: str) -> Iterator[str]:
     components, specs = bundle.manifest["targets"][key]["components"], components_of(bundle.config)
     if set(components) != set(specs.names):
-        yield f"{key} has {', '.join(sorted(components)) or 'nothing'}, expected {', '.join(specs.names)}"
+        yield f"{key} has {several(sorted(components))}, expected {several(specs.names)}"
         return
     for spec in specs:
         inputs, outputs, _ = spec.called(bundle)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snapgen_deploy.checkpoint.header import FLOATS
 from snapgen_deploy.checkpoint.opener import Checkpoint
-from snapgen_deploy.checkpoint.validation import non_finite, raise_problems
+from snapgen_deploy.checkpoint.validation import LISTS_VALUES, non_finite, raise_problems
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.component import ComponentSpec
 from snapgen_deploy.families.names import DECODER, TEXT_ENCODER, title_of
@@ -20,6 +20,7 @@ from snapgen_deploy.models.on_disk import LARGE, MOST_HELD, OnDisk, large_parame
 from snapgen_deploy.models.student import Student
 from snapgen_deploy.models.text_encoder import TextEncoder
 from snapgen_deploy.models.unfilled import without_storage
+from snapgen_deploy.system.documents import several, shown
 
 
 def stays_on_disk(spec: ComponentSpec, width: str) -> bool:
@@ -70,7 +71,7 @@ def _read_finite(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> T
         BadInput: if a number is not finite.
     """
     part = checkpoint.read(name, shape)
-    raise_problems(checkpoint, non_finite(name, part))
+    raise_problems(checkpoint, non_finite(name, part), LISTS_VALUES)
     return part
 
 
@@ -79,7 +80,7 @@ def _spec(checkpoint: Checkpoint, name: str, width: str) -> ComponentSpec:
     if spec is None:
         raise BadInput(f"checkpoint {checkpoint.path}: has no {title_of(name)}")
     if spec.elastic and width not in (there := widths_of(checkpoint)):
-        raise BadInput(f"checkpoint {checkpoint.path}: has no width {width!r}; it holds {', '.join(there) or 'none'}")
+        raise BadInput(f"checkpoint {checkpoint.path}: has no width {width!r}; it holds {several(there)}")
     return spec
 
 
@@ -122,7 +123,7 @@ def _fill(
         if info is None:
             problems.append(f"missing {name!r}, expected shape {list(wanted)}")
         elif not _holds(info.shape, wanted, exact=stored.whole):
-            problems.append(f"{name!r} got shape {list(info.shape)}, expected {list(wanted)}")
+            problems.append(f"{name!r} got shape {shown(list(info.shape))}, expected {list(wanted)}")
         elif info.dtype not in FLOATS:
             problems.append(f"{name!r} got dtype {info.dtype}, expected one of {', '.join(FLOATS)}")
         elif ours in instead:
@@ -130,7 +131,7 @@ def _fill(
         else:
             state[ours] = checkpoint.read(name, wanted).to(torch.float32)
             problems += non_finite(name, state[ours])
-    raise_problems(checkpoint, problems)
+    raise_problems(checkpoint, problems, LISTS_VALUES)
     network.load_state_dict(state, strict=True, assign=True)
     return network.eval().requires_grad_(False)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.checkpoint.sources import SafetensorsSource, Source, TorchSource
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.system.documents import in_one_line, parse_json, shown
+from snapgen_deploy.system.documents import in_one_line, parse_json, several, shown
 from snapgen_deploy.system.lfs import refuse_pointer
 
 SINGLE_FILE = "model.safetensors"
@@ -89,10 +88,10 @@ def sharded(index: Path) -> tuple[SafetensorsSource, Path]:
     files = sorted(set(owners.values()))
     outside = [f for f in files if not _is_plain(f)]
     if outside:
-        raise BadInput(f"{index}: shards must be plain file names beside the index, got {_short(outside)}")
+        raise BadInput(f"{index}: shards must be plain file names beside the index, got {several([shown(f) for f in outside])}")
     missing = [f for f in files if not (index.parent / f).is_file()]
     if missing:
-        raise BadInput(f"{index}: names shards that are not there: {_short(missing)}; fetch them again")
+        raise BadInput(f"{index}: names shards that are not there: {several([shown(f) for f in missing])}; fetch them again")
     source = SafetensorsSource.of(tuple(index.parent / f for f in files))
     problems = []
     for name in sorted(set(owners) | set(source.owner)):
@@ -111,10 +110,6 @@ def _is_plain(name: str) -> bool:
     """Whether it is a file's own name, which no system takes for a path."""
     plain = name not in ("", ".", "..") and Path(name).name == name and not {"\\", "\0"} & set(name)
     return plain and len(name.encode("utf-8", errors="replace")) <= LONGEST_FILE_NAME
-
-
-def _short(names: Sequence[str]) -> str:
-    return listed([shown(name) for name in names[:4]]) + (f"; and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def json_object(path: Path) -> dict[str, Any]:

@@ -18,13 +18,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, StrictBool
 
 from snapgen_deploy.checkpoint.library import LibraryFolder, open_library_folder
-from snapgen_deploy.checkpoint.listing import listed
 from snapgen_deploy.checkpoint.stored import FileTensor, Stored
 from snapgen_deploy.checkpoint.text_tokenizer import AskedTokenizer, folder_tokenizer
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.config import LARGEST_DEPTH, LARGEST_INT, PROMPT_PLACE, Document, LibraryTextEncoder, TextStream
 from snapgen_deploy.models.library_text import own_names, settings_of
-from snapgen_deploy.system.documents import parse_toml, refuse, shown
+from snapgen_deploy.system.documents import in_one_line, parse_toml, refuse, shown
 from snapgen_deploy.system.typed import read_as
 
 # Tensors of other parts of a larger model, and constants that the library computes itself.
@@ -113,7 +112,7 @@ def _names(folder: LibraryFolder, config: LibraryTextEncoder) -> dict[str, str]:
     found, left = own_names(config, folder.source.tensors)
     extra = [n for n, ours in left.items() if not ours.startswith(_OTHER_PARTS) and not ours.endswith(_CONSTANTS)]
     if extra:
-        several = [f"{shown(name)} {list(folder.source.tensors[name].shape)}" for name in sorted(extra)]
+        found_there = [f"{shown(name)} {list(folder.source.tensors[name].shape)}" for name in sorted(extra)]
         head = f"text encoder {config.stream} {folder.path}: {len(extra)} tensors that its config.json has no place for"
-        raise BadInput(f"{head}: {listed(several)}")
+        raise BadInput(in_one_line(head, found_there))
     return found

@@ -11,15 +11,15 @@ from snapgen_deploy.checkpoint.expected import expected_shapes
 from snapgen_deploy.checkpoint.float8 import FLOAT8, refuse_without_scales
 from snapgen_deploy.checkpoint.header import FLOATS
 from snapgen_deploy.checkpoint.keymap.compare import near_misses
-from snapgen_deploy.checkpoint.listing import MOST_LISTED, listed
 from snapgen_deploy.checkpoint.opener import Checkpoint
 from snapgen_deploy.checkpoint.wrappers import common_prefix
-from snapgen_deploy.errors import BadInput
+from snapgen_deploy.errors import WrongFile
 from snapgen_deploy.families.names import DECODER, TEXT_ENCODER
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models.config import ModelConfig
-from snapgen_deploy.system.documents import LONGEST_NAME, cut, shown
+from snapgen_deploy.system.documents import LONGEST_NAME, cut, in_one_line, shown
 
+LISTS, LISTS_VALUES = "inspect", "inspect --check"  # commands that list what is wrong with a checkpoint
 MOST_GUESSED = 5  # missing tensors whose near misses are looked for
 _AT_ONCE = 1 << 24  # elements that are looked at together
 
@@ -45,10 +45,10 @@ def _structural(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]])
     for name, info in checkpoint.tensors.items():
         said = cut(repr(name), LONGEST_NAME)
         if name not in expected:
-            found.append(f"extra {said}, got shape {list(info.shape)}{_component_hint(checkpoint.config, name)}")
+            found.append(f"extra {said}, got shape {shown(list(info.shape))}{_component_hint(checkpoint.config, name)}")
             continue
         if info.shape != expected[name]:
-            found.append(f"{said} got shape {list(info.shape)}, expected {list(expected[name])}")
+            found.append(f"{said} got shape {shown(list(info.shape))}, expected {list(expected[name])}")
         if info.dtype not in FLOATS:
             found.append(f"{said} got dtype {info.dtype}, expected one of {', '.join(FLOATS)}")
     return found
@@ -76,22 +76,33 @@ def validate(checkpoint: Checkpoint, *, values: bool = True) -> None:
     """Check the whole checkpoint; without `values` only headers, and no tensor is read.
 
     Raises:
-        BadInput: if there are problems; one message for all of them.
+        WrongFile: if there are problems; one message for all of them.
     """
     expected = expected_shapes(checkpoint.config)
-    raise_problems(checkpoint, _structural(checkpoint, expected) + (_not_finite(checkpoint, expected) if values else []))
+    found = _structural(checkpoint, expected)
+    raise_problems(checkpoint, found + (_not_finite(checkpoint, expected) if values else []), LISTS_VALUES if values else LISTS)
 
 
-def raise_problems(checkpoint: Checkpoint, problems: list[str]) -> None:
-    """Report problems, if there are any.
+def validate_values(checkpoint: Checkpoint) -> None:
+    """Check the values of a checkpoint whose headers were validated: all of it is read.
 
     Raises:
-        BadInput: if `problems` is not empty; one message for all of them.
+        WrongFile: if values are not finite; one message for all of them.
+    """
+    raise_problems(checkpoint, _not_finite(checkpoint, expected_shapes(checkpoint.config)), LISTS_VALUES)
+
+
+def raise_problems(checkpoint: Checkpoint, problems: list[str], lists: str) -> None:
+    """Report problems, if there are any; `lists` is the command that shows all of them.
+
+    Raises:
+        WrongFile: if `problems` is not empty; one message for all of them.
     """
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        look = "; inspect --names shows both sides" if len(problems) > MOST_LISTED else ""
-        raise BadInput(f"checkpoint {checkpoint.path}: {count}: {listed(problems)}{look}")
+        rest = f"; `{lists}` lists all, `inspect --names` shows both sides"
+        head, line = "checkpoint ", in_one_line(f"checkpoint : {count}", problems, rest=rest)
+        raise WrongFile(f"{head}{checkpoint.path}{line.removeprefix(head)}", problems)
 
 
 def _component_hint(config: ModelConfig, name: str) -> str:

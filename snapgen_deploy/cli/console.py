@@ -25,7 +25,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 
 from snapgen_deploy.errors import BadInput, SnapgenError
-from snapgen_deploy.system.documents import LONGEST_NAME, cut
+from snapgen_deploy.system.documents import LONGEST_LINE, LONGEST_NAME, cut
 from snapgen_deploy.system.files import write_text
 from snapgen_deploy.system.host_memory import is_out_of_memory
 from snapgen_deploy.system.progress import Counting, OnProgress, OnStep, Progress, ignore_progress
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-LONGEST_MESSAGE = 4000  # characters; lists of problems are long, and each is worth reading
+LONGEST_MESSAGE = 4000  # characters, of what is no fault of a file: gates that failed are listed, and each is worth reading
 UNEXPECTED = 70  # exit code of an unexpected error (sysexits.h: EX_SOFTWARE)
 # System errors caused by a path that the user chose, wherever they occur.
 PLACES = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
@@ -209,9 +209,10 @@ def report_error(error: Exception, *, traceback: bool, as_json: bool = False) ->
     elif not isinstance(error, SnapgenError) and is_out_of_memory(error):
         error = BadInput(f"too little memory: {cut(_one_line(error), LONGEST_NAME)}; free some, or raise the limit (ulimit -v)")
     if isinstance(error, SnapgenError):
-        message, hint, code, data = _cut_middle(_one_line(error)), "", error.exit_code, error.as_dict()
+        longest = LONGEST_LINE if isinstance(error, BadInput) else LONGEST_MESSAGE
+        message, hint, code, data = _cut_middle(_one_line(error), longest), "", error.exit_code, error.as_dict()
     else:
-        message, code, data = f"{type(error).__name__}: {_cut_middle(_one_line(error))}", UNEXPECTED, {}
+        message, code, data = f"{type(error).__name__}: {_cut_middle(_one_line(error), LONGEST_MESSAGE)}", UNEXPECTED, {}
         hint = "" if traceback else "; run again with -v for the traceback"
     with contextlib.suppress(OSError):  # standard error may be full; the exit code and the object remain
         tell(f"error: {message}{hint}", "red")
@@ -235,9 +236,18 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _cut_middle(text: str) -> str:
-    """Whatever an error repeats of its input, beginning and end are enough."""
-    return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE // 2]} ... {text[-LONGEST_MESSAGE // 4 :]}"
+def _cut_middle(text: str, longest: int) -> str:
+    """Whatever an error repeats of its input, beginning and end are enough: `longest` characters beside paths that exist."""
+    if len(text) <= longest:
+        return text
+    longest += sum(len(word) for word in text.split() if os.sep in word and _exists(word.rstrip(":;,.")))
+    return text if len(text) <= longest else f"{text[: longest * 2 // 3]} ... {text[-(longest // 3 - 5) :]}"
+
+
+def _exists(path: str) -> bool:
+    with contextlib.suppress(ValueError):  # a null character
+        return os.path.exists(path)
+    return False
 
 
 def progress(*, quiet: bool = False) -> Progress:

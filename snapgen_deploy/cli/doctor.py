@@ -12,6 +12,7 @@ from snapgen_deploy.cli.console import new_table, out, print_json, progress, tel
 from snapgen_deploy.cli.doctor_layers import check_layers
 from snapgen_deploy.cli.options import AsJson
 from snapgen_deploy.errors import BadInput, GateFailed
+from snapgen_deploy.system.documents import several
 
 if TYPE_CHECKING:
     from snapgen_deploy.export.lint import Finding, Placement
@@ -162,7 +163,7 @@ def _packages(path: Path, scratch: Path, others: bool) -> tuple[dict[str, Path],
                 if artifact.path.exists() or not others:
                     packages |= _inside(target, artifact.path, f"{role} ({key})", scratch)
     if not packages and not others:
-        raise BadInput(f"{path} holds no Core ML package: its targets are {', '.join(bundle.targets)}")
+        raise BadInput(f"{path} holds no Core ML package: its targets are {several(bundle.targets)}")
     budget = bundle.manifest.get("device", {}).get("memory_budget")
     return packages, budget if isinstance(budget, int) else None
 

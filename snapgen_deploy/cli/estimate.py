@@ -12,6 +12,7 @@ from snapgen_deploy.cli.console import check_places, new_table, out, print_json,
 from snapgen_deploy.cli.options import AsJson, Verbose
 from snapgen_deploy.cli.parsing import parse_resolution
 from snapgen_deploy.errors import BadInput, Refused
+from snapgen_deploy.system.documents import several
 from snapgen_deploy.system.processors import default_threads
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def estimate(
     config = _config(checkpoint, preset)
     size = parse_resolution(resolution) if resolution else config.resolution
     if width is not None and width not in config.student.widths:
-        raise BadInput(f"{config.name} has no width '{width}': it has {', '.join(config.student.widths)}")
+        raise BadInput(f"{config.name} has no width '{width}': it has {several(list(config.student.widths))}")
     found: EstimatedDevice = Host(threads or default_threads()) if device == HOST else _profile(device)
     key = target_of_estimate(found, target)
     shown = progress(quiet=as_json)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from snapgen_deploy.cli.console import NO_TOKENIZER, UNTRAINED, megabytes, new_table, out, print_json, progress
+from snapgen_deploy.cli.console import NO_TOKENIZER, UNTRAINED, megabytes, new_table, out, plain, print_json, progress, say
 from snapgen_deploy.cli.options import (
     AsJson,
     ConfigFile,
@@ -24,6 +24,7 @@ from snapgen_deploy.cli.options import (
     WithoutTextEncoder,
     place_of,
 )
+from snapgen_deploy.system.documents import several
 
 if TYPE_CHECKING:
     from snapgen_deploy.checkpoint import Checkpoint, CheckpointPlace, TensorInfo
@@ -66,7 +67,7 @@ def inspect(
 ) -> None:
     """Show a checkpoint's components, widths, parameters, bytes, dtypes and configuration."""
     from snapgen_deploy.checkpoint import validate
-    from snapgen_deploy.errors import BadInput
+    from snapgen_deploy.errors import BadInput, WrongFile
 
     if width is not None and golden is None:
         raise BadInput("--width belongs to --golden; add --golden FILE, or leave it out")
@@ -98,7 +99,13 @@ def inspect(
     if not as_json:
         _print(data)  # before the check, so that a broken checkpoint is shown too
     with progress(quiet=as_json)("checking every tensor" if check else "checking names, shapes and dtypes"):
-        validate(opened, values=check)
+        try:
+            validate(opened, values=check)
+        except WrongFile as error:
+            if not as_json:  # where the object has them
+                for problem in error.problems:
+                    say(plain(problem))
+            raise
     held = None
     if golden is not None:
         held = _hold(opened, place, golden, width, quiet=as_json)
@@ -125,7 +132,7 @@ def _hold(checkpoint: Checkpoint, place: CheckpointPlace, golden: Path, width: s
     vectors, widths = open_golden(golden, checkpoint.config, tokenizers=checkpoint.tokenizers), widths_of(checkpoint)
     chosen = width or vectors.width or widths[-1]
     if chosen not in widths:
-        raise BadInput(f"--width: got '{chosen}', the checkpoint holds {', '.join(widths)}")
+        raise BadInput(f"--width: got '{chosen}', the checkpoint holds {several(list(widths))}")
     task = GoldenTask(place, chosen, vectors, default_threads(), CAUSE_SECONDS)
     with progress(quiet=quiet)("holding the reference against golden vectors") as on_progress:
         held = hold_reference(task, on_progress)

@@ -21,7 +21,7 @@ from snapgen_deploy.families.component import LATENT, MASK, PICTURE, TIME, TOKEN
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import ModelConfig, time_features
 from snapgen_deploy.plan.sizes import latent_of
-from snapgen_deploy.system.documents import in_one_line, parse_json, shown
+from snapgen_deploy.system.documents import in_one_line, parse_json, several, shown
 from snapgen_deploy.system.files import sha256_of
 from snapgen_deploy.system.typed import read_as
 
@@ -181,7 +181,7 @@ def _metadata(path: Path, header: Header, config: ModelConfig) -> tuple[str, str
     width, computed_in = (header.metadata.get(key, "") for key in ("width", "computed_in"))
     if width and width not in config.student.widths:
         known = config.student.widths
-        raise BadInput(f"{path}: width: got {shown(width)}, expected one of {', '.join(known)}{nearest(width, known)}")
+        raise BadInput(f"{path}: width: got {shown(width)}, expected one of {several(list(known))}{nearest(width, known)}")
     if computed_in and computed_in not in TOLERANCES:
         raise BadInput(f"{path}: computed_in: got {shown(computed_in)}, expected one of {', '.join(TOLERANCES)}")
     text = header.metadata.get("prompts")

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.config import PromptReading
-from snapgen_deploy.system.documents import LONGEST_NAME, cut
+from snapgen_deploy.system.documents import LONGEST_LINE, LONGEST_NAME, LONGEST_VALUE, cut, several
 from snapgen_deploy.system.native import no_panic
 
 LISTED = 200  # a vocabulary of more words is not listed in a message
@@ -100,11 +100,14 @@ class WordTokenizer:
         spans = [span for n, span in zip(numbers, encoding.offsets, strict=True) if n == self._unknown and span[0] < span[1]]
         unknown = [text[a:b] for a, b in spans]
         if unknown and self._reading.unknown == "refused":
-            listed, known = ", ".join(dict.fromkeys(repr(w) for w in unknown)), self.words()
-            knows = " ".join(known) if len(known) <= LISTED else f"{len(known)} words, such as {' '.join(known[:10])}"
-            raise BadInput(
-                f"the prompt has words that the checkpoint does not know: {cut(listed, 300)}; it knows: {cut(knows, 1500)}"
-            )
+            listed, known = several(list(dict.fromkeys(repr(w) for w in unknown)), room=LONGEST_VALUE), self.words()
+            said = f"the prompt has words that the checkpoint does not know: {listed}; it knows: "
+            room = LONGEST_LINE - len(said)
+            if len(known) > LISTED:
+                knows = cut(f"{len(known)} words, such as {' '.join(known[:10])}", room)
+            else:
+                knows = several(known, " ", room)
+            raise BadInput(said + knows)
         if len(numbers) > length:
             raise BadInput(f"the prompt has {len(numbers)} tokens, at most {length} fit; shorten it")
         padding, ones = [self._pad] * (length - len(numbers)), [1] * len(numbers)

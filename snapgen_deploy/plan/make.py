@@ -13,6 +13,7 @@ from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.plan.sizes import sizes_of, untrained_sizes
 from snapgen_deploy.plan.targets import check_systems, pick_targets, plan_target
 from snapgen_deploy.plan.widths import Estimator, JudgedBy, judge_width, memory_hint
+from snapgen_deploy.system.documents import several
 
 
 def make_plan(
@@ -55,7 +56,7 @@ def make_plan(
         )
     widths = sorted(config.student.widths, key=lambda w: -config.student.widths[w])
     if width is not None and width not in widths:
-        raise BadInput(f"the checkpoint has no width '{width}': it has {', '.join(widths)}{nearest(width, widths)}")
+        raise BadInput(f"the checkpoint has no width '{width}': it has {several(list(widths))}{nearest(width, widths)}")
     limits = JudgedBy(estimator, max_latency_ms, batch)
     judged = [judge_width(config, profile, w, chosen, sizes, limits) for w in widths]
     if width is None:

@@ -66,17 +66,38 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not valid JSON")
 
 
-def in_one_line(head: str, problems: Sequence[str], tail: str = "") -> str:
-    """`head: problem; problem` and `tail`: all problems if they fit, else the first ones and how many more there are.
+def in_one_line(head: str, problems: Sequence[str], tail: str = "", rest: str = "") -> str:
+    """`head: problem; problem` and `tail`: all problems if they fit, else the first ones, how many more, and `rest`.
 
     >>> in_one_line("profile a.toml", ["id: got nothing", "soc: got 3"], "; fix the file")
     'profile a.toml: id: got nothing; soc: got 3; fix the file'
     """
-    room = max(LONGEST_LINE - len(head) - len(tail) - len(": ; and 999 more"), LONGEST_LINE // 2)
-    texts = [cut(" ".join(p.split()), room) for p in problems]  # a hostile key may hold line breaks
-    fitting = max(n for n in range(1, len(texts) + 1) if n == 1 or len("; ".join(texts[:n])) <= room)
-    more = f"; and {len(texts) - fitting} more" if fitting < len(texts) else ""
-    return f"{head}: {'; '.join(texts[:fitting])}{more}{tail}"
+    room = max(LONGEST_LINE - len(f"{head}: ; and {len(problems)} more{rest}{tail}"), LONGEST_LINE // 2)
+    said, left = _fitting(problems, "; ", room)
+    return f"{head}: {said}{f'; and {left} more{rest}' if left else ''}{tail}"
+
+
+def several(names: Sequence[str], separator: str = ", ", room: int = LONGEST_NAME) -> str:
+    """Names that a file holds: all if they fit in `room` characters, else the first ones and how many more; or "none".
+
+    >>> several(["small", "full"]), several([f"layer{i}" for i in range(900)], room=40)
+    ('small, full', 'layer0, layer1, layer2 and 897 more')
+    """
+    said, left = _fitting(names, separator, room)
+    if left:
+        said, left = _fitting(names, separator, room - len(f" and {len(names)} more"))
+    return (f"{said} and {left} more" if left else said) or "none"
+
+
+def _fitting(texts: Sequence[str], separator: str, room: int) -> tuple[str, int]:
+    """The first texts that fit, at least the beginning of one, and how many are left. A hostile text may hold line breaks."""
+    said = ""
+    for number, text in enumerate(texts):
+        line = " ".join(text.split())
+        if number and len(said) + len(separator) + len(line) > room:
+            return said, len(texts) - number
+        said += separator * bool(number) + cut(line, room)
+    return said, 0
 
 
 def refuse(head: str, problems: Sequence[str], tail: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -47,12 +48,17 @@ def tiny_model() -> tuple[ElasticDiT, dict[str, Tensor]]:
 
 
 def refused(call: Callable[[], Any], *parts: str) -> str:
-    """`call` must raise BadInput with one line that has all `parts`; returns the line."""
+    """`call` must raise BadInput with one short line that has all `parts`; returns the line.
+
+    The parts may also stand among all that is wrong, which a command lists where the line has no room for it.
+    """
     with pytest.raises(BadInput) as caught:
         call()
     message = str(caught.value)
     assert "\n" not in message
+    assert len(" ".join(word for word in message.split() if os.sep not in word)) <= 300  # beside paths
+    said = "\n".join((message, *getattr(caught.value, "problems", ())))
     assert caught.value.exit_code == 2
     for part in parts:
-        assert part in message, f"{part!r} is not in: {message}"
+        assert part in said, f"{part!r} is not in: {said}"
     return message

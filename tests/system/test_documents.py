@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import AfterValidator, Field
 
-from snapgen_deploy.system.documents import DuplicateName, in_one_line, parse_json, parse_toml, shown
+from snapgen_deploy.system.documents import DuplicateName, in_one_line, parse_json, parse_toml, several, shown
 from snapgen_deploy.system.typed import Closed, Count, Number, OneOf, Text, read_as
 
 
@@ -136,3 +136,13 @@ def test_all_problems_where_they_fit_else_how_many_more() -> None:
     assert len(line) <= 300
     assert line.endswith("; and 46 more; fix it")
     assert len(in_one_line("f", ["x" * 5000])) <= 300
+    line = in_one_line("f", ["x" * 60] * 9, "; fix it", "; `inspect` lists all")
+    assert len(line) <= 300
+    assert line.endswith("xx; and 5 more; `inspect` lists all; fix it")
+
+
+def test_names_where_they_fit_else_how_many_more() -> None:
+    assert (several([]), several(["a", "b\nc"])) == ("none", "a, b c")
+    for names in (["x" * 5000], [f"layer{i}" for i in range(10**5)], ["y" * 100, "z" * 100]):
+        assert len(several(names)) <= 120
+    assert several(["y" * 100, "z" * 100]) == "y" * 100 + " and 1 more"

@@ -32,6 +32,7 @@ from snapgen_deploy.export.mil.saved.program import (
 )
 from snapgen_deploy.export.mil.saved.types import DTYPES, DType, ValueType, dtype_named
 from snapgen_deploy.export.shared.coremltools import load
+from snapgen_deploy.system.documents import several
 from snapgen_deploy.system.lfs import is_pointer, pointer_line
 
 _MODEL_TYPE = "mlProgram"
@@ -98,7 +99,7 @@ def read_package(package: Path) -> Package:
     interfaces, default = _interfaces(model, proto)
     missing = sorted(set(interfaces) - set(functions))
     if missing or not functions:
-        raise PackageError(f"{package}: described but not in the program: {', '.join(missing) or 'every function'}")
+        raise PackageError(f"{package}: described but not in the program: {several(missing or ['every function'])}")
     return Package(functions, interfaces, default, int(model.specificationVersion))
 
 
