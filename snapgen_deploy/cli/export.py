@@ -213,7 +213,9 @@ def export(
             rich_help_panel=SAME_PICTURE,
         ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the checkpoint's header, print the plan and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all that can be checked before work starts, print the plan and stop.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.", rich_help_panel=HERE)] = False,
     resume: Annotated[
         bool,
@@ -248,6 +250,7 @@ def export(
     from snapgen_deploy.latency.estimate.estimate import plan_estimator
     from snapgen_deploy.plan.make import make_plan
     from snapgen_deploy.quantise.settings import EXECUTOR, with_mixed
+    from snapgen_deploy.system.files import stamps
 
     limit = parse_bytes(cache_limit, "--cache-limit")
     if sign is not None:
@@ -270,6 +273,7 @@ def export(
         license=license,
     )
     opened = place.open()
+    checked = tuple(stamps(opened.files))
     if license is None:
         refuse_forbidden(opened.license, place.folders)
     validate(opened, values=False)  # here: no plan is printed for a checkpoint that cannot be exported
@@ -304,19 +308,12 @@ def export(
         from snapgen_deploy.latency.estimate.tune import tune_plan
 
         plan = tune_plan(opened.config, plan, threads, progress(quiet=as_json))
-    if not as_json or dry_run:
-        _show_plan(opened, plan, pictures, executor, as_json=as_json)
-    if strict:
-        refuse_warnings(plan)
-    if dry_run:
-        return
     from snapgen_deploy.job.cache import ExportCache, export_cache_root
     from snapgen_deploy.job.request import Request
-    from snapgen_deploy.job.run import run_export
-    from snapgen_deploy.latency.estimate import bundle_estimate
 
     request = Request(
         place,
+        checked,
         output_dir,
         pictures.samples,
         threads,
@@ -327,8 +324,23 @@ def export(
         fidelity=pictures.fidelity,
         golden=held,
         hold_to_libraries=not no_library_golden,
+        sign=sign,
         executor=executor,
     )
+    if not as_json:
+        _show_plan(opened, plan, pictures, executor, as_json=False)
+    if strict:
+        refuse_warnings(plan)
+    if dry_run:
+        from snapgen_deploy.job.begin import refuse_what_cannot_begin
+
+        refuse_what_cannot_begin(request, plan, progress(quiet=as_json))
+        if as_json:
+            _show_plan(opened, plan, pictures, executor, as_json=True)
+        return
+    from snapgen_deploy.job.run import run_export
+    from snapgen_deploy.latency.estimate import bundle_estimate
+
     try:
         result = run_export(
             request,
@@ -341,10 +353,6 @@ def export(
         if not as_json:
             print_gates(error.gates)
         raise
-    if sign is not None:
-        from snapgen_deploy.bundle.signature import sign as sign_bundle
-
-        sign_bundle(result.bundle.path, sign)
     notes = request.cache.notes if request.cache is not None else []
     if as_json:
         print_json(result_as_dict(result) | {"notes": notes, "warnings": warnings_of(result.bundle.manifest)})

@@ -6,14 +6,15 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from snapgen_deploy import __version__
 from snapgen_deploy.bundle.reader import bundle_name
-from snapgen_deploy.checkpoint import Checkpoint, validate
+from snapgen_deploy.checkpoint import Checkpoint, validate_values
+from snapgen_deploy.checkpoint.unchanged import refuse_changed
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.job.cache import tool_versions
 from snapgen_deploy.job.calibration import calibration_key
@@ -24,11 +25,11 @@ from snapgen_deploy.job.mixed import known_recipe
 from snapgen_deploy.job.records import remove_unowned
 from snapgen_deploy.job.request import Request
 from snapgen_deploy.job.speed_estimate import EstimateSpeed
-from snapgen_deploy.job.staging import check_place, staging
+from snapgen_deploy.job.staging import check_place, left_by_others, staging, usable_folder
 from snapgen_deploy.job.state import ExportJob, MixedRecipe
 from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.system.child import preload
-from snapgen_deploy.system.files import files_under, stamps, temporary_files_in
+from snapgen_deploy.system.files import files_under, temporary_files_in
 from snapgen_deploy.system.host_memory import available_bytes
 from snapgen_deploy.system.progress import Counting, Progress
 from snapgen_deploy.system.source import source_sha256
@@ -43,18 +44,14 @@ def begun(
     """Begin an export: check what can be checked before work starts, and open a directory to build the bundle in.
 
     Raises:
-        BadInput: if the bundle exists and must not be overwritten, the checkpoint does not match its configuration, a file
-            cannot be written, or the disk is too full.
+        BadInput: if the bundle exists and must not be overwritten, the checkpoint was changed or has values that are not
+            finite, a file cannot be written, or the disk is too full.
         Refused: if this computer does not have enough memory.
     """
-    checkpoint = request.checkpoint.open()
-    final = request.output_dir / bundle_name(checkpoint.config.name, plan.device)
-    check_place(final, request.overwrite)
-    before = stamps(checkpoint.files)
-    _check_memory(request, checkpoint, plan)
+    checkpoint, final = _refuse_early(request, plan)
     preload(IN_EVERY_CHILD)
     with progress("checking the checkpoint"):
-        validate(checkpoint)
+        validate_values(checkpoint)
     speed_estimates = {size: estimate_speed(checkpoint.config, plan.at(size)) for size in plan.sizes}
     golden = (request.golden.sha256 if request.golden is not None else "") + ("libraries" * request.hold_to_libraries)
     key = _plan_key(checkpoint, plan, calibration_key(request.calibration, plan) + golden)
@@ -63,8 +60,34 @@ def begun(
         temporary_files_in(stage.scratch),  # those of this process and of all that it starts
     ):
         remove_unowned(stage.root)
-        _check_space(stage.root, checkpoint, plan)
-        yield ExportJob(request, plan, checkpoint, before, speed_estimates, stage=stage, progress=progress, counting=counting)
+        _check_space(final.parent, (stage.root,), checkpoint, plan)
+        yield ExportJob(request, plan, checkpoint, speed_estimates, stage=stage, progress=progress, counting=counting)
+
+
+def refuse_what_cannot_begin(request: Request, plan: ExportPlan, progress: Progress) -> None:
+    """Refuse, for a dry run, whatever `begun` would refuse; nothing is left on the disk.
+
+    Raises:
+        BadInput, Refused: as `begun`.
+    """
+    checkpoint, final = _refuse_early(request, plan)
+    with usable_folder(final.parent):
+        _check_space(final.parent, left_by_others(final) if request.resume else (), checkpoint, plan)
+    with progress("checking the checkpoint"):
+        validate_values(checkpoint)
+
+
+def _refuse_early(request: Request, plan: ExportPlan) -> tuple[Checkpoint, Path]:
+    """What can be refused at once; returns the checkpoint and where its bundle goes.
+
+    The checkpoint's header was validated before the plan was made. It need not be again: the file is still the same.
+    """
+    checkpoint = request.checkpoint.open()
+    refuse_changed(checkpoint, request.stamps)
+    final = request.output_dir / bundle_name(checkpoint.config.name, plan.device)
+    check_place(final, request.overwrite)
+    _check_memory(request, checkpoint, plan)
+    return checkpoint, final
 
 
 def _plan_key(checkpoint: Checkpoint, plan: ExportPlan, calibration: str) -> str:
@@ -94,16 +117,17 @@ def _is_done(prediction: Prediction, request: Request, checkpoint: Checkpoint, p
     return all_cached(request.cache, ingredients, plan, prediction.target, prediction.role)
 
 
-def _check_space(root: Path, checkpoint: Checkpoint, plan: ExportPlan) -> None:
+def _check_space(folder: Path, reused: Iterable[Path], checkpoint: Checkpoint, plan: ExportPlan) -> None:
     """Refuse before work starts if the disk cannot hold the bundle. 4 bytes per parameter and target are an upper bound.
 
-    One more copy is for a converter's temporary files. Several picture sizes exist side by side before they are joined.
+    One more copy is for a converter's temporary files. Several picture sizes exist side by side before they are joined. What
+    lies in the folders of `reused`, of a run that is resumed, is there already.
     """
     elements = sum(math.prod(t.shape) for t in checkpoint.tensors.values())
     needed = 4 * elements * (len(plan.targets) + 1 + len(plan.other_sizes) + bool(plan.other_sizes))
-    free = shutil.disk_usage(root).free + sum(p.stat().st_size for p in files_under(root))  # files of a run that is resumed
+    free = shutil.disk_usage(folder).free + sum(p.stat().st_size for root in reused for p in files_under(root))
     if free < needed:
         raise BadInput(
-            f"the disk of {root.parent} has {free / 1e9:.2f} GB free, the bundle may need {needed / 1e9:.2f} GB; "
+            f"the disk of {folder} has {free / 1e9:.2f} GB free, the bundle may need {needed / 1e9:.2f} GB; "
             "free space or choose another place with --output-dir"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ class Keep:
 
     cache: ExportCache | None
     checkpoint: Checkpoint
-    before: list[tuple[int, int, int]]
+    before: Sequence[tuple[int, int, int]]
     prepared: dict[str, Path] = field(default_factory=dict)
     taken: list[str] = field(default_factory=list)
     sound: bool | None = None  # whether the gates passed; None until they ran
@@ -34,7 +34,7 @@ class Keep:
 
 
 @contextmanager
-def kept(cache: ExportCache | None, checkpoint: Checkpoint, before: list[tuple[int, int, int]]) -> Iterator[Keep]:
+def kept(cache: ExportCache | None, checkpoint: Checkpoint, before: Sequence[tuple[int, int, int]]) -> Iterator[Keep]:
     """Store a target's new components at the end if its gates passed; otherwise remove the entries that it took."""
     keep = Keep(cache, checkpoint, before)
     try:

@@ -18,6 +18,7 @@ class Request:
     """The input of an export. Nothing in it is computed by a stage; results of stages are in `job.state`."""
 
     checkpoint: CheckpointPlace
+    stamps: tuple[tuple[int, int, int], ...]  # of the checkpoint's files, when its header was validated and the plan made
     output_dir: Path
     samples: tuple[Sample, ...]  # drawn for gates and preview
     threads: int
@@ -28,4 +29,5 @@ class Request:
     fidelity: Fidelity | None = None
     golden: GoldenVectors | None = None  # the team's own, of the default picture size
     hold_to_libraries: bool = True  # components of libraries, on vectors that these make
+    sign: Path | None = None  # private key to sign the bundle with
     executor: str = "here"  # where mixed precision measures layers

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from snapgen_deploy.bundle.reader import Bundle, open_bundle
+from snapgen_deploy.bundle.signature import sign
 from snapgen_deploy.check.gates import Gate, failed
 from snapgen_deploy.drawing.ports import roles_of
 from snapgen_deploy.job.begin import begun
@@ -48,7 +49,7 @@ def run_export(
         counting: Shows how far the recipe of mixed precision is.
 
     Raises:
-        BadInput: if the checkpoint, a file or a place cannot be used.
+        BadInput: if the checkpoint, a file, a place or the key cannot be used.
         Refused: if this computer lacks the memory, or a target cannot take a graph.
         GatesFailed: if a gate failed; there is no bundle then.
     """
@@ -63,13 +64,15 @@ def run_export(
         made = Made(recipe, reference, drawing, targets, golden)
         with progress("writing the bundle"):
             run = write_bundle(job, made)
+            if request.sign is not None:
+                sign(job.stage.root, request.sign, job.stage.final.name)
             job.stage.publish(request.overwrite)
     return Result(open_bundle(job.stage.final), tuple(made.gates), made.peak_bytes, run)
 
 
 def export_target(job: ExportJob, target: TargetPlan, recipe: MixedRecipe, reference: Reference) -> TargetResult:
     """Convert a target's components, run the saved files, compare them with the reference; cache them if the gates passed."""
-    with kept(job.request.cache, job.checkpoint, job.before) as keep:
+    with kept(job.request.cache, job.checkpoint, job.request.stamps) as keep:
         work = Conversion(job, recipe, target, keep)
         parts = arranged(job, target, {role: convert_component(work, role) for role in roles_of(job.checkpoint.config)})
         checked = check_files(job, target, parts, reference)

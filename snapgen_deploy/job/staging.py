@@ -67,7 +67,7 @@ def check_place(final: Path, overwrite: bool) -> None:
         if final.is_dir() and not any(final.iterdir()):
             return
     except OSError as error:
-        raise BadInput(f"cannot write to {final.parent} ({error.strerror}); choose {PLACE}") from None
+        raise _unusable(final.parent, error) from None
     try:
         manifest = json.loads((final / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -76,6 +76,36 @@ def check_place(final: Path, overwrite: bool) -> None:
         raise BadInput(
             f"{final} is not a bundle (no {MANIFEST} of ours), and --overwrite replaces only bundles; choose {PLACE}"
         )
+
+
+@contextmanager
+def usable_folder(folder: Path) -> Iterator[None]:
+    """Check that bundles can be written to a folder, which exists in the block; it goes again if it was made for this.
+
+    Raises:
+        BadInput: if it cannot be made or written.
+    """
+    with ExitStack() as places:
+        try:
+            places.enter_context(folder_for_results(folder))
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise _unusable(folder, error) from None
+        yield
+
+
+def left_by_others(final: Path) -> list[Path]:
+    """Directories in which the bundle `final` is being built, or was when its run ended."""
+    return [path for path in final.parent.glob(f"{_prefix(final)}*") if path.is_dir()]
+
+
+def _unusable(folder: Path, error: OSError) -> BadInput:
+    return BadInput(f"cannot write to {folder} ({error.strerror}); choose {PLACE}")
+
+
+def _prefix(final: Path) -> str:
+    return f".{final.name}.partial-"
 
 
 @contextmanager
@@ -88,7 +118,7 @@ def staging(final: Path, key: str, *, overwrite: bool, resume: bool) -> Iterator
     Raises:
         BadInput: if the place cannot be used (see `check_place`) or written, or the disk gets full.
     """
-    prefix = f".{final.name}.partial-"
+    prefix = _prefix(final)
     with ExitStack() as places:
         try:
             places.enter_context(folder_for_results(final.parent))
@@ -96,7 +126,7 @@ def staging(final: Path, key: str, *, overwrite: bool, resume: bool) -> Iterator
             check_place(final, overwrite)
             root, lock = _left_over(final, prefix, key, resume) or _new(final.parent, prefix, key)
         except OSError as error:
-            raise BadInput(f"cannot write to {final.parent} ({error.strerror}); choose {PLACE}") from None
+            raise _unusable(final.parent, error) from None
         with lock, _built(Staging(root, final, keep=resume)) as stage:
             yield stage
 

@@ -31,7 +31,6 @@ class ExportJob:
     request: Request
     plan: ExportPlan
     checkpoint: Checkpoint
-    before: list[tuple[int, int, int]]  # `stamps` of the checkpoint's files when it was opened
     speed_estimates: Mapping[str, SpeedEstimate]  # by picture size
     stage: Staging
     progress: Progress

@@ -1,11 +1,13 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from snapgen_deploy.job import begin
 from tests.cli.conftest import invoke
 
 SERVER = Path(__file__).parents[2] / "device_profiles" / "server.toml"
@@ -67,6 +69,48 @@ def test_a_dry_run_refuses_what_inspect_does(checkpoint, tmp_path, change, probl
     done = invoke("export", "--device", "server", "--checkpoint", tmp_path / "a.safetensors", "--dry-run")
     one_line(done, problem)
     assert done.stderr == invoke("inspect", tmp_path / "a.safetensors").stderr
+
+
+def test_inspect_lists_all_that_a_message_has_no_room_for(checkpoint, tmp_path):
+    with safe_open(checkpoint, "pt") as file:
+        state, metadata = {n: file.get_tensor(n) for n in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file(state | {f"ema.{i}": torch.zeros(2) for i in range(40)}, tmp_path / "a.safetensors", metadata)
+    where, extra = ("inspect", tmp_path / "a.safetensors"), [f"extra 'ema.{i}', got shape [2]" for i in range(40)]
+    done, data = invoke(*where), json.loads(invoke(*where, "--json").stdout)
+    assert (done.exit_code, set(extra) <= set(done.stdout.splitlines())) == (2, True)
+    assert set(data["problems"]) == set(extra)
+    assert len(data["error"].replace(str(tmp_path), "")) <= 300
+    assert data["error"].endswith("more; `inspect` lists all")
+
+
+def test_a_dry_run_refuses_what_would_end_an_export(checkpoint, bundle, tmp_path, monkeypatch):
+    """The same line and code, before any work; the folder is as it was."""
+    with safe_open(checkpoint, "pt") as file:
+        state, metadata = {n: file.get_tensor(n) for n in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file({n: t * float("nan") for n, t in state.items()}, tmp_path / "nan.safetensors", metadata)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "out").mkdir()
+
+    def refused(*options, said):
+        done = [
+            invoke("export", "--device", "iphone16pm", *options, *more)
+            for more in ((), ("--dry-run",), ("--dry-run", "--json"))
+        ]
+        assert done[0].stderr == done[1].stderr == done[2].stderr
+        assert said in " ".join(done[0].stderr.split())
+        assert json.loads(done[2].stdout)["exit_code"] == done[0].exit_code == done[1].exit_code
+        return done[0].exit_code
+
+    own, out = ("--checkpoint", checkpoint), ("-o", tmp_path / "out")
+    assert refused(*own, "-o", bundle.parent, said="already there; pass --overwrite") == 2
+    assert refused(*own, "-o", tmp_path / "file" / "out", said="cannot write to") == 2
+    assert refused("--checkpoint", tmp_path / "nan.safetensors", *out, said="NaN") == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(begin, "available_bytes", lambda: 2**26)
+        assert refused(*own, *out, said="available 0.07 GB, does not fit") == 3
+    monkeypatch.setattr(begin.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    assert refused(*own, *out, said="0.00 GB free, the bundle may need") == 2
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_no_such_checkpoint(tmp_path):

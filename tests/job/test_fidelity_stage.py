@@ -17,6 +17,7 @@ from snapgen_deploy.job import checked, drawn
 from snapgen_deploy.job.request import Request
 from snapgen_deploy.job.state import ExportJob
 from snapgen_deploy.plan.make import make_plan
+from snapgen_deploy.system.files import stamps
 from snapgen_deploy.system.progress import no_progress, silent
 
 
@@ -26,9 +27,9 @@ def job(tmp_path: Path) -> ExportJob:
     opened = place.open()
     plan = make_plan(opened.config, load_profile("server"), width="tiny", targets=["onnx"], precision="int8-dynamic")
     fidelity = Fidelity(tuple(Sample("a red ring", seed) for seed in range(100)), None)
-    request = Request(place, tmp_path, fidelity.samples[:1], threads=1, fidelity=fidelity)
+    request = Request(place, tuple(stamps(opened.files)), tmp_path, fidelity.samples[:1], threads=1, fidelity=fidelity)
     stage: Any = SimpleNamespace(root=tmp_path, scratch=tmp_path / "scratch")
-    return ExportJob(request, plan, opened, [], {}, stage=stage, progress=no_progress, counting=silent)
+    return ExportJob(request, plan, opened, {}, stage=stage, progress=no_progress, counting=silent)
 
 
 @pytest.fixture
