@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 PRODUCTS = 4096
-CHUNKS = (1024, 256, 64)  # products that are added at a time, in the rows in parts
+CHUNKS = (1024, 256, 128)  # products that are added at a time, in the rows in parts
 Shapes = tuple[tuple[int, ...], ...]
 
 

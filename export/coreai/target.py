@@ -48,6 +48,7 @@ from snapgen_deploy.export.coreai import constants as coreai_constants
 from snapgen_deploy.export.coreai import lint as coreai_lint
 from snapgen_deploy.export.coreai import session as coreai_session
 from snapgen_deploy.export.coreai import weights as coreai_weights
+from snapgen_deploy.export.coreai.products import in_parts
 from snapgen_deploy.export.coreai.spec import COREAI
 from snapgen_deploy.export.coreml.compress import Exact
 from snapgen_deploy.export.lint import Finding, counts
@@ -56,6 +57,7 @@ from snapgen_deploy.export.shared.graph import check_inputs, check_offered, chec
 from snapgen_deploy.export.shared.half import HalfInside
 from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.system.companion import Companion
+from snapgen_deploy.system.documents import several
 from snapgen_deploy.system.files import files_under
 
 _MAX_RANK = 5  # the Neural Engine's, as for Core ML
@@ -225,7 +227,7 @@ def _convert(component: Component, precision: str, what: str) -> Any:
 
     if precision != "fp32":
         component = dataclasses.replace(component, module=HalfInside(component.module).eval())
-    program = trace(component).run_decompositions(coreai_torch.get_decomp_table())
+    program = in_parts(trace(component).run_decompositions(coreai_torch.get_decomp_table()))
     check_rank(program.graph.nodes, _MAX_RANK, what)
     converter = coreai_torch.TorchConverter(mode=coreai_torch.TorchConverter.Mode.RELEASE)
     names = ([p.name for p in component.inputs], [p.name for p in component.outputs])
@@ -334,4 +336,4 @@ def _function(program: Any, path: Path, entry: str) -> Any:
 
 def _check_function(path: Path, entry: str, known: Iterable[str]) -> None:
     if (name := entry or MAIN) not in known:
-        raise BadInput(f"{path.name}: no function {name!r}; it has {', '.join(known)}")
+        raise BadInput(f"{path.name}: no function {name!r}; it has {several(list(known))}")

@@ -23,6 +23,7 @@ pytest.importorskip("coreai_torch", reason="the extra is not installed: pip inst
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.export.base import Artifact, Description, Runner
 from snapgen_deploy.export.coreai import compress as coreai_compress
+from snapgen_deploy.export.coreai.products import PRODUCTS, in_parts
 from snapgen_deploy.export.coreai.target import CoreAI
 from snapgen_deploy.system.child import ChildDied
 from tests.another import in_another_process
@@ -270,6 +271,25 @@ def test_sizes_share_constants_in_one_asset(tmp_path: Path):
     (tmp_path / "again").mkdir()
     again = TARGET.join(parts, tmp_path / "again").artifacts["8x8"]
     assert contents(again.files, again.path) == contents(joined.artifacts["8x8"].files, joined.artifacts["8x8"].path)
+
+
+class Product(nn.Module):
+    """A product over the last axis of the first input."""
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return torch.matmul(left, right)
+
+
+@pytest.mark.parametrize("keys", [PRODUCTS, PRODUCTS + 1, 3 * PRODUCTS])
+def test_long_products_of_halves_are_added_in_parts(keys: int):
+    """Apple's runtime for Linux adds the products of one bmm one after the other: 4096 ones times ones give 2048."""
+    left, right = torch.rand(1, 2, 3, keys).half(), torch.rand(1, 2, keys, 5).half()
+    whole = torch.export.export(Product(), (left, right)).run_decompositions()
+    parts = in_parts(whole)
+    found = [n.args[0].meta["val"].shape[2] for n in parts.graph.nodes if n.target == torch.ops.aten.bmm.default]
+    assert found == ([PRODUCTS] if keys % PRODUCTS == 0 else [PRODUCTS, keys % PRODUCTS])
+    assert (parts is whole) == (keys <= PRODUCTS)
+    torch.testing.assert_close(parts.module()(left, right), left @ right, rtol=2e-3, atol=0)
 
 
 def test_versions_and_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
