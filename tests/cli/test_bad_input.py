@@ -80,7 +80,7 @@ def test_inspect_lists_all_that_a_message_has_no_room_for(checkpoint, tmp_path):
     assert (done.exit_code, set(extra) <= set(done.stdout.splitlines())) == (2, True)
     assert set(data["problems"]) == set(extra)
     assert len(data["error"].replace(str(tmp_path), "")) <= 300
-    assert data["error"].endswith("more; `inspect` lists all")
+    assert data["error"].endswith("more; `inspect` lists all, `inspect --names` shows both sides")
 
 
 def test_a_dry_run_refuses_what_would_end_an_export(checkpoint, bundle, tmp_path, monkeypatch):
