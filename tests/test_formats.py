@@ -28,11 +28,27 @@ def test_the_profile(tmp_path):
     assert profile.guards == ("placement", "weight_dtypes")
 
 
-def test_the_key_map(tmp_path):
+KEY_MAPS = [  # our names of their names, for both examples of the page
+    (
+        {
+            "net.patch.weight": ["student.patch.weight"],
+            "net.3.q.weight": ["student.down.3.attention.q.weight"],
+            "net.9.kv.weight": ["student.middle.1.cross.k.weight", "student.middle.1.cross.v.weight"],
+            "net.0.norm.weight": ["student.down.0.attention.q_norm.weight"],
+            "step": [],
+        }
+    ),
+    {"ema.x": [], "vae.decoder.a": ["decoder.a"], "net.stage0.3.q.weight": ["student.down.3.q.weight"]},
+]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_key_map(tmp_path, number):
     path = tmp_path / "map.toml"
-    path.write_text(example("toml", 1), encoding="utf-8")
-    foreign = ["net.patch.weight", "ema.x", "step", "vae.decoder.a", "net.stage0.3.q.weight"]
-    assert set(load_key_map(path).apply(foreign)) == {"student.patch.weight", "decoder.a", "student.down.3.q.weight"}
+    path.write_text(example("toml", 1 + number), encoding="utf-8")
+    names = KEY_MAPS[number]
+    expected = {ours: (2, 2) for listed in names.values() for ours in listed}
+    assert set(load_key_map(path).recipes(names, expected)) == set(expected)
 
 
 def test_the_prompts(tmp_path):

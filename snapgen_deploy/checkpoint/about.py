@@ -10,13 +10,14 @@ from typing import Any
 from snapgen_deploy.checkpoint.sources import KEYS, Source
 from snapgen_deploy.checkpoint.tensors import json_object
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families.names import DECODER, STUDENT, TEXT_ENCODER
 from snapgen_deploy.families.registry import components_of, student_types
 from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.models.serialise import config_from_dict, config_from_json
 from snapgen_deploy.system.documents import parse_json, parse_toml
 from snapgen_deploy.system.lfs import refuse_pointer
 
-ABSENT = ("decoder", "text_encoder")  # components that TOML, which has no null, leaves out
+ABSENT = (DECODER, TEXT_ENCODER)  # components that TOML, which has no null, leaves out
 
 
 def read_about(path: Path, source: Source, given: Path | None = None) -> tuple[Mapping[str, Any], Path | None]:
@@ -64,7 +65,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     """
     data = _toml(path) if path.suffix.lower() == ".toml" else json_object(path)
     if "snapgen_config" not in data:
-        if "student" not in data:
+        if STUDENT not in data:
             got = ", ".join(map(str, data))[:100] or "nothing"
             raise BadInput(
                 f"{path}: got the keys {got}, expected a configuration with student, decoder, text_encoder and so on"

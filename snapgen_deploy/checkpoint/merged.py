@@ -14,12 +14,12 @@ from snapgen_deploy.checkpoint.header import FLOATS, TensorInfo
 from snapgen_deploy.checkpoint.lora import Adapter, Update
 from snapgen_deploy.checkpoint.sources import Source
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.families.names import TEXT_ENCODER
+from snapgen_deploy.families.names import STUDENT, TEXT_ENCODER
 from snapgen_deploy.system.documents import in_one_line, shown
 
 # Fronts of names in single files: of the student, whatever the checkpoint calls it, and kohya's of text encoders.
-_STUDENT = ("transformer", "unet", "student", "denoiser", "model")
-_KOHYA = {"te_": "text_encoder_", "te1_": "text_encoder_", "te2_": "text_encoder_2_"}
+_STUDENT = ("transformer", "unet", STUDENT, "denoiser", "model")
+_KOHYA = {"te_": f"{TEXT_ENCODER}_", "te1_": f"{TEXT_ENCODER}_", "te2_": f"{TEXT_ENCODER}_2_"}
 
 
 @dataclass(frozen=True)

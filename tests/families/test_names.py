@@ -17,8 +17,8 @@ OF_THE_FAMILY = (
 )  # fmt: skip
 REGISTRY = "families/registry.py"
 ROLES = frozenset({"text_encoder", "student", "decoder"})
-# Published keys: of a checkpoint's configuration (`student` and so on are its sections), and of a device profile.
-WITH_KEYS = ("families/", "models/serialise.py", "device_profiles/schema.py")
+# Published keys: of a checkpoint's configuration (`student` and so on are its sections), of a device profile, of diffusers.
+WITH_KEYS = ("families/", "models/serialise.py", "models/library_decoder.py", "device_profiles/schema.py")
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
