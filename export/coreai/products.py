@@ -1,7 +1,7 @@
 """Products of half-precision matrices in parts, so that what they come to does not depend on how a runtime adds.
 
 coreai-core 1.0.0b3 on Linux adds the products of one `bmm` in half precision, one after the other, and loses digits with their
-number (docs/targets/coreai.md). Attention over M keys has M of them. Here they are added over `PRODUCTS` at a time, as further
+number (docs/targets/coreai.md). Attention over M keys has M of them. Here they are added over `_PRODUCTS` at a time, as further
 matrices of one `bmm`, and the parts by `sum`, which is right.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PRODUCTS = 128  # that are added one after the other
+_PRODUCTS = 128  # that are added one after the other
 
 
 def in_parts(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -21,15 +21,15 @@ def in_parts(program: torch.export.ExportedProgram) -> torch.export.ExportedProg
 
 
 def _is_long(left: Tensor) -> bool:
-    return left.dtype == torch.float16 and left.shape[2] > PRODUCTS
+    return left.dtype == torch.float16 and left.shape[2] > _PRODUCTS
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """(B, n, m) x (B, m, k) -> (B, n, k) over `PRODUCTS` of m at a time, and what is left of m."""
+    """(B, n, m) x (B, m, k) -> (B, n, k) over `_PRODUCTS` of m at a time, and what is left of m."""
     if not _is_long(left):
         return NotImplemented  # type: ignore[no-any-return]  # torch keeps the operation
-    count, whole = left.shape[2] // PRODUCTS, left.shape[2] // PRODUCTS * PRODUCTS
-    rows = left[:, :, :whole].unflatten(2, (count, PRODUCTS)).transpose(1, 2).flatten(0, 1)  # (B*count, n, PRODUCTS)
-    columns = right[:, :whole].unflatten(1, (count, PRODUCTS)).flatten(0, 1)  # (B*count, PRODUCTS, k)
+    count, whole = left.shape[2] // _PRODUCTS, left.shape[2] // _PRODUCTS * _PRODUCTS
+    rows = left[:, :, :whole].unflatten(2, (count, _PRODUCTS)).transpose(1, 2).flatten(0, 1)  # (B*count, n, _PRODUCTS)
+    columns = right[:, :whole].unflatten(1, (count, _PRODUCTS)).flatten(0, 1)  # (B*count, _PRODUCTS, k)
     summed: Tensor = torch.bmm(rows, columns).unflatten(0, (-1, count)).sum(1)
     return summed if whole == left.shape[2] else summed + torch.bmm(left[:, :, whole:], right[:, whole:])

@@ -101,8 +101,9 @@ def raise_problems(checkpoint: Checkpoint, problems: list[str], lists: str) -> N
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         rest = f"; `{lists}` lists all, `inspect --names` shows both sides"
-        head, line = "checkpoint ", in_one_line(f"checkpoint : {count}", problems, rest=rest)
-        raise WrongFile(f"{head}{checkpoint.path}{line.removeprefix(head)}", problems)
+        head = f"checkpoint {checkpoint.path.name}"  # only the rest of the path comes on top of the longest line
+        line = in_one_line(f"{head}: {count}", problems, rest=rest)
+        raise WrongFile(f"checkpoint {checkpoint.path}{line.removeprefix(head)}", problems)
 
 
 def _component_hint(config: ModelConfig, name: str) -> str:

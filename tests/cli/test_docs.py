@@ -105,7 +105,7 @@ def test_our_commands(words, request, monkeypatch):
     monkeypatch.syspath_prepend(folder)
     if "mixed" not in words:  # needs more prompts than the small checkpoint has
         monkeypatch.setattr(opener, "embedded_path", lambda: folder / "model.safetensors")
-    extra = ["--dry-run"] if words[0] == "export" and "--dry-run" not in words else []
+    extra = [word for word in ("--dry-run", "--overwrite") if words[0] == "export" and word not in words]
     done = invoke(*words, *extra)
     assert done.exit_code == 0, done.output
 

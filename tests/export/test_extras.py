@@ -30,7 +30,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without")
 def test_export_names_the_extra_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(begin, "validate", lambda _: pytest.fail("work has begun"))
+    monkeypatch.setattr(begin, "validate_values", lambda _: pytest.fail("work has begun"))
     monkeypatch.setattr("snapgen_deploy.cli.devices.render_plan", lambda plan, console: None)
     done = invoke("export", "--device", "iphone16pm", "--target", "coreai", "--output-dir", tmp_path)
     one_line(done, "coreai", "pip install 'snapgen-deploy[coreai]'")
