@@ -240,7 +240,8 @@ def _cut_middle(text: str, longest: int) -> str:
     """Whatever an error repeats of its input, beginning and end are enough: `longest` characters beside paths that exist."""
     if len(text) <= longest:
         return text
-    longest += sum(len(word) for word in text.split() if os.sep in word and _exists(word.rstrip(":;,.")))
+    words = (word.rstrip(":;,.") for word in text.split() if os.sep in word)
+    longest += sum(len(word) for word in words if _exists(word))
     return text if len(text) <= longest else f"{text[: longest * 2 // 3]} ... {text[-(longest // 3 - 5) :]}"
 
 
