@@ -7,17 +7,23 @@ matrices of one `bmm`, and the parts by `sum`, which is right.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 _PRODUCTS = 128  # that are added one after the other
 
 
-def in_parts(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program with every long half-precision `bmm` in parts; itself if it has none."""
+def in_parts(program: torch.export.ExportedProgram, table: Callable[[], dict[Any, Any]] = dict) -> torch.export.ExportedProgram:
+    """The program with every long half-precision `bmm` in parts; itself if it has none.
+
+    `table` makes the decompositions of what the parts are written with: the converter takes no other operations.
+    """
     bmm = torch.ops.aten.bmm.default
     found = [node.args[0].meta["val"] for node in program.graph.nodes if node.target == bmm]
-    return program.run_decompositions({bmm: _product}) if any(map(_is_long, found)) else program
+    return program.run_decompositions({bmm: _product}).run_decompositions(table()) if any(map(_is_long, found)) else program
 
 
 def _is_long(left: Tensor) -> bool:

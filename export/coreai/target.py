@@ -227,7 +227,8 @@ def _convert(component: Component, precision: str, what: str) -> Any:
 
     if precision != "fp32":
         component = dataclasses.replace(component, module=HalfInside(component.module).eval())
-    program = in_parts(trace(component).run_decompositions(coreai_torch.get_decomp_table()))
+    table = coreai_torch.get_decomp_table
+    program = in_parts(trace(component).run_decompositions(table()), table)
     check_rank(program.graph.nodes, _MAX_RANK, what)
     converter = coreai_torch.TorchConverter(mode=coreai_torch.TorchConverter.Mode.RELEASE)
     names = ([p.name for p in component.inputs], [p.name for p in component.outputs])

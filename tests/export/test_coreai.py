@@ -23,7 +23,7 @@ pytest.importorskip("coreai_torch", reason="the extra is not installed: pip inst
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.export.base import Artifact, Description, Runner
 from snapgen_deploy.export.coreai import compress as coreai_compress
-from snapgen_deploy.export.coreai.products import PRODUCTS, in_parts
+from snapgen_deploy.export.coreai.products import in_parts
 from snapgen_deploy.export.coreai.target import CoreAI
 from snapgen_deploy.system.child import ChildDied
 from tests.another import in_another_process
@@ -280,16 +280,22 @@ class Product(nn.Module):
         return torch.matmul(left, right)
 
 
-@pytest.mark.parametrize("keys", [PRODUCTS, PRODUCTS + 1, 3 * PRODUCTS])
-def test_long_products_of_halves_are_added_in_parts(keys: int):
+@pytest.mark.parametrize(("keys", "parts"), [(128, [128]), (129, [128, 1]), (384, [128])])
+def test_long_products_of_halves_are_added_in_parts(keys: int, parts: list[int]):
     """Apple's runtime for Linux adds the products of one bmm one after the other: 4096 ones times ones give 2048."""
     left, right = torch.rand(1, 2, 3, keys).half(), torch.rand(1, 2, keys, 5).half()
     whole = torch.export.export(Product(), (left, right)).run_decompositions()
-    parts = in_parts(whole)
-    found = [n.args[0].meta["val"].shape[2] for n in parts.graph.nodes if n.target == torch.ops.aten.bmm.default]
-    assert found == ([PRODUCTS] if keys % PRODUCTS == 0 else [PRODUCTS, keys % PRODUCTS])
-    assert (parts is whole) == (keys <= PRODUCTS)
-    torch.testing.assert_close(parts.module()(left, right), left @ right, rtol=2e-3, atol=0)
+    made = in_parts(whole)
+    assert [n.args[0].meta["val"].shape[2] for n in made.graph.nodes if n.target == torch.ops.aten.bmm.default] == parts
+    assert (made is whole) == (keys <= 128)
+    torch.testing.assert_close(made.module()(left, right), left @ right, rtol=2e-3, atol=0)
+
+
+def test_apples_runtime_loses_nothing_of_a_long_product(tmp_path: Path):
+    case = component(Product(), {"left": (1, 2, 3, 4096), "right": (1, 2, 4096, 5)}, ("y", (1, 2, 3, 5)))
+    ones = dataclasses.replace(case, example=tuple(torch.ones_like(x) for x in case.example))
+    path = TARGET.export(ones, "", "fp16", tmp_path, {}).path
+    assert (TARGET.open(path, threads=1)(arrays(ones))["y"] == 4096).all()  # in one product 2048
 
 
 def test_versions_and_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
