@@ -138,7 +138,8 @@ def _serve(there: Connection, folder: str) -> None:
     while True:
         try:
             function, args = there.recv()
-        except EOFError:
+        except EOFError:  # the owner was killed: returning ends the thread that waits for that, too
+            shutil.rmtree(folder, ignore_errors=True)
             return
         answer: tuple[bool, Any]
         try:
