@@ -26,7 +26,7 @@ from snapgen_deploy.cli.options import (
 )
 from snapgen_deploy.cli.parsing import parse_duration, parse_resolution
 from snapgen_deploy.cli.result import print_gates, print_result, result_as_dict, warnings_of
-from snapgen_deploy.errors import GatesFailed
+from snapgen_deploy.errors import BadInput, GatesFailed
 from snapgen_deploy.system.processors import default_threads
 
 if TYPE_CHECKING:
@@ -191,6 +191,14 @@ def export(
             rich_help_panel=SAME_PICTURE,
         ),
     ] = False,
+    noise: Annotated[
+        str | None,
+        typer.Option(
+            help="What makes noise from a seed: torch, or philox4x32-10, which every language can make. Default: torch.",
+            metavar="NAME",
+            rich_help_panel=YOUR_MODEL,
+        ),
+    ] = None,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the bundle.", metavar="FOLDER")] = Path(
         "bundles"
     ),
@@ -292,6 +300,7 @@ def export(
         max_latency_ms=parse_duration(max_latency) if max_latency else None,
         batch=batch,
     )
+    plan = _with_noise(plan, noise)
     plan = with_mixed(
         plan,
         opened,
@@ -361,6 +370,14 @@ def export(
         for note in notes:
             say(note, "yellow")
         say(result.bundle.manifest["compared_with"], "yellow" if "golden" not in result.bundle.manifest else "")
+
+
+def _with_noise(plan: ExportPlan, noise: str | None) -> ExportPlan:
+    from snapgen_deploy.models.noise import GENERATORS
+
+    if noise is not None and noise not in GENERATORS:
+        raise BadInput(f"--noise: got '{noise}', expected one of {', '.join(GENERATORS)}")
+    return plan if noise is None else replace(plan, noise=noise)
 
 
 def _show_plan(checkpoint: Checkpoint, plan: ExportPlan, pictures: Pictures, executor: str, *, as_json: bool) -> None:

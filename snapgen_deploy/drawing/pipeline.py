@@ -12,7 +12,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role, Runner
 from snapgen_deploy.families.component import LATENT, MASK, PICTURE, TIME, TOKENS, VELOCITY, Components, TextInput
 from snapgen_deploy.models import Schedule, euler_by_step
-from snapgen_deploy.models.noise import GENERATORS, PHILOX
+from snapgen_deploy.models.noise import DEFAULT_NOISE, GENERATORS
 from snapgen_deploy.models.tokenizer import WordTokenizer
 from snapgen_deploy.system.progress import OnProgress
 
@@ -49,7 +49,7 @@ class Pipeline:
     runners: Mapping[Role, Runner]
     schedule: Schedule
     latent: tuple[int, int, int]  # channels, height, width
-    generator: str = PHILOX  # of the noise, in `models.noise.GENERATORS`
+    generator: str = DEFAULT_NOISE  # of the noise, in `models.noise.GENERATORS`
     batch: int = 1  # pictures that a call of student and decoder draws
     guidance: float | None = None  # scale in place of the configuration's, for a student that is called with guidance
 
@@ -181,7 +181,7 @@ def counted(runner: Runner, total: int, on_progress: OnProgress) -> Runner:
     return run
 
 
-def noise_for(seed: int, latent: tuple[int, int, int], generator: str = PHILOX) -> np.ndarray:
+def noise_for(seed: int, latent: tuple[int, int, int], generator: str = DEFAULT_NOISE) -> np.ndarray:
     """The starting noise (1, C, h, w) for a seed; the same for every target."""
     return GENERATORS[generator](seed, (1, *latent))
 

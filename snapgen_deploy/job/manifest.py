@@ -21,7 +21,7 @@ from snapgen_deploy.job.manifest_sizes import add_sizes
 from snapgen_deploy.job.records import Exported
 from snapgen_deploy.job.sizes import whole
 from snapgen_deploy.job.state import ExportJob, Made
-from snapgen_deploy.models.noise import NOISE_DOC, PHILOX
+from snapgen_deploy.models.noise import NOISE_DOC
 from snapgen_deploy.models.serialise import config_to_dict
 from snapgen_deploy.plan.plan import TargetPlan
 from snapgen_deploy.quantise.report import add_to_manifest
@@ -92,7 +92,7 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
         "config": config_to_dict(config),
         "prompts": list(vectors.prompts),
         "seeds": list(vectors.seeds),
-        "noise": {"generator": PHILOX, "doc": NOISE_DOC},
+        "noise": {"generator": plan.noise, "doc": NOISE_DOC},
         "target_order": [t.key for t in plan.targets],
         "targets": targets,
         "delivery": {key: told for key, target in targets.items() if (told := _delivery(plan.os, target)) is not None},

@@ -8,6 +8,7 @@ from snapgen_deploy.device_profiles import spaced
 from snapgen_deploy.export.precisions import PRECISIONS, Limits
 from snapgen_deploy.export.registry import spec_of
 from snapgen_deploy.export.spec import TargetSpec
+from snapgen_deploy.models.noise import DEFAULT_NOISE
 from snapgen_deploy.plan.mixed import MixedSettings
 from snapgen_deploy.plan.sizes import Size, size_name
 
@@ -71,6 +72,7 @@ class ExportPlan:
     offers: tuple[str, ...] = ()  # keys of further targets that the device runs; exported on request
     mixed: MixedSettings | None = None  # of targets with precision "mixed"
     batch: int = 1  # pictures that a call draws
+    noise: str = DEFAULT_NOISE  # what makes the noise from a seed, in `models.noise.GENERATORS`
     os: str = ""  # the device's operating system, such as "iOS"
     warnings: tuple[str, ...] = ()  # what may make bad pictures of good files, a line each
 

@@ -36,6 +36,7 @@ def one_line(done, *parts, code=2):
         (("--device", "iphone16pm", "--resolution", "wide"), ("got 'wide'", "HEIGHTxWIDTH")),
         (("--device", "iphone16pm", "--resolution", "²"), ("got '²'", "HEIGHTxWIDTH")),
         (("--device", "iphone16pm", "--resolution", "1000000"), ("got '1000000'", "HEIGHTxWIDTH")),
+        (("--device", "iphone16pm", "--noise", "pink"), ("--noise: got 'pink'", "torch")),
         (("--device", "iphone16pm", "--prompts", "nowhere.txt"), ("nowhere.txt",)),
         (("--device", "iphone16pm", "--prompts", "nowhere.txt", "--dry-run"), ("nowhere.txt",)),
         (("--device", "iphone16pm", "--fidelity", "--scorer", "nowhere", "--dry-run"), ("--scorer nowhere", "MODULE:FUNCTION")),
