@@ -70,7 +70,7 @@ def test_bad_questions_are_one_line(options, message):
 
 
 def plan(*options):
-    return json.loads(invoke("export", "--device", "iphone16pm", "--dry-run", "--json", *options).stdout)
+    return json.loads(invoke("export", "--device", "iphone16pm", "--dry-run", "--overwrite", "--json", *options).stdout)
 
 
 def test_max_latency_takes_the_widest_width_whose_upper_estimate_fits():

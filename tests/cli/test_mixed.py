@@ -157,10 +157,10 @@ def test_a_cluster_that_is_not_there_ends_the_export_before_any_work(
 
 
 def test_dry_run_shows_the_settings() -> None:
-    done = invoke("export", *OPTIONS, "--dry-run", "--json")
+    done = invoke("export", *OPTIONS, "--dry-run", "--overwrite", "--json")
     assert done.exit_code == 0, done.output
     plan = json.loads(done.stdout)
     mixed, memory = plan["mixed"], plan["export_memory"]
     assert 480e6 < memory["recipe"] <= memory["predicted_peak_bytes"]
     assert (mixed["bits"], mixed["iterations"], mixed["pictures"], len(mixed["prompts"])) == (4.3, 1000, 256, 256)
-    assert "mixed precision: 4.3 bits" in invoke("export", *OPTIONS, "--dry-run").output
+    assert "mixed precision: 4.3 bits" in invoke("export", *OPTIONS, "--dry-run", "--overwrite").output

@@ -88,7 +88,7 @@ def test_devices_and_plan(profile: Path, checkpoint: Path) -> None:
         "target toy cannot be exported: it holds one picture size (a file holds one program)",
     )
     # A profile that does not name it can still be asked for it.
-    other = as_json("export", "--device", "server", "--target", "toy", "--dry-run")
+    other = as_json("export", "--device", "server", "--target", "toy", "--dry-run", "--overwrite")
     assert (other["targets"][0]["key"], other["targets"][0]["precision"]) == ("toy", "fp32")
     assert "toy is not among the targets of server: whether it runs there is not known" in other["reasons"]
 
