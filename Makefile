@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-# How long `make soak` runs each of the ten targets, in seconds.
+# How long `make soak` runs each target, in seconds.
 SECONDS_EACH ?= 3600
 
 .PHONY: export test slow bench train lint wheel guard fuzz soak clean
