@@ -55,4 +55,5 @@ def test_layers_that_do_not_divide_stay_and_are_named(
     components = data["targets"][target]["components"]
     whole = [role.replace("_", " ") for role, c in components.items() if left_whole(c["skipped"], c["weights"].values())]
     assert sorted(line.partition(f"{target} ")[2].partition(":")[0] for line in data["warnings"]) == sorted(whole)
-    assert all(c["skipped"] for c in components.values())
+    # ONNX pads the last block of a row, so that it may take every layer of a component
+    assert all(c["skipped"] or c["average_bits"] < 6 for c in components.values()), data["targets"]
