@@ -20,18 +20,19 @@ class Way:
 
 
 # From the simplest to the largest.
+_APP_STORE = (
+    Way("the app itself", 4_000_000_000, 4_000_000_000, f"{_APPLE}/on-demand-resources-size-limits"),
+    Way("Apple-hosted asset packs", 200_000_000_000, 200_000_000_000, f"{_APPLE}/apple-hosted-asset-pack-size-limits"),
+)
 STORES: Mapping[str, tuple[Way, ...]] = {
-    "iOS": (
-        Way("the app itself", 4_000_000_000, 4_000_000_000, f"{_APPLE}/on-demand-resources-size-limits"),
-        Way("Apple-hosted asset packs", 200_000_000_000, 200_000_000_000, f"{_APPLE}/apple-hosted-asset-pack-size-limits"),
-    ),
+    "iOS": _APP_STORE,
+    "iPadOS": _APP_STORE,
     "Android": (
         Way("Google Play's base module", 200_000_000, 200_000_000, _PLAY),
         Way("one asset pack of Google Play", 1_500_000_000, 1_500_000_000, _PLAY),
         Way("several asset packs of Google Play", 4_000_000_000, 1_500_000_000, _PLAY),
     ),
 }
-STORES = {**STORES, "iPadOS": STORES["iOS"]}
 
 
 @dataclass(frozen=True)

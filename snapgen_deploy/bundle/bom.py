@@ -23,8 +23,10 @@ def bill_of_materials(bundle: Bundle) -> dict[str, Any]:
     """The document for one bundle: the bundle itself, a model for each component of each target, and the checkpoint."""
     manifest = bundle.manifest
     digest = sha256_of(bundle.path / MANIFEST)
-    models = [_model(bundle, key, role) for key in bundle.targets for role in manifest["targets"][key]["components"]]
-    origin = _checkpoint(manifest)
+    licenses = _licenses(manifest)
+    roles = [(key, role) for key in bundle.targets for role in manifest["targets"][key]["components"]]
+    models = [_model(bundle, key, role) | licenses for key, role in roles]
+    origin = _checkpoint(manifest) | licenses
     whole = {
         "type": "application",
         "bom-ref": "bundle",
@@ -32,7 +34,7 @@ def bill_of_materials(bundle: Bundle) -> dict[str, Any]:
         "version": digest[:12],
         "description": f"{manifest['name']}, width {manifest['width']}, for {manifest['device']['name']}",
         "hashes": [{"alg": "SHA-256", "content": digest}],
-        **_licenses(manifest),
+        **licenses,
     }
     tool = {"type": "application", "name": "snapgen-deploy", "version": __version__}
     depends = {"ref": "bundle", "dependsOn": [model["bom-ref"] for model in models]}
@@ -83,7 +85,6 @@ def _model(bundle: Bundle, key: str, role: str) -> dict[str, Any]:
         "version": target["precision"],
         "description": f"{key}, {target['precision']}; SHA-256 of the lines `hash  name` of its files",
         "hashes": [{"alg": "SHA-256", "content": hashlib.sha256(lines.encode()).hexdigest()}],
-        **_licenses(bundle.manifest),
         "modelCard": card,
         "components": [
             {"type": "file", "bom-ref": name, "name": name, "hashes": [{"alg": "SHA-256", "content": digest}]}
@@ -101,7 +102,6 @@ def _checkpoint(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "version": digest[:12],
         "description": "The checkpoint that the models were exported from; not part of the bundle.",
         "hashes": [{"alg": "SHA-256", "content": digest}],
-        **_licenses(manifest),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from snapgen_deploy.checkpoint.header import TensorInfo
-from snapgen_deploy.checkpoint.sources import Source
+from snapgen_deploy.checkpoint.sources import DerivedSource, Source
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.system.documents import refuse, shown
 
@@ -31,10 +31,9 @@ def _scale_names(name: str) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Float8Source:
+class Float8Source(DerivedSource):
     """Another source whose fp8 tensors with scales are fp32. Its scales are not there any more."""
 
-    source: Source = field(repr=False)
     scales: Mapping[str, str]  # of fp8 tensors
 
     @cached_property
@@ -46,16 +45,6 @@ class Float8Source:
 
     def _info(self, name: str, info: TensorInfo) -> TensorInfo:
         return TensorInfo(info.shape, "F32", 4 * info.elements) if name in self.scales else info
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """As the other's."""
-        return self.source.metadata
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """As the other's."""
-        return self.source.files
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The leading part; fp8 values times their scales."""

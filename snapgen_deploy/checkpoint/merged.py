@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snapgen_deploy.checkpoint.header import FLOATS, TensorInfo
 from snapgen_deploy.checkpoint.lora import Adapter, Update
-from snapgen_deploy.checkpoint.sources import Source
+from snapgen_deploy.checkpoint.sources import DerivedSource, Source
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.names import STUDENT, TEXT_ENCODER
 from snapgen_deploy.system.documents import in_one_line, shown
@@ -23,10 +23,9 @@ _KOHYA = {"te_": f"{TEXT_ENCODER}_", "te1_": f"{TEXT_ENCODER}_", "te2_": f"{TEXT
 
 
 @dataclass(frozen=True)
-class MergedSource:
+class MergedSource(DerivedSource):
     """Another source with adapters added: their weights are fp32."""
 
-    source: Source = field(repr=False)
     updates: Mapping[str, Sequence[tuple[Adapter, Update]]]  # by the source's names
 
     @cached_property
@@ -36,16 +35,6 @@ class MergedSource:
             name: TensorInfo(i.shape, "F32", 4 * i.elements) for name in self.updates for i in [self.source.tensors[name]]
         }
         return {**self.source.tensors, **changed}
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """As the other's."""
-        return self.source.metadata
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """As the other's."""
-        return self.source.files
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The leading part: that of the weight, plus that of each update."""

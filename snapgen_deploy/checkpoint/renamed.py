@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from torch import Tensor
 
 from snapgen_deploy.checkpoint.header import TensorInfo
-from snapgen_deploy.checkpoint.sources import Source
+from snapgen_deploy.checkpoint.sources import DerivedSource
 
 
 @dataclass(frozen=True)
-class RenamedSource:
+class RenamedSource(DerivedSource):
     """Tensors of another source; `names` has that one's name for each."""
 
-    source: Source = field(repr=False)
     names: Mapping[str, str]
 
     @cached_property
@@ -25,16 +23,6 @@ class RenamedSource:
         """What there is."""
         held = self.source.tensors
         return {new: held[old] for new, old in self.names.items()}
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """As the other's."""
-        return self.source.metadata
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """As the other's."""
-        return self.source.files
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """As the other's."""

@@ -55,6 +55,23 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class DerivedSource:
+    """Tensors that are made of another source's; files and what they say of themselves are that one's."""
+
+    source: Source = field(repr=False)
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """As the other's."""
+        return self.source.metadata
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """As the other's."""
+        return self.source.files
+
+
 @dataclass
 class SafetensorsSource:
     """One or more safetensors files whose headers were checked. A file is mapped for as long as a tensor read from it lives."""
