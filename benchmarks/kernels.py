@@ -36,10 +36,10 @@ from benchmarks.timing import in_turn
 from snapgen_deploy.export.base import Component, Port
 from snapgen_deploy.export.onnx.optimum_exporter import exporter_config
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.export.shared.quiet import quiet
 from snapgen_deploy.latency.environment import canary, environment
 from snapgen_deploy.models.attention import attend, blockwise_neighborhood_attention
 from snapgen_deploy.sparse.forms import FORMS, Kernel, dense
+from snapgen_deploy.system.quiet import quiet
 
 RESULTS = Path(__file__).parent / "results"
 OPSET, CLOSE = 20, 1e-5  # relative error that counts as the same result in fp32

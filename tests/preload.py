@@ -8,7 +8,7 @@ import sys
 from snapgen_deploy.export.onnx.rules import rules_of_linear_time
 from snapgen_deploy.export.shared import coremltools
 from snapgen_deploy.export.shared.operators import listed_once
-from snapgen_deploy.export.shared.quiet import quiet
+from snapgen_deploy.system.quiet import quiet
 
 MODULES = (
     "onnx", "onnxruntime", "onnxscript", "onnx_ir", "torch._dynamo", "torch.onnx", "optimum.exporters.onnx", "executorch.exir",

@@ -55,10 +55,10 @@ from snapgen_deploy.export.lint import Finding, counts
 from snapgen_deploy.export.shared.extras import check_extra, missing_extra
 from snapgen_deploy.export.shared.graph import check_inputs, check_offered, check_rank, parse_options, trace, wrap_errors
 from snapgen_deploy.export.shared.half import HalfInside
-from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.system.companion import Companion
 from snapgen_deploy.system.documents import several
 from snapgen_deploy.system.files import files_under
+from snapgen_deploy.system.quiet import first_line
 
 _MAX_RANK = 5  # the Neural Engine's, as for Core ML
 MAIN = "main"  # coreai-torch's own name of a single function

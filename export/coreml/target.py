@@ -53,10 +53,10 @@ from snapgen_deploy.export.coreml.functions import SINGLE
 from snapgen_deploy.export.coreml.spec import COREML
 from snapgen_deploy.export.shared import coremltools as coreml_thrift
 from snapgen_deploy.export.shared.graph import check_inputs, check_offered, check_rank, parse_options, trace, wrap_errors
-from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.export.shared.weights_given import with_weights_given
 from snapgen_deploy.system.documents import several
 from snapgen_deploy.system.files import files_under
+from snapgen_deploy.system.quiet import first_line
 
 if TYPE_CHECKING:
     from snapgen_deploy.export.mil import RunReport

@@ -11,7 +11,7 @@ from typing import Any
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Port, Weight
 from snapgen_deploy.export.executorch.weights import BITS, NUMPY_DTYPES
-from snapgen_deploy.export.shared.quiet import first_line, quiet
+from snapgen_deploy.system.quiet import first_line, quiet
 
 FORWARD = "forward"
 PORTS = "ports"  # the method that returns the ports as JSON

@@ -14,7 +14,7 @@ import numpy as np
 
 from snapgen_deploy.export.base import Headroom
 from snapgen_deploy.export.onnx import file as onnx_file
-from snapgen_deploy.export.shared.quiet import quiet
+from snapgen_deploy.system.quiet import quiet
 
 # Operators that only move values.
 MOVES = frozenset(

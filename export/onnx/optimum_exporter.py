@@ -34,11 +34,11 @@ from torch import Tensor, nn
 
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.onnx.write import OnnxSettings, without_weights, write
-from snapgen_deploy.export.shared.quiet import first_line, quiet
 from snapgen_deploy.export.shared.replaced import replaced
 from snapgen_deploy.families.component import TIME
 from snapgen_deploy.families.names import DECODER, STUDENT, TEXT_ENCODER
 from snapgen_deploy.models import time_features
+from snapgen_deploy.system.quiet import first_line, quiet
 
 with quiet():  # importing transformers probes optional packages and logs what it does not find
     from optimum.exporters.onnx.base import OnnxConfig

@@ -100,7 +100,7 @@ def load(directory: Path, folder: str) -> Any:
     Raises:
         BadInput: if there is no such component.
     """
-    from snapgen_deploy.export.shared.quiet import quiet
+    from snapgen_deploy.system.quiet import quiet
 
     with quiet():
         from optimum.onnxruntime import ORTModelForCustomTasks

@@ -15,7 +15,7 @@ from snapgen_deploy.export.base import Arrays
 from snapgen_deploy.export.onnx import file as onnx_file
 from snapgen_deploy.export.onnx.qdq import DEQUANTISE, QUANTISE, after_quantisers, in_floats
 from snapgen_deploy.export.probe import GraphLayer, noise
-from snapgen_deploy.export.shared.quiet import first_line, quiet
+from snapgen_deploy.system.quiet import first_line, quiet
 
 # Operators with quantisation inside: such a file has no single-precision values with the same weights.
 CLOSED = ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits")

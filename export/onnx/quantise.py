@@ -18,7 +18,7 @@ import numpy as np
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.onnx import file as onnx_file
 from snapgen_deploy.export.onnx.palettes import Owners, owners, palettise
-from snapgen_deploy.export.shared.quiet import quiet
+from snapgen_deploy.system.quiet import quiet
 
 _BLOCK = 32  # inputs that share a scale in MatMulNBits
 

@@ -51,8 +51,8 @@ from snapgen_deploy.export.onnx import weights as onnx_weights
 from snapgen_deploy.export.onnx.rules import rules_of_linear_time
 from snapgen_deploy.export.onnx.spec import ONNX
 from snapgen_deploy.export.onnx.write import GRAPH_KEY, OnnxSettings, check_file, clean, write
-from snapgen_deploy.export.shared.quiet import first_line, quiet
 from snapgen_deploy.export.shared.weights_given import with_weights_given
+from snapgen_deploy.system.quiet import first_line, quiet
 
 if TYPE_CHECKING:
     import onnx_ir

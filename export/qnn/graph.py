@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from snapgen_deploy.export.base import Component
-from snapgen_deploy.export.shared.quiet import quiet
+from snapgen_deploy.system.quiet import quiet
 
 
 def divide(model: Any) -> None:

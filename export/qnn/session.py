@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from snapgen_deploy.export.qnn.spec import UNIT
-from snapgen_deploy.export.shared.quiet import first_line
+from snapgen_deploy.system.quiet import first_line
 
 PROVIDER = "QNNExecutionProvider"
 OPTIMIZATION = "3"

@@ -48,8 +48,8 @@ from snapgen_deploy.export.qnn.session import Chip, Compiled
 from snapgen_deploy.export.qnn.spec import QNN, UNIT
 from snapgen_deploy.export.shared.extras import check_extra, missing_extra
 from snapgen_deploy.export.shared.graph import check_inputs, check_offered, parse_options
-from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.system.companion import Companion
+from snapgen_deploy.system.quiet import first_line
 
 if TYPE_CHECKING:
     from snapgen_deploy.export.probe import Probe

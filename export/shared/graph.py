@@ -15,7 +15,7 @@ import numpy as np
 
 from snapgen_deploy.errors import BadInput, Refused, SnapgenError
 from snapgen_deploy.export.base import Component, Port
-from snapgen_deploy.export.shared.quiet import first_line, quiet
+from snapgen_deploy.system.quiet import first_line, quiet
 
 if TYPE_CHECKING:
     import torch

@@ -26,11 +26,11 @@ import numpy as np
 
 from snapgen_deploy.errors import BadInput, MeasurementFailed
 from snapgen_deploy.export.base import Role
-from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.latency.links.base import DeviceState, LinkJob, SampleBlock
 from snapgen_deploy.latency.links.shell import QUICK, Shell, checked, run_command
 from snapgen_deploy.latency.results import DeviceKey, Loads
 from snapgen_deploy.system.child import ChildDied, run_in_child
+from snapgen_deploy.system.quiet import first_line
 
 _UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
 _DTYPES = {65568: "float32", 131104: "int32"}  # ArrayFeatureType.ArrayDataType of Core ML's FeatureTypes.proto

@@ -33,13 +33,13 @@ from snapgen_deploy.drawing.reference import reference_runners, schedule_of
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.precisions import Limits
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.plan.plan import TargetPlan
 from snapgen_deploy.quantise.trajectories import Recording, Trajectories, load_trajectories
 from snapgen_deploy.system.functions import function_of
 from snapgen_deploy.system.progress import OnProgress, ignore_progress
 from snapgen_deploy.system.quantiles import bootstrap_interval
+from snapgen_deploy.system.quiet import first_line
 from snapgen_deploy.system.source import package_root
 
 Scorer = Callable[[Sequence[str], Sequence[np.ndarray]], Sequence[tuple[float, float]]]

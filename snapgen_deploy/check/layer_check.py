@@ -14,9 +14,9 @@ from snapgen_deploy.errors import BadInput, SnapgenError
 from snapgen_deploy.export.base import Arrays
 from snapgen_deploy.export.probe import Probe, Probed, owner_of
 from snapgen_deploy.export.registry import host_default, spec_of, specs, target_of
-from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.system.files import read_arrays
+from snapgen_deploy.system.quiet import first_line
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from snapgen_deploy.checkpoint import CheckpointPlace
 from snapgen_deploy.errors import BadInput, SnapgenError
-from snapgen_deploy.export.shared.quiet import first_line
 from snapgen_deploy.golden.recorder import Recorder
 from snapgen_deploy.golden.vectors import open_golden
 from snapgen_deploy.system.functions import EXPECTED, function_of
+from snapgen_deploy.system.quiet import first_line
 
 
 def write_golden_vectors(words: list[str] | None = None) -> int:

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from torch import Tensor, nn
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.autoencoders import AUTOENCODERS, class_named_by, facts_of, latent_statistics
 from snapgen_deploy.models.config import LibraryDecoder
+from snapgen_deploy.system.quiet import quiet
 
 _DECODING = ("decoder", "post_quant_conv")  # parts of an autoencoder
 
@@ -68,21 +66,8 @@ class DiffusersDecoder(nn.Module):
 
 def _module(config: LibraryDecoder) -> Any:
     """The library's module of the class, imported here and nowhere before."""
-    with _quietly():
+    with quiet():
         return importlib.import_module(f"diffusers.models.autoencoders.{AUTOENCODERS[class_named_by(config)].MODULE}")
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without what the library and what it imports say about themselves."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def autoencoder_class(config: LibraryDecoder) -> Any:
@@ -118,7 +103,7 @@ def load_autoencoder(config: LibraryDecoder, folder: Path | None, read: Callable
     if folder is not None:
         kind = autoencoder_class(config)
         try:
-            with _quietly(), torch.random.fork_rng(devices=[]):
+            with quiet(), torch.random.fork_rng(devices=[]):
                 whole = kind.from_pretrained(
                     str(folder), torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
                 )

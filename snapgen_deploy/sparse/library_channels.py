@@ -10,8 +10,8 @@ from snapgen_deploy.models.library_text import LibraryText, cut_embeddings
 from snapgen_deploy.sparse import fold
 from snapgen_deploy.sparse.channels_layers import ChannelsNorm
 from snapgen_deploy.sparse.geometry import Heads
-from snapgen_deploy.sparse.library_parts import LayerParts, NormParts, parts_of
-from snapgen_deploy.sparse.library_token import RotaryTable, token_activation
+from snapgen_deploy.sparse.library_parts import LayerParts, LibraryLayer, NormParts, RotaryTable, parts_of
+from snapgen_deploy.sparse.library_token import token_activation
 
 
 def norm_over_channels(parts: NormParts, axis: int = 1, scale: float = 1.0) -> ChannelsNorm:
@@ -21,8 +21,8 @@ def norm_over_channels(parts: NormParts, axis: int = 1, scale: float = 1.0) -> C
     return ChannelsNorm(axis, parts.eps, (parts.weight * scale).view(shape), bias, centred=not parts.centred)
 
 
-class ChannelsLibraryLayer(nn.Module):
-    """One layer on (1, D, 1, L)."""
+class ChannelsLibraryLayer(LibraryLayer):
+    """One layer on (1, D, 1, L): x (1, D, 1, L), bias (1, 1 or h, L keys, L queries) -> (1, D, 1, L)."""
 
     def __init__(self, parts: LayerParts, activation: str, form: str) -> None:
         super().__init__()
@@ -38,17 +38,7 @@ class ChannelsLibraryLayer(nn.Module):
         self.k_norm = None if parts.k_norm is None else norm_over_channels(parts.k_norm, 2)
         self.scale = parts.scale if parts.q_norm is None else 1.0
 
-    def forward(self, x: Tensor, bias: Tensor, rope: RotaryTable | None) -> Tensor:
-        """x (1, D, 1, L), bias (1, 1 or h, L keys, L queries) -> (1, D, 1, L)."""
-        y = self.out(self._attention(self.norm1(x), bias, rope))
-        x = x + (y if self.after1 is None else self.after1(y))
-        y = self.norm2(x)
-        y = self.act(self.up(y)) if self.gate is None else self.act(self.gate(y)) * self.up(y)
-        y = self.down(y)
-        out: Tensor = x + (y if self.after2 is None else self.after2(y))
-        return out
-
-    def _attention(self, x: Tensor, bias: Tensor, rope: RotaryTable | None) -> Tensor:
+    def attention(self, x: Tensor, bias: Tensor, rope: RotaryTable | None) -> Tensor:
         """(1, D, 1, L) -> (1, h*d, 1, L)."""
         q, k = self._turned(self.q(x), self.q_norm, rope), self._turned(self.k(x), self.k_norm, rope)
         if self.scale != 1.0:

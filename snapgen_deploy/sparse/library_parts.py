@@ -21,6 +21,9 @@ from snapgen_deploy.sparse.geometry import Heads
 ALL_BEFORE, WINDOW_BEFORE = "full", "sliding"  # kinds of layers: each has its own mask and rotary table
 
 
+RotaryTable = tuple[Tensor, Tensor]
+
+
 @dataclass(frozen=True)
 class NormParts:
     """A LayerNorm, or an RMSNorm (not centred)."""
@@ -214,3 +217,31 @@ def _rope(module: Any, length: int) -> tuple[Tensor, Tensor]:
         cos, sin = module(torch.zeros(1), torch.arange(length)[None])  # (1, L, d)
     half = sin.shape[2] // 2
     return cos[0].float(), torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=1).float()
+
+
+class LibraryLayer(nn.Module):
+    """A layer's residual paths, the same in every layout; a subclass makes the modules and adds its attention."""
+
+    norm1: nn.Module
+    norm2: nn.Module
+    after1: nn.Module | None
+    after2: nn.Module | None
+    out: nn.Module
+    gate: nn.Module | None
+    up: nn.Module
+    down: nn.Module
+    act: Callable[[Tensor], Tensor]
+
+    def forward(self, x: Tensor, bias: Tensor, rope: RotaryTable | None) -> Tensor:
+        """Hidden states and the attention's bias, both in the layout's shapes -> hidden states."""
+        y = self.out(self.attention(self.norm1(x), bias, rope))
+        x = x + (y if self.after1 is None else self.after1(y))
+        y = self.norm2(x)
+        y = self.act(self.up(y)) if self.gate is None else self.act(self.gate(y)) * self.up(y)
+        y = self.down(y)
+        out: Tensor = x + (y if self.after2 is None else self.after2(y))
+        return out
+
+    def attention(self, x: Tensor, bias: Tensor, rope: RotaryTable | None) -> Tensor:
+        """Attention of the heads, before the output's projection."""
+        raise NotImplementedError

@@ -10,10 +10,9 @@ from torch.nn import functional as F
 
 from snapgen_deploy.models.attention import MASKED
 from snapgen_deploy.models.library_text import LibraryText, cut_embeddings
-from snapgen_deploy.sparse.library_parts import LayerParts, NormParts, parts_of
+from snapgen_deploy.sparse.library_parts import LayerParts, LibraryLayer, NormParts, RotaryTable, parts_of
 from snapgen_deploy.sparse.token_layers import GELUS, OpForm, TokenNorm, merge_heads, rotate_tokens, split_heads
 
-RotaryTable = tuple[Tensor, Tensor]
 _Activation = Callable[[Tensor], Tensor]
 
 
@@ -48,8 +47,8 @@ def norm_over_tokens(parts: NormParts, batch: int, ops: OpForm, scale: float = 1
     return kind(batch, parts.weight.shape[0], parts.eps, ops, parts.weight * scale, bias)
 
 
-class TokenLibraryLayer(nn.Module):
-    """One layer on (1, L, D)."""
+class TokenLibraryLayer(LibraryLayer):
+    """One layer on (1, L, D): x (1, L, D), bias (1 or h_kv, g*L, L) -> (1, L, D)."""
 
     def __init__(self, parts: LayerParts, activation: str, ops: OpForm) -> None:
         super().__init__()
@@ -64,17 +63,7 @@ class TokenLibraryLayer(nn.Module):
         self.k_norm = None if k_norm is None else norm_over_tokens(k_norm, heads.keys, ops)
         self.scale = parts.scale if q_norm is None else 1.0
 
-    def forward(self, x: Tensor, bias: Tensor, rope: RotaryTable | None) -> Tensor:
-        """x (1, L, D), bias (1 or h_kv, g*L, L) -> (1, L, D)."""
-        y = self.out(self._attention(self.norm1(x), bias, rope))
-        x = x + (y if self.after1 is None else self.after1(y))
-        y = self.norm2(x)
-        y = self.act(self.up(y)) if self.gate is None else self.act(self.gate(y)) * self.up(y)
-        y = self.down(y)
-        out: Tensor = x + (y if self.after2 is None else self.after2(y))
-        return out
-
-    def _attention(self, x: Tensor, bias: Tensor, rope: RotaryTable | None) -> Tensor:
+    def attention(self, x: Tensor, bias: Tensor, rope: RotaryTable | None) -> Tensor:
         """(1, L, D) -> (1, L, h*d)."""
         dim = self.heads.dim
         q, k, v = (split_heads(p(x), dim) for p in (self.q, self.k, self.v))  # (h, L, d), (h_kv, L, d) twice

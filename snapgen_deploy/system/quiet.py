@@ -1,4 +1,4 @@
-"""Suppresses the warnings of converters, and shortens their errors."""
+"""Suppresses the warnings of libraries, and shortens their errors."""
 
 from __future__ import annotations
 
