@@ -274,6 +274,18 @@ class Components:
         return (self.denoiser, *(() if self.decoder is None else (self.decoder,)), *self.encoders)
 
 
+def encoded(network: nn.Module, x: Mapping[str, Tensor]) -> Tensor:
+    """Run a text encoder on its inputs."""
+    embeddings: Tensor = network(x[TOKENS], x[MASK])
+    return embeddings
+
+
+def decoded(network: nn.Module, x: Mapping[str, Tensor]) -> Tensor:
+    """Run a decoder on its input."""
+    picture: Tensor = network(x[LATENT])
+    return picture
+
+
 def decoder_ports(drawing: Drawing) -> Ports:
     """Of every decoder."""
     latent = Port(LATENT, (1, *drawing.latent), "float32", LATENT_DOC)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
 from snapgen_deploy.families.component import (
-    LATENT,
     PICTURE,
     ComponentSpec,
     Initial,
     Shape,
     Spelling,
+    decoded,
     decoder_ports,
     initial,
     initial_overlap_free,
@@ -42,7 +41,7 @@ def _spec(config: DecoderConfig) -> ComponentSpec:
         build=lambda width: TinyDecoder(config),
         layers=sum(config.blocks),
         ports=decoder_ports,
-        apply=_apply,
+        apply=decoded,
         rewrite=_rewrite,
         folder="vae_decoder",
         hyperparameters=lambda width: {**asdict(config), "scaling_factor": 1.0, "shift_factor": 0.0},
@@ -53,11 +52,6 @@ def _spec(config: DecoderConfig) -> ComponentSpec:
         latent_std=config.latent_std,
         has_constants=True,  # the latent's mean and deviation
     )
-
-
-def _apply(network: nn.Module, x: Mapping[str, Tensor]) -> Tensor:
-    picture: Tensor = network(x[LATENT])
-    return picture
 
 
 def _rewrite(network: nn.Module, latent: tuple[int, int], how: Spelling) -> nn.Module:

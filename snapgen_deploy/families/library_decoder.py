@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -17,6 +16,7 @@ from snapgen_deploy.families.component import (
     OracleTask,
     Shape,
     Spelling,
+    decoded,
     decoder_ports,
     initial,
 )
@@ -57,7 +57,7 @@ def library_decoder(config: LibraryDecoder) -> ComponentSpec:
         build=lambda width: DiffusersDecoder(config),
         layers=facts.blocks,
         ports=decoder_ports,
-        apply=_apply,
+        apply=decoded,
         rewrite=_rewrite,
         folder="vae_decoder",
         # the latent that the file takes is normalised already
@@ -69,11 +69,6 @@ def library_decoder(config: LibraryDecoder) -> ComponentSpec:
         latent_mean=mean,
         latent_std=std,
     )
-
-
-def _apply(network: nn.Module, x: Mapping[str, Tensor]) -> Tensor:
-    picture: Tensor = network(x[LATENT])
-    return picture
 
 
 def _recorded(config: LibraryDecoder, task: OracleTask) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from snapgen_deploy.families.component import (
     Ports,
     Spelling,
     TextInput,
+    encoded,
 )
 from snapgen_deploy.families.library_text_variants import library_text_variants
 from snapgen_deploy.families.names import TEXT_ENCODER, TOKENIZER, numbered, tokenizer_file, tokenizer_name
@@ -56,7 +56,7 @@ def library_text_encoder(config: LibraryTextEncoder, index: int) -> ComponentSpe
         build=lambda width: LibraryText(config),
         layers=settings.num_hidden_layers,
         ports=partial(_ports, config, settings.hidden_size, text),
-        apply=_apply,
+        apply=encoded,
         rewrite=_rewrite,
         folder=name,
         hyperparameters=lambda width: settings.to_diff_dict(),
@@ -118,11 +118,6 @@ def _ports(config: LibraryTextEncoder, width: int, text: TextInput, drawing: Dra
     dropped = f", without the first {config.dropped}" if config.dropped else ""
     out = Port(config.stream, (1, config.length - config.dropped, width), "float32", f"token embeddings{dropped}")
     return Ports((tokens, mask), (out,), "prompt tokens to embeddings")
-
-
-def _apply(network: nn.Module, x: Mapping[str, Tensor]) -> Tensor:
-    embeddings: Tensor = network(x[TOKENS], x[MASK])
-    return embeddings
 
 
 def _rewrite(network: nn.Module, latent: tuple[int, int], how: Spelling) -> nn.Module:

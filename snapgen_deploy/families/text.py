@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
 from snapgen_deploy.families.component import (
     MASK,
@@ -19,6 +18,7 @@ from snapgen_deploy.families.component import (
     Shape,
     Spelling,
     TextInput,
+    encoded,
     initial,
 )
 from snapgen_deploy.families.library_text import library_text_encoder
@@ -52,7 +52,7 @@ def _own(config: TextEncoderConfig, index: int) -> ComponentSpec:
         build=lambda width: TextEncoder(config),
         layers=config.layers,
         ports=partial(_ports, config, text),
-        apply=_apply,
+        apply=encoded,
         rewrite=_rewrite,
         folder=name,
         hyperparameters=lambda width: _hyperparameters(config),
@@ -69,11 +69,6 @@ def _ports(config: TextEncoderConfig, text: TextInput, drawing: Drawing) -> Port
     mask = Port(MASK, (1, config.length), "float32", "1 where there is a token, 0 at padding")
     out = Port(config.stream, (1, config.length, config.width), "float32", "token embeddings")
     return Ports((tokens, mask), (out,), "prompt tokens to embeddings")
-
-
-def _apply(network: nn.Module, x: Mapping[str, Tensor]) -> Tensor:
-    embeddings: Tensor = network(x[TOKENS], x[MASK])
-    return embeddings
 
 
 def _rewrite(network: nn.Module, latent: tuple[int, int], how: Spelling) -> nn.Module:

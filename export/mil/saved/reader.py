@@ -7,7 +7,6 @@ value inference and holds every weight in memory; here weights stay in the mappe
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
@@ -34,18 +33,15 @@ from snapgen_deploy.export.mil.saved.types import DTYPES, DType, ValueType, dtyp
 from snapgen_deploy.export.shared.coremltools import load
 from snapgen_deploy.system.documents import several
 from snapgen_deploy.system.lfs import is_pointer, pointer_line
+from snapgen_deploy.system.quiet import quiet
 
 _MODEL_TYPE = "mlProgram"
 
 
 def _proto() -> Any:
     """The protocol-buffer modules; coremltools' import-time warnings about macOS libraries are not ours to repeat."""
-    level = logging.root.manager.disable
-    logging.disable(max(level, logging.WARNING))
-    try:
+    with quiet():
         return load().proto
-    finally:
-        logging.disable(level)
 
 
 def model_file(package: Path) -> Path:
