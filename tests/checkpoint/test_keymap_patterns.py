@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from snapgen_deploy.checkpoint import expected_shapes, load_key_map, open_checkpoint, save_checkpoint, validate
 from snapgen_deploy.checkpoint.keymap import TensorChange, TensorRecipe
+from snapgen_deploy.checkpoint.keymap.load import key_map_of
 from snapgen_deploy.checkpoint.keymap.pattern import folded, read_pattern, read_template
 from tests.checkpoint.cases import refused, tiny_config
 from tests.checkpoint.foreign import PIXART_MAP, our_state, pixart_config, pixart_state
@@ -192,3 +194,11 @@ def test_rules_that_do_not_fit_the_tensors(tmp_path: Path, state: dict[str, Tens
 def test_a_tensor_of_numbers_only(tmp_path: Path, state: dict[str, Tensor]) -> None:
     assert TensorRecipe(("a",), "", TensorChange(scale=2.0)).make([torch.ones(2, dtype=torch.bfloat16)]).dtype == torch.float32
     assert set(expected_shapes(tiny_config())) == set(state)
+
+
+def test_a_word_whose_index_would_be_negative_is_no_such_word(tmp_path: Path) -> None:
+    rules = '[words.block]\n"up.{i}" = "down.{i-2}"\n"up.{i:0..0}" = "first"\n'
+    keys = key_map_of(tomllib.loads(f'"{{block}}.a" = "{{block}}.b"\n{rules}'), None)
+    found = {name: keys.rule_for(f"{name}.a") for name in ("up.3", "up.1", "up.0")}
+    named = {name: rule[0].ours(rule[1])[0] for name, rule in found.items() if rule is not None}
+    assert named == {"up.3": "down.1.b", "up.0": "first.b"}

@@ -10,6 +10,7 @@ A name that occurs twice stands for the same text. A template may have arithmeti
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -103,7 +104,10 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Words:
-    """What `{name}` stands for: rows of a pattern and what we write for it, of which the first that fits counts."""
+    """What `{name}` stands for: rows of a pattern and what we write for it, of which the first that fits counts.
+
+    A row whose index would become negative does not fit.
+    """
 
     name: str
     rows: tuple[tuple[Pattern, Template], ...]
@@ -118,7 +122,8 @@ class Words:
         for pattern, template in self.rows:
             values = pattern.match(text)
             if values is not None:
-                return template.fill(values)
+                with contextlib.suppress(ValueError):
+                    return template.fill(values)
         return None
 
 
