@@ -42,6 +42,7 @@ from snapgen_deploy.export.executorch import quantise as executorch_quantise
 from snapgen_deploy.export.executorch import weights as executorch_weights
 from snapgen_deploy.export.executorch.constants import held_once
 from snapgen_deploy.export.executorch.partition import thrifty
+from snapgen_deploy.export.executorch.passes import quick_passes
 from snapgen_deploy.export.executorch.program import (
     FORWARD,
     LEFT_KEY,
@@ -146,7 +147,7 @@ class ExecuTorch:
         program = self._traced(component, precision)
         check_rank(program.graph.nodes, _MAX_RANK, what)
         constants = [*program.state_dict.values(), *program.constants.values()]
-        with thrifty(), shared_by_copies(constants), self._lowering(component):
+        with thrifty(), quick_passes(), shared_by_copies(constants), self._lowering(component):
             edge = to_edge_transform_and_lower(
                 program,
                 transform_passes=[refuse_high_rank],

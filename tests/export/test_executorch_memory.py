@@ -1,16 +1,20 @@
-"""What keeps ExecuTorch's lowering small: dependencies in bits, and constants that are held once."""
+"""What keeps ExecuTorch's lowering small and quick: dependencies in bits, constants held once, graphs traced once."""
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import pytest
 import torch
 from executorch.exir.backend.canonical_partitioners import group_partitioner
+from torch import Tensor, nn
 from torch.fx.passes.infra import partitioner
 
 from snapgen_deploy.export.executorch.constants import held_once, reread
 from snapgen_deploy.export.executorch.partition import Downstreams, thrifty
+from snapgen_deploy.export.executorch.passes import quick_passes
+from snapgen_deploy.export.shared.replaced import replaced
 
 
 def random_graph(seed: int, size: int) -> torch.fx.GraphModule:
@@ -58,3 +62,40 @@ def test_a_constant_reads_from_its_copy_only_where_that_is_equal():
     reread(turned, turned.contiguous().numpy().tobytes())
     assert torch.equal(turned, values.T)
     assert not turned.is_contiguous()
+
+
+class EveryPass(nn.Module):
+    """A network of what XNNPACK's passes rewrite: convolution and ReLU, batch norm, a 1-D convolution, PReLU, a long join."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.row, self.bend = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv1d(4, 4, 1), nn.PReLU(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(torch.relu(self.first(x)))
+        return torch.cat([x, self.bend(self.row(x.flatten(2)).unflatten(2, x.shape[2:])), x, x, x, x])
+
+
+def lowered(context: contextlib.AbstractContextManager[None]) -> tuple[bytes, int]:
+    """The file of a network, and how often a graph was traced while it was lowered within `context`."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.exir.pass_base import ExportPass
+
+    torch.manual_seed(0)
+    program = torch.export.export(EveryPass().eval(), (torch.randn(1, 3, 9, 7),))
+    counted, trace = [], ExportPass.call_submodule
+
+    def counting(self: ExportPass, *args: object) -> object:
+        counted.append(self)
+        return trace(self, *args)
+
+    with replaced(ExportPass, "call_submodule", counting), context:
+        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        return edge.to_executorch().buffer, len(counted)
+
+
+def test_graphs_that_no_pass_changes_are_not_traced_again_and_give_the_same_file():
+    (slow, all_traces), (quick, traces) = lowered(contextlib.nullcontext()), lowered(quick_passes())
+    assert slow == quick
+    assert traces <= 0.7 * all_traces
