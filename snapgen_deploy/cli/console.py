@@ -16,7 +16,7 @@ import traceback as tracebacks
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 from rich.cells import cell_len
@@ -31,6 +31,7 @@ from snapgen_deploy.system.host_memory import is_out_of_memory
 from snapgen_deploy.system.progress import Counting, OnProgress, OnStep, Progress, ignore_progress
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
     from rich.table import Table
     from rich.text import Text
 
@@ -254,9 +255,10 @@ def _exists(path: str) -> bool:
 def progress(*, quiet: bool = False) -> Progress:
     """Show each piece of work with a spinner and a clock, then a line with its time. Without a terminal, see `_log`.
 
-    Usage: `with progress()("exporting") as on_progress: ... on_progress(3, 10)`.
+    Usage: `with progress()("exporting") as on_progress: ... on_progress(3, 10)`. Several pieces may run at a time, in threads.
     """
     console = err()
+    spinners = _Spinners(console)
 
     @contextmanager
     def work(what: str) -> Iterator[OnProgress]:
@@ -268,16 +270,43 @@ def progress(*, quiet: bool = False) -> Progress:
             with _named_if_interrupted(what), _log(what) as set_state:
                 yield lambda done, total: set_state(f": {done} of {total}")
             return
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
         start = time.perf_counter()
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with _named_if_interrupted(what), Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(task, description=f"{what}: {done} of {total}")
+        with _named_if_interrupted(what), spinners.shown(what) as on_progress:
+            yield on_progress
         console.print(f"  [green]✓[/green] {what} [dim]{time.perf_counter() - start:.1f} s[/dim]")
 
     return work
+
+
+class _Spinners:
+    """A line with a spinner for each piece of work that runs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._lock, self._bar, self._count = console, threading.Lock(), cast("RichProgress | None", None), 0
+
+    @contextmanager
+    def shown(self, what: str) -> Iterator[OnProgress]:
+        with self._lock:
+            bar = self._bar = self._bar or self._started()
+            self._count += 1
+        task = bar.add_task(what, total=None)
+        try:
+            yield lambda done, total: bar.update(task, description=f"{what}: {done} of {total}")
+        finally:
+            bar.remove_task(task)
+            with self._lock:
+                self._count -= 1
+                if not self._count:
+                    bar.stop()
+                    self._bar = None
+
+    def _started(self) -> RichProgress:
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        bar = Progress(*columns, console=self._console, transient=True)
+        bar.start()
+        return bar
 
 
 @contextmanager

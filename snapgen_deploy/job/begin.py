@@ -20,7 +20,7 @@ from snapgen_deploy.job.cache import tool_versions
 from snapgen_deploy.job.calibration import calibration_key
 from snapgen_deploy.job.convert import all_cached
 from snapgen_deploy.job.ingredients import Ingredients
-from snapgen_deploy.job.memory import Prediction, predict, refuse_what_does_not_fit
+from snapgen_deploy.job.memory import Prediction, by_process, predict, refuse_what_does_not_fit, room_for
 from snapgen_deploy.job.mixed import known_recipe
 from snapgen_deploy.job.records import remove_unowned
 from snapgen_deploy.job.request import Request
@@ -61,7 +61,18 @@ def begun(
     ):
         remove_unowned(stage.root)
         _check_space(final.parent, (stage.root,), checkpoint, plan)
-        yield ExportJob(request, plan, checkpoint, speed_estimates, stage=stage, progress=progress, counting=counting)
+        predicted = predict(checkpoint.config, plan, request.executor)
+        yield ExportJob(
+            request,
+            plan,
+            checkpoint,
+            speed_estimates,
+            stage=stage,
+            progress=progress,
+            counting=counting,
+            room=room_for(predicted, request.threads),
+            predicted=by_process(predicted),
+        )
 
 
 def refuse_what_cannot_begin(request: Request, plan: ExportPlan, progress: Progress) -> None:

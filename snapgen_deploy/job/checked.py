@@ -23,7 +23,7 @@ def check_files(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exporte
     saved = {size: _saved(job, target, parts, size) for size in job.plan.sizes}
     default = job.plan.sizes[0]
     saved[default] = replace(saved[default], golden=job.golden)
-    with job.progress(f"{target.key}: running what was saved") as on_progress:
+    with job.working(f"{target.key}: running what was saved", target.key) as on_progress:
         checked, peak = run_in_child(f"{target.key} check", check_sizes, saved, reference.vectors, on_progress=on_progress)
     return CheckedFiles(checked, peak)
 
@@ -38,7 +38,7 @@ def judge_fidelity(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Expo
         gate = Gate(target.key, "pipeline", "fidelity_psnr", None, target.limits.least_psnr, "not_run", reason)
         return Judgement((gate,), {})
     saved, folder = _saved(job, target, parts, job.plan.sizes[0]), job.stage.scratch / FIDELITY_FOLDER
-    with job.progress(f"{target.key}: drawing {len(wanted.samples)} pictures at {target.precision}") as on_progress:
+    with job.working(f"{target.key}: drawing {len(wanted.samples)} pictures at {target.precision}", target.key) as on_progress:
         measured, peak = run_in_child(
             f"{target.key} fidelity", measure_fidelity, saved, folder, wanted.scorer, on_progress=on_progress
         )

@@ -69,7 +69,7 @@ def convert_component(work: Conversion, role: Role) -> Exported:
             return _convert_one(work, job.plan, role, job.stage.root)
         return _copied(_convert_one(work, job.plan, role, apart), apart, job.stage.root)
     parts = {size: _convert_one(work, job.plan.at(size), role, apart / size, size) for size in job.plan.sizes}
-    with job.progress(f"{key}: joining the sizes of the {title_of(role)}"):
+    with job.working(f"{key}: joining the sizes of the {title_of(role)}", key, role):
         done, peak = run_in_child(f"{key} {role} sizes", join_sizes, key, parts, folder_of(job.stage.root, key))
     if not job.stage.keep:
         shutil.rmtree(apart)
@@ -119,7 +119,7 @@ def _convert_one(work: Conversion, plan: ExportPlan, role: Role, root: Path, siz
         calibration=job.request.calibration,
         recipe=work.recipe.folder,
     )
-    with job.progress(f"{target.key}: exporting the {name}{size and f', {size}'}"):
+    with job.working(f"{target.key}: exporting the {name}{size and f', {size}'}", target.key, role):
         start = time.monotonic()
         exported, peak = run_in_child(f"{target.key} {role}", export_in_child, task)
     keep.check_unchanged()

@@ -12,7 +12,8 @@ from snapgen_deploy.drawing.prompts import Sample
 from snapgen_deploy.drawing.reference import ReferenceVectors, make_vectors, with_tuned
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.registry import target_of
-from snapgen_deploy.job.calibration import is_calibrated
+from snapgen_deploy.job.calibration import Calibration, is_calibrated
+from snapgen_deploy.job.memory import REFERENCE_PROCESS
 from snapgen_deploy.job.state import ExportJob, MixedRecipe, Reference
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.quantise.recipe import load_recipe
@@ -51,12 +52,17 @@ def draw_calibration(job: ExportJob, plan: ExportPlan, target: TargetPlan) -> in
         pictures exist.
     """
     calibration, folder = job.request.calibration, job.stage.scratch / CALIBRATION_FOLDER
-    if calibration is None or calibration.arrays is not None or not is_calibrated(target) or folder.is_dir():
+    if calibration is None or calibration.arrays is not None or not is_calibrated(target):
         return 0
+    with job.room.alone:
+        return 0 if folder.is_dir() else _draw_calibration(job, plan, calibration, folder)
+
+
+def _draw_calibration(job: ExportJob, plan: ExportPlan, calibration: Calibration, folder: Path) -> int:
     recording = Recording(
         job.request.checkpoint, plan.width, plan.latent, calibration.samples, folder=folder, threads=job.request.threads
     )
-    with job.progress(f"drawing {len(calibration.samples)} calibration pictures") as on_progress:
+    with job.working(f"drawing {len(calibration.samples)} calibration pictures", REFERENCE_PROCESS) as on_progress:
         _, peak = run_in_child("calibration", record_calibration, recording, on_progress=on_progress)
     return peak
 

@@ -19,12 +19,15 @@ from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.plan.widths import activation_bytes
 from snapgen_deploy.quantise.executors import executor_of
 from snapgen_deploy.quantise.memory import predicted_peak
+from snapgen_deploy.system.side_by_side import Room
 
 # The process that draws the reference's pictures. Like the targets' own figures (`snapgen_deploy.export.spec.Memory`), this is
 # slightly above everything measured on x86-64 Linux: the embedded checkpoint and an untrained student of 114M parameters
 # (`python -m benchmarks.export_memory`), and snapgenpp at 1024 x 1024 (`python -m benchmarks.scale`). Activations are the
 # plan's estimate of the largest ones. Checkpoints in PyTorch's format, which are mapped as a whole, were not measured.
 _REFERENCE = Cost(420_000_000, 1.15, 1.7)
+REFERENCE_PROCESS = "reference"  # the process that draws the reference's pictures
+SIDE_BY_SIDE = 2_000_000_000  # bytes that conversions side by side may take, however small each is
 _RUN_FROM_DISK = Cost(100_000_000, 0.0, 1.0)  # of the largest tensor there are two copies as it is stored, in bf16
 
 
@@ -35,7 +38,7 @@ class Prediction:
     bytes: int
     target: TargetPlan | None = None  # None: a process that serves all targets
     role: Role | None = None  # None: the process that runs the saved files
-    shared: str = "reference"  # without a target: `reference` draws pictures, `recipe` makes the recipe of mixed precision
+    shared: str = REFERENCE_PROCESS  # without a target: this draws pictures, `recipe` makes the recipe of mixed precision
 
     @property
     def what(self) -> str:
@@ -94,8 +97,18 @@ def predict(config: ModelConfig, plan: ExportPlan, executor: str = "here") -> tu
 
 
 def largest(predictions: Sequence[Prediction]) -> Prediction:
-    """The largest prediction: processes run one after the other, so it decides."""
+    """The largest prediction. It decides: those that run side by side take no more than it together, unless all are small."""
     return max(predictions, key=lambda p: p.bytes)
+
+
+def room_for(predictions: Sequence[Prediction], places: int) -> Room:
+    """For work side by side: it takes no more memory than its largest process alone, or than `SIDE_BY_SIDE`."""
+    return Room(places, max(largest(predictions).bytes, SIDE_BY_SIDE))
+
+
+def by_process(predictions: Sequence[Prediction]) -> dict[tuple[str, Role | None], int]:
+    """Predicted bytes by target and component; without a target, by what the process does."""
+    return {(p.shared if p.target is None else p.target.key, p.role): p.bytes for p in predictions}
 
 
 def line(prediction: Prediction, available: int | None) -> str:

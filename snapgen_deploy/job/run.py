@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from snapgen_deploy.bundle.reader import Bundle, open_bundle
@@ -24,6 +25,7 @@ from snapgen_deploy.job.state import ExportJob, Made, MixedRecipe, Reference, Ta
 from snapgen_deploy.job.write import write_bundle
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.system.progress import Counting, Progress, silent
+from snapgen_deploy.system.side_by_side import run_all
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def run_export(
         recipe = mixed_recipe(job)
         reference = reference_vectors(job, recipe)
         drawing = max(reference.peak_bytes, draw_for_fidelity(job))
-        targets = {target.key: export_target(job, target, recipe, reference) for target in plan.targets}
+        targets = export_targets(job, recipe, reference)
         refuse_failed(targets)
         made = Made(recipe, reference, drawing, targets, golden)
         with progress("writing the bundle"):
@@ -70,11 +72,19 @@ def run_export(
     return Result(open_bundle(job.stage.final), tuple(made.gates), made.peak_bytes, run)
 
 
+def export_targets(job: ExportJob, recipe: MixedRecipe, reference: Reference) -> dict[str, TargetResult]:
+    """Every target's components and checks; conversions run side by side where the job has room for several."""
+    pieces = [partial(export_target, job, target, recipe, reference) for target in job.plan.targets]
+    results = run_all(job.room, pieces)
+    return {target.key: result for target, result in zip(job.plan.targets, results, strict=True)}
+
+
 def export_target(job: ExportJob, target: TargetPlan, recipe: MixedRecipe, reference: Reference) -> TargetResult:
     """Convert a target's components, run the saved files, compare them with the reference; cache them if the gates passed."""
     with kept(job.request.cache, job.checkpoint, job.request.stamps) as keep:
-        work = Conversion(job, recipe, target, keep)
-        parts = arranged(job, target, {role: convert_component(work, role) for role in roles_of(job.checkpoint.config)})
+        work, roles = Conversion(job, recipe, target, keep), roles_of(job.checkpoint.config)
+        converted = run_all(job.room, [partial(convert_component, work, role) for role in roles])
+        parts = arranged(job, target, dict(zip(roles, converted, strict=True)))
         checked = check_files(job, target, parts, reference)
         result = TargetResult(parts, checked, judge_fidelity(job, target, parts))
         keep.sound = not failed(result.gates)

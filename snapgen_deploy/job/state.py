@@ -6,7 +6,8 @@ its arguments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from snapgen_deploy.job.request import Request
 from snapgen_deploy.job.speed_estimate import SpeedEstimate
 from snapgen_deploy.job.staging import Staging
 from snapgen_deploy.plan.plan import ExportPlan
-from snapgen_deploy.system.progress import Counting, Progress
+from snapgen_deploy.system.progress import Counting, OnProgress, Progress
+from snapgen_deploy.system.side_by_side import Room
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,15 @@ class ExportJob:
     stage: Staging
     progress: Progress
     counting: Counting
+    room: Room
+    predicted: Mapping[tuple[str, Role | None], int]  # peak bytes, by target and component; None: the check of the files
     golden: GoldenVectors | None = None  # of the default picture size: the team's own, and those that libraries make
+
+    @contextmanager
+    def working(self, what: str, target: str, role: Role | None = None) -> Iterator[OnProgress]:
+        """A place for one process of a target's work, once there is memory for it; then it shows its progress."""
+        with self.room.taken(what, self.predicted[target, role]), self.progress(what) as on_progress:
+            yield on_progress
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from snapgen_deploy.job.state import ExportJob
 from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.system.files import stamps
 from snapgen_deploy.system.progress import no_progress, silent
+from snapgen_deploy.system.side_by_side import Room
 
 
 @pytest.fixture
@@ -29,7 +30,8 @@ def job(tmp_path: Path) -> ExportJob:
     fidelity = Fidelity(tuple(Sample("a red ring", seed) for seed in range(100)), None)
     request = Request(place, tuple(stamps(opened.files)), tmp_path, fidelity.samples[:1], threads=1, fidelity=fidelity)
     stage: Any = SimpleNamespace(root=tmp_path, scratch=tmp_path / "scratch")
-    return ExportJob(request, plan, opened, {}, stage=stage, progress=no_progress, counting=silent)
+    given: dict[str, Any] = {"stage": stage, "progress": no_progress, "counting": silent, "room": Room(1, 0), "predicted": {}}
+    return ExportJob(request, plan, opened, {}, **given)
 
 
 @pytest.fixture

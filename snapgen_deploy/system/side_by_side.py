@@ -1,0 +1,97 @@
+"""Pieces of work side by side, each in a child process, as many as processors and memory allow."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """The work was not begun, because another piece has failed or the user stopped all."""
+
+
+class Room:
+    """Admits pieces of work while there are places and memory for them; whoever takes the most memory goes first.
+
+    A piece that alone takes more than all the memory is admitted when nothing else runs.
+
+    Args:
+        places: How many pieces may run at a time.
+        most_bytes: How much memory they may take together, by prediction.
+    """
+
+    def __init__(self, places: int, most_bytes: int) -> None:
+        self.places, self.most_bytes = places, most_bytes
+        self._changed = threading.Condition()
+        self._running: dict[str, int] = {}
+        self._waiting: dict[str, int] = {}
+        self._stopped = False
+        self._failure: BaseException | None = None
+        self.alone = threading.Lock()  # for what several pieces need and one of them makes
+
+    @contextmanager
+    def taken(self, what: str, size: int) -> Iterator[None]:
+        """A place for one piece of work of `size` bytes.
+
+        Raises:
+            Stopped: if the work was stopped before there was one.
+        """
+        with self._changed:
+            self._waiting[what] = size
+            try:
+                self._changed.wait_for(lambda: self._stopped or self._admits(what, size))
+            finally:
+                del self._waiting[what]
+            if self._stopped:
+                raise Stopped(what)
+            self._running[what] = size
+            self._changed.notify_all()  # the next may fit beside it
+        try:
+            yield
+        finally:
+            with self._changed:
+                del self._running[what]
+                self._changed.notify_all()
+
+    def _admits(self, what: str, size: int) -> bool:
+        if what != max(self._waiting, key=lambda name: self._waiting[name]):
+            return False
+        fits = len(self._running) < self.places and sum(self._running.values()) + size <= self.most_bytes
+        return fits or not self._running
+
+    def stop(self, cause: BaseException) -> BaseException:
+        """Admit nothing more, and end the processes that run; returns the first cause, of which all others follow."""
+        with self._changed:
+            if self._failure is None:
+                self._failure = cause
+                if isinstance(cause, KeyboardInterrupt) and self._running:
+                    cause.add_note(next(iter(self._running)))
+            self._stopped = True
+            self._changed.notify_all()
+        for process in multiprocessing.active_children():
+            process.kill()
+        return self._failure
+
+
+def run_all(room: Room, pieces: Sequence[Callable[[], T]]) -> list[T]:
+    """Call all functions, in threads if the room has several places; returns their results in order.
+
+    The first failure ends all others and is raised, and so does Ctrl-C, whose notes name what was running.
+    """
+    if room.places == 1 or len(pieces) == 1:
+        return [piece() for piece in pieces]
+    with ThreadPoolExecutor(len(pieces)) as pool:
+        futures = [pool.submit(piece) for piece in pieces]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException as error:
+            cause = room.stop(error)
+            raise cause from cause.__cause__
+    return [future.result() for future in futures]
