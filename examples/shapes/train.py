@@ -13,11 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from examples.shapes import autoencoder, distill, flow, latents, reward, text
 from examples.shapes.evaluate import curves, evaluate
-from examples.shapes.ship import SHIPPED, ship
+from examples.shapes.ship import SHIPPED, ship, shipped_student
 from examples.shapes.stages import Clock
 from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.checkpoint.networks import load_decoder, load_text_encoder
@@ -77,9 +76,7 @@ class Run:
 
     def student(self) -> ElasticDiT:
         """The student of the shipped file."""
-        net, shipped = ElasticDiT(dit_of(PRESETS["shapes"]())), load_file(self.shipped)
-        net.tensors.load_state_dict({key: shipped[f"student.{key.replace('/', '.')}"].float() for key in net.tensors})
-        return net
+        return shipped_student(self.shipped)
 
 
 def unpack(run: Run) -> None:

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from snapgen_deploy.families.variant import Change, Variant, activations, given, having, modules_of, orders, returning
 from snapgen_deploy.models.attention import AdaptiveSparseSelfAttention, CrossAttention, FeedForward, SelfAttention, rotate
-from snapgen_deploy.models.dit import DiT, DiTBlock, TextProjection
+from snapgen_deploy.models.dit import DiT, DiTBlock
+from snapgen_deploy.models.text_projection import TextProjection
 
 Turn = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -8,20 +8,14 @@ from dataclasses import asdict
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from snapgen_deploy.families.base import Folding, Layer, SizeRule
 from snapgen_deploy.families.component import (
-    LATENT,
-    LATENT_DOC,
-    TIME,
     VELOCITY,
     Components,
     ComponentSpec,
-    Drawing,
     Initial,
-    Port,
-    Ports,
     Shape,
     Spelling,
     StoredTensor,
@@ -31,6 +25,7 @@ from snapgen_deploy.families.component import (
 from snapgen_deploy.families.decoder import decoder
 from snapgen_deploy.families.dit_variants import dit_variants
 from snapgen_deploy.families.names import STUDENT
+from snapgen_deploy.families.ports import stepped, student_ports
 from snapgen_deploy.families.text import text_encoders
 from snapgen_deploy.models.attention import AdaptiveSparseSelfAttention
 from snapgen_deploy.models.config import ModelConfig, TextStream
@@ -113,8 +108,8 @@ def _student(config: DiTConfig) -> ComponentSpec:
         part="denoise",
         output=VELOCITY,
         build=partial(DiT, config),
-        ports=partial(_ports, config),
-        apply=partial(_apply, tuple(s.name for s in config.text_streams)),
+        ports=partial(student_ports, config),
+        apply=partial(stepped, tuple(s.name for s in config.text_streams)),
         rewrite=_rewrite,
         folder="transformer",
         hyperparameters=partial(_hyperparameters, config),
@@ -130,25 +125,6 @@ def _student(config: DiTConfig) -> ComponentSpec:
         takes_recipe=True,
         must_pack=True,
     )
-
-
-def _ports(config: DiTConfig, drawing: Drawing) -> Ports:
-    shape = (1, *drawing.latent)
-    inputs = [
-        Port(LATENT, shape, "float32", LATENT_DOC),
-        Port(TIME, (1, config.time_features), "float32", "features of the noise level, from the bundle's schedule"),
-    ]
-    for s in config.text_streams:
-        inputs.append(Port(s.name, (1, s.length, s.dim), "float32", f"embeddings of the text stream '{s.name}'"))
-        inputs.append(Port(f"{s.name}_mask", (1, s.length), "float32", "1 where there is a token, 0 at padding"))
-    velocity = Port(VELOCITY, shape, "float32", "noise minus picture; next latent = latent + (next - sigma) * velocity")
-    return Ports(tuple(inputs), (velocity,), f"one denoising step, sub-network '{drawing.width}'")
-
-
-def _apply(streams: tuple[str, ...], network: nn.Module, x: Mapping[str, Tensor]) -> Tensor:
-    text, mask = {s: x[s] for s in streams}, {s: x[f"{s}_mask"] for s in streams}
-    velocity: Tensor = network(x[LATENT], x[TIME], text, mask)
-    return velocity
 
 
 def _rewrite(network: nn.Module, latent: tuple[int, int], how: Spelling) -> nn.Module:

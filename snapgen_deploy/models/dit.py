@@ -13,7 +13,6 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from snapgen_deploy.models.attention import (
-    MASKED,
     AdaptiveSparseSelfAttention,
     CrossAttention,
     FeedForward,
@@ -23,6 +22,7 @@ from snapgen_deploy.models.attention import (
 )
 from snapgen_deploy.models.dit_config import STAGES, DiTConfig, StageKind
 from snapgen_deploy.models.student import Stage, Student, TrainingCost
+from snapgen_deploy.models.text_projection import TextProjection, text_context
 from snapgen_deploy.models.time_embedding import TimeEmbedding
 
 # How many maps of (tokens, hidden) and how many copies of its attention scores a block keeps for its gradients: fitted to
@@ -33,20 +33,6 @@ MAPS, _SCORES = 32, 2
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """LayerNorm without affine parameters, then scale and shift; x (B, N, D), shift and scale (B, 1, D)."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
-
-
-class TextProjection(nn.Module):
-    """Projects one encoder's embeddings to the common text width."""
-
-    def __init__(self, dim: int, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, width)
-        self.fc2 = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, dim) -> (B, L, T)."""
-        y: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-        return y
 
 
 class DiTBlock(nn.Module):
@@ -139,12 +125,7 @@ class DiT(Student):
         Raises:
             ValueError: if no stream is given, or one that the configuration does not have.
         """
-        names = [s.name for s in self.config.text_streams if s.name in text]
-        if not names or set(text) - {s.name for s in self.config.text_streams}:
-            raise ValueError(f"text streams: got {sorted(text)}, expected some of {[s.name for s in self.config.text_streams]}")
-        tokens = torch.cat([self.text[n](text[n]) for n in names], dim=1)  # (B, L, T)
-        bias = torch.cat([(1.0 - mask[n].to(tokens.dtype)) * MASKED for n in names], dim=1)  # (B, L)
-        return tokens, bias[:, None, None, :]
+        return text_context(self.text, self.config.text_streams, text, mask)
 
     def forward(self, latent: Tensor, features: Tensor, text: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> Tensor:
         """latent (B, C, h, w), features (B, F), text and mask per stream -> velocity (B, C, h, w)."""

@@ -149,7 +149,7 @@ class ChannelsCrossAttention(nn.Module):
 
 
 class ChannelsMLP(nn.Module):
-    """Two projections with a tanh-approximated GELU between them: `models.FeedForward` and `models.dit.TextProjection`."""
+    """Two projections with a tanh-approximated GELU between them: `models.FeedForward` and `models.TextProjection`."""
 
     def __init__(self, first: nn.Linear, second: nn.Linear) -> None:
         super().__init__()

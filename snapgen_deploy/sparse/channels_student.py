@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snapgen_deploy.models.attention import MASKED, AdaptiveSparseSelfAttention
-from snapgen_deploy.models.dit import DenseSkip, DiT, DiTBlock, TextProjection
+from snapgen_deploy.models.dit import DenseSkip, DiT, DiTBlock
 from snapgen_deploy.models.dit_config import STAGES
+from snapgen_deploy.models.text_projection import TextProjection
 from snapgen_deploy.models.time_embedding import TimeEmbedding
 from snapgen_deploy.sparse import fold
 from snapgen_deploy.sparse.channels_forms import ChannelsForm

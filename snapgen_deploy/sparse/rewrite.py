@@ -14,6 +14,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models import DiT, TextEncoder, TinyDecoder
 from snapgen_deploy.models.library_decoder import DiffusersDecoder
 from snapgen_deploy.models.library_text import LibraryText
+from snapgen_deploy.models.unet import UNet
 from snapgen_deploy.sparse.channels_forms import CHANNELS_FORMS
 from snapgen_deploy.sparse.channels_student import ChannelsStudent
 from snapgen_deploy.sparse.decoder import ImageDecoder, UpsampleForm
@@ -26,6 +27,8 @@ from snapgen_deploy.sparse.library_token import TokenLibraryText
 from snapgen_deploy.sparse.text_encoder import ChannelsTextEncoder, TokenTextEncoder
 from snapgen_deploy.sparse.token_layers import OP_FORMS, OpForm
 from snapgen_deploy.sparse.token_student import TokenStudent
+from snapgen_deploy.sparse.unet_channels import ChannelsUNet
+from snapgen_deploy.sparse.unet_token import TokenUNet
 
 Layout = Literal["token", "channels"]
 UPSAMPLING: Mapping[str, UpsampleForm] = {"token": "transposed", "channels": "native"}
@@ -65,6 +68,22 @@ def rewrite_student(
     if layout == "token":
         return TokenStudent(dit, grid, FORMS[form], batch, ops, keep_weights).eval()
     return ChannelsStudent(dit, grid, CHANNELS_FORMS[form], keep_weights).eval()
+
+
+def rewrite_unet(unet: UNet, latent: tuple[int, int], *, layout: Layout, batch: int = 1, ops: OpForm = "spelled") -> nn.Module:
+    """The U-Net for latents (batch, C, *latent), called as `rewrite_student`'s; `ops` as there. No weight is changed.
+
+    Raises:
+        BadInput: if the layout or ops is unknown, the batch is below 1, or the levels do not halve the latent.
+    """
+    _known("layout", layout, UPSAMPLING)
+    _known("ops", ops, OP_FORMS)
+    if batch < 1:
+        raise BadInput(f"got batch {batch}, expected 1 or more")
+    problems = unet.config.latent_problems(*latent)
+    if problems:
+        raise BadInput("; ".join(problems))
+    return (TokenUNet(unet, latent, batch, ops) if layout == "token" else ChannelsUNet(unet, latent)).eval()
 
 
 def rewrite_decoder(

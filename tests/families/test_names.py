@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 from snapgen_deploy.system.source import package_root
 
-# The elastic diffusion transformer itself: networks, configuration, presets, its rewrite, its record, and what was published
-# about its speed.
-OF_THE_FAMILY = (
-    "models/__init__.py", "models/dit.py", "models/dit_config.py", "models/presets.py", "sparse/", "families/elastic_dit.py",
-    "families/dit_variants.py", "latency/estimate/published.py",
-)  # fmt: skip
+# Of each family: whether a name is its own, and its files: networks, configuration, presets, its rewrite, its record, and what
+# was published about its speed.
+DIT = frozenset({"dit", "dit_config", "dit_of", "elastic_dit", "elastic_name", "is_per_width"})
+UNET = frozenset({"unet", "unet_config", "unet_of", "unet_variants", "rewrite_unet", "UNet", "UNetConfig", "UNetFamily"})
+OF_FAMILIES: dict[str, tuple[Callable[[str], bool], tuple[str, ...]]] = {
+    "ElasticDiTFamily": (
+        lambda name: "DiT" in name or name in DIT,
+        (
+            "models/__init__.py", "models/dit.py", "models/dit_config.py", "models/presets.py", "sparse/",
+            "families/elastic_dit.py", "families/dit_variants.py", "latency/estimate/published.py",
+        ),
+    ),
+    "UNetFamily": (
+        lambda name: name in UNET,
+        (
+            "models/unet.py", "models/unet_config.py", "models/presets.py", "sparse/", "families/unet.py",
+            "families/unet_variants.py",
+        ),
+    ),
+}  # fmt: skip
 REGISTRY = "families/registry.py"
 ROLES = frozenset({"text_encoder", "student", "decoder"})
 # Published keys: of a checkpoint's configuration (`student` and so on are its sections), of a device profile, of diffusers.
@@ -37,15 +53,13 @@ def names_in(tree: ast.Module) -> Iterator[str]:
             yield from ((node.module or "").rpartition(".")[2], *(alias.name for alias in node.names))
 
 
-def is_of_the_family(name: str) -> bool:
-    return "DiT" in name or name in {"dit", "dit_config", "dit_of", "elastic_dit", "elastic_name", "is_per_width"}
-
-
-def test_general_code_names_no_family() -> None:
-    found = {path: sorted(filter(is_of_the_family, names_in(tree))) for path, tree in sources()}
-    assert found[REGISTRY].count("ElasticDiTFamily") == 2  # its import and its line
-    assert {p: n for p, n in found.items() if n and not p.startswith(OF_THE_FAMILY) and p != REGISTRY} == {}
-    assert all(any(found[p] for p in found if p.startswith(own)) for own in OF_THE_FAMILY)
+@pytest.mark.parametrize("family", OF_FAMILIES)
+def test_general_code_names_no_family(family: str) -> None:
+    is_own, files = OF_FAMILIES[family]
+    found = {path: sorted(filter(is_own, names_in(tree))) for path, tree in sources()}
+    assert found[REGISTRY].count(family) == 2  # its import and its line
+    assert {p: n for p, n in found.items() if n and not p.startswith(files) and p != REGISTRY} == {}
+    assert all(any(found[p] for p in found if p.startswith(own)) for own in files)
 
 
 def test_general_code_has_no_roles_as_text() -> None:
