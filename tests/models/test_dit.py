@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from snapgen_deploy.families.registry import family_of
 from snapgen_deploy.models import PRESETS, DiT, DiTConfig, ElasticDiT, TextStream, TinyDecoder, time_features
 
 SMALL = DiTConfig(
@@ -46,7 +47,7 @@ def test_presets_are_sound(preset):
     config = PRESETS[preset]()
     assert config.student.problems() == []
     height, width = (side // config.student.latent_factor for side in config.resolution)
-    assert config.student.grid_problems(height, width) == []
+    assert family_of(config).size_problems(config, (height, width)) == []
 
 
 def test_small_has_the_published_kv_heads():

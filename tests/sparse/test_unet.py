@@ -77,7 +77,7 @@ def test_the_channels_layout_moves_no_data_but_for_attention(kit):
     program = torch.export.export(module, kit.inputs(SMALL, LATENT), strict=False).run_decompositions({})
     assert_rank_at_most_4(program)
     counts, blocks = ops_of(program), 4
-    # Of each attention: q, k and v to heads, the result to a map, and the keys transposed; of text, its mask, features: one each.
+    # Of attention: q, k and v to heads, the result to a map, the keys transposed; of text, its mask and features: one each.
     assert counts["view"] + counts["reshape"] + counts["_unsafe_view"] == 2 * 4 * blocks + 3
     assert counts["transpose"] + counts["permute"] == 2 * blocks + 1
     assert not {"index", "gather", "where", "masked_fill", "select", "expand", "repeat", "pow", "linear", "clone"} & set(counts)
