@@ -104,7 +104,9 @@ def expected(folder: Path) -> np.ndarray:
     """What the library's own class computes."""
     x = inputs()
     encode = library_encoder(opened(folder).config, folder, lambda name: torch.empty(0))
-    return encode(torch.from_numpy(x[TOKENS]), torch.from_numpy(x[MASK])).numpy()
+    found = encode(torch.from_numpy(x[TOKENS]), torch.from_numpy(x[MASK]))
+    assert isinstance(found, Tensor)
+    return found.numpy()
 
 
 def ours(folder: Path, key: str, directory: Path, reference: np.ndarray) -> Measured:

@@ -59,6 +59,7 @@ _KIND: Mapping[str, OpKind] = MappingProxyType(
         "_to_copy": "move",
         "mean": "reduce",
         "amax": "reduce",
+        "sum": "reduce",
         "add": "elementwise",
         "sub": "elementwise",
         "mul": "elementwise",
@@ -70,6 +71,7 @@ _KIND: Mapping[str, OpKind] = MappingProxyType(
         "relu": "elementwise",
         "abs": "elementwise",
         "neg": "elementwise",
+        "eq": "elementwise",
     }
 )
 

@@ -89,8 +89,8 @@ def draw(
         wanted: The pictures.
         threads: CPU threads.
         embeddings: Outputs of text encoders that are not part of the bundle: for each such text stream NAME (1, L, D) and
-            NAME_mask (1, L), float32, 1 where there is a token, for all pictures. With guidance also negative.NAME and
-            negative.NAME_mask of the negative prompt; zeros where there are none.
+            NAME_mask (1, L), float32, 1 where there is a token, for all pictures, and NAME_pooled (1, P) where the student
+            takes one. With guidance also negative.NAME and so on of the negative prompt; zeros where there are none.
         guidance: Scale and negative prompt of classifier-free guidance.
 
     Raises:
@@ -181,7 +181,7 @@ def other_text(config: ModelConfig, embeddings: Mapping[str, np.ndarray]) -> Arr
     shapes: dict[str, tuple[int, ...]] = {}
     for s in config.student.text_streams:
         if s.name not in own:
-            shapes |= {s.name: (1, s.length, s.dim), f"{s.name}_mask": (1, s.length)}
+            shapes |= {name: (1, *shape) for name, shape in s.shapes.items()}
     expected = several([f"{name} {shape}" for name, shape in shapes.items()])
     got = {name: tuple(array.shape) for name, array in embeddings.items()}
     if got != shapes:

@@ -54,17 +54,21 @@ class Cause:
         return {"agrees": self.agrees, "error": error, "changes": changes, "tried": self.tried, "layer": self.layer}
 
 
-def golden_error(spec: ComponentSpec, network: nn.Module, cases: Iterable[tuple[Arrays, np.ndarray]]) -> float:
-    """Largest relative error of a network over calls; NaN where there are none."""
-    errors = [relative_error(_run(spec, network, inputs), expected) for inputs, expected in cases]
+def golden_error(spec: ComponentSpec, network: nn.Module, cases: Iterable[tuple[Arrays, Arrays]]) -> float:
+    """Largest relative error of a network over calls and outputs; NaN where there are none."""
+    errors = [
+        relative_error(got[name], value)
+        for inputs, expected in cases
+        for got in [_run(spec, network, inputs)]
+        for name, value in expected.items()
+    ]
     return float(np.max(errors)) if errors else math.nan
 
 
-def _run(spec: ComponentSpec, network: nn.Module, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+def _run(spec: ComponentSpec, network: nn.Module, inputs: Mapping[str, np.ndarray]) -> Arrays:
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
     with torch.inference_mode():
-        found: np.ndarray = spec.apply(network, tensors).numpy()
-    return found
+        return {name: value.numpy() for name, value in spec.run(network, tensors).items()}
 
 
 def find_cause(spec: ComponentSpec, network: nn.Module, cases: GoldenCases, limit: float, seconds: float) -> Cause:
@@ -102,7 +106,7 @@ def _refined(spec: ComponentSpec, network: nn.Module, cases: GoldenCases, cause:
     return replace(cause, changes=best, error=errors[best], tried=cause.tried + len(more))
 
 
-def _hardest(cases: GoldenCases) -> list[tuple[Arrays, np.ndarray]]:
+def _hardest(cases: GoldenCases) -> list[tuple[Arrays, Arrays]]:
     """The first call: one that is not padded tells less of masks, so the shortest text where there is one."""
     rows = list(cases.rows())
     masked = [sum(float(value.sum()) for name, value in inputs.items() if name.endswith("mask")) for inputs, _ in rows]
@@ -117,9 +121,7 @@ def _combinations(variants: Sequence[Variant], alone: Mapping[Variant, float]) -
         yield from sorted(several, key=lambda c: sum(alone[v] if math.isfinite(alone[v]) else 1e3 for v in c))
 
 
-def _with(
-    spec: ComponentSpec, network: nn.Module, changes: Sequence[Variant], rows: Sequence[tuple[Arrays, np.ndarray]]
-) -> float:
+def _with(spec: ComponentSpec, network: nn.Module, changes: Sequence[Variant], rows: Sequence[tuple[Arrays, Arrays]]) -> float:
     """The network's error with some variants; infinite where they do not fit together, or give no finite number."""
     try:
         with ExitStack() as stack:

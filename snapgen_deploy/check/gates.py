@@ -15,7 +15,7 @@ import numpy as np
 
 from snapgen_deploy.drawing.pipeline import Pipeline, counted, in_calls, to_bytes
 from snapgen_deploy.drawing.reference import TUNED, VELOCITIES, ReferenceVectors
-from snapgen_deploy.export.base import Artifact, Description, Headroom, Role, Runner
+from snapgen_deploy.export.base import Arrays, Artifact, Description, Headroom, Role, Runner
 from snapgen_deploy.export.precisions import PRECISIONS, Limits
 from snapgen_deploy.export.registry import spec_of, target_of
 from snapgen_deploy.export.spec import OneDelegate, OneUnit
@@ -205,7 +205,7 @@ def _golden_gates(saved: SavedTarget, runners: Mapping[Role, Runner]) -> list[Ga
     for role, cases in golden.cases.items() if golden is not None else ():
         spec = components[role]
         calls = cases.rows(spec.rows_in(saved.batch))
-        worst = float(np.max([_worst_row(runners[role](inputs)[spec.output], expected) for inputs, expected in calls]))
+        worst = float(np.max([_worst_output(runners[role](inputs), expected) for inputs, expected in calls]))
         limit, count = _golden_limit(saved, role), f"largest over {len(cases)} calls"
         gates.append(at_most(saved.key, role, GOLDEN_ERROR, worst, limit, count))
     if golden is not None and golden.picture is not None:
@@ -264,12 +264,17 @@ def _tuned_gate(key: str, runner: Runner, config: ModelConfig, vectors: Referenc
 def _component_error(spec: ComponentSpec, runner: Runner, config: ModelConfig, vectors: ReferenceVectors, batch: int) -> float:
     """Largest relative error of a component over all test vectors, each with the reference's inputs."""
     errors = [
-        _worst_row(runner(inputs)[spec.output], expected)
+        _worst_output(runner(inputs), expected)
         for rows in in_calls(len(vectors.prompts), spec.pictures_in(batch))
         for inputs, expected in vectors.cases(spec, config, rows)
     ]
     # Python's max() may skip a NaN, depending on its position; numpy's does not.
     return float(np.max(errors)) if errors else math.nan
+
+
+def _worst_output(got: Arrays, expected: Arrays) -> float:
+    """The largest relative error of a row of any output."""
+    return float(np.max([_worst_row(got[name], value) for name, value in expected.items()]))
 
 
 def _worst_row(got: np.ndarray, expected: np.ndarray) -> float:

@@ -68,6 +68,7 @@ class Checkpoint:
     files: tuple[Path, ...]  # all that decides what is in it: tensors, then config.json and the key map where used
     stored: Mapping[str, Stored] = field(repr=False)  # where each tensor lies
     loras: tuple[MergedLora, ...] = ()  # added to the tensors
+    adapted: frozenset[str] = frozenset()  # tensors of libraries' folders to which a LoRA was added
     notes: tuple[str, ...] = ()  # what was found and done when it was opened, for people
     folders: Mapping[str, Path] = field(default_factory=dict)  # that libraries wrote, by component
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from snapgen_deploy.checkpoint.library import open_library_folder
 from snapgen_deploy.checkpoint.lora import Adapter, Update, open_adapter
-from snapgen_deploy.checkpoint.merged import merged, refuse_left
+from snapgen_deploy.checkpoint.merged import MergedSource, merged, refuse_left
 from snapgen_deploy.checkpoint.opener import Checkpoint, MergedLora, Reading, check_tokenizer, open_with_adapters
 from snapgen_deploy.checkpoint.pipeline_folder import PipelineFolder, open_pipeline_folder
 from snapgen_deploy.checkpoint.stored import Stored, StoredSource, stored_as
@@ -112,6 +112,7 @@ def _with_loras(
     return dataclasses.replace(
         opened,
         stored=stored_as(source),
+        adapted=frozenset(source.updates if isinstance(source, MergedSource) else ()),
         files=(*opened.files, *(file for adapter in adapters for file in adapter.files)),
         loras=tuple(MergedLora(a.path.name, a.files, a.strength) for a in adapters),
         notes=(*opened.notes, *map(_told, adapters)),

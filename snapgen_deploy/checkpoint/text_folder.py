@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StrictBool
 
@@ -22,7 +22,7 @@ from snapgen_deploy.checkpoint.stored import FileTensor, Stored
 from snapgen_deploy.checkpoint.text_tokenizer import AskedTokenizer, folder_tokenizer
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.config import LARGEST_DEPTH, LARGEST_INT, PROMPT_PLACE, Document, LibraryTextEncoder, TextStream
-from snapgen_deploy.models.library_text import own_names, settings_of
+from snapgen_deploy.models.library_text import own_names, pooled_width, settings_of
 from snapgen_deploy.system.documents import in_one_line, parse_toml, refuse, shown
 from snapgen_deploy.system.typed import read_as
 
@@ -35,7 +35,9 @@ _CONSTANTS = (".position_ids", ".inv_freq")
 class FolderSettings(Document):
     """What a TOML file says of a folder; the meaning of most is that of the same field of `LibraryTextEncoder`."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"layer", "normed", "dropped", "padding", "pad", "template", "padding_seen"})
+    LATER: ClassVar[frozenset[str]] = frozenset(
+        {"layer", "normed", "dropped", "padding", "pad", "template", "padding_seen", "projected"}
+    )
 
     folder: str
     layer: Annotated[int, Field(strict=True, ge=-LARGEST_DEPTH, le=LARGEST_DEPTH)] = -1
@@ -45,6 +47,7 @@ class FolderSettings(Document):
     pad: Annotated[int, Field(strict=True, ge=0, le=LARGEST_INT)] | None = None  # id; None: the tokenizer's
     template: str = PROMPT_PLACE
     padding_seen: StrictBool = False  # encoder and student take padding for tokens, as those of Stable Diffusion do
+    projected: StrictBool | None = None  # the pooled vector, by text_projection; None: as the folder's class has it
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def open_text_folder(path: Path, stream: TextStream) -> TextFolder:
     folder = open_library_folder(path if path.is_dir() else path.parent / settings.folder, f"text encoder {stream.name}")
     config = LibraryTextEncoder(
         "transformers", dict(folder.config), stream.length + settings.dropped, stream.name, layer=settings.layer,
-        normed=settings.normed, dropped=settings.dropped,
+        normed=settings.normed, dropped=settings.dropped, pooled=_pooled(settings, folder.config) if stream.pooled else "no",
     )  # fmt: skip
     try:
         library = settings_of(config)
@@ -77,6 +80,9 @@ def open_text_folder(path: Path, stream: TextStream) -> TextFolder:
         raise BadInput(f"text encoder {stream.name} {folder.path}: {error}") from None
     if library.hidden_size != stream.dim:
         got = f"gives {library.hidden_size} channels, the student's text stream takes {stream.dim}"
+        raise BadInput(f"text encoder {stream.name} {folder.path}: {got}")
+    if stream.pooled and (width := pooled_width(config)) != stream.pooled:
+        got = f"gives a pooled vector of {width} channels ({config.pooled}), the student's text stream takes {stream.pooled}"
         raise BadInput(f"text encoder {stream.name} {folder.path}: {got}")
     wanted = AskedTokenizer(settings.template, settings.pad, settings.padding, settings.padding_seen)
     tokenizer = folder_tokenizer(folder.path, config, wanted)
@@ -87,6 +93,13 @@ def open_text_folder(path: Path, stream: TextStream) -> TextFolder:
         tokenizer=tokenizer.text,
         files=(*folder.files, *tokenizer.files, *((path,) if path.is_file() else ())),
     )
+
+
+def _pooled(settings: FolderSettings, config: Mapping[str, Any]) -> Literal["plain", "projected"]:
+    """Whether the pooled vector is projected: as the file says, else as the class that wrote the folder has it."""
+    if settings.projected is not None:
+        return "projected" if settings.projected else "plain"
+    return "plain" if config.get("architectures") == ["CLIPTextModel"] else "projected"
 
 
 def _settings(path: Path) -> FolderSettings:

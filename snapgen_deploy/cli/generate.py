@@ -54,7 +54,7 @@ def generate(
         Path | None,
         typer.Option(
             help=".npz with the text streams that the bundle does not encode: NAME (1, L, D) and NAME_mask (1, L) for each, "
-            "with guidance also negative.NAME and negative.NAME_mask."
+            "NAME_pooled (1, P) where the student takes one; with guidance also negative.NAME and so on."
         ),
     ] = None,
     output: Annotated[

@@ -60,7 +60,7 @@ class Pipeline:
             inputs: For each text encoder, its tokens (n, L) int32 and mask (n, L) float32; each row is a call.
 
         Returns:
-            The student's text inputs: embeddings and mask of each encoded stream.
+            The student's text inputs: embeddings, mask and perhaps a pooled vector of each encoded stream.
 
         Raises:
             BadInput: if the pipeline lacks one of the text encoders.
@@ -71,10 +71,9 @@ class Pipeline:
                 raise BadInput("this bundle has no text encoder: a prompt cannot be drawn from it")
             spec, run = self.components[role], self.runners[role]
             rows = [run({name: value[i : i + 1] for name, value in given.items()}) for i in range(len(given[MASK]))]
-            text |= {
-                spec.output: stacked_rows(rows)[spec.output],
-                f"{spec.output}_mask": given[MASK][:, spec.reads.dropped :],
-            }
+            found = stacked_rows(rows)
+            text |= {name: found[name] for name in spec.outputs}
+            text[f"{spec.output}_mask"] = given[MASK][:, spec.reads.dropped :]
         return text
 
     def condition(self, prompt: Condition, negative: Condition | None = None) -> Arrays:

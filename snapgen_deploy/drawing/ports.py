@@ -53,21 +53,20 @@ def recorded_conditions(
     arrays: Mapping[str, np.ndarray],
     rows: Sequence[int],
     *,
-    streams: Sequence[str],
+    text: Sequence[str],
     roles: Collection[Role] | None = None,
     prefix: str = "",
 ) -> list[Condition]:
     """What recorded pictures are of: the prompts, and with guidance the negative prompts.
 
-    `text` holds the student's text inputs of `streams` as they were recorded, also those of text encoders; names of their
-    arrays begin with `prefix`. `roles` restricts which encoders get tokens.
+    `text` names the student's text inputs, which are returned as they were recorded, also those of text encoders; names of
+    their arrays begin with `prefix`. `roles` restricts which encoders get tokens.
     """
     kinds = ("", NEGATIVE)[: components.denoiser.rows]
-    names = [n for s in streams for n in (s, f"{s}_mask")]
     return [
         Condition(
             recorded_tokens(components, arrays, rows, roles, kind),
-            {name: np.array(arrays[f"{prefix}{kind}{name}"][list(rows)]) for name in names},
+            {name: np.array(arrays[f"{prefix}{kind}{name}"][list(rows)]) for name in text},
         )
         for kind in kinds
     ]
@@ -82,16 +81,20 @@ def condition_arrays(components: Components, conditions: Sequence[Condition], pr
     return found
 
 
+def text_inputs(config: ModelConfig) -> tuple[str, ...]:
+    """Names of the student's text inputs."""
+    return tuple(name for s in config.student.text_streams for name in s.shapes)
+
+
 def absent_text(config: ModelConfig, rows: int = 1) -> Arrays:
-    """Embeddings (rows, L, dim) and masks (rows, L) of the text streams that stay empty: zeros."""
+    """Embeddings (rows, L, dim) and the rest of the text streams that stay empty: zeros."""
     return empty_text(config, config.absent_streams, rows)
 
 
 def empty_text(config: ModelConfig, streams: Collection[str], rows: int = 1) -> Arrays:
-    """Embeddings (rows, L, dim) and masks (rows, L) of some text streams without a token: zeros."""
+    """Embeddings (rows, L, dim), masks (rows, L) and pooled vectors (rows, P) of some text streams without a token: zeros."""
     found: Arrays = {}
     for s in config.student.text_streams:
         if s.name in streams:
-            found[s.name] = np.zeros((rows, s.length, s.dim), np.float32)
-            found[f"{s.name}_mask"] = np.zeros((rows, s.length), np.float32)
+            found |= {name: np.zeros((rows, *shape), np.float32) for name, shape in s.shapes.items()}
     return found

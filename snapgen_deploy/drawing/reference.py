@@ -21,7 +21,14 @@ from snapgen_deploy.drawing.pipeline import (
     step_inputs,
     tokenize,
 )
-from snapgen_deploy.drawing.ports import absent_text, condition_arrays, empty_text, recorded_conditions, recorded_tokens
+from snapgen_deploy.drawing.ports import (
+    absent_text,
+    condition_arrays,
+    empty_text,
+    recorded_conditions,
+    recorded_tokens,
+    text_inputs,
+)
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role, Runner
 from snapgen_deploy.families.component import LATENT, MASK, PARTS, PICTURE, TOKENS, ComponentSpec, Part
@@ -46,24 +53,23 @@ class ReferenceVectors:
 
     def conditions(self, rows: Sequence[int], config: ModelConfig, roles: Collection[Role] | None = None) -> list[Condition]:
         """What some of the pictures are of; the text is what the reference's encoders made of it."""
-        streams = [s.name for s in config.student.text_streams]
-        components = components_of(config)
-        return recorded_conditions(components, self.arrays, rows, streams=streams, roles=roles, prefix=f"{STUDENT}.")
+        components, text = components_of(config), text_inputs(config)
+        return recorded_conditions(components, self.arrays, rows, text=text, roles=roles, prefix=f"{STUDENT}.")
 
-    def cases(self, spec: ComponentSpec, config: ModelConfig, rows: Sequence[int]) -> Iterator[tuple[Arrays, np.ndarray]]:
-        """Inputs and output of a reference component in calls for some of the prompts together.
+    def cases(self, spec: ComponentSpec, config: ModelConfig, rows: Sequence[int]) -> Iterator[tuple[Arrays, Arrays]]:
+        """Inputs and outputs of a reference component in calls for some of the prompts together.
 
         For the student, one pair per step, in order.
         """
         yield from _CASES[spec.part](self, spec, config, list(rows))
 
 
-_Case = Iterator[tuple[Arrays, np.ndarray]]
+_Case = Iterator[tuple[Arrays, Arrays]]
 
 
 def _encoded(vectors: ReferenceVectors, spec: ComponentSpec, config: ModelConfig, rows: list[int]) -> _Case:
     inputs = recorded_tokens(components_of(config), vectors.arrays, rows, (spec.name,))
-    yield inputs[spec.name], vectors.arrays[f"{STUDENT}.{spec.output}"][rows]
+    yield inputs[spec.name], {name: vectors.arrays[f"{STUDENT}.{name}"][rows] for name in spec.outputs}
 
 
 def _denoised(vectors: ReferenceVectors, spec: ComponentSpec, config: ModelConfig, rows: list[int]) -> _Case:
@@ -73,11 +79,11 @@ def _denoised(vectors: ReferenceVectors, spec: ComponentSpec, config: ModelConfi
         expected = velocities[:, step]  # (n, C, h, w), with guidance (n, 2, C, h, w)
         if spec.rows > 1:
             expected = expected.swapaxes(0, 1).reshape(-1, *expected.shape[2:])
-        yield step_inputs(latents[:, step], schedule.features(step), text, spec.rows), expected
+        yield step_inputs(latents[:, step], schedule.features(step), text, spec.rows), {spec.output: expected}
 
 
 def _decoded(vectors: ReferenceVectors, spec: ComponentSpec, config: ModelConfig, rows: list[int]) -> _Case:
-    yield {LATENT: vectors.arrays[LATENT][rows]}, vectors.arrays[PICTURE][rows]
+    yield {LATENT: vectors.arrays[LATENT][rows]}, {spec.output: vectors.arrays[PICTURE][rows]}
 
 
 _CASES = {"encode": _encoded, "denoise": _denoised, "decode": _decoded}
@@ -101,7 +107,7 @@ def _runner(spec: ComponentSpec, network: nn.Module) -> Runner:
     def run(x: Mapping[str, np.ndarray]) -> Arrays:
         tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in x.items()}
         with torch.inference_mode():
-            return {spec.output: spec.apply(network, tensors).numpy()}
+            return {name: value.numpy() for name, value in spec.run(network, tensors).items()}
 
     return run
 
@@ -191,10 +197,11 @@ def prompt_tokens(checkpoint: Checkpoint, prompt: str, seed: int) -> dict[Role, 
 
 
 def random_text(config: ModelConfig, seed: int) -> Arrays:
-    """Seeded standard normal embeddings (1, L, dim) and masks of ones (1, L) for every text stream; zeros for absent ones."""
+    """Seeded standard normal embeddings and pooled vectors, and masks of ones, for every text stream; zeros for absent ones."""
     rng = np.random.default_rng(seed)
     out: Arrays = {}
     for s in config.student.text_streams:
-        out[s.name] = rng.standard_normal((1, s.length, s.dim), dtype=np.float32)
-        out[f"{s.name}_mask"] = np.ones((1, s.length), dtype=np.float32)
+        for name, shape in s.shapes.items():
+            seen = np.ones((1, *shape), np.float32)
+            out[name] = seen if name == f"{s.name}_mask" else rng.standard_normal((1, *shape), dtype=np.float32)
     return out | absent_text(config)

@@ -2,8 +2,8 @@
 
 A component takes part in a picture in one of three ways, and each has its ports:
 
-    encode    tokens (1, L) int32, mask (1, L)                       -> embeddings of one of the student's text streams
-    denoise   latent, time_features, per stream <stream>, <stream>_mask -> velocity, once per step
+    encode    tokens (1, L) int32, mask (1, L)   -> embeddings of one of the student's text streams, perhaps a pooled vector
+    denoise   latent, time_features, per stream <stream>, <stream>_mask, perhaps <stream>_pooled -> velocity, once per step
     decode    latent                                                 -> picture (1, 3, H, W) in -1 ... 1
 
 A call of `denoise` and `decode` may draw several pictures, each with a row. With classifier-free guidance one of `denoise` has
@@ -133,6 +133,7 @@ class OracleTask:
     folder: Path | None  # that the library wrote; None: the checkpoint holds the tensors in another file
     read: Callable[[str], Tensor]  # one of the component's tensors in the checkpoint, by its name there without the component's
     drawing: Drawing
+    adapted: frozenset[str] = frozenset()  # tensors that the folder has without the LoRA that `read` gives them with
 
 
 @dataclass(frozen=True)
@@ -147,17 +148,18 @@ class Oracle:
 class ComponentSpec:
     """A component of one configuration: its ports, and how it is built, loaded, rewritten and checked.
 
-    `build` returns the reference network at a width on torch's current device, `apply` runs it on named tensors, `rewrite`
-    returns it for a latent (height, width) in a target's spelling. `activations` returns the bytes of its largest activations
-    for a width, a latent (channels, height, width) and a picture (height, width).
+    `build` returns the reference network at a width on torch's current device, `apply` runs it on named tensors and returns its
+    output, or a tuple of its outputs in the order of their names. `rewrite` returns it for a latent (height, width) in a
+    target's spelling, `activations` the bytes of its largest activations for a width, a latent (channels, height, width) and a
+    picture (height, width).
     """
 
     name: str  # in checkpoints, manifests and measurements
     part: Part
     build: Callable[[str], nn.Module]
-    output: str  # name of its only output
+    output: str  # name of its first output, most often the only one
     ports: Callable[[Drawing], Ports]
-    apply: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+    apply: Callable[[nn.Module, Mapping[str, Tensor]], Tensor | tuple[Tensor, ...]]
     rewrite: Callable[[nn.Module, tuple[int, int], Spelling], nn.Module]
     folder: str  # in diffusers' layout of a pipeline
     hyperparameters: Callable[[str], dict[str, object]]  # at a width, also under the names that transformers uses
@@ -165,6 +167,7 @@ class ComponentSpec:
     stored: Callable[[str, str], StoredTensor] = lambda name, width: StoredTensor(name)
     shapes: Callable[[], dict[str, Shape]] | None = None  # of all stored tensors, if a checkpoint has those of several widths
     text: TextInput | None = None  # of a text encoder
+    pooled: str = ""  # name of a text encoder's second output, a vector of the whole text; "": it has none
     initial: Callable[[str, Shape], Initial] = initial  # of weights, by their own name; biases are zero and norms one
     holds: Callable[[Collection[str], str], bool] = lambda tensors, width: True  # whether a checkpoint has a width
     variants: Callable[[nn.Module], Sequence[Variant]] = lambda network: ()  # other arithmetic that its tensors fit
@@ -181,6 +184,16 @@ class ComponentSpec:
     must_pack: bool = False  # below 16 bits its file must have packed weights, or a reason for each layer
     in_delegate: bool = True  # all of it must run in a delegate
     by_tensor: bool = False  # its rewrite changes no large tensor, so that a large network may stay on disk
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of its outputs."""
+        return (self.output, self.pooled) if self.pooled else (self.output,)
+
+    def run(self, network: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs of its network, or of one rewritten, by name."""
+        found = self.apply(network, inputs)
+        return dict(zip(self.outputs, (found,) if isinstance(found, Tensor) else found, strict=True))
 
     @property
     def rows(self) -> int:
@@ -274,10 +287,10 @@ class Components:
         return (self.denoiser, *(() if self.decoder is None else (self.decoder,)), *self.encoders)
 
 
-def encoded(network: nn.Module, x: Mapping[str, Tensor]) -> Tensor:
+def encoded(network: nn.Module, x: Mapping[str, Tensor]) -> Tensor | tuple[Tensor, ...]:
     """Run a text encoder on its inputs."""
-    embeddings: Tensor = network(x[TOKENS], x[MASK])
-    return embeddings
+    found: Tensor | tuple[Tensor, ...] = network(x[TOKENS], x[MASK])
+    return found
 
 
 def decoded(network: nn.Module, x: Mapping[str, Tensor]) -> Tensor:

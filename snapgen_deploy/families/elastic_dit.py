@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 
 import torch
@@ -109,7 +108,7 @@ def _student(config: DiTConfig) -> ComponentSpec:
         output=VELOCITY,
         build=partial(DiT, config),
         ports=partial(student_ports, config),
-        apply=partial(stepped, tuple(s.name for s in config.text_streams)),
+        apply=partial(stepped, config.text_streams),
         rewrite=_rewrite,
         folder="transformer",
         hyperparameters=partial(_hyperparameters, config),
@@ -173,7 +172,7 @@ def _holds(tensors: Collection[str], width: str) -> bool:
 
 
 def _hyperparameters(config: DiTConfig, width: str) -> dict[str, object]:
-    found: dict[str, object] = asdict(config)
+    found: dict[str, object] = config.written()
     if width:
         found |= {
             "width": width,

@@ -78,7 +78,7 @@ def _recorded(config: LibraryDecoder, task: OracleTask) -> dict[str, Tensor]:
     white, coarse = torch.randn(1, *shape, generator=generator), torch.randn(1, shape[0], 4, 4, generator=generator)
     smooth = nn.functional.interpolate(coarse, size=shape[1:], mode="bilinear")
     latents = torch.cat([white, smooth]) if pixels <= _SMALL else white
-    whole = load_autoencoder(config, task.folder, task.read)
+    whole = load_autoencoder(config, task.folder, task.read, task.adapted)
     pictures = [library_decode(whole, config, latents[i : i + 1]) for i in range(len(latents))]
     return {LATENT: latents, PICTURE: torch.cat(pictures)}
 

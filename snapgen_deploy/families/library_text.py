@@ -25,8 +25,8 @@ from snapgen_deploy.families.component import (
 )
 from snapgen_deploy.families.library_text_variants import library_text_variants
 from snapgen_deploy.families.names import TEXT_ENCODER, TOKENIZER, numbered, tokenizer_file, tokenizer_name
-from snapgen_deploy.models.config import LibraryTextEncoder
-from snapgen_deploy.models.library_text import LibraryText, library_encoder, settings_of
+from snapgen_deploy.models.config import LibraryTextEncoder, TextStream
+from snapgen_deploy.models.library_text import LibraryText, library_encoder, pooled_width, settings_of
 from snapgen_deploy.models.library_tokenizer import VOCABULARIES, read_tokenizer
 from snapgen_deploy.sparse import rewrite_library_text
 
@@ -45,6 +45,7 @@ def library_text_encoder(config: LibraryTextEncoder, index: int) -> ComponentSpe
         BadInput: if its class is not one of those that can be exported.
     """
     settings, name = settings_of(config), numbered(TEXT_ENCODER, index)
+    pooled = "" if config.pooled == "no" else _pooled_name(config)
     text = TextInput(
         stream=config.stream, length=config.length, vocab=settings.vocab_size, key=numbered(TOKENIZER, index),
         file=tokenizer_file(name), arrays="" if index == 0 else f"{name}.", dropped=config.dropped, reading=config.reading,
@@ -53,6 +54,7 @@ def library_text_encoder(config: LibraryTextEncoder, index: int) -> ComponentSpe
         name=name,
         part="encode",
         output=config.stream,
+        pooled=pooled,
         build=lambda width: LibraryText(config),
         layers=settings.num_hidden_layers,
         ports=partial(_ports, config, settings.hidden_size, text),
@@ -86,7 +88,7 @@ def tokenizer_place(folder: Path) -> Path:
 
 def _recorded(config: LibraryTextEncoder, task: OracleTask) -> dict[str, Tensor]:
     """What the library's own class computes in fp32 of a few prompts, and of seeded tokens where there is no tokenizer."""
-    encode = library_encoder(config, task.folder, task.read)
+    encode = library_encoder(config, task.folder, task.read, task.adapted)
     if task.folder is None:
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(0, settings_of(config).vocab_size, (2, config.length), generator=generator)
@@ -96,7 +98,13 @@ def _recorded(config: LibraryTextEncoder, task: OracleTask) -> dict[str, Tensor]
     else:
         tokens, mask = _read_prompts(config, read_tokenizer(tokenizer_place(task.folder)))
     rows = [encode(tokens[i : i + 1], mask[i : i + 1]) for i in range(len(tokens))]
-    return {TOKENS: tokens, MASK: mask, config.stream: torch.cat(rows)}
+    outputs = zip(*((row,) if isinstance(row, Tensor) else row for row in rows), strict=True)
+    names = (config.stream, _pooled_name(config))
+    return {TOKENS: tokens, MASK: mask} | {n: torch.cat(found) for n, found in zip(names, outputs, strict=False)}
+
+
+def _pooled_name(config: LibraryTextEncoder) -> str:
+    return TextStream(config.stream, 1, 1).pooled_name
 
 
 def _read_prompts(config: LibraryTextEncoder, tokenizer: Any) -> tuple[Tensor, Tensor]:
@@ -116,8 +124,10 @@ def _ports(config: LibraryTextEncoder, width: int, text: TextInput, drawing: Dra
     tokens = Port(TOKENS, (1, config.length), "int32", f"token ids from {text.file}, padded on the {config.padding}")
     mask = Port(MASK, (1, config.length), "float32", "1 where there is a token, 0 at padding")
     dropped = f", without the first {config.dropped}" if config.dropped else ""
-    out = Port(config.stream, (1, config.length - config.dropped, width), "float32", f"token embeddings{dropped}")
-    return Ports((tokens, mask), (out,), "prompt tokens to embeddings")
+    out = [Port(config.stream, (1, config.length - config.dropped, width), "float32", f"token embeddings{dropped}")]
+    if pooled := pooled_width(config):
+        out.append(Port(_pooled_name(config), (1, pooled), "float32", "a vector of the whole text"))
+    return Ports((tokens, mask), tuple(out), "prompt tokens to embeddings")
 
 
 def _rewrite(network: nn.Module, latent: tuple[int, int], how: Spelling) -> nn.Module:

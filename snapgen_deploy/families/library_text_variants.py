@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snapgen_deploy.families.variant import ACTIVATIONS, Activation, Change, Variant, given, having, modules_of
-from snapgen_deploy.models.library_text import LAST, LibraryText, activation_of
+from snapgen_deploy.models.library_text import LAST, LEGACY_END, LibraryText, activation_of, pooled_width
 
 # The library's names of what `variant.ACTIVATIONS` has.
 _NAMES = {
@@ -39,7 +39,29 @@ def library_text_variants(network: nn.Module) -> Sequence[Variant]:
         Variant("padding", "padding is seen", "padding is masked", _unmasked, "set padding_seen"),
         *(Variant("hidden state", name, here, _state(n, norm), f"set layer to {n}") for name, n, norm in states),
         *_orders(network),
+        *_pooling(network),
     ]
+
+
+def _pooling(network: LibraryText) -> list[Variant]:
+    """Where a text ends, and what is made of the hidden state there."""
+    config, settings, kind = network.config, network.settings, "pooled vector"
+    if config.pooled == "no":
+        return []
+    places = {"at the highest id": LEGACY_END, f"at the first id {settings.vocab_size - 1}": settings.vocab_size - 1}
+    ours = next((n for n, end in places.items() if end == settings.eos_token_id), f"at the first id {settings.eos_token_id}")
+    found = [Variant(kind, n, ours, _ending(end), f"set eos_token_id to {end}") for n, end in places.items() if n != ours]
+    if config.pooled == "projected" and settings.hidden_size == pooled_width(config):
+        found.append(Variant(kind, "not projected", "projected", _unprojected, "set projected = false"))
+    return found
+
+
+def _ending(end: int) -> Change:
+    return lambda network: having([network.get_submodule("model.text_model")], lambda m: {"eos_token_id": end})
+
+
+def _unprojected(network: nn.Module) -> AbstractContextManager[None]:
+    return having([network], lambda n: {"config": replace(n.config, pooled="plain")})
 
 
 def _attention(network: nn.Module) -> list[Any]:

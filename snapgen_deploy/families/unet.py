@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 
 from torch import nn
@@ -89,10 +88,10 @@ def _student(config: UNetConfig) -> ComponentSpec:
         output=VELOCITY,
         build=lambda width: UNet(config),
         ports=partial(student_ports, config),
-        apply=partial(stepped, tuple(s.name for s in config.text_streams)),
+        apply=partial(stepped, config.text_streams),
         rewrite=_rewrite,
         folder="unet",
-        hyperparameters=lambda width: asdict(config),
+        hyperparameters=lambda width: config.written(),
         activations=partial(_activations, config),
         initial=_initial,
         variants=unet_variants,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -68,7 +69,13 @@ def write_own_vectors(task: OwnVectorsTask) -> None:
 def _recorded(checkpoint: Checkpoint, role: Role, drawing: Drawing) -> Mapping[str, Tensor]:
     oracle = components_of(checkpoint.config)[role].oracle
     assert oracle is not None
-    return oracle.record(OracleTask(checkpoint.folders.get(role), lambda name: checkpoint.read(f"{role}.{name}"), drawing))
+    adapted = frozenset(name.removeprefix(f"{role}.") for name in checkpoint.adapted if name.startswith(f"{role}."))
+    read = partial(_read, checkpoint, role)
+    return oracle.record(OracleTask(checkpoint.folders.get(role), read, drawing, adapted))
+
+
+def _read(checkpoint: Checkpoint, role: Role, name: str) -> Tensor:
+    return checkpoint.read(f"{role}.{name}")
 
 
 def _given(path: Path | None) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -39,22 +39,23 @@ _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64")
 
 @dataclass(frozen=True)
 class GoldenCases:
-    """Calls of one component, stacked: `inputs` and `output` of shape (N, ...), and outputs of modules inside it."""
+    """Calls of one component, stacked: `inputs` and `outputs` of shape (N, ...), and outputs of modules inside it."""
 
     inputs: Arrays
-    output: np.ndarray
+    outputs: Arrays  # a pooled vector may be missing
     layers: Arrays  # by the reference's name of the module
 
     def __len__(self) -> int:
-        return len(self.output)
+        return len(next(iter(self.outputs.values())))
 
-    def rows(self, count: int = 1) -> Iterator[tuple[Arrays, np.ndarray]]:
-        """Inputs and expected output of one call after the other, each with a first axis of `count`.
+    def rows(self, count: int = 1) -> Iterator[tuple[Arrays, Arrays]]:
+        """Inputs and expected outputs of one call after the other, each with a first axis of `count`.
 
         The last call is filled up with rows from the start.
         """
         for picked in in_calls(len(self), count):
-            yield {name: value[picked] for name, value in self.inputs.items()}, self.output[picked]
+            inputs, outputs = ({n: v[picked] for n, v in side.items()} for side in (self.inputs, self.outputs))
+            yield inputs, outputs
 
 
 @dataclass(frozen=True)
@@ -320,14 +321,18 @@ def _cases(arrays: _Arrays, spec: ComponentSpec, size: GoldenSize) -> GoldenCase
     if spec.text is not None:
         _check_text(arrays, spec, given, f"{spec.name}.")
     arrays.known.add(f"{spec.name}.{_SIGMA}")
-    output = arrays.take(f"{spec.name}.{spec.output}", outputs[0].shape[1:], "float32", rows)
+    expected = {spec.output: empty}
+    for port in outputs:
+        if port.name == spec.output or f"{spec.name}.{port.name}" in arrays.values:
+            value = arrays.take(f"{spec.name}.{port.name}", port.shape[1:], port.dtype, rows)
+            expected |= {} if value is None else {port.name: value}
     layers = {n.removeprefix(f"{_INSIDE}."): full for n, full in arrays.of(spec.name).items() if n.startswith(f"{_INSIDE}.")}
     arrays.known |= set(layers.values())
     for full in layers.values():
         if _rows_of(arrays, full) != rows:
             arrays.problems.append(f"got shape {list(arrays.values[full].shape)}, expected {shown(full)} of {rows} rows")
     inside = {name: arrays.values[full] for name, full in layers.items()}
-    return GoldenCases(given, empty if output is None else output, inside)
+    return GoldenCases(given, expected, inside)
 
 
 def _check_text(arrays: _Arrays, spec: ComponentSpec, given: Arrays, prefix: str) -> None:
@@ -361,7 +366,7 @@ def _picture(arrays: _Arrays, config: ModelConfig, size: GoldenSize, reading: _R
     text = absent_text(config, rows or 0)
     for s in config.student.text_streams:
         if s.name not in made:
-            for name, shape in ((s.name, (s.length, s.dim)), (f"{s.name}_mask", (s.length,))):
+            for name, shape in s.shapes.items():
                 value = arrays.take(f"{PIPELINE}.{name}", shape, "float32", rows)
                 text |= {} if value is None else {name: value}
     empty = np.zeros((0,), np.float32)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, ClassVar, Literal, Protocol, cast
 
 from pydantic import AfterValidator, ConfigDict, Field, GetCoreSchemaHandler, StrictBool
 from pydantic_core import CoreSchema, core_schema
@@ -56,6 +56,12 @@ class Document:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     LATER: ClassVar[frozenset[str]] = frozenset()  # fields added later, which older documents lack
+    UNWRITTEN: ClassVar[frozenset[str]] = frozenset()  # those of them that are not written where they have their default
+
+    def written(self) -> dict[str, Any]:
+        """Its JSON object: every field in its order, but so that an older configuration is written as before."""
+        found = {f.name: (getattr(self, f.name), f.default) for f in fields(cast(Any, self))}
+        return {name: _written(v) for name, (v, usual) in found.items() if name not in self.UNWRITTEN or v != usual}
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -68,13 +74,36 @@ class Document:
         return schema
 
 
+def _written(value: Any) -> Any:
+    if isinstance(value, Document):
+        return value.written()
+    if isinstance(value, Mapping):
+        return {key: _written(item) for key, item in value.items()}
+    return type(value)(map(_written, value)) if isinstance(value, tuple | list) else value
+
+
 @dataclass(frozen=True)
 class TextStream(Document):
     """One text encoder whose tokens the student attends to; streams are concatenated along tokens."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"pooled"})
+    UNWRITTEN: ClassVar[frozenset[str]] = LATER
+
     name: Name
     dim: PositiveInt
     length: PositiveInt
+    pooled: Annotated[int, Field(strict=True, ge=0, le=LARGEST_INT)] = 0  # channels of a vector of the whole text; 0: none
+
+    @property
+    def pooled_name(self) -> str:
+        """Of the vector among the student's inputs."""
+        return f"{self.name}_pooled"
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """What the student reads of it, by name: embeddings (L, dim), mask (L,), and a pooled vector where there is one."""
+        found: dict[str, tuple[int, ...]] = {self.name: (self.length, self.dim), f"{self.name}_mask": (self.length,)}
+        return found | ({self.pooled_name: (self.pooled,)} if self.pooled else {})
 
 
 @dataclass(frozen=True)
@@ -139,7 +168,8 @@ class PromptReading(Document):
 class LibraryTextEncoder(Document):
     """A text encoder that is a class of transformers, by the configuration that the library wrote for it."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"layer", "normed", "dropped", "padding", "reading"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"layer", "normed", "dropped", "padding", "reading", "pooled"})
+    UNWRITTEN: ClassVar[frozenset[str]] = frozenset({"pooled"})
 
     library: Literal["transformers"]
     config: Settings = field(hash=False)
@@ -150,6 +180,8 @@ class LibraryTextEncoder(Document):
     dropped: Annotated[int, Field(strict=True, ge=0, le=LARGEST_INT)] = 0  # first tokens, of a template, the student sees not
     padding: Literal["right", "left"] = "right"
     reading: PromptReading = field(default_factory=PromptReading)
+    # A second output: the last hidden state at the end of the text, as it is, or projected to the space of pictures.
+    pooled: Literal["no", "plain", "projected"] = "no"
 
 
 @dataclass(frozen=True)
@@ -205,6 +237,7 @@ class ModelConfig(Document):
     LATER: ClassVar[frozenset[str]] = frozenset(
         {"family", "other_text_encoders", "absent_streams", "trained_resolutions", "guidance_scale", "negative_prompt"}
     )
+    UNWRITTEN: ClassVar[frozenset[str]] = LATER
 
     student: Annotated[StudentConfig, OfItsKind()]  # of its family
     decoder: Annotated[AnyDecoder, OfItsKind()] | None  # with a `library`, or our own

@@ -85,7 +85,7 @@ class DiT(Student):
         self.config, self.width = config, width
         hidden = config.hidden_at(width)
         self.patch = nn.Conv2d(config.latent_channels, hidden, config.patch, stride=config.patch)
-        self.time = TimeEmbedding(config.time_features, hidden)
+        self.time = TimeEmbedding(config.time_features, hidden, config.pooled)
         self.text = nn.ModuleDict({s.name: TextProjection(s.dim, config.text_width) for s in config.text_streams})
         stages = zip(STAGES, config.depths, config.attention, config.ffn_ratios, strict=True)
         for name, depth, kind, ratio in stages:
@@ -127,8 +127,22 @@ class DiT(Student):
         """
         return text_context(self.text, self.config.text_streams, text, mask)
 
-    def forward(self, latent: Tensor, features: Tensor, text: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> Tensor:
-        """latent (B, C, h, w), features (B, F), text and mask per stream -> velocity (B, C, h, w)."""
+    def pooled(self, vectors: Mapping[str, Tensor], rows: int) -> Tensor | None:
+        """Pooled vectors (B, P_s) per stream -> (B, P), zeros for absent ones; None for a student that takes none."""
+        sizes = {s.name: s.pooled for s in self.config.text_streams if s.pooled}
+        like = self.time.fc1.weight
+        parts = [vectors[n] if n in vectors else like.new_zeros(rows, size) for n, size in sizes.items()]
+        return torch.cat(parts, dim=1) if parts else None
+
+    def forward(
+        self,
+        latent: Tensor,
+        features: Tensor,
+        text: Mapping[str, Tensor],
+        mask: Mapping[str, Tensor],
+        pooled: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """latent (B, C, h, w), features (B, F), text, mask and pooled vectors per stream -> velocity (B, C, h, w)."""
         problems = self.config.grid_problems(*latent.shape[2:])
         if problems:
             raise ValueError(problems[0])
@@ -136,7 +150,7 @@ class DiT(Student):
         half = (grid[0] // 2, grid[1] // 2)
         head_dim, theta = self.config.head_dim, self.config.rope_theta
         ropes = {g: tuple(t.to(latent.device) for t in rope_table(*g, head_dim, theta)) for g in (grid, half)}
-        embedding, six = self.time(features)  # (B, D), (B, 6, D)
+        embedding, six = self.time(features, self.pooled(pooled or {}, len(features)))  # (B, D), (B, 6, D)
         context, bias = self.context(text, mask)  # (B, L, T), (B, 1, 1, L)
 
         x = self.patch(latent).flatten(2).transpose(1, 2)  # (B, N, D)
@@ -208,10 +222,17 @@ class ElasticDiT(nn.Module):
         return {key.replace("/", "."): tensor.detach() for key, tensor in self.tensors.items()}
 
     def forward(
-        self, latent: Tensor, features: Tensor, text: Mapping[str, Tensor], mask: Mapping[str, Tensor], width: str = "full"
+        self,
+        latent: Tensor,
+        features: Tensor,
+        text: Mapping[str, Tensor],
+        mask: Mapping[str, Tensor],
+        width: str = "full",
+        pooled: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """As `DiT.forward`, at the given width."""
-        velocity: Tensor = functional_call(self._subnets[width], self.sliced(width), (latent, features, dict(text), dict(mask)))
+        given = (latent, features, dict(text), dict(mask), dict(pooled or {}))
+        velocity: Tensor = functional_call(self._subnets[width], self.sliced(width), given)
         return velocity
 
 

@@ -57,6 +57,11 @@ class DiTConfig(Document):
         default_factory=lambda: {"tiny": 0.375, "small": 0.5, "full": 1.0}
     )
 
+    @property
+    def pooled(self) -> int:
+        """Channels of the pooled vectors of all text streams together; 0: it takes none."""
+        return sum(s.pooled for s in self.text_streams)
+
     def hidden_at(self, width: str) -> int:
         """Hidden width of the sub-network `width`."""
         return round(self.hidden * self.widths[width])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,12 @@ def build_autoencoder(config: LibraryDecoder) -> Any:
         raise BadInput(f"decoder: {kind.__name__} of diffusers takes no such configuration ({first[:200]})") from None
 
 
-def load_autoencoder(config: LibraryDecoder, folder: Path | None, read: Callable[[str], Tensor]) -> Any:
+def load_autoencoder(
+    config: LibraryDecoder, folder: Path | None, read: Callable[[str], Tensor], adapted: Collection[str] = ()
+) -> Any:
     """The library's whole autoencoder in fp32: from a folder as the library itself reads it, else with `read` as its decoder.
+
+    `adapted` names tensors that the folder has without their LoRA, and that are taken from `read`.
 
     Raises:
         BadInput: if the library cannot read the folder.
@@ -110,6 +114,7 @@ def load_autoencoder(config: LibraryDecoder, folder: Path | None, read: Callable
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             first = (str(error).splitlines() or [""])[0] or type(error).__name__
             raise BadInput(f"decoder {folder}: diffusers cannot read it ({first[:200]})") from None
+        whole.load_state_dict({name: read(name).float() for name in adapted}, strict=False)
         return whole.eval()
     with torch.random.fork_rng(devices=[]):
         whole = build_autoencoder(config).float().eval()

@@ -1,6 +1,6 @@
 """Text encoders that are classes of transformers: the reference is the library's own forward pass.
 
-    tokens (1, L), mask (1, L) -> embeddings (1, L - dropped, D)
+    tokens (1, L), mask (1, L) -> embeddings (1, L - dropped, D), and of some also a pooled vector (1, P)
 
 Attention is the library's `eager` one: its `sdpa` leaves out Gemma 2's cap of the scores.
 """
@@ -8,7 +8,7 @@ Attention is the library's `eager` one: its `sdpa` leaves out Gemma 2's cap of t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,9 @@ from snapgen_deploy.models.on_disk import MOST_HELD, OnDisk, large_parameters, s
 from snapgen_deploy.system.documents import shown
 
 LAST = -1  # the library's `last_hidden_state`
+LEGACY_END = 2  # eos_token_id of configurations before transformers 4.31: the highest id ends a text instead
+PROJECTION = "text_projection.weight"  # of the pooled vector, in files and in the network
+_POOLS = "clip_text_model"
 KNOWN_ACTIVATIONS = (
     "quick_gelu",
     "gelu",
@@ -136,12 +139,30 @@ def _problems(config: LibraryTextEncoder, settings: Any) -> list[str]:
         found.append("normed: the last hidden state has the final norm already")
     if not 0 <= config.dropped < config.length:
         found.append(f"dropped: got {config.dropped} of {config.length} tokens")
+    if config.pooled != "no" and settings.model_type != _POOLS:
+        found.append(f"pooled: got {config.pooled}, expected no: only CLIP gives a pooled vector")
     return found
 
 
 def width_of(config: LibraryTextEncoder) -> int:
     """Channels of an embedding."""
     return int(settings_of(config).hidden_size)
+
+
+def pooled_width(config: LibraryTextEncoder) -> int:
+    """Channels of the pooled vector; 0 where there is none."""
+    if config.pooled == "no":
+        return 0
+    settings = settings_of(config)
+    return _projected(config, settings) if config.pooled == "projected" else int(settings.hidden_size)
+
+
+def _projected(config: LibraryTextEncoder, settings: Any) -> int:
+    """Channels of a projected vector; a whole CLIP has them outside the part of its text."""
+    value = config.config.get("projection_dim", settings.projection_dim)
+    if type(value) is not int or not 1 <= value <= LARGEST_INT:
+        raise BadInput(f"projection_dim: got {shown(value)}, expected a whole number from 1 to {LARGEST_INT}")
+    return value
 
 
 def own_names(config: LibraryTextEncoder, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -155,6 +176,9 @@ def own_names(config: LibraryTextEncoder, names: Iterable[str]) -> tuple[dict[st
     found: dict[str, str] = {}
     left: dict[str, str] = {}
     for name in names:
+        if name == PROJECTION and name in wanted:
+            found[name] = name
+            continue
         first = next((b for b in sorted(beginnings, key=len, reverse=True) if name.startswith(b)), None)
         if first is None:
             continue
@@ -164,6 +188,9 @@ def own_names(config: LibraryTextEncoder, names: Iterable[str]) -> tuple[dict[st
         else:
             left[name] = ours
     return found, left
+
+
+Encoded = Tensor | tuple[Tensor, Tensor]  # embeddings, and where it is asked for the pooled vector
 
 
 class LibraryText(nn.Module):
@@ -188,14 +215,20 @@ class LibraryText(nn.Module):
             except (TypeError, ValueError, RuntimeError, ZeroDivisionError, KeyError) as error:
                 said = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 raise BadInput(f"transformers builds no {kind.__name__} of the configuration: {said}") from None
+        if config.pooled == "projected":
+            with no_init_weights():
+                self.text_projection = nn.Linear(settings.hidden_size, _projected(config, settings), bias=False)
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """tokens (1, L) integers, mask (1, L) with 1 = token -> embeddings (1, L - dropped, D)."""
+    def forward(self, tokens: Tensor, mask: Tensor) -> Encoded:
+        """tokens (1, L) integers, mask (1, L) with 1 = token -> embeddings (1, L - dropped, D), pooled vector (1, P)."""
         found = self.model(input_ids=tokens.long(), attention_mask=mask.long(), output_hidden_states=True)
         x = found.last_hidden_state if self.config.layer == LAST else found.hidden_states[self.config.layer]
         if self.config.normed:
             x = self.final_norm(x)
-        return cut_embeddings(x, mask, self.config, self.settings)
+        x = cut_embeddings(x, mask, self.config, self.settings)
+        if self.config.pooled == "no":
+            return x
+        return x, self.text_projection(found.pooler_output) if self.config.pooled == "projected" else found.pooler_output
 
     @property
     def final_norm(self) -> nn.Module:
@@ -219,14 +252,20 @@ def cut_embeddings(x: Tensor, mask: Tensor, config: LibraryTextEncoder, settings
     return x * mask[:, config.dropped :, None].to(x.dtype)
 
 
-Encode = Callable[[Tensor, Tensor], Tensor]
+Encode = Callable[[Tensor, Tensor], Encoded]
 
 
-def library_encoder(config: LibraryTextEncoder, folder: Path | None, read: Callable[[str], Tensor]) -> Encode:
-    """Tokens and mask (1, L) -> embeddings (1, L - dropped, D), in fp32 by the class that wrote the folder, read by itself.
+def library_encoder(
+    config: LibraryTextEncoder,
+    folder: Path | None,
+    read: Callable[[str], Tensor],
+    adapted: Collection[str] = (),
+) -> Encode:
+    """As `LibraryText`, in fp32 by the class that wrote the folder, read by itself.
 
     Without a folder `read` gives the tensors by the names of `LibraryText`; also of a network larger than `MOST_HELD`, whose
-    large tensors are read whenever their module runs.
+    large tensors are read whenever their module runs. `adapted` names tensors that the folder has without their LoRA, and that
+    are taken from `read`.
 
     Raises:
         BadInput: if the library cannot read the folder.
@@ -240,13 +279,17 @@ def library_encoder(config: LibraryTextEncoder, folder: Path | None, read: Calla
     elif folder is None:
         network.load_state_dict({name: read(name).float() for name in network.state_dict()}, assign=True)
     else:
-        network.model = _text_part(_from_folder(config, folder), class_of(config))
+        whole = _from_folder(config, folder)
+        network.model = _text_part(whole, class_of(config))
+        if config.pooled == "projected":
+            network.text_projection = whole.text_projection
+        network.load_state_dict({name: read(name).float() for name in adapted}, strict=False)
     network.eval()
 
-    def encode(tokens: Tensor, mask: Tensor) -> Tensor:
+    def encode(tokens: Tensor, mask: Tensor) -> Encoded:
         with torch.inference_mode():
-            embeddings: Tensor = network(tokens, mask)
-        return embeddings
+            found: Encoded = network(tokens, mask)
+        return found
 
     return encode
 
@@ -270,12 +313,12 @@ def _text_part(model: Any, kind: TextClass) -> Any:
     if kind.package == "t5":
         return model.get_encoder()
     if kind.package == "clip":
-        return model if hasattr(model, "text_model") and not hasattr(model, "vision_model") else _ClipText(model.text_model)
+        return _ClipText(model.text_model)
     return model.get_decoder() if hasattr(model, "lm_head") or hasattr(model, "language_model") else model
 
 
 class _ClipText(nn.Module):
-    """The text half of a whole CLIP under the name that it has in the class of its own."""
+    """The text half of a whole CLIP, or of one with a projection, as the class without either has it."""
 
     def __init__(self, text_model: nn.Module) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -22,8 +22,9 @@ from snapgen_deploy.models.config import (
     ModelConfig,
     StudentConfig,
     TextEncoderConfig,
+    TextStream,
 )
-from snapgen_deploy.models.library_text import settings_of
+from snapgen_deploy.models.library_text import pooled_width, settings_of
 from snapgen_deploy.system.documents import parse_json, refuse, shown
 from snapgen_deploy.system.typed import read_as
 
@@ -39,8 +40,7 @@ def config_to_dict(config: ModelConfig) -> dict[str, Any]:
 
     Fields that were added later are left out if they have their default, so that an older configuration is written as before.
     """
-    plain = {f.name for f in dataclasses.fields(config) if f.name in config.LATER and getattr(config, f.name) == f.default}
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in plain}
+    return config.written()
 
 
 def config_to_json(config: ModelConfig) -> str:
@@ -100,6 +100,7 @@ def semantic_problems(config: ModelConfig) -> list[str]:
     """Why well-typed components are invalid by themselves or together, one line each; empty if they are valid."""
     found = [f"student.{line}" for line in config.student.problems()]
     found += _name_problems([s.name for s in config.student.text_streams])
+    found += _other_arrays(config.student.text_streams)
     if isinstance(config.decoder, DecoderConfig):
         found += _decoder_problems(config.decoder, config.student)
     elif config.decoder is not None:
@@ -126,9 +127,15 @@ def _text_encoders(config: ModelConfig) -> list[tuple[str, AnyTextEncoder]]:
 
 def _name_problems(streams: list[str]) -> list[str]:
     found = [f"name {n!r} is reserved; choose another" for n in streams if n in _RESERVED or hasattr(nn.ModuleDict(), n)]
-    masks = (n for n in streams if n.endswith("_mask") and n.removesuffix("_mask") in streams)
-    found += [f"name {n!r} is the name of another stream's mask; choose another" for n in masks]
     found += [f"{n!r} occurs {streams.count(n)} times, expected once" for n in set(streams) if streams.count(n) > 1]
+    return [f"student.text_streams: {line}" for line in found]
+
+
+def _other_arrays(streams: Sequence[TextStream]) -> list[str]:
+    """Names of streams that are those of another's mask or pooled vector."""
+    names = [s.name for s in streams]
+    taken = {name: name.rpartition("_")[2] for s in streams for name in s.shapes if name != s.name}
+    found = [f"name {n!r} is the name of another stream's {taken[n]}; choose another" for n in names if n in taken]
     return [f"student.text_streams: {line}" for line in found]
 
 
@@ -157,14 +164,14 @@ def _decoder_problems(decoder: DecoderConfig, student: StudentConfig) -> list[st
 
 
 def _text_problems(text: AnyTextEncoder, where: str, student: StudentConfig) -> list[str]:
-    found = []
+    found, pooled = [], 0
     if isinstance(text, TextEncoderConfig):
         length, width = text.length, text.width
         if width % text.heads:
             found.append(f"{where}.heads: {text.heads} does not divide width {width}")
     else:
         try:
-            length, width = text.length - text.dropped, settings_of(text).hidden_size
+            length, width, pooled = text.length - text.dropped, settings_of(text).hidden_size, pooled_width(text)
         except BadInput as error:
             return [f"{where}: {error}"]
     stream = next((s for s in student.text_streams if s.name == text.stream), None)
@@ -173,4 +180,7 @@ def _text_problems(text: AnyTextEncoder, where: str, student: StudentConfig) -> 
         found.append(f"{where}.stream: got {shown(text.stream)}, the student's streams are {names}")
     elif (stream.dim, stream.length) != (width, length):
         found.append(f"{where}: gives {length} x {width}, stream {stream.name} takes {stream.length} x {stream.dim}")
+    elif stream.pooled != pooled:
+        given = f"a pooled vector of {pooled} channels" if pooled else "no pooled vector"
+        found.append(f"{where}: gives {given}, stream {stream.name} takes {stream.pooled or 'none'}")
     return found

@@ -35,7 +35,7 @@ class Student(nn.Module):
     """One sub-network of a checkpoint, called as (latent, features, text, mask) -> velocity.
 
     Shapes: latent and velocity (B, C, h, w), features (B, F) of the noise level, per text stream its embeddings (B, L, dim)
-    and its mask (B, L) with 1 = token.
+    and its mask (B, L) with 1 = token. One whose streams have pooled vectors (B, P) takes them after that, per stream.
     """
 
     config: StudentConfig

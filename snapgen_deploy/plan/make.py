@@ -77,7 +77,7 @@ def make_plan(
         device_name=profile.name,
         os=profile.os,
         width=pick.width,
-        reasons=(*asked, *(j.line for j in judged), *left_out, *_of_calls(config, batch)),
+        reasons=(*asked, *(j.line for j in judged), *left_out, *_of_text(config), *_of_calls(config, batch)),
         targets=tuple(chosen),
         resolution=size,
         latent=sizes[0].latent,
@@ -93,6 +93,11 @@ def make_plan(
             replace(s, forms=tuple((t.key, family.form(config, s.latent[1:])) for t in chosen)) for s in sizes[1:]
         ),
     )
+
+
+def _of_text(config: ModelConfig) -> list[str]:
+    """Lines about text streams that are left out."""
+    return [f"text stream {name} stays empty: its embeddings and mask are zeros" for name in config.absent_streams]
 
 
 def _of_calls(config: ModelConfig, batch: int) -> list[str]:

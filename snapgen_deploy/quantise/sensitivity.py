@@ -163,7 +163,5 @@ def velocities_of(student: Student, trajectories: Trajectories, calls: Sequence[
     """The student's velocities (B, C, h, w) at (sample, step) pairs."""
     rows = [trajectories.student(*call) for call in calls]
     x = {name: torch.from_numpy(np.concatenate([row[name] for row in rows])) for name in rows[0]}
-    text = {s: x[s] for s in trajectories.streams}
-    mask = {s: x[f"{s}_mask"] for s in trajectories.streams}
-    velocity: torch.Tensor = student(x["latent"], x["time_features"], text, mask)
-    return velocity
+    spec = trajectories.components.denoiser
+    return spec.run(student, x)[spec.output]

@@ -20,7 +20,7 @@ import numpy as np
 
 from snapgen_deploy.checkpoint import Checkpoint, CheckpointPlace
 from snapgen_deploy.drawing.pipeline import Condition, Pipeline, StudentTrace, noise_for, stacked_rows, step_inputs
-from snapgen_deploy.drawing.ports import condition_arrays, recorded_conditions, recorded_tokens
+from snapgen_deploy.drawing.ports import condition_arrays, recorded_conditions, recorded_tokens, text_inputs
 from snapgen_deploy.drawing.prompts import Sample
 from snapgen_deploy.drawing.reference import encoded_conditions, reference_runners, schedule_of
 from snapgen_deploy.errors import BadInput
@@ -43,15 +43,15 @@ NO_PROMPT = "no prompt: seeded random text"  # label of a picture where nothing 
 class Trajectories:
     """Recorded samples: P pictures of S steps each; arrays are memory-mapped.
 
-    `arrays`: latents and velocities (P, S, C, h, w), drawn (P, C, h, w), per text stream its embeddings (P, L, dim) and
-    `<stream>_mask` (P, L), and per text encoder tokens (P, L) int32 with mask (P, L). With guidance, velocities are
-    (P, S, 2, C, h, w), and the arrays of text and tokens have a twin `negative.<name>`.
+    `arrays`: latents and velocities (P, S, C, h, w), drawn (P, C, h, w), per text stream its embeddings (P, L, dim),
+    `<stream>_mask` (P, L) and perhaps `<stream>_pooled` (P, N), and per text encoder tokens (P, L) int32 with mask (P, L). With
+    guidance, velocities are (P, S, 2, C, h, w), and the arrays of text and tokens have a twin `negative.<name>`.
     """
 
     samples: tuple[Sample, ...]
     schedule: Schedule
     components: Components
-    streams: tuple[str, ...]  # of the student, in the order of its inputs
+    text: tuple[str, ...]  # names of the student's text inputs
     arrays: Mapping[str, np.ndarray]
 
     @property
@@ -72,7 +72,7 @@ class Trajectories:
 
     def conditions(self, samples: Sequence[int], roles: Collection[Role] | None = None) -> list[Condition]:
         """What some samples are of; `text` is what the reference's encoders made of it, `roles` those that get tokens."""
-        return recorded_conditions(self.components, self.arrays, samples, streams=self.streams, roles=roles)
+        return recorded_conditions(self.components, self.arrays, samples, text=self.text, roles=roles)
 
     @property
     def rows(self) -> int:
@@ -189,8 +189,7 @@ def load_trajectories(folder: Path, config: ModelConfig) -> Trajectories:
     except Exception as error:  # numpy raises a dozen kinds for what is damaged
         said = cut(str(error), LONGEST_NAME)
         raise BadInput(f"trajectories in {folder} cannot be read ({said}); remove the folder and run again") from None
-    streams = tuple(s.name for s in config.student.text_streams)
-    return Trajectories(index.samples, schedule_of(config), components_of(config), streams, arrays)
+    return Trajectories(index.samples, schedule_of(config), components_of(config), text_inputs(config), arrays)
 
 
 def _draw(

@@ -10,7 +10,7 @@ from snapgen_deploy.models.attention import MASKED, AdaptiveSparseSelfAttention
 from snapgen_deploy.models.dit import DenseSkip, DiT, DiTBlock
 from snapgen_deploy.models.dit_config import STAGES
 from snapgen_deploy.models.text_projection import TextProjection
-from snapgen_deploy.models.time_embedding import TimeEmbedding
+from snapgen_deploy.models.time_embedding import PooledProjection, TimeEmbedding
 from snapgen_deploy.sparse import fold
 from snapgen_deploy.sparse.channels_forms import ChannelsForm
 from snapgen_deploy.sparse.channels_layers import (
@@ -58,11 +58,28 @@ class ChannelsTime(nn.Module):
     def __init__(self, source: TimeEmbedding) -> None:
         super().__init__()
         self.fc1, self.fc2, self.six = (fold.pointwise(p.weight, p.bias) for p in (source.fc1, source.fc2, source.six))
+        self.pooled = None if source.pooled is None else ChannelsPooled(source.pooled)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """features (B, F) -> embedding (B, D, 1, 1), modulation (B, 6*D, 1, 1)."""
+    def forward(self, features: Tensor, pooled: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """features (B, F), pooled (B, P_s) each -> embedding (B, D, 1, 1), modulation (B, 6*D, 1, 1)."""
         t = self.fc2(F.silu(self.fc1(features.reshape(*features.shape, 1, 1))))  # (B, D, 1, 1)
+        if self.pooled is not None:
+            t = t + self.pooled(pooled)
         return t, self.six(F.silu(t))
+
+
+class ChannelsPooled(nn.Module):
+    """`models.time_embedding.PooledProjection`."""
+
+    def __init__(self, source: PooledProjection) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = (fold.pointwise(p.weight, p.bias) for p in (source.fc1, source.fc2))
+
+    def forward(self, pooled: tuple[Tensor, ...]) -> Tensor:
+        """(B, P_s) each -> (B, D, 1, 1)."""
+        x = pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)  # (B, P)
+        y: Tensor = self.fc2(F.silu(self.fc1(x.reshape(*x.shape, 1, 1))))
+        return y
 
 
 class ChannelsSkip(nn.Module):
@@ -127,10 +144,11 @@ class ChannelsStudent(nn.Module):
         return torch.cat(tokens, dim=3), torch.cat(biases, dim=1)
 
     def forward(self, latent: Tensor, time_features: Tensor, *streams: Tensor) -> Tensor:
-        """latent (B, C, h, w), time_features (B, F), then per text stream (B, L_s, dim_s) and mask (B, L_s)."""
+        """latent (B, C, h, w), time_features (B, F), per text stream (B, L_s, dim_s) and mask (B, L_s), pooled (B, P_s)."""
         rope, half_rope = (self.rope_c, self.rope_s), (self.half_rope_c, self.half_rope_s)
-        embedding, six = self.time(time_features)  # (B, D, 1, 1), (B, 6*D, 1, 1)
-        text, bias = self.context(streams)
+        texts = 2 * len(self.text)
+        embedding, six = self.time(time_features, streams[texts:])  # (B, D, 1, 1), (B, 6*D, 1, 1)
+        text, bias = self.context(streams[:texts])
         line = (latent.shape[0], self.hidden, 1, -1)
 
         x = self.patch(latent).reshape(line) + self.positions  # (B, D, 1, N)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from snapgen_deploy.models.attention import MASKED
-from snapgen_deploy.models.library_text import LibraryText, cut_embeddings
+from snapgen_deploy.models.library_text import Encoded, LibraryText, cut_embeddings
 from snapgen_deploy.sparse import fold
 from snapgen_deploy.sparse.channels_layers import ChannelsNorm
 from snapgen_deploy.sparse.geometry import Heads
-from snapgen_deploy.sparse.library_parts import LayerParts, LibraryLayer, NormParts, RotaryTable, parts_of
+from snapgen_deploy.sparse.library_parts import LayerParts, LibraryLayer, NormParts, PoolParts, RotaryTable, TextEnd, parts_of
 from snapgen_deploy.sparse.library_token import token_activation
 
 
@@ -60,12 +60,28 @@ class ChannelsLibraryLayer(LibraryLayer):
         return y.reshape(x.shape)
 
 
+class ChannelsPool(nn.Module):
+    """The pooled vector of hidden states (1, D, 1, L)."""
+
+    def __init__(self, parts: PoolParts, length: int) -> None:
+        super().__init__()
+        self.end, self.norm = TextEnd(parts.end, length), norm_over_channels(parts.norm)
+        self.projection = None if parts.projection is None else fold.pointwise(parts.projection.weight, None)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """x (1, D, 1, L), tokens (1, L) -> (1, P)."""
+        chosen = (x * self.end(tokens).reshape(1, 1, 1, -1)).sum(3, keepdim=True)  # (1, D, 1, 1): the others are zero
+        y: Tensor = self.norm(chosen)
+        return (y if self.projection is None else self.projection(y)).reshape(1, -1)
+
+
 class ChannelsLibraryText(nn.Module):
     """`models.LibraryText` for the configured length and batch 1."""
 
     def __init__(self, source: LibraryText, form: str) -> None:
         super().__init__()
         parts = parts_of(source)
+        self.depth, self.pool = parts.depth, None if parts.pool is None else ChannelsPool(parts.pool, source.config.length)
         self.config, self.settings, self.tokens, self.scale = source.config, source.settings, parts.tokens, parts.scale
         self.layers = nn.ModuleList(ChannelsLibraryLayer(layer, parts.activation, form) for layer in parts.layers)
         self.norm = None if parts.norm is None else norm_over_channels(parts.norm)
@@ -78,8 +94,8 @@ class ChannelsLibraryText(nn.Module):
             self.register_buffer(f"cos_{kind}", cos.T.contiguous())  # (d, L)
             self.register_buffer(f"sin_{kind}", sin.T.contiguous())
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """tokens (1, L) int32, mask (1, L) with 1 = token -> embeddings (1, L - dropped, D)."""
+    def forward(self, tokens: Tensor, mask: Tensor) -> Encoded:
+        """tokens (1, L) int32, mask (1, L) with 1 = token -> embeddings (1, L - dropped, D), pooled vector (1, P)."""
         x = self.tokens(tokens)  # (1, L, D)
         if self.scale != 1.0:
             x = x * self.scale
@@ -89,10 +105,13 @@ class ChannelsLibraryText(nn.Module):
         x = x.transpose(1, 2).reshape(1, dim, 1, length)
         padding = ((mask - 1.0) * -MASKED).reshape(1, 1, length, 1)
         bias = {kind: getattr(self, f"bias_{kind}") + padding for kind in self.kinds}
+        states = [x]
         for layer, kind in zip(self.layers, self.order, strict=True):
-            x = layer(x, bias[kind], self.rope(kind))
+            states.append(layer(states[-1], bias[kind], self.rope(kind)))
+        x = states[self.depth]
         x = x if self.norm is None else self.norm(x)
-        return cut_embeddings(x.reshape(1, dim, length).transpose(1, 2), mask, self.config, self.settings)
+        x = cut_embeddings(x.reshape(1, dim, length).transpose(1, 2), mask, self.config, self.settings)
+        return x if self.pool is None else (x, self.pool(states[-1], tokens))
 
     def rope(self, kind: str) -> RotaryTable | None:
         """The rotary table (d, L) of a kind of layers."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from snapgen_deploy.models.attention import MASKED
-from snapgen_deploy.models.library_text import LAST, LibraryText, activation_of
+from snapgen_deploy.models.library_text import LAST, LEGACY_END, LibraryText, activation_of
 from snapgen_deploy.sparse.geometry import Heads
 
 ALL_BEFORE, WINDOW_BEFORE = "full", "sliding"  # kinds of layers: each has its own mask and rotary table
@@ -58,17 +58,28 @@ class LayerParts:
 
 
 @dataclass(frozen=True)
+class PoolParts:
+    """The pooled vector: the last hidden state, normed, where the text ends, and its projection."""
+
+    end: int | None  # the id that ends a text; None: the highest one does
+    norm: NormParts
+    projection: nn.Linear | None
+
+
+@dataclass(frozen=True)
 class TextParts:
-    """The whole network, without the layers that the wanted embeddings do not need."""
+    """The whole network, without the layers that the wanted outputs do not need."""
 
     tokens: nn.Embedding
     scale: float  # of the token embeddings
     positions: Tensor | None  # (L, D), added to them
     layers: tuple[LayerParts, ...]
     activation: str
-    norm: NormParts | None  # after the last layer
+    norm: NormParts | None  # after the layers before the wanted embeddings
     bias: Mapping[str, Tensor]  # (1 or h, L, L) per kind of layer, added to the scores: causal mask and relative positions
     ropes: Mapping[str, tuple[Tensor, Tensor]]  # C and S (L, d) per kind, see `fold.rope_constants`
+    depth: int  # layers before the wanted embeddings; the others are for the pooled vector
+    pool: PoolParts | None = None
 
 
 def parts_of(network: LibraryText) -> TextParts:
@@ -77,16 +88,20 @@ def parts_of(network: LibraryText) -> TextParts:
 
 
 def _clip(network: LibraryText) -> TextParts:
-    model, length = network.model.text_model, network.config.length
+    model, length, pooled = network.model.text_model, network.config.length, network.config.pooled
+    depth, end = _depth(network), model.eos_token_id
+    projection = network.text_projection if pooled == "projected" else None
     return TextParts(
         tokens=model.embeddings.token_embedding,
         scale=1.0,
         positions=model.embeddings.position_embedding.weight.detach()[:length],
-        layers=tuple(_clip_layer(layer) for layer in model.encoder.layers[: _depth(network)]),
+        layers=tuple(_clip_layer(layer) for layer in model.encoder.layers[: depth if pooled == "no" else None]),
         activation=activation_of(network.settings),
         norm=_norm(network.final_norm) if _is_normed(network) else None,
         bias={ALL_BEFORE: _causal(length, length)[None]},
         ropes={},
+        depth=depth,
+        pool=None if pooled == "no" else PoolParts(None if end == LEGACY_END else end, _norm(network.final_norm), projection),
     )
 
 
@@ -113,6 +128,7 @@ def _t5(network: LibraryText) -> TextParts:
         norm=_norm(network.final_norm) if _is_normed(network) else None,
         bias={ALL_BEFORE: bias},
         ropes={},
+        depth=_depth(network),
     )
 
 
@@ -145,6 +161,7 @@ def _decoder(network: LibraryText) -> TextParts:
         norm=_norm(network.final_norm) if _is_normed(network) else None,
         bias={kind: value for kind, value in biases.items() if kind in kinds},
         ropes={kind: value for kind, value in tables.items() if kind in kinds},
+        depth=_depth(network),
     )
 
 
@@ -217,6 +234,30 @@ def _rope(module: Any, length: int) -> tuple[Tensor, Tensor]:
         cos, sin = module(torch.zeros(1), torch.arange(length)[None])  # (1, L, d)
     half = sin.shape[2] // 2
     return cos[0].float(), torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=1).float()
+
+
+class TextEnd(nn.Module):
+    """Where texts end, as transformers finds it, without an index: the first token with the id, else the first of all."""
+
+    before: Tensor
+    all: Tensor
+    first: Tensor
+
+    def __init__(self, end: int | None, length: int) -> None:
+        super().__init__()
+        self.end = end
+        self.register_buffer("before", torch.ones(1, length, length).triu(1))  # of the tokens before each
+        self.register_buffer("all", torch.ones(1, length, 1))
+        self.register_buffer("first", (torch.arange(length) == 0).float().reshape(1, 1, length))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (1, L) -> (1, 1, L), 1 at the end and 0 elsewhere."""
+        ends = tokens == (tokens.amax(1, keepdim=True) if self.end is None else self.end)
+        found = ends.to(self.before.dtype).reshape(1, 1, -1)
+        chosen = found * (1.0 - torch.bmm(found, self.before)).clamp(min=0.0)
+        if self.end is None:
+            return chosen
+        return chosen + self.first * (1.0 - torch.bmm(found, self.all)).clamp(min=0.0)
 
 
 class LibraryLayer(nn.Module):

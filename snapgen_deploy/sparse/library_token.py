@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snapgen_deploy.models.attention import MASKED
-from snapgen_deploy.models.library_text import LibraryText, cut_embeddings
-from snapgen_deploy.sparse.library_parts import LayerParts, LibraryLayer, NormParts, RotaryTable, parts_of
+from snapgen_deploy.models.library_text import Encoded, LibraryText, cut_embeddings
+from snapgen_deploy.sparse.library_parts import LayerParts, LibraryLayer, NormParts, PoolParts, RotaryTable, TextEnd, parts_of
 from snapgen_deploy.sparse.token_layers import GELUS, OpForm, TokenNorm, merge_heads, rotate_tokens, split_heads
 
 _Activation = Callable[[Tensor], Tensor]
@@ -80,12 +80,27 @@ class TokenLibraryLayer(LibraryLayer):
         return merge_heads(mixed if self.heads.group == 1 else mixed.reshape(q.shape), 1)
 
 
+class TokenPool(nn.Module):
+    """The pooled vector of hidden states (1, L, D)."""
+
+    def __init__(self, parts: PoolParts, length: int, ops: OpForm) -> None:
+        super().__init__()
+        self.end, self.projection = TextEnd(parts.end, length), parts.projection
+        self.norm = norm_over_tokens(parts.norm, 1, ops)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """x (1, L, D), tokens (1, L) -> (1, P)."""
+        y: Tensor = self.norm(torch.bmm(self.end(tokens), x))  # (1, 1, D)
+        return (y if self.projection is None else self.projection(y)).reshape(1, -1)
+
+
 class TokenLibraryText(nn.Module):
     """`models.LibraryText` for the configured length and batch 1."""
 
     def __init__(self, source: LibraryText, ops: OpForm) -> None:
         super().__init__()
         parts = parts_of(source)
+        self.depth, self.pool = parts.depth, None if parts.pool is None else TokenPool(parts.pool, source.config.length, ops)
         self.config, self.settings, self.tokens, self.scale = source.config, source.settings, parts.tokens, parts.scale
         self.layers = nn.ModuleList(TokenLibraryLayer(layer, parts.activation, ops) for layer in parts.layers)
         self.norm = None if parts.norm is None else norm_over_tokens(parts.norm, 1, ops)
@@ -99,8 +114,8 @@ class TokenLibraryText(nn.Module):
             self.register_buffer(f"cos_{kind}", cos)
             self.register_buffer(f"sin_{kind}", sin)
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """tokens (1, L) int32, mask (1, L) with 1 = token -> embeddings (1, L - dropped, D)."""
+    def forward(self, tokens: Tensor, mask: Tensor) -> Encoded:
+        """tokens (1, L) int32, mask (1, L) with 1 = token -> embeddings (1, L - dropped, D), pooled vector (1, P)."""
         x = self.tokens(tokens)  # (1, L, D)
         if self.scale != 1.0:
             x = x * self.scale
@@ -108,9 +123,12 @@ class TokenLibraryText(nn.Module):
             x = x + self.positions
         padding = ((mask - 1.0) * -MASKED).reshape(1, 1, -1)  # (1, 1, L)
         bias = {kind: getattr(self, f"bias_{kind}") + padding for kind in self.kinds}
+        states = [x]
         for layer, kind in zip(self.layers, self.order, strict=True):
-            x = layer(x, bias[kind], self.rope(kind))
-        return cut_embeddings(x if self.norm is None else self.norm(x), mask, self.config, self.settings)
+            states.append(layer(states[-1], bias[kind], self.rope(kind)))
+        x = states[self.depth]
+        x = cut_embeddings(x if self.norm is None else self.norm(x), mask, self.config, self.settings)
+        return x if self.pool is None else (x, self.pool(states[-1], tokens))
 
     def rope(self, kind: str) -> RotaryTable | None:
         """The rotary table of a kind of layers."""

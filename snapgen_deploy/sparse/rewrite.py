@@ -44,7 +44,8 @@ def rewrite_student(
     ops: OpForm = "spelled",
     keep_weights: bool = False,
 ) -> nn.Module:
-    """The student for latents (batch, C, *latent), called as (latent, time_features, stream, stream_mask, ...) -> velocity.
+    """The student for latents (batch, C, *latent), called as (latent, time_features, stream, stream_mask, ..., pooled vectors)
+    -> velocity.
 
     `form` names the kernel of the local attention (`FORMS`). `ops` matters to the token layout only: "spelled" writes norms
     and GELU in operations that XNNPACK takes and computes correctly, "half" does so without overflow in half precision,
@@ -156,7 +157,8 @@ def rewrite_text_encoder(
 
 
 def rewrite_library_text(encoder: LibraryText, *, layout: Layout, ops: OpForm = "spelled", form: str = "per_head") -> nn.Module:
-    """A text encoder of transformers for tokens (1, L) int32 and mask (1, L) -> text (1, L - dropped, D).
+    """A text encoder of transformers for tokens (1, L) int32 and mask (1, L) -> text (1, L - dropped, D), and where the
+    configuration asks for it a pooled vector (1, P).
 
     `ops` and `form` as in `rewrite_text_encoder`.
 

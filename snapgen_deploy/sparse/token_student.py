@@ -58,11 +58,13 @@ class TokenTime(nn.Module):
 
     def __init__(self, source: TimeEmbedding) -> None:
         super().__init__()
-        self.fc1, self.fc2, self.six = source.fc1, source.fc2, source.six
+        self.fc1, self.fc2, self.six, self.pooled = source.fc1, source.fc2, source.six, source.pooled
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """features (B, F) -> embedding (B, 1, D), modulation (B, 6, D)."""
+    def forward(self, features: Tensor, pooled: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """features (B, F), pooled (B, P_s) each -> embedding (B, 1, D), modulation (B, 6, D)."""
         t = self.fc2(F.silu(self.fc1(features)))  # (B, D)
+        if self.pooled is not None:
+            t = t + self.pooled(_joined(list(pooled)))
         return t.reshape(t.shape[0], 1, -1), self.six(F.silu(t)).reshape(t.shape[0], 6, -1)
 
 
@@ -203,10 +205,11 @@ class TokenStudent(nn.Module):
         return text, bias
 
     def forward(self, latent: Tensor, time_features: Tensor, *streams: Tensor) -> Tensor:
-        """latent (B, C, h, w), time_features (B, F), then per text stream (B, L_s, dim_s) and mask (B, L_s)."""
+        """latent (B, C, h, w), time_features (B, F), per text stream (B, L_s, dim_s) and mask (B, L_s), pooled (B, P_s)."""
         rope, half_rope = (self.rope_c, self.rope_s), (self.half_rope_c, self.half_rope_s)
-        embedding, six = self.time(time_features)  # (B, 1, D), (B, 6, D)
-        text, bias = self.context(streams)
+        texts = 2 * len(self.text)
+        embedding, six = self.time(time_features, streams[texts:])  # (B, 1, D), (B, 6, D)
+        text, bias = self.context(streams[:texts])
 
         x = self.patch(latent) + self.positions  # (B, N, D)
         for block in self.get_submodule("down").children():

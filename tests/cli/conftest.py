@@ -23,6 +23,7 @@ from snapgen_deploy.models import (
     TextStream,
     TinyDecoder,
 )
+from snapgen_deploy.models.dit_config import dit_of
 from snapgen_deploy.models.tokenizer import WordTokenizer
 from tests.conversions import converted_anew as converted_anew
 from tests.conversions import share
@@ -50,16 +51,17 @@ def checkpoint(once: Once) -> Path:
     return once("checkpoint", lambda folder: write_checkpoint(folder / "tiny.safetensors")) / "tiny.safetensors"
 
 
-def write_checkpoint(path: Path) -> None:
-    config = tiny_config()
+def write_checkpoint(path: Path, config: ModelConfig | None = None) -> None:
+    config = config or tiny_config()
     torch.manual_seed(0)
-    elastic = ElasticDiT(config.student)
+    elastic = ElasticDiT(dit_of(config))
     for tensor in elastic.tensors.values():  # tables and biases are zero at first: give every path a share in the picture
         torch.nn.init.normal_(tensor, std=0.05 if tensor.ndim < 2 else tensor[0].numel() ** -0.5)
-    assert config.decoder is not None
-    assert config.text_encoder is not None
-    state = checkpoint_state(elastic, TinyDecoder(config.decoder), TextEncoder(config.text_encoder))
-    save_checkpoint(state, config, path, tokenizer=WordTokenizer.from_words(WORDS).to_json(), license="Apache-2.0")
+    assert isinstance(config.decoder, DecoderConfig)
+    encoder = TextEncoder(config.text_encoder) if isinstance(config.text_encoder, TextEncoderConfig) else None
+    state = checkpoint_state(elastic, TinyDecoder(config.decoder), encoder)
+    tokenizer = None if encoder is None else WordTokenizer.from_words(WORDS).to_json()
+    save_checkpoint(state, config, path, tokenizer=tokenizer, license="Apache-2.0")
 
 
 @pytest.fixture(scope="module", autouse=True)

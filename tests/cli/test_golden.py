@@ -119,7 +119,7 @@ def test_inspect_finds_the_width_that_vectors_are_of(checkpoint: Path, vectors: 
     calls = open_golden(vectors, opened.config, tokenizers=opened.tokenizers).cases["student"]
     recorder = Recorder()
     arrays = {name: torch.from_numpy(value[:1]) for name, value in calls.inputs.items()}
-    recorder.add("student", **arrays, velocity=torch.from_numpy(calls.output[:1]))
+    recorder.add("student", **arrays, velocity=torch.from_numpy(calls.outputs["velocity"][:1]))
     recorder.save(tmp_path / "g.safetensors")
     done = invoke("inspect", checkpoint, "--golden", tmp_path / "g.safetensors", "--json")
     assert done.exit_code == 1, done.output

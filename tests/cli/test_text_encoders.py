@@ -1,52 +1,121 @@
-"""A text encoder of transformers from its folder to a picture, through the command line."""
+"""A text encoder of transformers from its folder to a picture, through the command line.
+
+The bundle has all that may be said of the text: a student that takes a pooled vector, a LoRA in student and encoder, and a
+text stream that stays empty.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
+from snapgen_deploy.check import verify
 from snapgen_deploy.check.golden import GoldenTask, hold_reference
 from snapgen_deploy.checkpoint import CheckpointPlace
 from snapgen_deploy.golden.recorder import Recorder
 from snapgen_deploy.golden.vectors import open_golden
-from tests.cli.conftest import invoke
+from snapgen_deploy.models.config import TextStream
+from snapgen_deploy.models.dit_config import dit_of
+from snapgen_deploy.system.files import sha256_of
+from tests.cli.conftest import in_this_process, invoke, tiny_config, write_checkpoint
 from tests.text_encoders.folders import write_folder
 
-LENGTH = 16  # of the small checkpoint's text stream, and its width
+LENGTH, POOLED = 16, 12  # of the small checkpoint's text stream, and its width; channels of the pooled vector
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP for the small student."""
     folder = tmp_path_factory.mktemp("encoders") / "clip"
-    return write_folder(folder, "clip_text_model", hidden_size=LENGTH, max_position_embeddings=LENGTH)
+    return write_folder(
+        folder, "clip_text_model", "CLIPTextModelWithProjection", hidden_size=LENGTH, max_position_embeddings=LENGTH,
+        projection_dim=POOLED,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def drawn(checkpoint: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with it."""
-    out = tmp_path_factory.mktemp("bundles")
-    done = invoke(
-        "export", "--device", "server", "--checkpoint", checkpoint, "--width", "small", "--text-encoder", f"text={clip}",
-        "-o", out, "--threads", 1,
+def model(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
+    """A checkpoint whose student takes a pooled vector and has a second text stream, and what options say of its parts."""
+    folder, config = tmp_path_factory.mktemp("model"), tiny_config()
+    streams = (TextStream("text", LENGTH, LENGTH, POOLED), TextStream("llm", 8, 4))
+    student = replace(dit_of(config), text_streams=streams, depths=(1, 1, 1), widths={"small": 0.5})
+    write_checkpoint(folder / "pooled.safetensors", replace(config, student=student, text_encoder=None, name="pooled-test"))
+    lora: dict[str, torch.Tensor] = {}
+    generator = torch.Generator().manual_seed(0)
+    for module, (out, into) in {
+        "text_encoder.model.text_model.encoder.layers.0.self_attn.q_proj": (LENGTH, LENGTH),
+        "student.down.0.cross.q": (LENGTH, 32),
+    }.items():
+        lora[f"{module}.lora_A.weight"] = 0.3 * torch.randn(2, into, generator=generator)
+        lora[f"{module}.lora_B.weight"] = 0.3 * torch.randn(out, 2, generator=generator)
+    save_file(lora, folder / "style.safetensors")
+    return (
+        "--checkpoint", folder / "pooled.safetensors", "--text-encoder", f"text={clip}", "--without-text-encoder", "llm",
+        "--lora", f"{folder / 'style.safetensors'}:0.5",
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def drawn(model: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of it."""
+    out = tmp_path_factory.mktemp("bundles")
+    done = invoke("export", "--device", "server", *model, "-o", out, "--threads", 1)
+    said = " ".join(done.output.split())
     assert done.exit_code == 0, done.output
-    assert "text encoder held to transformers 4.57" in " ".join(done.output.split())
-    return out / "tiny-test-server"
+    assert "text encoder held to transformers 4.57" in said
+    assert "text stream llm stays empty: its embeddings and mask are zeros" in said
+    assert "LoRA style.safetensors times 0.5: 2 modules" in said
+    return out / "pooled-test-server"
 
 
-def test_a_bundle_is_held_to_the_library(drawn: Path) -> None:
+def test_a_bundle_is_held_to_the_library(drawn: Path, model: tuple[object, ...]) -> None:
     manifest: dict[str, Any] = json.loads((drawn / "manifest.json").read_text())
     assert manifest["config"]["text_encoder"]["library"] == "transformers"
     held = [g for g in manifest["gates"] if g["component"] == "text_encoder" and g["name"] == "golden_error"]
     assert {g["target"] for g in held} == {"reference", "onnx:cpu"}
     assert all(g["verdict"] == "passed" for g in held)
+    lora = Path(str(model[-1]).rpartition(":")[0])
+    assert manifest["checkpoint"]["loras"] == [{"name": "style.safetensors", "sha256": sha256_of(lora), "scale": 0.5}]
+    assert manifest["config"]["absent_streams"] == ["llm"]
+    components = manifest["targets"]["onnx:cpu"]["components"]
+    assert [p["name"] for p in components["text_encoder"]["outputs"]] == ["text", "text_pooled"]
+    assert [p["name"] for p in components["student"]["inputs"]][2:] == ["text", "text_mask", "llm", "llm_mask", "text_pooled"]
+    with safe_open(drawn / "golden.safetensors", framework="np") as golden:
+        assert golden.get_tensor("text_encoder.text_pooled").shape == (3, POOLED)
+
+
+def test_verify_holds_both_outputs(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_this_process(monkeypatch, modules=(verify,))
+    done = invoke("verify", drawn)
+    assert done.exit_code == 0, done.output
+    with safe_open(drawn / "golden.safetensors", framework="pt") as golden:
+        arrays = {name: golden.get_tensor(name) for name in golden.keys()}  # noqa: SIM118
+    arrays["text_encoder.text_pooled"] += 1.0
+    save_file(arrays, other := drawn.parent / "other.safetensors")
+    done = invoke("verify", drawn, "--golden", other, "--json")
+    failed = [g for g in json.loads(done.stdout)["gates"] if g["verdict"] == "failed"]
+    assert [(g["component"], g["name"]) for g in failed] == [("text_encoder", "golden_error")]
+
+
+def test_a_stream_that_the_student_has_not_is_one_line(model: tuple[object, ...], tmp_path: Path) -> None:
+    where = ("--device", "server", *model[:4], "-o", tmp_path / "out", "--dry-run")
+    for name, said in (
+        ("gemma", "text encoder 'gemma': the student has no such text stream; it has text, llm"),
+        ("text", "text encoder 'text': got 2 times, expected one folder or none for a stream"),
+    ):
+        done = invoke("export", *where, "--without-text-encoder", name)
+        assert done.exit_code == 2
+        assert said in " ".join(done.output.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_picture_is_drawn_from_a_prompt_of_any_words(drawn: Path, tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_the_reference_draws_one_by_one(checkpoint: Path) -> None:
     vectors = make_vectors(opened, plan, PROMPTS[:2])
     spec = components_of(opened.config).denoiser
     inputs, expected = next(vectors.cases(spec, opened.config, [0, 1, 0]))
-    assert inputs["text"].shape[0] == expected.shape[0] == 2 * BATCH
+    assert inputs["text"].shape[0] == expected[spec.output].shape[0] == 2 * BATCH
     pipeline = Pipeline(components_of(opened.config), reference_runners(opened, "only"), schedule_of(opened.config), LATENT)
     text = pipeline.condition(*vectors.conditions([1, 0], opened.config))
     latents = pipeline.denoise(vectors.arrays["noise"][[1, 0]], text)

@@ -115,7 +115,7 @@ def by_hand(path: Path, text: Arrays, negative: Arrays, seed: int, scale: float)
     def velocity(x: torch.Tensor, step: int, of: Arrays) -> torch.Tensor:
         inputs = {"latent": x.numpy(), "time_features": schedule.features(step), **of}
         with torch.inference_mode():
-            return spec.apply(network, {name: torch.from_numpy(value) for name, value in inputs.items()})
+            return spec.run(network, {name: torch.from_numpy(value) for name, value in inputs.items()})[spec.output]
 
     x = torch.from_numpy(noise_for(seed, LATENT))
     for step in range(len(levels) - 1):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from snapgen_deploy.check.causes import find_cause, golden_error
 from snapgen_deploy.checkpoint import Checkpoint, CheckpointPlace, validate
@@ -60,11 +61,24 @@ def test_the_library_makes_its_golden_vectors(opened: Checkpoint, vectors: Golde
     assert vectors.held_to == {"decoder": "diffusers 0.39.0"} == held_to_libraries(opened.config, None)
     assert held_to_libraries(opened.config, vectors) == {}  # the team's own are kept
     assert vectors.counts == {"decoder": 2}
-    assert vectors.cases["decoder"].output.shape == (2, 3, 24, 40)
+    assert vectors.cases["decoder"].outputs["picture"].shape == (2, 3, 24, 40)
     spec, network = components_of(opened.config)["decoder"], load_component(opened, "decoder")
     assert golden_error(spec, network, vectors.cases["decoder"].rows()) < 1e-6
     said = "decoder held to diffusers 0.39.0; text encoder, student compared with this package's own reference only"
     assert compared_with(vectors, opened.config) == said
+
+
+def test_a_lora_is_in_what_the_library_computes_too(folder: Path, opened: Checkpoint, tmp_path: Path) -> None:
+    name = next(n for n, i in opened.tensors.items() if n.startswith("decoder.decoder") and len(i.shape) == 4)
+    shape, module = opened.tensors[name].shape, name.removesuffix(".weight")
+    a, b = torch.randn(2, *shape[1:]) * 0.1, torch.randn(shape[0], 2, 1, 1) * 0.1
+    save_file({f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}, tmp_path / "lora.safetensors")
+    place = CheckpointPlace(None, decoder=folder, loras=((tmp_path / "lora.safetensors", 0.5),))
+    write_own_vectors(OwnVectorsTask(place, DRAWING, ("decoder",), None, tmp_path / "golden.safetensors", 1))
+    cases = open_golden(tmp_path / "golden.safetensors", opened.config, DRAWING).cases["decoder"]
+    spec = components_of(opened.config)["decoder"]
+    assert golden_error(spec, load_component(place.open(), "decoder"), cases.rows()) < 1e-6
+    assert golden_error(spec, load_component(opened, "decoder"), cases.rows()) > 1e-3
 
 
 def test_a_forgotten_scale_is_named(opened: Checkpoint, vectors: GoldenVectors) -> None:
@@ -72,14 +86,16 @@ def test_a_forgotten_scale_is_named(opened: Checkpoint, vectors: GoldenVectors) 
     network, given = load_component(opened, "decoder"), vectors.cases["decoder"].inputs["latent"]
     with torch.inference_mode():
         theirs = network(torch.from_numpy((given / 0.18215 - 0.25) * 1.5)).numpy()
-    cause = find_cause(components_of(opened.config)["decoder"], network, GoldenCases({"latent": given}, theirs, {}), 1e-4, 60)
+    cause = find_cause(
+        components_of(opened.config)["decoder"], network, GoldenCases({"latent": given}, {"picture": theirs}, {}), 1e-4, 60
+    )
     assert "latent / 0.18215 (Stable Diffusion)" in cause.said()
     assert "its config.json: scaling_factor 0.18215, shift_factor 0" in cause.said()
 
 
 def test_pixels_of_another_range_are_named(opened: Checkpoint, vectors: GoldenVectors) -> None:
     spec, ours = components_of(opened.config)["decoder"], vectors.cases["decoder"]
-    theirs = GoldenCases(ours.inputs, ours.output / 2 + 0.5, {})
+    theirs = GoldenCases(ours.inputs, {"picture": ours.outputs["picture"] / 2 + 0.5}, {})
     cause = find_cause(spec, load_component(opened, "decoder"), theirs, 1e-4, 60)
     assert "pixel range: pixels in [0, 1] in the file" in cause.said()
 

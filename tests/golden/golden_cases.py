@@ -44,9 +44,9 @@ def write_golden(
         def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
             with torch.inference_mode():
-                result = spec.apply(networks[spec.name], tensors)
-            recorder.add(spec.name, **tensors, **{spec.output: result})
-            return {spec.output: result.numpy()}
+                result = spec.run(networks[spec.name], tensors)
+            recorder.add(spec.name, **tensors, **result)
+            return {name: value.numpy() for name, value in result.items()}
 
         return run
 
@@ -68,6 +68,6 @@ def write_changed(checkpoint: Checkpoint, golden: Path, path: Path, role: str, v
         for name in variants:
             stack.enter_context(variant(spec, network, name).change(network))
         tensors = {name: torch.from_numpy(value) for name, value in vectors.cases[role].inputs.items()}
-        recorder.add(role, **tensors, **{spec.output: spec.apply(network, tensors)})
+        recorder.add(role, **tensors, **spec.run(network, tensors))
     recorder.save(path)
     return path

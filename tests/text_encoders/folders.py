@@ -131,8 +131,8 @@ def _count(folder: Path) -> int:
     return 1 + int(max(AutoTokenizer.from_pretrained(str(folder)).get_vocab().values()))
 
 
-def write_folder(folder: Path, kind: str, **settings: Any) -> Path:
-    """A text encoder of this model_type; `settings` are changes of its configuration. Returns the folder."""
+def write_folder(folder: Path, kind: str, architecture: str = "", **settings: Any) -> Path:
+    """A text encoder of this model_type, saved by its usual class or another; `settings` change its configuration."""
     import transformers
 
     folder.mkdir(parents=True)
@@ -140,7 +140,7 @@ def write_folder(folder: Path, kind: str, **settings: Any) -> Path:
     own = {**own, "vocab_size": TOKENIZERS[tokenizer](folder), **settings}
     found = transformers.AutoTokenizer.from_pretrained(str(folder))
     own = {"eos_token_id": found.eos_token_id, "pad_token_id": found.pad_token_id, **own}
-    network = getattr(transformers, name)
+    network = getattr(transformers, architecture or name)
     torch.manual_seed(0)
     model = network(network.config_class(**own))
     with torch.no_grad():
