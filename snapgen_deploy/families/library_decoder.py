@@ -21,6 +21,7 @@ from snapgen_deploy.families.component import (
     initial,
 )
 from snapgen_deploy.families.decoder_variants import LatentFixes, latent_variants, pixel_variants
+from snapgen_deploy.families.library_decoder_variants import module_variants
 from snapgen_deploy.families.names import DECODER
 from snapgen_deploy.families.variant import Variant
 from snapgen_deploy.models.autoencoders import Facts, facts_of, latent_statistics
@@ -95,7 +96,7 @@ def _initial(name: str, shape: Shape) -> Initial:
 
 def _variants(network: nn.Module) -> list[Variant]:
     assert isinstance(network, DiffusersDecoder)
-    return [*latent_variants(network.mean, network.std, _FIXES), *pixel_variants()]
+    return [*latent_variants(network.mean, network.std, _FIXES), *pixel_variants(), *module_variants(network.decoder)]
 
 
 def _activations(facts: Facts, width: str, latent: tuple[int, int, int], size: tuple[int, int]) -> int:

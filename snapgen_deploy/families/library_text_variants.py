@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from snapgen_deploy.families.variant import ACTIVATIONS, Activation, Change, Variant, given, having, modules_of
+from snapgen_deploy.families.variant import (
+    ACTIVATIONS,
+    ORDERS,
+    Activation,
+    Change,
+    Variant,
+    divisors,
+    given,
+    having,
+    modules_of,
+)
 from snapgen_deploy.models.library_text import LAST, LEGACY_END, LibraryText, activation_of, pooled_width
 
+_MOST_HEADS = 64
+_BASES = (10_000.0, 500_000.0, 1_000_000.0)
 # The library's names of what `variant.ACTIVATIONS` has.
 _NAMES = {
     "gelu": "GELU", "gelu_new": "tanh GELU", "gelu_pytorch_tanh": "tanh GELU", "quick_gelu": "quick_gelu", "silu": "SiLU",
@@ -40,7 +52,111 @@ def library_text_variants(network: nn.Module) -> Sequence[Variant]:
         *(Variant("hidden state", name, here, _state(n, norm), f"set layer to {n}") for name, n, norm in states),
         *_orders(network),
         *_pooling(network),
+        *([Variant("norm placement", "norm after attention and MLP", "norm before them", _post_norm)] if _pairs(network) else []),
+        Variant("final norm", "no final norm", "final norm", _unnormed),
+        *_heads(network),
+        *_bases(network),
+        *_eps(network),
     ]
+
+
+def _heads(network: LibraryText) -> list[Variant]:
+    """Other numbers of heads, where no table is kept for each."""
+    settings = network.settings
+    if settings.model_type != "clip_text_model":
+        return []
+    ours, width = settings.num_attention_heads, settings.hidden_size
+
+    def cut(count: int) -> Change:
+        size = width // count
+        return lambda network: having(_attention(network), lambda a: {"head_dim": size, "scale": size**-0.5})
+
+    return [
+        Variant("heads", f"{n} heads", f"{ours} heads", cut(n), f"set num_attention_heads to {n}")
+        for n in divisors(width)
+        if n != ours and n <= _MOST_HEADS
+    ]
+
+
+def _bases(network: LibraryText) -> list[Variant]:
+    """Other bases of the rotary positions; of Gemma 3 those of its layers that see everything."""
+    rotary = getattr(network.model, "rotary_emb", None)
+    if rotary is None:
+        return []
+    ours, count = float(network.settings.rope_theta), rotary.inv_freq.shape[0]
+
+    def turned(base: float) -> Change:
+        inverse = base ** -(torch.arange(count) / count)
+        return lambda network: having([network.get_submodule("model.rotary_emb")], lambda m: {"inv_freq": inverse})
+
+    return [
+        Variant("RoPE's base", f"{base:g}", f"{ours:g}", turned(base), f"set rope_theta to {base:.0f}")
+        for base in _BASES
+        if base != ours
+    ]
+
+
+def _eps(network: LibraryText) -> list[Variant]:
+    """Another number under the root of the norms."""
+
+    def named(norm: Any) -> str:
+        return next((n for n in ("variance_epsilon", "eps") if isinstance(getattr(norm, n, None), float)), "")
+
+    def changed(value: float) -> Change:
+        return lambda network: having([m for m in network.modules() if named(m)], lambda m: {named(m): value})
+
+    if network.settings.model_type.startswith("gemma"):  # its hidden states are so large that it does not count
+        return []
+    ours = float(getattr(network.final_norm, named(network.final_norm)))
+    return [
+        Variant("eps", f"eps {v:g}", f"{ours:g}", changed(v), "set the eps in config.json") for v in (1e-5, 1e-6) if v != ours
+    ]
+
+
+def _unnormed(network: nn.Module) -> AbstractContextManager[None]:
+    assert isinstance(network, LibraryText)
+    return having([network.final_norm], lambda m: {"forward": lambda x: x})
+
+
+def _pairs(network: nn.Module) -> list[tuple[Any, Any, Any]]:
+    """Each layer with the norms before its attention and its feed-forward part; none of layers with more norms."""
+    names = (("layer_norm1", "layer_norm2"), ("input_layernorm", "post_attention_layernorm"))
+    return [
+        (layer, getattr(layer, first), getattr(layer, second))
+        for layer in network.modules()
+        for first, second in names
+        if hasattr(layer, first) and hasattr(layer, second) and not hasattr(layer, "pre_feedforward_layernorm")
+    ]
+
+
+@contextmanager
+def _post_norm(network: nn.Module) -> Iterator[None]:
+    """x = norm1(x + attention(x)); x = norm2(x + mlp(x)), with the layers' own code for x + mlp(norm2(x + attention(norm1(x))))."""
+    with ExitStack() as stack:
+        for layer, first, second in _pairs(network):
+            stack.enter_context(_norm_after(layer, first, second))
+        yield
+
+
+@contextmanager
+def _norm_after(layer: nn.Module, first: nn.Module, second: nn.Module) -> Iterator[None]:
+    one, two, kept = first.forward, second.forward, dict[str, Tensor]()
+
+    def between(x: Tensor) -> Tensor:
+        kept.update(sum=x, normed=one(x))
+        return kept["normed"]
+
+    def last(module: nn.Module, args: Any, result: Any) -> Any:
+        plain = isinstance(result, Tensor)  # some layers return a tuple
+        y = two((result if plain else result[0]) - kept["sum"] + kept["normed"])
+        return y if plain else (y, *result[1:])
+
+    with having([first], lambda m: {"forward": lambda x: x}), having([second], lambda m: {"forward": between}):
+        hook = layer.register_forward_hook(last)
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 def _pooling(network: LibraryText) -> list[Variant]:
@@ -73,14 +189,23 @@ def _orders(network: LibraryText) -> list[Variant]:
     layer = _attention(network)[0]
     q, k, v = ("q_proj", "k_proj", "v_proj") if hasattr(layer, "q_proj") else ("q", "k", "v")
 
-    def swapped(a: str, b: str) -> Variant:
-        def change(network: nn.Module) -> AbstractContextManager[None]:
-            return having(_attention(network), lambda m: {a: getattr(m, b), b: getattr(m, a)})
+    names = {"q": q, "k": k, "v": v}
 
-        return Variant("q, k, v of attention", f"{a} and {b} swapped", "as named", change, "exchange their names in the file")
+    def fits(order: tuple[str, str, str]) -> bool:
+        return all(layer_weight(a).shape == layer_weight(b).shape for a, b in zip(names, order, strict=True))
 
-    pairs = [(q, k), (k, v), (q, v)]
-    return [swapped(a, b) for a, b in pairs if getattr(layer, a).weight.shape == getattr(layer, b).weight.shape]
+    def layer_weight(name: str) -> Tensor:
+        weight: Tensor = getattr(layer, names[name]).weight
+        return weight
+
+    def changed(order: tuple[str, str, str]) -> Change:
+        def permuted(m: Any) -> dict[str, Any]:
+            return {names[name]: getattr(m, names[source]) for name, source in zip("qkv", order, strict=True)}
+
+        return lambda network: having(_attention(network), permuted)
+
+    fix = "exchange their names in the file"
+    return [Variant("q, k, v of attention", n, "q, k, v", changed(o), fix) for n, o in ORDERS.items() if fits(o)]
 
 
 def _activation(function: Activation) -> Change:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from snapgen_deploy.check import verify
@@ -23,6 +24,7 @@ from snapgen_deploy.check.golden import GoldenTask, hold_reference
 from snapgen_deploy.checkpoint import CheckpointPlace
 from snapgen_deploy.golden.recorder import Recorder
 from snapgen_deploy.golden.vectors import open_golden
+from snapgen_deploy.job import golden
 from snapgen_deploy.models.config import TextStream
 from snapgen_deploy.models.dit_config import dit_of
 from snapgen_deploy.system.files import sha256_of
@@ -89,16 +91,15 @@ def test_a_bundle_is_held_to_the_library(drawn: Path, model: tuple[object, ...])
     components = manifest["targets"]["onnx:cpu"]["components"]
     assert [p["name"] for p in components["text_encoder"]["outputs"]] == ["text", "text_pooled"]
     assert [p["name"] for p in components["student"]["inputs"]][2:] == ["text", "text_mask", "llm", "llm_mask", "text_pooled"]
-    with safe_open(drawn / "golden.safetensors", framework="np") as golden:
-        assert golden.get_tensor("text_encoder.text_pooled").shape == (3, POOLED)
+    with safe_open(drawn / "golden.safetensors", framework="np") as vectors:
+        assert vectors.get_tensor("text_encoder.text_pooled").shape == (3, POOLED)
 
 
 def test_verify_holds_both_outputs(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_this_process(monkeypatch, modules=(verify,))
     done = invoke("verify", drawn)
     assert done.exit_code == 0, done.output
-    with safe_open(drawn / "golden.safetensors", framework="pt") as golden:
-        arrays = {name: golden.get_tensor(name) for name in golden.keys()}  # noqa: SIM118
+    arrays = load_file(drawn / "golden.safetensors")
     arrays["text_encoder.text_pooled"] += 1.0
     save_file(arrays, other := drawn.parent / "other.safetensors")
     done = invoke("verify", drawn, "--golden", other, "--json")
@@ -127,15 +128,53 @@ def test_a_picture_is_drawn_from_a_prompt_of_any_words(drawn: Path, tmp_path: Pa
     assert f"at most {LENGTH} fit" in long.output
 
 
+def _swap(network: CLIPTextModel) -> None:
+    for layer in network.text_model.encoder.layers:
+        layer.self_attn.q_proj, layer.self_attn.k_proj = layer.self_attn.k_proj, layer.self_attn.q_proj
+
+
+def _see_all(network: CLIPTextModel) -> None:
+    for layer in network.text_model.encoder.layers:
+        attend = layer.self_attn.forward
+        layer.self_attn.forward = lambda attend=attend, **given: attend(**given | {"causal_attention_mask": None})
+
+
+TRAINED: dict[str, Callable[[CLIPTextModel], None]] = {
+    "q, k, v of attention: q and k swapped (here q, k, v); exchange their names in the file": _swap,
+    "mask: no causal mask (here causal mask)": _see_all,
+}
+
+
+@pytest.mark.parametrize("said", TRAINED)
+def test_one_that_was_trained_otherwise_is_refused_with_its_cause(
+    checkpoint: Path, clip: Path, tmp_path: Path, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The team's vectors are of a network whose folder fits in every name and shape."""
+    network = CLIPTextModel.from_pretrained(str(clip), attn_implementation="eager").eval()
+    TRAINED[said](network)
+    recorder, tokens, mask = Recorder(), torch.randint(0, 500, (1, LENGTH)), torch.ones(1, LENGTH, dtype=torch.long)
+    mask[:, 9:] = 0
+    names = {"tokens": "input_ids", "mask": "attention_mask"}
+    with recorder.watch("text_encoder", network, inputs=names, output=("text", "last_hidden_state")), torch.no_grad():
+        network(input_ids=tokens, attention_mask=mask)
+    recorder.save(tmp_path / "golden.safetensors")
+    given = ("--text-encoder", f"text={clip}", "--golden", tmp_path / "golden.safetensors")
+    in_this_process(monkeypatch, modules=(golden,))
+    done = invoke("export", "--device", "server", "--checkpoint", checkpoint, *given, "-o", tmp_path / "out", "--threads", 1)
+    assert done.exit_code == 1
+    assert said in " ".join(done.output.split())
+    assert list((tmp_path / "out").glob("*")) == []
+
+
 def test_an_encoder_with_another_activation_is_refused_by_its_own_vectors(checkpoint: Path, clip: Path, tmp_path: Path) -> None:
     network = CLIPTextModel.from_pretrained(str(clip)).eval()
-    golden, mask = Recorder(), torch.ones(2, LENGTH)
+    recorder, mask = Recorder(), torch.ones(2, LENGTH)
     mask[:, 5:] = 0
     tokens = torch.randint(0, 500, mask.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         text = network(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
-    golden.add("text_encoder", tokens=tokens, mask=mask, text=text)
-    golden.save(tmp_path / "golden.safetensors")
+    recorder.add("text_encoder", tokens=tokens, mask=mask, text=text)
+    recorder.save(tmp_path / "golden.safetensors")
     other = Path(shutil.copytree(clip, tmp_path / "clip"))
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))

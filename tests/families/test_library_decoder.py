@@ -100,6 +100,23 @@ def test_pixels_of_another_range_are_named(opened: Checkpoint, vectors: GoldenVe
     assert "pixel range: pixels in [0, 1] in the file" in cause.said()
 
 
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("kl", "q and k swapped"), ("kl", "ReLU"), ("kl", "2 groups"), ("dc", "k, v, q"), ("qwen", "q and v swapped")],
+)
+def test_other_modules_inside_are_named(name: str, theirs: str) -> None:
+    config = cases.config_of(name)
+    spec, network = library_decoder(config), cases.pair(config)[1]
+    offered = {v.theirs: v for v in spec.variants(network)}
+    given = {"latent": cases.latents(config, (3, 5))}
+    with offered[theirs].change(network):
+        expected = {n: value.numpy() for n, value in spec.run(network, given).items()}
+    found = GoldenCases({n: value.numpy() for n, value in given.items()}, expected, {})
+    said = find_cause(spec, network, found, 1e-5, 20.0).said()
+    assert f"{theirs} (here " in said
+    assert offered[theirs].fix in said
+
+
 def test_one_that_does_not_fit_the_student_is_refused(tmp_path: Path) -> None:
     cases.save_folder(cases.config_of("kl"), tmp_path)
     with pytest.raises(BadInput, match="decoder: enlarges 2x, the student's latent_factor is 8"):
