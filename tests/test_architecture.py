@@ -16,7 +16,7 @@ from snapgen_deploy.system.source import package_root
 
 # From the ground up. A room imports rooms of the rows above its own, and itself.
 ROWS = (
-    ("", "assets", "errors"),
+    ("", "asked", "assets", "errors"),
     ("system",),
     ("models",),
     ("sparse",),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
+from snapgen_deploy.asked import AskedModel
 from snapgen_deploy.checkpoint.library import open_library_folder
-from snapgen_deploy.checkpoint.lora import Adapter, Update, open_adapter
+from snapgen_deploy.checkpoint.lora import Adapter, Update, open_adapter, parsed
 from snapgen_deploy.checkpoint.merged import MergedSource, merged, refuse_left
 from snapgen_deploy.checkpoint.opener import Checkpoint, MergedLora, Reading, check_tokenizer, open_with_adapters
 from snapgen_deploy.checkpoint.pipeline_folder import PipelineFolder, open_pipeline_folder
@@ -19,7 +21,8 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.component import ComponentSpec
 from snapgen_deploy.families.names import DECODER
 from snapgen_deploy.families.registry import components_of
-from snapgen_deploy.models.config import AnyTextEncoder, LibraryDecoder, LibraryTextEncoder, ModelConfig, TextStream
+from snapgen_deploy.models.config import AnyTextEncoder, LibraryDecoder, ModelConfig, TextStream
+from snapgen_deploy.models.library_decoder import decodes
 from snapgen_deploy.models.serialise import semantic_problems
 from snapgen_deploy.system.documents import refuse
 
@@ -38,6 +41,33 @@ class CheckpointPlace:
     loras: tuple[tuple[Path, float], ...] = ()  # added to the weights in this order, times these scales
     license: str | None = None  # in the place of the checkpoint's
 
+    @classmethod
+    def of(cls, path: Path | None, asked: AskedModel) -> CheckpointPlace:
+        """The place that a command was asked for.
+
+        Raises:
+            BadInput: if a text encoder is not given as NAME=PATH, a LoRA not as PATH or PATH:SCALE, or both --prefix and --ema.
+        """
+        if asked.prefix is not None and asked.ema:
+            raise BadInput("--prefix and --ema: expected one of them")
+        folders = []
+        for text in asked.text_encoder or ():
+            stream, given, folder = text.partition("=")
+            if not (stream and given and folder):
+                raise BadInput(f"--text-encoder: got '{text}', expected STREAM=FOLDER, such as clip=./clip-vit-large-patch14")
+            folders.append((stream, Path(folder)))
+        return cls(
+            path,
+            key_map=asked.key_map,
+            text_encoders=tuple(folders),
+            without=tuple(asked.without_text_encoder or ()),
+            decoder=asked.decoder,
+            config=asked.config,
+            selection=Selection(asked.prefix, asked.ema),
+            loras=tuple(parsed(text) for text in asked.lora or ()),
+            license=asked.license,
+        )
+
     def open(self) -> Checkpoint:
         """The checkpoint, with these components in the place of its own. Reads headers and configurations, no tensors.
 
@@ -45,7 +75,7 @@ class CheckpointPlace:
             BadInput: as `open_checkpoint`; if a folder is not as its library writes it, or does not fit the student; if a text
                 stream is not the student's, or is named twice.
         """
-        folder = None if self.path is None else open_pipeline_folder(self.path)
+        folder = self._folder
         adapters = [open_adapter(path, scale) for path, scale in self.loras]
         opened, left = open_with_adapters(folder.student if folder else self.path, self.reading, adapters)
         place = self if folder is None else self._within(folder, opened.config)
@@ -69,8 +99,12 @@ class CheckpointPlace:
     @property
     def file(self) -> Path | None:
         """The file or folder of the student."""
-        folder = None if self.path is None else open_pipeline_folder(self.path)
-        return folder.student if folder else self.path
+        return self._folder.student if self._folder else self.path
+
+    @cached_property
+    def _folder(self) -> PipelineFolder | None:
+        """Where the components of a pipeline's folder lie; None where the path is none."""
+        return None if self.path is None else open_pipeline_folder(self.path)
 
     def _composed(self, opened: Checkpoint) -> Checkpoint:
         if not (self.text_encoders or self.without or self.decoder):
@@ -170,15 +204,14 @@ def _assembled(opened: Checkpoint, place: CheckpointPlace) -> Checkpoint:
     stored = {name: tensor for name, tensor in opened.stored.items() if not _is_of(name, components_of(opened.config).encoders)}
     tokenizers, files = {}, list(opened.files)
     for spec, part in zip(components.encoders, parts, strict=True):
-        own = {f"{spec.name}.{name}": tensor for name, tensor in part.stored.items()}
-        stored |= _taken(spec, part.stored) if isinstance(part.config, LibraryTextEncoder) else own
+        stored |= {f"{spec.name}.{name}": tensor for name, tensor in part.stored.items()}
         files += part.files
         if part.tokenizer is not None:
             check_tokenizer(part.tokenizer, spec, opened.path)
             tokenizers[spec.name] = part.tokenizer
     if decoder is not None and components.decoder is not None:
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(f"{DECODER}.")}
-        stored |= _taken(components.decoder, decoder.stored)
+        stored |= {f"{DECODER}.{name}": tensor for name, tensor in decoder.stored.items() if decodes(name)}
         files += decoder.files
     folders = {spec.name: p.folder for spec, p in zip(components.encoders, parts, strict=True) if p.folder is not None}
     return dataclasses.replace(
@@ -198,8 +231,3 @@ def _is_of(name: str, specs: Sequence[ComponentSpec]) -> bool:
 def _inside(stored: Mapping[str, Stored], component: str) -> dict[str, Stored]:
     """A component's tensors by their names without the component's."""
     return {n.removeprefix(f"{component}."): tensor for n, tensor in stored.items() if n.startswith(f"{component}.")}
-
-
-def _taken(spec: ComponentSpec, stored: Mapping[str, Stored]) -> dict[str, Stored]:
-    """Of a library's folder only what the component needs: an autoencoder's has an encoder, too."""
-    return {f"{spec.name}.{name}": stored[name] for name in spec.stored_shapes() if name in stored}

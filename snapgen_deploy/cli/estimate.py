@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from snapgen_deploy.asked import AskedModel
 from snapgen_deploy.cli.console import check_places, new_table, out, print_json, progress, say, tell
-from snapgen_deploy.cli.options import AsJson, Verbose
+from snapgen_deploy.cli.options import AsJson, Verbose, with_your_model
 from snapgen_deploy.cli.parsing import parse_resolution
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.system.documents import several
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
     from snapgen_deploy.system.progress import Progress
 
 
+@with_your_model
 def estimate(
     device: Annotated[
         str, typer.Option(help="Device id (see `devices`), path of a profile .toml, or `host` for this machine.")
     ],
     *,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint of the model. Default: the embedded one.")] = None,
+    model: AskedModel,
     preset: Annotated[str | None, typer.Option(help="A configuration instead of a checkpoint: snapgenpp or shapes.")] = None,
     width: Annotated[str | None, typer.Option(help="Sub-network. Default: all.")] = None,
     resolution: Annotated[str | None, typer.Option(help="Picture size in pixels: N or HEIGHTxWIDTH.")] = None,
@@ -57,6 +60,8 @@ def estimate(
 
     if checkpoint is not None and preset is not None:
         raise BadInput("got --checkpoint and --preset, expected one of them")
+    if preset is not None and model != AskedModel():
+        raise BadInput("--preset is a whole configuration: leave out what is said of a checkpoint, or give --checkpoint")
     if calibrate and device != HOST:
         raise BadInput(f"--calibrate measures this machine: expected --device {HOST}, got {device}")
     if output is not None and not sweep:
@@ -64,7 +69,7 @@ def estimate(
     check_places({"--output": output})
     if threads is not None and device != HOST:
         raise BadInput(f"--threads are of this machine: expected --device {HOST}, got {device}")
-    config = _config(checkpoint, preset)
+    config = _config(checkpoint, model, preset)
     size = parse_resolution(resolution) if resolution else config.resolution
     if width is not None and width not in config.student.widths:
         raise BadInput(f"{config.name} has no width '{width}': it has {several(list(config.student.widths))}")
@@ -83,12 +88,12 @@ def estimate(
         _table(config, found, key, widths, size=size, steps=steps or config.steps, as_json=as_json, shown=shown)
 
 
-def _config(checkpoint: Path | None, preset: str | None) -> ModelConfig:
-    from snapgen_deploy.checkpoint import open_checkpoint
+def _config(checkpoint: Path | None, model: AskedModel, preset: str | None) -> ModelConfig:
+    from snapgen_deploy.checkpoint import CheckpointPlace
     from snapgen_deploy.models import PRESETS
 
     if preset is None:
-        return open_checkpoint(checkpoint, None).config
+        return CheckpointPlace.of(checkpoint, model).open().config
     if preset not in PRESETS:
         raise BadInput(f"no preset '{preset}': expected one of {', '.join(PRESETS)}")
     return PRESETS[preset]()

@@ -9,21 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from snapgen_deploy.asked import AskedModel
 from snapgen_deploy.cli.console import NO_TOKENIZER, counting, out, parse_bytes, print_json, progress, say
-from snapgen_deploy.cli.options import (
-    YOUR_MODEL,
-    AsJson,
-    ConfigFile,
-    DecoderFolder,
-    Ema,
-    KeyMapFile,
-    Loras,
-    Prefix,
-    TextEncoders,
-    Verbose,
-    WithoutTextEncoder,
-    place_of,
-)
+from snapgen_deploy.cli.options import YOUR_MODEL, AsJson, Verbose, with_your_model
 from snapgen_deploy.cli.parsing import parse_duration, parse_resolution
 from snapgen_deploy.cli.result import print_gates, print_result, result_as_dict, warnings_of
 from snapgen_deploy.errors import BadInput, GatesFailed
@@ -38,28 +26,14 @@ _MOST_PICTURES = 256  # of a call
 FEWER, SAME_PICTURE, HERE = "Fewer bits", "Still the same picture?", "This computer"  # panels of --help
 
 
+@with_your_model
 def export(
     device: Annotated[str, typer.Option(help="Device id (see `devices`) or path of a profile .toml.", metavar="ID")],
     *,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Elastic checkpoint. Default: the embedded one.", metavar="PATH")
     ] = None,
-    key_map: KeyMapFile = None,
-    text_encoder: TextEncoders = None,
-    without_text_encoder: WithoutTextEncoder = None,
-    decoder: DecoderFolder = None,
-    config: ConfigFile = None,
-    prefix: Prefix = None,
-    ema: Ema = False,
-    lora: Loras = None,
-    license: Annotated[
-        str | None,
-        typer.Option(
-            help="The licence under which the bundle goes out. Default: the checkpoint's.",
-            metavar="TEXT",
-            rich_help_panel=YOUR_MODEL,
-        ),
-    ] = None,
+    model: AskedModel,
     target: Annotated[
         list[str] | None, typer.Option(help="NAME or NAME:VARIANT, repeatable. Default: the profile's.", metavar="NAME")
     ] = None,
@@ -249,7 +223,7 @@ def export(
     verbose: Verbose = False,
 ) -> None:
     """Export a checkpoint for a device, run the saved files, and write the bundle if every gate passed."""
-    from snapgen_deploy.checkpoint import validate
+    from snapgen_deploy.checkpoint import CheckpointPlace, validate
     from snapgen_deploy.checkpoint.licences import refuse_forbidden
     from snapgen_deploy.device_profiles import load_profile
     from snapgen_deploy.golden.vectors import open_golden
@@ -268,21 +242,10 @@ def export(
     profile = load_profile(device)
     if memory_budget:
         profile = profile.with_memory_budget(parse_bytes(memory_budget, "--memory-budget"))
-    place = place_of(
-        checkpoint,
-        key_map=key_map,
-        text_encoder=text_encoder,
-        without=without_text_encoder,
-        decoder=decoder,
-        config=config,
-        prefix=prefix,
-        ema=ema,
-        lora=lora,
-        license=license,
-    )
+    place = CheckpointPlace.of(checkpoint, model)
     opened = place.open()
     checked = tuple(stamps(opened.files))
-    if license is None:
+    if model.license is None:
         refuse_forbidden(opened.license, place.folders)
     validate(opened, values=False)  # here: no plan is printed for a checkpoint that cannot be exported
     sizes = [parse_resolution(text) for text in resolution or ()]

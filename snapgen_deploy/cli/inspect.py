@@ -10,20 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from snapgen_deploy.asked import AskedModel
 from snapgen_deploy.cli.console import NO_TOKENIZER, UNTRAINED, megabytes, new_table, out, plain, print_json, progress, say
-from snapgen_deploy.cli.options import (
-    AsJson,
-    ConfigFile,
-    DecoderFolder,
-    Ema,
-    KeyMapFile,
-    Loras,
-    Prefix,
-    TextEncoders,
-    Verbose,
-    WithoutTextEncoder,
-    place_of,
-)
+from snapgen_deploy.cli.options import AsJson, Verbose, with_your_model
 from snapgen_deploy.system.documents import several
 
 if TYPE_CHECKING:
@@ -34,17 +23,11 @@ TITLES = {"kv_heads": "KV heads"}
 CAUSE_SECONDS = 300.0  # to look for the cause of each component that disagrees with golden vectors
 
 
+@with_your_model
 def inspect(
     checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint. Default: the embedded one.")] = None,
     *,
-    key_map: KeyMapFile = None,
-    text_encoder: TextEncoders = None,
-    without_text_encoder: WithoutTextEncoder = None,
-    decoder: DecoderFolder = None,
-    config: ConfigFile = None,
-    prefix: Prefix = None,
-    ema: Ema = False,
-    lora: Loras = None,
+    model: AskedModel,
     golden: Annotated[
         Path | None,
         typer.Option(help="Golden vectors to hold the reference against; names the likely cause where it disagrees."),
@@ -66,7 +49,7 @@ def inspect(
     verbose: Verbose = False,
 ) -> None:
     """Show a checkpoint's components, widths, parameters, bytes, dtypes and configuration."""
-    from snapgen_deploy.checkpoint import validate
+    from snapgen_deploy.checkpoint import CheckpointPlace, validate
     from snapgen_deploy.errors import BadInput, WrongFile
 
     if width is not None and golden is None:
@@ -75,17 +58,7 @@ def inspect(
         raise BadInput("--output belongs to --suggest; add --suggest, or leave it out")
     if names and suggest:
         raise BadInput("--names and --suggest: expected one of them")
-    place = place_of(
-        checkpoint,
-        key_map=key_map,
-        text_encoder=text_encoder,
-        without=without_text_encoder,
-        decoder=decoder,
-        config=config,
-        prefix=prefix,
-        ema=ema,
-        lora=lora,
-    )
+    place = CheckpointPlace.of(checkpoint, model)
     if names or suggest:
         from snapgen_deploy.cli.names import show_names, suggest_map
 

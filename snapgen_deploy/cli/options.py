@@ -2,110 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, cast
 
 import typer
 
-from snapgen_deploy.errors import BadInput
-
-if TYPE_CHECKING:
-    from snapgen_deploy.checkpoint import CheckpointPlace
+from snapgen_deploy.asked import AskedModel, asked_options
 
 YOUR_MODEL = "Your model"  # panel of --help
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")]
-KeyMapFile = Annotated[
-    Path | None,
-    typer.Option(help="File that renames the tensors of a foreign checkpoint.", metavar="FILE", rich_help_panel=YOUR_MODEL),
-]
-TextEncoders = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="STREAM=FOLDER, repeatable: the text encoder of a text stream, as transformers saves it.",
-        metavar="NAME=PATH",
-        rich_help_panel=YOUR_MODEL,
-    ),
-]
-WithoutTextEncoder = Annotated[
-    list[str] | None,
-    typer.Option(help="Text stream that stays empty, repeatable.", metavar="NAME", rich_help_panel=YOUR_MODEL),
-]
-DecoderFolder = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of an autoencoder, as diffusers saves it; its decoder is taken.",
-        metavar="PATH",
-        rich_help_panel=YOUR_MODEL,
-    ),
-]
-
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="Configuration (JSON or TOML) of a checkpoint that has none.",
-        metavar="FILE",
-        rich_help_panel=YOUR_MODEL,
-    ),
-]
-Prefix = Annotated[
-    str | None,
-    typer.Option(help="Take the tensors whose names begin so, without it.", metavar="NAME", rich_help_panel=YOUR_MODEL),
-]
-Ema = Annotated[
-    bool, typer.Option("--ema", help="Take the averaged weights of a training checkpoint.", rich_help_panel=YOUR_MODEL)
-]
-Loras = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="PATH or PATH:SCALE, repeatable: a LoRA (PEFT's folder or .safetensors) that is added to the weights.",
-        metavar="PATH",
-        rich_help_panel=YOUR_MODEL,
-    ),
-]
 
 
-def place_of(
-    checkpoint: Path | None,
-    *,
-    key_map: Path | None = None,
-    text_encoder: Sequence[str] | None = None,
-    without: Sequence[str] | None = None,
-    decoder: Path | None = None,
-    config: Path | None = None,
-    prefix: str | None = None,
-    ema: bool = False,
-    lora: Sequence[str] | None = None,
-    license: str | None = None,
-) -> CheckpointPlace:
-    """Where a command reads its model from.
+def with_your_model(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of `AskedModel` in the place of its parameter `model`."""
+    own = _parameters()
+    signature = inspect.signature(command, eval_str=True)
+    parameters = [q for p in signature.parameters.values() for q in (own if p.name == "model" else [p])]
 
-    Raises:
-        BadInput: if a text encoder is not given as NAME=PATH, a LoRA not as PATH or PATH:SCALE, or both --prefix and --ema.
-    """
-    from snapgen_deploy.checkpoint import CheckpointPlace
-    from snapgen_deploy.checkpoint.lora import parsed
-    from snapgen_deploy.checkpoint.wrappers import Selection
+    @functools.wraps(command)
+    def call(**given: Any) -> None:
+        model = AskedModel(**{p.name: given.pop(p.name) for p in own})
+        command(**given, model=model)
 
-    if prefix is not None and ema:
-        raise BadInput("--prefix and --ema: expected one of them")
+    vars(call)["__signature__"] = signature.replace(parameters=parameters)
+    return call
 
-    folders = []
-    for text in text_encoder or ():
-        stream, given, path = text.partition("=")
-        if not (stream and given and path):
-            raise BadInput(f"--text-encoder: got '{text}', expected STREAM=FOLDER, such as clip=./clip-vit-large-patch14")
-        folders.append((stream, Path(path)))
-    return CheckpointPlace(
-        checkpoint,
-        key_map,
-        tuple(folders),
-        tuple(without or ()),
-        decoder,
-        config,
-        Selection(prefix, ema),
-        tuple(parsed(text) for text in lora or ()),
-        license,
-    )
+
+def _parameters() -> list[inspect.Parameter]:
+    """The options as parameters that typer reads."""
+    found, annotated = [], cast(Any, Annotated)
+    for o in asked_options():
+        names = (f"--{o.name}",) if o.kind is bool else ()  # else typer adds one that begins with --no
+        option = typer.Option(*names, help=o.said.help, metavar=o.said.metavar, rich_help_panel=YOUR_MODEL)
+        kind = annotated[o.kind, option]
+        found.append(inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default, annotation=kind))
+    return found

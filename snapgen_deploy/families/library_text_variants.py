@@ -52,7 +52,11 @@ def library_text_variants(network: nn.Module) -> Sequence[Variant]:
         *(Variant("hidden state", name, here, _state(n, norm), f"set layer to {n}") for name, n, norm in states),
         *_orders(network),
         *_pooling(network),
-        *([Variant("norm placement", "norm after attention and MLP", "norm before them", _post_norm)] if _pairs(network) else []),
+        *(
+            [Variant("norm placement", "norm after attention and MLP", "norm before them", _post_norm)]
+            if _pairs(network)
+            else []
+        ),
         Variant("final norm", "no final norm", "final norm", _unnormed),
         *_heads(network),
         *_bases(network),
@@ -131,7 +135,7 @@ def _pairs(network: nn.Module) -> list[tuple[Any, Any, Any]]:
 
 @contextmanager
 def _post_norm(network: nn.Module) -> Iterator[None]:
-    """x = norm1(x + attention(x)); x = norm2(x + mlp(x)), with the layers' own code for x + mlp(norm2(x + attention(norm1(x))))."""
+    """x = norm1(x + attention(x)); x = norm2(x + mlp(x)), by the layers' own code, which has the norms before both."""
     with ExitStack() as stack:
         for layer, first, second in _pairs(network):
             stack.enter_context(_norm_after(layer, first, second))

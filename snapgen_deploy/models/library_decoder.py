@@ -23,6 +23,11 @@ from snapgen_deploy.system.quiet import quiet
 _DECODING = ("decoder", "post_quant_conv")  # parts of an autoencoder
 
 
+def decodes(name: str) -> bool:
+    """Whether a tensor of an autoencoder's folder is of its decoding half; by its name, without the library."""
+    return name.partition(".")[0] in _DECODING
+
+
 class DiffusersDecoder(nn.Module):
     """Normalised latent (B, C, h, w) -> picture (B, 3, f*h, f*w) in -1 ... 1, by an autoencoder of `diffusers`.
 
@@ -118,7 +123,7 @@ def load_autoencoder(
         return whole.eval()
     with torch.random.fork_rng(devices=[]):
         whole = build_autoencoder(config).float().eval()
-    own = {name: read(name).float() for name in whole.state_dict() if name.partition(".")[0] in _DECODING}
+    own = {name: read(name).float() for name in whole.state_dict() if decodes(name)}
     whole.load_state_dict(own, strict=False)  # without its encoder
     return whole
 

@@ -1,9 +1,12 @@
 """`estimate` and `export --max-latency`, as a user types them."""
 
+import inspect
 import json
 
 import pytest
 
+from snapgen_deploy.asked import asked_options
+from snapgen_deploy.cli import app
 from snapgen_deploy.latency.estimate.calibrate import HostCalibration, key_of, store
 from snapgen_deploy.latency.estimate.cost_ops import OP_KINDS
 from snapgen_deploy.latency.estimate.machine import Machine, Rate
@@ -24,6 +27,24 @@ def test_a_phone_s_estimates_as_table_and_as_data():
     (found,) = data["estimates"]
     assert (data["device"], data["target"], found["width"], found["steps"]) == ("iphone16pm", "coreml", "small", 8)
     assert found["low"] < found["ms"] < found["high"]
+
+
+def test_what_is_said_of_the_model_counts():
+    where = ("estimate", "--device", "iphone16pm", "--width", "small", "--json")
+    (whole,), (without,) = (
+        json.loads(invoke(*where, *more).stdout)["estimates"] for more in ((), ("--without-text-encoder", "text"))
+    )
+    assert without["ms"] < whole["ms"]
+    assert "text_encoder" not in without["parts"] or without["parts"]["text_encoder"] == 0
+    refused = invoke(*where, "--preset", "shapes", "--without-text-encoder", "text")
+    assert (refused.exit_code, "leave out what is said of a checkpoint" in refused.stderr) == (2, True)
+
+
+def test_all_commands_that_open_a_checkpoint_have_the_same_options():
+    found = {c.callback.__name__: inspect.signature(c.callback).parameters for c in app.registered_commands if c.callback}
+    opening = [name for name, own in found.items() if "checkpoint" in own]
+    assert set(opening) == {"inspect", "estimate", "export"}
+    assert all({o.name for o in asked_options()} <= set(found[name]) for name in opening)
 
 
 def test_the_sweep_is_drawn_and_printed(tmp_path):

@@ -17,6 +17,7 @@ from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.golden.own import OwnVectorsTask, held_to_libraries, write_own_vectors
 from snapgen_deploy.golden.vectors import GoldenCases, GoldenSize, GoldenVectors, compared_with, open_golden
 from snapgen_deploy.latency.estimate.cost_components import Drawn, component_costs
+from snapgen_deploy.models import library_decoder as library_module
 from snapgen_deploy.models.library_decoder import library_decode
 from snapgen_deploy.models.presets import shapes
 from tests import library_decoders as cases
@@ -49,6 +50,12 @@ def test_only_the_decoding_half_is_taken(opened: Checkpoint) -> None:
     taken = [name for name in opened.tensors if name.startswith("decoder.")]
     assert taken
     assert not any("encoder" in name.removeprefix("decoder.") for name in taken)
+
+
+def test_opening_needs_no_library(folder: Path, opened: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every child process opens the checkpoint, and most of them have nothing to do with the decoder."""
+    monkeypatch.setattr(library_module, "_module", lambda config: pytest.fail("imports diffusers"))
+    assert CheckpointPlace(None, decoder=folder).open().tensors == opened.tensors
 
 
 def test_the_reference_is_what_diffusers_decodes(folder: Path, opened: Checkpoint) -> None:

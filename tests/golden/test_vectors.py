@@ -144,6 +144,11 @@ def test_recording_with_the_module(tiny: Checkpoint, tmp_path: Path, capsys: pyt
     out, mine = tmp_path / "golden.safetensors", tmp_path / "mine.py"
     assert write_golden_vectors([f"{mine}:record", "-o", str(out), "--checkpoint", str(tiny.path), "--width", "small"]) == 0
     assert "decoder.picture [3, 3, 64, 64]" in capsys.readouterr().out
+    asked = [f"{mine}:record", "-o", str(tmp_path / "other"), "--without-text-encoder", "llm"]
+    assert write_golden_vectors(asked) == 2
+    assert "needs --checkpoint" in capsys.readouterr().err
+    assert write_golden_vectors([*asked, "--checkpoint", str(tiny.path)]) == 2
+    assert "no such text stream; it has text" in capsys.readouterr().err
     found = open_golden(out, tiny.config)
     assert found.width == "small"
     assert found.cases["decoder"].layers["first"].shape == (3, 16, 8, 8)

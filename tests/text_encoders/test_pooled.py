@@ -23,6 +23,7 @@ from snapgen_deploy.golden.vectors import GoldenCases, GoldenSize
 from snapgen_deploy.models.config import LibraryTextEncoder, TextStream
 from snapgen_deploy.models.dit import DiT, is_per_width
 from snapgen_deploy.models.library_text import LibraryText
+from snapgen_deploy.models.unet_config import UNetConfig
 from snapgen_deploy.sparse import rewrite_library_text, rewrite_student
 from tests.cli.conftest import tiny_config
 
@@ -173,3 +174,4 @@ def test_a_student_that_takes_them() -> None:
     ):
         assert (graph(*given) - expected).norm() < 1e-5 * expected.norm()
     assert is_per_width("time.pooled.fc1.weight")
+    assert "clip.pooled: this student takes no pooled vectors" in UNetConfig(text_streams=streams).problems()[0]
