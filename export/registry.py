@@ -22,6 +22,7 @@ TARGETS: dict[str, str] = {
     "executorch:vulkan": "snapgen_deploy.export.executorch.spec:VULKAN",
     "onnx": "snapgen_deploy.export.onnx.spec:ONNX",
     "onnx:qnn": "snapgen_deploy.export.qnn.spec:QNN",
+    "onnx:web": "snapgen_deploy.export.web.spec:WEB",
 }
 
 

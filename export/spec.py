@@ -127,6 +127,7 @@ class TargetSpec:
     older_systems: OlderSystems | None = None
     from_figures: tuple[str, ...] = ()  # figures of a profile that become options of the same name; all are required
     folders: Mapping[str, str] = field(default_factory=dict)  # value of the option `folders` -> module that arranges the files
+    noise: str = ""  # generator of noise that its apps can make, for a bundle that is asked for none; "" for any
     writing: Writing = field(default_factory=Writing)
     memory: Memory = field(default_factory=Memory)
     tools: tuple[str, ...] = ()  # packages whose version may change a converted file

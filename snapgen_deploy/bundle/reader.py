@@ -26,6 +26,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
 SIGNATURE = "model.sig"  # of OpenSSF model signing, over all other files
+CONFORMANCE = "conformance.json"  # cases that an app's code is held to
 GOLDEN = "golden.safetensors"  # golden vectors that the export was held to
 RUN = "export_run.json"  # how this export went; not hashed, since it changes from run to run
 

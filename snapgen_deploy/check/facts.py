@@ -11,6 +11,7 @@ import numpy as np
 
 from snapgen_deploy.bundle.guidance import guidance_record
 from snapgen_deploy.bundle.reader import Bundle
+from snapgen_deploy.check.conformance import CLOSE, wrong_conformance
 from snapgen_deploy.check.gates import Gate
 from snapgen_deploy.checkpoint import open_checkpoint
 from snapgen_deploy.drawing.pipeline import noise_for, tokenize
@@ -24,7 +25,6 @@ from snapgen_deploy.plan.sizes import latent_of
 from snapgen_deploy.system.documents import in_one_line, several
 
 NEARLY = 0.25  # share of a gate's limit
-CLOSE = 1e-5  # tolerance for time features, noise levels and noise
 
 
 def refuse_contradictions(bundle: Bundle, vectors: ReferenceVectors) -> None:
@@ -79,6 +79,15 @@ def refuse_other_values(bundle: Bundle, gates: Sequence[Gate]) -> None:
         if was is not None and g.value is not None and not abs(g.value - was) <= NEARLY * max(abs(g.limit), abs(was)):
             wrong.append(f"{g.target} {g.where} {g.name} is recorded as {was:.3g} and now {g.value:.3g}")
     _refuse(bundle, wrong)
+
+
+def refuse_other_cases(bundle: Bundle, vectors: ReferenceVectors) -> None:
+    """Check that conformance.json has the cases that configuration, tokenizers, limits and test vectors give.
+
+    Raises:
+        GateFailed: if it has not.
+    """
+    _refuse(bundle, list(wrong_conformance(bundle, vectors)))
 
 
 def _refuse(bundle: Bundle, wrong: Sequence[str]) -> None:

@@ -13,7 +13,13 @@ from typing import Any
 
 from snapgen_deploy.bundle.reader import GOLDEN, Bundle
 from snapgen_deploy.bundle.vectors import read_vectors
-from snapgen_deploy.check.facts import refuse_contradictions, refuse_other_limits, refuse_other_values, refuse_unsound_gates
+from snapgen_deploy.check.facts import (
+    refuse_contradictions,
+    refuse_other_cases,
+    refuse_other_limits,
+    refuse_other_values,
+    refuse_unsound_gates,
+)
 from snapgen_deploy.check.gates import GOLDEN_ERROR, GOLDEN_PSNR, Gate, SavedTarget, check_sizes
 from snapgen_deploy.check.golden import OF_REFERENCE
 from snapgen_deploy.golden.vectors import GoldenVectors, open_golden
@@ -30,7 +36,8 @@ def rerun_gates(bundle: Bundle, threads: int, progress: Progress, golden: Path |
     Golden vectors are those in `golden`, else the bundle's own.
 
     Raises:
-        GateFailed: if the manifest contradicts the bundle's files, records a failed gate, or records other limits.
+        GateFailed: if the manifest contradicts the bundle's files, records a failed gate or other limits, or conformance.json
+            has other cases.
         BadInput: if the test vectors or the golden vectors cannot be read.
     """
     views = {size: bundle.at(size) for size in bundle.sizes}
@@ -61,6 +68,8 @@ def rerun_gates(bundle: Bundle, threads: int, progress: Progress, golden: Path |
     own = [g for g in gates if golden is None or g.name not in (GOLDEN_ERROR, GOLDEN_PSNR)]
     refuse_other_limits(bundle, own)
     refuse_other_values(bundle, own)
+    default = bundle.sizes[0]
+    refuse_other_cases(views[default], vectors[default])
     left = (g for g in bundle.manifest["gates"] if g["name"].startswith(_FIDELITY) or g["target"] == OF_REFERENCE)
     return (*gates, *(replace(Gate(**g), value=None, verdict="not_run", detail=_left(g)) for g in left))
 

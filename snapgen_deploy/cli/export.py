@@ -168,7 +168,8 @@ def export(
     noise: Annotated[
         str | None,
         typer.Option(
-            help="What makes noise from a seed: torch, or philox4x32-10, which every language can make. Default: torch.",
+            help="What makes noise from a seed: torch, or philox4x32-10, which every language can make. Default: what "
+            "the targets' apps can make, else torch.",
             metavar="NAME",
             rich_help_panel=YOUR_MODEL,
         ),

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from snapgen_deploy.bundle.preview import write_preview
-from snapgen_deploy.bundle.reader import GOLDEN, write_manifest
+from snapgen_deploy.bundle.reader import CONFORMANCE, GOLDEN, write_manifest
 from snapgen_deploy.bundle.sizes import preview_name, vectors_name
+from snapgen_deploy.check.conformance import Conforming, HeldTarget, conformance_of, write_conformance
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.base import Role
 from snapgen_deploy.families.component import PICTURE
 from snapgen_deploy.families.names import tokenizer_file
 from snapgen_deploy.golden.vectors import GoldenVectors
@@ -32,13 +34,23 @@ def write_bundle(job: ExportJob, made: Made) -> Mapping[str, Any]:
     shutil.rmtree(root / SIZES_FOLDER, ignore_errors=True)  # exists if the run can be resumed
     if made.recipe.folder is not None:
         copy_into(root, made.recipe.folder)
-    for role, text in tokenizers_of(job.checkpoint).items():
+    tokenizers = tokenizers_of(job.checkpoint)
+    for role, text in tokenizers.items():
         (root / tokenizer_file(role)).write_text(text, encoding="utf-8")
     _write_vectors(root, made)
+    write_conformance(root / CONFORMANCE, _conformance(job, made, tokenizers))
     if (golden := job.golden) is not None:
         _copy_golden(golden, root / GOLDEN)
     write_manifest(root, manifest_of(job, made))
     return write_run_record(root, made)
+
+
+def _conformance(job: ExportJob, made: Made, tokenizers: Mapping[Role, str]) -> dict[str, Any]:
+    """The cases for apps, of the default picture size."""
+    plan, config = job.plan, job.checkpoint.config
+    targets = {target.key: HeldTarget(target.precision, target.limits) for target in plan.targets}
+    of = Conforming(config, tokenizers, plan.latent, plan.noise, plan.batch, targets)
+    return conformance_of(of, made.reference.vectors[plan.sizes[0]])
 
 
 def _copy_golden(golden: GoldenVectors, to: Path) -> None:

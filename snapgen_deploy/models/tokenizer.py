@@ -59,6 +59,21 @@ class WordTokenizer:
         return cls(tokenizer.to_str())
 
     @property
+    def pad(self) -> int:
+        """Id of the token that fills a prompt up."""
+        return self._pad
+
+    @property
+    def pads_left(self) -> bool:
+        """Whether padding comes before the prompt."""
+        return self._left
+
+    @property
+    def unknown(self) -> int | None:
+        """Id of the token for words that the tokenizer does not know; None if it has none."""
+        return self._unknown
+
+    @property
     def embedding_rows(self) -> int:
         """Rows that an embedding needs: one more than the largest token id, special tokens and padding included."""
         return 1 + int(max([*self._tokenizer.get_vocab().values(), self._pad]))

@@ -54,6 +54,13 @@ def ports(root, manifest):
     manifest["targets"]["onnx:cpu"]["components"]["student"]["inputs"][0]["shape"] = [1, 9, 9, 9]
 
 
+def another_case(root, manifest):
+    path = root / "conformance.json"
+    cases = json.loads(path.read_text(encoding="utf-8"))
+    cases["tokenizers"][0]["cases"][1]["tokens"][2] += 1
+    path.write_text(json.dumps(cases), encoding="utf-8")
+
+
 CHANGES = {
     "tokens": (swapped_words, ["tokenizer.json"], "tokenizer.json makes other tokens of 'a red ring'"),
     "features": (lambda r, m: m["schedule"]["time_features"]["values"][1].__setitem__(3, 5.0), [], "time_features.values"),
@@ -65,6 +72,7 @@ CHANGES = {
     "ports": (ports, [], "onnx:cpu student inputs are not those"),
     "roles": (lambda r, m: m["targets"]["onnx:cpu"]["components"].pop("decoder"), [], "differs from manifest.json"),
     "vectors": (fewer_vectors, ["test_vectors.safetensors"], "the test vectors hold 1 of 2 prompts"),
+    "cases": (another_case, ["conformance.json"], "conformance.json: tokenizers is not that of this bundle"),
     "none": (no_vectors, ["test_vectors.safetensors"], "has not a row in every array for each of its 0 prompts"),
 }  # fmt: skip
 

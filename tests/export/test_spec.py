@@ -17,6 +17,7 @@ from snapgen_deploy.export.precisions import PRECISIONS
 from snapgen_deploy.export.registry import TARGETS, find_spec, host_default, spec_of, specs, target_keys, target_of
 from snapgen_deploy.job.cache import tool_versions
 from snapgen_deploy.latency.links.registry import LINKS
+from snapgen_deploy.models.noise import GENERATORS
 from snapgen_deploy.sparse import FORMS
 
 # What each target's quantiser makes, the default first.
@@ -28,6 +29,7 @@ MADE = {
     "executorch:vulkan": ("fp16", "fp32"),
     "onnx:cpu": (*onnx_quantise.PRECISIONS, "mixed"),
     "onnx:qnn": ("fp16", "w8a16"),
+    "onnx:web": ("fp32", "fp16", "int8-dynamic", "int4"),
 }
 
 
@@ -52,6 +54,7 @@ def test_records_name_only_what_there_is() -> None:
         assert set(spec.loaded_as.values()) <= set(PRECISIONS)
         assert set(spec.writing.forms) <= set(FORMS)
         assert set(spec.links) <= set(LINKS)
+        assert spec.noise in ("", *GENERATORS)
     assert [spec.key for spec in specs().values() if spec.runtime.host_default] == [host_default().key]
 
 
@@ -78,7 +81,7 @@ def test_a_bare_name_is_the_variant_of_its_record() -> None:
     [
         ("onxn", "unknown target 'onxn': did you mean onnx?"),
         ("zzz", "unknown target 'zzz': did you mean coreml or coreai or executorch or onnx?"),
-        ("onnx:gpu", "target onnx has no variant 'gpu': expected one of cpu, qnn"),
+        ("onnx:gpu", "target onnx has no variant 'gpu': expected one of cpu, qnn, web"),
         ("coreml:gpu", "target coreml has no variant 'gpu': it has none; write coreml"),
         ("onnx:", "target onnx has no variant ''"),
         ("", "unknown target ''"),

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from snapgen_deploy.bundle.draw import Guidance, WantedPicture, draw
-from snapgen_deploy.bundle.reader import Bundle, open_bundle
+from snapgen_deploy.bundle.reader import CONFORMANCE, Bundle, open_bundle
 from snapgen_deploy.bundle.vectors import port_values, read_vectors
 from snapgen_deploy.check import verify
 from snapgen_deploy.check.facts import refuse_contradictions
@@ -172,6 +172,31 @@ def test_a_bundle_of_a_guided_student_is_held_to_the_reference(bundle: Bundle) -
     wrong = {**bundle.manifest, "guidance": {**said, "scale": 4.0}}
     with pytest.raises(GateFailed, match="guidance is not that of the configuration"):
         refuse_contradictions(Bundle(bundle.path, wrong), read_vectors(bundle))
+
+
+def test_conformance_names_the_rows_of_every_call(bundle: Bundle) -> None:
+    cases = json.loads((bundle.path / CONFORMANCE).read_text(encoding="utf-8"))
+    vectors, components = read_vectors(bundle), components_of(bundle.config)
+    values = bundle.manifest["schedule"]["time_features"]["values"]
+
+    def rows(told: list[dict]) -> np.ndarray:
+        return np.stack([vectors.arrays[r["array"]][tuple(r["index"])] if "array" in r else values[r["step"]] for r in told])
+
+    assert [call["component"] for call in cases["calls"]] == list(components.names)
+    for call in cases["calls"]:
+        inputs, expected = next(vectors.cases(components[call["component"]], bundle.config, [0]))
+        assert call["inputs"].keys() == inputs.keys()
+        for name, array in inputs.items():
+            np.testing.assert_allclose(rows(call["inputs"][name]), array, rtol=1e-6)
+        ((_, told),) = call["outputs"].items()
+        assert np.array_equal(rows(told), expected)
+        assert call["error"] == {"onnx:cpu": 1e-4}
+    first, second = cases["tokenizers"]
+    assert (first["file"], second["file"], second["stream"]) == ("tokenizer.json", "tokenizer_2.json", "llm")
+    assert "gray square" in [case["text"] for case in second["cases"]]
+    picture = cases["picture"]
+    assert picture["text"].keys() == {"own", "own_mask"}  # `gone` is empty, encoders make the others
+    assert rows(picture["text"]["own"]).shape == (2, 4, 7)
 
 
 def test_pictures_of_a_bundle_take_scale_and_negative_prompt(bundle: Bundle, checkpoint: Path) -> None:
