@@ -94,6 +94,7 @@ def _register() -> None:
         inspect,
         report,
         run_coreml,
+        serve,
         verify,
     )
 
@@ -113,8 +114,9 @@ def _register() -> None:
     ):
         app.command(function.__name__.replace("_", "-"), help=_paragraphs(function.__doc__ or ""))(function)
     about_bundles = typer.Typer(no_args_is_help=True, help="Bundles as an app ships them.")
-    for about in (bundle.diff, bundle.bom):
-        about_bundles.command(about.__name__, help=_paragraphs(about.__doc__ or ""))(about)
+    app.command("serve", help=_paragraphs(serve.serve_bundle.__doc__ or ""))(serve.serve_bundle)
+    for name, about in (("diff", bundle.diff), ("bom", bundle.bom), ("app", bundle.make_app)):
+        about_bundles.command(name, help=_paragraphs(about.__doc__ or ""))(about)
     app.add_typer(about_bundles, name="bundle")
 
 

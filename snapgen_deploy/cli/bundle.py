@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from snapgen_deploy.cli.console import megabytes, new_table, out, print_json, save_text, say
-from snapgen_deploy.cli.options import AsJson, Verbose
+from snapgen_deploy.cli.options import AsJson, Packages, Verbose
 
 if TYPE_CHECKING:
     from snapgen_deploy.bundle.update import BundleUpdate
@@ -60,6 +60,28 @@ def bom(
     else:
         save_text(output, as_text(document))
         say(f"{output}: {len(document['components'])} models, their licences and hashes")
+
+
+def make_app(
+    bundle: Annotated[Path, typer.Argument(help="A bundle that `export` wrote.")],
+    name: Annotated[str, typer.Argument(help="Kind of app: web.", metavar="NAME")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write. Default: BUNDLE-app-NAME.", metavar="FOLDER")
+    ] = None,
+    packages: Packages = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an app that is there.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write an app that draws with a bundle: for the web, a folder that any host of static files serves.
+
+    It has what it needs of the bundle, and checks the hashes of all files before it draws. Its README says how to ship it.
+    """
+    from snapgen_deploy.apps.registry import app_folder, app_of, write_app
+    from snapgen_deploy.bundle.reader import check_hashes, open_bundle
+
+    kind, opened = app_of(name), open_bundle(bundle)
+    check_hashes(opened)
+    say(f"app: {write_app(kind, opened, output or app_folder(opened.path, name), packages, overwrite=overwrite)}")
 
 
 def _print(found: BundleUpdate) -> None:

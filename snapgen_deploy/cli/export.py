@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ from snapgen_deploy.errors import BadInput, GatesFailed
 from snapgen_deploy.system.processors import default_threads
 
 if TYPE_CHECKING:
+    from snapgen_deploy.apps.registry import App
+    from snapgen_deploy.bundle.reader import Bundle
     from snapgen_deploy.checkpoint import Checkpoint
     from snapgen_deploy.job.pictures import Pictures
     from snapgen_deploy.plan.plan import ExportPlan
@@ -174,6 +177,10 @@ def export(
             rich_help_panel=YOUR_MODEL,
         ),
     ] = None,
+    app: Annotated[
+        list[str] | None,
+        typer.Option(help="Also write an app that draws with the bundle, beside it: web. Repeatable.", metavar="NAME"),
+    ] = None,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the bundle.", metavar="FOLDER")] = Path(
         "bundles"
     ),
@@ -304,6 +311,7 @@ def export(
         _show_plan(opened, plan, pictures, executor, as_json=False)
     if strict:
         refuse_warnings(plan)
+    apps = _apps(app or (), plan)
     if dry_run:
         from snapgen_deploy.job.begin import refuse_what_cannot_begin
 
@@ -311,6 +319,8 @@ def export(
         if as_json:
             _show_plan(opened, plan, pictures, executor, as_json=True)
         return
+    for kind in apps:
+        kind.prepare(None)
     from snapgen_deploy.job.run import run_export
     from snapgen_deploy.latency.estimate import bundle_estimate
 
@@ -327,13 +337,34 @@ def export(
             print_gates(error.gates)
         raise
     notes = request.cache.notes if request.cache is not None else []
+    written = [_write_app(kind, result.bundle, overwrite=overwrite) for kind in apps]
     if as_json:
-        print_json(result_as_dict(result) | {"notes": notes, "warnings": warnings_of(result.bundle.manifest)})
+        said = {"notes": notes, "warnings": warnings_of(result.bundle.manifest)}
+        print_json(result_as_dict(result) | said | ({"apps": [str(folder) for folder in written]} if written else {}))
     else:
         print_result(result)
+        for folder in written:
+            say(f"app: {folder}")
         for note in notes:
             say(note, "yellow")
         say(result.bundle.manifest["compared_with"], "yellow" if "golden" not in result.bundle.manifest else "")
+
+
+def _apps(names: Sequence[str], plan: ExportPlan) -> list[App]:
+    """The apps that are to be written, each of which draws with a target of the plan."""
+    from snapgen_deploy.apps.registry import app_of
+
+    found = [app_of(name) for name in names]
+    for kind in found:
+        if kind.target not in {target.key for target in plan.targets}:
+            raise BadInput(f"--app {kind.name} draws with {kind.target}, which is not exported: add --target {kind.target}")
+    return found
+
+
+def _write_app(kind: App, bundle: Bundle, *, overwrite: bool) -> Path:
+    from snapgen_deploy.apps.registry import app_folder, write_app
+
+    return write_app(kind, bundle, app_folder(bundle.path, kind.name), overwrite=overwrite)
 
 
 def _with_noise(plan: ExportPlan, noise: str | None) -> ExportPlan:

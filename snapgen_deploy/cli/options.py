@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
@@ -14,6 +15,14 @@ from snapgen_deploy.asked import AskedModel, asked_options
 YOUR_MODEL = "Your model"  # panel of --help
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and what libraries print.")]
+Packages = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with the archives that `npm pack` writes, for computers without a connection. Default: npm's registry, "
+        "once.",
+        metavar="FOLDER",
+    ),
+]
 
 
 def with_your_model(command: Callable[..., None]) -> Callable[..., None]:

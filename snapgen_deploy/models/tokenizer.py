@@ -42,8 +42,9 @@ class WordTokenizer:
         numbered = json.loads(text)["model"].get("unk_id") if isinstance(model, models.Unigram) else None
         self._tokenizer.no_padding()  # a file may ask for both; `encode` pads itself, and never truncates
         self._tokenizer.no_truncation()
-        self._unknown = self._tokenizer.token_to_id(_UNKNOWN if unknown is None else unknown) if numbered is None else numbered
-        self._pad = padding.get("pad_id", self._tokenizer.token_to_id(PAD) or 0)
+        named = _UNKNOWN if unknown is None else unknown
+        self._unknown: int | None = self._tokenizer.token_to_id(named) if numbered is None else numbered
+        self._pad: int = padding.get("pad_id", self._tokenizer.token_to_id(PAD) or 0)
         self._left = padding.get("direction") == "left"
         self._reading = reading
 

@@ -28,6 +28,8 @@ PARSED = {
     "compare base-bundle candidate-bundle --fail-on": "minutes of timing; tests/cli/test_latency.py runs it",
     "compare base-bundle candidate-bundle --across": "minutes of timing; tests/latency/test_across.py judges made-up times",
     "compare candidate-bundle --baseline": "a minute of timing; tests/cli/test_latency.py runs it",
+    "serve": "a server runs until it is stopped; tests/apps runs it",
+    "bundle app": "needs npm's packages; tests/apps writes one",
     "verify bundles/shapes-iphone16pm --hashes-only": "",
     "verify": "half a minute of checks in processes of their own; tests/cli/test_end_to_end.py runs it",
     "doctor bundles/shapes-iphone16pm --layers --target onnx:cpu": "",

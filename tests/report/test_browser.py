@@ -12,30 +12,11 @@ from PIL import Image
 
 from snapgen_deploy.report import collect, render
 from snapgen_deploy.system.files import sha256_of
-from tests.report.browser import NAMES, Browser, find_browser
+from tests.browser import NAMES, WORST_CONTRAST, Browser, find_browser
 from tests.report.report_cases import guard, make_bundle, make_comparison, make_measurement, metric
 
 PROGRAM = find_browser()
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason=f"no browser on PATH (looked for {', '.join(NAMES)})")
-
-# Ratio of the contrast between every text and what lies behind it, per WCAG 2; the worst with its text.
-WORST_CONTRAST = """(() => {
-  const parse = c => { const n = c.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
-  const light = c => { const [r, g, b] = c.slice(0, 3).map(v => v / 255).map(
-    v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const behind = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
-    if (c[3] === 1) return c; } return [255, 255, 255, 1]; };
-  let worst = [99, ''];
-  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walk.nextNode()) {
-    const text = walk.currentNode.textContent.trim(), e = walk.currentNode.parentElement;
-    if (!text || !e.getClientRects().length) continue;
-    const style = getComputedStyle(e), front = parse(e.closest('svg') ? style.fill : style.color);
-    const [a, b] = [light(front), light(behind(e))].sort((x, y) => y - x);
-    if ((a + 0.05) / (b + 0.05) < worst[0]) worst = [(a + 0.05) / (b + 0.05), text];
-  }
-  return worst;
-})()"""
 
 
 @pytest.fixture(scope="module")

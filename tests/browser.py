@@ -1,4 +1,4 @@
-"""A headless Chromium over its debugging pipe: the few commands that the tests of the page need, and no dependency."""
+"""A headless Chromium over its debugging pipe: the few commands that tests of pages need, and no dependency."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import select
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,25 @@ FLAGS = (
 )  # fmt: skip
 SECONDS = 60.0  # for one answer; a loaded machine is slow
 
+# Ratio of the contrast between every text and what lies behind it, per WCAG 2; the worst with its text.
+WORST_CONTRAST = """(() => {
+  const parse = c => { const n = c.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
+  const light = c => { const [r, g, b] = c.slice(0, 3).map(v => v / 255).map(
+    v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const behind = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
+    if (c[3] === 1) return c; } return [255, 255, 255, 1]; };
+  let worst = [99, ''];
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const text = walk.currentNode.textContent.trim(), e = walk.currentNode.parentElement;
+    if (!text || !e.getClientRects().length) continue;
+    const style = getComputedStyle(e), front = parse(e.closest('svg') ? style.fill : style.color);
+    const [a, b] = [light(front), light(behind(e))].sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < worst[0]) worst = [(a + 0.05) / (b + 0.05), text];
+  }
+  return worst;
+})()"""
+
 
 def find_browser() -> str | None:
     """The path of a browser that speaks the protocol."""
@@ -26,7 +46,8 @@ def find_browser() -> str | None:
 
 
 class Browser:
-    """One browser with one tab. `requests` are the addresses that the tab asked for since it was opened."""
+    """One browser with one tab. Since it was opened, `requests` are the addresses that the tab asked for, and `complaints`
+    what its console has of errors, those against its security policy among them."""
 
     def __init__(self, program: str, profile: Path) -> None:
         to_browser, from_browser = os.pipe(), os.pipe()
@@ -49,10 +70,11 @@ class Browser:
         os.close(from_browser[1])
         self._buffer, self._number, self._session = b"", 0, ""
         self.requests: list[str] = []
+        self.complaints: list[str] = []
         self._loaded = False
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Network", "Runtime"):
+        for domain in ("Page", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -81,19 +103,24 @@ class Browser:
         message: dict[str, Any] = json.loads(raw)
         if message.get("method") == "Network.requestWillBeSent":
             self.requests.append(message["params"]["request"]["url"])
+        elif message.get("method") == "Log.entryAdded" and message["params"]["entry"]["level"] == "error":
+            entry = message["params"]["entry"]
+            self.complaints.append(f"{entry['text']} {entry.get('url', '')}".strip())
+        elif message.get("method") == "Runtime.exceptionThrown":
+            self.complaints.append(str(message["params"]["exceptionDetails"]))
         self._loaded = self._loaded or message.get("method") == "Page.loadEventFired"
         return message
 
-    def open(self, page: Path, width: int, height: int, *, dark: bool = False) -> None:
-        """Load a file in a window of that size and wait until it is there."""
+    def open(self, page: Path | str, width: int, height: int, *, dark: bool = False) -> None:
+        """Load a file or an address in a window of that size and wait until it is there."""
         phone = width < 600
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.requests, self._loaded = [], False
-        self.call("Page.navigate", url=page.as_uri())
+        self.requests, self.complaints, self._loaded = [], [], False
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         deadline = time.monotonic() + SECONDS
         while not self._loaded:
             self._next(deadline)
@@ -103,6 +130,33 @@ class Browser:
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    def until(self, expression: str, seconds: float = SECONDS) -> Any:
+        """The value of an expression in the page once it is true."""
+        deadline = time.monotonic() + seconds
+        while not (value := self.evaluate(expression)):
+            assert time.monotonic() < deadline, f"{expression} did not come true; {self.complaints}"
+            time.sleep(0.02)
+        return value
+
+    def press(self, key: str) -> None:
+        """Press and release a key that has no text, such as Tab."""
+        code = {"Tab": 9, "Enter": 13, " ": 32}[key]
+        text = {"text": "\r"} if key == "Enter" else {"text": " "} if key == " " else {}
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
+
+    def process_ids(self) -> list[int]:
+        """The browser's process and all below it."""
+        children: dict[int, list[int]] = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                number, _, rest = stat.read_text().partition(" ")
+                children.setdefault(int(rest.rpartition(")")[2].split()[1]), []).append(int(number))
+        found = [self._process.pid]
+        for one in found:
+            found += children.get(one, [])
+        return found
 
     def screenshot(self) -> bytes:
         """What the window shows, as a PNG."""

@@ -1,0 +1,89 @@
+"""The apps that can be written for a bundle."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from snapgen_deploy.bundle.reader import Bundle
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.system.documents import several
+
+
+@dataclass(frozen=True)
+class App:
+    """A kind of app. `packages`, for both functions, is a folder with the archives of foreign packages; None: the network.
+
+    `prepare` gets what the app needs besides a bundle, before any work; `write` writes it into an empty folder.
+    """
+
+    name: str
+    target: str  # key of the target whose files it draws with
+    prepare: Callable[[Path | None], object]
+    write: Callable[[Bundle, Path, Path | None], None]
+
+
+APPS: Mapping[str, str] = {"web": "snapgen_deploy.apps.site:WEB_APP"}  # name -> module and name of the record
+
+
+def app_of(name: str) -> App:
+    """The app with this name.
+
+    Raises:
+        BadInput: if there is none.
+    """
+    if name not in APPS:
+        raise BadInput(f"unknown app '{name}': expected {several(list(APPS))}")
+    module, _, attribute = APPS[name].partition(":")
+    found: App = getattr(import_module(module), attribute)
+    return found
+
+
+def app_folder(bundle: Path, name: str) -> Path:
+    """Where a bundle's app goes by default: beside the bundle.
+
+    >>> app_folder(Path("bundles/shapes-web"), "web").as_posix()
+    'bundles/shapes-web-app-web'
+    """
+    whole = bundle.resolve()
+    return (bundle.parent if bundle.name == whole.name else whole.parent) / f"{whole.name}-app-{name}"
+
+
+def refuse_existing(folder: Path, *, overwrite: bool) -> None:
+    """Check that an app may be written to a folder.
+
+    Raises:
+        BadInput: if something is there that may not be replaced: anything without `overwrite`, and what is no app.
+    """
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise BadInput(f"{folder} exists; give another place with --output, or --overwrite")
+    if not (folder / "site.json").is_file():
+        raise BadInput(f"{folder} is no app of a bundle, so it is not replaced; give another place with --output")
+
+
+def write_app(app: App, bundle: Bundle, folder: Path, packages: Path | None = None, *, overwrite: bool = False) -> Path:
+    """Write an app for a bundle; the folder appears whole or not at all.
+
+    Raises:
+        BadInput: if the bundle has nothing to draw with, a package cannot be had, or the folder is taken or cannot be written.
+    """
+    if app.target not in bundle.targets:
+        raise BadInput(f"{bundle.name} holds no {app.target}, which the app draws with: export with --target {app.target}")
+    refuse_existing(folder, overwrite=overwrite)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
+            made = Path(place, "app")
+            made.mkdir()
+            app.write(bundle, made, packages)
+            if folder.exists():
+                shutil.rmtree(folder)
+            made.rename(folder)
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be written ({error.strerror}); give another place with --output") from None
+    return folder

@@ -1,0 +1,1 @@
+"""Drawing with a bundle's ONNX files from Python, with numpy, onnxruntime, tokenizers and pillow alone."""

@@ -1,0 +1,257 @@
+"""`snapgen_deploy.open_bundle`: a bundle's ONNX files as an object that draws. docs/python.md shows it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from snapgen_deploy.errors import BadInput, SnapgenError
+from snapgen_deploy.runtime.noise import philox_noise
+from snapgen_deploy.runtime.prompt import RuleReader
+from snapgen_deploy.system.documents import parse_json
+
+_SUFFIX, _PROVIDER = ".onnx", "CPUExecutionProvider"  # of components that onnxruntime runs on any processor
+_PHILOX = "philox4x32-10"
+_SEEDS = 1 << 63
+_CHUNK = 1 << 20
+Told = Callable[[int, int], object]  # calls of components that are done, and their number
+
+
+class Stopped(SnapgenError):
+    """A picture was given up because the caller asked for it."""
+
+
+@dataclass(frozen=True)
+class DrawnPicture:
+    """A picture and what it was drawn from."""
+
+    pixels: np.ndarray  # (H, W, 3), uint8
+    prompt: str
+    seed: int
+    seconds: float
+
+    def save(self, path: str | Path) -> None:
+        """Write it in the format of the path's suffix, such as .png."""
+        from PIL import Image
+
+        Image.fromarray(self.pixels).save(path)
+
+
+class Drawable:
+    """An opened bundle. Its methods may be called from several threads at once."""
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any], target: str, sessions: Mapping[str, Any]) -> None:
+        self.path, self.manifest, self.target = path, manifest, target
+        self._sessions = sessions
+        parts = manifest["targets"][target]["components"]
+        self._student, self._decoder = _role(parts, "velocity"), _role(parts, "picture")
+        self._ports = parts[self._student]["inputs"]
+        cases = _read(path / "conformance.json")
+        self._readers = [RuleReader(rule, path / rule["file"]) for rule in cases["tokenizers"]]
+        self._negative: tuple[str, dict[str, np.ndarray]] | None = None  # the last negative prompt, encoded
+        self._lock = threading.Lock()
+        read = {reader.rule["stream"] for reader in self._readers}
+        self._absent = set(manifest["config"].get("absent_streams", ()))
+        streams = [port["name"].removesuffix("_mask") for port in self._ports if port["name"].endswith("_mask")]
+        left = [stream for stream in streams if stream not in read | self._absent]
+        if left:
+            raise BadInput(f"{path}: no tokenizer of it reads a prompt for the text stream {left[0]}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its pictures."""
+        height, width = self.manifest["resolution"]
+        return height, width
+
+    @property
+    def steps(self) -> int:
+        """Calls of the student for a picture."""
+        return len(self.manifest["schedule"]["sigmas"]) - 1
+
+    def draw(
+        self,
+        prompt: str,
+        seed: int = 0,
+        *,
+        negative_prompt: str | None = None,
+        guidance: float | None = None,
+        progress: Told | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> DrawnPicture:
+        """Draw a picture; the same prompt and seed give what `generate` draws.
+
+        Args:
+            prompt: What to draw.
+            seed: Of the noise, in 0 ... 2^63 - 1.
+            negative_prompt: With guidance: what to draw away from. Default: the bundle's own.
+            guidance: With guidance: its scale. Default: the bundle's own.
+            progress: Called with the number of finished calls of components and their number, from this thread.
+            stop: Asked before every call; once it says yes, the picture is given up.
+
+        Raises:
+            BadInput: if the prompt, the seed or guidance cannot be used, or the picture is not finite.
+            Stopped: if `stop` said so.
+        """
+        begun, guided = time.perf_counter(), self.manifest.get("guidance")
+        if not prompt.strip():
+            raise BadInput("prompt: got an empty text, expected what to draw")
+        if not 0 <= seed < _SEEDS:
+            raise BadInput(f"seed: got {seed}, expected a whole number below 2^63")
+        if guided is None and (negative_prompt is not None or guidance is not None):
+            raise BadInput("negative_prompt and guidance: this bundle's model has no guidance")
+        calls, done = len(self._readers) + self.steps + 1, itertools.count(1)
+
+        def run(role: str, **inputs: np.ndarray) -> np.ndarray:
+            if stop is not None and stop():
+                raise Stopped("the picture was given up")
+            made: np.ndarray = self._sessions[role].run(None, inputs)[0]
+            if progress is not None:
+                progress(next(done), calls)
+            return made
+
+        text = self._text(prompt, run)
+        if guided is not None:
+            away = self._away(guided["negative_prompt"] if negative_prompt is None else negative_prompt)
+            text = {name: np.concatenate([value, away[name]]) for name, value in text.items()}
+        latent = self._noise(seed)
+        schedule, rows = self.manifest["schedule"], 1 if guided is None else 2
+        levels, features = schedule["sigmas"], np.array(schedule["time_features"]["values"], np.float32)
+        for level, following, row in zip(levels, levels[1:], features, strict=False):
+            inputs = {"latent": np.repeat(latent, rows, axis=0), "time_features": np.repeat(row[None], rows, axis=0), **text}
+            velocity = run(self._student, **inputs)
+            if guided is not None:
+                scale = np.float32(guided["scale"] if guidance is None else guidance)
+                velocity = velocity[1:] + scale * (velocity[:1] - velocity[1:])
+            latent = latent + np.float32(following - level) * velocity
+        picture = run(self._decoder, latent=latent)[0]
+        if not np.isfinite(picture).all():
+            raise BadInput("the decoder returned values that are not finite: this model does not draw on this runtime")
+        pixels = np.rint((np.clip(picture, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8).transpose(1, 2, 0)
+        return DrawnPicture(pixels, prompt, seed, time.perf_counter() - begun)
+
+    def _noise(self, seed: int) -> np.ndarray:
+        shape = (1, *self.manifest["latent"]["shape"])
+        if self.manifest["noise"]["generator"] == _PHILOX:
+            return philox_noise(seed, shape)
+        import torch  # where it is installed, a bundle of torch's noise draws, too
+
+        made: np.ndarray = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).numpy()
+        return made
+
+    def _away(self, prompt: str) -> dict[str, np.ndarray]:
+        """The text inputs of a negative prompt, which are kept: they are mostly the same."""
+        with self._lock:
+            kept = self._negative
+        if kept is None or kept[0] != prompt:
+            kept = prompt, self._text(prompt, lambda role, **inputs: self._sessions[role].run(None, inputs)[0])
+            with self._lock:
+                self._negative = kept
+        return kept[1]
+
+    def _text(self, prompt: str, run: Callable[..., np.ndarray]) -> dict[str, np.ndarray]:
+        """The student's text inputs of a prompt, one row each."""
+        found: dict[str, np.ndarray] = {}
+        for reader in self._readers:
+            tokens, mask = reader.read(prompt)
+            stream = reader.rule["stream"]
+            found[stream] = run(reader.rule["encoder"], tokens=tokens, mask=mask)
+            found[f"{stream}_mask"] = mask[:, reader.rule["dropped"] :]
+        for port in self._ports:
+            if port["name"].removesuffix("_mask") in self._absent:
+                found[port["name"]] = np.zeros((1, *port["shape"][1:]), np.float32)
+        return found
+
+
+def open_for_drawing(path: str | Path, *, target: str | None = None, threads: int = 0, check: bool = True) -> Drawable:
+    """Open a bundle to draw with its ONNX files.
+
+    Args:
+        path: The bundle's folder.
+        target: One of the bundle's targets that onnxruntime runs on the processor. Default: the first of them.
+        threads: CPU threads within an operator; 0 takes onnxruntime's own choice.
+        check: Hold every file that is used against its SHA-256 in the manifest.
+
+    Raises:
+        BadInput: if it is no bundle with such files and conformance.json, a file is not the exported one, its noise needs a
+            package that is not installed, or onnxruntime cannot load a file.
+    """
+    root = Path(path)
+    manifest = _read(root / "manifest.json")
+    if not isinstance(manifest, dict) or manifest.get("schema_version") != 1:
+        raise BadInput(f"{root} is not a bundle that this release reads")
+    key = next((k for k in manifest["target_order"] if target in (None, k) and _runs(manifest["targets"][k])), None)
+    if key is None:
+        asked = f"target {target}" if target else "target"
+        raise BadInput(f"{root} holds no {asked} that onnxruntime runs on the processor; export with --device web or server")
+    parts = manifest["targets"][key]["components"]
+    if not _role(parts, "picture") or manifest.get("batch", 1) != 1:
+        raise BadInput(f"{root} has no decoder, or draws several pictures in a call; use `generate`")
+    if manifest.get("noise", {}).get("generator") != _PHILOX:
+        _need_torch(root)
+    if check:
+        _check(root, manifest, parts)
+    sessions = {role: _session(root / part["path"], threads) for role, part in parts.items()}
+    return Drawable(root, manifest, key, sessions)
+
+
+def _runs(target: Mapping[str, Any]) -> bool:
+    """Whether onnxruntime runs a target's components on the processor, as their placement says."""
+    parts = target["components"].values()
+    return all(part["path"].endswith(_SUFFIX) and set(part["placement"]) == {_PROVIDER} for part in parts)
+
+
+def _role(parts: Mapping[str, Any], output: str) -> str:
+    """The component that has an output of this name; "" if none has."""
+    return next((role for role, part in parts.items() if output in [port["name"] for port in part["outputs"]]), "")
+
+
+def _need_torch(root: Path) -> None:
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        raise BadInput(f"{root} begins pictures with noise of torch, which is not installed: export with --noise {_PHILOX}")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); export the bundle again") from None
+    except ValueError as error:
+        raise BadInput(f"{path} is not readable JSON ({error}); export the bundle again") from None
+
+
+def _check(root: Path, manifest: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    used = {name: entry for part in parts.values() for name, entry in part["files"].items()}
+    used |= {name: e for name, e in manifest["files"].items() if name.startswith("tokenizer") or name == "conformance.json"}
+    for name, entry in used.items():
+        digest = hashlib.sha256()
+        try:
+            with (root / name).open("rb") as file:
+                while block := file.read(_CHUNK):
+                    digest.update(block)
+        except OSError as error:
+            raise BadInput(f"{root / name} cannot be read ({error.strerror})") from None
+        if digest.hexdigest() != entry["sha256"]:
+            raise BadInput(f"{root / name} is not the exported file: its SHA-256 is another one than in the manifest")
+
+
+def _session(path: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # sessions take turns
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise BadInput(f"{path}: onnxruntime cannot load it: {str(error).splitlines()[0][:200]}") from None
