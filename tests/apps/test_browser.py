@@ -125,26 +125,14 @@ def test_a_picture_is_cancelled_midway(browser: Browser, address: str) -> None:
     assert drawn(browser, "a red ring", 1).shape == (64, 64, 3)
 
 
-def private_bytes(browser: Browser) -> int:
-    """Memory of the page's process that it shares with no other: the largest of the browser's."""
-    browser.call("HeapProfiler.collectGarbage")
-    found = [0]
-    for number in browser.process_ids():
-        kinds = Path(f"/proc/{number}/cmdline").read_bytes()
-        if b"--type=renderer" in kinds:
-            lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
-            found.append(sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_")))
-    return max(found)
-
-
 def test_ten_pictures_take_no_more_memory_than_two(browser: Browser, address: str) -> None:
     opened(browser, address)
     for seed in range(2):
         drawn(browser, "a red ring", seed)
-    before = private_bytes(browser)
+    before = browser.private_bytes()
     for seed in range(10):
         drawn(browser, "a red ring", seed)
-    assert private_bytes(browser) - before < MOST_GROWTH
+    assert browser.private_bytes() - before < MOST_GROWTH
 
 
 @pytest.mark.parametrize("name", ["bundle/onnx-web/student.onnx", "bundle/manifest.json", "lib/ort-wasm-simd-threaded.wasm"])
