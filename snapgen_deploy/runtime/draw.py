@@ -25,7 +25,7 @@ _CHUNK = 1 << 20
 Told = Callable[[int, int], object]  # calls of components that are done, and their number
 
 
-class Stopped(SnapgenError):
+class GivenUp(SnapgenError):
     """A picture was given up because the caller asked for it."""
 
 
@@ -98,7 +98,7 @@ class Drawable:
 
         Raises:
             BadInput: if the prompt, the seed or guidance cannot be used, or the picture is not finite.
-            Stopped: if `stop` said so.
+            GivenUp: if `stop` said so.
         """
         begun, guided = time.perf_counter(), self.manifest.get("guidance")
         if not prompt.strip():
@@ -111,7 +111,7 @@ class Drawable:
 
         def run(role: str, **inputs: np.ndarray) -> np.ndarray:
             if stop is not None and stop():
-                raise Stopped("the picture was given up")
+                raise GivenUp("the picture was given up")
             made: np.ndarray = self._sessions[role].run(None, inputs)[0]
             if progress is not None:
                 progress(next(done), calls)

@@ -116,9 +116,12 @@ def test_the_self_test_passes_in_the_page(browser: Browser, address: str) -> Non
 
 def test_a_picture_is_cancelled_midway(browser: Browser, address: str) -> None:
     opened(browser, address)
+    browser.evaluate(f"""new MutationObserver((_, observer) => {{
+      if (!{STATUS}.includes('step 2 of 50')) return;
+      observer.disconnect();
+      document.getElementById('cancel').click();
+    }}).observe(document.getElementById('status'), {{childList: true}})""")
     browser.evaluate("document.getElementById('steps').value = 50; document.getElementById('draw').click()")
-    browser.until(f"{STATUS}.includes('step 2 of 50')")
-    browser.evaluate("document.getElementById('cancel').click()")
     browser.until(f"{STATUS}.startsWith('Cancelled.')")
     assert browser.evaluate("document.getElementById('figure').hidden") is True
     browser.evaluate("document.getElementById('steps').value = 4")

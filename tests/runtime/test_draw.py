@@ -21,7 +21,7 @@ from snapgen_deploy.bundle.draw import WantedPicture, draw
 from snapgen_deploy.bundle.reader import CONFORMANCE, open_bundle
 from snapgen_deploy.drawing.pipeline import guided
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.runtime.draw import Drawable, Stopped
+from snapgen_deploy.runtime.draw import Drawable, GivenUp
 from snapgen_deploy.runtime.noise import philox_noise
 from snapgen_deploy.runtime.prompt import RuleReader
 
@@ -63,7 +63,7 @@ def test_what_cannot_be_drawn_is_refused(bundle: Path, tmp_path: Path) -> None:
             opened.draw(prompt, seed)
     with pytest.raises(BadInput, match="has no guidance"):
         opened.draw("a red ring", guidance=2.0)
-    with pytest.raises(Stopped):
+    with pytest.raises(GivenUp):
         opened.draw("a red ring", stop=lambda: True)
     with pytest.raises(BadInput, match="holds no target coreml that onnxruntime runs on the processor"):
         snapgen_deploy.open_bundle(bundle, target="coreml")
