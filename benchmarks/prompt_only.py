@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.text_encoders import write_seeded
 from snapgen_deploy.latency.environment import environment
 from snapgen_deploy.models.config import TextEncoderConfig, TextStream
+from snapgen_deploy.models.dit_config import DiTConfig
 from snapgen_deploy.models.presets import snapgenpp
 from snapgen_deploy.models.serialise import config_to_dict
 
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=1024)
     asked = parser.parse_args()
     config = snapgenpp()
-    student = replace(config.student, text_streams=(CLIP,))
+    student = DiTConfig(text_streams=(CLIP,))
     config = replace(config, student=student, text_encoder=TextEncoderConfig(width=768, heads=12, stream="clip"))
     rows = []
     with tempfile.TemporaryDirectory() as place:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import io
+import shutil
+import subprocess
 import tarfile
-import urllib.request
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.system.documents import LONGEST_NAME, cut
 from snapgen_deploy.system.files import cache_root, sha256_of, write_bytes
 
-REGISTRY = "https://registry.npmjs.org"
-_SECONDS = 60.0  # without a byte
-_MOST_BYTES = 1 << 28  # of an archive
+_SECONDS = 600  # for one archive
 
 
 @dataclass(frozen=True)
@@ -53,20 +55,35 @@ def package_files(package: NpmPackage, archives: Path | None = None) -> dict[str
 
 
 def _archive(package: NpmPackage, archives: Path | None) -> bytes:
-    fix = f"run `npm pack {package.name}@{package.version}` where there is a connection, and give its folder with --packages"
-    try:
-        if archives is not None:
-            data = (archives / package.archive).read_bytes()
-        else:
-            address = f"{REGISTRY}/{package.name}/-/{package.name.rpartition('/')[2]}-{package.version}.tgz"
-            with urllib.request.urlopen(address, timeout=_SECONDS) as answer:
-                data = answer.read(_MOST_BYTES)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise BadInput(f"{package.archive} cannot be had ({reason}); {fix}") from None
+    release = f"{package.name}@{package.version}"
+    fix = f"run `npm pack {release}` where there is a connection, and give its folder with --packages"
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            if archives is None:
+                _pack(release, place)
+            data = (Path(place if archives is None else archives) / package.archive).read_bytes()
+        except (OSError, subprocess.SubprocessError) as error:
+            raise BadInput(f"{package.archive} cannot be had ({_reason(error)}); {fix}") from None
     if base64.b64encode(hashlib.sha512(data).digest()).decode() != package.sha512:
         raise BadInput(f"{package.archive} is not the release that npm published as {package.version}; {fix}")
     return data
+
+
+def _pack(release: str, place: str) -> None:
+    """Let npm, as the user has configured it, write the archive of a release into a folder."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise FileNotFoundError(errno.ENOENT, "npm is not installed; it is part of Node.js")
+    words = [npm, "pack", "--loglevel=error", "--ignore-scripts", "--pack-destination", place, release]
+    subprocess.run(words, cwd=place, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS, check=True)
+
+
+def _reason(error: OSError | subprocess.SubprocessError) -> str:
+    """One short line."""
+    if isinstance(error, subprocess.CalledProcessError):
+        said = [line for line in error.stderr.splitlines() if line.strip() and " code " not in line]
+        return cut(said[0], LONGEST_NAME) if said else f"npm ended with status {error.returncode}"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _unpack(package: NpmPackage, archive: bytes, places: Mapping[str, Path]) -> None:

@@ -155,3 +155,24 @@ def test_a_package_is_one_release(tmp_path: Path) -> None:
     (tmp_path / HF_TOKENIZERS.archive).write_bytes(b"another")
     with pytest.raises(BadInput, match=r"is not the release that npm published as 0\.2\.0"):
         package_files(HF_TOKENIZERS, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("npm", "said"),
+    [
+        ("", r"npm is not installed; it is part of Node\.js"),
+        ("echo 'npm error code E404' >&2; echo 'npm error 404 Not Found' >&2; exit 1", "npm error 404 Not Found"),
+        ("exit 3", "npm ended with status 3"),
+        ("exit 0", "No such file or directory"),
+    ],
+)
+def test_an_npm_that_fetches_nothing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, npm: str, said: str) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if npm:
+        (tmp_path / "npm").write_text(f"#!/bin/sh\n{npm}\n")
+        (tmp_path / "npm").chmod(0o755)
+    with pytest.raises(BadInput, match=rf"cannot be had \({said}\); run `npm pack") as raised:
+        package_files(HF_TOKENIZERS)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "cache").exists()
