@@ -10,7 +10,16 @@ from snapgen_deploy.models.library_text import Encoded, LibraryText, cut_embeddi
 from snapgen_deploy.sparse import fold
 from snapgen_deploy.sparse.channels_layers import ChannelsNorm
 from snapgen_deploy.sparse.geometry import Heads
-from snapgen_deploy.sparse.library_parts import LayerParts, LibraryLayer, NormParts, PoolParts, RotaryTable, TextEnd, parts_of
+from snapgen_deploy.sparse.library_parts import (
+    LayerParts,
+    LibraryLayer,
+    NormParts,
+    PoolParts,
+    RotaryTable,
+    TextEnd,
+    in_half,
+    parts_of,
+)
 from snapgen_deploy.sparse.library_token import token_activation
 
 
@@ -26,7 +35,7 @@ class ChannelsLibraryLayer(LibraryLayer):
 
     def __init__(self, parts: LayerParts, activation: str, form: str) -> None:
         super().__init__()
-        self.heads, self.cap, self.form = parts.heads, parts.cap, form
+        self.heads, self.cap, self.form, self.factor = parts.heads, parts.cap, form, parts.factor
         self.act = token_activation(activation, "native")
         self.q, self.k, self.v, self.out, self.up, self.down = (
             fold.pointwise(p.weight, p.bias) for p in (parts.q, parts.k, parts.v, parts.out, parts.up, parts.down)
@@ -80,7 +89,8 @@ class ChannelsLibraryText(nn.Module):
 
     def __init__(self, source: LibraryText, form: str) -> None:
         super().__init__()
-        parts = parts_of(source)
+        parts = in_half(parts_of(source))
+        self.undone = parts.undone
         self.depth, self.pool = parts.depth, None if parts.pool is None else ChannelsPool(parts.pool, source.config.length)
         self.config, self.settings, self.tokens, self.scale = source.config, source.settings, parts.tokens, parts.scale
         self.layers = nn.ModuleList(ChannelsLibraryLayer(layer, parts.activation, form) for layer in parts.layers)
@@ -108,7 +118,7 @@ class ChannelsLibraryText(nn.Module):
         states = [x]
         for layer, kind in zip(self.layers, self.order, strict=True):
             states.append(layer(states[-1], bias[kind], self.rope(kind)))
-        x = states[self.depth]
+        x = states[self.depth] if self.undone == 1.0 else states[self.depth] * self.undone
         x = x if self.norm is None else self.norm(x)
         x = cut_embeddings(x.reshape(1, dim, length).transpose(1, 2), mask, self.config, self.settings)
         return x if self.pool is None else (x, self.pool(states[-1], tokens))

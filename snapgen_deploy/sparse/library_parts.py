@@ -7,7 +7,7 @@ library's modules where it has them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +18,9 @@ from snapgen_deploy.models.attention import MASKED
 from snapgen_deploy.models.library_text import LAST, LEGACY_END, LibraryText, activation_of
 from snapgen_deploy.sparse.geometry import Heads
 
+# Of T5's hidden states in half precision. Those of published encoders, and the products in their feed-forward layers, go beyond
+# its 65504; no norm sees the factor, and a power of two costs no bits.
+_T5_FACTOR = 2.0**-6
 ALL_BEFORE, WINDOW_BEFORE = "full", "sliding"  # kinds of layers: each has its own mask and rotary table
 
 
@@ -55,6 +58,7 @@ class LayerParts:
     up: nn.Linear
     down: nn.Linear
     after2: NormParts | None
+    factor: float = 1.0  # of what is added to the hidden states
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,22 @@ class TextParts:
     ropes: Mapping[str, tuple[Tensor, Tensor]]  # C and S (L, d) per kind, see `fold.rope_constants`
     depth: int  # layers before the wanted embeddings; the others are for the pooled vector
     pool: PoolParts | None = None
+    factor: float = 1.0  # of the hidden states in half precision
+    undone: float = 1.0  # what undoes it in embeddings without a norm
+
+
+def in_half(parts: TextParts) -> TextParts:
+    """The parts with hidden states that half precision holds: embeddings, and what layers add to them, have the factor."""
+    if (factor := parts.factor) == 1.0:
+        return parts
+
+    def norm(of: NormParts) -> NormParts:
+        return replace(of, eps=of.eps * factor**2)
+
+    layers = tuple(replace(p, norm1=norm(p.norm1), norm2=norm(p.norm2), factor=factor) for p in parts.layers)
+    last = None if parts.norm is None else norm(parts.norm)
+    undone = 1.0 / factor if last is None else 1.0
+    return replace(parts, scale=parts.scale * factor, layers=layers, norm=last, undone=undone)
 
 
 def parts_of(network: LibraryText) -> TextParts:
@@ -129,6 +149,7 @@ def _t5(network: LibraryText) -> TextParts:
         bias={ALL_BEFORE: bias},
         ropes={},
         depth=_depth(network),
+        factor=_T5_FACTOR,
     )
 
 
@@ -272,16 +293,20 @@ class LibraryLayer(nn.Module):
     up: nn.Module
     down: nn.Module
     act: Callable[[Tensor], Tensor]
+    factor: float
 
     def forward(self, x: Tensor, bias: Tensor, rope: RotaryTable | None) -> Tensor:
         """Hidden states and the attention's bias, both in the layout's shapes -> hidden states."""
-        y = self.out(self.attention(self.norm1(x), bias, rope))
+        y = self.out(self._times_factor(self.attention(self.norm1(x), bias, rope)))
         x = x + (y if self.after1 is None else self.after1(y))
         y = self.norm2(x)
-        y = self.act(self.up(y)) if self.gate is None else self.act(self.gate(y)) * self.up(y)
-        y = self.down(y)
+        inner = self._times_factor(self.act((self.up if self.gate is None else self.gate)(y)))
+        y = self.down(inner if self.gate is None else inner * self.up(y))
         out: Tensor = x + (y if self.after2 is None else self.after2(y))
         return out
+
+    def _times_factor(self, x: Tensor) -> Tensor:
+        return x if self.factor == 1.0 else x * self.factor
 
     def attention(self, x: Tensor, bias: Tensor, rope: RotaryTable | None) -> Tensor:
         """Attention of the heads, before the output's projection."""

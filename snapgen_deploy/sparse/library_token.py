@@ -10,7 +10,16 @@ from torch.nn import functional as F
 
 from snapgen_deploy.models.attention import MASKED
 from snapgen_deploy.models.library_text import Encoded, LibraryText, cut_embeddings
-from snapgen_deploy.sparse.library_parts import LayerParts, LibraryLayer, NormParts, PoolParts, RotaryTable, TextEnd, parts_of
+from snapgen_deploy.sparse.library_parts import (
+    LayerParts,
+    LibraryLayer,
+    NormParts,
+    PoolParts,
+    RotaryTable,
+    TextEnd,
+    in_half,
+    parts_of,
+)
 from snapgen_deploy.sparse.token_layers import GELUS, OpForm, TokenNorm, merge_heads, rotate_tokens, split_heads
 
 _Activation = Callable[[Tensor], Tensor]
@@ -52,7 +61,7 @@ class TokenLibraryLayer(LibraryLayer):
 
     def __init__(self, parts: LayerParts, activation: str, ops: OpForm) -> None:
         super().__init__()
-        self.heads, self.cap = parts.heads, parts.cap
+        self.heads, self.cap, self.factor = parts.heads, parts.cap, parts.factor
         self.act = token_activation(activation, ops)
         self.q, self.k, self.v, self.out = parts.q, parts.k, parts.v, parts.out
         self.gate, self.up, self.down = parts.gate, parts.up, parts.down
@@ -100,6 +109,8 @@ class TokenLibraryText(nn.Module):
     def __init__(self, source: LibraryText, ops: OpForm) -> None:
         super().__init__()
         parts = parts_of(source)
+        parts = in_half(parts) if ops == "half" else parts
+        self.undone = parts.undone
         self.depth, self.pool = parts.depth, None if parts.pool is None else TokenPool(parts.pool, source.config.length, ops)
         self.config, self.settings, self.tokens, self.scale = source.config, source.settings, parts.tokens, parts.scale
         self.layers = nn.ModuleList(TokenLibraryLayer(layer, parts.activation, ops) for layer in parts.layers)
@@ -126,7 +137,7 @@ class TokenLibraryText(nn.Module):
         states = [x]
         for layer, kind in zip(self.layers, self.order, strict=True):
             states.append(layer(states[-1], bias[kind], self.rope(kind)))
-        x = states[self.depth]
+        x = states[self.depth] if self.undone == 1.0 else states[self.depth] * self.undone
         x = cut_embeddings(x if self.norm is None else self.norm(x), mask, self.config, self.settings)
         return x if self.pool is None else (x, self.pool(states[-1], tokens))
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from snapgen_deploy.checkpoint.text_folder import open_text_folder
 from snapgen_deploy.errors import BadInput
@@ -102,6 +103,36 @@ def test_rewritten_graphs(folders: Mapping[str, Path], kind: str, settings: dict
         expected = network(tokens, mask)
         assert expected.shape == (1, LENGTH - settings.get("dropped", 0), 32)
         assert max(error(graph(tokens.int(), mask), expected) for graph in graphs) < 1e-5
+
+
+class InHalf(TorchDispatchMode):
+    """Every result is rounded to half precision, as Core ML's executor does."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        return out.half().float() if isinstance(out, Tensor) and out.dtype == torch.float32 else out
+
+
+@pytest.mark.parametrize("settings", [{}, {"layer": -2, "normed": True}], ids=str)
+def test_hidden_states_of_t5_beyond_half_precision(folders: Mapping[str, Path], settings: dict[str, Any]) -> None:
+    """As those of published encoders: what the feed-forward layers add, and the product inside them."""
+    network = loaded(folders["t5"], **settings)
+    for block in network.model.block:
+        for name, times in (("wi_0", 40.0), ("wi_1", 40.0), ("wo", 4.0)):
+            weight = getattr(block.layer[1].DenseReluDense, name).weight
+            weight.copy_((weight * times).half())
+    tokens, mask = inputs(network.settings.vocab_size, LENGTH - 4)
+    with torch.no_grad():
+        states = network.model(input_ids=tokens, attention_mask=mask.long(), output_hidden_states=True).hidden_states
+        assert states[-2].abs().max() > 65504
+        expected = network(tokens, mask)
+        for options in ({"layout": "channels"}, {"layout": "token", "ops": "half"}):
+            graph = rewrite_library_text(network, **options)  # type: ignore[arg-type]
+            with InHalf():
+                assert error(graph(tokens.int(), mask), expected) < 2e-2, options
+        plain = rewrite_library_text(network, layout="token", ops="spelled")
+        with InHalf():
+            assert not plain(tokens.int(), mask).isfinite().all()
 
 
 def test_a_graph_has_no_layers_that_the_embeddings_do_not_need(folders: Mapping[str, Path]) -> None:
