@@ -114,7 +114,7 @@ def component_costs(config: ModelConfig, spec: ComponentSpec, network: nn.Module
         module = spec.rewrite(network, latent, component.Spelling(how.layout, how.ops, how.upsample, form, batch=rows))
         example = [torch.zeros(p.shape, dtype=getattr(torch, p.dtype)) for p in spec.called(drawn).inputs]
     found = trace_module(module, example, how.element)
-    if not spec.has_forms:
+    if spec.part != "denoise":
         return found
     folding = family_of(config).folding(config, latent, how.layout, form)
     alone = {elements * how.element for elements in folding.alone}

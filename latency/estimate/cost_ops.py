@@ -46,6 +46,7 @@ _KIND: Mapping[str, OpKind] = MappingProxyType(
     {
         "_softmax": "softmax",
         "native_layer_norm": "norm",
+        "native_group_norm": "norm",
         "gelu": "activation",
         "sigmoid": "activation",
         "silu": "activation",
@@ -66,6 +67,8 @@ _KIND: Mapping[str, OpKind] = MappingProxyType(
         "div": "elementwise",
         "rsub": "elementwise",
         "rsqrt": "elementwise",
+        "sqrt": "elementwise",
+        "pow": "elementwise",
         "reciprocal": "elementwise",
         "clamp": "elementwise",
         "relu": "elementwise",
