@@ -98,13 +98,15 @@ class Positional(nn.Module):
 
     def forward(self, *values: Tensor) -> Tensor:
         """The inputs in order -> velocity."""
-        return self.spec.apply(self.network, dict(zip(self.names, values, strict=True)))
+        velocity = self.spec.apply(self.network, dict(zip(self.names, values, strict=True)))
+        assert isinstance(velocity, Tensor)
+        return velocity
 
 
 def expected(case: Case) -> np.ndarray:
     """What the reference computes."""
     with torch.no_grad():
-        return case.spec.apply(case.network(), case.inputs()).numpy()
+        return Positional(case.spec, case.network(), tuple(case.inputs()))(*case.inputs().values()).numpy()
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,10 @@ def _stock_xnnpack(module: nn.Module, inputs: Mapping[str, Tensor], path: Path) 
 
 
 def _stock_onnx(module: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
-    names = {"input_names": list(inputs), "output_names": ["velocity"]}
-    torch.onnx.export(module, tuple(inputs.values()), str(path), dynamo=True, external_data=True, verbose=False, **names)
+    torch.onnx.export(
+        module, tuple(inputs.values()), str(path), dynamo=True, external_data=True, verbose=False, input_names=list(inputs),
+        output_names=["velocity"],
+    )  # fmt: skip
 
 
 _STOCK: Mapping[str, Callable[[nn.Module, Mapping[str, Tensor], Path], None]] = {

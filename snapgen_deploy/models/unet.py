@@ -133,7 +133,7 @@ class SpatialTransformer(nn.Module):
     def __init__(self, channels: int, depth: int, config: UNetConfig, self_attention: bool) -> None:
         super().__init__()
         self.head_dim, self.theta = config.head_dim, config.rope_theta
-        self.norm = nn.GroupNorm(config.groups, channels, eps=1e-6)
+        self.norm = nn.GroupNorm(config.groups, channels, eps=1e-5)
         self.enter = nn.Linear(channels, channels)
         self.blocks = nn.ModuleList(UNetBlock(channels, config, self_attention) for _ in range(depth))
         self.leave = nn.Linear(channels, channels)

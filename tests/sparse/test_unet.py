@@ -25,11 +25,11 @@ LATENT = (6, 10)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_the_rewrite_is_the_reference(kit, layout, data):
     draw = data.draw
-    dim, levels = draw(st.sampled_from([4, 8])), draw(st.integers(1, 3))
+    dim, levels = draw(st.sampled_from([8, 12])), draw(st.integers(1, 3))
     config = UNetConfig(
         latent_channels=3,
         channels=tuple(dim * draw(st.integers(1, 3)) for _ in range(levels)),
