@@ -106,7 +106,8 @@ class Positional(nn.Module):
 def expected(case: Case) -> np.ndarray:
     """What the reference computes."""
     with torch.no_grad():
-        return Positional(case.spec, case.network(), tuple(case.inputs()))(*case.inputs().values()).numpy()
+        velocity: Tensor = Positional(case.spec, case.network(), tuple(case.inputs()))(*case.inputs().values())
+        return velocity.numpy()
 
 
 @dataclass(frozen=True)
