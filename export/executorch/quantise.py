@@ -97,8 +97,9 @@ def _dynamic(component: Component, how: _Dynamic) -> torch.export.ExportedProgra
 def _convolutions(program: torch.export.ExportedProgram, component: Component) -> torch.export.ExportedProgram:
     """Convolutions in 8 bits with pt2e, with ranges of the activations from the component's calibration inputs.
 
-    Fixed ranges, because dynamic ones lower without complaint and then fail when they run (executorch 1.4.1, pointwise
-    convolutions of the decoder).
+    Fixed ranges, because XNNPACK computes convolutions with dynamic ones wrongly behind a reshape. In the decoder, whose norms
+    reshape, they fail when they run. Both lower without complaint (executorch 1.4.1, see the finding
+    xnnpack-dynamic-convolution-behind-reshape).
     """
     import torch
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
