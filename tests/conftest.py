@@ -1,6 +1,7 @@
 """For all tests: no deadline on property tests (shared machines are slow at times), none of this user's caches, a folder of
 temporary files that must be empty in the end, and child processes that start at once."""
 
+import contextlib
 import functools
 import gc
 import itertools
@@ -34,6 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     One thread of arithmetic a process: small networks gain nothing by more, and workers would wait for each other.
     """
+    gc.disable()  # until the test modules are imported
     if WORKER not in os.environ:
         # The server that children are forked from imports `tests.preload`, and looks in no working directory.
         os.environ["PYTHONPATH"] = os.pathsep.join((str(config.rootpath), *filter(None, (os.environ.get("PYTHONPATH"),))))
@@ -120,6 +122,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "caches" / str(next(_numbers))))
 
 
+_for_good = contextlib.ExitStack()  # held: a context that nothing holds ends at once
 _modules = 0  # how many were imported when what they hold was last set aside
 
 
@@ -142,9 +145,10 @@ def pytest_runtest_teardown() -> None:
 def pytest_collection_finish() -> None:
     """The same after the test modules were imported; torch lists its operators once, typer its commands."""
     pytest_runtest_teardown()
+    gc.enable()
     if "torch._export.utils" in sys.modules:
-        from snapgen_deploy.export.shared.operators import listed_once
+        from snapgen_deploy.export.shared.operators import quick_decompositions
 
-        listed_once().__enter__()  # for good
+        _for_good.enter_context(quick_decompositions())
     if (typer := sys.modules.get("typer.testing")) is not None:  # it would read every command's signature for each call
         typer._get_command = functools.cache(typer._get_command)

@@ -7,7 +7,7 @@ import sys
 
 from snapgen_deploy.export.onnx.rules import rules_of_linear_time
 from snapgen_deploy.export.shared import coremltools
-from snapgen_deploy.export.shared.operators import listed_once
+from snapgen_deploy.export.shared.operators import quick_decompositions
 from snapgen_deploy.system.quiet import quiet
 
 MODULES = (
@@ -20,6 +20,7 @@ MODULES = (
     "torch.onnx._internal.exporter._core", "onnxscript.function_libs.torch_lib.ops",
 )  # fmt: skip
 
+gc.disable()
 with quiet():
     coremltools.load()
     SCIKIT_LEARN = "sklearn" in sys.modules  # for tests/export/test_coreml_thrift.py
@@ -31,11 +32,13 @@ with quiet():
     from torch.onnx._internal.exporter._registration import ONNXRegistry
     from tqdm import tqdm
 
-    listed_once().__enter__()  # for good: all operators are there
+    FOR_GOOD = contextlib.ExitStack()  # held: a context that nothing holds ends at once
+    FOR_GOOD.enter_context(quick_decompositions())  # all operators are there
     tqdm.monitor_interval = 0  # no thread, which would not be there after a fork
     bilinear_2d.get_graphs()
     sdpa.get_graphs()
     with rules_of_linear_time():
         ONNXRegistry.from_torchlib()
+gc.enable()
 gc.collect()
 gc.freeze()  # a child's collections need not look at it, nor copy its pages

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from snapgen_deploy.export.shared.operators import listed_once
+from snapgen_deploy.export.shared.operators import quick_decompositions
 from snapgen_deploy.export.shared.replaced import replaced
 
 
@@ -54,6 +54,6 @@ def thrifty() -> Iterator[None]:
         replaced(partitioner, name, Downstreams),
         replaced(group_partitioner, name, Downstreams),
         replaced(NodeSource, "__deepcopy__", lambda record, copied: record),
-        listed_once(),
+        quick_decompositions(),
     ):
         yield

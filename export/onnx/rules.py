@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
-from snapgen_deploy.export.shared.operators import listed_once
+from snapgen_deploy.export.shared.operators import quick_decompositions
 from snapgen_deploy.export.shared.replaced import replaced
 
 
@@ -36,5 +36,5 @@ def rules_of_linear_time() -> Iterator[None]:
     name, read, library = "_DEFAULT_REWRITE_RULES", "get_torchlib_ops", onnxscript_apis
     ours = tuple(r for r in getattr(rewriter, name) if r._target_pattern.has_single_output_node)
     once = partial(_read_once, getattr(library, read))
-    with replaced(rewriter, name, ours), replaced(library, read, once), listed_once():
+    with replaced(rewriter, name, ours), replaced(library, read, once), quick_decompositions():
         yield
