@@ -5,6 +5,8 @@ Its import loads scikit-learn only to see whether sklearn's models can be conver
 After each of its 90 passes the whole program is checked for consistency, which takes a fifth of a large conversion. That is
 skipped, unless the converter also asks for scopes, as around its backend's passes and after each removal of dead code.
 
+After each of them, every block is also searched for what depends on compressed weights; that is skipped until there are some.
+
 `FP16ComputePrecision.fp16_overflow` checks for every operation whether one of its fp32 constants is too large for fp16, and
 builds three 64-bit index arrays as long as the constant to leave out infinities: 8 times the bytes of the largest weight. Here
 the same result is computed in chunks.
@@ -69,6 +71,11 @@ def fold(var: Any) -> None:
             gone._sym_val = None
 
 
+def has_compressed(block: Any) -> bool:
+    """Whether a MIL block, or one inside it, has an operation that stands for a compressed constant."""
+    return any(op.op_type.startswith("constexpr_") or any(map(has_compressed, op.blocks)) for op in block.operations)
+
+
 def load() -> Any:
     """The module coremltools, imported without scikit-learn; others may import that afterwards."""
     hidden = not {"coremltools", "sklearn"} & set(sys.modules)
@@ -89,14 +96,20 @@ def thrifty(release: Callable[[], None] = lambda: None) -> Iterator[None]:
     `release` is called before weights are cast to fp16; it may free torch's copy of them.
     """
     load()
-    from coremltools.converters.mil.mil import Program
+    from coremltools.converters.mil.mil import Block, Program
     from coremltools.converters.mil.mil.passes.defs.quantization import FP16ComputePrecision as Half
 
     validate, apply, transform = Program.validate, Half.apply, Half.transform_op
+    propagate, compressed = Block._propagate_nonreplaceable_vars, False
 
     def seldom(program: Any, check_essential_scope: bool = False) -> None:
         if check_essential_scope:
             validate(program, check_essential_scope)
+
+    def depending(block: Any) -> None:
+        nonlocal compressed
+        if compressed := compressed or has_compressed(block):  # from then on, what depended on some may be left
+            propagate(block)
 
     def alone(pass_: Any, program: Any) -> None:
         release()
@@ -112,6 +125,7 @@ def thrifty(release: Callable[[], None] = lambda: None) -> Iterator[None]:
     with contextlib.ExitStack() as put_back:
         for owner, name, ours in (
             (Program, "validate", seldom),
+            (Block, "_propagate_nonreplaceable_vars", depending),
             (Half, "fp16_overflow", staticmethod(has_overflowing_constant)),
             (Half, "apply", alone),
             (Half, "transform_op", cast),
