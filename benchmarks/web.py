@@ -86,9 +86,8 @@ def measured(folder: Path, program: str, rounds: int, runtime: str) -> dict[str,
             thread.join()
     return {
         "page": said,
-        "native_ms": statistics.median(ours),
-        "page_ms": statistics.median(theirs),
-        "ratio": statistics.median(b / a for a, b in zip(ours, theirs, strict=True)),
+        "native_ms": {"least": min(ours), "median": statistics.median(ours)},
+        "page_ms": {"least": min(theirs), "median": statistics.median(theirs)},
         "rounds": rounds,
         "page_bytes": after,
         "page_growth": after - before,
@@ -124,12 +123,17 @@ def decibels(got: np.ndarray, expected: np.ndarray) -> float:
     return 200.0 if error == 0 else float(10 * np.log10(255**2 / error))
 
 
+def told(times: dict[str, float]) -> str:
+    """The least counts on a machine that others use, too."""
+    return f"{times['least']:.0f} ms at least, {times['median']:.0f} median"
+
+
 def table(record: dict[str, Any]) -> str:
     """The record as Markdown."""
     rows = (
-        ("one picture, native onnxruntime", f"{record['native_ms']:.0f} ms"),
-        ("one picture, in the page", f"{record['page_ms']:.0f} ms"),
-        ("ratio, median of pairs", f"{record['ratio']:.2f}"),
+        ("one picture, native onnxruntime", told(record["native_ms"])),
+        ("one picture, in the page", told(record["page_ms"])),
+        ("ratio of the least", f"{record['page_ms']['least'] / record['native_ms']['least']:.2f}"),
         ("page beside native", f"{record['least_db']:.1f} dB at least"),
         ("values that differ", f"{record['values_off']} of {record['values']} at most, by up to {record['most_off']}"),
         ("native beside the fp32 reference", f"{record['native_to_reference_db']:.1f} dB at least"),

@@ -18,6 +18,11 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-extensions",
     "--disable-background-networking", "--hide-scrollbars", "--force-color-profile=srgb", "--remote-debugging-pipe",
 )  # fmt: skip
+# In place of `--disable-gpu`: WebGPU on a graphics processor that Chromium computes itself (SwiftShader).
+SOFTWARE_GPU = (
+    "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-unsafe-swiftshader", "--use-angle=swiftshader",
+    "--ignore-gpu-blocklist", "--enable-features=Vulkan",
+)  # fmt: skip
 SECONDS = 60.0  # for one answer; a loaded machine is slow
 
 # Ratio of the contrast between every text and what lies behind it, per WCAG 2; the worst with its text.
@@ -49,7 +54,8 @@ class Browser:
     """One browser with one tab. Since it was opened, `requests` are the addresses that the tab asked for, and `complaints`
     what its console has of errors, those against its security policy among them."""
 
-    def __init__(self, program: str, profile: Path) -> None:
+    def __init__(self, program: str, profile: Path, *, software_gpu: bool = False) -> None:
+        flags = [*(flag for flag in FLAGS if flag != "--disable-gpu"), *SOFTWARE_GPU] if software_gpu else FLAGS
         to_browser, from_browser = os.pipe(), os.pipe()
         self._out, self._in = to_browser[1], from_browser[0]
 
@@ -60,7 +66,7 @@ class Browser:
             os.dup2(high_write, 4)
 
         self._process = subprocess.Popen(
-            [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            [program, *flags, f"--user-data-dir={profile}", "about:blank"],
             preexec_fn=connect,
             close_fds=False,
             stdout=subprocess.DEVNULL,

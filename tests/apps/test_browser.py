@@ -168,6 +168,22 @@ def test_webgpu_that_does_not_work_is_told_and_webassembly_draws(browser: Browse
         browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
 
 
+@pytest.mark.slow  # a minute: kernels are compiled, and run, by a graphics processor in software
+def test_webgpu_passes_the_self_test(address: str, tmp_path: Path) -> None:
+    assert PROGRAM is not None
+    other = Browser(PROGRAM, tmp_path, software_gpu=True)
+    try:
+        other.open(f"{address}?conformance", 1280, 844)
+        if not other.evaluate("navigator.gpu.requestAdapter().then(adapter => adapter !== null)"):
+            pytest.skip("this browser has no WebGPU without a graphics processor")
+        other.until(f"{STATUS}.startsWith('The self-test') || {ERROR}")
+        assert other.evaluate(STATUS) == "The self-test passed."
+        assert "Runs onWebGPU" in other.evaluate("document.getElementById('facts').textContent")
+        assert other.complaints == []
+    finally:
+        other.close()
+
+
 def test_it_works_without_a_connection_after_the_first_load(browser: Browser, site: Site) -> None:
     with at(site) as address:
         opened(browser, address)

@@ -140,6 +140,7 @@ async function draw(event) {
   if (seed >= 2n ** 63n) return fail(new Error("The seed must be below 9223372036854775808."));
   const guidance = about.manifest.guidance ? { negative: $("negative").value, scale: Number($("scale").value) } : {};
   ready(false);
+  say("Drawing …", 0);
   $("cancel").focus();
   const line = { time: new Date().toISOString(), seed: String(seed), steps };
   try {
