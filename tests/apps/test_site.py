@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from snapgen_deploy.apps.site import POLICY, Site, site_of
 from snapgen_deploy.bundle.reader import CONFORMANCE, Bundle, open_bundle
 from snapgen_deploy.errors import BadInput
 from tests.apps.conftest import OWN_CACHE
+from tests.cli.conftest import invoke
 
 HOST = "127.0.0.1"
 
@@ -176,3 +179,22 @@ def test_an_npm_that_fetches_nothing_is_one_line(tmp_path: Path, monkeypatch: py
         package_files(HF_TOKENIZERS)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "cache").exists()
+
+
+def test_commands_write_and_serve(
+    bundle: Path, tmp_path: Path, own_cache: None, packages: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = invoke("bundle", "app", bundle, "web", "-o", tmp_path / "site")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "site" / "bundle" / "manifest.json").read_bytes() == (bundle / "manifest.json").read_bytes()
+
+    def interrupted(self: object, poll_interval: float = 0.5) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", interrupted)
+    done = invoke("serve", bundle, "--port", 0)
+    assert done.exit_code == 0, done.output
+    assert re.search(r"open http://127\.0\.0\.1:\d+/", done.output)
+    done = invoke("export", "--device", "server", "--app", "web", "--dry-run")
+    assert done.exit_code == 2
+    assert "--app web draws with onnx:web, which is not exported: add --target onnx:web" in " ".join(done.stderr.split())
