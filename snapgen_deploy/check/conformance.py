@@ -208,35 +208,35 @@ def _row(array: str, *index: int) -> dict[str, Any]:
 def _call(of: Conforming, spec: ComponentSpec, prompts: int) -> dict[str, Any]:
     """The first call of a component: for each input and output its rows, and the largest relative error by target."""
     rows = in_calls(prompts, spec.pictures_in(of.batch))[0]
-    inputs, output = _PARTS[spec.part](of.config, spec, rows)
+    inputs, outputs = _PARTS[spec.part](of.config, spec, rows)
     errors = {key: error_limit(t.precision, spec, t.limits) for key, t in of.targets.items()}
-    return {"component": spec.name, "inputs": inputs, "outputs": {spec.output: output}, "error": errors}
+    return {"component": spec.name, "inputs": inputs, "outputs": outputs, "error": errors}
 
 
-_Rows = list[dict[str, Any]]
+_Rows = dict[str, list[dict[str, Any]]]  # by port
 
 
-def _encoding(config: ModelConfig, spec: ComponentSpec, rows: Sequence[int]) -> tuple[dict[str, _Rows], _Rows]:
+def _encoding(config: ModelConfig, spec: ComponentSpec, rows: Sequence[int]) -> tuple[_Rows, _Rows]:
     inputs = {name: [_row(f"{spec.reads.arrays}{name}", i) for i in rows] for name in (TOKENS, MASK)}
-    return inputs, [_row(f"{STUDENT}.{spec.output}", i) for i in rows]
+    return inputs, {name: [_row(f"{STUDENT}.{name}", i) for i in rows] for name in spec.outputs}
 
 
-def _denoising(config: ModelConfig, spec: ComponentSpec, rows: Sequence[int]) -> tuple[dict[str, _Rows], _Rows]:
+def _denoising(config: ModelConfig, spec: ComponentSpec, rows: Sequence[int]) -> tuple[_Rows, _Rows]:
     """The student's first step; the row of `time_features` is that of the manifest's schedule."""
     kinds = ("", NEGATIVE)[: spec.rows]
     inputs = {
         LATENT: [_row(LATENTS, i, 0) for _ in kinds for i in rows],
         TIME: [{"step": 0} for _ in kinds for _ in rows],
     }
-    for name in (name for s in config.student.text_streams for name in (s.name, f"{s.name}_mask")):
+    for name in (name for stream in config.student.text_streams for name in stream.shapes):
         inputs[name] = [_row(f"{STUDENT}.{kind}{name}", i) for kind in kinds for i in rows]
     if spec.rows == 1:
-        return inputs, [_row(VELOCITIES, i, 0) for i in rows]
-    return inputs, [_row(VELOCITIES, i, 0, kind) for kind in range(spec.rows) for i in rows]
+        return inputs, {spec.output: [_row(VELOCITIES, i, 0) for i in rows]}
+    return inputs, {spec.output: [_row(VELOCITIES, i, 0, kind) for kind in range(spec.rows) for i in rows]}
 
 
-def _decoding(config: ModelConfig, spec: ComponentSpec, rows: Sequence[int]) -> tuple[dict[str, _Rows], _Rows]:
-    return {LATENT: [_row(LATENT, i) for i in rows]}, [_row(PICTURE, i) for i in rows]
+def _decoding(config: ModelConfig, spec: ComponentSpec, rows: Sequence[int]) -> tuple[_Rows, _Rows]:
+    return {LATENT: [_row(LATENT, i) for i in rows]}, {spec.output: [_row(PICTURE, i) for i in rows]}
 
 
 _PARTS = {"encode": _encoding, "denoise": _denoising, "decode": _decoding}
@@ -245,9 +245,9 @@ _PARTS = {"encode": _encoding, "denoise": _denoising, "decode": _decoding}
 def _picture(of: Conforming, components: Components, vectors: ReferenceVectors) -> dict[str, Any]:
     """A whole picture from its prompt and seed. `text` has the student's text inputs that no tokenizer here gives."""
     read = {spec.reads.stream for spec in components.encoders if spec.name in of.tokenizers}
-    left = [s.name for s in of.config.student.text_streams if s.name not in read and s.name not in of.config.absent_streams]
+    left = [s for s in of.config.student.text_streams if s.name not in read and s.name not in of.config.absent_streams]
     kinds = ("", NEGATIVE)[: components.denoiser.rows]
-    text = {name: [_row(f"{STUDENT}.{kind}{name}", 0) for kind in kinds] for s in left for name in (s, f"{s}_mask")}
+    text = {name: [_row(f"{STUDENT}.{kind}{name}", 0) for kind in kinds] for s in left for name in s.shapes}
     return {
         "prompt": vectors.prompts[0],
         "seed": str(vectors.seeds[0]),

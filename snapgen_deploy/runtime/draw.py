@@ -51,7 +51,7 @@ class Drawable:
     def __init__(self, path: Path, manifest: Mapping[str, Any], target: str, sessions: Mapping[str, Any]) -> None:
         self.path, self.manifest, self.target = path, manifest, target
         self._sessions = sessions
-        parts = manifest["targets"][target]["components"]
+        self._parts = parts = manifest["targets"][target]["components"]
         self._student, self._decoder = _role(parts, "velocity"), _role(parts, "picture")
         self._ports = parts[self._student]["inputs"]
         cases = _read(path / "conformance.json")
@@ -109,10 +109,10 @@ class Drawable:
             raise BadInput("negative_prompt and guidance: this bundle's model has no guidance")
         calls, done = len(self._readers) + self.steps + 1, itertools.count(1)
 
-        def run(role: str, **inputs: np.ndarray) -> np.ndarray:
+        def run(role: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
             if stop is not None and stop():
                 raise GivenUp("the picture was given up")
-            made: np.ndarray = self._sessions[role].run(None, inputs)[0]
+            made = self._run(role, **inputs)
             if progress is not None:
                 progress(next(done), calls)
             return made
@@ -126,12 +126,12 @@ class Drawable:
         levels, features = schedule["sigmas"], np.array(schedule["time_features"]["values"], np.float32)
         for level, following, row in zip(levels, levels[1:], features, strict=False):
             inputs = {"latent": np.repeat(latent, rows, axis=0), "time_features": np.repeat(row[None], rows, axis=0), **text}
-            velocity = run(self._student, **inputs)
+            velocity = run(self._student, **inputs)["velocity"]
             if guided is not None:
                 scale = np.float32(guided["scale"] if guidance is None else guidance)
                 velocity = velocity[1:] + scale * (velocity[:1] - velocity[1:])
             latent = latent + np.float32(following - level) * velocity
-        picture = run(self._decoder, latent=latent)[0]
+        picture = run(self._decoder, latent=latent)["picture"][0]
         if not np.isfinite(picture).all():
             raise BadInput("the decoder returned values that are not finite: this model does not draw on this runtime")
         pixels = np.rint((np.clip(picture, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8).transpose(1, 2, 0)
@@ -151,21 +151,25 @@ class Drawable:
         with self._lock:
             kept = self._negative
         if kept is None or kept[0] != prompt:
-            kept = prompt, self._text(prompt, lambda role, **inputs: self._sessions[role].run(None, inputs)[0])
+            kept = prompt, self._text(prompt, self._run)
             with self._lock:
                 self._negative = kept
         return kept[1]
 
-    def _text(self, prompt: str, run: Callable[..., np.ndarray]) -> dict[str, np.ndarray]:
+    def _run(self, role: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """The outputs of a component, by name."""
+        names = [port["name"] for port in self._parts[role]["outputs"]]
+        return dict(zip(names, self._sessions[role].run(names, inputs), strict=True))
+
+    def _text(self, prompt: str, run: Callable[..., dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The student's text inputs of a prompt, one row each."""
         found: dict[str, np.ndarray] = {}
         for reader in self._readers:
             tokens, mask = reader.read(prompt)
-            stream = reader.rule["stream"]
-            found[stream] = run(reader.rule["encoder"], tokens=tokens, mask=mask)
-            found[f"{stream}_mask"] = mask[:, reader.rule["dropped"] :]
+            found |= run(reader.rule["encoder"], tokens=tokens, mask=mask)  # embeddings, and perhaps a pooled vector
+            found[f"{reader.rule['stream']}_mask"] = mask[:, reader.rule["dropped"] :]
         for port in self._ports:
-            if port["name"].removesuffix("_mask") in self._absent:
+            if port["name"].removesuffix("_mask").removesuffix("_pooled") in self._absent:
                 found[port["name"]] = np.zeros((1, *port["shape"][1:]), np.float32)
         return found
 

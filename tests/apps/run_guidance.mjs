@@ -24,13 +24,15 @@ async function run(role, inputs) {
   calls[role]++;
   const { length, stream } = bundle.readers.find((rule) => rule.encoder === role);
   const sum = inputs.tokens.data.reduce((a, b) => a + b, 0);
-  return { [stream]: { shape: [1, length, 2], data: new Float32Array(2 * length).fill(sum) } };
+  const embeddings = { shape: [1, length, 2], data: new Float32Array(2 * length).fill(sum) };
+  return { [stream]: embeddings, [`${stream}_pooled`]: { shape: [1, 1], data: Float32Array.of(-sum) } };
 }
 
 const pipeline = new Pipeline(bundle, readers, run);
 await pipeline.draw({ prompt, seed: 5n, negative, scale: 1.5 });
 await pipeline.draw({ prompt, seed: 6n, negative, scale: 1.5 });
-const plain = (inputs) => Object.fromEntries(Object.entries(inputs).map(([k, v]) => [k, { shape: v.shape, data: [...v.data] }]));
+const plain = (inputs) => Object.fromEntries(
+  Object.entries(inputs).map(([name, { shape, data }]) => [name, { shape, data: [...data] }]));
 console.log(JSON.stringify({
   latent: [...calls.decoder[0].data], inputs: plain(calls.student[0]), encoded: [calls.first, calls.second],
 }));

@@ -74,7 +74,7 @@ def test_guidance_two_encoders_and_an_empty_stream(tmp_path: Path) -> None:
     velocities = np.random.default_rng(0).standard_normal((len(steps), 2, *latent)).astype(np.float32)
     ports = [("latent", (2, *latent)), ("time_features", (2, 4))]
     for stream, length in (("one", 3), ("two", 4), ("gone", 5)):
-        ports += [(stream, (2, length, 2)), (f"{stream}_mask", (2, length))]
+        ports += [(stream, (2, length, 2)), (f"{stream}_mask", (2, length)), (f"{stream}_pooled", (2, 1))]
     student = {"path": "s", "files": {}, "inputs": [{"name": n, "shape": list(s)} for n, s in ports]}
     rule = {"template": "{} 333", "special_tokens": True, "unknown": "kept", "unknown_token": 0, "pad": 9, "cases": []}
     rules = [
@@ -110,6 +110,8 @@ def test_guidance_two_encoders_and_an_empty_stream(tmp_path: Path) -> None:
     assert inputs["one_mask"].tolist() == [[1, 1, 1], [0, 1, 1]]  # the first of four is dropped; the prompts have 3 and 2 words
     assert inputs["two_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1]]
     assert inputs["two"][:, 0, 0].tolist() == [1 + 2 + 3 + 9, 4 + 3 + 9 + 9]
+    assert inputs["two_pooled"].tolist() == [[-15.0], [-25.0]]
     assert not inputs["gone"].any()
+    assert not inputs["gone_pooled"].any()
     assert np.array_equal(inputs["latent"][0], inputs["latent"][1])
     assert said["encoded"] == [3, 3]  # the negative prompt once

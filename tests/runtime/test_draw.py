@@ -83,7 +83,7 @@ class Recorded:
     def __init__(self, answer: Any) -> None:
         self.answer, self.calls = answer, []
 
-    def run(self, names: None, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def run(self, names: list[str], inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         self.calls.append(dict(inputs))
         return [self.answer(inputs)]
 

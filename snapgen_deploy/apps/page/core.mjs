@@ -88,7 +88,8 @@ export class PromptReader {
     const text = rule.template.replace("{}", () => prompt);
     if (rule.unknown === "refused" && this.#ids(text, false).includes(rule.unknown_token)) {
       const words = [...new Set(text.split(/\s+/).filter((w) => w && this.#ids(w, false).includes(rule.unknown_token)))];
-      throw Object.assign(new Refused(`The model does not know ${words.map((w) => `“${w}”`).join(", ")}.`), { kind: "unknown" });
+      const said = `The model does not know ${words.map((w) => `“${w}”`).join(", ")}.`;
+      throw Object.assign(new Refused(said), { kind: "unknown" });
     }
     const ids = this.#ids(text, rule.special_tokens);
     if (ids.length > rule.length) {
@@ -125,7 +126,7 @@ function high(a, b) {
 export function philox([a, b, c, d], [k, m]) {
   for (let round = 0; round < 10; round++) {
     const left = high(a, 0xd2511f53), right = high(c, 0xcd9e8d57);
-    [a, b, c, d] = [(right ^ b ^ k) >>> 0, Math.imul(c, 0xcd9e8d57) >>> 0, (left ^ d ^ m) >>> 0, Math.imul(a, 0xd2511f53) >>> 0];
+    [a, b, c, d] = [right ^ b ^ k, Math.imul(c, 0xcd9e8d57), left ^ d ^ m, Math.imul(a, 0xd2511f53)].map((word) => word >>> 0);
     k = (k + 0x9e3779b9) >>> 0;
     m = (m + 0xbb67ae85) >>> 0;
   }
@@ -232,8 +233,8 @@ export class Pipeline {
     for (const [i, step] of plan.entries()) {
       await at(`step ${i + 1} of ${plan.length}`, i + 1);
       const row = (data, shape) => stacked(rows.map(() => ({ shape: [1, ...shape], data })));
-      const inputs = { latent: row(latent, bundle.latent), time_features: row(step.features, [step.features.length]), ...given };
-      const { velocity } = await this.run("student", inputs);
+      const now = { latent: row(latent, bundle.latent), time_features: row(step.features, [step.features.length]) };
+      const { velocity } = await this.run("student", { ...now, ...given });
       const single = rows.length === 1 ? velocity.data : guided(velocity.data, scale ?? bundle.guidance.scale);
       latent = stepped(latent, single, step);
     }
@@ -254,11 +255,11 @@ export class Pipeline {
       const { tokens, mask } = reader.read(prompt), shape = [1, rule.length];
       const out = await this.run(rule.encoder, { tokens: { shape, data: tokens }, mask: { shape, data: mask } });
       const seen = mask.slice(rule.dropped);
-      found[rule.stream] = out[rule.stream];
+      Object.assign(found, out); // embeddings, and perhaps a pooled vector
       found[`${rule.stream}_mask`] = { shape: [1, seen.length], data: seen };
     }
     for (const port of this.bundle.parts.student.inputs) {
-      const stream = port.name.replace(/_mask$/, "");
+      const stream = port.name.replace(/_(mask|pooled)$/, "");
       if (this.bundle.absent.has(stream)) {
         const shape = [1, ...port.shape.slice(1)];
         found[port.name] = { shape, data: new Float32Array(shape.reduce((a, b) => a * b)) };
@@ -329,7 +330,8 @@ export async function* conformance(pipeline, arrays) {
         found = error.kind === refused;
       }
       const short = text.length > 40 ? `${text.slice(0, 40)}…` : text;
-      yield { line: `tokenizer ${rule.encoder}`, passed: found, detail: `“${short}”${refused ? `, refused: ${refused}` : ""}` };
+      const detail = `“${short}”${refused ? `, refused: ${refused}` : ""}`;
+      yield { line: `tokenizer ${rule.encoder}`, passed: found, detail };
     }
   }
   for (const { seed, count, first, last, mean, deviation } of cases.noise.cases) {
@@ -364,5 +366,6 @@ export async function* conformance(pipeline, arrays) {
     ([name, rows]) => [name, rows.map((row) => rowOf(row, arrays, steps))]));
   const drawn = await pipeline.draw({ prompt: picture.prompt, seed: BigInt(picture.seed), text });
   const found = psnr(drawn, rowOf(picture.expected, arrays, steps).data);
-  yield { line: "picture", passed: found >= picture.psnr[key], detail: `${found.toFixed(1)} dB, at least ${picture.psnr[key]}` };
+  const detail = `${found.toFixed(1)} dB, at least ${picture.psnr[key]}`;
+  yield { line: "picture", passed: found >= picture.psnr[key], detail };
 }

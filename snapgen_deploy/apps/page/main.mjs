@@ -95,7 +95,7 @@ async function start() {
   const { manifest, runtime, note } = about, how = describe(runtime);
   $("prompt").value ||= manifest.prompts[0] ?? "";
   $("steps").value = manifest.schedule.sigmas.length - 1;
-  $("steps-note").textContent = `The model was trained for ${$("steps").value} steps; its pictures are made to be right with those.`;
+  $("steps-note").textContent = `The model was trained for ${$("steps").value} steps: its pictures are right with those.`;
   if (manifest.guidance) {
     $("guidance").hidden = false;
     $("negative").value = manifest.guidance.negative_prompt;
@@ -177,7 +177,8 @@ function record(line) {
   const { manifest, runtime } = about;
   const memory = performance.memory ? { heap: performance.memory.usedJSHeapSize } : {};
   const all = {
-    app: "web", bundle: manifest.name, width: manifest.width, target: about.target, precision: manifest.targets[about.target].precision,
+    app: "web", bundle: manifest.name, width: manifest.width,
+    target: about.target, precision: manifest.targets[about.target].precision,
     runtime, device: navigator.userAgent, ...line, ...memory,
   };
   try {
@@ -235,7 +236,9 @@ $("cancel").addEventListener("click", () => {
 });
 $("save").addEventListener("click", savePicture);
 $("test").addEventListener("click", test);
-$("export").addEventListener("click", () => save(new Blob([lines().join("\n"), "\n"], { type: "application/jsonl" }), "pictures.jsonl"));
+$("export").addEventListener("click", () => {
+  save(new Blob([lines().join("\n"), "\n"], { type: "application/jsonl" }), "pictures.jsonl");
+});
 $("clear").addEventListener("click", () => {
   localStorage.removeItem(RECORD);
   showRecord();

@@ -30,7 +30,8 @@ async function load(name, entry, counted = () => {}) {
     counted(part.value.length);
   }
   await checkHash(name, bytes.subarray(0, at), entry.sha256);
-  await cache?.put(url, new Response(bytes, { headers: { "Content-Length": bytes.length } })).catch(() => {}); // no room: online only
+  const kind = { headers: { "Content-Length": bytes.length } };
+  await cache?.put(url, new Response(bytes, kind)).catch(() => {}); // without room it works online only
   return bytes;
 }
 
@@ -70,7 +71,8 @@ async function open({ base, cache, webgpu, half, threads }) {
 
 /** Open a session for each component with one of the runtime's builds. */
 async function start(provider, build, contents, most) {
-  const files = site.runtimes[build], threads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency || 1, most) : 1;
+  const files = site.runtimes[build], processors = navigator.hardwareConcurrency || 1;
+  const threads = self.crossOriginIsolated ? Math.min(processors, most) : 1;
   ort = await import(new URL(files.script, site.base).href);
   ort.env.wasm.numThreads = threads;
   ort.env.wasm.wasmPaths = { mjs: new URL(files.glue, site.base).href };
@@ -110,7 +112,8 @@ async function draw(request) {
   const drawn = await pipeline.draw({ ...request, begun, signal: cancelling.signal });
   const pixels = toPixels(drawn, height, width), end = performance.now();
   const spans = times.map((time, i) => (times[i + 1] ?? end) - time);
-  return { pixels, height, width, times: { encode: spans[0], steps: spans.slice(1, -1), decode: spans.at(-1), all: end - times[0] } };
+  const told = { encode: spans[0], steps: spans.slice(1, -1), decode: spans.at(-1), all: end - times[0] };
+  return { pixels, height, width, times: told };
 }
 
 async function test() {
