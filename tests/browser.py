@@ -23,7 +23,7 @@ SOFTWARE_GPU = (
     "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-unsafe-swiftshader", "--use-angle=swiftshader",
     "--ignore-gpu-blocklist", "--enable-features=Vulkan",
 )  # fmt: skip
-SECONDS = 60.0  # for one answer; a loaded machine is slow
+SECONDS = 180.0  # for one answer; a loaded machine is slow
 
 # Ratio of the contrast between every text and what lies behind it, per WCAG 2; the worst with its text.
 WORST_CONTRAST = """(() => {
