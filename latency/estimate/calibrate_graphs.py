@@ -247,7 +247,7 @@ def _blocks(ops: OpForm) -> list[BenchmarkGraph]:
         )
     for d in (96, 320):
         time = TokenTime(TimeEmbedding(160, d))
-        found.append(BenchmarkGraph(f"time {d}", Apply(lambda x, time=time: torch.cat([*time(x)], 1), time), ((1, 160),)))
+        found.append(BenchmarkGraph(f"time {d}", Apply(lambda x, time=time: torch.cat([*time(x, ())], 1), time), ((1, 160),)))
     for side, d in ((12, 160), (28, 96)):
         both = [
             TokenDownsample(nn.Conv2d(d, d, 2, 2), (side, side)),

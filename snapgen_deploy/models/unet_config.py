@@ -74,7 +74,9 @@ class UNetConfig(Document):
             return [f"text_streams: got {len(self.text_streams)} of them, expected at most {MOST_STREAMS}"]
         if len(self.blocks) != len(self.channels):
             return [f"{len(self.channels)} channels and {len(self.blocks)} blocks; expected one of each per level"]
-        found = []
+        found = [
+            f"text_streams: {s.name} has a pooled vector, which a U-Net does not take" for s in self.text_streams if s.pooled
+        ]
         if sum(self.blocks) * self.residuals > LARGEST_DEPTH:
             found.append(f"blocks: got {sum(self.blocks)} x residuals {self.residuals}, expected at most {LARGEST_DEPTH}")
         for level, (channels, blocks) in enumerate(zip(self.channels, self.blocks, strict=True)):

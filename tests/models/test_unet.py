@@ -53,6 +53,7 @@ def test_a_gate_is_a_field() -> None:
         ({"groups": 3}, r"channels\[0\]: 8 must be a multiple of groups 3"),
         ({"head_dim": 12}, r"channels\[1\]: 16 must be a multiple of head_dim 12"),
         ({"head_dim": 2}, "head_dim 2 must be a multiple of 4"),
+        ({"text_streams": (TextStream("text", 12, 5, pooled=12),)}, "text_streams: text has a pooled vector"),
         ({"time_features": 15}, "time_features 15 must be a positive even number"),
         ({"blocks": (0, 512), "residuals": 2}, "blocks: got 512 x residuals 2, expected at most 512"),
     ],
