@@ -2,8 +2,8 @@
 
     python -m benchmarks.decoders [--decoders NAME ...] [--targets KEY ...] [--size 512] [--threads 2]
 
-Writes benchmarks/results/decoders-SIZE.json and .md. Every step is a process of its own. SD 3 and Flux have one network, and so
-have Qwen-Image and Wan 2.1; configurations are those of the published folders.
+Writes benchmarks/results/decoders-SIZE.json and .md; rows replace those of earlier runs. Every step is a process of its own.
+SD 3 and Flux have one network, and so have Qwen-Image and Wan 2.1; configurations are those of the published folders.
 """
 
 from __future__ import annotations
@@ -218,6 +218,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows += rows_of(Case(name, given.size, Path(folder), given.threads), tuple(given.targets))
     stem = RESULTS / f"decoders-{given.size}"
+    if (before := stem.with_suffix(".json")).is_file():
+        made = {(row.decoder, row.target) for row in rows}
+        earlier = [Row(**row) for row in json.loads(before.read_text(encoding="utf-8"))]
+        rows = [row for row in earlier if (row.decoder, row.target) not in made] + rows
+        rows.sort(key=lambda row: (list(PUBLISHED).index(row.decoder), TARGETS.index(row.target)))
     stem.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
     title = f"# Decoders of diffusers, {given.size} x {given.size} pixels\n\n"
     notes = f"\n\nSeeded weights, {given.threads} threads. Core ML's packages run in our executor: its time is no phone's.\n"

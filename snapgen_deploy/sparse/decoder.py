@@ -12,6 +12,8 @@ from snapgen_deploy.models.decoder import Level, ResidualBlock, TinyDecoder
 from snapgen_deploy.sparse.decoder_range import Scales, scaled
 
 UpsampleForm = Literal["native", "transposed"]
+LONG_MEAN = 1 << 16  # positions from which on `ImageGroupNorm.tiles_first` matters
+TILE = 32  # positions of a side, at most
 
 
 class ImageGroupNorm(nn.Module):
@@ -21,8 +23,12 @@ class ImageGroupNorm(nn.Module):
     multiplied by 16: an eps of 1e-5 is below half precision's normal numbers, and hardware that flushes those to zero would
     give NaN for a group without variance. If the input is multiplied by `scale` (C,), eps is multiplied by its square, but
     stays a normal number: the variance is many thousand times larger then.
+
+    With `tiles_first`, a mean over many positions is the mean of the means of tiles. XNNPACK adds all numbers of a mean one
+    after the other: 1e-4 off for 1024 x 1024, against 4e-7 by tiles, in 0.8 times the time (executorch 1.4.1, x86-64).
     """
 
+    tiles_first = False
     average: Tensor
     eps16: Tensor
     weight4: Tensor
@@ -47,13 +53,29 @@ class ImageGroupNorm(nn.Module):
         groups = torch.block_diag(*self.average.view(self.groups, -1, self.average.shape[1]))
         self.average, self.groups = groups[:, :, None, None].contiguous(), 1
 
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean over space: (B, C, H, W) -> (B, C, 1, 1)."""
+        if self.tiles_first and x.shape[2] * x.shape[3] >= LONG_MEAN:
+            tile = [max(n for n in range(1, TILE + 1) if side % n == 0) for side in x.shape[2:]]
+            if tile != [1, 1]:
+                x = F.avg_pool2d(x, tile, tile, count_include_pad=False)  # stride and flag as XNNPACK wants them
+        return x.mean((2, 3), keepdim=True)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        x = x - self.group_mean(x.mean((2, 3), keepdim=True))  # (B, C, H, W)
+        x = x - self.group_mean(self.mean(x))  # (B, C, H, W)
         # exporters would fold a factor behind the convolution into it, as a second table
-        square = (x * x).mean((2, 3), keepdim=True) * 16.0  # (B, C, 1, 1)
+        square = self.mean(x * x) * 16.0  # (B, C, 1, 1)
         scale = (self.group_mean(square) + self.eps16).rsqrt() * self.weight4  # (B, C, 1, 1)
         return x * scale + self.bias
+
+
+def with_tiles_first(network: nn.Module) -> nn.Module:
+    """The network, with `tiles_first` in all its norms."""
+    for module in network.modules():
+        if isinstance(module, ImageGroupNorm):
+            module.tiles_first = True
+    return network
 
 
 class ImageBlock(nn.Module):

@@ -17,7 +17,7 @@ from snapgen_deploy.models.library_text import LibraryText
 from snapgen_deploy.models.unet import UNet
 from snapgen_deploy.sparse.channels_forms import CHANNELS_FORMS
 from snapgen_deploy.sparse.channels_student import ChannelsStudent
-from snapgen_deploy.sparse.decoder import ImageDecoder, UpsampleForm
+from snapgen_deploy.sparse.decoder import ImageDecoder, UpsampleForm, with_tiles_first
 from snapgen_deploy.sparse.decoder_range import Scales
 from snapgen_deploy.sparse.forms import FORMS
 from snapgen_deploy.sparse.image_layers import ImageForms
@@ -84,7 +84,10 @@ def rewrite_unet(unet: UNet, latent: tuple[int, int], *, layout: Layout, batch: 
     problems = unet.config.latent_problems(*latent)
     if problems:
         raise BadInput("; ".join(problems))
-    return (TokenUNet(unet, latent, batch, ops) if layout == "token" else ChannelsUNet(unet, latent)).eval()
+    if layout == "channels":
+        return ChannelsUNet(unet, latent).eval()
+    written = TokenUNet(unet, latent, batch, ops).eval()
+    return written if ops == "native" else with_tiles_first(written)
 
 
 def rewrite_decoder(
@@ -98,13 +101,16 @@ def rewrite_decoder(
     """The decoder for latents (B, C, *latent) -> picture (B, 3, f*h, f*w).
 
     Both layouts keep maps as (B, C, H, W); they differ in nearest upsampling, which XNNPACK does not take as such
-    (`upsample`: "native", the default of the channels layout, or "transposed"). `scales` (of `norm_scales`) go into the
-    weights before the norms that they name, so that half precision can hold their squares.
+    (`upsample`: "native", the default of the channels layout, or "transposed"), and in means over many positions, which it adds
+    badly. `scales` (of `norm_scales`) go into the weights before the norms that they name, so that half precision can hold
+    their squares.
 
     Raises:
         BadInput: if the layout or upsampling is unknown, or a side of the latent is below 1.
     """
-    return ImageDecoder(decoder, _upsampling(latent, layout, upsample), scales or {}).eval()
+    chosen = _upsampling(latent, layout, upsample)
+    written = ImageDecoder(decoder, chosen, scales or {}).eval()
+    return with_tiles_first(written) if chosen == "transposed" else written
 
 
 def rewrite_library_decoder(
@@ -123,7 +129,8 @@ def rewrite_library_decoder(
     """
     _known("ops", ops, OP_FORMS)
     chosen = _upsampling(latent, layout, upsample)
-    return written_anew(decoder, ImageForms(chosen, layout == "token" and ops != "native", layout == "channels"))
+    written = written_anew(decoder, ImageForms(chosen, layout == "token" and ops != "native", layout == "channels"))
+    return with_tiles_first(written) if chosen == "transposed" else written
 
 
 def _upsampling(latent: tuple[int, int], layout: Layout, upsample: UpsampleForm | None) -> UpsampleForm:

@@ -12,6 +12,7 @@ from torch import nn
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.export.base import Artifact, Runner
 from snapgen_deploy.export.executorch.target import ExecuTorch
+from snapgen_deploy.sparse.decoder import ImageGroupNorm, with_tiles_first
 from tests.export.graph_cases import OPTIONS, arrays, component, contents, mixed, reference, running_sum, shuffle
 
 pytest.importorskip("executorch")
@@ -160,3 +161,26 @@ def test_versions_and_quiet(saved: Artifact, tmp_path: Path, capfd: pytest.Captu
     TARGET.open(again.path, threads=1)
     assert capfd.readouterr() == ("", "")
     assert list(contents(saved.files, saved.path.parent)) == ["student.pte"]
+
+
+@pytest.mark.parametrize(("tiles_first", "error"), [(True, (0.0, 3e-6)), (False, (1e-5, 1e-3))])
+def test_a_norm_over_many_positions_is_exact_by_tiles_only(
+    tmp_path: Path, tiles_first: bool, error: tuple[float, float]
+) -> None:
+    torch.manual_seed(0)
+    norm = ImageGroupNorm(nn.GroupNorm(2, 4))
+    case = component(with_tiles_first(norm) if tiles_first else norm, {"x": (1, 4, 512, 600)}, ("y", (1, 4, 512, 600)))
+    x = case.example[0].square_()  # far from a mean of zero
+    expected = nn.functional.group_norm(x.double(), 2).numpy()
+    made = TARGET.export(case, "xnnpack", "fp32", tmp_path, OPTIONS)
+    assert TARGET.describe(made.path).placement == {"XnnpackBackend": 1, "portable": 0}
+    low, high = error
+    assert low <= relative(TARGET.open(made.path, threads=1)(arrays(case))["y"], expected) < high
+
+
+@pytest.mark.parametrize("size", [(256, 256), (300, 251), (1, 70000), (257, 263), (256, 8)])
+def test_means_by_tiles_are_the_means(size: tuple[int, int]) -> None:
+    norm = ImageGroupNorm(nn.GroupNorm(3, 6))
+    x = torch.randn(2, 6, *size)
+    expected = norm(x)
+    torch.testing.assert_close(with_tiles_first(norm)(x), expected, rtol=1e-4, atol=1e-5)
