@@ -1,6 +1,6 @@
 """A picture from a prompt alone, at full scale: snapgenpp small with CLIP-L from a folder of transformers, seeded weights.
 
-    python -m benchmarks.prompt_only [--device iphone16pm] [--target onnx:cpu] [--resolution 1024]
+    python -m benchmarks.prompt_only [--device server] [--target onnx:cpu] [--resolution 1024]
 
 Writes the checkpoint (bf16, 3.1 GB) and CLIP-L's folder to a temporary place, and runs the command line like a user: `init`,
 `export --text-encoder clip=FOLDER`, `generate --prompt`. Each row is the time of a command and the peak memory of its largest
@@ -54,7 +54,7 @@ def _gates(row: dict[str, Any]) -> str:
 def main() -> None:
     """Run the three commands and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--device", default="iphone16pm")
+    parser.add_argument("--device", default="server")
     parser.add_argument("--target", default="onnx:cpu")
     parser.add_argument("--resolution", type=int, default=1024)
     asked = parser.parse_args()
