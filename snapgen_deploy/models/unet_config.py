@@ -86,8 +86,6 @@ class UNetConfig(Document):
                 found.append(f"channels[{level}]: {channels} must be a multiple of head_dim {self.head_dim}")
             if channels * self.expansion > LARGEST_INT:
                 found.append(f"channels[{level}]: {channels} x expansion {self.expansion}, expected at most {LARGEST_INT}")
-        if pooled := [s.name for s in self.text_streams if s.pooled]:
-            found.append(f"text_streams: {pooled[0]}.pooled: this student takes no pooled vectors, expected 0")
         if self.head_dim % 4:
             found.append(f"head_dim {self.head_dim} must be a multiple of 4 (two axes of rotary pairs)")
         if self.time_features < 2 or self.time_features % 2:

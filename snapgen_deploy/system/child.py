@@ -18,6 +18,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
@@ -28,7 +29,13 @@ from typing import Any, TypeVar
 from snapgen_deploy.errors import SnapgenError
 
 T = TypeVar("T")
+STOP: ContextVar[threading.Event | None] = ContextVar("stop", default=None)  # once set, this thread's child is ended
+_STOP_SECONDS = 0.2  # between two looks at it
 _PEAKS_OF_CHILDREN: list[int] = []  # by `record_peak_of_children`, since the peak of a process cannot be read after its end
+
+
+class Stopped(Exception):
+    """The work was ended, or not begun, because other work has failed or the user stopped all."""
 
 
 class ChildDied(SnapgenError):
@@ -108,6 +115,7 @@ def run_in_child(
 
     Raises:
         ChildDied: if the process ends without a result; the message says whether too little memory is the likely cause.
+        Stopped: if the event of `STOP` was set; the process is ended then.
     """
     exclude_working_directory()
     context = _context(method)
@@ -119,7 +127,7 @@ def run_in_child(
     sender.close()
     try:
         try:
-            while len(message := receiver.recv()) == 1:  # a call of `on_progress`
+            while len(message := _received(receiver)) == 1:  # a call of `on_progress`
                 if on_progress is not None:
                     on_progress(*message[0])
             ok, value, peak = message
@@ -136,6 +144,16 @@ def run_in_child(
     if not ok:
         raise value
     return value, peak
+
+
+def _received(receiver: Connection) -> tuple[Any, ...]:
+    """The child's next message."""
+    stop = STOP.get()
+    while stop is not None and not receiver.poll(_STOP_SECONDS):
+        if stop.is_set():
+            raise Stopped
+    message: tuple[Any, ...] = receiver.recv()
+    return message
 
 
 def exit_with_parent(first: Callable[[], object] = lambda: None) -> None:

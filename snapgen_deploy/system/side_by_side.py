@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import TypeVar
 
+from snapgen_deploy.system.child import STOP, Stopped
+
 T = TypeVar("T")
-
-
-class Stopped(Exception):
-    """The work was not begun, because another piece has failed or the user stopped all."""
 
 
 class Room:
@@ -31,7 +28,7 @@ class Room:
         self._changed = threading.Condition()
         self._running: dict[str, int] = {}
         self._waiting: dict[str, int] = {}
-        self._stopped = False
+        self._stop = threading.Event()
         self._failure: BaseException | None = None
         self.alone = threading.Lock()  # for what several pieces need and one of them makes
 
@@ -45,16 +42,18 @@ class Room:
         with self._changed:
             self._waiting[what] = size
             try:
-                self._changed.wait_for(lambda: self._stopped or self._admits(what, size))
+                self._changed.wait_for(lambda: self._stop.is_set() or self._admits(what, size))
             finally:
                 del self._waiting[what]
-            if self._stopped:
+            if self._stop.is_set():
                 raise Stopped(what)
             self._running[what] = size
             self._changed.notify_all()  # the next may fit beside it
+        before = STOP.set(self._stop)
         try:
             yield
         finally:
+            STOP.reset(before)
             with self._changed:
                 del self._running[what]
                 self._changed.notify_all()
@@ -66,17 +65,19 @@ class Room:
         return fits or not self._running
 
     def stop(self, cause: BaseException) -> BaseException:
-        """Admit nothing more, and end the processes that run; returns the first cause, of which all others follow."""
+        """Admit nothing more, and have `run_in_child` end the processes of all pieces.
+
+        Returns:
+            The first cause, of which all others follow.
+        """
         with self._changed:
             if self._failure is None:
                 self._failure = cause
                 if isinstance(cause, KeyboardInterrupt) and self._running:
                     cause.add_note(next(iter(self._running)))
-            self._stopped = True
+            self._stop.set()
             self._changed.notify_all()
-        for process in multiprocessing.active_children():
-            process.kill()
-        return self._failure
+            return self._failure
 
 
 def run_all(room: Room, pieces: Sequence[Callable[[], T]]) -> list[T]:

@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.system.child import run_in_child
-from snapgen_deploy.system.side_by_side import Room, Stopped, run_all
+from snapgen_deploy.system.child import Stopped, run_in_child
+from snapgen_deploy.system.side_by_side import Room, run_all
 
 
 def work(room: Room, sizes: dict[str, int]) -> tuple[list[str], int, int]:
@@ -77,7 +77,7 @@ def test_the_first_failure_ends_the_processes_of_all_others_and_is_the_one_that_
     def long(name: str) -> None:
         with room.taken(name, 1):
             began.set()
-            run_in_child(name, time.sleep, 600, method="fork")
+            run_in_child(name, time.sleep, 600)
 
     def fails() -> None:
         began.wait()

@@ -174,4 +174,4 @@ def test_a_student_that_takes_them() -> None:
     ):
         assert (graph(*given) - expected).norm() < 1e-5 * expected.norm()
     assert is_per_width("time.pooled.fc1.weight")
-    assert "clip.pooled: this student takes no pooled vectors" in UNetConfig(text_streams=streams).problems()[0]
+    assert "clip has a pooled vector, which a U-Net does not take" in UNetConfig(text_streams=streams).problems()[0]
