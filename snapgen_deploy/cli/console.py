@@ -16,7 +16,7 @@ import traceback as tracebacks
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.cells import cell_len
@@ -282,7 +282,8 @@ class _Spinners:
     """A line with a spinner for each piece of work that runs."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._lock, self._bar, self._count = console, threading.Lock(), cast("RichProgress | None", None), 0
+        self._console, self._lock, self._count = console, threading.Lock(), 0
+        self._bar: RichProgress | None = None
 
     @contextmanager
     def shown(self, what: str) -> Iterator[OnProgress]:

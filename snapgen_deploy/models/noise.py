@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from snapgen_deploy.models.schedule import initial_noise
+from snapgen_deploy.runtime.noise import PHILOX as PHILOX
 from snapgen_deploy.runtime.noise import philox4x32 as philox4x32
 from snapgen_deploy.runtime.noise import philox_noise as philox_noise
 
-PHILOX, TORCH = "philox4x32-10", "torch"
+TORCH = "torch"
 DEFAULT_NOISE = TORCH  # the preview and the gates of the embedded checkpoint were judged with it
 NOISE_DOC = "docs/noise.md of snapgen-deploy"
 

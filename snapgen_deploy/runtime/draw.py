@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import threading
 import time
@@ -14,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from snapgen_deploy.errors import BadInput, SnapgenError
-from snapgen_deploy.runtime.noise import philox_noise
+from snapgen_deploy.runtime.noise import PHILOX, philox_noise
 from snapgen_deploy.runtime.prompt import RuleReader
 from snapgen_deploy.system.documents import parse_json
+from snapgen_deploy.system.files import sha256_of
 
 _SUFFIX, _PROVIDER = ".onnx", "CPUExecutionProvider"  # of components that onnxruntime runs on any processor
-_PHILOX = "philox4x32-10"
 _SEEDS = 1 << 63
-_CHUNK = 1 << 20
 Told = Callable[[int, int], object]  # calls of components that are done, and their number
 
 
@@ -139,7 +137,7 @@ class Drawable:
 
     def _noise(self, seed: int) -> np.ndarray:
         shape = (1, *self.manifest["latent"]["shape"])
-        if self.manifest["noise"]["generator"] == _PHILOX:
+        if self.manifest["noise"]["generator"] == PHILOX:
             return philox_noise(seed, shape)
         import torch  # where it is installed, a bundle of torch's noise draws, too
 
@@ -198,7 +196,7 @@ def open_for_drawing(path: str | Path, *, target: str | None = None, threads: in
     parts = manifest["targets"][key]["components"]
     if not _role(parts, "picture") or manifest.get("batch", 1) != 1:
         raise BadInput(f"{root} has no decoder, or draws several pictures in a call; use `generate`")
-    if manifest.get("noise", {}).get("generator") != _PHILOX:
+    if manifest.get("noise", {}).get("generator") != PHILOX:
         _need_torch(root)
     if check:
         _check(root, manifest, parts)
@@ -221,7 +219,7 @@ def _need_torch(root: Path) -> None:
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
-        raise BadInput(f"{root} begins pictures with noise of torch, which is not installed: export with --noise {_PHILOX}")
+        raise BadInput(f"{root} begins pictures with noise of torch, which is not installed: export with --noise {PHILOX}")
 
 
 def _read(path: Path) -> Any:
@@ -237,14 +235,11 @@ def _check(root: Path, manifest: Mapping[str, Any], parts: Mapping[str, Any]) ->
     used = {name: entry for part in parts.values() for name, entry in part["files"].items()}
     used |= {name: e for name, e in manifest["files"].items() if name.startswith("tokenizer") or name == "conformance.json"}
     for name, entry in used.items():
-        digest = hashlib.sha256()
         try:
-            with (root / name).open("rb") as file:
-                while block := file.read(_CHUNK):
-                    digest.update(block)
+            found = sha256_of(root / name)
         except OSError as error:
             raise BadInput(f"{root / name} cannot be read ({error.strerror})") from None
-        if digest.hexdigest() != entry["sha256"]:
+        if found != entry["sha256"]:
             raise BadInput(f"{root / name} is not the exported file: its SHA-256 is another one than in the manifest")
 
 
@@ -256,6 +251,6 @@ def _session(path: Path, threads: int) -> Any:
     options.log_severity_level = 3  # errors
     options.add_session_config_entry("session.force_spinning_stop", "1")  # sessions take turns
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=[_PROVIDER])
     except Exception as error:
         raise BadInput(f"{path}: onnxruntime cannot load it: {str(error).splitlines()[0][:200]}") from None

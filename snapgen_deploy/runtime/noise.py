@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+PHILOX = "philox4x32-10"  # its name in manifests
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # published constants, as the two below
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10

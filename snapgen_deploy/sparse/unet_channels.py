@@ -16,7 +16,7 @@ from snapgen_deploy.models.unet import GatedFeedForward, MultiQueryAttention, Sp
 from snapgen_deploy.sparse import fold
 from snapgen_deploy.sparse.channels_layers import ChannelsMLP
 from snapgen_deploy.sparse.library_parts import RotaryTable
-from snapgen_deploy.sparse.unet_image import ImageUNet, group_norm
+from snapgen_deploy.sparse.unet_image import ImageUNet, WrittenUNetBlock, group_norm
 
 
 class MapLayerNorm(nn.Module):
@@ -103,8 +103,8 @@ class MapGated(nn.Module):
         return out
 
 
-class MapUNetBlock(nn.Module):
-    """`models.unet.UNetBlock`."""
+class MapUNetBlock(WrittenUNetBlock):
+    """On x (B, C, H, W), text (B, T, 1, L), bias (B, 1, L, 1)."""
 
     def __init__(self, source: UNetBlock) -> None:
         super().__init__()
@@ -113,15 +113,6 @@ class MapUNetBlock(nn.Module):
         self.attention_norm = None if norm is None else MapLayerNorm(norm)
         self.cross_norm, self.ffn_norm = MapLayerNorm(source.cross_norm), MapLayerNorm(source.ffn_norm)
         self.cross, self.ffn = MapMultiQuery(source.cross), MapGated(source.ffn)
-
-    def forward(self, x: Tensor, text: Tensor, bias: Tensor, rope: RotaryTable) -> Tensor:
-        """x (B, C, H, W), text (B, T, 1, L), bias (B, 1, L, 1) -> (B, C, H, W)."""
-        if self.attention is not None and self.attention_norm is not None:
-            y = self.attention_norm(x)
-            x = x + self.attention(y, y, rope=rope)
-        x = x + self.cross(self.cross_norm(x), text, bias)
-        out: Tensor = x + self.ffn(self.ffn_norm(x))
-        return out
 
 
 class MapTransformer(nn.Module):

@@ -1,4 +1,4 @@
-"""The parts of the U-Net that see images, the same in both layouts: maps (B, C, H, W) from the latent to the velocity."""
+"""What is the same of the U-Net in both layouts: maps (B, C, H, W) from the latent to the velocity, and a block's order."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from snapgen_deploy.models.unet import DownLevel, NoiseLevelEmbedding, Separable
 from snapgen_deploy.sparse import fold
 from snapgen_deploy.sparse.decoder import ImageGroupNorm
 from snapgen_deploy.sparse.image_layers import Swish
+from snapgen_deploy.sparse.library_parts import RotaryTable
 
 # The map's transformer blocks and its level: (B, C, H, W), text, its bias -> (B, C, H, W).
 Written = Callable[[nn.Module, int], nn.Module]
@@ -19,6 +20,26 @@ Written = Callable[[nn.Module, int], nn.Module]
 def group_norm(source: nn.GroupNorm, native: bool) -> nn.Module:
     """A GroupNorm as one operation, or in means and a grouped convolution."""
     return source if native else ImageGroupNorm(source)
+
+
+class WrittenUNetBlock(nn.Module):
+    """`models.unet.UNetBlock` in the order of its parts, which a layout makes; self-attention and its norm may be None."""
+
+    attention: nn.Module | None
+    attention_norm: nn.Module | None
+    cross: nn.Module
+    cross_norm: nn.Module
+    ffn: nn.Module
+    ffn_norm: nn.Module
+
+    def forward(self, x: Tensor, text: Tensor, bias: Tensor, rope: RotaryTable) -> Tensor:
+        """x, text and bias as the layout has them -> the shape of x."""
+        if self.attention is not None and self.attention_norm is not None:
+            y = self.attention_norm(x)
+            x = x + self.attention(y, y, rope=rope)
+        x = x + self.cross(self.cross_norm(x), text, bias)
+        out: Tensor = x + self.ffn(self.ffn_norm(x))
+        return out
 
 
 class ImageSeparable(nn.Module):

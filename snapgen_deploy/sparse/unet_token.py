@@ -18,7 +18,7 @@ from snapgen_deploy.sparse.library_parts import NormParts, RotaryTable
 from snapgen_deploy.sparse.library_token import TokenRMSNorm, norm_over_tokens
 from snapgen_deploy.sparse.token_layers import GELUS, OpForm, TokenNorm
 from snapgen_deploy.sparse.token_student import TokenText
-from snapgen_deploy.sparse.unet_image import ImageUNet, group_norm
+from snapgen_deploy.sparse.unet_image import ImageUNet, WrittenUNetBlock, group_norm
 
 
 def _layer_norm(source: nn.LayerNorm, batch: int, ops: OpForm) -> TokenNorm:
@@ -88,8 +88,8 @@ class TokenGated(nn.Module):
         return out
 
 
-class TokenUNetBlock(nn.Module):
-    """`models.unet.UNetBlock`."""
+class TokenUNetBlock(WrittenUNetBlock):
+    """On x (B, N, C), text (B, L, T), bias (B, 1, L)."""
 
     def __init__(self, source: UNetBlock, batch: int, ops: OpForm) -> None:
         super().__init__()
@@ -98,15 +98,6 @@ class TokenUNetBlock(nn.Module):
         self.attention_norm = None if norm is None else _layer_norm(norm, batch, ops)
         self.cross_norm, self.ffn_norm = (_layer_norm(n, batch, ops) for n in (source.cross_norm, source.ffn_norm))
         self.cross, self.ffn = TokenMultiQuery(source.cross, batch, ops), TokenGated(source.ffn, ops)
-
-    def forward(self, x: Tensor, text: Tensor, bias: Tensor, rope: RotaryTable) -> Tensor:
-        """x (B, N, C), text (B, L, T), bias (B, 1, L) -> (B, N, C)."""
-        if self.attention is not None and self.attention_norm is not None:
-            y = self.attention_norm(x)
-            x = x + self.attention(y, y, rope=rope)
-        x = x + self.cross(self.cross_norm(x), text, bias)
-        out: Tensor = x + self.ffn(self.ffn_norm(x))
-        return out
 
 
 class TokenTransformer(nn.Module):
