@@ -185,7 +185,14 @@ def export(
         "bundles"
     ),
     threads: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: all.", metavar="N", rich_help_panel=HERE)
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="CPU threads, and processes side by side. Default: all; 1 converts one after the other.",
+            metavar="N",
+            rich_help_panel=HERE,
+        ),
     ] = None,
     sign: Annotated[
         Path | None,
