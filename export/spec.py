@@ -127,7 +127,8 @@ class TargetSpec:
     older_systems: OlderSystems | None = None
     from_figures: tuple[str, ...] = ()  # figures of a profile that become options of the same name; all are required
     folders: Mapping[str, str] = field(default_factory=dict)  # value of the option `folders` -> module that arranges the files
-    app: str = ""  # name of the app that draws with its files, in `snapgen_deploy.apps.registry`
+    # Apps of `snapgen_deploy.apps.registry` that draw with its files -> the class of the app that runs them, if it has one
+    apps: Mapping[str, str] = field(default_factory=dict)
     noise: str = ""  # generator of noise that its apps can make, for a bundle that is asked for none; "" for any
     writing: Writing = field(default_factory=Writing)
     memory: Memory = field(default_factory=Memory)

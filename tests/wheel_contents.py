@@ -11,6 +11,8 @@ NEEDED = (
     "snapgen_deploy/device_profiles/iphone16pm.toml",
     "snapgen_deploy/latency/__init__.py",
     "snapgen_deploy/latency/links/iphone_runner/RunnerTests/RunnerTests.swift",
+    "snapgen_deploy/apps/page/core.mjs",
+    "snapgen_deploy/apps/android/core/src/main/kotlin/snapgen/core/Bundle.kt",
     "snapgen_deploy/report/page.html.j2",
     "snapgen_deploy/assets/shapes.safetensors",
     "snapgen_deploy/assets/shapes_fidelity.txt",

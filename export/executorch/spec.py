@@ -28,6 +28,7 @@ XNNPACK = TargetSpec(
     basis="arm_cpu",
     placement=PLACEMENT,
     closed=_CLOSED,
+    apps={"android": "ExecuTorchEngine"},
 )
 # Of the delegates below only the embedded checkpoint was measured; what they take for each byte of a weight counts the copies
 # that the conversion makes. The links of Apple's devices run packages only.
@@ -65,4 +66,5 @@ VULKAN = TargetSpec(
     links=("adb",),
     placement=PLACEMENT,
     closed=_CLOSED,
+    apps={"android": "ExecuTorchEngine"},
 )

@@ -49,4 +49,5 @@ ONNX = TargetSpec(
     ),
     links=("adb",),
     basis="arm_cpu",
+    apps={"android": "OnnxruntimeEngine"},
 )

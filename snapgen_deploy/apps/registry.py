@@ -11,23 +11,32 @@ from pathlib import Path
 
 from snapgen_deploy.bundle.reader import Bundle
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.models.noise import PHILOX
 from snapgen_deploy.system.documents import several
+
+APP_MARK = "app.json"  # a file that says that a folder is an app of a bundle
 
 
 @dataclass(frozen=True)
 class App:
     """A kind of app. `packages`, for both functions, is a folder with the archives of foreign packages; None: the network.
 
-    `prepare` gets what the app needs besides a bundle, before any work; `write` writes it into an empty folder.
+    `prepare` gets what the app needs besides a bundle, before any work; `write` writes it, with the files of a bundle for a
+    target, into an empty folder.
     """
 
     name: str
-    target: str  # key of the target whose files it draws with
+    targets: tuple[str, ...]  # keys of the targets whose files it can draw with
+    mark: str  # a file that only apps of this kind have
     prepare: Callable[[Path | None], object]
-    write: Callable[[Bundle, Path, Path | None], None]
+    write: Callable[[Bundle, str, Path, Path | None], None]
 
 
-APPS: Mapping[str, str] = {"web": "snapgen_deploy.apps.site:WEB_APP"}  # name -> module and name of the record
+APPS: Mapping[str, str] = {  # name -> module and name of the record
+    "web": "snapgen_deploy.apps.site:WEB_APP",
+    "android": "snapgen_deploy.apps.android_app:ANDROID_APP",
+}
+APP_NOISE = PHILOX  # the only noise that every app makes
 
 
 def app_of(name: str) -> App:
@@ -53,7 +62,7 @@ def app_folder(bundle: Path, name: str) -> Path:
     return (bundle.parent if bundle.name == whole.name else whole.parent) / f"{whole.name}-app-{name}"
 
 
-def refuse_existing(folder: Path, *, overwrite: bool) -> None:
+def refuse_existing(app: App, folder: Path, *, overwrite: bool) -> None:
     """Check that an app may be written to a folder.
 
     Raises:
@@ -63,24 +72,47 @@ def refuse_existing(folder: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise BadInput(f"{folder} exists; give another place with --output, or --overwrite")
-    if not (folder / "site.json").is_file():
+    if not (folder / app.mark).is_file():
         raise BadInput(f"{folder} is no app of a bundle, so it is not replaced; give another place with --output")
 
 
-def write_app(app: App, bundle: Bundle, folder: Path, packages: Path | None = None, *, overwrite: bool = False) -> Path:
+def drawn_target(app: App, bundle: Bundle, asked: str | None = None) -> str:
+    """The target whose files an app of a bundle has: the one that is asked for, else the bundle's first that it can draw with.
+
+    Raises:
+        BadInput: if there is none.
+    """
+    if asked is not None and asked not in app.targets:
+        raise BadInput(f"--target {asked}: the app draws with {several(list(app.targets))}")
+    wanted = app.targets if asked is None else (asked,)
+    found: str | None = next((key for key in bundle.manifest["target_order"] if key in wanted), None)
+    if found is None:
+        said = f"{bundle.name} holds no {several(list(wanted), ' or ')}, which the app draws with"
+        raise BadInput(f"{said}: export with --target {wanted[0]}")
+    return found
+
+
+def write_app(
+    app: App,
+    bundle: Bundle,
+    folder: Path,
+    packages: Path | None = None,
+    *,
+    target: str | None = None,
+    overwrite: bool = False,
+) -> Path:
     """Write an app for a bundle; the folder appears whole or not at all.
 
     Raises:
         BadInput: if the bundle has nothing to draw with, a package cannot be had, or the folder is taken or cannot be written.
     """
-    if app.target not in bundle.targets:
-        raise BadInput(f"{bundle.name} holds no {app.target}, which the app draws with: export with --target {app.target}")
-    refuse_existing(folder, overwrite=overwrite)
+    drawn = drawn_target(app, bundle, target)
+    refuse_existing(app, folder, overwrite=overwrite)
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
             made = Path(place, "app")
             made.mkdir()
-            app.write(bundle, made, packages)
+            app.write(bundle, drawn, made, packages)
             if folder.exists():
                 shutil.rmtree(folder)
             made.rename(folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -14,16 +13,15 @@ from typing import Any
 
 from snapgen_deploy import __version__
 from snapgen_deploy.apps.npm import HF_TOKENIZERS, ONNXRUNTIME_WEB, NpmPackage, package_files
+from snapgen_deploy.apps.parts import AppFiles, refuse_undrawable, used_files, write_files
 from snapgen_deploy.apps.registry import App
-from snapgen_deploy.bundle.reader import CONFORMANCE, MANIFEST, Bundle
+from snapgen_deploy.bundle.reader import MANIFEST, Bundle
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.registry import specs
-from snapgen_deploy.families.registry import components_of
-from snapgen_deploy.models.noise import PHILOX
-from snapgen_deploy.system.files import is_file, sha256_of
+from snapgen_deploy.system.files import sha256_of
 
 _NAME = "web"
-TARGET = next(spec.key for spec in specs().values() if spec.app == _NAME)
+TARGET = next(spec.key for spec in specs().values() if _NAME in spec.apps)
 FIRST_PAGE = "index.html"
 # `wasm-unsafe-eval` compiles WebAssembly, and nothing else. Scripts and styles are files of the site; none is inline.
 POLICY = (
@@ -47,17 +45,11 @@ _PACKAGES: tuple[NpmPackage, ...] = (ONNXRUNTIME_WEB, HF_TOKENIZERS)
 class Site:
     """All files of a site by their path in it: a file elsewhere, or the content."""
 
-    files: Mapping[str, Path | bytes]
+    files: AppFiles
 
     def write(self, folder: Path) -> None:
         """Copy everything into a folder."""
-        for name, content in self.files.items():
-            place = folder / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, bytes):
-                place.write_bytes(content)
-            else:
-                shutil.copyfile(content, place)
+        write_files(self.files, folder)
 
 
 def get_packages(archives: Path | None) -> dict[str, Path]:
@@ -85,7 +77,7 @@ def site_of(bundle: Bundle, archives: Path | None = None) -> Site:
     foreign = {name: _entry(content) for name, content in files.items()}
     files |= {name: _page(name).encode() for name in _PAGE}
     files[FIRST_PAGE] = _page(FIRST_PAGE, TITLE=html.escape(str(bundle.manifest["name"])), POLICY=html.escape(POLICY)).encode()
-    inside = [MANIFEST, *sorted(_used(bundle))]
+    inside = [MANIFEST, *sorted(used_files(bundle, TARGET))]
     files |= {f"bundle/{name}": bundle.path / name for name in inside}
     hashes = {name: _entry(content)["sha256"] for name, content in files.items() if not name.startswith("bundle/")}
     manifest = _entry(bundle.path / MANIFEST)
@@ -132,36 +124,15 @@ def _entry(content: Path | bytes) -> dict[str, Any]:
     return {"bytes": content.stat().st_size, "sha256": sha256_of(content)}
 
 
-def _used(bundle: Bundle) -> set[str]:
-    """Files of a bundle that the page loads, besides the manifest."""
-    components = bundle.manifest["targets"][TARGET]["components"].values()
-    tokenizers = {spec.reads.file for spec in components_of(bundle.config).encoders}
-    return {name for c in components for name in c["files"]} | tokenizers | {CONFORMANCE, bundle.test_vectors.name}
-
-
 def _refuse_undrawable(bundle: Bundle) -> None:
     """BadInput for a bundle that a page cannot draw with."""
     if TARGET not in bundle.targets:
         raise BadInput(f"{bundle.name} holds no {TARGET}, which a page draws with: export with --device web")
-    if not is_file(bundle.path / CONFORMANCE):
-        raise BadInput(f"{bundle.name} has no {CONFORMANCE}; export it again with this release")
-    if bundle.noise_generator != PHILOX:
-        raise BadInput(
-            f"{bundle.name} begins pictures with noise of {bundle.noise_generator}, which a page cannot make: export with "
-            f"--noise {PHILOX}"
-        )
-    components, config = components_of(bundle.config), bundle.config
-    if components.decoder is None:
-        raise BadInput(f"{bundle.name} has no decoder: it cannot draw a picture")
-    read = {spec.reads.stream for spec in components.encoders} | set(config.absent_streams)
-    if left := [stream.name for stream in config.student.text_streams if stream.name not in read]:
-        raise BadInput(f"{bundle.name}: no text encoder of it makes the text stream {left[0]}, so that a page cannot draw")
-    if missing := [spec.reads.file for spec in components.encoders if not is_file(bundle.path / spec.reads.file)]:
-        raise BadInput(f"{bundle.name} has no {missing[0]}: a prompt cannot be drawn from it")
+    refuse_undrawable(bundle, "a page")
 
 
-def _write(bundle: Bundle, folder: Path, archives: Path | None) -> None:
+def _write(bundle: Bundle, target: str, folder: Path, archives: Path | None) -> None:
     site_of(bundle, archives).write(folder)
 
 
-WEB_APP = App(_NAME, TARGET, get_packages, _write)
+WEB_APP = App(_NAME, (TARGET,), "site.json", get_packages, _write)

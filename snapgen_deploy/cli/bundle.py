@@ -64,7 +64,12 @@ def bom(
 
 def make_app(
     bundle: Annotated[Path, typer.Argument(help="A bundle that `export` wrote.")],
-    name: Annotated[str, typer.Argument(help="Kind of app: web.", metavar="NAME")],
+    name: Annotated[str, typer.Argument(help="Kind of app: web, android.", metavar="NAME")],
+    *,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Target whose files the app gets. Default: the bundle's first that it draws with.", metavar="NAME"),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write. Default: BUNDLE-app-NAME.", metavar="FOLDER")
     ] = None,
@@ -72,7 +77,8 @@ def make_app(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an app that is there.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write an app that draws with a bundle: for the web, a folder that any host of static files serves.
+    """Write an app that draws with a bundle: for the web, a folder that any host of static files serves; for Android, a project
+    for Gradle and Android Studio.
 
     It has what it needs of the bundle, and checks the hashes of all files before it draws. Its README says how to ship it.
     """
@@ -81,7 +87,8 @@ def make_app(
 
     kind, opened = app_of(name), open_bundle(bundle)
     check_hashes(opened)
-    say(f"app: {write_app(kind, opened, output or app_folder(opened.path, name), packages, overwrite=overwrite)}")
+    folder = output or app_folder(opened.path, name)
+    say(f"app: {write_app(kind, opened, folder, packages, target=target, overwrite=overwrite)}")
 
 
 def _print(found: BundleUpdate) -> None:

@@ -172,14 +172,14 @@ def export(
         str | None,
         typer.Option(
             help="What makes noise from a seed: torch, or philox4x32-10, which every language can make. Default: what "
-            "the targets' apps can make, else torch.",
+            "the apps of --app and of the targets can make, else torch.",
             metavar="NAME",
             rich_help_panel=YOUR_MODEL,
         ),
     ] = None,
     app: Annotated[
         list[str] | None,
-        typer.Option(help="Also write an app that draws with the bundle, beside it: web. Repeatable.", metavar="NAME"),
+        typer.Option(help="Also write an app that draws with the bundle, beside it: web, android. Repeatable.", metavar="NAME"),
     ] = None,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the bundle.", metavar="FOLDER")] = Path(
         "bundles"
@@ -278,7 +278,8 @@ def export(
         max_latency_ms=parse_duration(max_latency) if max_latency else None,
         batch=batch,
     )
-    plan = _with_noise(plan, noise)
+    apps = _apps(app or (), plan)
+    plan = _with_noise(plan, noise, apps)
     plan = with_mixed(
         plan,
         opened,
@@ -318,7 +319,6 @@ def export(
         _show_plan(opened, plan, pictures, executor, as_json=False)
     if strict:
         refuse_warnings(plan)
-    apps = _apps(app or (), plan)
     if dry_run:
         from snapgen_deploy.job.begin import refuse_what_cannot_begin
 
@@ -360,11 +360,13 @@ def export(
 def _apps(names: Sequence[str], plan: ExportPlan) -> list[App]:
     """The apps that are to be written, each of which draws with a target of the plan."""
     from snapgen_deploy.apps.registry import app_of
+    from snapgen_deploy.system.documents import several
 
-    found = [app_of(name) for name in names]
+    found, exported = [app_of(name) for name in names], {target.key for target in plan.targets}
     for kind in found:
-        if kind.target not in {target.key for target in plan.targets}:
-            raise BadInput(f"--app {kind.name} draws with {kind.target}, which is not exported: add --target {kind.target}")
+        if exported.isdisjoint(kind.targets):
+            wanted, first = several(list(kind.targets), " or "), kind.targets[0]
+            raise BadInput(f"--app {kind.name} draws with {wanted}, which is not exported: add --target {first}")
     return found
 
 
@@ -374,11 +376,17 @@ def _write_app(kind: App, bundle: Bundle, *, overwrite: bool) -> Path:
     return write_app(kind, bundle, app_folder(bundle.path, kind.name), overwrite=overwrite)
 
 
-def _with_noise(plan: ExportPlan, noise: str | None) -> ExportPlan:
+def _with_noise(plan: ExportPlan, noise: str | None, apps: Sequence[App]) -> ExportPlan:
     from snapgen_deploy.models.noise import GENERATORS
 
     if noise is not None and noise not in GENERATORS:
         raise BadInput(f"--noise: got '{noise}', expected one of {', '.join(GENERATORS)}")
+    if apps:
+        from snapgen_deploy.apps.registry import APP_NOISE
+
+        if noise not in (None, APP_NOISE):
+            raise BadInput(f"--noise {noise}: --app {apps[0].name} makes {APP_NOISE} only; leave --noise out")
+        noise = APP_NOISE
     return plan if noise is None else replace(plan, noise=noise)
 
 
