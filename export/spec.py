@@ -135,6 +135,7 @@ class TargetSpec:
     tools: tuple[str, ...] = ()  # packages whose version may change a converted file
     runtime: Runtime = field(default_factory=Runtime)
     links: tuple[str, ...] = ()  # values of `bench --link` that run its files
+    machines: tuple[str, ...] = ()  # other machines that run its files here, by their names in `snapgen_deploy.machines`
     basis: _Basis | None = None  # basis of an estimate of its time on a device without measurements
     extra: Extra | None = None  # the extra that installs its tools
     placement: OneUnit | OneDelegate | None = None  # None: its files do not say where operators run

@@ -24,7 +24,7 @@ ROWS = (
     ("families",),
     ("checkpoint",),
     ("export",),
-    ("device_profiles",),
+    ("device_profiles", "machines"),
     ("plan",),
     ("drawing",),
     ("bundle", "quantise", "golden"),

@@ -48,6 +48,7 @@ ONNX = TargetSpec(
         host_default=True,
     ),
     links=("adb",),
+    machines=("arm64",),
     basis="arm_cpu",
     apps={"android": "OnnxruntimeEngine"},
 )

@@ -37,5 +37,6 @@ WEB = replace(
         instead="measure in a browser: `python -m benchmarks.web`, or the page's own record",
     ),
     links=(),
+    machines=(),
     basis=None,
 )

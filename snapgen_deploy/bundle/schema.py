@@ -65,6 +65,7 @@ class _Gate(BaseModel):
     name: Text
     verdict: Text
     size: str = ""
+    on: str = ""
     value: Number | None = None
     limit: Number | None = None
 

@@ -54,11 +54,10 @@ def refuse_other_limits(bundle: Bundle, gates: Sequence[Gate]) -> None:
     Raises:
         GateFailed: if a limit differs.
     """
-    recorded = bundle.manifest["gates"]
-    then = {(g.get("target"), g.get("component"), g.get("name"), g.get("size", "")): g.get("limit") for g in recorded}
-    pairs = [(g, then.get((g.target, g.component, g.name, g.size), g.limit)) for g in gates]
+    then = _recorded(bundle, "limit")
+    pairs = [(g, then.get(g.key, g.limit)) for g in gates]
     _refuse(
-        bundle, [f"{g.target} {g.where} {g.name} was held to {was}, now to {g.limit:g}" for g, was in pairs if was != g.limit]
+        bundle, [f"{g.what} {g.where} {g.name} was held to {was}, now to {g.limit:g}" for g, was in pairs if was != g.limit]
     )
 
 
@@ -71,14 +70,19 @@ def refuse_other_values(bundle: Bundle, gates: Sequence[Gate]) -> None:
     Raises:
         GateFailed: if a value differs.
     """
-    recorded = bundle.manifest["gates"]
-    then = {(g.get("target"), g.get("component"), g.get("name"), g.get("size", "")): g.get("value") for g in recorded}
+    then = _recorded(bundle, "value")
     wrong = []
     for g in gates:
-        was = then.get((g.target, g.component, g.name, g.size)) if g.verdict == "passed" else None
+        was = then.get(g.key) if g.verdict == "passed" else None
         if was is not None and g.value is not None and not abs(g.value - was) <= NEARLY * max(abs(g.limit), abs(was)):
-            wrong.append(f"{g.target} {g.where} {g.name} is recorded as {was:.3g} and now {g.value:.3g}")
+            wrong.append(f"{g.what} {g.where} {g.name} is recorded as {was:.3g} and now {g.value:.3g}")
     _refuse(bundle, wrong)
+
+
+def _recorded(bundle: Bundle, field: str) -> dict[tuple[str, ...], Any]:
+    """One field of every gate in the manifest, by `Gate.key`."""
+    names = ("target", "component", "name", "size", "on")
+    return {tuple(g.get(name, "") for name in names): g.get(field) for g in bundle.manifest["gates"]}
 
 
 def refuse_other_cases(bundle: Bundle, vectors: ReferenceVectors) -> None:

@@ -22,6 +22,7 @@ from snapgen_deploy.export.spec import OneDelegate, OneUnit
 from snapgen_deploy.families.component import LATENT, PICTURE, ComponentSpec
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.golden.vectors import PIPELINE, GoldenPicture, GoldenVectors
+from snapgen_deploy.machines.registry import machine_of, obstacle
 from snapgen_deploy.models import ModelConfig, Schedule
 from snapgen_deploy.system.progress import OnProgress, ignore_progress
 
@@ -43,17 +44,29 @@ class Gate:
     verdict: Verdict
     detail: str = ""  # unit or reason
     size: str = ""  # picture size in a bundle of several
+    on: str = ""  # the machine that ran the files; "" for this one
 
     @property
     def where(self) -> str:
         """The component, and the picture size if the bundle has several."""
         return f"{self.component} {self.size}".strip()
 
+    @property
+    def what(self) -> str:
+        """The target, and the machine if it is another one."""
+        return f"{self.target} on {self.on}" if self.on else self.target
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What tells the gates of a bundle apart."""
+        return self.target, self.component, self.name, self.size, self.on
+
     def as_dict(self) -> dict[str, Any]:
-        """For the manifest, without an empty size. Values have three significant digits, so that a rerun writes the same."""
+        """For the manifest, without what is empty. Values have three significant digits, so that a rerun writes the same."""
         data = asdict(self)
-        if not self.size:
-            del data["size"]
+        for name in ("size", "on"):
+            if not data[name]:
+                del data[name]
         if self.value is not None:
             data["value"] = float(f"{self.value:.3g}") if math.isfinite(self.value) else None
         return data
@@ -129,6 +142,7 @@ class SavedTarget:
     threads: int
     batch: int = 1  # pictures that a call draws
     golden: GoldenVectors | None = None  # of this picture size
+    on: str = ""  # the machine that runs the files, as in `snapgen_deploy.machines`; "" for this one
 
 
 def check_sizes(
@@ -155,20 +169,52 @@ def check_sizes(
 
 
 def check_target(saved: SavedTarget, vectors: ReferenceVectors, on_progress: OnProgress = ignore_progress) -> Checked:
-    """Run every gate of one target: its saved files on the test vectors, and where their operators are placed."""
-    key, precision, limits, artifacts = saved.key, saved.precision, saved.limits, saved.artifacts
-    config, schedule = saved.config, saved.schedule
-    target, variant = target_of(key)
-    reason = target.unavailable(variant)
-    placing = spec_of(key).placement is not None
-    descriptions = {role: target.describe(a.path, a.entry) for role, a in artifacts.items() if placing}
-    placed = placement_gates(key, descriptions, reason, [s.name for s in components_of(config) if not s.in_delegate])
+    """Run every gate of one target: its saved files on the test vectors, and where their operators are placed.
+
+    Another machine runs the files alone: where this one's runtime places operators says nothing of it.
+    """
+    machine = machine_of(saved.on) if saved.on else None
+    if machine is None:
+        target, variant = target_of(saved.key)
+        reason = target.unavailable(variant)
+        placed = _placement(saved, reason)  # before the files are opened: both would be in memory
+        opened = {
+            role: target.open(a.path, threads=saved.threads, entry=a.entry) for role, a in saved.artifacts.items() if not reason
+        }
+    else:
+        reason, placed = obstacle(machine, spec_of(saved.key)), []
+        opened = {role: machine.open(a.path, threads=saved.threads) for role, a in saved.artifacts.items() if not reason}
     if reason is not None:
-        skipped = [Gate(key, role, "relative_error", None, limits.error, "not_run", reason) for role in artifacts]
-        skipped.append(Gate(key, "pipeline", "psnr", None, limits.psnr, "not_run", reason))
-        return Checked((*skipped, *_idle_golden_gates(saved, reason), *placed), ())
-    runners = {role: target.open(a.path, threads=saved.threads, entry=a.entry) for role, a in artifacts.items()}
-    opened = dict(runners)
+        gates, pictures = _idle_gates(saved, reason), list[np.ndarray]()
+    else:
+        gates, pictures = _run_gates(saved, opened, vectors, on_progress)
+    return Checked(tuple(replace(gate, on=saved.on) for gate in (*gates, *placed)), tuple(pictures))
+
+
+def _placement(saved: SavedTarget, reason: str | None) -> list[Gate]:
+    """The gates for where operators run, if the target's record has a rule."""
+    if spec_of(saved.key).placement is None:
+        return []
+    target, _ = target_of(saved.key)
+    descriptions = {role: target.describe(a.path, a.entry) for role, a in saved.artifacts.items()}
+    return placement_gates(saved.key, descriptions, reason, [s.name for s in components_of(saved.config) if not s.in_delegate])
+
+
+def _idle_gates(saved: SavedTarget, reason: str) -> list[Gate]:
+    """The gates of files that cannot run."""
+    limits = saved.limits
+    skipped = [Gate(saved.key, role, "relative_error", None, limits.error, "not_run", reason) for role in saved.artifacts]
+    skipped.append(Gate(saved.key, "pipeline", "psnr", None, limits.psnr, "not_run", reason))
+    return [*skipped, *_idle_golden_gates(saved, reason)]
+
+
+def _run_gates(
+    saved: SavedTarget, opened: Mapping[Role, Runner], vectors: ReferenceVectors, on_progress: OnProgress
+) -> tuple[list[Gate], list[np.ndarray]]:
+    """The gates of opened files, and the pictures that they draw."""
+    key, precision, limits = saved.key, saved.precision, saved.limits
+    config, schedule = saved.config, saved.schedule
+    runners = dict(opened)
     calls = len(in_calls(len(vectors.prompts), saved.batch)) * (len(schedule.sigmas) - 1)  # per comparison
     components = components_of(config)
     student = components.denoiser
@@ -191,7 +237,7 @@ def check_target(saved: SavedTarget, vectors: ReferenceVectors, on_progress: OnP
     gates += _golden_gates(saved, opened)
     if precision != "fp32":
         gates += [gate for role, runner in opened.items() if (gate := _headroom_gate(key, role, runner)) is not None]
-    return Checked((*gates, *placed), tuple(pictures))
+    return gates, pictures
 
 
 def error_limit(precision: str, spec: ComponentSpec, limits: Limits) -> float:

@@ -1,4 +1,4 @@
-"""Runs a finished bundle's gates again, from its own files and test vectors.
+"""Runs a finished bundle's gates again, from its own files and test vectors: on this machine, or on others.
 
 The checkpoint is not needed. Therefore gates that compare its own networks are `not_run`: the fidelity gates, which draw many
 pictures with the fp32 reference, and those of the reference on golden vectors.
@@ -6,7 +6,7 @@ pictures with the fp32 reference, and those of the reference on golden vectors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,13 @@ from snapgen_deploy.system.progress import Progress
 _FIDELITY = "fidelity_"  # how the names of its gates begin
 
 
-def rerun_gates(bundle: Bundle, threads: int, progress: Progress, golden: Path | None = None) -> tuple[Gate, ...]:
+def rerun_gates(
+    bundle: Bundle, threads: int, progress: Progress, golden: Path | None = None, on: Sequence[str] = ()
+) -> tuple[Gate, ...]:
     """Run all gates of all targets, each target in a fresh process.
 
-    Golden vectors are those in `golden`, else the bundle's own.
+    Golden vectors are those in `golden`, else the bundle's own. With `on`, names of machines, these run the files in place of
+    this one.
 
     Raises:
         GateFailed: if the manifest contradicts the bundle's files, records a failed gate or other limits, or conformance.json
@@ -62,16 +65,22 @@ def rerun_gates(bundle: Bundle, threads: int, progress: Progress, golden: Path |
             )
             for size, view in views.items()
         }
-        with progress(f"{key}: running the bundle's files") as on_progress:
-            checked, _ = run_in_child(f"{key} check", check_sizes, saved, vectors, on_progress=on_progress)
-            gates += [gate for one in checked.values() for gate in one.gates]
+        for machine in on or ("",):
+            there = {size: replace(files, on=machine) for size, files in saved.items()}
+            what = f"{key} on {machine}" if machine else key
+            with progress(f"{what}: running the bundle's files") as on_progress:
+                checked, _ = run_in_child(f"{what} check", check_sizes, there, vectors, on_progress=on_progress)
+                gates += [gate for one in checked.values() for gate in one.gates]
     own = [g for g in gates if golden is None or g.name not in (GOLDEN_ERROR, GOLDEN_PSNR)]
     refuse_other_limits(bundle, own)
     refuse_other_values(bundle, own)
     default = bundle.sizes[0]
     refuse_other_cases(views[default], vectors[default])
-    left = (g for g in bundle.manifest["gates"] if g["name"].startswith(_FIDELITY) or g["target"] == OF_REFERENCE)
-    return (*gates, *(replace(Gate(**g), value=None, verdict="not_run", detail=_left(g)) for g in left))
+    needing = (g for g in bundle.manifest["gates"] if g["name"].startswith(_FIDELITY) or g["target"] == OF_REFERENCE)
+    left = [(g, "it needs the checkpoint, which a bundle does not contain") for g in needing]
+    elsewhere = (g for g in bundle.manifest["gates"] if g.get("on", "") not in ("", *on))
+    left += [(g, f"it needs another machine, --on {g['on']}") for g in elsewhere]
+    return (*gates, *(replace(Gate(**g), value=None, verdict="not_run", detail=f"{why}; {_then(g)}") for g, why in left))
 
 
 def _golden(bundle: Bundle, given: Path | None) -> GoldenVectors | None:
@@ -81,7 +90,7 @@ def _golden(bundle: Bundle, given: Path | None) -> GoldenVectors | None:
     return open_golden(path, bundle.config, bundle.at(None), bundle.tokenizers())
 
 
-def _left(gate: Mapping[str, Any]) -> str:
-    """Why a gate of the export is not run again, and its result at export."""
+def _then(gate: Mapping[str, Any]) -> str:
+    """The result of a gate at export."""
     then = gate["verdict"] if gate["value"] is None else f"{gate['verdict']} with {gate['value']:g}"
-    return f"it needs the checkpoint, which a bundle does not contain; at export: {then}"
+    return f"at export: {then}"

@@ -95,6 +95,7 @@ def _register() -> None:
         report,
         run_coreml,
         serve,
+        setup,
         verify,
     )
 
@@ -111,6 +112,7 @@ def _register() -> None:
         doctor.doctor,
         generate.generate,
         run_coreml.run_coreml,
+        setup.setup,
     ):
         app.command(function.__name__.replace("_", "-"), help=_paragraphs(function.__doc__ or ""))(function)
     about_bundles = typer.Typer(no_args_is_help=True, help="Bundles as an app ships them.")

@@ -168,6 +168,14 @@ def export(
             rich_help_panel=SAME_PICTURE,
         ),
     ] = False,
+    check_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also run the saved files on another machine, such as arm64 or arm64:cortex-a53 (see `setup`). Repeatable.",
+            metavar="MACHINE",
+            rich_help_panel=SAME_PICTURE,
+        ),
+    ] = None,
     noise: Annotated[
         str | None,
         typer.Option(
@@ -245,6 +253,7 @@ def export(
     from snapgen_deploy.job.pictures import Asked, pictures_of
     from snapgen_deploy.job.strict import refuse_warnings
     from snapgen_deploy.latency.estimate.estimate import plan_estimator
+    from snapgen_deploy.machines.registry import machine_of
     from snapgen_deploy.plan.make import make_plan
     from snapgen_deploy.quantise.settings import EXECUTOR, with_mixed
     from snapgen_deploy.system.files import stamps
@@ -313,6 +322,7 @@ def export(
         golden=held,
         hold_to_libraries=not no_library_golden,
         sign=sign,
+        check_on=tuple(dict.fromkeys(machine_of(name).key for name in check_on or ())),
         executor=executor,
     )
     if not as_json:

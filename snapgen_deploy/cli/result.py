@@ -26,16 +26,16 @@ def print_gates(gates: Sequence[dict[str, Any]]) -> None:
     for g in gates:
         value = "—" if g["value"] is None else f"{g['value']:.3g}"
         verdict = f"[{colours[g['verdict']]}]{g['verdict']}[/]"
-        target, limit = "" if g["target"] == shown else cell(g["target"]), limit_text(g["name"], g["limit"])
+        target, limit = "" if _where(g) == shown else cell(_where(g)), limit_text(g["name"], g["limit"])
         table.add_row(target, escape(_component(g)), cell(g["name"].replace("_", " ")), value, limit, verdict)
-        shown = g["target"]
+        shown = _where(g)
     out().print(table)
     for g in gates:
         if g["name"] == "largest_value":
-            line = f"{g['target']} {_component(g)}, closest to the largest fp16 number: {g['detail'].partition('; ')[0]}"
+            line = f"{_where(g)} {_component(g)}, closest to the largest fp16 number: {g['detail'].partition('; ')[0]}"
             out().print(plain(line), style="dim", markup=False)
         elif g["verdict"] != "passed":
-            line = f"{g['target']} {_component(g)} {g['name']}: {g['verdict']}: {g['detail']}"
+            line = f"{_where(g)} {_component(g)} {g['name']}: {g['verdict']}: {g['detail']}"
             say(plain(line))  # a reason may contain brackets, such as pip extras
 
 
@@ -43,6 +43,11 @@ def count_verdicts(gates: Sequence[Mapping[str, Any]]) -> str:
     """`4 gates passed, 0 failed, 1 not run`."""
     passed, failed, idle = (sum(g["verdict"] == verdict for g in gates) for verdict in ("passed", "failed", "not_run"))
     return f"{passed} gates passed, {failed} failed, {idle} not run"
+
+
+def _where(gate: dict[str, Any]) -> str:
+    """The target of a gate, with the machine if it is another one."""
+    return f"{gate['target']} on {gate['on']}" if gate.get("on") else str(gate["target"])
 
 
 def _component(gate: dict[str, Any]) -> str:

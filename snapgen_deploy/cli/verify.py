@@ -23,6 +23,13 @@ def verify(
     golden: Annotated[
         Path | None, typer.Option(help="Golden vectors to hold the files against. Default: the bundle's own.", metavar="FILE")
     ] = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Run the files on another machine instead, such as arm64 or arm64:cortex-a53 (see `setup`). Repeatable.",
+            metavar="MACHINE",
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: all.")] = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -35,14 +42,16 @@ def verify(
     """
     from snapgen_deploy.bundle.reader import check_hashes, open_bundle
     from snapgen_deploy.check.verify import rerun_gates
+    from snapgen_deploy.machines.registry import machine_of
 
+    machines = list(dict.fromkeys(machine_of(name).key for name in on or ()))
     opened = open_bundle(bundle)
     check_hashes(opened)
     if key is not None:
         from snapgen_deploy.bundle.signature import verify_signature
 
         verify_signature(opened.path, key)
-    gates = () if hashes_only else rerun_gates(opened, threads or default_threads(), progress(quiet=as_json), golden)
+    gates = () if hashes_only else rerun_gates(opened, threads or default_threads(), progress(quiet=as_json), golden, machines)
     data = [g.as_dict() for g in gates]
     if as_json:
         signed = {"signature": "passed"} if key is not None else {}

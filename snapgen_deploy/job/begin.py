@@ -54,7 +54,7 @@ def begun(
         validate_values(checkpoint)
     speed_estimates = {size: estimate_speed(checkpoint.config, plan.at(size)) for size in plan.sizes}
     golden = (request.golden.sha256 if request.golden is not None else "") + ("libraries" * request.hold_to_libraries)
-    key = _plan_key(checkpoint, plan, calibration_key(request.calibration, plan) + golden)
+    key = _plan_key(checkpoint, plan, calibration_key(request.calibration, plan) + golden + "".join(request.check_on))
     with (
         staging(final, key, overwrite=request.overwrite, resume=request.resume) as stage,
         temporary_files_in(stage.scratch),  # those of this process and of all that it starts

@@ -25,6 +25,13 @@ def check_files(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exporte
     saved[default] = replace(saved[default], golden=job.golden)
     with job.working(f"{target.key}: running what was saved", target.key) as on_progress:
         checked, peak = run_in_child(f"{target.key} check", check_sizes, saved, reference.vectors, on_progress=on_progress)
+    for machine in job.request.check_on:
+        there = {size: replace(files, on=machine) for size, files in saved.items()}
+        what = f"{target.key} check on {machine}"
+        with job.working(f"{target.key}: running what was saved on {machine}", target.key) as on_progress:
+            found, used = run_in_child(what, check_sizes, there, reference.vectors, on_progress=on_progress)
+        checked = {size: replace(one, gates=(*one.gates, *found[size].gates)) for size, one in checked.items()}
+        peak = max(peak, used)
     return CheckedFiles(checked, peak)
 
 
@@ -74,4 +81,4 @@ def _saved(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exported], s
 
 
 def _gate_text(gate: Gate) -> str:
-    return f"{gate.target} {gate.where} {gate.name} = {gate.value:.3g}, limit {gate.limit:g} {gate.detail}".strip()
+    return f"{gate.what} {gate.where} {gate.name} = {gate.value:.3g}, limit {gate.limit:g} {gate.detail}".strip()

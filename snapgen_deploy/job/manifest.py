@@ -21,6 +21,7 @@ from snapgen_deploy.job.manifest_sizes import add_sizes
 from snapgen_deploy.job.records import Exported
 from snapgen_deploy.job.sizes import whole
 from snapgen_deploy.job.state import ExportJob, Made
+from snapgen_deploy.machines.registry import machine_of
 from snapgen_deploy.models.noise import NOISE_DOC
 from snapgen_deploy.models.serialise import config_to_dict
 from snapgen_deploy.plan.plan import TargetPlan
@@ -99,6 +100,7 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
         "estimates": list(estimate.estimates),
         "fidelity": {key: record for key, record in fidelity.items() if record is not None},
         "gates": [g.as_dict() for g in made.gates],
+        **({"checked_on": {name: machine_of(name).versions() for name in on}} if (on := job.request.check_on) else {}),
         "compared_with": compared_with(golden, config),
         **({"golden": {"file": GOLDEN, "computed_in": golden.computed_in, "rows": golden.counts}} if golden else {}),
         # with several text encoders, the tokenizer file of each; a single one has tokenizer.json

@@ -30,4 +30,5 @@ class Request:
     golden: GoldenVectors | None = None  # the team's own, of the default picture size
     hold_to_libraries: bool = True  # components of libraries, on vectors that these make
     sign: Path | None = None  # private key to sign the bundle with
+    check_on: tuple[str, ...] = ()  # machines besides this one that run the saved files, by their keys
     executor: str = "here"  # where mixed precision measures layers

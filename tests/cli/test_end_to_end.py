@@ -122,6 +122,7 @@ def test_the_server_bundle_has_the_diffusers_layout_and_the_same_bytes_twice(che
     """One of the two converts everything itself; the other's components were converted before, by whoever came first."""
     sums = []
     arguments = ("export", "--device", "server", "--width", "tiny", "--checkpoint", checkpoint, "--threads", 1, "--no-cache")
+    arguments = (*arguments, "--check-on", "arm64")
     for place in ("first", "second"):
         done = invoke(*arguments, "-o", tmp_path / place)
         assert done.exit_code == 0, done.output
@@ -129,6 +130,10 @@ def test_the_server_bundle_has_the_diffusers_layout_and_the_same_bytes_twice(che
         sums.append((root / "SHA256SUMS").read_text())
         monkeypatch.delenv(PLACE, raising=False)
     assert sums[0] == sums[1]
+    idle = [g for g in open_bundle(root).manifest["gates"] if "on" in g]
+    assert {(g["on"], g["verdict"], g["name"]) for g in idle} == {
+        ("arm64:cortex-a76", "not_run", name) for name in ("relative_error", "psnr")
+    }
     with safe_open(root / "test_vectors.safetensors", "np") as file:
         assert len(file.metadata()) == 1  # several would come in random order: other bytes every second time
     names = {line.split("  ")[1] for line in sums[0].splitlines()}

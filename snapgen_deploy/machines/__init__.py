@@ -1,0 +1,1 @@
+"""Machines besides this one that run saved files here: emulated processors."""

@@ -1,0 +1,64 @@
+"""`verify --on`: gates of files that another machine runs."""
+
+import json
+from dataclasses import dataclass, replace
+
+from snapgen_deploy.bundle.reader import open_bundle
+from snapgen_deploy.check import gates, verify
+from snapgen_deploy.check.verify import rerun_gates
+from snapgen_deploy.export.registry import target_of
+from snapgen_deploy.system.progress import no_progress
+from tests.cli.conftest import in_this_process, invoke
+
+
+@dataclass
+class Wrong:
+    """A machine that computes as this one does, but for the factor that its name has."""
+
+    key: str
+    name: str = "arm64"
+
+    def unavailable(self):
+        return None
+
+    def open(self, path, *, threads):
+        run = target_of("onnx")[0].open(path, threads=threads)
+        factor = float(self.key.partition(":")[2])
+        return lambda inputs: {name: value * factor for name, value in run(inputs).items()}
+
+
+def test_gates_say_which_machine_ran_the_files(bundle, monkeypatch):
+    in_this_process(monkeypatch, modules=(verify,))
+    monkeypatch.setattr(gates, "machine_of", Wrong)
+    opened = open_bundle(bundle)
+    found = rerun_gates(opened, 1, no_progress, on=["arm64:1", "arm64:1.01"])
+    ran = [g for g in found if g.target == "onnx:cpu"]
+    assert {g.on: g.verdict for g in ran if g.component == "student"} == {"arm64:1": "passed", "arm64:1.01": "failed"}
+    assert [g.as_dict()["on"] for g in ran[:1]] == ["arm64:1"]
+    assert {g.name for g in ran} == {"relative_error", "psnr"}  # placement is this machine's
+    idle = [g for g in found if g.target != "onnx:cpu"]
+    assert {g.verdict for g in idle} == {"not_run"}
+    assert {g.detail for g in idle} == {f"arm64 here runs no files of {key}" for key in opened.targets if key != "onnx:cpu"}
+
+
+def test_without_a_setup_they_are_not_run(bundle, monkeypatch):
+    in_this_process(monkeypatch, modules=(verify,))
+    done = invoke("verify", bundle, "--on", "arm64", "--on", "arm64:cortex-a76", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["gates"]
+    assert {(g["verdict"], g["on"]) for g in found} == {("not_run", "arm64:cortex-a76")}
+    assert "arm64: it is not set up; run `snapgen-deploy setup arm64`" in {g["detail"] for g in found}
+    refused = invoke("verify", bundle, "--on", "arm64:m1")
+    assert refused.exit_code == 2
+    assert "no processor 'm1'" in refused.stderr
+
+
+def test_recorded_gates_of_another_machine_are_left_without_it(bundle, monkeypatch):
+    in_this_process(monkeypatch, modules=(verify,))
+    monkeypatch.setattr(verify, "check_sizes", lambda saved, vectors, on_progress: {})
+    opened = open_bundle(bundle)
+    there = [g | {"on": "arm64:max"} for g in opened.manifest["gates"] if g["name"] == "psnr"]
+    opened = replace(opened, manifest=opened.manifest | {"gates": [*opened.manifest["gates"], *there]})
+    found = rerun_gates(opened, 1, no_progress)
+    assert len(found) == len(there) > 0
+    assert all(g.detail.startswith("it needs another machine, --on arm64:max; at export: passed with") for g in found)
