@@ -1,0 +1,153 @@
+"""`python -m benchmarks.arm [--prompts 1]`: what the saved ONNX files compute on emulated Arm processors, at every precision.
+
+Exports the embedded checkpoint for a server at each precision, and runs the saved files here and on each processor of
+`setup arm64` with the reference's inputs: the error of each component, how far the student is from this host's, the picture and
+its seconds. Writes arm.json (after every row; a row that is there is kept) and arm.md into benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from snapgen_deploy.bundle.reader import Bundle, open_bundle
+from snapgen_deploy.bundle.vectors import read_vectors
+from snapgen_deploy.check.gates import psnr, relative_error
+from snapgen_deploy.drawing.pipeline import Pipeline
+from snapgen_deploy.drawing.reference import ReferenceVectors
+from snapgen_deploy.export.base import Runner
+from snapgen_deploy.export.registry import spec_of, target_of
+from snapgen_deploy.families.component import PICTURE
+from snapgen_deploy.families.registry import components_of
+from snapgen_deploy.machines.arm64.cpus import CPUS
+from snapgen_deploy.machines.registry import machine_of, obstacle
+
+RESULTS = Path(__file__).parent / "results"
+TARGET, HOST = "onnx:cpu", "this host"
+PRECISIONS = ("fp32", "fp16", "int8-dynamic", "int8-static", "int4")
+PROGRAM = str(Path(sys.executable).with_name("snapgen-deploy"))
+
+
+def main() -> None:
+    """Make the missing rows."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--prompts", type=int, default=1, help="how many pictures")
+    parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS))
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    machine = machine_of("arm64")
+    if (reason := obstacle(machine, spec_of(TARGET))) is not None:
+        raise SystemExit(reason)
+    path = RESULTS / "arm.json"
+    about = {"versions": machine.versions(), "pictures": options.prompts, "host": platform.machine()}
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if any(record.get(name) != value for name, value in about.items()):
+        record = about | {"rows": []}
+    for precision in options.precisions:
+        done = {row["on"] for row in record["rows"] if row["precision"] == precision}
+        if done >= {HOST, *CPUS}:
+            continue
+        record["rows"] = [row for row in record["rows"] if row["precision"] != precision]
+        with tempfile.TemporaryDirectory() as place:
+            for row in rows_of(precision, Path(place), options):
+                record["rows"].append(row)
+                print(json.dumps(row), file=sys.stderr, flush=True)
+                path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                path.with_suffix(".md").write_text(table(record), encoding="utf-8")
+
+
+def rows_of(precision: str, place: Path, options: argparse.Namespace) -> Any:
+    """The host's row, then one for each processor."""
+    words = ["export", "--device", "server", "--target", TARGET, "--precision", precision, "-o", str(place)]
+    subprocess.run([PROGRAM, *words, "--fidelity-samples", "2", "--json"], check=True, stdout=subprocess.DEVNULL)
+    (folder,) = (p for p in place.iterdir() if p.is_dir())
+    bundle, target = open_bundle(folder), target_of(TARGET)[0]
+    vectors, artifacts = read_vectors(bundle), bundle.artifacts(TARGET)
+    here: list[np.ndarray] = []
+    for on in (HOST, *CPUS):
+        machine = machine_of(f"arm64:{on}") if on != HOST else None
+        try:
+            runners = {
+                role: target.open(a.path, threads=options.threads)
+                if machine is None
+                else machine.open(a.path, threads=options.threads)
+                for role, a in artifacts.items()
+            }
+            row, velocities = measured(bundle, vectors, runners, options.prompts)
+        except Exception as error:  # a refusal is a result
+            yield {"precision": precision, "on": on, "refused": str(error).splitlines()[0][:200]}
+            continue
+        here = here or velocities
+        off = [relative_error(*pair) for pair in zip(velocities, here, strict=True)]
+        yield {"precision": precision, "on": on, **row, "from_host": float(np.max(off))}
+
+
+def measured(
+    bundle: Bundle, vectors: ReferenceVectors, runners: Mapping[str, Runner], pictures: int
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Largest errors by component, least PSNR and seconds; and the student's outputs for the reference's inputs."""
+    config, components = bundle.config, components_of(bundle.config)
+    errors: dict[str, float] = {}
+    velocities: list[np.ndarray] = []
+    for spec in components:
+        found = []
+        for row in range(pictures):
+            for inputs, expected in vectors.cases(spec, config, [row]):
+                got = runners[spec.name](inputs)
+                found += [relative_error(got[name], value) for name, value in expected.items()]
+                velocities += [got[spec.output]] if spec.name == components.denoiser.name else []
+        errors[spec.name] = float(np.max(found))
+    decibels, seconds, a = [], [], vectors.arrays
+    pipeline = Pipeline(components, runners, bundle.schedule, bundle.latent)
+    for row in range(pictures):
+        begun = time.perf_counter()
+        text = pipeline.condition(*vectors.conditions([row], config, runners))
+        drawn = pipeline.decode(pipeline.denoise(a["noise"][[row]], text))
+        seconds.append(time.perf_counter() - begun)
+        decibels.append(psnr(drawn, a[PICTURE][[row]]))
+    limits = bundle.limits(TARGET)
+    passed = all(e <= limits.error for e in errors.values()) and min(decibels) >= limits.psnr
+    return {"errors": errors, "psnr": min(decibels), "seconds": min(seconds), "passed": passed}, velocities
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """Markdown: a row for each precision and processor."""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    lines = [
+        f"Embedded checkpoint, full width, `{TARGET}`, {record['pictures']} picture(s); {versions}; host: {record['host']}.",
+        "Errors are relative to the fp32 reference, largest over the calls; seconds are those of the emulation.",
+        "",
+        "| precision | processor | text encoder | student | decoder | student from the host's | picture | seconds | gates |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    return "\n".join([*lines, *(line(row) for row in record["rows"])]) + "\n"
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """One row of the table."""
+    first = f"| {row['precision']} | {row['on']} |"
+    if "refused" in row:
+        return f"{first} refused: {row['refused']} |||||||"
+    errors = " | ".join(number(row["errors"].get(role, math.nan)) for role in ("text_encoder", "student", "decoder"))
+    passed = "passed" if row["passed"] else "**failed**"
+    return f"{first} {errors} | {number(row['from_host'])} | {row['psnr']:.1f} dB | {row['seconds']:.1f} | {passed} |"
+
+
+def number(value: float) -> str:
+    """Two digits; 0 as 0."""
+    return "0" if value == 0 else f"{value:.2g}"
+
+
+if __name__ == "__main__":
+    main()
