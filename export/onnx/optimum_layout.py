@@ -13,7 +13,8 @@ File and folder names are those of optimum's diffusion export. Each component fo
 timestep), so model_index.json names `SnapgenPipeline`, which is the app's own loop over the three components: the levels in
 `snapgen.sigmas`, and per level x <- x + (next - sigma) * velocity. With `snapgen.guidance_scale` s, a call of the student has
 rows of the prompt and of the negative prompt, and velocity = negative + s * (prompt - negative). With diffusers' scheduler the
-same levels come from `set_timesteps(sigmas=snapgen.unshifted_sigmas)`; `set_timesteps(4)` alone spaces them differently.
+same levels come from `set_timesteps(sigmas=snapgen.unshifted_sigmas)`; `set_timesteps(4)` alone spaces them differently. A
+student of another sampler has no scheduler/, and `snapgen` has the manifest's coefficients.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact, Role
 from snapgen_deploy.families.names import tokenizer_name
 from snapgen_deploy.families.registry import components_of, family_of
-from snapgen_deploy.models import ModelConfig
+from snapgen_deploy.models import ModelConfig, Schedule
+from snapgen_deploy.models.schedule import EULER
 
 MODEL = "model.onnx"
 _DATA = "model.onnx_data"  # optimum looks for this name beside a model
@@ -76,14 +78,15 @@ def texts(
     config: ModelConfig, roles: Sequence[Role], tokenizers: Mapping[Role, str], width: str | None, *, batch: int = 1
 ) -> dict[str, str]:
     """The files that are written beside the components `roles`, by name: the same configuration gives the same text."""
-    components = components_of(config)
+    components, schedule = components_of(config), family_of(config).schedule(config)
     found = {
         # its own hyperparameters, and the names that transformers and diffusers use for them
         f"{spec.folder}/config.json": _json({**spec.hyperparameters(width or ""), "model_type": f"snapgen-{spec.name}"})
         for spec in components
         if spec.name in roles
     }
-    found["scheduler/scheduler_config.json"] = _json(scheduler_config(config.shift))
+    if schedule.sampler == EULER:
+        found["scheduler/scheduler_config.json"] = _json(scheduler_config(config.shift))
     lengths = {spec.name: spec.reads.length for spec in components.encoders}
     for role, text in tokenizers.items():
         found[f"{tokenizer_name(role)}/tokenizer_config.json"] = _json(_tokenizer_config(text, lengths.get(role)))
@@ -143,15 +146,16 @@ def unshifted(level: float, shift: float) -> float:
 
 
 def _index(config: ModelConfig, roles: Sequence[Role], tokenizers: Sequence[str], batch: int) -> dict[str, Any]:
-    levels, components = family_of(config).schedule(config).sigmas, components_of(config)
+    schedule, components = family_of(config).schedule(config), components_of(config)
+    levels = schedule.sigmas
     guidance = {"guidance_scale": config.guidance_scale, "negative_prompt": config.negative_prompt} if config.guided else {}
     index: dict[str, Any] = {
         "_class_name": "SnapgenPipeline",
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        **({"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]} if schedule.sampler == EULER else {}),
         "snapgen": {
             "name": config.name,
             "sigmas": list(levels),
-            "unshifted_sigmas": [unshifted(level, config.shift) for level in levels[:-1]],
+            **_of_sampler(schedule, config.shift),
             **guidance,
             **({} if batch == 1 else {"batch": batch}),
         },
@@ -159,6 +163,15 @@ def _index(config: ModelConfig, roles: Sequence[Role], tokenizers: Sequence[str]
     for name in tokenizers:
         index[name] = ["transformers", "PreTrainedTokenizerFast"]
     return {**index, **{components[role].folder: LOADER for role in roles}}
+
+
+def _of_sampler(schedule: Schedule, shift: float) -> dict[str, Any]:
+    """What the sampler needs beside the levels: keep, scale and noise of each step are those of the bundle's manifest."""
+    timesteps = {"timesteps": list(schedule.timesteps)} if schedule.timesteps else {}
+    if schedule.sampler == EULER:
+        return {"unshifted_sigmas": [unshifted(level, shift) for level in schedule.sigmas[:-1]], **timesteps}
+    rows = [list(step) for step in schedule.coefficients]
+    return {"sampler": schedule.sampler, "start": schedule.start, "coefficients": rows, **timesteps}
 
 
 def _tokenizer_config(tokenizer_json: str, length: int | None) -> dict[str, Any]:

@@ -112,7 +112,8 @@ def open_session(bundle: Bundle, key: str, threads: int) -> Session:
     def text() -> Arrays:
         return pipeline.condition(*conditions)
 
-    noise = np.concatenate([noise_for(seed, bundle.latent, bundle.noise_generator) for seed in range(bundle.batch)])
+    made = bundle.latent, bundle.noise_generator, bundle.schedule.fresh
+    noise = np.concatenate([noise_for(seed, *made) for seed in range(bundle.batch)])
     return Session(pipeline, text, noise, clock, load_ms)
 
 

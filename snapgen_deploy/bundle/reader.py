@@ -16,7 +16,7 @@ from snapgen_deploy.export.precisions import PRECISIONS, Limits
 from snapgen_deploy.families.registry import components_of, student_types
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.models.noise import GENERATORS, TORCH
-from snapgen_deploy.models.schedule import Schedule
+from snapgen_deploy.models.schedule import Schedule, StepCoefficients
 from snapgen_deploy.models.serialise import config_from_dict
 from snapgen_deploy.plan.sizes import size_name
 from snapgen_deploy.system.documents import in_one_line, several, shown
@@ -56,7 +56,15 @@ class Bundle:
     def schedule(self) -> Schedule:
         """The sampler's schedule."""
         s = self.manifest["schedule"]
-        return Schedule(tuple(s["sigmas"]), s["shift"], s["time_features"]["count"], s["sampler"])
+        return Schedule(
+            sigmas=tuple(s["sigmas"]),
+            shift=s["shift"],
+            time_features=s["time_features"]["count"],
+            sampler=s["sampler"],
+            timesteps=tuple(s.get("timesteps", ())),
+            coefficients=tuple(StepCoefficients(*row) for row in s.get("coefficients", ())),
+            start=s.get("start", 1.0),
+        )
 
     @property
     def noise_generator(self) -> str:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_val
 
 from snapgen_deploy.device_profiles.validate import TargetKey
 from snapgen_deploy.export.precisions import LIMIT_NAMES, PRECISIONS
+from snapgen_deploy.models.schedule import EULER, LINEAR
 from snapgen_deploy.system.documents import refuse
 from snapgen_deploy.system.typed import Amount, Count, Number, OneOf, Table, Text, read_as
 
@@ -53,10 +54,21 @@ class _TimeFeatures(BaseModel):
 
 
 class _Schedule(BaseModel):
-    sampler: Text
+    sampler: Annotated[str, OneOf((EULER, LINEAR))]
     shift: Number
     sigmas: Numbers
     time_features: _TimeFeatures
+    timesteps: list[Number] = []
+    start: Number = 1.0
+    coefficients: Annotated[list[tuple[Number, Number, Number]], Field(description="[keep, scale, noise] of each step")] = []
+
+    @field_validator("coefficients")
+    @classmethod
+    def _of_each_step(cls, rows: list[tuple[float, float, float]], info: ValidationInfo) -> list[tuple[float, float, float]]:
+        steps = len(info.data.get("sigmas", ())) - 1
+        if len(rows) != (steps if info.data.get("sampler") == LINEAR else 0):
+            raise ValueError("[keep, scale, noise] of each step of the linear sampler")
+        return rows
 
 
 class _Gate(BaseModel):

@@ -180,7 +180,7 @@ def _noise(of: Conforming, seeds: Sequence[int]) -> dict[str, Any]:
     """The first and last numbers of each seed's noise, their mean and their standard deviation."""
     cases = []
     for seed in dict.fromkeys((*seeds, *(_MORE_SEEDS if of.generator == PHILOX else ()))):
-        noise = noise_for(seed, of.latent, of.generator).reshape(-1).astype(np.float64)
+        noise = noise_for(seed, of.latent, of.generator, schedule_of(of.config).fresh).reshape(-1).astype(np.float64)
         statistics = {"mean": float(noise.mean()), "deviation": float(noise.std())}
         cases.append({"seed": str(seed), "count": noise.size, **_ends(noise), **statistics})
     return {"generator": of.generator, "tolerance": CLOSE, "cases": cases}
@@ -194,7 +194,12 @@ def _schedule(config: ModelConfig) -> dict[str, Any]:
     schedule = schedule_of(config)
     levels = schedule.sigmas
     steps = [
-        {"sigma": levels[i], "next": levels[i + 1], "time_features": _ends(schedule.features(i)[0].astype(np.float64))}
+        {
+            "sigma": levels[i],
+            "next": levels[i + 1],
+            "time_features": _ends(schedule.features(i)[0].astype(np.float64)),
+            **({"coefficients": list(schedule.coefficients[i])} if schedule.coefficients else {}),
+        }
         for i in range(len(levels) - 1)
     ]
     return {"sampler": schedule.sampler, "tolerance": CLOSE, "steps": steps}

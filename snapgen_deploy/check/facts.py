@@ -136,6 +136,12 @@ def _of_schedule(bundle: Bundle) -> Iterator[str]:
         yield "schedule.sigmas are not those of the checkpoint's steps and shift"
     elif not _close(values, [schedule.features(i)[0] for i in range(len(schedule.sigmas) - 1)]):
         yield "schedule.time_features.values are not those of the levels"
+    elif (bundle.schedule.sampler, bundle.schedule.timesteps) != (schedule.sampler, schedule.timesteps):
+        yield "schedule.sampler or schedule.timesteps are not those of the checkpoint's scheduler"
+    elif not _close(
+        [*bundle.schedule.coefficients, [bundle.schedule.start] * 3], [*schedule.coefficients, [schedule.start] * 3]
+    ):
+        yield "schedule.coefficients or schedule.start are not those of the checkpoint's scheduler"
 
 
 def _of_samples(bundle: Bundle, vectors: ReferenceVectors) -> Iterator[str]:
@@ -145,8 +151,9 @@ def _of_samples(bundle: Bundle, vectors: ReferenceVectors) -> Iterator[str]:
         yield "prompts or seeds are not those of the test vectors"
     elif "vectors_of" not in bundle.manifest and len(vectors.prompts) != len(prompts):
         yield f"the test vectors hold {len(vectors.prompts)} of {len(prompts)} prompts"
+    of_seed = bundle.latent, bundle.noise_generator, bundle.schedule.fresh
     for seed, noise in zip(seeds, arrays["noise"], strict=False):
-        if not 0 <= seed < SEEDS or not _close(noise, noise_for(seed, bundle.latent, bundle.noise_generator)[0]):
+        if not 0 <= seed < SEEDS or not _close(noise, noise_for(seed, *of_seed)[0]):
             yield f"the noise of seed {seed} is another one"
     for spec in components.encoders:
         for i, prompt in enumerate(vectors.prompts if spec.name in tokenizers else ()):

@@ -27,13 +27,15 @@ import numpy as np
 from snapgen_deploy.check.gates import Gate, SavedTarget, at_least, at_most, psnr, relative_error
 from snapgen_deploy.check.similarity import ssim
 from snapgen_deploy.checkpoint import Checkpoint
-from snapgen_deploy.drawing.pipeline import Pipeline, StudentTrace, in_calls, to_bytes
+from snapgen_deploy.drawing.pipeline import Pipeline, StudentTrace, in_calls, noise_for, to_bytes
 from snapgen_deploy.drawing.prompts import Sample, is_embedded
 from snapgen_deploy.drawing.reference import reference_runners, schedule_of
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.precisions import Limits
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.families.registry import components_of
+from snapgen_deploy.models.noise import TORCH
+from snapgen_deploy.models.schedule import EULER, Schedule
 from snapgen_deploy.plan.plan import TargetPlan
 from snapgen_deploy.quantise.trajectories import Recording, Trajectories, load_trajectories
 from snapgen_deploy.system.functions import function_of
@@ -119,6 +121,13 @@ def draw_reference(recording: Recording, scorer: str | None, on_progress: OnProg
         (folder / _SCORES).write_text(json.dumps(points_of(scorer, samples, [to_bytes(p[None]) for p in file])))
 
 
+def _begun_with(reference: Trajectories, schedule: Schedule, latent: tuple[int, int, int], rows: Sequence[int]) -> np.ndarray:
+    """The noise of some of the samples, as the reference drew it."""
+    if schedule.sampler == EULER:
+        return np.array(reference.arrays["latents"][rows][:, 0])
+    return np.concatenate([noise_for(reference.samples[i].seed, latent, TORCH, schedule.fresh) for i in rows])
+
+
 def measure_fidelity(
     saved: SavedTarget, folder: Path, scorer: str | None, on_progress: OnProgress = ignore_progress
 ) -> Measured:
@@ -143,7 +152,7 @@ def measure_fidelity(
     errors: list[list[float]] = []
     total = len(reference.samples)
     for rows in in_calls(total, saved.batch):
-        trace, noise = StudentTrace(), np.array(reference.arrays["latents"][rows][:, 0])  # that the reference began with
+        trace, noise = StudentTrace(), _begun_with(reference, saved.schedule, pipeline.latent, rows)
         latents = pipeline.denoise(noise, pipeline.condition(*reference.conditions(rows, runners)), trace)
         decoded = None if pictures is None or not pipeline.decodes else pipeline.decode(latents)
         for row, i in enumerate(rows[: total - len(errors)]):  # without those that fill the last call up

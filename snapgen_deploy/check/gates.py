@@ -337,7 +337,7 @@ def _draw(
 ) -> tuple[list[np.ndarray], float]:
     """Draw every prompt with the saved files alone. Returns also the lowest PSNR (without a decoder, that of the latents)."""
     a = vectors.arrays
-    shape = a["noise"].shape[1:]
+    shape = a[LATENT].shape[1:]
     pipeline = Pipeline(components_of(config), runners, schedule, (shape[0], shape[1], shape[2]))
     pictures: list[np.ndarray] = []
     values: list[float] = []

@@ -27,6 +27,7 @@ from snapgen_deploy.families.component import ComponentSpec
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.golden.vectors import PIPELINE, GoldenVectors
 from snapgen_deploy.models import Schedule, sigmas
+from snapgen_deploy.models.schedule import EULER
 from snapgen_deploy.system.progress import OnProgress, ignore_progress
 
 OF_REFERENCE = "reference"  # stands for a target in gates
@@ -132,7 +133,7 @@ def _picture_cause(pipeline: Pipeline, golden: GoldenVectors) -> str:
         best, ours_is = max(near, key=near.__getitem__), pipeline.components.denoiser.guidance
         if best != ours_is and near[best] >= golden.psnr:
             return f"it agrees with guidance scale: {best:g} (here {ours_is:g}); set guidance_scale to {best:g}"
-    for shift in SHIFTS:
+    for shift in SHIFTS if ours.sampler == EULER and not ours.timesteps else ():
         steps = len(ours.sigmas) - 1
         other = Schedule(sigmas(steps, shift), shift, ours.time_features, ours.sampler)
         if shift != ours.shift and golden_psnr(replace(pipeline, schedule=other), one) >= golden.psnr:

@@ -57,6 +57,19 @@ def read_configuration(path: Path) -> tuple[ModelConfig, list[str]]:
     return config, given
 
 
+def config_table(path: Path) -> dict[str, Any]:
+    """The configuration in a file, JSON or `.toml`, by itself or as `snapgen_config`; some of its fields may be missing.
+
+    Raises:
+        BadInput: if it cannot be read, or is no table.
+    """
+    data = _toml(path) if path.suffix.lower() == ".toml" else json_object(path)
+    table = data.get("snapgen_config", data)
+    if not isinstance(table, dict):
+        raise BadInput(f"{path}: snapgen_config: got a {type(table).__name__}, expected a table")
+    return table
+
+
 def read_config_file(path: Path) -> dict[str, Any]:
     """The entries of a configuration file, JSON or `.toml`: an object with `snapgen_config`, or the configuration itself.
 

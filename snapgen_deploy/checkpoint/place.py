@@ -15,6 +15,7 @@ from snapgen_deploy.checkpoint.merged import MergedSource, merged, refuse_left
 from snapgen_deploy.checkpoint.opener import Checkpoint, MergedLora, Reading, check_tokenizer, open_with_adapters
 from snapgen_deploy.checkpoint.pipeline_folder import PipelineFolder, open_pipeline_folder
 from snapgen_deploy.checkpoint.stored import Stored, StoredSource, stored_as
+from snapgen_deploy.checkpoint.student_folder import is_library_student, open_student
 from snapgen_deploy.checkpoint.text_folder import open_text_folder
 from snapgen_deploy.checkpoint.wrappers import Selection
 from snapgen_deploy.errors import BadInput
@@ -77,7 +78,13 @@ class CheckpointPlace:
         """
         folder = self._folder
         adapters = [open_adapter(path, scale) for path, scale in self.loras]
-        opened, left = open_with_adapters(folder.student if folder else self.path, self.reading, adapters)
+        path = folder.student if folder else self.path
+        if path is not None and is_library_student(path, self.config):
+            opened, left = open_student(path, folder, self.config, adapters)
+        else:
+            opened, left = open_with_adapters(path, self.reading, adapters)
+            if folder is not None:
+                folder.check_schedule(opened.config)
         place = self if folder is None else self._within(folder, opened.config)
         if folder is not None:
             opened = dataclasses.replace(opened, path=folder.path, files=(*opened.files, *folder.files))
@@ -124,7 +131,6 @@ class CheckpointPlace:
 
     def _within(self, folder: PipelineFolder, config: ModelConfig) -> CheckpointPlace:
         """The place with the components of a pipeline's folder, where it names no others."""
-        folder.check_schedule(config)
         streams, found = [stream.name for stream in config.student.text_streams], folder.text_encoders
         if len(found) > len(streams):
             raise BadInput(f"{folder.path}: has {len(found)} text encoders, the student has {len(streams)} text streams")
@@ -220,7 +226,7 @@ def _assembled(opened: Checkpoint, place: CheckpointPlace) -> Checkpoint:
         stored=dict(sorted(stored.items())),
         tokenizers=tokenizers,
         files=tuple(files),
-        folders=folders | ({} if decoder is None else {DECODER: decoder.path}),
+        folders={**opened.folders, **folders, **({} if decoder is None else {DECODER: decoder.path})},
     )
 
 

@@ -11,8 +11,8 @@ import torch
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Role, Runner
 from snapgen_deploy.families.component import LATENT, MASK, PICTURE, TIME, TOKENS, VELOCITY, Components, TextInput
-from snapgen_deploy.models import Schedule, euler_by_step
-from snapgen_deploy.models.noise import DEFAULT_NOISE, GENERATORS
+from snapgen_deploy.models import Schedule
+from snapgen_deploy.models.noise import DEFAULT_NOISE, drawn_noise
 from snapgen_deploy.models.tokenizer import WordTokenizer
 from snapgen_deploy.system.progress import OnProgress
 
@@ -81,7 +81,10 @@ class Pipeline:
         return stacked_rows([c.text | self.encode(c.tokens) for c in (prompt, negative) if c is not None])
 
     def denoise(self, noise: np.ndarray, text: Arrays, trace: StudentTrace | None = None) -> np.ndarray:
-        """Turn noise (n, C, h, w) into clean latents (n, C, h, w), with one call of the student per step."""
+        """Turn noise into clean latents (n, C, h, w), with one call of the student per step.
+
+        `noise` is (n, C, h, w), or (n, 1 + fresh, C, h, w) where steps of the schedule draw noise.
+        """
         spec = self.components.denoiser
         student, scale = self.runners[spec.name], spec.guidance if self.guidance is None else self.guidance
 
@@ -93,7 +96,7 @@ class Pipeline:
                 trace.velocities.append(out)
             return torch.from_numpy(out if spec.rows == 1 else guided(out, scale))
 
-        return euler_by_step(velocity, torch.from_numpy(noise), self.schedule.sigmas).numpy()
+        return self.schedule.sampled(velocity, torch.from_numpy(noise)).numpy()
 
     @property
     def decodes(self) -> bool:
@@ -111,7 +114,8 @@ class Pipeline:
         Raises:
             BadInput: if the decoder returned NaN or infinity.
         """
-        noise = np.concatenate([noise_for(seed, self.latent, self.generator) for seed in seeds])
+        fresh = self.schedule.fresh
+        noise = np.concatenate([noise_for(seed, self.latent, self.generator, fresh) for seed in seeds])
         return [to_bytes(picture[None]) for picture in self.decode(self.denoise(noise, text))]
 
 
@@ -180,9 +184,13 @@ def counted(runner: Runner, total: int, on_progress: OnProgress) -> Runner:
     return run
 
 
-def noise_for(seed: int, latent: tuple[int, int, int], generator: str = DEFAULT_NOISE) -> np.ndarray:
-    """The starting noise (1, C, h, w) for a seed; the same for every target."""
-    return GENERATORS[generator](seed, (1, *latent))
+def noise_for(seed: int, latent: tuple[int, int, int], generator: str = DEFAULT_NOISE, fresh: int = 0) -> np.ndarray:
+    """The starting noise (1, C, h, w) for a seed; the same for every target.
+
+    With `fresh`, what the steps draw after it as well: (1, 1 + fresh, C, h, w).
+    """
+    drawn = drawn_noise(generator, seed, 1 + fresh, latent)
+    return drawn[None] if fresh else drawn
 
 
 def to_bytes(picture: np.ndarray) -> np.ndarray:

@@ -145,7 +145,7 @@ def make_vectors(
         conditions = encoded_conditions(checkpoint, pipeline, prompt, seed)
         row = condition_arrays(components, conditions, f"{STUDENT}.")
         trace = StudentTrace()
-        row["noise"] = noise_for(seed, plan.latent, plan.noise)
+        row["noise"] = noise_for(seed, plan.latent, plan.noise, schedule.fresh)
         row["latent"] = pipeline.denoise(row["noise"], stacked_rows([c.text for c in conditions]), trace)
         row[LATENTS], row[VELOCITIES] = trace.arrays()
         if pipeline.decodes:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.base import Family
 from snapgen_deploy.families.component import Components
+from snapgen_deploy.families.diffusers import DiffusersFamily
 from snapgen_deploy.families.elastic_dit import ElasticDiTFamily
 from snapgen_deploy.families.unet import UNetFamily
 from snapgen_deploy.models.config import ModelConfig
@@ -15,6 +16,7 @@ from snapgen_deploy.models.config import ModelConfig
 FAMILIES: dict[str, Family] = {
     "elastic-dit": ElasticDiTFamily(),
     "unet": UNetFamily(),
+    "diffusers": DiffusersFamily(),
 }
 
 

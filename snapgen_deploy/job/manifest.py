@@ -23,6 +23,7 @@ from snapgen_deploy.job.sizes import whole
 from snapgen_deploy.job.state import ExportJob, Made
 from snapgen_deploy.machines.registry import machine_of
 from snapgen_deploy.models.noise import NOISE_DOC
+from snapgen_deploy.models.schedule import LINEAR, Schedule
 from snapgen_deploy.models.serialise import config_to_dict
 from snapgen_deploy.plan.plan import TargetPlan
 from snapgen_deploy.quantise.report import add_to_manifest
@@ -81,9 +82,10 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
             "sigmas": list(schedule.sigmas),
             "shift": schedule.shift,
             "note": f"sigmas include the shift; {UNGUIDED if guidance is None else GUIDED}",
+            **_of_scheduler(schedule),
             "time_features": {
                 "count": schedule.time_features,
-                "formula": TIME_FEATURES_FORMULA,
+                "formula": TIME_FEATURES_FORMULA.replace("1000 * sigma", "timestep" if schedule.timesteps else "1000 * sigma"),
                 "values": [schedule.features(i)[0].astype(float).tolist() for i in range(len(schedule.sigmas) - 1)],
             },
         },
@@ -111,6 +113,16 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
             if name not in owned and name not in (MANIFEST, SUMS)
         },
     }
+
+
+def _of_scheduler(schedule: Schedule) -> dict[str, Any]:
+    """What only a scheduler of a library says: timesteps that the features are of, and coefficients of each step."""
+    found: dict[str, Any] = {"timesteps": list(schedule.timesteps)} if schedule.timesteps else {}
+    if schedule.sampler == LINEAR:
+        rule = "latent = keep * latent + scale * velocity + noise * (the next noise of the seed); it begins as start * noise"
+        rows = [list(step) for step in schedule.coefficients]
+        found |= {"rule": rule, "start": schedule.start, "coefficients": rows}
+    return found
 
 
 def _delivery(os: str, target: Mapping[str, Any]) -> dict[str, Any] | None:

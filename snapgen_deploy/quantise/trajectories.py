@@ -209,7 +209,7 @@ def _draw(
         conditions = encoded_conditions(checkpoint, pipeline, sample.prompt, sample.seed)
         row = condition_arrays(components, conditions)
         trace = StudentTrace()
-        noise = noise_for(sample.seed, latent, TORCH)  # decides the bytes of files
+        noise = noise_for(sample.seed, latent, TORCH, pipeline.schedule.fresh)  # decides the bytes of files
         row["drawn"] = pipeline.denoise(noise, stacked_rows([c.text for c in conditions]), trace)
         if not np.isfinite(row["drawn"]).all():
             raise BadInput(f"calibration: the student at width {width} draws values that are not finite for {sample.prompt!r}")

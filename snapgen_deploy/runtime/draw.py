@@ -20,6 +20,7 @@ from snapgen_deploy.system.files import sha256_of
 
 _SUFFIX, _PROVIDER = ".onnx", "CPUExecutionProvider"  # of components that onnxruntime runs on any processor
 _SEEDS = 1 << 63
+_SAMPLERS = ("euler", "linear")
 Told = Callable[[int, int], object]  # calls of components that are done, and their number
 
 
@@ -119,30 +120,42 @@ class Drawable:
         if guided is not None:
             away = self._away(guided["negative_prompt"] if negative_prompt is None else negative_prompt)
             text = {name: np.concatenate([value, away[name]]) for name, value in text.items()}
-        latent = self._noise(seed)
         schedule, rows = self.manifest["schedule"], 1 if guided is None else 2
-        levels, features = schedule["sigmas"], np.array(schedule["time_features"]["values"], np.float32)
-        for level, following, row in zip(levels, levels[1:], features, strict=False):
+        features, steps = np.array(schedule["time_features"]["values"], np.float32), self._steps
+        drawn = iter(self._noise(seed, 1 + sum(bool(noise) for *_, noise in steps)))
+        latent = next(drawn) * np.float32(schedule.get("start", 1.0))
+        for (keep, scale, noise), row in zip(steps, features, strict=False):
             inputs = {"latent": np.repeat(latent, rows, axis=0), "time_features": np.repeat(row[None], rows, axis=0), **text}
             velocity = run(self._student, **inputs)["velocity"]
             if guided is not None:
-                scale = np.float32(guided["scale"] if guidance is None else guidance)
-                velocity = velocity[1:] + scale * (velocity[:1] - velocity[1:])
-            latent = latent + np.float32(following - level) * velocity
+                toward = np.float32(guided["scale"] if guidance is None else guidance)
+                velocity = velocity[1:] + toward * (velocity[:1] - velocity[1:])
+            latent = latent * np.float32(keep) + np.float32(scale) * velocity
+            if noise:
+                latent = latent + np.float32(noise) * next(drawn)
         picture = run(self._decoder, latent=latent)["picture"][0]
         if not np.isfinite(picture).all():
             raise BadInput("the decoder returned values that are not finite: this model does not draw on this runtime")
         pixels = np.rint((np.clip(picture, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8).transpose(1, 2, 0)
         return DrawnPicture(pixels, prompt, seed, time.perf_counter() - begun)
 
-    def _noise(self, seed: int) -> np.ndarray:
+    @property
+    def _steps(self) -> list[tuple[float, float, float]]:
+        """What each step keeps of the latent, and takes of the student's output and of new noise."""
+        schedule = self.manifest["schedule"]
+        if schedule["sampler"] != "euler":
+            return [(keep, scale, noise) for keep, scale, noise in schedule["coefficients"]]
+        return [(1.0, following - level, 0.0) for level, following in itertools.pairwise(schedule["sigmas"])]
+
+    def _noise(self, seed: int, draws: int) -> np.ndarray:
+        """(draws, 1, C, h, w), as docs/noise.md has it."""
         shape = (1, *self.manifest["latent"]["shape"])
         if self.manifest["noise"]["generator"] == PHILOX:
-            return philox_noise(seed, shape)
+            return philox_noise(seed, (draws, *shape))
         import torch  # where it is installed, a bundle of torch's noise draws, too
 
-        made: np.ndarray = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).numpy()
-        return made
+        generator = torch.Generator().manual_seed(seed)
+        return np.stack([torch.randn(shape, generator=generator).numpy() for _ in range(draws)])
 
     def _away(self, prompt: str) -> dict[str, np.ndarray]:
         """The text inputs of a negative prompt, which are kept: they are mostly the same."""
@@ -198,6 +211,10 @@ def open_for_drawing(path: str | Path, *, target: str | None = None, threads: in
         raise BadInput(f"{root} has no decoder, or draws several pictures in a call; use `generate`")
     if manifest.get("noise", {}).get("generator") != PHILOX:
         _need_torch(root)
+    if (sampler := manifest["schedule"]["sampler"]) not in _SAMPLERS:
+        raise BadInput(
+            f"{root} is sampled by {sampler!r}, which this release does not know; it draws {' and '.join(_SAMPLERS)}"
+        )
     if check:
         _check(root, manifest, parts)
     sessions = {role: _session(root / part["path"], threads) for role, part in parts.items()}

@@ -7,6 +7,7 @@ from snapgen_deploy.sparse.rewrite import (
     Layout,
     rewrite_decoder,
     rewrite_library_decoder,
+    rewrite_library_student,
     rewrite_library_text,
     rewrite_student,
     rewrite_text_encoder,
@@ -16,6 +17,6 @@ from snapgen_deploy.sparse.token_layers import OpForm
 
 __all__ = [
     "FORMS", "Kernel", "Layout", "OpForm", "UpsampleForm",
-    "norm_scales", "rewrite_decoder", "rewrite_library_decoder", "rewrite_library_text",
+    "norm_scales", "rewrite_decoder", "rewrite_library_decoder", "rewrite_library_student", "rewrite_library_text",
     "rewrite_student", "rewrite_text_encoder", "rewrite_unet",
 ]  # fmt: skip

@@ -75,3 +75,21 @@ def residual(main: list[nn.Module], shortcut: nn.Module | None, after: nn.Module
 def scaled_conv(conv: nn.Conv2d, factor: float) -> nn.Conv2d:
     """As `multiplied`, with one factor for all channels."""
     return multiplied(conv, torch.full((conv.out_channels,), factor, device=conv.weight.device))
+
+
+class GatedConvolutions(nn.Module):
+    """The two halves of a GLUMBConv's channels as convolutions of their own, so that nothing is cut."""
+
+    def __init__(self, source: Any, act: nn.Module) -> None:
+        super().__init__()
+        half, self.act = source.conv_depth.out_channels // 2, act
+        halves = [torch.arange(i * half, (i + 1) * half) for i in range(2)]
+        self.value, self.gate = (
+            nn.Sequential(some_channels(source.conv_inverted, own), act, some_channels(source.conv_depth, own))
+            for own in halves
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, inner, H, W)."""
+        gated: Tensor = self.value(x) * self.act(self.gate(x))
+        return gated

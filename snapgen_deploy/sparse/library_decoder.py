@@ -33,6 +33,7 @@ from snapgen_deploy.sparse.image_layers import (
     Sum,
 )
 from snapgen_deploy.sparse.image_parts import (
+    GatedConvolutions,
     activation,
     image_conv,
     multiplied,
@@ -288,26 +289,8 @@ def _dc_scale(scale: Any, own: Tensor) -> nn.Module:
 
 
 def _dc_feed_forward(write: _Writer, block: Any) -> nn.Module:
-    main = [_Gated(block, activation(block.nonlinearity)), *write.conv_norm(block.conv_point, block.norm)]
+    main = [GatedConvolutions(block, activation(block.nonlinearity)), *write.conv_norm(block.conv_point, block.norm)]
     return residual(main, None) if block.residual_connection else nn.Sequential(*main)
-
-
-class _Gated(nn.Module):
-    """The two halves of a GLUMBConv's channels as convolutions of their own, so that nothing is cut."""
-
-    def __init__(self, source: Any, act: nn.Module) -> None:
-        super().__init__()
-        half, self.act = source.conv_depth.out_channels // 2, act
-        halves = [torch.arange(i * half, (i + 1) * half) for i in range(2)]
-        self.value, self.gate = (
-            nn.Sequential(some_channels(source.conv_inverted, own), act, some_channels(source.conv_depth, own))
-            for own in halves
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, inner, H, W)."""
-        gated: Tensor = self.value(x) * self.act(self.gate(x))
-        return gated
 
 
 _Entire = Callable[[_Writer, Any, int], nn.Module]

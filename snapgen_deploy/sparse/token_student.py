@@ -112,14 +112,19 @@ class TokenPatch(nn.Module):
 
 
 class TokenUnpatch(nn.Module):
-    """The p x p, stride-p transposed convolution to the latent as a Linear to the pixels of a patch."""
+    """A Linear to the pixels of a patch, ordered (channel, row, column), and the latent that they make."""
 
-    def __init__(self, source: nn.ConvTranspose2d, grid: Grid) -> None:
+    def __init__(self, project: nn.Linear, patch: int, grid: Grid) -> None:
         super().__init__()
-        self.grid, self.patch, self.channels = grid, source.kernel_size[0], source.out_channels
+        self.grid, self.patch, self.channels, self.project = grid, patch, project.out_features // patch**2, project
+
+    @classmethod
+    def of(cls, source: nn.ConvTranspose2d, grid: Grid) -> TokenUnpatch:
+        """The p x p, stride-p transposed convolution to the latent."""
         weight = source.weight.detach().permute(1, 2, 3, 0).reshape(-1, source.in_channels)  # (C*p*p, D)
         assert source.bias is not None  # `models` always builds it with one
-        self.project = fold.linear_around(weight, source.bias.repeat_interleave(self.patch**2))
+        patch = source.kernel_size[0]
+        return cls(fold.linear_around(weight, source.bias.repeat_interleave(patch**2)), patch, grid)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H*W, D) -> (B, C, p*H, p*W)."""
@@ -177,7 +182,7 @@ class TokenStudent(nn.Module):
         super().__init__()
         config, half = dit.config, (grid[0] // 2, grid[1] // 2)
         self.batch = batch
-        self.patch, self.unpatch = TokenPatch(dit.patch, grid), TokenUnpatch(dit.unpatch, grid)
+        self.patch, self.unpatch = TokenPatch(dit.patch, grid), TokenUnpatch.of(dit.unpatch, grid)
         self.downsample, self.upsample = TokenDownsample(dit.downsample, grid), TokenUpsample(dit.upsample, grid)
         self.time = TokenTime(dit.time)
         self.text = nn.ModuleList(TokenText(_projection(dit, s.name), ops) for s in config.text_streams)

@@ -29,6 +29,9 @@ export class Bundle {
     if (manifest.schema_version !== 1 || target === undefined || cases.format !== 1) {
       throw new Refused(`This page cannot read the bundle: it holds no ${key}, or has another version.`);
     }
+    if (!["euler", "linear"].includes(manifest.schedule.sampler)) {
+      throw new Refused(`This page cannot draw with the sampler ${manifest.schedule.sampler}.`);
+    }
     Object.assign(this, { manifest, cases, key, target, parts: target.components });
     this.readers = cases.tokenizers;
     this.guidance = manifest.guidance ?? null;
@@ -154,12 +157,17 @@ export function noise(seed, count) {
 /** Steps of the sampler: noise level, the next one, and the student's features. `count`: other than the model's own. */
 export function stepsOf(manifest, count = null) {
   const { sigmas, shift, time_features: features } = manifest.schedule;
-  const own = sigmas.length - 1;
+  const own = sigmas.length - 1, rules = manifest.schedule.coefficients ?? [];
   if (count === null || count === own) {
-    return features.values.map((row, i) => ({ sigma: sigmas[i], next: sigmas[i + 1], features: Float32Array.from(row) }));
+    return features.values.map((row, i) => (
+      { sigma: sigmas[i], next: sigmas[i + 1], features: Float32Array.from(row), coefficients: rules[i] ?? null }));
+  }
+  if (manifest.schedule.sampler !== "euler" || manifest.schedule.timesteps !== undefined) {
+    throw new Refused(`This model draws in ${own} steps, no other number.`);
   }
   const levels = Array.from({ length: count }, (_, i) => 1 - i / count).map((s) => (shift * s) / (1 + (shift - 1) * s));
-  return levels.map((sigma, i) => ({ sigma, next: levels[i + 1] ?? 0, features: timeFeatures(sigma, features.count) }));
+  return levels.map((sigma, i) => (
+    { sigma, next: levels[i + 1] ?? 0, features: timeFeatures(sigma, features.count), coefficients: null }));
 }
 
 /** Cosines, then sines, of 1000 * sigma at falling frequencies. */
@@ -173,10 +181,11 @@ export function timeFeatures(sigma, count) {
   return out;
 }
 
-/** One step of Euler's method, in single precision. */
-export function stepped(latent, velocity, { sigma, next }) {
-  const width = Math.fround(next - sigma);
-  return latent.map((value, i) => Math.fround(value + Math.fround(width * velocity[i])));
+/** One step in single precision: of Euler's method, or with coefficients; `fresh` is new noise, where the step adds some. */
+export function stepped(latent, velocity, { sigma, next, coefficients }, fresh = null) {
+  const round = Math.fround, [keep, width, added] = (coefficients ?? [1, next - sigma, 0]).map(round);
+  const moved = latent.map((value, i) => round(round(keep * value) + round(width * velocity[i])));
+  return fresh === null ? moved : moved.map((value, i) => round(value + round(added * fresh[i])));
 }
 
 /** Classifier-free guidance of the rows [prompt, negative prompt]: negative + scale * (prompt - negative). */
@@ -229,14 +238,17 @@ export class Pipeline {
     const rows = [await this.#text(prompt, text, 0)];
     if (bundle.guidance !== null) rows.push(await this.#negativeText(negative ?? bundle.guidance.negative_prompt, text));
     const given = Object.fromEntries(Object.keys(rows[0]).map((name) => [name, stacked(rows.map((row) => row[name]))]));
-    let latent = noise(seed, channels * height * width);
+    const size = channels * height * width, draws = plan.filter((step) => step.coefficients?.[2]).length;
+    const drawn = noise(seed, (1 + draws) * size), start = Math.fround(bundle.manifest.schedule.start ?? 1);
+    let latent = drawn.slice(0, size).map((value) => Math.fround(start * value)), used = 1;
     for (const [i, step] of plan.entries()) {
       await at(`step ${i + 1} of ${plan.length}`, i + 1);
       const row = (data, shape) => stacked(rows.map(() => ({ shape: [1, ...shape], data })));
       const now = { latent: row(latent, bundle.latent), time_features: row(step.features, [step.features.length]) };
       const { velocity } = await this.run("student", { ...now, ...given });
       const single = rows.length === 1 ? velocity.data : guided(velocity.data, scale ?? bundle.guidance.scale);
-      latent = stepped(latent, single, step);
+      const fresh = step.coefficients?.[2] ? drawn.subarray(used * size, ++used * size) : null;
+      latent = stepped(latent, single, step, fresh);
     }
     await at("decoding", total - 1);
     const { picture } = await this.run("decoder", { latent: { shape: [1, ...bundle.latent], data: latent } });

@@ -1,0 +1,198 @@
+"""Students that are classes of `diffusers`: the reference is the library's own module, with this package's ports.
+
+The arithmetic is the library's. Its modules keep their names, so that its checkpoints fit. Two things are done outside of it:
+the sinusoidal features of the timestep are an input, and a guidance scale that is embedded is a constant.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.models.config import TextStream
+from snapgen_deploy.models.student import Stage, Student, TrainingCost
+from snapgen_deploy.models.students import ONLY, LibraryStudent, student_class
+from snapgen_deploy.system.quiet import quiet
+
+Texts = Mapping[str, Tensor]
+
+
+class GivenFeatures(nn.Module):
+    """In the place of the library's `Timesteps`: the timestep that is passed through the network is its features already."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, F), unchanged."""
+        return features
+
+
+class DiffusersStudent(Student):
+    """Latent (B, C, h, w), features (B, F), text and masks -> the network's output (B, C, h, w)."""
+
+    def __init__(self, config: LibraryStudent) -> None:
+        """Raises:
+        BadInput: if the library builds no network of it.
+        """
+        super().__init__()
+        self.config: LibraryStudent = config
+        self.width = ONLY
+        self.network: Any = build_student(config)
+        _CALLS[student_class(config.config)].features_given(self.network)
+        self.eval()
+
+    def forward(
+        self,
+        latent: Tensor,
+        features: Tensor,
+        text: Texts,
+        mask: Texts,
+        pooled: Texts = MappingProxyType({}),
+    ) -> Tensor:
+        """As the library's pipelines call the network."""
+        return library_output(self.network, self.config, latent, features, StudentText(text, mask, pooled))
+
+    def training_cost(self, latent: tuple[int, int]) -> TrainingCost:
+        """Bytes that the gradients need of all blocks: some twenty maps of the hidden states each."""
+        facts = self.config.facts
+        tokens = latent[0] * latent[1] // facts.tokens
+        return TrainingCost(tokens, facts.hidden, (Stage(facts.layers, 4 * 20 * tokens * facts.hidden),))
+
+    def recomputable(self) -> Sequence[nn.Module]:
+        """The blocks."""
+        return tuple(self.network.transformer_blocks)
+
+
+class StudentText:
+    """The text inputs of a call, by stream."""
+
+    def __init__(self, text: Texts, mask: Texts, pooled: Texts) -> None:
+        self.text, self.mask, self.pooled = text, mask, pooled
+
+    def of(self, stream: TextStream) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, L, dim) and mask (B, L)."""
+        return self.text[stream.name], self.mask[stream.name]
+
+
+def library_output(network: Any, config: LibraryStudent, latent: Tensor, timestep: Tensor, text: StudentText) -> Tensor:
+    """The output of the library's network, as its pipelines call it: `timestep` (B,), or (B, F) where features are given."""
+    out: Tensor = _CALLS[student_class(config.config)](network, config, latent, timestep, text)
+    return out
+
+
+class _PixArt:
+    """PixArtAlphaPipeline and PixArtSigmaPipeline."""
+
+    def __call__(self, network: Any, config: LibraryStudent, latent: Tensor, timestep: Tensor, text: StudentText) -> Tensor:
+        """The noise, or what else was trained; a learned variance is left out."""
+        facts: Any = config.facts
+        embeddings, mask = text.of(config.text_streams[0])
+        added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+        if facts.reads_size:
+            height, width = (config.latent_factor * side for side in latent.shape[2:])
+            batch = latent.shape[0]
+            added["resolution"] = torch.tensor([[float(height), float(width)]]).repeat(batch, 1)
+            added["aspect_ratio"] = torch.tensor([[float(height) / float(width)]]).repeat(batch, 1)
+        out: Tensor = network(
+            latent,
+            encoder_hidden_states=embeddings,
+            encoder_attention_mask=mask,
+            timestep=timestep,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
+        return out if out.shape[1] == facts.latent else out.chunk(2, dim=1)[0]
+
+    @staticmethod
+    def features_given(network: Any) -> None:
+        """Make the network read features in place of timesteps."""
+        network.adaln_single.emb.time_proj = GivenFeatures()
+
+
+class _Sana:
+    """SanaPipeline and SanaSprintPipeline."""
+
+    def __call__(self, network: Any, config: LibraryStudent, latent: Tensor, timestep: Tensor, text: StudentText) -> Tensor:
+        """The velocity."""
+        facts: Any = config.facts
+        embeddings, mask = text.of(config.text_streams[0])
+        guidance = None
+        if facts.guidance_embeds:
+            guidance = latent.new_full((latent.shape[0],), config.guidance_embedded) * facts.guidance_embeds_scale
+        out: Tensor = network(
+            latent,
+            encoder_hidden_states=embeddings,
+            encoder_attention_mask=mask,
+            guidance=guidance,
+            timestep=timestep,
+            return_dict=False,
+        )[0]
+        return out if out.shape[1] == facts.latent else out.chunk(2, dim=1)[0]
+
+    @staticmethod
+    def features_given(network: Any) -> None:
+        """Make the network read features in place of timesteps."""
+        getattr(network.time_embed, "emb", network.time_embed).time_proj = GivenFeatures()
+
+
+_CALLS: Mapping[str, Any] = MappingProxyType({"PixArtTransformer2DModel": _PixArt(), "SanaTransformer2DModel": _Sana()})
+
+
+def student_type(config: LibraryStudent) -> Any:
+    """The class of `diffusers` that a configuration names, imported here and nowhere before.
+
+    Raises:
+        BadInput: if it is none that is known here.
+    """
+    kind = student_class(config.config)
+    with quiet():
+        return getattr(importlib.import_module(f"diffusers.models.{type(config.facts).MODULE}"), kind)
+
+
+def build_student(config: LibraryStudent) -> Any:
+    """The library's network, without a checkpoint, on torch's current device.
+
+    Raises:
+        BadInput: if the library builds none of these values.
+    """
+    kind, values = student_type(config), dict(config.config)
+    known = inspect.signature(kind.__init__).parameters
+    try:
+        return kind(**{name: value for name, value in values.items() if name in known})
+    except Exception as error:  # the library checks little: a wrong value may end in any kind of exception
+        first = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise BadInput(f"student: {kind.__name__} of diffusers takes no such configuration ({first[:200]})") from None
+
+
+def load_library_student(
+    config: LibraryStudent, folder: Path | None, read: Callable[[str], Tensor], adapted: Collection[str] = ()
+) -> Any:
+    """The library's network in fp32: from a folder as the library itself reads it, else with `read`.
+
+    `adapted` names tensors that the folder has without their LoRA, and that are taken from `read`.
+
+    Raises:
+        BadInput: if the library cannot read the folder.
+    """
+    if folder is not None:
+        kind = student_type(config)
+        try:
+            with quiet(), torch.random.fork_rng(devices=[]):
+                whole = kind.from_pretrained(
+                    str(folder), torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
+                )
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            first = (str(error).splitlines() or [""])[0] or type(error).__name__
+            raise BadInput(f"student {folder}: diffusers cannot read it ({first[:200]})") from None
+        whole.load_state_dict({name: read(name).float() for name in adapted}, strict=False)
+        return whole.eval()
+    with torch.random.fork_rng(devices=[]):
+        whole = build_student(config).float().eval()
+    whole.load_state_dict({name: read(name).float() for name in whole.state_dict()}, strict=True)
+    return whole

@@ -1,0 +1,379 @@
+"""What the config.json of a student of `diffusers` says; the library is not imported for it.
+
+A value that is missing would be the library's default, which is that of one published model. So those that decide shapes must
+be there, as `save_pretrained` writes them, and those that nothing here converts must have the values of `FIXED`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+from pydantic import Field
+
+from snapgen_deploy.errors import BadInput, nearest
+from snapgen_deploy.models.autoencoders import CLASS
+from snapgen_deploy.models.config import (
+    LARGEST_DEPTH,
+    Depth,
+    Document,
+    Positive,
+    PositiveInt,
+    Settings,
+    TextStream,
+)
+from snapgen_deploy.models.schedule import Schedule
+from snapgen_deploy.models.schedulers import Spacing, fixed_values, schedule_from
+from snapgen_deploy.system.documents import in_one_line, shown
+from snapgen_deploy.system.typed import Number, read_as
+
+ONLY = "full"  # the width's name: none of these networks is elastic
+_OFF: tuple[Any, ...] = (None, False)
+
+
+class StudentFacts(Protocol):
+    """What general code needs to know of a student's network."""
+
+    MODULE: ClassVar[str]  # below diffusers.models
+    FIXED: ClassVar[Mapping[str, Sequence[Any]]]  # settings of which only these values are converted
+    EVEN: ClassVar[bool]  # its pipeline sets even noise levels
+    FACTOR: ClassVar[int]  # pixels for each cell of the latent along one axis, with its usual autoencoder
+
+    @property
+    def latent(self) -> int:
+        """Channels of the latent."""
+
+    @property
+    def unit(self) -> int:
+        """Both sides of a latent are multiples of it."""
+
+    @property
+    def side(self) -> int:
+        """Side of the latent that it was configured for."""
+
+    @property
+    def layers(self) -> int:
+        """Blocks that repeat."""
+
+    @property
+    def hidden(self) -> int:
+        """Channels of its hidden states."""
+
+    @property
+    def heads(self) -> int:
+        """Of self-attention."""
+
+    @property
+    def tokens(self) -> int:
+        """Cells of the latent for each token."""
+
+    @property
+    def features(self) -> int:
+        """Sinusoidal features of the timestep."""
+
+    @property
+    def timestep_scale(self) -> float:
+        """What its pipeline multiplies the timestep by."""
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether it reads a guidance scale."""
+
+    @property
+    def expansion(self) -> int:
+        """Channels inside of a feed-forward layer, for each of the hidden states'."""
+
+    @property
+    def has_constants(self) -> bool:
+        """Whether the library's network computes tables that no checkpoint holds."""
+
+    def scores(self, tokens: int, text: int) -> int:
+        """Elements of the largest attention's scores, of one head."""
+
+    def streams(self) -> list[dict[str, Any]]:
+        """Its text streams, with the names and lengths that its pipelines have."""
+
+
+@dataclass(frozen=True)
+class _PixArt:
+    """PixArtTransformer2DModel: PixArt-alpha and PixArt-Sigma."""
+
+    MODULE: ClassVar[str] = "transformers.pixart_transformer_2d"
+    EVEN: ClassVar[bool] = False
+    FACTOR: ClassVar[int] = 8
+    FIXED: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "norm_type": ("ada_norm_single",), "activation_fn": ("gelu-approximate",), "norm_elementwise_affine": _OFF,
+        "attention_type": ("default", None),
+    }  # fmt: skip
+    in_channels: PositiveInt
+    num_layers: Depth
+    num_attention_heads: PositiveInt
+    attention_head_dim: PositiveInt
+    patch_size: PositiveInt
+    sample_size: PositiveInt
+    caption_channels: PositiveInt
+    cross_attention_dim: PositiveInt
+    out_channels: PositiveInt | None = None
+    use_additional_conditions: bool | None = None
+
+    @property
+    def latent(self) -> int:
+        return self.in_channels
+
+    @property
+    def unit(self) -> int:
+        return self.patch_size
+
+    @property
+    def side(self) -> int:
+        return self.sample_size
+
+    @property
+    def layers(self) -> int:
+        return self.num_layers
+
+    @property
+    def hidden(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def heads(self) -> int:
+        return self.num_attention_heads
+
+    @property
+    def tokens(self) -> int:
+        return int(self.patch_size**2)
+
+    @property
+    def features(self) -> int:
+        return 256
+
+    @property
+    def timestep_scale(self) -> float:
+        return 1.0
+
+    @property
+    def embeds_guidance(self) -> bool:
+        return False
+
+    @property
+    def expansion(self) -> int:
+        return 4
+
+    @property
+    def has_constants(self) -> bool:
+        return True
+
+    def scores(self, tokens: int, text: int) -> int:
+        return tokens * max(tokens, text)
+
+    @property
+    def reads_size(self) -> bool:
+        """Whether the picture's size and aspect ratio are embedded."""
+        return self.sample_size == 128 if self.use_additional_conditions is None else self.use_additional_conditions
+
+    def streams(self) -> list[dict[str, Any]]:
+        return [{"name": "text", "dim": self.caption_channels, "length": 300}]
+
+
+@dataclass(frozen=True)
+class _Sana:
+    """SanaTransformer2DModel: SANA and SANA-Sprint."""
+
+    MODULE: ClassVar[str] = "transformers.sana_transformer"
+    EVEN: ClassVar[bool] = False
+    FACTOR: ClassVar[int] = 32
+    FIXED: ClassVar[Mapping[str, Sequence[Any]]] = {"norm_elementwise_affine": _OFF}
+    in_channels: PositiveInt
+    num_layers: Depth
+    num_attention_heads: PositiveInt
+    attention_head_dim: PositiveInt
+    num_cross_attention_heads: PositiveInt
+    cross_attention_head_dim: PositiveInt
+    cross_attention_dim: PositiveInt
+    caption_channels: PositiveInt
+    mlp_ratio: Positive
+    sample_size: PositiveInt
+    patch_size: PositiveInt
+    out_channels: PositiveInt | None = None
+    guidance_embeds: bool = False
+    guidance_embeds_scale: Number = 0.1
+    qk_norm: Literal["rms_norm_across_heads"] | None = None
+    timestep_scale: Positive = 1.0
+    interpolation_scale: Number | None = None
+
+    @property
+    def latent(self) -> int:
+        return self.in_channels
+
+    @property
+    def unit(self) -> int:
+        return self.patch_size
+
+    @property
+    def side(self) -> int:
+        return self.sample_size
+
+    @property
+    def layers(self) -> int:
+        return self.num_layers
+
+    @property
+    def hidden(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def heads(self) -> int:
+        return self.num_attention_heads
+
+    @property
+    def tokens(self) -> int:
+        return int(self.patch_size**2)
+
+    @property
+    def features(self) -> int:
+        return 256
+
+    @property
+    def embeds_guidance(self) -> bool:
+        return self.guidance_embeds
+
+    @property
+    def expansion(self) -> int:
+        return math.ceil(3 * self.mlp_ratio)
+
+    @property
+    def has_constants(self) -> bool:
+        return self.interpolation_scale is not None
+
+    def scores(self, tokens: int, text: int) -> int:
+        return tokens * text
+
+    def streams(self) -> list[dict[str, Any]]:
+        return [{"name": "text", "dim": self.caption_channels, "length": 300}]
+
+
+STUDENTS: Mapping[str, type[StudentFacts]] = MappingProxyType(
+    {
+        "PixArtTransformer2DModel": _PixArt,
+        "SanaTransformer2DModel": _Sana,
+    }
+)
+
+
+def student_class(config: Mapping[str, Any]) -> str:
+    """The class that a student's config.json names.
+
+    Raises:
+        BadInput: if it is none of `STUDENTS`.
+    """
+    kind = config.get(CLASS)
+    if not isinstance(kind, str) or kind not in STUDENTS:
+        near = nearest(kind, STUDENTS) if isinstance(kind, str) else ""
+        raise BadInput(f"student: {CLASS}: got {shown(kind)}, expected one of {', '.join(STUDENTS)}{near}")
+    return kind
+
+
+def student_facts(config: Mapping[str, Any]) -> StudentFacts:
+    """What a student's config.json says.
+
+    Raises:
+        BadInput: if its class is not known, or a value is missing, of the wrong kind, or one that is not converted; one message
+            for all problems.
+    """
+    kind = student_class(config)
+    facts, problems = read_as(STUDENTS[kind], dict(config))
+    problems = problems + [
+        f"{name}: got {shown(config[name])}, expected {fixed_values(values)}"
+        for name, values in STUDENTS[kind].FIXED.items()
+        if name in config and config[name] not in values
+    ]
+    if facts is None or problems:
+        raise BadInput(in_one_line(f"student: config.json of {kind}", problems))
+    return facts
+
+
+@dataclass(frozen=True)
+class LibraryStudent(Document):
+    """A student that is a class of diffusers, by the configurations that the library wrote for it and its scheduler."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"guidance_embedded"})
+    UNWRITTEN: ClassVar[frozenset[str]] = LATER
+
+    library: Literal["diffusers"]
+    config: Settings = field(hash=False)
+    scheduler: Settings = field(hash=False)
+    latent_factor: PositiveInt  # pixels for each cell of the latent along one axis, which its autoencoder decides
+    text_streams: Annotated[tuple[TextStream, ...], Field(min_length=1)]
+    guidance_embedded: Number = 0.0  # scale that a network reads which embeds one
+
+    @property
+    def facts(self) -> StudentFacts:
+        """What config.json says.
+
+        Raises:
+            BadInput: as `student_facts`.
+        """
+        return student_facts(self.config)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latent."""
+        return self.facts.latent
+
+    @property
+    def time_features(self) -> int:
+        """Sinusoidal features of the timestep."""
+        return self.facts.features
+
+    @property
+    def widths(self) -> Mapping[str, float]:
+        """The only one."""
+        return MappingProxyType({ONLY: 1.0})
+
+    def schedule(self, steps: int) -> Schedule:
+        """The noise levels, timesteps and coefficients of its scheduler.
+
+        Raises:
+            BadInput: if the scheduler is not one that is taken, or has no such number of steps.
+        """
+        facts = self.facts
+        return schedule_from(self.scheduler, Spacing(steps, facts.EVEN, facts.timestep_scale), facts.features)
+
+    def problems(self) -> list[str]:
+        """Why this configuration is invalid, one line each; empty if it is valid."""
+        try:
+            facts = self.facts
+            self.schedule(1)
+        except BadInput as error:
+            return [str(error).removeprefix("student: ")]
+        read = facts.streams()
+        if len(self.text_streams) != len(read):
+            return [f"text_streams: got {len(self.text_streams)} of them, expected {len(read)}"]
+        found = []
+        for s, wanted in zip(self.text_streams, read, strict=True):
+            pooled = wanted.get("pooled", 0)
+            if (s.dim, s.pooled) != (wanted["dim"], pooled):
+                got = f"got {s.dim} channels and a pooled vector of {s.pooled}"
+                found.append(f"text_streams: {s.name}: {got}, expected {wanted['dim']} and {pooled}")
+        if self.guidance_embedded and not facts.embeds_guidance:
+            found.append("guidance_embedded: got a scale, and the network embeds none")
+        if facts.layers > LARGEST_DEPTH:
+            found.append(f"got {facts.layers} blocks, expected at most {LARGEST_DEPTH}")
+        return found
+
+    def latent_problems(self, height: int, width: int) -> list[str]:
+        """Why a latent of `height` x `width` does not fit."""
+        unit = self.facts.unit
+        if min(height, width) < unit or height % unit or width % unit:
+            return [f"latent {height}x{width}: both sides must be positive multiples of {unit}"]
+        return []
+
+
+def library_student_of(student: object) -> LibraryStudent:
+    """The student of a configuration of the family."""
+    assert isinstance(student, LibraryStudent)  # the registry gave its reader this class
+    return student

@@ -1,0 +1,401 @@
+"""The layers of a transformer in each layout, made of the same parts: what a student of `diffusers` is written with.
+
+token      hidden states (B, N, D), vectors (B, 1, D)
+channels   hidden states (B, D, 1, N), vectors (B, D, 1, 1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snapgen_deploy.models.attention import MASKED
+from snapgen_deploy.sparse import fold
+from snapgen_deploy.sparse.channels_forms import dense_per_head
+from snapgen_deploy.sparse.channels_layers import ChannelsNorm
+from snapgen_deploy.sparse.forms import dense
+from snapgen_deploy.sparse.geometry import Heads
+from snapgen_deploy.sparse.image_layers import LinearAttention
+from snapgen_deploy.sparse.library_channels import norm_over_channels
+from snapgen_deploy.sparse.library_parts import NormParts
+from snapgen_deploy.sparse.library_token import RecognisedRMSNorm, norm_over_tokens, token_activation
+from snapgen_deploy.sparse.student_parts import AttentionParts, pixels_of
+from snapgen_deploy.sparse.token_layers import OpForm, TokenNorm, merge_heads, split_heads
+from snapgen_deploy.sparse.token_student import TokenPatch, TokenUnpatch
+
+_LEAST = 2.0**-24  # of a denominator, half precision's smallest number; of `half`, its smallest normal one
+_LEAST_NORMAL = 2.0**-14
+GELU_TANH = "gelu_pytorch_tanh"
+
+
+class Forms(Protocol):
+    """Layers in one layout, for one latent and batch."""
+
+    def linear(self, source: nn.Linear) -> nn.Module:
+        """A projection of hidden states."""
+
+    def norm(self, parts: NormParts) -> nn.Module:
+        """A norm over the channels of hidden states."""
+
+    def activation(self, name: str) -> Callable[[Tensor], Tensor]:
+        """An activation by its name in transformers."""
+
+    def vector(self, x: Tensor) -> Tensor:
+        """A vector (B, F) of the layout."""
+
+    def projected(self, source: nn.Linear) -> nn.Module:
+        """A projection of vectors."""
+
+    def parts(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
+        """The parts of a vector, one after the other, ready to be multiplied with hidden states."""
+
+    def table(self, rows: Tensor) -> Tensor:
+        """A table (k, D) as a vector of k parts."""
+
+    def tokens(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (B, L, T) as hidden states."""
+
+    def bias(self, mask: Tensor, heads: int) -> Tensor:
+        """What a mask (B, L) adds to scores."""
+
+    def enter(self, conv: nn.Conv2d) -> nn.Module:
+        """The patches of a latent as hidden states."""
+
+    def positions(self, table: Tensor) -> Tensor:
+        """A table (N, D) that is added to hidden states."""
+
+    def leave(self, project: nn.Linear, patch: int, channels: int) -> nn.Module:
+        """Hidden states as the pixels of their patches; the projection's are ordered (row, column, channel)."""
+
+    def attention(self, parts: AttentionParts) -> nn.Module:
+        """Called with hidden states, those that are attended to, and a bias or None."""
+
+    def linear_attention(self, parts: AttentionParts) -> nn.Module:
+        """Self-attention with ReLU in place of softmax."""
+
+    def over_map(self, layers: nn.Module) -> nn.Module:
+        """Layers over a map (B, D, H, W), from and to hidden states."""
+
+
+class TokenForms:
+    """Of the token layout."""
+
+    def __init__(self, grid: tuple[int, int], batch: int, ops: OpForm) -> None:
+        self.grid, self.batch, self.ops = grid, batch, ops
+
+    def linear(self, source: nn.Linear) -> nn.Module:
+        """As it is."""
+        return source
+
+    def norm(self, parts: NormParts) -> nn.Module:
+        """Over the last axis."""
+        return _token_norm(parts, self.batch, self.ops)
+
+    def activation(self, name: str) -> Callable[[Tensor], Tensor]:
+        """In operations that delegates take."""
+        return token_activation(name, self.ops)
+
+    def vector(self, x: Tensor) -> Tensor:
+        """(B, F) -> (B, F)."""
+        return x
+
+    def projected(self, source: nn.Linear) -> nn.Module:
+        """As it is."""
+        return source
+
+    def parts(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
+        """(B, k*D) -> k times (B, 1, D)."""
+        rows = x.reshape(x.shape[0], count, -1)
+        return (rows,) if count == 1 else tuple(rows.narrow(1, i, 1) for i in range(count))
+
+    def table(self, rows: Tensor) -> Tensor:
+        """(k, D) -> (1, k*D)."""
+        return rows.detach().reshape(1, -1)
+
+    def tokens(self, embeddings: Tensor) -> Tensor:
+        """(B, L, T) -> (B, L, T)."""
+        return embeddings
+
+    def bias(self, mask: Tensor, heads: int) -> Tensor:
+        """(B, L) -> (B*h, 1, L), or (1, 1, L) where B = 1."""
+        bias = ((mask - 1.0) * -MASKED).reshape(self.batch, 1, -1)
+        return bias if self.batch == 1 else (bias * bias.new_ones(1, heads, 1)).reshape(self.batch * heads, 1, -1)
+
+    def enter(self, conv: nn.Conv2d) -> nn.Module:
+        """(B, C, h, w) -> (B, N, D)."""
+        return TokenPatch(conv, self.grid)
+
+    def positions(self, table: Tensor) -> Tensor:
+        """(N, D) -> (1, N, D)."""
+        return table[None].contiguous()
+
+    def leave(self, project: nn.Linear, patch: int, channels: int) -> nn.Module:
+        """(B, N, D) -> (B, C, h, w)."""
+        return TokenUnpatch(pixels_of(project, patch, channels), patch, self.grid)
+
+    def attention(self, parts: AttentionParts) -> nn.Module:
+        """On (B, N, D)."""
+        return TokenAttention(parts, self.batch, self.ops)
+
+    def linear_attention(self, parts: AttentionParts) -> nn.Module:
+        """On (B, N, D)."""
+        return TokenLinearAttention(parts, self.batch, self.grid[0] * self.grid[1], self.ops)
+
+    def over_map(self, layers: nn.Module) -> nn.Module:
+        """On (B, N, D)."""
+        return TokensOverMap(layers, self.grid)
+
+
+def _token_norm(parts: NormParts, rows: int, ops: OpForm, scale: float = 1.0) -> TokenNorm:
+    """As `norm_over_tokens`, with RMSNorm in the form that onnxruntime recognises."""
+    if parts.centred or parts.bias is not None:
+        return norm_over_tokens(parts, rows, ops, scale)
+    return RecognisedRMSNorm(rows, parts.weight.shape[0], parts.eps, ops, parts.weight * scale)
+
+
+class TokenProjections(nn.Module):
+    """q, k and v of tokens, with their norms, by heads. 1/sqrt(d) is in the norm of q where there is one."""
+
+    def __init__(self, parts: AttentionParts, batch: int, ops: OpForm, scale: float) -> None:
+        super().__init__()
+        self.batch, self.dim, self.across = batch, parts.dim, parts.across
+        self.q, self.k, self.v, self.out = parts.q, parts.k, parts.v, parts.out
+        rows = batch if parts.across else batch * parts.heads
+        self.q_norm = None if parts.q_norm is None else _token_norm(parts.q_norm, rows, ops, scale)
+        self.k_norm = None if parts.k_norm is None else _token_norm(parts.k_norm, rows, ops)
+        self.scale = scale if parts.q_norm is None else 1.0
+
+    def heads(self, x: Tensor, norm: TokenNorm | None) -> Tensor:
+        """(B, N, h*d) -> (B*h, N, d), normed."""
+        if norm is None:
+            return split_heads(x, self.dim)
+        return split_heads(norm(x), self.dim) if self.across else norm(split_heads(x, self.dim))
+
+
+class TokenAttention(TokenProjections):
+    """Softmax attention of (B, N, D) to (B, M, T)."""
+
+    def __init__(self, parts: AttentionParts, batch: int, ops: OpForm) -> None:
+        super().__init__(parts, batch, ops, parts.dim**-0.5)
+
+    def forward(self, x: Tensor, source: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x (B, N, D), source (B, M, T), bias (B*h, 1, M) or (1, 1, M) -> (B, N, D)."""
+        q, k = self.heads(self.q(x), self.q_norm), self.heads(self.k(source), self.k_norm)  # (B*h, N, d), (B*h, M, d)
+        if self.scale != 1.0:  # to the fewer of both
+            q, k = (q, k * self.scale) if k.shape[1] < q.shape[1] else (q * self.scale, k)
+        mixed = dense(q, k.transpose(1, 2), split_heads(self.v(source), self.dim), bias)  # (B*h, N, d)
+        merged: Tensor = self.out(merge_heads(mixed, self.batch))
+        return merged
+
+
+class TokenLinearAttention(TokenProjections):
+    """relu(q) (relu(k)^T v) / relu(q) sum(relu(k)), with keys divided by their number, which cancels."""
+
+    ones: Tensor
+
+    def __init__(self, parts: AttentionParts, batch: int, tokens: int, ops: OpForm) -> None:
+        super().__init__(parts, batch, ops, 1.0)
+        self.share, self.least = 1.0 / tokens, _LEAST_NORMAL if ops == "half" else _LEAST
+        self.register_buffer("ones", torch.ones(batch * parts.heads, tokens, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        q, k = (F.relu(self.heads(p(x), norm)) for p, norm in ((self.q, self.q_norm), (self.k, self.k_norm)))
+        keys = (k * self.share).transpose(1, 2)  # (B*h, d, N)
+        mixed = torch.bmm(q, torch.bmm(keys, split_heads(self.v(x), self.dim)))  # (B*h, N, d)
+        total = torch.bmm(q, torch.bmm(keys, self.ones)).clamp(min=self.least)  # (B*h, N, 1)
+        merged: Tensor = self.out(merge_heads(mixed / total, self.batch))
+        return merged
+
+
+class TokensOverMap(nn.Module):
+    """Layers over a map, between tokens."""
+
+    def __init__(self, layers: nn.Module, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.layers, self.grid = layers, grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        batch, tokens, channels = x.shape
+        y = self.layers(x.transpose(1, 2).reshape(batch, channels, *self.grid))  # (B, D, H, W)
+        rows: Tensor = y.reshape(batch, channels, tokens)
+        return rows.transpose(1, 2)
+
+
+class ChannelsForms:
+    """Of the channels layout; the batch is that of the example that is traced."""
+
+    def __init__(self, grid: tuple[int, int]) -> None:
+        self.grid = grid
+
+    def linear(self, source: nn.Linear) -> nn.Module:
+        """A 1x1 convolution."""
+        return fold.pointwise(source.weight, source.bias)
+
+    def norm(self, parts: NormParts) -> nn.Module:
+        """Over axis 1."""
+        return norm_over_channels(parts)
+
+    def activation(self, name: str) -> Callable[[Tensor], Tensor]:
+        """As one operation where there is one."""
+        return token_activation(name, "native")
+
+    def vector(self, x: Tensor) -> Tensor:
+        """(B, F) -> (B, F, 1, 1)."""
+        return x.reshape(*x.shape, 1, 1)
+
+    def projected(self, source: nn.Linear) -> nn.Module:
+        """A 1x1 convolution."""
+        return fold.pointwise(source.weight, source.bias)
+
+    def parts(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
+        """(B, k*D, 1, 1) -> k times (B, D, 1, 1)."""
+        width = x.shape[1] // count
+        return (x,) if count == 1 else tuple(x.narrow(1, i * width, width) for i in range(count))
+
+    def table(self, rows: Tensor) -> Tensor:
+        """(k, D) -> (1, k*D, 1, 1)."""
+        return rows.detach().reshape(1, -1, 1, 1)
+
+    def tokens(self, embeddings: Tensor) -> Tensor:
+        """(B, L, T) -> (B, T, 1, L)."""
+        batch, length, width = embeddings.shape
+        return embeddings.transpose(1, 2).reshape(batch, width, 1, length)
+
+    def bias(self, mask: Tensor, heads: int) -> Tensor:
+        """(B, L) -> (B, L, 1, 1)."""
+        return ((mask - 1.0) * -MASKED).reshape(*mask.shape, 1, 1)
+
+    def enter(self, conv: nn.Conv2d) -> nn.Module:
+        """(B, C, h, w) -> (B, D, 1, N)."""
+        return nn.Sequential(conv, InOneRow())
+
+    def positions(self, table: Tensor) -> Tensor:
+        """(N, D) -> (1, D, 1, N)."""
+        return table.t()[None, :, None].contiguous()
+
+    def leave(self, project: nn.Linear, patch: int, channels: int) -> nn.Module:
+        """(B, D, 1, N) -> (B, C, h, w)."""
+        pixels = pixels_of(project, patch, channels)
+        return ChannelsPixels(fold.pointwise(pixels.weight, pixels.bias), patch, self.grid)
+
+    def attention(self, parts: AttentionParts) -> nn.Module:
+        """On (B, D, 1, N)."""
+        return ChannelsAttention(parts)
+
+    def linear_attention(self, parts: AttentionParts) -> nn.Module:
+        """On (B, D, 1, N)."""
+        q, k, v = (NormedProjection(p, n) for p, n in ((parts.q, parts.q_norm), (parts.k, parts.k_norm), (parts.v, None)))
+        if parts.q_norm is not None and not parts.across:
+            raise NotImplementedError("linear attention with a norm of each head")
+        return nn.Sequential(LinearAttention(q, k, v, parts.dim), fold.pointwise(parts.out.weight, parts.out.bias))
+
+    def over_map(self, layers: nn.Module) -> nn.Module:
+        """On (B, D, 1, N)."""
+        return RowOverMap(layers, self.grid)
+
+
+class InOneRow(nn.Module):
+    """A map as a row of positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, H, W) -> (B, D, 1, N)."""
+        return x.reshape(*x.shape[:2], 1, -1)
+
+
+class RowOverMap(nn.Module):
+    """Layers over a map, between rows of positions."""
+
+    def __init__(self, layers: nn.Module, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.layers, self.grid = layers, grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, 1, N) -> (B, D, 1, N)."""
+        y: Tensor = self.layers(x.reshape(*x.shape[:2], *self.grid))
+        return y.reshape(x.shape)
+
+
+class ChannelsPixels(nn.Module):
+    """The pixels of patches, ordered (channel, row, column), as a latent."""
+
+    def __init__(self, project: nn.Module, patch: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.project, self.patch, self.grid = project, patch, grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, 1, N) -> (B, C, h, w)."""
+        y = self.project(x.reshape(*x.shape[:2], *self.grid))  # (B, C*p*p, H, W)
+        return y if self.patch == 1 else F.pixel_shuffle(y, self.patch)
+
+
+class NormedProjection(nn.Module):
+    """A projection, and a norm over all of its channels."""
+
+    def __init__(self, source: nn.Linear, norm: NormParts | None, scale: float = 1.0) -> None:
+        super().__init__()
+        self.project = fold.pointwise(source.weight, source.bias)
+        self.norm = None if norm is None else norm_over_channels(norm, scale=scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, 1, M) -> (B, h*d, 1, M)."""
+        y: Tensor = self.project(x)
+        return y if self.norm is None else self.norm(y)
+
+
+class HeadNorm(nn.Module):
+    """A norm over the channels of each head."""
+
+    def __init__(self, norm: ChannelsNorm, dim: int) -> None:
+        super().__init__()
+        self.norm, self.dim = norm, dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h*d, 1, N) -> (B, h*d, 1, N)."""
+        y: Tensor = self.norm(x.reshape(x.shape[0], -1, self.dim, x.shape[3]))
+        return y.reshape(x.shape)
+
+
+class ChannelsAttention(nn.Module):
+    """Softmax attention of (B, D, 1, N) to (B, T, 1, M). 1/sqrt(d) is in the norm of q where there is one."""
+
+    def __init__(self, parts: AttentionParts) -> None:
+        super().__init__()
+        self.heads, scale = Heads(parts.heads, parts.heads, parts.dim), parts.dim**-0.5
+        self.q = self._projection(parts, parts.q, parts.q_norm, scale)
+        self.k = self._projection(parts, parts.k, parts.k_norm, 1.0)
+        self.v, self.out = (fold.pointwise(p.weight, p.bias) for p in (parts.v, parts.out))
+        self.scale = scale if parts.q_norm is None else 1.0
+
+    @staticmethod
+    def _projection(parts: AttentionParts, source: nn.Linear, norm: NormParts | None, scale: float) -> nn.Module:
+        if norm is None or parts.across:
+            return NormedProjection(source, norm, scale)
+        by_head = HeadNorm(norm_over_channels(norm, 2, scale), parts.dim)
+        return nn.Sequential(fold.pointwise(source.weight, source.bias), by_head)
+
+    def forward(self, x: Tensor, source: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x (B, D, 1, N), source (B, T, 1, M), bias (B, M, 1, 1) -> (B, D, 1, N)."""
+        q, k = self.q(x), self.k(source)
+        if self.scale != 1.0:  # to the fewer of both
+            q, k = (q, k * self.scale) if k.shape[3] < q.shape[3] else (q * self.scale, k)
+        merged: Tensor = self.out(dense_per_head(q, k, self.v(source), self.heads, bias))
+        return merged
+
+
+class Perceptron(nn.Module):
+    """Projections with an activation between them."""
+
+    def __init__(self, layers: Sequence[nn.Module], act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        (self.first, self.second), self.act = layers, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Channels -> channels of the second."""
+        y: Tensor = self.second(self.act(self.first(x)))
+        return y

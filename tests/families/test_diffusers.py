@@ -1,0 +1,167 @@
+"""Students of diffusers as a family: opened from the library's folders, held to the library, drawn as its schedulers draw."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from snapgen_deploy.check.causes import golden_error
+from snapgen_deploy.checkpoint import Checkpoint, CheckpointPlace, validate
+from snapgen_deploy.checkpoint.networks import load_component, load_student
+from snapgen_deploy.drawing.pipeline import Pipeline, noise_for
+from snapgen_deploy.drawing.reference import random_text, reference_runners, schedule_of
+from snapgen_deploy.errors import BadInput
+from snapgen_deploy.families.registry import components_of, family_of
+from snapgen_deploy.golden.own import OwnVectorsTask, held_to_libraries, write_own_vectors
+from snapgen_deploy.golden.vectors import GoldenSize, open_golden
+from snapgen_deploy.latency.estimate.cost_components import picture_costs
+from snapgen_deploy.models import library_student as library_module
+from snapgen_deploy.models.library_student import StudentText, library_output, load_library_student
+from snapgen_deploy.models.serialise import config_from_json, config_to_json
+from snapgen_deploy.models.students import library_student_of
+from snapgen_deploy.system.documents import parse_json
+from tests import library_students as cases
+from tests.models.test_schedulers import scheduler_of_library
+
+SAID = '{"prompts": ["a ring"], "student": {"text_streams": [{"name": "text", "dim": 20, "length": 6}]}}'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("pipeline")
+    cases.save_pipeline(cases.config_of("sana-sprint", cases.SCM), found)
+    (found / "said.json").write_text(SAID)
+    return found
+
+
+@pytest.fixture(scope="module")
+def place(folder: Path) -> CheckpointPlace:
+    return CheckpointPlace(folder, config=folder / "said.json")
+
+
+@pytest.fixture(scope="module")
+def opened(place: CheckpointPlace) -> Checkpoint:
+    return place.open()
+
+
+def test_a_pipeline_is_recognised(folder: Path, opened: Checkpoint) -> None:
+    validate(opened)
+    config, student = opened.config, library_student_of(opened.config.student)
+    assert (config.family, config.steps, config.resolution, config.prompts) == ("diffusers", 4, (256, 256), ("a ring",))
+    assert (student.guidance_embedded, student.latent_factor, student.text_streams[0].length) == (4.5, 32, 6)
+    assert opened.folders == {"student": folder / "transformer"}
+    assert {file.name for file in opened.files} == {
+        cases.WEIGHTS, "config.json", "said.json", "model_index.json", "scheduler_config.json",
+    }  # fmt: skip
+    again = config_from_json(config_to_json(config), {"diffusers": family_of(config).student_type})
+    assert again == config
+
+
+def test_opening_needs_no_library(place: CheckpointPlace, opened: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library_module, "student_type", lambda config: pytest.fail("imports diffusers"))
+    assert place.open().tensors == opened.tensors
+
+
+def test_the_library_makes_its_golden_vectors(place: CheckpointPlace, opened: Checkpoint, tmp_path: Path) -> None:
+    drawing, path = GoldenSize("full", (128, 256), (4, 4, 8)), tmp_path / "golden.safetensors"
+    write_own_vectors(OwnVectorsTask(place, drawing, ("student",), None, path, 1))
+    vectors = open_golden(path, opened.config, drawing)
+    assert vectors.held_to == {"student": "diffusers 0.39.0"} == held_to_libraries(opened.config, None)
+    assert vectors.counts == {"student": 4}  # a call for each step
+    spec, network = components_of(opened.config)["student"], load_component(opened, "student", "full")
+    assert golden_error(spec, network, vectors.cases["student"].rows()) < 1e-6
+
+
+@pytest.mark.parametrize("scheduler", [cases.LCM, cases.FLOW])
+def test_four_steps_end_where_the_librarys_scheduler_does(scheduler: dict[str, object], folder: Path, tmp_path: Path) -> None:
+    config = cases.config_of("pixart", scheduler)
+    cases.save_pipeline(config, tmp_path / "pipeline")
+    opened = CheckpointPlace(tmp_path / "pipeline", config=folder / "said.json").open()
+    latent = (4, 8, 8)
+    schedule, text = schedule_of(opened.config), random_text(opened.config, 5)
+    pipeline = Pipeline(components_of(opened.config), reference_runners(opened, "full"), schedule, latent)
+    got = pipeline.denoise(noise_for(7, latent, fresh=schedule.fresh), text)
+    library = load_library_student(config, tmp_path / "pipeline" / "transformer", lambda name: pytest.fail(name))
+    seen = StudentText({"text": torch.from_numpy(text["text"])}, {"text": torch.from_numpy(text["text_mask"])}, {})
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(1, *latent, generator=generator)
+    with torch.no_grad():
+        theirs = scheduler_of_library(str(scheduler["_class_name"]), {k: v for k, v in scheduler.items() if k[0] != "_"})
+        theirs.set_timesteps(4)
+        given = {"generator": generator} if schedule.fresh else {}
+        for t in theirs.timesteps:
+            x = theirs.step(library_output(library, config, x, t.reshape(1), seen), t, x, return_dict=False, **given)[0]
+    assert cases.relative(torch.from_numpy(got), x) < 1e-5
+
+
+def test_a_component_alone_needs_a_scheduler(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="has no scheduler; give the pipeline's folder, or student.scheduler with --config"):
+        CheckpointPlace(folder / "transformer").open()
+    (tmp_path / "said.toml").write_text(
+        'steps = 2\n[student]\nlatent_factor = 8\n[student.scheduler]\n_class_name = "SCMScheduler"\n'
+    )
+    opened = CheckpointPlace(folder / "transformer", config=tmp_path / "said.toml").open()
+    assert (opened.config.steps, opened.config.resolution) == (2, (64, 64))
+
+
+def test_a_file_with_a_declared_class(folder: Path, tmp_path: Path) -> None:
+    """Its configuration and scheduler come from --config alone; there is no folder that the library could read."""
+    said = json.loads(SAID)
+    said["family"] = "diffusers"
+    said["student"] |= {
+        "config": parse_json((folder / "transformer" / "config.json").read_text()), "scheduler": cases.SCM,
+    }  # fmt: skip
+    (tmp_path / "said.json").write_text(json.dumps(said))
+    opened = CheckpointPlace(folder / "transformer" / cases.WEIGHTS, config=tmp_path / "said.json").open()
+    assert opened.folders == {}
+    student = load_student(opened, "full")
+    assert sum(stage.depth for stage in student.training_cost((8, 8)).stages) == len(student.recomputable()) == 2
+
+
+def test_a_lora_is_added(folder: Path, place: CheckpointPlace, opened: Checkpoint, tmp_path: Path) -> None:
+    module = "transformer_blocks.0.attn1.to_q"
+    a, b = torch.randn(2, 24), torch.randn(24, 2)
+    save_file({f"transformer.{module}.lora_A.weight": a, f"transformer.{module}.lora_B.weight": b}, tmp_path / "l.safetensors")
+    adapted = replace(place, loras=((tmp_path / "l.safetensors", 1.0),)).open()
+    name = f"student.{module}.weight"
+    assert adapted.adapted == {name}
+    assert torch.allclose(adapted.read(name), opened.read(name) + b @ a)
+
+
+def test_what_a_device_would_pay(opened: Checkpoint) -> None:
+    costs = picture_costs(opened.config, "full", (256, 256), "onnx:cpu")
+    assert sum(op.macs for op in costs["student"]) > 1e5
+    facts = family_of(opened.config).facts(opened.config, "full")
+    assert facts == {"hidden": 24, "heads": 3, "kv_heads": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("transformer/config.json", {"_class_name": "HunyuanDiT2DModel"}, "got 'HunyuanDiT2DModel', expected one of PixArt"),
+        ("scheduler/scheduler_config.json", {"_class_name": "UniPCMultistepScheduler"}, "got 'UniPCMultistepScheduler', exp"),
+        ("transformer/config.json", {"mlp_ratio": None}, "mlp_ratio: got nothing"),
+    ],
+)
+def test_refusals_are_one_line(name: str, change: dict[str, object], said: str, tmp_path: Path) -> None:
+    cases.save_pipeline(cases.config_of("sana"), tmp_path / "p")
+    path = tmp_path / "p" / name
+    path.write_text(json.dumps({**parse_json(path.read_text()), **change}))
+    with pytest.raises(BadInput) as error:
+        CheckpointPlace(tmp_path / "p").open()
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_noise_of_steps_comes_after_the_first() -> None:
+    for generator in ("torch", "philox4x32-10"):
+        drawn = noise_for(3, (4, 8, 8), generator, 2)
+        assert drawn.shape == (1, 3, 4, 8, 8)
+        assert np.array_equal(drawn[:, 0], noise_for(3, (4, 8, 8), generator))
+        assert len(np.unique(drawn)) > 700
