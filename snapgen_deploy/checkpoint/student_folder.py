@@ -26,7 +26,7 @@ from snapgen_deploy.checkpoint.renamed import RenamedSource
 from snapgen_deploy.checkpoint.stored import stored_as
 from snapgen_deploy.checkpoint.tensors import json_object, locate
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.families.names import DECODER, STUDENT
+from snapgen_deploy.families.names import DECODER, STUDENT, TEXT_ENCODER
 from snapgen_deploy.families.registry import student_types
 from snapgen_deploy.models.autoencoders import CLASS, facts_of
 from snapgen_deploy.models.config import LibraryDecoder
@@ -34,14 +34,14 @@ from snapgen_deploy.models.schedulers import FLOW
 from snapgen_deploy.models.serialise import config_from_dict
 from snapgen_deploy.models.students import student_facts
 
-FAMILY = "diffusers"
+_FAMILY = "diffusers"
 _CONFIG = "config.json"
 _EMBEDDED_GUIDANCE = 4.5  # of SANA-Sprint's pipeline
 
 
 def is_library_student(path: Path, given: Path | None) -> bool:
     """Whether `path` holds a student of diffusers: by the config.json in the folder, or by the configuration that is given."""
-    if given is not None and config_table(given).get("family") == FAMILY:
+    if given is not None and config_table(given).get("family") == _FAMILY:
         return True
     beside = path / _CONFIG
     return path.is_dir() and beside.is_file() and CLASS in json_object(beside)
@@ -95,7 +95,7 @@ def _document(
         )
     factor = given.get("latent_factor", _factor(pipeline) or facts.FACTOR)
     student: dict[str, Any] = {
-        "library": FAMILY,
+        "library": _FAMILY,
         "config": config,
         "scheduler": scheduler,
         "latent_factor": factor,
@@ -105,16 +105,16 @@ def _document(
         student["guidance_embedded"] = _EMBEDDED_GUIDANCE
     side = facts.side * factor if isinstance(factor, int) else 0
     document: dict[str, Any] = {
-        "student": student | given,
-        "decoder": None,
-        "text_encoder": None,
+        STUDENT: student | given,
+        DECODER: None,
+        TEXT_ENCODER: None,
         "name": _name(path if pipeline is None else pipeline.path),
         "trained": True,
         "shift": 1.0,
         "steps": 4,
         "resolution": [side, side],
         "prompts": [],
-        "family": FAMILY,
+        "family": _FAMILY,
     }
     return document | {key: value for key, value in said.items() if key != STUDENT}, files
 
@@ -132,4 +132,4 @@ def _factor(pipeline: PipelineFolder | None) -> int | None:
 def _name(path: Path) -> str:
     """A name for the bundle, after the folder or the file."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name.removesuffix(".safetensors"))
-    return plain.lstrip("._-")[:64] or "student"
+    return plain.lstrip("._-")[:64] or STUDENT

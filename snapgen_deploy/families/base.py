@@ -13,6 +13,8 @@ from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.models.schedule import Schedule
 from snapgen_deploy.sparse import Layout, OpForm
 
+NO_FORM = "dense"  # of a family whose attention is never sparse, so that there is one form
+
 
 @dataclass(frozen=True)
 class SizeRule:

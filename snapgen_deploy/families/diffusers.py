@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from snapgen_deploy.families.base import Folding, Layer, SizeRule
+from snapgen_deploy.families.base import NO_FORM, Folding, Layer, SizeRule
 from snapgen_deploy.families.component import (
     LATENT,
     TIME,
@@ -38,15 +38,14 @@ from snapgen_deploy.models.students import LibraryStudent, library_student_of
 from snapgen_deploy.models.unfilled import without_storage
 from snapgen_deploy.sparse import Layout, OpForm, rewrite_library_student
 
-LIBRARY = "diffusers"
-NO_FORM = "dense"  # attention is never sparse, so that there is one form
+_LIBRARY = "diffusers"
 _PREFIX = "network."  # of the library's module in the reference
 
 
 class DiffusersFamily:
     """The library's module is the reference; schedules are those of the library's schedulers. Not elastic."""
 
-    name = LIBRARY
+    name = _LIBRARY
     student_type = LibraryStudent
 
     def components(self, config: ModelConfig) -> Components:
@@ -105,7 +104,7 @@ def _student(config: LibraryStudent, steps: int) -> ComponentSpec:
         activations=partial(_activations, config),
         stored=lambda name, width: StoredTensor(name.removeprefix(_PREFIX)),
         shapes=partial(_shapes, config),
-        oracle=Oracle(LIBRARY, partial(_recorded, config, steps)),
+        oracle=Oracle(_LIBRARY, partial(_recorded, config, steps)),
         has_constants=facts.has_constants,
         layers=facts.layers,
         elastic=True,

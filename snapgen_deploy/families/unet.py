@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from snapgen_deploy.families.base import Folding, Layer, SizeRule
+from snapgen_deploy.families.base import NO_FORM, Folding, Layer, SizeRule
 from snapgen_deploy.families.component import (
     VELOCITY,
     Components,
@@ -28,8 +28,6 @@ from snapgen_deploy.models.schedule import Schedule, sigmas
 from snapgen_deploy.models.unet import UNet
 from snapgen_deploy.models.unet_config import UNetConfig, unet_of
 from snapgen_deploy.sparse import Layout, OpForm, rewrite_unet
-
-NO_FORM = "dense"  # attention is never sparse, so that there is one form
 
 
 class UNetFamily:

@@ -22,7 +22,7 @@ from snapgen_deploy.models.student import Stage, Student, TrainingCost
 from snapgen_deploy.models.students import ONLY, LibraryStudent, student_class
 from snapgen_deploy.system.quiet import quiet
 
-Texts = Mapping[str, Tensor]
+ByStream = Mapping[str, Tensor]
 
 
 class GivenFeatures(nn.Module):
@@ -51,9 +51,9 @@ class DiffusersStudent(Student):
         self,
         latent: Tensor,
         features: Tensor,
-        text: Texts,
-        mask: Texts,
-        pooled: Texts = MappingProxyType({}),
+        text: ByStream,
+        mask: ByStream,
+        pooled: ByStream = MappingProxyType({}),
     ) -> Tensor:
         """As the library's pipelines call the network."""
         return library_output(self.network, self.config, latent, features, StudentText(text, mask, pooled))
@@ -72,7 +72,7 @@ class DiffusersStudent(Student):
 class StudentText:
     """The text inputs of a call, by stream."""
 
-    def __init__(self, text: Texts, mask: Texts, pooled: Texts) -> None:
+    def __init__(self, text: ByStream, mask: ByStream, pooled: ByStream) -> None:
         self.text, self.mask, self.pooled = text, mask, pooled
 
     def of(self, stream: TextStream) -> tuple[Tensor, Tensor]:
