@@ -29,7 +29,7 @@ export class Bundle {
     if (manifest.schema_version !== 1 || target === undefined || cases.format !== 1) {
       throw new Refused(`This page cannot read the bundle: it holds no ${key}, or has another version.`);
     }
-    if (!["euler", "linear"].includes(manifest.schedule.sampler)) {
+    if (!["euler", "linear"].includes(manifest.schedule.sampler ?? "euler")) {
       throw new Refused(`This page cannot draw with the sampler ${manifest.schedule.sampler}.`);
     }
     Object.assign(this, { manifest, cases, key, target, parts: target.components });
