@@ -30,11 +30,25 @@ _SANA = {
     "caption_channels": 20, "mlp_ratio": 2.5, "sample_size": 8, "patch_size": 1, "guidance_embeds": True,
     "qk_norm": "rms_norm_across_heads",
 }  # fmt: skip
+_SD3 = {
+    CLASS: "SD3Transformer2DModel", "in_channels": 4, "out_channels": 4, "num_layers": 2, "num_attention_heads": 2,
+    "attention_head_dim": 12, "joint_attention_dim": 40, "caption_projection_dim": 24, "pooled_projection_dim": 32,
+    "patch_size": 2, "sample_size": 8, "pos_embed_max_size": 8, "dual_attention_layers": [], "qk_norm": None,
+}  # fmt: skip
+_FLUX = {
+    CLASS: "FluxTransformer2DModel", "in_channels": 16, "num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2,
+    "attention_head_dim": 16, "joint_attention_dim": 20, "pooled_projection_dim": 12, "axes_dims_rope": [4, 6, 6],
+    "guidance_embeds": False, "patch_size": 1,
+}  # fmt: skip
 # Every class, and what other versions of them do otherwise.
 CASES: Mapping[str, Mapping[str, Any]] = {
     "pixart": _PIXART,
     "pixart-sigma": {**_PIXART, "use_additional_conditions": False, "out_channels": 4},
     "sana-sprint": _SANA,
+    "sd3": _SD3,
+    "sd3.5": {**_SD3, "dual_attention_layers": [0], "qk_norm": "rms_norm"},
+    "flux": _FLUX,
+    "flux-dev": {**_FLUX, "guidance_embeds": True},
     "sana": {**_SANA, "guidance_embeds": False, "qk_norm": None, "patch_size": 2, "interpolation_scale": 1.0},
 }
 FLOW = {CLASS: "FlowMatchEulerDiscreteScheduler", "shift": 3.0}

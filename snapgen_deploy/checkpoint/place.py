@@ -15,7 +15,7 @@ from snapgen_deploy.checkpoint.merged import MergedSource, merged, refuse_left
 from snapgen_deploy.checkpoint.opener import Checkpoint, MergedLora, Reading, check_tokenizer, open_with_adapters
 from snapgen_deploy.checkpoint.pipeline_folder import PipelineFolder, open_pipeline_folder
 from snapgen_deploy.checkpoint.stored import Stored, StoredSource, stored_as
-from snapgen_deploy.checkpoint.student_folder import is_library_student, open_student
+from snapgen_deploy.checkpoint.student_folder import is_library_student, open_student, usual_reading
 from snapgen_deploy.checkpoint.text_folder import open_text_folder
 from snapgen_deploy.checkpoint.wrappers import Selection
 from snapgen_deploy.errors import BadInput
@@ -184,8 +184,8 @@ def _text_parts(opened: Checkpoint) -> list[_TextPart]:
     ]
 
 
-def _opened_text(stream: TextStream, path: Path) -> _TextPart:
-    found = open_text_folder(path, stream)
+def _opened_text(config: ModelConfig, stream: TextStream, path: Path) -> _TextPart:
+    found = open_text_folder(path, stream, usual_reading(config, stream))
     return _TextPart(found.config, found.stored, found.tokenizer, found.files, found.folder)
 
 
@@ -193,7 +193,7 @@ def _assembled(opened: Checkpoint, place: CheckpointPlace) -> Checkpoint:
     """The checkpoint with the text encoders and the decoder of a place, and its own where that names none."""
     streams = {stream.name: stream for stream in opened.config.student.text_streams}
     parts = [part for part in _text_parts(opened) if part.config.stream not in place.named]
-    parts += [_opened_text(streams[name], path) for name, path in place.text_encoders]
+    parts += [_opened_text(opened.config, streams[name], path) for name, path in place.text_encoders]
     parts.sort(key=lambda part: list(streams).index(part.config.stream))
     decoder = None if place.decoder is None else open_library_folder(place.decoder, DECODER)
     first, others = (parts[0].config, parts[1:]) if parts else (None, [])

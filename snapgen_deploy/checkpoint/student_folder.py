@@ -29,14 +29,13 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.names import DECODER, STUDENT, TEXT_ENCODER
 from snapgen_deploy.families.registry import student_types
 from snapgen_deploy.models.autoencoders import CLASS, facts_of
-from snapgen_deploy.models.config import LibraryDecoder
+from snapgen_deploy.models.config import LibraryDecoder, ModelConfig, TextStream
 from snapgen_deploy.models.schedulers import FLOW
 from snapgen_deploy.models.serialise import config_from_dict
-from snapgen_deploy.models.students import student_facts
+from snapgen_deploy.models.students import LibraryStudent, student_facts
 
 _FAMILY = "diffusers"
 _CONFIG = "config.json"
-_EMBEDDED_GUIDANCE = 4.5  # of SANA-Sprint's pipeline
 
 
 def is_library_student(path: Path, given: Path | None) -> bool:
@@ -76,6 +75,12 @@ def open_student(
     return checkpoint, [(adapter, list(adapter.updates)) for adapter in adapters]
 
 
+def usual_reading(config: ModelConfig, stream: TextStream) -> Mapping[str, Any]:
+    """How the pipelines of a student of diffusers read the text of a stream; nothing for other students."""
+    student = config.student
+    return student.facts.reading(student.text_streams.index(stream)) if isinstance(student, LibraryStudent) else {}
+
+
 def _document(
     path: Path, beside: Path | None, pipeline: PipelineFolder | None, said: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[Path]]:
@@ -102,7 +107,7 @@ def _document(
         "text_streams": facts.streams(),
     }
     if facts.embeds_guidance:
-        student["guidance_embedded"] = _EMBEDDED_GUIDANCE
+        student["guidance_embedded"] = facts.GUIDANCE
     side = facts.side * factor if isinstance(factor, int) else 0
     document: dict[str, Any] = {
         STUDENT: student | given,

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StrictBool
@@ -61,14 +62,16 @@ class TextFolder:
     files: tuple[Path, ...]  # all that decides what is in it
 
 
-def open_text_folder(path: Path, stream: TextStream) -> TextFolder:
+def open_text_folder(path: Path, stream: TextStream, usual: Mapping[str, Any] = MappingProxyType({})) -> TextFolder:
     """Find a text encoder for one of the student's streams in a folder, or where a TOML file says.
+
+    `usual` has fields of such a file, for a folder without one.
 
     Raises:
         BadInput: if something is missing or damaged, the library does not take the configuration, or the tokenizer or the
             stream does not fit the encoder.
     """
-    settings = _settings(path)
+    settings = _settings(path, usual)
     folder = open_library_folder(path if path.is_dir() else path.parent / settings.folder, f"text encoder {stream.name}")
     config = LibraryTextEncoder(
         "transformers", dict(folder.config), stream.length + settings.dropped, stream.name, layer=settings.layer,
@@ -102,10 +105,10 @@ def _pooled(settings: FolderSettings, config: Mapping[str, Any]) -> Literal["pla
     return "plain" if config.get("architectures") == ["CLIPTextModel"] else "projected"
 
 
-def _settings(path: Path) -> FolderSettings:
-    """What a TOML file says; nothing for a folder."""
+def _settings(path: Path, usual: Mapping[str, Any]) -> FolderSettings:
+    """What a TOML file says, or what is usual for a folder."""
     if path.suffix.lower() != ".toml" or not path.is_file():
-        return FolderSettings(str(path))
+        return FolderSettings(str(path), **usual)
     try:
         data = parse_toml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

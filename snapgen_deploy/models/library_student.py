@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.config import TextStream
+from snapgen_deploy.models.schedule import timestep_features
 from snapgen_deploy.models.student import Stage, Student, TrainingCost
 from snapgen_deploy.models.students import ONLY, LibraryStudent, student_class
 from snapgen_deploy.system.quiet import quiet
@@ -66,7 +67,7 @@ class DiffusersStudent(Student):
 
     def recomputable(self) -> Sequence[nn.Module]:
         """The blocks."""
-        return tuple(self.network.transformer_blocks)
+        return (*self.network.transformer_blocks, *getattr(self.network, "single_transformer_blocks", ()))
 
 
 class StudentText:
@@ -141,7 +142,70 @@ class _Sana:
         getattr(network.time_embed, "emb", network.time_embed).time_proj = GivenFeatures()
 
 
-_CALLS: Mapping[str, Any] = MappingProxyType({"PixArtTransformer2DModel": _PixArt(), "SanaTransformer2DModel": _Sana()})
+class _SD3:
+    """StableDiffusion3Pipeline: no text is masked, and CLIP's embeddings are filled up with zeros to T5's width."""
+
+    def __call__(self, network: Any, config: LibraryStudent, latent: Tensor, timestep: Tensor, text: StudentText) -> Tensor:
+        """The velocity."""
+        first, second, third = config.text_streams
+        clips = torch.cat([text.text[first.name], text.text[second.name]], dim=2)
+        filled = torch.nn.functional.pad(clips, (0, third.dim - clips.shape[2]))
+        out: Tensor = network(
+            latent,
+            encoder_hidden_states=torch.cat([filled, text.text[third.name]], dim=1),
+            pooled_projections=torch.cat([text.pooled[first.name], text.pooled[second.name]], dim=1),
+            timestep=timestep,
+            return_dict=False,
+        )[0]
+        return out
+
+    @staticmethod
+    def features_given(network: Any) -> None:
+        """Make the network read features in place of timesteps."""
+        network.time_text_embed.time_proj = GivenFeatures()
+
+
+class _Flux:
+    """FluxPipeline: latents are packed by 2 x 2 cells, no text is masked, and CLIP gives the pooled vector alone."""
+
+    def __call__(self, network: Any, config: LibraryStudent, latent: Tensor, timestep: Tensor, text: StudentText) -> Tensor:
+        """The velocity."""
+        (batch, channels, height, width), (clip, t5) = latent.shape, config.text_streams
+        rows, cols = height // 2, width // 2
+        packed = latent.reshape(batch, channels, rows, 2, cols, 2).permute(0, 2, 4, 1, 3, 5)
+        places = torch.zeros(rows, cols, 3)
+        places[..., 1], places[..., 2] = torch.arange(rows)[:, None], torch.arange(cols)[None]
+        guidance = None
+        if config.facts.embeds_guidance:
+            guidance = torch.full((batch,), config.guidance_embedded)
+            if timestep.dim() == 2:  # the network makes features of both in one place
+                guidance = timestep_features(1000.0 * guidance, timestep.shape[1]) / 1000.0
+        out: Tensor = network(
+            packed.reshape(batch, rows * cols, -1),
+            encoder_hidden_states=text.text[t5.name],
+            pooled_projections=text.pooled[clip.name],
+            timestep=timestep / 1000.0,
+            img_ids=places.reshape(-1, 3),
+            txt_ids=torch.zeros(t5.length, 3),
+            guidance=guidance,
+            return_dict=False,
+        )[0]
+        return out.reshape(batch, rows, cols, channels, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(latent.shape)
+
+    @staticmethod
+    def features_given(network: Any) -> None:
+        """Make the network read features in place of timesteps."""
+        network.time_text_embed.time_proj = GivenFeatures()
+
+
+_CALLS: Mapping[str, Any] = MappingProxyType(
+    {
+        "PixArtTransformer2DModel": _PixArt(),
+        "SanaTransformer2DModel": _Sana(),
+        "SD3Transformer2DModel": _SD3(),
+        "FluxTransformer2DModel": _Flux(),
+    }
+)
 
 
 def student_type(config: LibraryStudent) -> Any:

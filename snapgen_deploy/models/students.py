@@ -18,6 +18,7 @@ from snapgen_deploy.errors import BadInput, nearest
 from snapgen_deploy.models.autoencoders import CLASS
 from snapgen_deploy.models.config import (
     LARGEST_DEPTH,
+    LARGEST_INT,
     Depth,
     Document,
     Positive,
@@ -40,6 +41,7 @@ class StudentFacts(Protocol):
     MODULE: ClassVar[str]  # below diffusers.models
     FIXED: ClassVar[Mapping[str, Sequence[Any]]]  # settings of which only these values are converted
     EVEN: ClassVar[bool]  # its pipeline sets even noise levels
+    GUIDANCE: ClassVar[float]  # scale that its pipeline embeds, where the network reads one
     FACTOR: ClassVar[int]  # pixels for each cell of the latent along one axis, with its usual autoencoder
 
     @property
@@ -53,6 +55,10 @@ class StudentFacts(Protocol):
     @property
     def side(self) -> int:
         """Side of the latent that it was configured for."""
+
+    @property
+    def largest(self) -> int | None:
+        """Longest side of a latent that its table of positions holds; None where there is no such table."""
 
     @property
     def layers(self) -> int:
@@ -96,6 +102,9 @@ class StudentFacts(Protocol):
     def streams(self) -> list[dict[str, Any]]:
         """Its text streams, with the names and lengths that its pipelines have."""
 
+    def reading(self, index: int) -> dict[str, Any]:
+        """How its pipelines read the text of a stream: fields of a text encoder's TOML file that are not the default."""
+
 
 @dataclass(frozen=True)
 class _PixArt:
@@ -103,6 +112,7 @@ class _PixArt:
 
     MODULE: ClassVar[str] = "transformers.pixart_transformer_2d"
     EVEN: ClassVar[bool] = False
+    GUIDANCE: ClassVar[float] = 0.0
     FACTOR: ClassVar[int] = 8
     FIXED: ClassVar[Mapping[str, Sequence[Any]]] = {
         "norm_type": ("ada_norm_single",), "activation_fn": ("gelu-approximate",), "norm_elementwise_affine": _OFF,
@@ -130,6 +140,10 @@ class _PixArt:
     @property
     def side(self) -> int:
         return self.sample_size
+
+    @property
+    def largest(self) -> int | None:
+        return None
 
     @property
     def layers(self) -> int:
@@ -178,6 +192,9 @@ class _PixArt:
     def streams(self) -> list[dict[str, Any]]:
         return [{"name": "text", "dim": self.caption_channels, "length": 300}]
 
+    def reading(self, index: int) -> dict[str, Any]:
+        return {}
+
 
 @dataclass(frozen=True)
 class _Sana:
@@ -185,6 +202,7 @@ class _Sana:
 
     MODULE: ClassVar[str] = "transformers.sana_transformer"
     EVEN: ClassVar[bool] = False
+    GUIDANCE: ClassVar[float] = 4.5
     FACTOR: ClassVar[int] = 32
     FIXED: ClassVar[Mapping[str, Sequence[Any]]] = {"norm_elementwise_affine": _OFF}
     in_channels: PositiveInt
@@ -216,6 +234,10 @@ class _Sana:
     @property
     def side(self) -> int:
         return self.sample_size
+
+    @property
+    def largest(self) -> int | None:
+        return None
 
     @property
     def layers(self) -> int:
@@ -255,11 +277,190 @@ class _Sana:
     def streams(self) -> list[dict[str, Any]]:
         return [{"name": "text", "dim": self.caption_channels, "length": 300}]
 
+    def reading(self, index: int) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class _SD3:
+    """SD3Transformer2DModel: Stable Diffusion 3 and 3.5."""
+
+    MODULE: ClassVar[str] = "transformers.transformer_sd3"
+    EVEN: ClassVar[bool] = False
+    GUIDANCE: ClassVar[float] = 0.0
+    FACTOR: ClassVar[int] = 8
+    FIXED: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    in_channels: PositiveInt
+    num_layers: Depth
+    num_attention_heads: PositiveInt
+    attention_head_dim: PositiveInt
+    joint_attention_dim: PositiveInt
+    caption_projection_dim: PositiveInt
+    pooled_projection_dim: PositiveInt
+    patch_size: PositiveInt
+    sample_size: PositiveInt
+    pos_embed_max_size: PositiveInt
+    out_channels: PositiveInt | None = None
+    qk_norm: Literal["rms_norm"] | None = None
+
+    @property
+    def latent(self) -> int:
+        return self.in_channels
+
+    @property
+    def unit(self) -> int:
+        return self.patch_size
+
+    @property
+    def side(self) -> int:
+        return self.sample_size
+
+    @property
+    def largest(self) -> int | None:
+        return self.pos_embed_max_size * self.patch_size
+
+    @property
+    def layers(self) -> int:
+        return self.num_layers
+
+    @property
+    def hidden(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def heads(self) -> int:
+        return self.num_attention_heads
+
+    @property
+    def tokens(self) -> int:
+        return int(self.patch_size**2)
+
+    @property
+    def features(self) -> int:
+        return 256
+
+    @property
+    def timestep_scale(self) -> float:
+        return 1.0
+
+    @property
+    def embeds_guidance(self) -> bool:
+        return False
+
+    @property
+    def expansion(self) -> int:
+        return 4
+
+    @property
+    def has_constants(self) -> bool:
+        return False  # its positions are in the checkpoint
+
+    def scores(self, tokens: int, text: int) -> int:
+        return (tokens + text) ** 2
+
+    def streams(self) -> list[dict[str, Any]]:
+        """CLIP-L, CLIP-bigG, whose channels are to each other as 768 and 1280, and T5."""
+        first = self.pooled_projection_dim * 3 // 8
+        clips = [("clip_l", first), ("clip_g", self.pooled_projection_dim - first)]
+        pooled = [{"name": name, "dim": dim, "length": 77, "pooled": dim} for name, dim in clips]
+        return [*pooled, {"name": "t5", "dim": self.joint_attention_dim, "length": 256}]
+
+    def reading(self, index: int) -> dict[str, Any]:
+        """No padding is masked; of CLIP the last hidden state but one is taken."""
+        return {"padding_seen": True, **({"layer": -2, "projected": True} if index < 2 else {})}
+
+
+@dataclass(frozen=True)
+class _Flux:
+    """FluxTransformer2DModel, of whose packed latents a token is 2 x 2 cells."""
+
+    MODULE: ClassVar[str] = "transformers.transformer_flux"
+    EVEN: ClassVar[bool] = True
+    GUIDANCE: ClassVar[float] = 3.5
+    FACTOR: ClassVar[int] = 8
+    FIXED: ClassVar[Mapping[str, Sequence[Any]]] = {"patch_size": (1,)}
+    in_channels: Annotated[int, Field(strict=True, ge=4, le=LARGEST_INT, multiple_of=4)]
+    num_layers: Depth
+    num_single_layers: Depth
+    num_attention_heads: PositiveInt
+    attention_head_dim: PositiveInt
+    joint_attention_dim: PositiveInt
+    pooled_projection_dim: PositiveInt
+    axes_dims_rope: tuple[PositiveInt, PositiveInt, PositiveInt]
+    guidance_embeds: bool = False
+
+    @property
+    def latent(self) -> int:
+        return self.in_channels // 4
+
+    @property
+    def unit(self) -> int:
+        return 2
+
+    @property
+    def side(self) -> int:
+        return 128  # its pipeline's default
+
+    @property
+    def largest(self) -> int | None:
+        return None
+
+    @property
+    def layers(self) -> int:
+        return self.num_layers + self.num_single_layers
+
+    @property
+    def hidden(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def heads(self) -> int:
+        return self.num_attention_heads
+
+    @property
+    def tokens(self) -> int:
+        return 4
+
+    @property
+    def features(self) -> int:
+        return 256
+
+    @property
+    def timestep_scale(self) -> float:
+        return 1.0
+
+    @property
+    def embeds_guidance(self) -> bool:
+        return self.guidance_embeds
+
+    @property
+    def expansion(self) -> int:
+        return 5
+
+    @property
+    def has_constants(self) -> bool:
+        return False
+
+    def scores(self, tokens: int, text: int) -> int:
+        return (tokens + text) ** 2
+
+    def streams(self) -> list[dict[str, Any]]:
+        """CLIP-L, of which only the pooled vector is read, and T5."""
+        pooled = self.pooled_projection_dim
+        clip = {"name": "clip", "dim": pooled, "length": 77, "pooled": pooled}
+        return [clip, {"name": "t5", "dim": self.joint_attention_dim, "length": 512}]
+
+    def reading(self, index: int) -> dict[str, Any]:
+        """No padding is masked."""
+        return {"padding_seen": True, **({"projected": False} if index == 0 else {})}
+
 
 STUDENTS: Mapping[str, type[StudentFacts]] = MappingProxyType(
     {
         "PixArtTransformer2DModel": _PixArt,
         "SanaTransformer2DModel": _Sana,
+        "SD3Transformer2DModel": _SD3,
+        "FluxTransformer2DModel": _Flux,
     }
 )
 
@@ -367,9 +568,11 @@ class LibraryStudent(Document):
 
     def latent_problems(self, height: int, width: int) -> list[str]:
         """Why a latent of `height` x `width` does not fit."""
-        unit = self.facts.unit
+        unit, largest = self.facts.unit, self.facts.largest
         if min(height, width) < unit or height % unit or width % unit:
             return [f"latent {height}x{width}: both sides must be positive multiples of {unit}"]
+        if largest is not None and max(height, width) > largest:
+            return [f"latent {height}x{width}: the table of positions holds sides of up to {largest}"]
         return []
 
 

@@ -19,11 +19,18 @@ from snapgen_deploy.models.schedule import timestep_features
 from snapgen_deploy.models.students import student_class
 from snapgen_deploy.sparse import fold
 from snapgen_deploy.sparse.image_parts import GatedConvolutions, activation
+from snapgen_deploy.sparse.joint_student import written_flux, written_sd3
 from snapgen_deploy.sparse.student_forms import GELU_TANH, ChannelsForms, Forms, Perceptron, TokenForms
-from snapgen_deploy.sparse.student_parts import attention_parts, norm_parts, not_converted, shifted
+from snapgen_deploy.sparse.student_parts import (
+    EMBEDDED_FEATURES,
+    attention_parts,
+    norm_parts,
+    not_converted,
+    pixels_of,
+    positions_of,
+    shifted,
+)
 from snapgen_deploy.sparse.token_layers import OpForm
-
-_GUIDANCE_FEATURES = 256
 
 
 def written_student(
@@ -82,7 +89,7 @@ class AdaStudent(nn.Module):
         self.text_norm = parts.text_norm
         self.norm = forms.norm(norm_parts(parts.norm))
         self.register_buffer("table", forms.table(fold.modulation_table(parts.table, (1,))))
-        self.leave = forms.leave(parts.project, parts.patch, parts.channels)
+        self.leave = forms.leave(pixels_of(parts.project, parts.patch, parts.channels), parts.patch)
 
     def forward(self, latent: Tensor, time_features: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """latent (B, C, h, w), time_features (B, F), text (B, L, T), mask (B, L) -> (B, C, h, w)."""
@@ -121,18 +128,6 @@ class AdaParts:
         self.project: nn.Linear = network.proj_out
 
 
-def _positions(patches: Any, latent: tuple[int, int]) -> Tensor | None:
-    """What the library's `PatchEmbed` adds to the patches of a latent: (N, D)."""
-    if patches.pos_embed is None:
-        return None
-    weight = patches.proj.weight
-    with torch.no_grad():
-        zeros = torch.zeros(1, weight.shape[1], *latent, dtype=weight.dtype, device=weight.device)
-        bias = 0.0 if patches.proj.bias is None else patches.proj.bias
-        found: Tensor = patches(zeros)[0] - bias
-    return found
-
-
 def _facts(student: DiffusersStudent) -> Any:
     """What only one class says is read here by its name."""
     return student.config.facts
@@ -143,7 +138,7 @@ def _pixart(student: DiffusersStudent, latent: tuple[int, int], forms: Forms) ->
     parts = AdaParts(
         network, network.pos_embed, network.adaln_single.emb, network.adaln_single.linear, network.norm_out, facts.latent
     )
-    parts.positions = _positions(network.pos_embed, latent)
+    parts.positions = positions_of(network.pos_embed, latent)
     if facts.reads_size:
         height, width = (student.config.latent_factor * side for side in latent)
         parts.time = (parts.time[0], shifted(parts.time[1], _size_embedding(network.adaln_single.emb, height, width)))
@@ -162,7 +157,7 @@ def _size_embedding(emb: Any, height: int, width: int) -> Tensor:
     """What PixArt-alpha adds to the timestep's embedding for a picture's size and aspect ratio: (D,)."""
     sizes = torch.tensor([float(height), float(width), float(height) / float(width)])
     with torch.no_grad():
-        features = timestep_features(sizes, _GUIDANCE_FEATURES).to(emb.resolution_embedder.linear_1.weight)
+        features = timestep_features(sizes, EMBEDDED_FEATURES).to(emb.resolution_embedder.linear_1.weight)
         return torch.cat([emb.resolution_embedder(features[:2]).flatten(), emb.aspect_ratio_embedder(features[2:]).flatten()])
 
 
@@ -170,12 +165,12 @@ def _sana(student: DiffusersStudent, latent: tuple[int, int], forms: Forms) -> n
     network, facts = student.network, _facts(student)
     time = network.time_embed
     parts = AdaParts(network, network.patch_embed, getattr(time, "emb", time), time.linear, network.norm_out.norm, facts.latent)
-    parts.positions = _positions(network.patch_embed, latent)
+    parts.positions = positions_of(network.patch_embed, latent)
     parts.text_norm = forms.norm(norm_parts(network.caption_norm))
     if facts.guidance_embeds:
         scale = torch.tensor([student.config.guidance_embedded * facts.guidance_embeds_scale])
         with torch.no_grad():
-            features = timestep_features(scale, _GUIDANCE_FEATURES).to(time.guidance_embedder.linear_1.weight)
+            features = timestep_features(scale, EMBEDDED_FEATURES).to(time.guidance_embedder.linear_1.weight)
             parts.time = (parts.time[0], shifted(parts.time[1], time.guidance_embedder(features)[0]))
     blocks = []
     for block in network.transformer_blocks:
@@ -188,5 +183,10 @@ def _sana(student: DiffusersStudent, latent: tuple[int, int], forms: Forms) -> n
 
 
 _WRITERS: Mapping[str, Callable[[DiffusersStudent, tuple[int, int], Forms], nn.Module]] = MappingProxyType(
-    {"PixArtTransformer2DModel": _pixart, "SanaTransformer2DModel": _sana}
+    {
+        "PixArtTransformer2DModel": _pixart,
+        "SanaTransformer2DModel": _sana,
+        "SD3Transformer2DModel": written_sd3,
+        "FluxTransformer2DModel": written_flux,
+    }
 )

@@ -21,9 +21,9 @@ from snapgen_deploy.sparse.forms import dense
 from snapgen_deploy.sparse.geometry import Heads
 from snapgen_deploy.sparse.image_layers import LinearAttention
 from snapgen_deploy.sparse.library_channels import norm_over_channels
-from snapgen_deploy.sparse.library_parts import NormParts
+from snapgen_deploy.sparse.library_parts import NormParts, RotaryTable
 from snapgen_deploy.sparse.library_token import RecognisedRMSNorm, norm_over_tokens, token_activation
-from snapgen_deploy.sparse.student_parts import AttentionParts, pixels_of
+from snapgen_deploy.sparse.student_parts import AttentionParts
 from snapgen_deploy.sparse.token_layers import OpForm, TokenNorm, merge_heads, split_heads
 from snapgen_deploy.sparse.token_student import TokenPatch, TokenUnpatch
 
@@ -68,8 +68,8 @@ class Forms(Protocol):
     def positions(self, table: Tensor) -> Tensor:
         """A table (N, D) that is added to hidden states."""
 
-    def leave(self, project: nn.Linear, patch: int, channels: int) -> nn.Module:
-        """Hidden states as the pixels of their patches; the projection's are ordered (row, column, channel)."""
+    def leave(self, pixels: nn.Linear, patch: int) -> nn.Module:
+        """Hidden states as the pixels of their patches, ordered (channel, row, column)."""
 
     def attention(self, parts: AttentionParts) -> nn.Module:
         """Called with hidden states, those that are attended to, and a bias or None."""
@@ -79,6 +79,21 @@ class Forms(Protocol):
 
     def over_map(self, layers: nn.Module) -> nn.Module:
         """Layers over a map (B, D, H, W), from and to hidden states."""
+
+    def joint(self, image: AttentionParts, text: AttentionParts | None) -> nn.Module:
+        """Called with hidden states of image and text and with rotary tables; without `text` the second ones are not read."""
+
+    def rotary(self, table: Tensor) -> Tensor:
+        """A rotary table (N, d)."""
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """Hidden states one after the other along their tokens."""
+
+    def beside(self, parts: Sequence[Tensor]) -> Tensor:
+        """Hidden states with the channels of all."""
+
+    def some_tokens(self, x: Tensor, start: int, length: int) -> Tensor:
+        """Some of the tokens."""
 
 
 class TokenForms:
@@ -133,9 +148,9 @@ class TokenForms:
         """(N, D) -> (1, N, D)."""
         return table[None].contiguous()
 
-    def leave(self, project: nn.Linear, patch: int, channels: int) -> nn.Module:
+    def leave(self, pixels: nn.Linear, patch: int) -> nn.Module:
         """(B, N, D) -> (B, C, h, w)."""
-        return TokenUnpatch(pixels_of(project, patch, channels), patch, self.grid)
+        return TokenUnpatch(pixels, patch, self.grid)
 
     def attention(self, parts: AttentionParts) -> nn.Module:
         """On (B, N, D)."""
@@ -149,12 +164,48 @@ class TokenForms:
         """On (B, N, D)."""
         return TokensOverMap(layers, self.grid)
 
+    def joint(self, image: AttentionParts, text: AttentionParts | None) -> nn.Module:
+        """On (B, N, D)."""
+        return TokenJoint(image, text, self.batch, self.ops)
+
+    def rotary(self, table: Tensor) -> Tensor:
+        """As it is."""
+        return table
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """(B, N, D) each -> (B, sum of N, D)."""
+        return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
+
+    def beside(self, parts: Sequence[Tensor]) -> Tensor:
+        """(B, N, D) each -> (B, N, sum of D)."""
+        return torch.cat(list(parts), 2)
+
+    def some_tokens(self, x: Tensor, start: int, length: int) -> Tensor:
+        """(B, N, D) -> (B, length, D)."""
+        return x.narrow(1, start, length)
+
 
 def _token_norm(parts: NormParts, rows: int, ops: OpForm, scale: float = 1.0) -> TokenNorm:
     """As `norm_over_tokens`, with RMSNorm in the form that onnxruntime recognises."""
     if parts.centred or parts.bias is not None:
         return norm_over_tokens(parts, rows, ops, scale)
     return RecognisedRMSNorm(rows, parts.weight.shape[0], parts.eps, ops, parts.weight * scale)
+
+
+def _turned(x: Tensor, rope: RotaryTable | None) -> Tensor:
+    """Rotary positions of (B*h, N, d) with tables (N, d), or of (B, h, d, N) with tables (d, N)."""
+    if rope is None:
+        return x
+    axis, half = 2, x.shape[2] // 2
+    swapped = torch.cat([x.narrow(axis, half, half), x.narrow(axis, 0, half)], axis)
+    return x * rope[0] + swapped * rope[1]
+
+
+def _out(linear: nn.Module | None, x: Tensor) -> Tensor:
+    if linear is None:
+        return x
+    y: Tensor = linear(x)
+    return y
 
 
 class TokenProjections(nn.Module):
@@ -168,6 +219,12 @@ class TokenProjections(nn.Module):
         self.q_norm = None if parts.q_norm is None else _token_norm(parts.q_norm, rows, ops, scale)
         self.k_norm = None if parts.k_norm is None else _token_norm(parts.k_norm, rows, ops)
         self.scale = scale if parts.q_norm is None else 1.0
+
+    def three(self, x: Tensor, rope: RotaryTable | None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, N, D) -> q scaled, k, v (B*h, N, d)."""
+        q, k = self.heads(self.q(x), self.q_norm), self.heads(self.k(x), self.k_norm)
+        q = q if self.scale == 1.0 else q * self.scale
+        return _turned(q, rope), _turned(k, rope), split_heads(self.v(x), self.dim)
 
     def heads(self, x: Tensor, norm: TokenNorm | None) -> Tensor:
         """(B, N, h*d) -> (B*h, N, d), normed."""
@@ -188,8 +245,30 @@ class TokenAttention(TokenProjections):
         if self.scale != 1.0:  # to the fewer of both
             q, k = (q, k * self.scale) if k.shape[1] < q.shape[1] else (q * self.scale, k)
         mixed = dense(q, k.transpose(1, 2), split_heads(self.v(source), self.dim), bias)  # (B*h, N, d)
-        merged: Tensor = self.out(merge_heads(mixed, self.batch))
-        return merged
+        return _out(self.out, merge_heads(mixed, self.batch))
+
+
+class TokenJoint(nn.Module):
+    """Attention of image and text to both."""
+
+    def __init__(self, image: AttentionParts, text: AttentionParts | None, batch: int, ops: OpForm) -> None:
+        super().__init__()
+        self.batch, scale = batch, image.dim**-0.5
+        self.image = TokenProjections(image, batch, ops, scale)
+        self.text = None if text is None else TokenProjections(text, batch, ops, scale)
+
+    def forward(self, x: Tensor, text: Tensor, rope: RotaryTable | None) -> tuple[Tensor, Tensor]:
+        """x (B, N, D), text (B, L, D), rope (N, d) twice -> both; without projections of the text it stays as it is."""
+        three = self.image.three(x, rope)
+        if self.text is not None:
+            (q, k, v), own = three, self.text.three(text, None)
+            three = torch.cat([q, own[0]], 1), torch.cat([k, own[1]], 1), torch.cat([v, own[2]], 1)
+        q, k, v = three
+        merged = merge_heads(dense(q, k.transpose(1, 2), v), self.batch)  # (B, N + L, D)
+        if self.text is None:
+            return _out(self.image.out, merged), text
+        tokens, length = x.shape[1], text.shape[1]
+        return _out(self.image.out, merged.narrow(1, 0, tokens)), _out(self.text.out, merged.narrow(1, tokens, length))
 
 
 class TokenLinearAttention(TokenProjections):
@@ -208,8 +287,7 @@ class TokenLinearAttention(TokenProjections):
         keys = (k * self.share).transpose(1, 2)  # (B*h, d, N)
         mixed = torch.bmm(q, torch.bmm(keys, split_heads(self.v(x), self.dim)))  # (B*h, N, d)
         total = torch.bmm(q, torch.bmm(keys, self.ones)).clamp(min=self.least)  # (B*h, N, 1)
-        merged: Tensor = self.out(merge_heads(mixed / total, self.batch))
-        return merged
+        return _out(self.out, merge_heads(mixed / total, self.batch))
 
 
 class TokensOverMap(nn.Module):
@@ -279,9 +357,8 @@ class ChannelsForms:
         """(N, D) -> (1, D, 1, N)."""
         return table.t()[None, :, None].contiguous()
 
-    def leave(self, project: nn.Linear, patch: int, channels: int) -> nn.Module:
+    def leave(self, pixels: nn.Linear, patch: int) -> nn.Module:
         """(B, D, 1, N) -> (B, C, h, w)."""
-        pixels = pixels_of(project, patch, channels)
         return ChannelsPixels(fold.pointwise(pixels.weight, pixels.bias), patch, self.grid)
 
     def attention(self, parts: AttentionParts) -> nn.Module:
@@ -293,11 +370,32 @@ class ChannelsForms:
         q, k, v = (NormedProjection(p, n) for p, n in ((parts.q, parts.q_norm), (parts.k, parts.k_norm), (parts.v, None)))
         if parts.q_norm is not None and not parts.across:
             raise NotImplementedError("linear attention with a norm of each head")
-        return nn.Sequential(LinearAttention(q, k, v, parts.dim), fold.pointwise(parts.out.weight, parts.out.bias))
+        mixed = LinearAttention(q, k, v, parts.dim)
+        return mixed if parts.out is None else nn.Sequential(mixed, fold.pointwise(parts.out.weight, parts.out.bias))
 
     def over_map(self, layers: nn.Module) -> nn.Module:
         """On (B, D, 1, N)."""
         return RowOverMap(layers, self.grid)
+
+    def joint(self, image: AttentionParts, text: AttentionParts | None) -> nn.Module:
+        """On (B, D, 1, N)."""
+        return ChannelsJoint(image, text)
+
+    def rotary(self, table: Tensor) -> Tensor:
+        """(N, d) -> (d, N)."""
+        return table.t().contiguous()
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """(B, D, 1, N) each -> (B, D, 1, sum of N)."""
+        return parts[0] if len(parts) == 1 else torch.cat(list(parts), 3)
+
+    def beside(self, parts: Sequence[Tensor]) -> Tensor:
+        """(B, D, 1, N) each -> (B, sum of D, 1, N)."""
+        return torch.cat(list(parts), 1)
+
+    def some_tokens(self, x: Tensor, start: int, length: int) -> Tensor:
+        """(B, D, 1, N) -> (B, D, 1, length)."""
+        return x.narrow(3, start, length)
 
 
 class InOneRow(nn.Module):
@@ -369,7 +467,8 @@ class ChannelsAttention(nn.Module):
         self.heads, scale = Heads(parts.heads, parts.heads, parts.dim), parts.dim**-0.5
         self.q = self._projection(parts, parts.q, parts.q_norm, scale)
         self.k = self._projection(parts, parts.k, parts.k_norm, 1.0)
-        self.v, self.out = (fold.pointwise(p.weight, p.bias) for p in (parts.v, parts.out))
+        self.v = fold.pointwise(parts.v.weight, parts.v.bias)
+        self.out = None if parts.out is None else fold.pointwise(parts.out.weight, parts.out.bias)
         self.scale = scale if parts.q_norm is None else 1.0
 
     @staticmethod
@@ -384,8 +483,53 @@ class ChannelsAttention(nn.Module):
         q, k = self.q(x), self.k(source)
         if self.scale != 1.0:  # to the fewer of both
             q, k = (q, k * self.scale) if k.shape[3] < q.shape[3] else (q * self.scale, k)
-        merged: Tensor = self.out(dense_per_head(q, k, self.v(source), self.heads, bias))
-        return merged
+        return _out(self.out, dense_per_head(q, k, self.v(source), self.heads, bias))
+
+
+class ChannelsProjections(nn.Module):
+    """q, k and v of (B, D, 1, N) with norms and rotary positions of each head."""
+
+    def __init__(self, parts: AttentionParts) -> None:
+        super().__init__()
+        scale, self.dim = parts.dim**-0.5, parts.dim
+        self.q, self.k, self.v = (fold.pointwise(p.weight, p.bias) for p in (parts.q, parts.k, parts.v))
+        self.out = None if parts.out is None else fold.pointwise(parts.out.weight, parts.out.bias)
+        self.q_norm = None if parts.q_norm is None else norm_over_channels(parts.q_norm, 2, scale)
+        self.k_norm = None if parts.k_norm is None else norm_over_channels(parts.k_norm, 2)
+        self.scale = scale if parts.q_norm is None else 1.0
+
+    def three(self, x: Tensor, rope: RotaryTable | None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, D, 1, N) -> q scaled, k, v (B, h*d, 1, N)."""
+        q = self._by_head(self.q(x), self.q_norm, rope)
+        return q if self.scale == 1.0 else q * self.scale, self._by_head(self.k(x), self.k_norm, rope), self.v(x)
+
+    def _by_head(self, x: Tensor, norm: ChannelsNorm | None, rope: RotaryTable | None) -> Tensor:
+        if norm is None and rope is None:
+            return x
+        y = x.reshape(x.shape[0], -1, self.dim, x.shape[3])  # (B, h, d, N)
+        return _turned(y if norm is None else norm(y), rope).reshape(x.shape)
+
+
+class ChannelsJoint(nn.Module):
+    """Attention of image and text to both."""
+
+    def __init__(self, image: AttentionParts, text: AttentionParts | None) -> None:
+        super().__init__()
+        self.heads, self.image = Heads(image.heads, image.heads, image.dim), ChannelsProjections(image)
+        self.text = None if text is None else ChannelsProjections(text)
+
+    def forward(self, x: Tensor, text: Tensor, rope: RotaryTable | None) -> tuple[Tensor, Tensor]:
+        """x (B, D, 1, N), text (B, D, 1, L), rope (d, N) twice -> both; without projections of the text x alone."""
+        three = self.image.three(x, rope)
+        if self.text is not None:
+            (q, k, v), own = three, self.text.three(text, None)
+            three = torch.cat([q, own[0]], 3), torch.cat([k, own[1]], 3), torch.cat([v, own[2]], 3)
+        q, k, v = three
+        mixed = dense_per_head(q, k, v, self.heads)  # (B, h*d, 1, N + L)
+        if self.text is None:
+            return _out(self.image.out, mixed), text
+        tokens, length = x.shape[3], text.shape[3]
+        return _out(self.image.out, mixed.narrow(3, 0, tokens)), _out(self.text.out, mixed.narrow(3, tokens, length))
 
 
 class Perceptron(nn.Module):
