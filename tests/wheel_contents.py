@@ -13,6 +13,7 @@ NEEDED = (
     "snapgen_deploy/latency/links/iphone_runner/RunnerTests/RunnerTests.swift",
     "snapgen_deploy/apps/page/core.mjs",
     "snapgen_deploy/apps/android/core/src/main/kotlin/snapgen/core/Bundle.kt",
+    "snapgen_deploy/apps/ios/Sources/SnapGenCore/Bundle.swift",
     "snapgen_deploy/report/page.html.j2",
     "snapgen_deploy/assets/shapes.safetensors",
     "snapgen_deploy/assets/shapes_fidelity.txt",

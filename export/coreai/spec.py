@@ -24,4 +24,5 @@ COREAI = TargetSpec(
     ),
     extra=Extra("coreai", ("coreai", "coreai_torch", "coreai_opt")),
     closed="Apple's runtime takes an asset as a whole and shows no value inside",
+    apps={"ios": "CoreAIEngine"},
 )

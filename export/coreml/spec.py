@@ -38,4 +38,5 @@ COREML = TargetSpec(
     ),
     links=("iphone", "mac"),
     basis="neural_engine",
+    apps={"ios": "CoreMLEngine"},
 )

@@ -28,7 +28,7 @@ XNNPACK = TargetSpec(
     basis="arm_cpu",
     placement=PLACEMENT,
     closed=_CLOSED,
-    apps={"android": "ExecuTorchEngine"},
+    apps={"android": "ExecuTorchEngine", "ios": "ExecuTorchEngine"},
 )
 # Of the delegates below only the embedded checkpoint was measured; what they take for each byte of a weight counts the copies
 # that the conversion makes. The links of Apple's devices run packages only.
@@ -50,6 +50,7 @@ EXECUTORCH_COREML = TargetSpec(
     ),
     placement=PLACEMENT,
     closed=_CLOSED,
+    apps={"ios": "ExecuTorchEngine"},
 )
 VULKAN = TargetSpec(
     name="executorch",

@@ -187,7 +187,7 @@ def export(
     ] = None,
     app: Annotated[
         list[str] | None,
-        typer.Option(help="Also write an app that draws with the bundle, beside it: web, android. Repeatable.", metavar="NAME"),
+        typer.Option(help="Also write an app that draws with the bundle: web, android, ios. Repeatable.", metavar="NAME"),
     ] = None,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the bundle.", metavar="FOLDER")] = Path(
         "bundles"
