@@ -335,7 +335,38 @@ def test_guidance_two_encoders_and_an_empty_stream(probe: Probe, tmp_path: Path)
     assert sum(role == "first" for role, _ in calls) == 3  # the negative prompt once
 
 
-def guided_bundle(folder: Path, latent: tuple[int, ...], levels: tuple[float, ...]) -> Path:
+def test_steps_with_coefficients_and_new_noise(probe: Probe, tmp_path: Path) -> None:
+    latent, velocity = (2, 3, 5), np.random.default_rng(1).standard_normal((2, 2, 3, 5)).astype(np.float32)
+    rules = [[0.9, -0.5, 0.3], [1.1, -0.25, 0.0]]
+    linear = {"sampler": "linear", "coefficients": rules, "start": 2.0}
+    folder = guided_bundle(tmp_path, latent, (1.0, 0.6, 0.0), **linear)
+    decoded: list[np.ndarray] = []
+
+    def call(role: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if role == "student":
+            return {"velocity": velocity}
+        if role == "decoder":
+            decoded.append(inputs["latent"])
+            return {"picture": np.zeros((1, 3, 1, 1), np.float32)}
+        stream, length = {"first": ("one", 3), "second": ("two", 4)}[role]
+        return {stream: np.zeros((1, length, 2), np.float32), f"{stream}_pooled": np.zeros((1, 1), np.float32)}
+
+    given = {"bundle": str(folder), "target": TARGET, "thrifty": False}
+    said = probe.ask("draw", call, **given, requests=[{"prompt": "a", "seed": "5"}])
+    assert said[-1] == {"done": True}
+    begun, fresh = philox_noise(5, (2, 1, *latent))
+    expected = np.float32(2.0) * begun
+    for keep, scale, added in np.array(rules, np.float32):
+        expected = keep * expected + scale * guided(velocity, 4.0) + added * fresh
+    np.testing.assert_allclose(decoded[0], expected, rtol=1e-6, atol=1e-6)
+    said = probe.ask("draw", call, **given, requests=[{"prompt": "a", "seed": "5", "steps": 3}])
+    assert said[-1]["said"] == "This model draws in 2 steps, no other number."
+    guided_bundle(tmp_path, latent, (1.0, 0.6, 0.0), sampler="heun")
+    said = probe.ask("draw", call, **given, requests=[])
+    assert said[-1]["said"] == "This app cannot draw with the sampler heun."
+
+
+def guided_bundle(folder: Path, latent: tuple[int, ...], levels: tuple[float, ...], **schedule: Any) -> Path:
     """Manifest, cases and a tokenizer that gives words the number of their letters: no networks."""
 
     def port(name: str, *shape: int) -> dict[str, Any]:
@@ -370,7 +401,12 @@ def guided_bundle(folder: Path, latent: tuple[int, ...], levels: tuple[float, ..
         "resolution": [1, 1],
         "config": {"absent_streams": ["gone"]},
         "guidance": {"scale": 4.0, "negative_prompt": "a"},
-        "schedule": {"sigmas": levels, "shift": 1.0, "time_features": {"count": 4, "values": [[1, 2, 3, 4], [5, 6, 7, 8]]}},
+        "schedule": {
+            "sigmas": levels,
+            "shift": 1.0,
+            "time_features": {"count": 4, "values": [[1, 2, 3, 4], [5, 6, 7, 8]]},
+            **schedule,
+        },
         "files": {CONFORMANCE: {"bytes": len(cases), "sha256": hashlib.sha256(cases.encode()).hexdigest()}},
         "targets": {
             TARGET: {

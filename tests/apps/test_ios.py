@@ -161,7 +161,8 @@ def test_lines_of_the_record_have_the_same_fields() -> None:
 
 PORTS = {"latent", "time_features", "tokens", "mask", "velocity", "picture"}
 RARE = {  # fields that the files of this bundle and of a CLIP tokenizer do not have
-    "absent_streams", "guidance", "negative_prompt", "scale", "entry", "refused", "step", "data_offsets", "dtype", "shape",
+    "absent_streams", "coefficients", "timesteps", "start", "sampler",
+    "guidance", "negative_prompt", "scale", "entry", "refused", "step", "data_offsets", "dtype", "shape",
     "pretokenizers", "normalizers", "processors", "prepend", "strip_left", "strip_right", "String", "Regex", "content",
     "behavior", "invert", "byte_fallback", "fuse_unk", "ignore_merges", "dropout", "cls", "sep", "use_regex", "pattern",
     "add_prefix_space", "continuing_subword_prefix", "end_of_word_suffix", "merges", "normalized", "single_word",

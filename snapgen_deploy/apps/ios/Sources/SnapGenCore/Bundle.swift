@@ -68,6 +68,8 @@ public struct ModelBundle: Sendable {
     public let size: (height: Int, width: Int)
     /// Calls of the student for a picture.
     public let stepCount: Int
+    /// What the noise is multiplied with at first.
+    let start: Float
     /// Every file that drawing needs, besides manifest.json and conformance.json.
     public let files: [String: FileEntry]
     let manifest: JSON
@@ -107,6 +109,7 @@ public struct ModelBundle: Sendable {
         latent = Array(student.inputs.first { $0.name == "latent" }?.shape.dropFirst() ?? [])
         size = (sizes[0], sizes[1])
         stepCount = try manifest["schedule"]["sigmas"].items.count - 1
+        start = Float(try manifest["schedule"].find("start")?.number ?? 1)
         rules = try cases["tokenizers"].items
         absent = Set(try manifest["config"].find("absent_streams")?.texts ?? [])
         var files: [String: FileEntry] = [:]
@@ -137,6 +140,10 @@ public struct ModelBundle: Sendable {
         guard !latent.isEmpty, student.inputs.allSatisfy({ $0.shape.first == rows }) else {
             let said = "The bundle's student takes another number of rows than \(rows), which this app gives it."
             throw Refused(.bundle, said, remedy: exportAgain)
+        }
+        let named = try sampler(of: manifest)
+        guard samplers.contains(named) else {
+            throw Refused(.bundle, "This app cannot draw with the sampler \(named).", remedy: exportAgain)
         }
         let found = try manifest["noise"]["generator"].text
         guard found == noiseGenerator else {

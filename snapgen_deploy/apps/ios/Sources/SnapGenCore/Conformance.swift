@@ -62,8 +62,10 @@ private func noiseLine(_ about: JSON, _ one: JSON) throws -> Line {
 
 private func scheduleLine(_ tolerance: Double, _ step: JSON, _ made: Step, _ number: Int) throws -> Line {
     let levels = [try step["sigma"].number, try step["next"].number]
+    let rule = [made.keep, made.scale, made.added].map { Double($0) }
     let passed = try close([made.sigma, made.next], levels, tolerance)
-        && ends(made.features.map(Double.init), step["time_features"], tolerance)
+        && ends(made.features.map { Double($0) }, step["time_features"], tolerance)
+        && (step.find("coefficients").map { close(rule, try $0.numbers, tolerance) } ?? true)
     return Line(line: "schedule", passed: passed, detail: "step \(number + 1), level \(made.sigma)")
 }
 

@@ -124,7 +124,10 @@ public actor Pipeline {
         let prompts = rows
         let names = prompts[0].keys
         let joined = Dictionary(uniqueKeysWithValues: names.map { name in (name, stacked(prompts.compactMap { $0[name] })) })
-        var latent = noise(seed: request.seed, count: bundle.latent.reduce(1, *))
+        let size = bundle.latent.reduce(1, *)
+        let drawn = noise(seed: request.seed, count: size * (1 + plan.filter { $0.added != 0 }.count))
+        var latent = drawn.prefix(size).map { bundle.start * $0 }
+        var used = size
         for (i, step) in plan.enumerated() {
             let start = now()
             progress(.drawing(step: i + 1, of: plan.count))
@@ -134,7 +137,8 @@ public actor Pipeline {
             inputs["time_features"] = stacked(prompts.map { _ in .floats(step.features, shape: [1, step.features.count]) })
             let velocity = try output("velocity", of: try await run(bundle.student, inputs))
             let single = bundle.guidance.map { guided(velocity, scale: request.scale ?? $0.scale) } ?? velocity
-            latent = stepped(latent, single, step)
+            latent = stepped(latent, single, step, fresh: drawn[used...])
+            if step.added != 0 { used += size }
             times.steps.append(now() - start)
         }
         await release(bundle.student)

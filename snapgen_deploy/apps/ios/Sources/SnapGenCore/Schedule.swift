@@ -1,10 +1,28 @@
 import Foundation
 
+/// The samplers that this package draws with.
+let samplers: Set<String> = ["euler", "linear"]
+
 /// A step of the sampler: noise level, the next one, and the student's features of it.
 public struct Step: Sendable {
     public let sigma: Double
     public let next: Double
     public let features: [Float]
+    /// What the step keeps of the latent, and takes of the student's output and of new noise.
+    let keep: Float
+    let scale: Float
+    let added: Float
+
+    /// `rule`: keep, scale and added; nil: those of Euler's method.
+    init(sigma: Double, next: Double, features: [Float], rule: [Float]? = nil) {
+        self.sigma = sigma
+        self.next = next
+        self.features = features
+        let rule = rule ?? [1, Float(next - sigma), 0]
+        keep = rule[0]
+        scale = rule[1]
+        added = rule[2]
+    }
 }
 
 /// The steps of a picture. `count`: other than the model's own, with which its pictures are right.
@@ -12,10 +30,15 @@ func steps(of manifest: JSON, count: Int? = nil) throws -> [Step] {
     let schedule = try manifest["schedule"]
     let sigmas = try schedule["sigmas"].numbers
     let features = try schedule["time_features"]
-    guard let count, count != sigmas.count - 1 else {
+    let own = sigmas.count - 1
+    guard let count, count != own else {
+        let rules = try schedule.find("coefficients")?.items.map { try $0.floats }
         return try features["values"].items.enumerated().map { i, row in
-            Step(sigma: sigmas[i], next: sigmas[i + 1], features: try row.floats)
+            Step(sigma: sigmas[i], next: sigmas[i + 1], features: try row.floats, rule: rules?[i])
         }
+    }
+    guard try sampler(of: manifest) == "euler", try schedule.find("timesteps") == nil else {
+        throw Refused(.bundle, "This model draws in \(own) steps, no other number.", remedy: "Leave the number of steps out.")
     }
     let shift = try schedule["shift"].number
     let width = try features["count"].whole
@@ -24,6 +47,8 @@ func steps(of manifest: JSON, count: Int? = nil) throws -> [Step] {
         Step(sigma: sigma, next: i + 1 < count ? levels[i + 1] : 0, features: timeFeatures(sigma, count: width))
     }
 }
+
+func sampler(of manifest: JSON) throws -> String { try manifest["schedule"].find("sampler")?.text ?? "euler" }
 
 /// Cosines, then sines, of 1000 * sigma at falling frequencies.
 func timeFeatures(_ sigma: Double, count: Int) -> [Float] {
@@ -35,10 +60,10 @@ func timeFeatures(_ sigma: Double, count: Int) -> [Float] {
     return angles.map { Float(cos($0)) } + angles.map { Float(sin($0)) }
 }
 
-/// One step of Euler's method, in single precision.
-func stepped(_ latent: [Float], _ velocity: [Float], _ step: Step) -> [Float] {
-    let width = Float(step.next - step.sigma)
-    return zip(latent, velocity).map { $0 + width * $1 }
+/// One step, in single precision; `fresh` is new noise, where the step adds some.
+func stepped(_ latent: [Float], _ velocity: [Float], _ step: Step, fresh: ArraySlice<Float>) -> [Float] {
+    let moved = zip(latent, velocity).map { step.keep * $0 + step.scale * $1 }
+    return step.added == 0 ? moved : zip(moved, fresh).map { $0 + step.added * $1 }
 }
 
 /// Classifier-free guidance of the rows (prompt, negative prompt): negative + scale * (prompt - negative).

@@ -45,6 +45,9 @@ class Bundle private constructor(val folder: File, val target: String, val manif
     val width: Int = manifest["resolution"].items[1].int
     val steps: Int = manifest["schedule"]["sigmas"].items.size - 1
 
+    /** What the noise is multiplied with at first. */
+    val start: Float = manifest["schedule"].find("start")?.number?.toFloat() ?: 1f
+
     /** Text streams of the student that stay empty. */
     val absent: Set<String> = manifest["config"].find("absent_streams")?.texts.orEmpty().toSet()
 
@@ -53,6 +56,8 @@ class Bundle private constructor(val folder: File, val target: String, val manif
         if (student.inputs.any { it.shape[0] != rows }) {
             refuse(Reason.BUNDLE, "The bundle's student takes another number of rows than $rows, which this app gives it.")
         }
+        val sampler = samplerOf(manifest)
+        if (sampler !in SAMPLERS) refuse(Reason.BUNDLE, "This app cannot draw with the sampler $sampler.")
         val generator = manifest["noise"]["generator"].text
         if (generator != GENERATOR) {
             refuse(Reason.BUNDLE, "The bundle begins pictures with noise of $generator: export it with --noise $GENERATOR.")

@@ -57,8 +57,10 @@ private fun noiseLine(about: Json, case: Json): Line {
 
 private fun scheduleLine(tolerance: Double, step: Json, made: Step, number: Int): Line {
     val levels = doubleArrayOf(step["sigma"].number, step["next"].number)
+    val rule = doubleArrayOf(made.keep.toDouble(), made.scale.toDouble(), made.added.toDouble())
     val passed = close(doubleArrayOf(made.sigma, made.next), levels, tolerance) &&
-        ends(made.features, step["time_features"], tolerance)
+        ends(made.features, step["time_features"], tolerance) &&
+        (step.find("coefficients")?.numbers?.let { close(rule, it, tolerance) } ?: true)
     return Line("schedule", passed, "step ${number + 1}, level ${made.sigma}")
 }
 

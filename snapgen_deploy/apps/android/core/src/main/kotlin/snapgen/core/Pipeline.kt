@@ -91,7 +91,10 @@ class Pipeline(val bundle: Bundle, val readers: List<PromptReader>, val engine: 
         bundle.guidance?.let { rows.add(away(request.negative ?: it.negativePrompt, given)) }
         encoders.values.forEach(::release)
         val text = rows[0].inputs.mapValues { (name, _) -> stacked(rows.map { it.inputs.getValue(name) }) }
-        var latent = noise(request.seed, sizeOf(bundle.latent))
+        val size = sizeOf(bundle.latent)
+        val drawn = noise(request.seed, size * (1 + plan.count { it.added != 0f }))
+        var latent = FloatArray(size) { bundle.start * drawn[it] }
+        var used = size
         plan.forEachIndexed { i, step ->
             at(Stage.DRAWING, i + 1, i + 1)
             val inputs = text + mapOf(
@@ -100,7 +103,8 @@ class Pipeline(val bundle: Bundle, val readers: List<PromptReader>, val engine: 
             )
             val velocity = run(bundle.student, inputs).getValue("velocity").data
             val single = bundle.guidance?.let { guided(velocity, request.scale ?: it.scale) } ?: velocity
-            latent = stepped(latent, single, step)
+            latent = stepped(latent, single, step, drawn, used)
+            if (step.added != 0f) used += size
         }
         release(bundle.student)
         at(Stage.DECODING, 0, total - 1)
