@@ -27,6 +27,7 @@ WORKER = "PYTEST_XDIST_WORKER"  # set in a worker of a run with -n
 SERVER = "SNAPGEN_TESTS_SERVER"  # there: where the server listens that all workers' children are forked from
 PRELOAD = ["tests.preload"]
 OTHER_SEED = "1234" if os.environ.get("PYTHONHASHSEED") == "4321" else "4321"  # of hashes of texts in child processes
+COLLECTED = (100_000, 20, 100)  # new objects until garbage is collected: tracing a graph makes many, nearly all of them to stay
 KEPT = ("pymp-", "torchinductor_")  # multiprocessing's sockets, which go when a process ends; torch's cache
 
 
@@ -145,10 +146,11 @@ def pytest_runtest_teardown() -> None:
 def pytest_collection_finish() -> None:
     """The same after the test modules were imported; torch lists its operators once, typer its commands."""
     pytest_runtest_teardown()
+    gc.set_threshold(*COLLECTED)
     gc.enable()
     if "torch._export.utils" in sys.modules:
-        from snapgen_deploy.export.shared.operators import quick_decompositions
+        from snapgen_deploy.export.shared.tracing import quick_tracing
 
-        _for_good.enter_context(quick_decompositions())
+        _for_good.enter_context(quick_tracing())
     if (typer := sys.modules.get("typer.testing")) is not None:  # it would read every command's signature for each call
         typer._get_command = functools.cache(typer._get_command)

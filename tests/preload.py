@@ -7,7 +7,7 @@ import sys
 
 from snapgen_deploy.export.onnx.rules import rules_of_linear_time
 from snapgen_deploy.export.shared import coremltools
-from snapgen_deploy.export.shared.operators import quick_decompositions
+from snapgen_deploy.export.shared.tracing import quick_tracing
 from snapgen_deploy.system.quiet import quiet
 
 MODULES = (
@@ -33,12 +33,13 @@ with quiet():
     from tqdm import tqdm
 
     FOR_GOOD = contextlib.ExitStack()  # held: a context that nothing holds ends at once
-    FOR_GOOD.enter_context(quick_decompositions())  # all operators are there
+    FOR_GOOD.enter_context(quick_tracing())  # all operators are there
     tqdm.monitor_interval = 0  # no thread, which would not be there after a fork
     bilinear_2d.get_graphs()
     sdpa.get_graphs()
     with rules_of_linear_time():
         ONNXRegistry.from_torchlib()
+gc.set_threshold(100_000, 20, 100)  # as in tests/conftest.py
 gc.enable()
 gc.collect()
 gc.freeze()  # a child's collections need not look at it, nor copy its pages

@@ -55,7 +55,7 @@ from snapgen_deploy.export.lint import Finding, counts
 from snapgen_deploy.export.shared.extras import check_extra, missing_extra
 from snapgen_deploy.export.shared.graph import check_inputs, check_offered, check_rank, parse_options, trace, wrap_errors
 from snapgen_deploy.export.shared.half import HalfInside
-from snapgen_deploy.export.shared.operators import quick_decompositions
+from snapgen_deploy.export.shared.tracing import quick_tracing
 from snapgen_deploy.system.companion import Companion
 from snapgen_deploy.system.documents import several
 from snapgen_deploy.system.files import files_under
@@ -229,7 +229,7 @@ def _convert(component: Component, precision: str, what: str) -> Any:
     if precision != "fp32":
         component = dataclasses.replace(component, module=HalfInside(component.module).eval())
     table = coreai_torch.get_decomp_table
-    with quick_decompositions():
+    with quick_tracing():
         program = in_parts(trace(component).run_decompositions(table()), table)
     check_rank(program.graph.nodes, _MAX_RANK, what)
     converter = coreai_torch.TorchConverter(mode=coreai_torch.TorchConverter.Mode.RELEASE)

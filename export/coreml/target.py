@@ -53,7 +53,7 @@ from snapgen_deploy.export.coreml.functions import SINGLE
 from snapgen_deploy.export.coreml.spec import COREML
 from snapgen_deploy.export.shared import coremltools as coreml_thrift
 from snapgen_deploy.export.shared.graph import check_inputs, check_offered, check_rank, parse_options, trace, wrap_errors
-from snapgen_deploy.export.shared.operators import quick_decompositions
+from snapgen_deploy.export.shared.tracing import quick_tracing
 from snapgen_deploy.export.shared.weights_given import with_weights_given
 from snapgen_deploy.system.documents import several
 from snapgen_deploy.system.files import files_under
@@ -305,7 +305,7 @@ def _convert(component: Component, precision: str, settings: _Settings, what: st
     target = deployment_target(settings.deployment)
     if precision == "mixed" and target.value < ct.target.iOS18.value:
         raise BadInput(f"coreml: precision mixed with deployment={settings.deployment!r}; expected iOS18 or later")
-    with quick_decompositions():
+    with quick_tracing():
         program = trace(component).run_decompositions({})
     gc.collect()  # the program as traced is larger, and held by reference cycles
     check_rank(program.graph.nodes, _MAX_RANK, what)

@@ -1,14 +1,8 @@
-"""What lowering repeats for every node, in less memory and time: dependencies of a graph, and where its nodes come from.
-
-Dependencies are bit masks instead of sets, for the partitioners of torch and ExecuTorch.
+"""Dependencies of a graph's nodes as bit masks instead of sets, for the partitioners of torch and ExecuTorch.
 
 torch 2.13 (`fx/passes/infra/partitioner.py`) and ExecuTorch 1.4.1 (`canonical_partitioners/group_partitioner.py`) each keep,
 for every node of a graph, the set of all nodes downstream, and ExecuTorch also of all upstream: thousands of nodes, squared.
 For snapgenpp small at 1024 x 1024 these sets took 3.3 GB, twice the weights. One bit per pair of nodes is enough.
-
-Each of some forty passes writes down which node each new node replaces, and copies the whole record of the one before
-(`torch.fx.traceback.NodeSource`), which grows with every pass: a seventh of the time of lowering a student. Nothing changes a
-record that is written, so that the new one can hold it as it is.
 """
 
 from __future__ import annotations
@@ -20,8 +14,8 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from snapgen_deploy.export.shared.operators import quick_decompositions
 from snapgen_deploy.export.shared.replaced import replaced
+from snapgen_deploy.export.shared.tracing import quick_tracing
 
 
 class Downstreams:
@@ -44,16 +38,14 @@ class Downstreams:
 
 @contextlib.contextmanager
 def thrifty() -> Iterator[None]:
-    """Within the block, partitioners use `Downstreams`, and neither records of origins nor lists of operators are made anew."""
+    """Within the block, partitioners use `Downstreams`, and graphs are traced by `quick_tracing`."""
     from executorch.exir.backend.canonical_partitioners import group_partitioner
     from torch.fx.passes.infra import partitioner
-    from torch.fx.traceback import NodeSource
 
     name = "_DependencyViewer"
     with (
         replaced(partitioner, name, Downstreams),
         replaced(group_partitioner, name, Downstreams),
-        replaced(NodeSource, "__deepcopy__", lambda record, copied: record),
-        quick_decompositions(),
+        quick_tracing(),
     ):
         yield

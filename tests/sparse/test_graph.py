@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snapgen_deploy.export.executorch.partition import thrifty
+from snapgen_deploy.export.executorch.passes import quick_passes
 from snapgen_deploy.sparse import FORMS, rewrite_decoder, rewrite_student, rewrite_text_encoder
 
 # Everything else would be a mask, a gather, a hidden copy, or an operation that XNNPACK leaves to portable kernels.
@@ -98,7 +99,7 @@ def lowered(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Counter[str]
     from executorch.runtime import Runtime
 
     program = torch.export.export(module, inputs, strict=False)
-    with thrifty():
+    with thrifty(), quick_passes():
         edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     outside = Counter(n.target.__name__ for n in edge.exported_program().graph.nodes if n.op == "call_function")
     data = bytes(edge.to_executorch().buffer)
