@@ -40,6 +40,11 @@ _FLUX = {
     "attention_head_dim": 16, "joint_attention_dim": 20, "pooled_projection_dim": 12, "axes_dims_rope": [4, 6, 6],
     "guidance_embeds": False, "patch_size": 1,
 }  # fmt: skip
+_LEVELS = {
+    CLASS: "UNet2DConditionModel", "in_channels": 4, "out_channels": 4, "sample_size": 8, "block_out_channels": [16, 32],
+    "layers_per_block": 1, "cross_attention_dim": 20, "attention_head_dim": [2, 4], "norm_num_groups": 4,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+}  # fmt: skip
 # Every class, and what other versions of them do otherwise.
 CASES: Mapping[str, Mapping[str, Any]] = {
     "pixart": _PIXART,
@@ -49,6 +54,16 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "sd3.5": {**_SD3, "dual_attention_layers": [0], "qk_norm": "rms_norm"},
     "flux": _FLUX,
     "flux-dev": {**_FLUX, "guidance_embeds": True},
+    "sd": _LEVELS,
+    "sdxl": {
+        **_LEVELS,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "use_linear_projection": True,
+        "projection_class_embeddings_input_dim": 60,
+        "transformer_layers_per_block": [1, 2],
+    },
+    "sdxs": {**_LEVELS, "mid_block_type": None},
     "sana": {**_SANA, "guidance_embeds": False, "qk_norm": None, "patch_size": 2, "interpolation_scale": 1.0},
 }
 FLOW = {CLASS: "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
@@ -101,14 +116,15 @@ def relative(got: Tensor, expected: Tensor) -> float:
 
 def save_pipeline(config: LibraryStudent, folder: Path, seed: int = 0) -> None:
     """Transformer and scheduler as the library's `save_pretrained` writes them, and the index of a pipeline."""
-    part = folder / "transformer"
+    unet = "UNet" in config.config[CLASS]
+    part = folder / ("unet" if unet else "transformer")
     part.mkdir(parents=True)
     (part / "config.json").write_text(json.dumps(config.config))
     save_file({n: t.contiguous() for n, t in filled(build_student(config), seed).state_dict().items()}, part / WEIGHTS)
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config.scheduler))
     index = {
-        CLASS: "Pipeline", "transformer": ["diffusers", config.config[CLASS]],
+        CLASS: "Pipeline", part.name: ["diffusers", config.config[CLASS]],
         "scheduler": ["diffusers", config.scheduler[CLASS]], "text_encoder": [None, None],
     }  # fmt: skip
     (folder / "model_index.json").write_text(json.dumps(index))

@@ -67,7 +67,8 @@ class DiffusersStudent(Student):
 
     def recomputable(self) -> Sequence[nn.Module]:
         """The blocks."""
-        return (*self.network.transformer_blocks, *getattr(self.network, "single_transformer_blocks", ()))
+        names = ("transformer_blocks", "single_transformer_blocks", "down_blocks", "up_blocks")
+        return tuple(block for name in names for block in getattr(self.network, name, ()))
 
 
 class StudentText:
@@ -198,12 +199,48 @@ class _Flux:
         network.time_text_embed.time_proj = GivenFeatures()
 
 
+class _Levels:
+    """StableDiffusionPipeline and StableDiffusionXLPipeline: no text is masked."""
+
+    def __call__(self, network: Any, config: LibraryStudent, latent: Tensor, timestep: Tensor, text: StudentText) -> Tensor:
+        """The noise, or what else was trained."""
+        streams, added = config.text_streams, None
+        if network.config.addition_embed_type is not None:
+            numbers = size_numbers(config, (latent.shape[2], latent.shape[3]))
+            added = {"text_embeds": text.pooled[streams[-1].name], "time_ids": numbers.repeat(latent.shape[0], 1)}
+        out: Tensor = network(
+            latent,
+            timestep,
+            encoder_hidden_states=torch.cat([text.text[s.name] for s in streams], dim=2),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
+        return out
+
+    @staticmethod
+    def features_given(network: Any) -> None:
+        """Make the network read features in place of timesteps."""
+        network.get_time_embed = _unchanged
+
+
+def _unchanged(sample: Tensor, timestep: Tensor) -> Tensor:
+    """In the place of the library's method, which makes features of a timestep."""
+    return timestep
+
+
+def size_numbers(config: LibraryStudent, latent: tuple[int, int]) -> Tensor:
+    """The picture's original size, the corner and the size of the crop, as SDXL's pipeline has them by default: (6,)."""
+    height, width = (float(config.latent_factor * side) for side in latent)
+    return torch.tensor([height, width, 0.0, 0.0, height, width])
+
+
 _CALLS: Mapping[str, Any] = MappingProxyType(
     {
         "PixArtTransformer2DModel": _PixArt(),
         "SanaTransformer2DModel": _Sana(),
         "SD3Transformer2DModel": _SD3(),
         "FluxTransformer2DModel": _Flux(),
+        "UNet2DConditionModel": _Levels(),
     }
 )
 

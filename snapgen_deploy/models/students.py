@@ -19,6 +19,7 @@ from snapgen_deploy.models.autoencoders import CLASS
 from snapgen_deploy.models.config import (
     LARGEST_DEPTH,
     LARGEST_INT,
+    MOST_LEVELS,
     Depth,
     Document,
     Positive,
@@ -51,6 +52,10 @@ class StudentFacts(Protocol):
     @property
     def unit(self) -> int:
         """Both sides of a latent are multiples of it."""
+
+    @property
+    def patch(self) -> int:
+        """Side of a token's patch."""
 
     @property
     def side(self) -> int:
@@ -136,6 +141,10 @@ class _PixArt:
     @property
     def unit(self) -> int:
         return self.patch_size
+
+    @property
+    def patch(self) -> int:
+        return self.unit
 
     @property
     def side(self) -> int:
@@ -232,6 +241,10 @@ class _Sana:
         return self.patch_size
 
     @property
+    def patch(self) -> int:
+        return self.unit
+
+    @property
     def side(self) -> int:
         return self.sample_size
 
@@ -310,6 +323,10 @@ class _SD3:
     @property
     def unit(self) -> int:
         return self.patch_size
+
+    @property
+    def patch(self) -> int:
+        return self.unit
 
     @property
     def side(self) -> int:
@@ -398,6 +415,10 @@ class _Flux:
         return 2
 
     @property
+    def patch(self) -> int:
+        return self.unit
+
+    @property
     def side(self) -> int:
         return 128  # its pipeline's default
 
@@ -455,12 +476,123 @@ class _Flux:
         return {"padding_seen": True, **({"projected": False} if index == 0 else {})}
 
 
+@dataclass(frozen=True)
+class _Levels:
+    """UNet2DConditionModel: Stable Diffusion, SDXL, and what was distilled from them."""
+
+    MODULE: ClassVar[str] = "unets.unet_2d_condition"
+    EVEN: ClassVar[bool] = False
+    GUIDANCE: ClassVar[float] = 0.0
+    FACTOR: ClassVar[int] = 8
+    FIXED: ClassVar[Mapping[str, Sequence[Any]]] = {
+        **dict.fromkeys(("center_input_sample", "dual_cross_attention", "only_cross_attention", "class_embed_type",
+                         "num_class_embeds", "encoder_hid_dim", "time_cond_proj_dim", "time_embedding_act_fn",
+                         "timestep_post_act", "resnet_skip_time_act", "cross_attention_norm"), _OFF),
+        "act_fn": ("silu",), "flip_sin_to_cos": (True,), "freq_shift": (0,), "time_embedding_type": ("positional",),
+        "attention_type": ("default", None), "resnet_time_scale_shift": ("default",), "downsample_padding": (1,),
+        "resnet_out_scale_factor": (1.0,), "mid_block_scale_factor": (1,), "reverse_transformer_layers_per_block": _OFF,
+        "addition_embed_type": (None, "text_time"), "mid_block_type": ("UNetMidBlock2DCrossAttn", None),
+    }  # fmt: skip
+    in_channels: PositiveInt
+    out_channels: PositiveInt
+    sample_size: PositiveInt
+    block_out_channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=MOST_LEVELS)]
+    layers_per_block: Depth | tuple[Depth, ...]
+    cross_attention_dim: PositiveInt
+    attention_head_dim: PositiveInt | tuple[PositiveInt, ...]
+    transformer_layers_per_block: Depth | tuple[Depth, ...] = 1
+    addition_embed_type: Literal["text_time"] | None = None
+    addition_time_embed_dim: PositiveInt | None = None
+    projection_class_embeddings_input_dim: PositiveInt | None = None
+
+    @property
+    def latent(self) -> int:
+        return self.in_channels
+
+    @property
+    def unit(self) -> int:
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+    @property
+    def patch(self) -> int:
+        return 1
+
+    @property
+    def side(self) -> int:
+        return self.sample_size
+
+    @property
+    def largest(self) -> int | None:
+        return None
+
+    @property
+    def layers(self) -> int:
+        levels = len(self.block_out_channels)
+        layers, deep = (
+            max(value) if isinstance(value, tuple) else value
+            for value in (self.layers_per_block, self.transformer_layers_per_block)
+        )
+        return (2 * layers + 1) * (1 + deep) * levels
+
+    @property
+    def hidden(self) -> int:
+        return self.block_out_channels[0]
+
+    @property
+    def heads(self) -> int:
+        """The library calls their number `attention_head_dim`."""
+        return max(self.attention_head_dim) if isinstance(self.attention_head_dim, tuple) else self.attention_head_dim
+
+    @property
+    def tokens(self) -> int:
+        return 1
+
+    @property
+    def features(self) -> int:
+        return self.block_out_channels[0]
+
+    @property
+    def timestep_scale(self) -> float:
+        return 1.0
+
+    @property
+    def embeds_guidance(self) -> bool:
+        return False
+
+    @property
+    def expansion(self) -> int:
+        return 8
+
+    @property
+    def has_constants(self) -> bool:
+        return False
+
+    def scores(self, tokens: int, text: int) -> int:
+        return tokens * max(tokens, text)
+
+    def streams(self) -> list[dict[str, Any]]:
+        """CLIP's, or those of both CLIPs of SDXL, the second with a pooled vector."""
+        if self.addition_embed_type is None:
+            return [{"name": "text", "dim": self.cross_attention_dim, "length": 77}]
+        pooled = (self.projection_class_embeddings_input_dim or 0) - 6 * (self.addition_time_embed_dim or 0)
+        if not 0 < pooled < self.cross_attention_dim:
+            raise BadInput(f"student: config.json: a pooled vector of {pooled} channels, expected 1 or more")
+        first = {"name": "clip_l", "dim": self.cross_attention_dim - pooled, "length": 77}
+        return [first, {"name": "clip_g", "dim": pooled, "length": 77, "pooled": pooled}]
+
+    def reading(self, index: int) -> dict[str, Any]:
+        """No padding is masked; SDXL takes the last hidden state but one."""
+        usual = {"padding_seen": True}
+        return usual if self.addition_embed_type is None else {**usual, "layer": -2, "projected": True}
+
+
 STUDENTS: Mapping[str, type[StudentFacts]] = MappingProxyType(
     {
         "PixArtTransformer2DModel": _PixArt,
         "SanaTransformer2DModel": _Sana,
         "SD3Transformer2DModel": _SD3,
         "FluxTransformer2DModel": _Flux,
+        "UNet2DConditionModel": _Levels,
     }
 )
 

@@ -18,8 +18,10 @@ from snapgen_deploy.models.library_student import DiffusersStudent
 from snapgen_deploy.models.schedule import timestep_features
 from snapgen_deploy.models.students import student_class
 from snapgen_deploy.sparse import fold
+from snapgen_deploy.sparse.decoder import with_tiles_first
 from snapgen_deploy.sparse.image_parts import GatedConvolutions, activation
 from snapgen_deploy.sparse.joint_student import written_flux, written_sd3
+from snapgen_deploy.sparse.latent_levels import written_levels
 from snapgen_deploy.sparse.student_forms import GELU_TANH, ChannelsForms, Forms, Perceptron, TokenForms
 from snapgen_deploy.sparse.student_parts import (
     EMBEDDED_FEATURES,
@@ -41,10 +43,11 @@ def written_student(
     Raises:
         BadInput: if it has a module that is not known here.
     """
-    unit = student.config.facts.unit
-    grid = (latent[0] // unit, latent[1] // unit)
+    patch = student.config.facts.patch
+    grid = (latent[0] // patch, latent[1] // patch)
     forms: Forms = ChannelsForms(grid) if channels else TokenForms(grid, batch, ops)
-    return _WRITERS[student_class(student.config.config)](student, latent, forms).eval()
+    written = _WRITERS[student_class(student.config.config)](student, latent, forms).eval()
+    return written if channels or ops == "native" else with_tiles_first(written)
 
 
 class AdaBlock(nn.Module):
@@ -188,5 +191,6 @@ _WRITERS: Mapping[str, Callable[[DiffusersStudent, tuple[int, int], Forms], nn.M
         "SanaTransformer2DModel": _sana,
         "SD3Transformer2DModel": written_sd3,
         "FluxTransformer2DModel": written_flux,
+        "UNet2DConditionModel": written_levels,
     }
 )

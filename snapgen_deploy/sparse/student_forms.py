@@ -95,6 +95,19 @@ class Forms(Protocol):
     def some_tokens(self, x: Tensor, start: int, length: int) -> Tensor:
         """Some of the tokens."""
 
+    @property
+    def ops(self) -> OpForm:
+        """In which operations norms are written."""
+
+    def at(self, grid: tuple[int, int]) -> Forms:
+        """The same on another map."""
+
+    def of_map(self, x: Tensor) -> Tensor:
+        """A map (B, C, H, W) as hidden states."""
+
+    def to_map(self, x: Tensor) -> Tensor:
+        """Hidden states as a map (B, C, H, W)."""
+
 
 class TokenForms:
     """Of the token layout."""
@@ -183,6 +196,18 @@ class TokenForms:
     def some_tokens(self, x: Tensor, start: int, length: int) -> Tensor:
         """(B, N, D) -> (B, length, D)."""
         return x.narrow(1, start, length)
+
+    def at(self, grid: tuple[int, int]) -> TokenForms:
+        """The same on another map."""
+        return TokenForms(grid, self.batch, self.ops)
+
+    def of_map(self, x: Tensor) -> Tensor:
+        """Contiguous: a Linear on transposed tokens would come with an expansion that XNNPACK does not take."""
+        return x.reshape(*x.shape[:2], -1).transpose(1, 2).contiguous()
+
+    def to_map(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, D, H, W)."""
+        return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], *self.grid)
 
 
 def _token_norm(parts: NormParts, rows: int, ops: OpForm, scale: float = 1.0) -> TokenNorm:
@@ -308,6 +333,8 @@ class TokensOverMap(nn.Module):
 class ChannelsForms:
     """Of the channels layout; the batch is that of the example that is traced."""
 
+    ops: OpForm = "half"
+
     def __init__(self, grid: tuple[int, int]) -> None:
         self.grid = grid
 
@@ -396,6 +423,18 @@ class ChannelsForms:
     def some_tokens(self, x: Tensor, start: int, length: int) -> Tensor:
         """(B, D, 1, N) -> (B, D, 1, length)."""
         return x.narrow(3, start, length)
+
+    def at(self, grid: tuple[int, int]) -> ChannelsForms:
+        """The same on another map."""
+        return ChannelsForms(grid)
+
+    def of_map(self, x: Tensor) -> Tensor:
+        """(B, D, H, W) -> (B, D, 1, N)."""
+        return x.reshape(*x.shape[:2], 1, -1)
+
+    def to_map(self, x: Tensor) -> Tensor:
+        """(B, D, 1, N) -> (B, D, H, W)."""
+        return x.reshape(*x.shape[:2], *self.grid)
 
 
 class InOneRow(nn.Module):

@@ -89,6 +89,12 @@ def with_ones(source: nn.Linear, count: int, scales: tuple[int, ...]) -> nn.Line
     return shifted(source, ones.flatten().to(source.weight))
 
 
+def some_outputs(source: nn.Linear, start: int, length: int) -> nn.Linear:
+    """A projection to some of its output channels."""
+    bias = None if source.bias is None else source.bias.detach().narrow(0, start, length)
+    return fold.linear_around(source.weight.detach().narrow(0, start, length), bias)
+
+
 def some_inputs(source: nn.Linear, start: int, length: int, *, biased: bool) -> nn.Linear:
     """A projection of some of its input channels."""
     weight = source.weight.detach().narrow(1, start, length).contiguous()
