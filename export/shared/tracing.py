@@ -79,8 +79,8 @@ def _when_needed(recompile: Callable[[Any], Any]) -> Callable[[Any], _Later]:
             module._in_spec, module._out_spec = module._graph._codegen.pytree_info[1:3]
         for name in _GENERATED:
             vars(module).pop(name, None)
-        cls = type(module)
-        cls.forward, cls.__getattr__, cls.__reduce__ = forward, missing, pickle
+        for name, ours in (("forward", forward), *zip(_OURS, (missing, pickle), strict=True)):
+            setattr(type(module), name, ours)
         module._recompile_submodules()
         return _Later(functools.partial(generate, module))
 

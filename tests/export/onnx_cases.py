@@ -23,7 +23,7 @@ from snapgen_deploy.models import (
 LENGTH, DIM, LATENT = 6, 16, (1, 4, 8, 8)
 CONFIG = ModelConfig(
     DiTConfig(
-        latent_channels=4, hidden=64, head_dim=8, depths=(1, 2, 1), blocks=2, text_streams=(TextStream("text", DIM, LENGTH),),
+        latent_channels=4, hidden=64, head_dim=8, depths=(1, 1, 1), blocks=2, text_streams=(TextStream("text", DIM, LENGTH),),
         text_width=16, cross_dim=16, time_features=32,
     ),
     DecoderConfig(latent_channels=4, channels=(16, 8), blocks=(1, 1), groups=4),
