@@ -152,6 +152,17 @@ class _Checkpoint(BaseModel):
     loras: list[_Lora] = []
 
 
+class _Stage(BaseModel):
+    share: Number
+    days: Count
+
+
+class _Rollout(BaseModel):
+    stages: list[_Stage]
+    least_pictures: Count
+    watch: dict[str, Table]
+
+
 class _Manifest(BaseModel):
     name: Text
     width: Text
@@ -168,6 +179,7 @@ class _Manifest(BaseModel):
     warnings: list[str] = []
     compared_with: str = ""
     batch: Count = 1
+    rollout: _Rollout | None = None
     estimates: list[Table] = []
     vectors_of: SizeName | None = None
     sizes: Annotated[list[_Size], Field(min_length=1)] = []

@@ -117,7 +117,7 @@ def _register() -> None:
         app.command(function.__name__.replace("_", "-"), help=_paragraphs(function.__doc__ or ""))(function)
     about_bundles = typer.Typer(no_args_is_help=True, help="Bundles as an app ships them.")
     app.command("serve", help=_paragraphs(serve.serve_bundle.__doc__ or ""))(serve.serve_bundle)
-    for name, about in (("diff", bundle.diff), ("bom", bundle.bom), ("app", bundle.make_app)):
+    for name, about in (("diff", bundle.diff), ("bom", bundle.bom), ("app", bundle.make_app), ("watch", bundle.watch)):
         about_bundles.command(name, help=_paragraphs(about.__doc__ or ""))(about)
     app.add_typer(about_bundles, name="bundle")
 

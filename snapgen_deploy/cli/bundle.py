@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,7 @@ from snapgen_deploy.cli.options import AsJson, Packages, Verbose
 
 if TYPE_CHECKING:
     from snapgen_deploy.bundle.update import BundleUpdate
+    from snapgen_deploy.bundle.watch import Watched
 
 
 def diff(
@@ -62,6 +64,35 @@ def bom(
         say(f"{output}: {len(document['components'])} models, their licences and hashes")
 
 
+def watch(
+    bundle: Annotated[Path, typer.Argument(help="The bundle that was shipped.")],
+    record: Annotated[Path, typer.Argument(help="Lines that its apps recorded, one a picture.", metavar="RECORD")],
+    before: Annotated[
+        Path | None, typer.Option(help="Lines of the release before, to compare times with.", metavar="RECORD")
+    ] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say whether a staged rollout may go on: failures, time, memory and heat of recorded pictures beside the bundle's limits.
+
+    Exit code 1: one is over its limit. 3: there are too few pictures to say.
+    """
+    from snapgen_deploy.bundle.reader import open_bundle
+    from snapgen_deploy.bundle.watch import picture_lines, watched
+
+    opened = open_bundle(bundle)
+    found = watched(opened, picture_lines(record, opened), picture_lines(before, opened) if before else ())
+    if as_json:
+        print_json({"watched": [asdict(one) for one in found]})
+    else:
+        _print_watched(found)
+    verdicts = {one.verdict for one in found}
+    if "failed" in verdicts:
+        raise typer.Exit(1)
+    if any(one.verdict == "not_run" for one in found if one.name == "failures"):
+        raise typer.Exit(3)
+
+
 def make_app(
     bundle: Annotated[Path, typer.Argument(help="A bundle that `export` wrote.")],
     name: Annotated[str, typer.Argument(help="Kind of app: web, android, ios.", metavar="NAME")],
@@ -89,6 +120,18 @@ def make_app(
     check_hashes(opened)
     folder = output or app_folder(opened.path, name)
     say(f"app: {write_app(kind, opened, folder, packages, target=target, overwrite=overwrite)}")
+
+
+def _print_watched(found: Sequence[Watched]) -> None:
+    table = new_table()
+    for name in ("watched", "verdict", "found"):
+        table.add_column(name, overflow="fold")
+    for name in ("value", "at most"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in found:
+        numbers = ["" if number is None else f"{number:.4g}" for number in (one.value, one.most)]
+        table.add_row(one.name, one.verdict.replace("_", " "), one.detail, *numbers)
+    out().print(table)
 
 
 def _print(found: BundleUpdate) -> None:

@@ -11,6 +11,7 @@ from snapgen_deploy import __version__
 from snapgen_deploy.bundle.guidance import GUIDED, UNGUIDED, guidance_record
 from snapgen_deploy.bundle.reader import GOLDEN, MANIFEST, SCHEMA_VERSION, SUMS
 from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.device_profiles.rollout import rollout
 from snapgen_deploy.device_profiles.stores import delivery
 from snapgen_deploy.drawing.ports import ports_of
 from snapgen_deploy.drawing.reference import schedule_of
@@ -99,6 +100,7 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
         "target_order": [t.key for t in plan.targets],
         "targets": targets,
         "delivery": {key: told for key, target in targets.items() if (told := _delivery(plan.os, target)) is not None},
+        "rollout": rollout(plan.os, plan.memory_budget, estimate.estimates),
         "estimates": list(estimate.estimates),
         "fidelity": {key: record for key, record in fidelity.items() if record is not None},
         "gates": [g.as_dict() for g in made.gates],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from snapgen_deploy.errors import BadInput, SnapgenError
 from snapgen_deploy.runtime.noise import PHILOX, philox_noise
 from snapgen_deploy.runtime.prompt import RuleReader
+from snapgen_deploy.runtime.record import PictureRecord, PictureRefused, now, picture_line
 from snapgen_deploy.system.documents import parse_json
 from snapgen_deploy.system.files import sha256_of
 
@@ -47,6 +48,8 @@ class DrawnPicture:
 class Drawable:
     """An opened bundle. Its methods may be called from several threads at once."""
 
+    record: PictureRecord | None = None  # where it writes a line for each picture
+
     def __init__(self, path: Path, manifest: Mapping[str, Any], target: str, sessions: Mapping[str, Any]) -> None:
         self.path, self.manifest, self.target = path, manifest, target
         self._sessions = sessions
@@ -63,6 +66,12 @@ class Drawable:
         left = [stream for stream in streams if stream not in read | self._absent]
         if left:
             raise BadInput(f"{path}: no tokenizer of it reads a prompt for the text stream {left[0]}")
+
+    @property
+    def _runtime(self) -> dict[str, Any]:
+        import onnxruntime
+
+        return {"provider": "cpu", "onnxruntime": onnxruntime.__version__}
 
     @property
     def size(self) -> tuple[int, int]:
@@ -99,23 +108,59 @@ class Drawable:
             BadInput: if the prompt, the seed or guidance cannot be used, or the picture is not finite.
             GivenUp: if `stop` said so.
         """
-        begun, guided = time.perf_counter(), self.manifest.get("guidance")
+        begun, began, spans = time.perf_counter(), now(), list[tuple[str, float]]()
+
+        def watched(role: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+            if stop is not None and stop():
+                raise GivenUp("the picture was given up")
+            start = time.perf_counter()
+            made = self._run(role, **inputs)
+            spans.append((role, 1000 * (time.perf_counter() - start)))
+            if progress is not None:
+                progress(len(spans), len(self._readers) + self.steps + 1)
+            return made
+
+        about = {"time": began, "seed": str(seed), "steps": self.steps}
+        try:
+            pixels = self._pixels(prompt, seed, negative_prompt, guidance, watched)
+        except SnapgenError as error:
+            why = "cancelled" if isinstance(error, GivenUp) else getattr(error, "why", "failed")
+            self._tell(about, ok=False, why=why)
+            raise
+        seconds = time.perf_counter() - begun
+        self._tell(about, ok=True, ms=self._milliseconds(spans, seconds))
+        return DrawnPicture(pixels, prompt, seed, seconds)
+
+    def _tell(self, about: Mapping[str, Any], **rest: Any) -> None:
+        if self.record is not None:
+            self.record.add(picture_line(self.manifest, self.target, self._runtime, **about, **rest))
+
+    def _milliseconds(self, spans: Sequence[tuple[str, float]], seconds: float) -> dict[str, Any]:
+        of = {role: [round(ms) for one, ms in spans if one == role] for role in (self._student, self._decoder)}
+        encode = sum(ms for role, ms in spans if role not in of)
+        return {
+            "encode": round(encode),
+            "steps": of[self._student],
+            "decode": sum(of[self._decoder]),
+            "all": round(1000 * seconds),
+        }
+
+    def _pixels(
+        self,
+        prompt: str,
+        seed: int,
+        negative_prompt: str | None,
+        guidance: float | None,
+        run: Callable[..., dict[str, np.ndarray]],
+    ) -> np.ndarray:
+        """The picture (H, W, 3), uint8; `run` runs a component."""
+        guided = self.manifest.get("guidance")
         if not prompt.strip():
-            raise BadInput("prompt: got an empty text, expected what to draw")
+            raise PictureRefused("empty", "prompt: got an empty text, expected what to draw")
         if not 0 <= seed < _SEEDS:
             raise BadInput(f"seed: got {seed}, expected a whole number below 2^63")
         if guided is None and (negative_prompt is not None or guidance is not None):
             raise BadInput("negative_prompt and guidance: this bundle's model has no guidance")
-        calls, done = len(self._readers) + self.steps + 1, itertools.count(1)
-
-        def run(role: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-            if stop is not None and stop():
-                raise GivenUp("the picture was given up")
-            made = self._run(role, **inputs)
-            if progress is not None:
-                progress(next(done), calls)
-            return made
-
         text = self._text(prompt, run)
         if guided is not None:
             away = self._away(guided["negative_prompt"] if negative_prompt is None else negative_prompt)
@@ -135,9 +180,10 @@ class Drawable:
                 latent = latent + np.float32(noise) * next(drawn)
         picture = run(self._decoder, latent=latent)["picture"][0]
         if not np.isfinite(picture).all():
-            raise BadInput("the decoder returned values that are not finite: this model does not draw on this runtime")
-        pixels = np.rint((np.clip(picture, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8).transpose(1, 2, 0)
-        return DrawnPicture(pixels, prompt, seed, time.perf_counter() - begun)
+            said = "the decoder returned values that are not finite: this model does not draw on this runtime"
+            raise PictureRefused("finite", said)
+        pixels: np.ndarray = np.rint((np.clip(picture, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8).transpose(1, 2, 0)
+        return pixels
 
     @property
     def _steps(self) -> list[tuple[float, float, float]]:
@@ -185,7 +231,14 @@ class Drawable:
         return found
 
 
-def open_for_drawing(path: str | Path, *, target: str | None = None, threads: int = 0, check: bool = True) -> Drawable:
+def open_for_drawing(
+    path: str | Path,
+    *,
+    target: str | None = None,
+    threads: int = 0,
+    check: bool = True,
+    record: str | Path | None = None,
+) -> Drawable:
     """Open a bundle to draw with its ONNX files.
 
     Args:
@@ -193,6 +246,7 @@ def open_for_drawing(path: str | Path, *, target: str | None = None, threads: in
         target: One of the bundle's targets that onnxruntime runs on the processor. Default: the first of them.
         threads: CPU threads within an operator; 0 takes onnxruntime's own choice.
         check: Hold every file that is used against its SHA-256 in the manifest.
+        record: A file that gets a line for each picture, without its prompt, and keeps the last 500 (docs/formats.md).
 
     Raises:
         BadInput: if it is no bundle with such files and conformance.json, a file is not the exported one, its noise needs a
@@ -218,7 +272,9 @@ def open_for_drawing(path: str | Path, *, target: str | None = None, threads: in
     if check:
         _check(root, manifest, parts)
     sessions = {role: _session(root / part["path"], threads) for role, part in parts.items()}
-    return Drawable(root, manifest, key, sessions)
+    opened = Drawable(root, manifest, key, sessions)
+    opened.record = None if record is None else PictureRecord(Path(record))
+    return opened
 
 
 def _runs(target: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.runtime.record import PictureRefused
 from snapgen_deploy.system.native import no_panic
 
 
@@ -48,9 +49,10 @@ class RuleReader:
                 span for n, span in zip(ids, read.offsets, strict=True) if n == rule["unknown_token"] and span[0] < span[1]
             ]
             if unknown := list(dict.fromkeys(text[a:b] for a, b in spans)):
-                raise BadInput(f"the model does not know the words {', '.join(map(repr, unknown))[:200]}")
+                said = f"the model does not know the words {', '.join(map(repr, unknown))[:200]}"
+                raise PictureRefused("unknown", said)
         if len(ids) > length:
-            raise BadInput(f"the prompt has {len(ids)} tokens, at most {length} fit; shorten it")
+            raise PictureRefused("long", f"the prompt has {len(ids)} tokens, at most {length} fit; shorten it")
         begin = length - len(ids) if rule["side"] == "left" else 0
         tokens = np.full((1, length), rule["pad"], np.int32)
         mask = np.full((1, length), float(rule["padding_seen"]), np.float32)

@@ -29,6 +29,7 @@ PARSED = {
     "compare base-bundle candidate-bundle --across": "minutes of timing; tests/latency/test_across.py judges made-up times",
     "compare candidate-bundle --baseline": "a minute of timing; tests/cli/test_latency.py runs it",
     "serve": "a server runs until it is stopped; tests/apps runs it",
+    "bundle watch": "needs lines of pictures; tests/bundle/test_watch.py runs it",
     "bundle app": "needs npm's packages; tests/apps writes one",
     "verify bundles/shapes-iphone16pm --hashes-only": "",
     "verify": "half a minute of checks in processes of their own; tests/cli/test_end_to_end.py runs it",

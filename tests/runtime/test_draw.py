@@ -20,10 +20,11 @@ import snapgen_deploy
 from snapgen_deploy.bundle.draw import WantedPicture, draw
 from snapgen_deploy.bundle.reader import CONFORMANCE, open_bundle
 from snapgen_deploy.drawing.pipeline import guided
-from snapgen_deploy.errors import BadInput
+from snapgen_deploy.errors import BadInput, SnapgenError
 from snapgen_deploy.runtime.draw import Drawable, GivenUp
 from snapgen_deploy.runtime.noise import philox_noise
 from snapgen_deploy.runtime.prompt import RuleReader
+from snapgen_deploy.runtime.record import PictureRecord
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 # What may be imported, and what these import of the packages that they ask for.
@@ -130,6 +131,27 @@ def test_tokens_are_those_of_the_cases(bundle: Path) -> None:
         else:
             tokens, mask = reader.read(case["text"])
             assert (tokens[0].tolist(), mask[0].tolist()) == (case["tokens"], case["mask"])
+
+
+def test_one_line_for_each_picture(bundle: Path, tmp_path: Path) -> None:
+    record = tmp_path / "pictures.jsonl"
+    opened = snapgen_deploy.open_bundle(bundle, record=record)
+    opened.draw("a red ring", seed=2**63 - 1)
+    for prompt, stop in (("a red zebra", None), ("ring " * 20, None), (" ", None), ("a red ring", lambda: True)):
+        with pytest.raises(SnapgenError):
+            opened.draw(prompt, stop=stop)
+    first, *others = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
+    assert (first["app"], first["bundle"], first["target"], first["precision"]) == ("python", "tiny-test", "onnx:web", "fp32")
+    assert (first["ok"], first["seed"], first["steps"], len(first["ms"]["steps"])) == (True, str(2**63 - 1), 4, 4)
+    assert first["ms"]["all"] >= sum(first["ms"]["steps"]) + first["ms"]["decode"] - 6  # each is rounded
+    assert first["memory"]["process"] > 10**7
+    assert [one["why"] for one in others] == ["unknown", "long", "empty", "cancelled"]
+    assert not any("prompt" in one for one in (first, *others))
+    kept = PictureRecord(record, kept=2)
+    kept.add({"app": "x"})
+    assert [json.loads(line)["app"] for line in kept.lines()] == ["python", "x"]
+    with pytest.raises(BadInput, match="cannot be written"):
+        PictureRecord(tmp_path / "missing" / "x.jsonl").add({})
 
 
 def test_it_needs_neither_torch_nor_the_command_line(bundle: Path, tmp_path: Path) -> None:

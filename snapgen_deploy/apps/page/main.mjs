@@ -172,10 +172,10 @@ function show(pixels, height, width, prompt) {
   $("figure").hidden = false;
 }
 
-/** One line for a picture, kept in this browser: docs/web.md of snapgen-deploy says what it has. */
+/** One line for a picture, kept in this browser: docs/formats.md of snapgen-deploy says what it has. */
 function record(line) {
   const { manifest, runtime } = about;
-  const memory = performance.memory ? { heap: performance.memory.usedJSHeapSize } : {};
+  const memory = performance.memory ? { memory: { heap: performance.memory.usedJSHeapSize } } : {};
   const all = {
     app: "web", bundle: manifest.name, width: manifest.width,
     target: about.target, precision: manifest.targets[about.target].precision,
