@@ -153,7 +153,8 @@ def step_of_library(case: Case) -> float:
     inputs = {LATENT: latent, TIME: timestep_features(timestep, config.time_features), **text}
     inputs |= {f"{name}_mask": value for name, value in mask.items()}
     inputs |= {s.pooled_name: pooled[s.name] for s in config.text_streams if s.pooled}
-    np.savez(case.folder / "library.npz", **{VELOCITY: out.numpy()}, **{name: t.numpy() for name, t in inputs.items()})
+    arrays: dict[str, Any] = {VELOCITY: out.numpy()} | {name: t.numpy() for name, t in inputs.items()}
+    np.savez(case.folder / "library.npz", **arrays)
     return seconds
 
 

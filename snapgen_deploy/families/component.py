@@ -31,6 +31,7 @@ PARTS: tuple[Part, ...] = ("encode", "denoise", "decode")
 TOKENS, MASK = "tokens", "mask"  # inputs of a text encoder, and its arrays in test vectors
 LATENT, TIME, VELOCITY = "latent", "time_features", "velocity"  # of a student, beside its text streams
 PICTURE = "picture"  # of a decoder
+WHOLE = "pipeline"  # begins names of golden arrays that are of whole pictures, in place of a component's name
 LATENT_DOC = "latent, normalised per channel; standard normal noise at the first step"
 Shape = tuple[int, ...]
 
@@ -138,7 +139,10 @@ class OracleTask:
 
 @dataclass(frozen=True)
 class Oracle:
-    """The library whose own forward pass a component is held to. `record` runs it: port -> values of some calls (N, ...)."""
+    """The library whose own forward pass a component is held to. `record` runs it: port -> values of some calls (N, ...).
+
+    Values of whole pictures have names that begin with `WHOLE`.
+    """
 
     library: str  # name of its distribution
     record: Callable[[OracleTask], Mapping[str, Tensor]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -13,6 +13,7 @@ from snapgen_deploy.families.component import (
     LATENT,
     TIME,
     VELOCITY,
+    WHOLE,
     Components,
     ComponentSpec,
     Oracle,
@@ -26,6 +27,7 @@ from snapgen_deploy.families.names import STUDENT
 from snapgen_deploy.families.ports import stepped, student_ports
 from snapgen_deploy.families.text import text_encoders
 from snapgen_deploy.models.config import ModelConfig
+from snapgen_deploy.models.library_scheduler import draw_by_library
 from snapgen_deploy.models.library_student import (
     DiffusersStudent,
     StudentText,
@@ -50,7 +52,7 @@ class DiffusersFamily:
 
     def components(self, config: ModelConfig) -> Components:
         """The components of a configuration."""
-        return Components(text_encoders(config), _student(library_student_of(config.student), config.steps), decoder(config))
+        return Components(text_encoders(config), _student(config), decoder(config))
 
     def schedule(self, config: ModelConfig) -> Schedule:
         """As the configuration of its scheduler says."""
@@ -88,8 +90,9 @@ class DiffusersFamily:
         return ()
 
 
-def _student(config: LibraryStudent, steps: int) -> ComponentSpec:
+def _student(model: ModelConfig) -> ComponentSpec:
     """The student of a configuration."""
+    config = library_student_of(model.student)
     facts = config.facts
     return ComponentSpec(
         name=STUDENT,
@@ -104,7 +107,7 @@ def _student(config: LibraryStudent, steps: int) -> ComponentSpec:
         activations=partial(_activations, config),
         stored=lambda name, width: StoredTensor(name.removeprefix(_PREFIX)),
         shapes=partial(_shapes, config),
-        oracle=Oracle(_LIBRARY, partial(_recorded, config, steps)),
+        oracle=Oracle(_LIBRARY, partial(_recorded, model)),
         has_constants=facts.has_constants,
         layers=facts.layers,
         elastic=True,
@@ -123,29 +126,55 @@ def _rewrite(network: nn.Module, latent: tuple[int, int], how: Spelling) -> nn.M
     return rewrite_library_student(network, latent, layout=how.layout, batch=how.batch, ops=how.ops)
 
 
-def _recorded(config: LibraryStudent, steps: int, task: OracleTask) -> dict[str, Tensor]:
-    """What the library's own network computes in fp32 of seeded noise and text, at each timestep of the schedule."""
-    network = load_library_student(config, task.folder, task.read, task.adapted)
-    schedule, generator = config.schedule(steps), torch.Generator().manual_seed(0)
-    timesteps = torch.tensor(schedule.timesteps or [1000.0 * level for level in schedule.sigmas[:-1]])
-    count = len(timesteps)
-    latents = torch.randn(count, *task.drawing.latent, generator=generator)
-    text, mask, pooled = {}, {}, {}
-    for s in config.text_streams:
-        text[s.name] = torch.randn(count, s.length, s.dim, generator=generator)
-        mask[s.name] = torch.ones(count, s.length)
-        mask[s.name][1::2, (s.length + 1) // 2 :] = 0.0
-        if s.pooled:
-            pooled[s.name] = torch.randn(count, s.pooled, generator=generator)
-    rows = []
+def _recorded(config: ModelConfig, task: OracleTask) -> dict[str, Tensor]:
+    """What the library computes in fp32 of seeded noise and text: the calls of its network, and where its scheduler ends.
+
+    The end is told where all text is given, and neither an encoder's nor with guidance: there it would be of other text.
+    """
+    student = library_student_of(config.student)
+    network = load_library_student(student, task.folder, task.read, task.adapted)
+    text, generator = _seeded_text(student, config.absent_streams), torch.Generator().manual_seed(0)
+    rows: dict[str, list[Tensor]] = {LATENT: [], TIME: [], VELOCITY: []}
+
+    def run(latent: Tensor, timestep: Tensor) -> Tensor:
+        output = library_output(network, student, latent, timestep, text)
+        features = timestep_features(timestep, student.time_features)
+        for name, value in ((LATENT, latent), (TIME, features), (VELOCITY, output)):
+            rows[name].append(value.clone())
+        return output
+
     with torch.inference_mode():
-        for i in range(count):
-            one = StudentText(*({name: value[i : i + 1] for name, value in part.items()} for part in (text, mask, pooled)))
-            rows.append(library_output(network, config, latents[i : i + 1], timesteps[i : i + 1], one))
-    inputs = {LATENT: latents, TIME: timestep_features(timesteps, config.time_features), **text}
-    inputs |= {f"{name}_mask": value for name, value in mask.items()}
-    inputs |= {s.pooled_name: pooled[s.name] for s in config.text_streams if s.pooled}
-    return {**inputs, VELOCITY: torch.cat(rows)}
+        drawn = draw_by_library(student, config.steps, run, task.drawing.latent, generator)
+    given = text.arrays(student.text_streams)
+    found = {name: torch.cat(values) for name, values in rows.items()}
+    found |= {name: value.repeat(config.steps, *(1,) * (value.dim() - 1)) for name, value in given.items()}
+    if config.text_encoders or config.guided:
+        return found
+    left = {name: value for s in student.text_streams if s.name not in config.absent_streams for name, value in given.items()
+            if name in s.shapes}  # fmt: skip
+    whole = {**left, "noise": _noise_of(config, task.drawing.latent), LATENT: drawn}
+    return found | {f"{WHOLE}.{name}": value for name, value in whole.items()}
+
+
+def _seeded_text(config: LibraryStudent, absent: Collection[str]) -> StudentText:
+    """Normal embeddings and pooled vectors whose second half is padding; zeros for streams that stay empty."""
+    generator, found = torch.Generator().manual_seed(1), StudentText({}, {}, {})
+    for s in config.text_streams:
+        scale = 0.0 if s.name in absent else 1.0
+        mask = torch.ones(1, s.length)
+        mask[:, (s.length + 1) // 2 :] = 0.0
+        found.text[s.name] = scale * torch.randn(1, s.length, s.dim, generator=generator)
+        found.mask[s.name] = scale * mask
+        if s.pooled:
+            found.pooled[s.name] = scale * torch.randn(1, s.pooled, generator=generator)
+    return found
+
+
+def _noise_of(config: ModelConfig, latent: Shape) -> Tensor:
+    """What `draw_by_library` drew: (1, C, h, w), or (1, 1 + fresh, C, h, w)."""
+    generator, fresh = torch.Generator().manual_seed(0), library_student_of(config.student).schedule(config.steps).fresh
+    drawn = [torch.randn(1, *latent, generator=generator) for _ in range(1 + fresh)]
+    return torch.stack(drawn, 1) if fresh else drawn[0]
 
 
 def _activations(config: LibraryStudent, width: str, latent: tuple[int, int, int], size: tuple[int, int]) -> int:

@@ -18,7 +18,7 @@ from snapgen_deploy.checkpoint import Checkpoint, CheckpointPlace
 from snapgen_deploy.checkpoint.header import DTYPE_BYTES, TensorInfo, read_header
 from snapgen_deploy.checkpoint.writer import write_tensors
 from snapgen_deploy.export.base import Role
-from snapgen_deploy.families.component import Drawing, OracleTask
+from snapgen_deploy.families.component import WHOLE, Drawing, OracleTask
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.golden.vectors import HELD_TO, GoldenVectors
 from snapgen_deploy.models.config import ModelConfig
@@ -56,7 +56,8 @@ def write_own_vectors(task: OwnVectorsTask) -> None:
     checkpoint = task.checkpoint.open()
     arrays, metadata = _given(task.given)
     for role in task.roles:
-        arrays |= {f"{role}.{port}": rows.contiguous() for port, rows in _recorded(checkpoint, role, task.drawing).items()}
+        for port, rows in _recorded(checkpoint, role, task.drawing).items():
+            arrays[port if port.startswith(f"{WHOLE}.") else f"{role}.{port}"] = rows.contiguous()
     libraries = {r: said for r, said in held_to_libraries(checkpoint.config, None).items() if r in task.roles}
     metadata |= {HELD_TO: json.dumps(libraries, sort_keys=True)}
     infos = {

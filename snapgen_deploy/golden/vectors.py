@@ -17,15 +17,15 @@ from snapgen_deploy.drawing.pipeline import Condition, in_calls, tokenize
 from snapgen_deploy.drawing.ports import NEGATIVE, absent_text, empty_text
 from snapgen_deploy.errors import BadInput, nearest
 from snapgen_deploy.export.base import Arrays, Role
-from snapgen_deploy.families.component import LATENT, MASK, PICTURE, TIME, TOKENS, ComponentSpec, Drawing, Shape
-from snapgen_deploy.families.registry import components_of
+from snapgen_deploy.families.component import LATENT, MASK, PICTURE, TIME, TOKENS, WHOLE, ComponentSpec, Drawing, Shape
+from snapgen_deploy.families.registry import components_of, family_of
 from snapgen_deploy.models import ModelConfig, time_features
 from snapgen_deploy.plan.sizes import latent_of
 from snapgen_deploy.system.documents import in_one_line, parse_json, several, shown
 from snapgen_deploy.system.files import sha256_of
 from snapgen_deploy.system.typed import read_as
 
-PIPELINE = "pipeline"  # stands for a component in names of arrays: the whole picture
+PIPELINE = WHOLE  # stands for a component in names of arrays: the whole picture
 _NOISE, _SIGMA, _INSIDE = "noise", "sigma", "layers"
 HELD_TO = "held_to"  # key in a file's metadata: component -> library that made its vectors, as JSON
 OWN_REFERENCE = "compared with this package's own reference only"
@@ -62,7 +62,7 @@ class GoldenCases:
 class GoldenPicture:
     """Whole pictures, stacked over P: where they begin, what they are of, and what came out."""
 
-    noise: np.ndarray  # (P, C, h, w)
+    noise: np.ndarray  # (P, C, h, w), or (P, 1 + fresh, C, h, w) where steps draw noise
     tokens: Mapping[Role, Arrays]  # per text encoder its inputs
     text: Arrays  # the student's text inputs that no encoder makes
     latent: np.ndarray | None  # (P, C, h, w) after the last step
@@ -348,7 +348,9 @@ def _check_text(arrays: _Arrays, spec: ComponentSpec, given: Arrays, prefix: str
 def _picture(arrays: _Arrays, config: ModelConfig, size: GoldenSize, reading: _Reading) -> GoldenPicture:
     """The whole pictures; what is amiss is noted in `arrays`."""
     components = components_of(config)
-    noise = arrays.take(f"{PIPELINE}.{_NOISE}", size.latent, "float32", None)
+    fresh = family_of(config).schedule(config).fresh
+    begun = (1 + fresh, *size.latent) if fresh else size.latent
+    noise = arrays.take(f"{PIPELINE}.{_NOISE}", begun, "float32", None)
     rows = None if noise is None else len(noise)
     found = {
         name: arrays.take(f"{PIPELINE}.{name}", shape, "float32", rows)

@@ -75,7 +75,12 @@ class StudentText:
     """The text inputs of a call, by stream."""
 
     def __init__(self, text: ByStream, mask: ByStream, pooled: ByStream) -> None:
-        self.text, self.mask, self.pooled = text, mask, pooled
+        self.text, self.mask, self.pooled = dict(text), dict(mask), dict(pooled)
+
+    def arrays(self, streams: Sequence[TextStream]) -> dict[str, Tensor]:
+        """The same under the names of the student's inputs."""
+        found = {name: value for s in streams for name, value in zip((s.name, f"{s.name}_mask"), self.of(s), strict=True)}
+        return found | {s.pooled_name: self.pooled[s.name] for s in streams if s.pooled}
 
     def of(self, stream: TextStream) -> tuple[Tensor, Tensor]:
         """Embeddings (B, L, dim) and mask (B, L)."""

@@ -81,6 +81,13 @@ class _Flow:
         return self.shift * level / (1.0 + (self.shift - 1.0) * level)
 
 
+def angles_of(steps: int) -> tuple[float, ...]:
+    """The angles of SANA-Sprint's pipeline, one more than there are steps."""
+    if steps == 2:
+        return _FIRST_ANGLE, _SECOND_ANGLE, 0.0
+    return tuple(np.linspace(_FIRST_ANGLE, 0.0, steps + 1).tolist())
+
+
 @dataclass(frozen=True)
 class _SCM:
     """SCMScheduler, with what SANA-Sprint's pipeline does around it.
@@ -94,8 +101,7 @@ class _SCM:
 
     def schedule(self, spacing: Spacing, features: int) -> Schedule:
         """Even angles, of two steps those of the pipeline."""
-        n = spacing.steps
-        angles = [_FIRST_ANGLE, _SECOND_ANGLE, 0.0] if n == 2 else np.linspace(_FIRST_ANGLE, 0.0, n + 1).tolist()
+        angles = angles_of(spacing.steps)
         levels = [math.sin(t) / (math.sin(t) + math.cos(t)) for t in angles[:-1]] + [0.0]
         norms = [math.hypot(s, 1.0 - s) for s in levels]
         coefficients = []

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from snapgen_deploy.check.causes import golden_error
+from snapgen_deploy.check.gates import golden_psnr
 from snapgen_deploy.checkpoint import Checkpoint, CheckpointPlace, validate
 from snapgen_deploy.checkpoint.networks import load_component, load_student
 from snapgen_deploy.drawing.pipeline import Pipeline, noise_for
@@ -22,12 +23,12 @@ from snapgen_deploy.golden.own import OwnVectorsTask, held_to_libraries, write_o
 from snapgen_deploy.golden.vectors import GoldenSize, open_golden
 from snapgen_deploy.latency.estimate.cost_components import picture_costs
 from snapgen_deploy.models import library_student as library_module
+from snapgen_deploy.models.library_scheduler import draw_by_library
 from snapgen_deploy.models.library_student import StudentText, library_output, load_library_student
 from snapgen_deploy.models.serialise import config_from_json, config_to_json
 from snapgen_deploy.models.students import library_student_of
 from snapgen_deploy.system.documents import parse_json
 from tests import library_students as cases
-from tests.models.test_schedulers import scheduler_of_library
 
 SAID = '{"prompts": ["a ring"], "student": {"text_streams": [{"name": "text", "dim": 20, "length": 6}]}}'
 
@@ -73,12 +74,17 @@ def test_the_library_makes_its_golden_vectors(place: CheckpointPlace, opened: Ch
     write_own_vectors(OwnVectorsTask(place, drawing, ("student",), None, path, 1))
     vectors = open_golden(path, opened.config, drawing)
     assert vectors.held_to == {"student": "diffusers 0.39.0"} == held_to_libraries(opened.config, None)
-    assert vectors.counts == {"student": 4}  # a call for each step
+    assert vectors.counts == {"student": 4, "pipeline": 1}  # a call for each step, and where they end
+    assert vectors.picture is not None
+    assert vectors.picture.noise.shape == (1, 4, 4, 4, 8)  # three of the four steps add noise
+    schedule = schedule_of(opened.config)
+    pipeline = Pipeline(components_of(opened.config), reference_runners(opened, "full"), schedule, drawing.latent)
+    assert golden_psnr(pipeline, vectors.picture) > 100
     spec, network = components_of(opened.config)["student"], load_component(opened, "student", "full")
     assert golden_error(spec, network, vectors.cases["student"].rows()) < 1e-6
 
 
-@pytest.mark.parametrize("scheduler", [cases.LCM, cases.FLOW])
+@pytest.mark.parametrize("scheduler", [cases.LCM, cases.FLOW, cases.SCM])
 def test_four_steps_end_where_the_librarys_scheduler_does(scheduler: dict[str, object], folder: Path, tmp_path: Path) -> None:
     config = cases.config_of("pixart", scheduler)
     cases.save_pipeline(config, tmp_path / "pipeline")
@@ -90,13 +96,8 @@ def test_four_steps_end_where_the_librarys_scheduler_does(scheduler: dict[str, o
     library = load_library_student(config, tmp_path / "pipeline" / "transformer", lambda name: pytest.fail(name))
     seen = StudentText({"text": torch.from_numpy(text["text"])}, {"text": torch.from_numpy(text["text_mask"])}, {})
     generator = torch.Generator().manual_seed(7)
-    x = torch.randn(1, *latent, generator=generator)
     with torch.no_grad():
-        theirs = scheduler_of_library(str(scheduler["_class_name"]), {k: v for k, v in scheduler.items() if k[0] != "_"})
-        theirs.set_timesteps(4)
-        given = {"generator": generator} if schedule.fresh else {}
-        for t in theirs.timesteps:
-            x = theirs.step(library_output(library, config, x, t.reshape(1), seen), t, x, return_dict=False, **given)[0]
+        x = draw_by_library(config, 4, lambda x, t: library_output(library, config, x, t, seen), latent, generator)
     assert cases.relative(torch.from_numpy(got), x) < 1e-5
 
 
