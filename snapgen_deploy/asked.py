@@ -32,6 +32,9 @@ class AskedModel:
         None
     )
     config: Annotated[Path | None, Said("Configuration (JSON or TOML) of a checkpoint that has none.", "FILE")] = None
+    family: Annotated[
+        str | None, Said("Family of the student, such as diffusers. Default: what the checkpoint says.", "NAME")
+    ] = None
     prefix: Annotated[str | None, Said("Take the tensors whose names begin so, without it.", "NAME")] = None
     ema: Annotated[bool, Said("Take the averaged weights of a training checkpoint.")] = False
     lora: Annotated[

@@ -15,13 +15,13 @@ from snapgen_deploy.checkpoint.merged import MergedSource, merged, refuse_left
 from snapgen_deploy.checkpoint.opener import Checkpoint, MergedLora, Reading, check_tokenizer, open_with_adapters
 from snapgen_deploy.checkpoint.pipeline_folder import PipelineFolder, open_pipeline_folder
 from snapgen_deploy.checkpoint.stored import Stored, StoredSource, stored_as
-from snapgen_deploy.checkpoint.student_folder import is_library_student, open_student, usual_reading
+from snapgen_deploy.checkpoint.student_folder import OF_DIFFUSERS, is_library_student, open_student, usual_reading
 from snapgen_deploy.checkpoint.text_folder import open_text_folder
 from snapgen_deploy.checkpoint.wrappers import Selection
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.component import ComponentSpec
 from snapgen_deploy.families.names import DECODER
-from snapgen_deploy.families.registry import components_of
+from snapgen_deploy.families.registry import FAMILIES, components_of
 from snapgen_deploy.models.config import AnyTextEncoder, LibraryDecoder, ModelConfig, TextStream
 from snapgen_deploy.models.library_decoder import decodes
 from snapgen_deploy.models.serialise import semantic_problems
@@ -38,6 +38,7 @@ class CheckpointPlace:
     without: tuple[str, ...] = ()  # text streams that stay empty
     decoder: Path | None = None  # folder of diffusers
     config: Path | None = None  # of a file that has no configuration
+    family: str = ""  # that the student must be of; "": any
     selection: Selection = field(default_factory=Selection)  # where the weights are in the file
     loras: tuple[tuple[Path, float], ...] = ()  # added to the weights in this order, times these scales
     license: str | None = None  # in the place of the checkpoint's
@@ -64,6 +65,7 @@ class CheckpointPlace:
             without=tuple(asked.without_text_encoder or ()),
             decoder=asked.decoder,
             config=asked.config,
+            family=asked.family or "",
             selection=Selection(asked.prefix, asked.ema),
             loras=tuple(parsed(text) for text in asked.lora or ()),
             license=asked.license,
@@ -79,12 +81,16 @@ class CheckpointPlace:
         folder = self._folder
         adapters = [open_adapter(path, scale) for path, scale in self.loras]
         path = folder.student if folder else self.path
-        if path is not None and is_library_student(path, self.config):
+        if self.family and self.family not in FAMILIES:
+            raise BadInput(f"--family: got '{self.family}', expected one of {', '.join(FAMILIES)}")
+        if path is not None and (self.family == OF_DIFFUSERS or is_library_student(path, self.config)):
             opened, left = open_student(path, folder, self.config, adapters)
         else:
             opened, left = open_with_adapters(path, self.reading, adapters)
             if folder is not None:
                 folder.check_schedule(opened.config)
+        if self.family not in ("", opened.config.family):
+            raise BadInput(f"--family: got '{self.family}', {path or 'the checkpoint'} has a student of {opened.config.family}")
         place = self if folder is None else self._within(folder, opened.config)
         if folder is not None:
             opened = dataclasses.replace(opened, path=folder.path, files=(*opened.files, *folder.files))

@@ -34,13 +34,13 @@ from snapgen_deploy.models.schedulers import FLOW
 from snapgen_deploy.models.serialise import config_from_dict
 from snapgen_deploy.models.students import LibraryStudent, student_facts
 
-_FAMILY = "diffusers"
+OF_DIFFUSERS = "diffusers"  # the family
 _CONFIG = "config.json"
 
 
 def is_library_student(path: Path, given: Path | None) -> bool:
     """Whether `path` holds a student of diffusers: by the config.json in the folder, or by the configuration that is given."""
-    if given is not None and config_table(given).get("family") == _FAMILY:
+    if given is not None and config_table(given).get("family") == OF_DIFFUSERS:
         return True
     beside = path / _CONFIG
     return path.is_dir() and beside.is_file() and CLASS in json_object(beside)
@@ -100,7 +100,7 @@ def _document(
         )
     factor = given.get("latent_factor", _factor(pipeline) or facts.FACTOR)
     student: dict[str, Any] = {
-        "library": _FAMILY,
+        "library": OF_DIFFUSERS,
         "config": config,
         "scheduler": scheduler,
         "latent_factor": factor,
@@ -119,7 +119,7 @@ def _document(
         "steps": 4,
         "resolution": [side, side],
         "prompts": [],
-        "family": _FAMILY,
+        "family": OF_DIFFUSERS,
     }
     return document | {key: value for key, value in said.items() if key != STUDENT}, files
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from snapgen_deploy.checkpoint import Checkpoint
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.precisions import PRECISIONS
+from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.plan.mixed import levels_for, mixed_settings
 from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.quantise.executors import executor_of
@@ -44,6 +45,9 @@ def with_mixed(
         if named:
             raise BadInput(f"{named[0]} belongs to mixed precision; add --precision mixed")
         return plan
+    if not components_of(checkpoint.config).denoiser.takes_recipe:
+        family = checkpoint.config.family
+        raise BadInput(f"--precision mixed: a student of {family} takes no recipe; choose another of `devices --precisions`")
     executor_of(executor or EXECUTOR)
     wanted = _BITS if bits is None else bits
     levels = levels_for(wanted)

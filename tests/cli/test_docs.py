@@ -20,6 +20,8 @@ from tests.cli.conftest import invoke
 from tests.docs.pages import PAGES, ROOT, blocks, code_spans, commands
 from tests.golden.golden_cases import write_golden
 from tests.library_decoders import config_of, save_folder
+from tests.library_students import SCM, save_pipeline
+from tests.library_students import config_of as student_of
 from tests.text_encoders.folders import write_folder
 
 # Commands that are only parsed: how they begin, and why they are not run. The first that fits counts.
@@ -70,6 +72,8 @@ def desk(checkpoint, tmp_path_factory):
     save_folder(config_of("tiny"), folder / "vae")
     stream = open_checkpoint(checkpoint).config.student.text_streams[0]
     write_folder(folder / "clip", "clip_text_model", hidden_size=stream.dim, max_position_embeddings=stream.length)
+    save_pipeline(student_of("sana-sprint", SCM), folder / "sana-sprint")
+    (folder / "sprint.toml").write_text(blocks(ROOT / "docs/students.md", "toml")[0], encoding="utf-8")
     np.savez(folder / "x.npz", latent=np.zeros((1, 4, 8, 8), np.float32))
     return folder
 

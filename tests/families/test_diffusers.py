@@ -15,6 +15,7 @@ from snapgen_deploy.check.causes import golden_error
 from snapgen_deploy.check.gates import golden_psnr
 from snapgen_deploy.checkpoint import Checkpoint, CheckpointPlace, validate
 from snapgen_deploy.checkpoint.networks import load_component, load_student
+from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.drawing.pipeline import Pipeline, noise_for
 from snapgen_deploy.drawing.reference import random_text, reference_runners, schedule_of
 from snapgen_deploy.errors import BadInput
@@ -23,12 +24,16 @@ from snapgen_deploy.golden.own import OwnVectorsTask, held_to_libraries, write_o
 from snapgen_deploy.golden.vectors import GoldenSize, open_golden
 from snapgen_deploy.latency.estimate.cost_components import picture_costs
 from snapgen_deploy.models import library_student as library_module
+from snapgen_deploy.models.config import LibraryTextEncoder
 from snapgen_deploy.models.library_scheduler import draw_by_library
 from snapgen_deploy.models.library_student import StudentText, library_output, load_library_student
 from snapgen_deploy.models.serialise import config_from_json, config_to_json
 from snapgen_deploy.models.students import library_student_of
+from snapgen_deploy.plan.make import make_plan
+from snapgen_deploy.quantise.settings import with_mixed
 from snapgen_deploy.system.documents import parse_json
 from tests import library_students as cases
+from tests.text_encoders.folders import write_folder
 
 SAID = '{"prompts": ["a ring"], "student": {"text_streams": [{"name": "text", "dim": 20, "length": 6}]}}'
 
@@ -158,6 +163,34 @@ def test_refusals_are_one_line(name: str, change: dict[str, object], said: str, 
         CheckpointPlace(tmp_path / "p").open()
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_family_may_be_named(folder: Path, place: CheckpointPlace) -> None:
+    assert replace(place, family="diffusers").open().config.family == "diffusers"
+    with pytest.raises(BadInput, match="--family: got 'unet', .*transformer has a student of diffusers"):
+        replace(place, family="unet").open()
+    with pytest.raises(BadInput, match="--family: got 'dit', expected one of elastic-dit, unet, diffusers"):
+        replace(place, family="dit").open()
+
+
+def test_mixed_precision_is_refused(opened: Checkpoint) -> None:
+    plan = make_plan(opened.config, load_profile("iphone16pm"), targets=("coreml",), precision="mixed")
+    with pytest.raises(BadInput, match="--precision mixed: a student of diffusers takes no recipe"):
+        with_mixed(plan, opened, bits=None, iterations=None, calibration=None, pictures=None, executor=None)
+
+
+def test_text_encoders_of_the_folder_are_read_as_its_pipeline_does(tmp_path: Path) -> None:
+    """Stable Diffusion's pipeline masks no padding; the U-Net lies in its own folder."""
+    cases.save_pipeline(cases.config_of("sd", cases.LCM), tmp_path / "p")
+    write_folder(tmp_path / "p" / "text_encoder", "clip_text_model", hidden_size=20, max_position_embeddings=77)
+    index = tmp_path / "p" / "model_index.json"
+    index.write_text(json.dumps({**parse_json(index.read_text()), "text_encoder": ["transformers", "CLIPTextModel"]}))
+    opened = CheckpointPlace(tmp_path / "p").open()
+    validate(opened, values=False)
+    (encoder,) = opened.config.text_encoders
+    assert isinstance(encoder, LibraryTextEncoder)
+    assert (encoder.stream, encoder.length, encoder.layer, encoder.reading.padding_seen) == ("text", 77, -1, True)
+    assert opened.reads_prompts
 
 
 def test_noise_of_steps_comes_after_the_first() -> None:
