@@ -17,7 +17,7 @@ from snapgen_deploy.models.students import LibraryStudent
 from snapgen_deploy.system.quiet import quiet
 
 # Latent and timestep (1,) as the network reads them -> its output.
-Step = Callable[[Tensor, Tensor], Tensor]
+CalledStep = Callable[[Tensor, Tensor], Tensor]
 
 
 def library_scheduler(config: LibraryStudent) -> Any:
@@ -39,7 +39,7 @@ def library_scheduler(config: LibraryStudent) -> Any:
 
 
 def draw_by_library(
-    config: LibraryStudent, steps: int, run: Step, latent: tuple[int, ...], generator: torch.Generator
+    config: LibraryStudent, steps: int, run: CalledStep, latent: tuple[int, ...], generator: torch.Generator
 ) -> Tensor:
     """The latent (1, C, h, w) that a pipeline of the library ends with, from noise that `generator` draws."""
     scheduler, facts = library_scheduler(config), config.facts
@@ -59,7 +59,7 @@ def draw_by_library(
     return x
 
 
-def _by_angles(scheduler: Any, steps: int, run: Step, x: Tensor, given: dict[str, Any]) -> Tensor:
+def _by_angles(scheduler: Any, steps: int, run: CalledStep, x: Tensor, given: dict[str, Any]) -> Tensor:
     """As SANA-Sprint's pipeline draws."""
     data = scheduler.config.sigma_data
     scheduler.set_timesteps(steps, timesteps=list(angles_of(steps)), max_timesteps=None, intermediate_timesteps=None)
