@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+from snapgen_deploy.device_profiles.cores import CORES
+
 DEVICE_KINDS = ("phone", "tablet", "desktop", "server")
 STATUSES = ("published", "derived", "anecdotal")
 BUDGET_STATUSES = (*STATUSES, "chosen")
@@ -134,6 +136,22 @@ class Offer:
 
 
 @dataclass(frozen=True)
+class Isa:
+    """The kinds of cores that may run a model's threads, by their names in `cores.CORES`, and who says so."""
+
+    cores: tuple[str, ...]
+    source: str
+
+    def lacking(self, arithmetic: str) -> tuple[str, ...]:
+        """The cores without an arithmetic, as their maker writes them.
+
+        >>> Isa(("cortex-a76", "cortex-a53"), "").lacking("fp16")
+        ('Cortex-A53',)
+        """
+        return tuple(CORES[name].title for name in self.cores if arithmetic not in CORES[name].arithmetic)
+
+
+@dataclass(frozen=True)
 class LatencyBasis:
     """Known times on this device, for one model, one picture size and one target only."""
 
@@ -167,6 +185,7 @@ class Profile:
     guards: tuple[str, ...] = ()  # keys of GUARDS: a change of one fails `compare`
     notes: tuple[str, ...] = ()
     offers: tuple[Offer, ...] = ()  # further targets that the device runs; exported with `--target`
+    isa: Isa | None = None  # None: not known
 
     @property
     def memory_budget_bytes(self) -> int | None:
@@ -195,6 +214,8 @@ class Profile:
             "targets": [t.as_dict() for t in self.targets],
             "offers": [o.target.as_dict() | {"source": o.source} for o in self.offers],
         }
+        if self.isa is not None:
+            data["isa"] = {"cores": list(self.isa.cores), "source": self.isa.source}
         if self.latency is not None:
             data["latency"] = {
                 "preset": self.latency.preset,

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, GetCoreSchemaHandler, ValidationInfo, create_model, field_validator
 from pydantic_core import CoreSchema, core_schema
 
+from snapgen_deploy.device_profiles.cores import CORES
 from snapgen_deploy.device_profiles.schema import (
     BUDGET_STATUSES,
     BYTES_IN,
@@ -19,6 +20,7 @@ from snapgen_deploy.device_profiles.schema import (
     LAYOUTS,
     STATUSES,
     Figure,
+    Isa,
     LatencyBasis,
     Offer,
     Profile,
@@ -122,6 +124,11 @@ class _Offer(_Target):
     source: Text
 
 
+class _Isa(Closed):
+    cores: Annotated[tuple[Annotated[str, OneOf(tuple(CORES))], ...], Field(min_length=1, description="a list of cores")]
+    source: Text
+
+
 class _Latency(Closed):
     preset: Text
     resolution: Annotated[tuple[Count, Count], Field(description="[height, width] in pixels")]
@@ -142,6 +149,7 @@ class _Profile(Closed):
     offers: Annotated[tuple[_Offer, ...], Field(description="[[offers]] tables, or none")] = ()
     budget: Annotated[dict[str, Figure], Keys(BUDGET)] = Field(default_factory=dict)
     latency: _Latency | None = None
+    isa: _Isa | None = None
     guards: Guards = ()
     notes: Texts = ()
 
@@ -152,6 +160,7 @@ class _Profile(Closed):
             "os_minimum": self.os.minimum,
             "targets": tuple(t.made() for t in self.targets),
             "offers": tuple(Offer(o.made(), o.source) for o in self.offers),
+            "isa": None if self.isa is None else Isa(**dict(self.isa)),
             "latency": None if self.latency is None else LatencyBasis(**dict(self.latency)),
             "memory_budget": self.budget.get("memory"),
             "latency_budget": self.budget.get("latency"),

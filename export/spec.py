@@ -138,6 +138,8 @@ class TargetSpec:
     machines: tuple[str, ...] = ()  # other machines that run its files here, by their names in `snapgen_deploy.machines`
     basis: _Basis | None = None  # basis of an estimate of its time on a device without measurements
     extra: Extra | None = None  # the extra that installs its tools
+    # precision -> arithmetic that every core must have (`device_profiles.cores`): its runtime refuses the files on others
+    arithmetic: Mapping[str, str] = field(default_factory=dict)
     placement: OneUnit | OneDelegate | None = None  # None: its files do not say where operators run
     closed: str = "its files show no value between inputs and outputs"  # why `doctor --layers` cannot read its inner values
 

@@ -26,6 +26,7 @@ XNNPACK = TargetSpec(
     runtime=RUNTIME,
     links=("adb",),
     basis="arm_cpu",
+    arithmetic={"fp16": "fp16"},  # XNNPACK makes no fp16 operators on other cores (xnn_status_unsupported_hardware)
     placement=PLACEMENT,
     closed=_CLOSED,
     apps={"android": "ExecuTorchEngine", "ios": "ExecuTorchEngine"},

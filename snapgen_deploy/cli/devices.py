@@ -87,12 +87,16 @@ def _short(figure: Figure | None) -> str:
 
 
 def _show(p: Profile) -> None:
+    from snapgen_deploy.device_profiles.cores import CORES
+
     console = out()
     about = f"({p.id})   {p.kind}, {p.soc}, {p.os} {p.os_minimum} or newer"
     console.print(f"[bold]{escape(p.name)}[/bold] {escape(about)}")
     say(f"source: {p.source}", "dim")
     for note in p.notes:
         say(note)
+    if p.isa is not None:
+        say(f"cores: {', '.join(CORES[name].title for name in p.isa.cores)} ({p.isa.source})")
     targets = new_table(title="targets, in order")
     for column in ("target", "precision", "layout", "runs on", "options", "exported"):
         targets.add_column(column, no_wrap=column in ("target", "exported"))

@@ -12,7 +12,7 @@ from snapgen_deploy.models.config import ModelConfig
 from snapgen_deploy.models.noise import DEFAULT_NOISE
 from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.plan.sizes import sizes_of, untrained_sizes
-from snapgen_deploy.plan.targets import check_systems, pick_targets, plan_target
+from snapgen_deploy.plan.targets import check_systems, pick_targets, plan_target, with_arithmetic
 from snapgen_deploy.plan.widths import Estimator, JudgedBy, judge_width, memory_hint
 from snapgen_deploy.system.documents import several
 
@@ -40,12 +40,14 @@ def make_plan(
     Raises:
         BadInput: if a name is unknown, a picture size does not fit the network, or a calibrated precision is combined with
             several picture sizes.
-        Refused: if the named width does not fit the memory budget or `max_latency_ms`, or no width fits.
+        Refused: if the named width does not fit the memory budget or `max_latency_ms`, no width fits, or a core of the device
+            lacks the arithmetic of the named precision.
     """
     sizes = sizes_of(config, (resolution or config.resolution, *other_resolutions))
     size, family = sizes[0].resolution, family_of(config)
     form = family.form(config, sizes[0].latent[1:])
     picked, left_out = pick_targets(profile, targets, several=len(sizes) > 1, batch=batch)
+    picked, changed = with_arithmetic(picked, precision, profile)
     chosen = [plan_target(t, precision, form, profile) for t in picked]
     if len(sizes) > 1:
         check_systems(chosen)
@@ -78,7 +80,7 @@ def make_plan(
         device_name=profile.name,
         os=profile.os,
         width=pick.width,
-        reasons=(*asked, *(j.line for j in judged), *left_out, *_of_text(config), *_of_calls(config, batch)),
+        reasons=(*asked, *(j.line for j in judged), *left_out, *changed, *_of_text(config), *_of_calls(config, batch)),
         targets=tuple(chosen),
         resolution=size,
         latent=sizes[0].latent,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from snapgen_deploy.device_profiles import Profile, ProfileTarget
-from snapgen_deploy.errors import BadInput, nearest
+from snapgen_deploy.errors import BadInput, Refused, nearest
 from snapgen_deploy.export.registry import spec_of, specs
 from snapgen_deploy.export.shared.extras import missing_extra
 from snapgen_deploy.plan.plan import TargetPlan
@@ -68,6 +69,28 @@ def check_systems(targets: Sequence[TargetPlan]) -> None:
                 f"{target.key}: several resolutions in one package need {older.needed}, the profile has deployment = {system}; "
                 "give one --resolution, or another profile"
             )
+
+
+def with_arithmetic(
+    targets: Sequence[ProfileTarget], precision: str | None, profile: Profile
+) -> tuple[list[ProfileTarget], list[str]]:
+    """The targets, each at a precision that the device's cores compute in, and a line for each that was changed.
+
+    Raises:
+        Refused: if a core lacks the arithmetic of the precision that the user asked for.
+    """
+    found, lines = [], []
+    for target in targets:
+        spec, chosen = spec_of(target.key), precision or target.precision
+        arithmetic = spec.arithmetic.get(chosen, "")
+        lacking = profile.isa.lacking(arithmetic) if profile.isa is not None and arithmetic else ()
+        why = f"{', '.join(lacking)} of {profile.name} has no {arithmetic} arithmetic, and the runtime refuses such files there"
+        if lacking and precision is not None:
+            raise Refused(f"{target.key} at {chosen}: {why}; choose --precision {spec.precisions[0]} or another --target")
+        if lacking:
+            lines.append(f"{target.key} at {spec.precisions[0]}, not {chosen}: {why}")
+        found.append(replace(target, precision=spec.precisions[0], limits=()) if lacking else target)
+    return found, lines
 
 
 def plan_target(target: ProfileTarget, precision: str | None, form: str, profile: Profile) -> TargetPlan:

@@ -83,7 +83,7 @@ class Companion:
         start = moved = time.monotonic()
         spent = -1.0
         while not self._here.poll(min(LOOK_SECONDS, allowed, IDLE_SECONDS)):
-            now, used = time.monotonic(), _processor_seconds(self._process.pid)
+            now, used = time.monotonic(), processor_seconds(self._process.pid)
             if used is None or used > spent:
                 moved, spent = now, spent if used is None else used
             if now - start > allowed:
@@ -112,7 +112,7 @@ class Companion:
         self._end()
 
 
-def _processor_seconds(pid: int | None) -> float | None:
+def processor_seconds(pid: int | None) -> float | None:
     """Processor time of a process so far; None where the system does not report it (no /proc)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()

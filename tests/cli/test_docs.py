@@ -30,6 +30,7 @@ PARSED = {
     "compare base-bundle candidate-bundle --fail-on": "minutes of timing; tests/cli/test_latency.py runs it",
     "compare base-bundle candidate-bundle --across": "minutes of timing; tests/latency/test_across.py judges made-up times",
     "compare candidate-bundle --baseline": "a minute of timing; tests/cli/test_latency.py runs it",
+    "setup": "fetches 80 MB; tests/machines tries its parts",
     "serve": "a server runs until it is stopped; tests/apps runs it",
     "bundle watch": "needs lines of pictures; tests/bundle/test_watch.py runs it",
     "bundle app": "needs npm's packages; tests/apps writes one",

@@ -13,7 +13,8 @@ import pytest
 
 from snapgen_deploy import device_profiles
 from snapgen_deploy.device_profiles import load_profile, profile_ids
-from snapgen_deploy.device_profiles.schema import BUDGET_STATUSES, STATUSES, Figure
+from snapgen_deploy.device_profiles.cores import CORES
+from snapgen_deploy.device_profiles.schema import BUDGET_STATUSES, STATUSES, Figure, Isa
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.registry import target_keys
 
@@ -246,6 +247,26 @@ tiny = { value = 280, unit = "ms", status = "published", source = "x" }
 """
     with pytest.raises(BadInput, match=r"latency\.target: got 'coreml', expected one of the profile's targets"):
         load_profile(write(tmp_path, MINIMAL + basis))
+
+
+def test_cores_are_known_and_have_a_source(tmp_path: Path) -> None:
+    for device in profile_ids():
+        profile = load_profile(device)
+        assert (profile.isa is not None) == (profile.kind != "server" and device not in ("web", "iphone17pro")), device
+        assert profile.isa is None or profile.as_dict()["isa"] == {
+            "cores": list(profile.isa.cores),
+            "source": profile.isa.source,
+        }
+    with pytest.raises(BadInput) as caught:
+        load_profile(write(tmp_path, MINIMAL + '[isa]\ncores = ["cortex-a54"]\n'))
+    assert "isa.cores[0]: got 'cortex-a54', expected one of cortex-a35, cortex-a53" in str(caught.value)
+    assert "isa.source: got nothing" in str(caught.value)
+
+
+def test_what_cores_lack() -> None:
+    isa = Isa(("cortex-a76", "cortex-a53", "cortex-a73", "oryon", "apple-a18"), "x")
+    assert isa.lacking("fp16") == ("Cortex-A53", "Cortex-A73")
+    assert [CORES[name].title for name in isa.cores[-2:]] == ["Oryon", "Apple A18"]
 
 
 def test_profiles_load_without_torch() -> None:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from snapgen_deploy.cli.devices import devices, plan_as_dict, render_plan
 from snapgen_deploy.device_profiles import Figure, Profile, load_profile, profile_ids
+from snapgen_deploy.device_profiles.schema import Isa
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.export.precisions import PRECISIONS
 from snapgen_deploy.families.registry import components_of
@@ -410,3 +411,34 @@ def test_limits_of_a_target_replace_those_of_its_precision(tmp_path: Path) -> No
         own_profile(tmp_path, "mean_pnsr = 55")
     with pytest.raises(BadInput, match=r"targets\[0\].limits.ssim: got -1, expected a positive number"):
         own_profile(tmp_path, "ssim = -1")
+
+
+def low_end(precision: str) -> Profile:
+    """A phone with A53 cores whose profile exports .pte files at a precision."""
+    phone = load_profile("galaxy-a15")
+    pte = replace(phone.targets[0], precision=precision, limits=(("error", 0.5),))
+    isa = Isa(("cortex-a76", "cortex-a53"), "its box")
+    return replace(phone, name="Low end", isa=isa, targets=(pte, phone.targets[1]))
+
+
+def test_a_precision_without_arithmetic_on_a_core_is_changed_with_the_reason() -> None:
+    plan = make_plan(CONFIGS["shapes"](), low_end("fp16"))
+    assert [(t.key, t.precision, t.own_limits) for t in plan.targets] == [
+        ("executorch:xnnpack", "fp32", ()),
+        ("onnx:cpu", "fp32", ()),
+    ]
+    (line,) = (r for r in plan.reasons if "arithmetic" in r)
+    assert line == (
+        "executorch:xnnpack at fp32, not fp16: Cortex-A53 of Low end has no fp16 arithmetic, "
+        "and the runtime refuses such files there"
+    )
+
+
+def test_a_precision_without_arithmetic_on_a_core_is_refused_if_asked_for() -> None:
+    config, phone = CONFIGS["shapes"](), low_end("fp32")
+    assert not any("arithmetic" in r for r in make_plan(config, phone).reasons)
+    with pytest.raises(Refused, match="Cortex-A53 of Low end has no fp16 arithmetic, .*; choose --precision fp32"):
+        make_plan(config, phone, targets=["executorch"], precision="fp16")
+    assert make_plan(config, phone, targets=["onnx"], precision="fp16").targets[0].precision == "fp16"
+    able = replace(phone, isa=Isa(("cortex-a76", "cortex-a55"), "its box"))
+    assert make_plan(config, able, targets=["executorch"], precision="fp16").targets[0].precision == "fp16"

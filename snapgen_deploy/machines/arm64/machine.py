@@ -59,6 +59,11 @@ class Arm64:
         found = installed(self.folder)
         return {} if isinstance(found, str) else found.versions
 
+    @property
+    def pid(self) -> int | None:
+        """The emulator's process; None before a file was opened."""
+        return None if self._process is None else self._process.pid
+
     def open(self, path: Path, *, threads: int) -> Runner:
         """Load a saved file there and return a function from named inputs to named outputs.
 
@@ -104,6 +109,11 @@ class EmulatedProcess:
         )
         self._end = weakref.finalize(self, _end, self._process, self._printed)
         self.versions, _ = self._answer()
+
+    @property
+    def pid(self) -> int:
+        """Of the emulator."""
+        return self._process.pid
 
     def ask(self, request: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> worker.Message:
         """The answer to a request.
