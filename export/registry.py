@@ -21,6 +21,7 @@ TARGETS: dict[str, str] = {
     "executorch:coreml": "snapgen_deploy.export.executorch.spec:EXECUTORCH_COREML",
     "executorch:vulkan": "snapgen_deploy.export.executorch.spec:VULKAN",
     "onnx": "snapgen_deploy.export.onnx.spec:ONNX",
+    "onnx:cuda": "snapgen_deploy.export.cuda.spec:CUDA",
     "onnx:qnn": "snapgen_deploy.export.qnn.spec:QNN",
     "onnx:web": "snapgen_deploy.export.web.spec:WEB",
 }

@@ -136,6 +136,7 @@ class TargetSpec:
     runtime: Runtime = field(default_factory=Runtime)
     links: tuple[str, ...] = ()  # values of `bench --link` that run its files
     machines: tuple[str, ...] = ()  # other machines that run its files here, by their names in `snapgen_deploy.machines`
+    also_on: tuple[str, ...] = ()  # those of `machines` that every check runs them on as well
     basis: _Basis | None = None  # basis of an estimate of its time on a device without measurements
     extra: Extra | None = None  # the extra that installs its tools
     # precision -> arithmetic that every core must have (`device_profiles.cores`): its runtime refuses the files on others

@@ -7,6 +7,7 @@
     text_encoder/model.onnx config.json     the text encoder
     scheduler/scheduler_config.json         FlowMatchEulerDiscreteScheduler of diffusers
     tokenizer/tokenizer.json                with tokenizer_config.json for transformers
+    pipeline.py                             SnapgenPipeline for diffusers, with server_loop.py and philox.py
 
 File and folder names are those of optimum's diffusion export. Each component folder loads on its own with
 `ORTModelForCustomTasks`, see `load`. No pipeline class of diffusers fits the student (it takes features of sigma, not a
@@ -25,16 +26,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from snapgen_deploy.assets import server_code
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact, Role
 from snapgen_deploy.families.names import tokenizer_name
 from snapgen_deploy.families.registry import components_of, family_of
 from snapgen_deploy.models import ModelConfig, Schedule
 from snapgen_deploy.models.schedule import EULER
+from snapgen_deploy.runtime import noise
 
 MODEL = "model.onnx"
 _DATA = "model.onnx_data"  # optimum looks for this name beside a model
 SETTINGS = "ort_config.json"  # what ORTOptimizer was told
+LATER = ("pipeline.py", "server_loop.py", "philox.py")  # not in bundles of earlier releases
 LOADER = ["optimum.onnxruntime", "ORTModelForCustomTasks"]
 
 
@@ -91,6 +95,8 @@ def texts(
     for role, text in tokenizers.items():
         found[f"{tokenizer_name(role)}/tokenizer_config.json"] = _json(_tokenizer_config(text, lengths.get(role)))
         found[f"{tokenizer_name(role)}/tokenizer.json"] = text
+    found |= {f"{name}.py": server_code(name) for name in ("pipeline", "server_loop")}
+    found["philox.py"] = Path(noise.__file__).read_text(encoding="utf-8")
     found["model_index.json"] = _json(_index(config, roles, [tokenizer_name(role) for role in tokenizers], batch))
     return found
 

@@ -50,5 +50,5 @@ ONNX = TargetSpec(
     links=("adb",),
     machines=("arm64",),
     basis="arm_cpu",
-    apps={"android": "OnnxruntimeEngine"},
+    apps={"android": "OnnxruntimeEngine", "triton": "KIND_CPU"},
 )

@@ -7,6 +7,7 @@ Options of `Onnx.export` (all values are text):
   (`snapgen_deploy.export.onnx.optimum_exporter`).
 - `opset`: 20 (default) or a later one that torch can write.
 - `folders`: `flat` (default) or `diffusers`; checked here, applied by `snapgen_deploy.export.onnx.optimum_layout`.
+- `attention`: `spelled` (default) as two products and a softmax, or `operator` (`snapgen_deploy.export.onnx.attention`).
 - `license`, `author`: stored in the file's metadata.
 - `external_data_bytes`: weights above this many bytes in all go to one `.onnx.data` file beside the model; by default
   2 000 000 000, below the 2 GiB that a protobuf message may have.
@@ -42,6 +43,7 @@ from snapgen_deploy.export.base import (
     average_bits,
     not_quantised,
 )
+from snapgen_deploy.export.onnx import attention as onnx_attention
 from snapgen_deploy.export.onnx import by_tensor as onnx_by_tensor
 from snapgen_deploy.export.onnx import file as onnx_file
 from snapgen_deploy.export.onnx import headroom as onnx_headroom
@@ -74,6 +76,7 @@ class Onnx:
     variants: tuple[str, ...] = ONNX.variants
     precisions: tuple[str, ...] = ONNX.precisions
     suffix: str = ONNX.suffix
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)  # of onnxruntime, in order of preference
 
     def export(
         self, component: Component, variant: str, precision: str, directory: Path, options: Mapping[str, str]
@@ -145,9 +148,9 @@ class Onnx:
             BadInput: if the file is missing or onnxruntime cannot load it, or `entry` is given.
         """
         _no_entry(path, entry)
-        session = _session(path, threads)
+        session = _session(path, threads, self.providers)
         ports = {i.name: (ORT_TYPES.get(i.type, i.type), list(i.shape)) for i in session.get_inputs()}
-        return _Loaded(path, threads, session, ports, [o.name for o in session.get_outputs()])
+        return _Loaded(path, threads, session, ports, [o.name for o in session.get_outputs()], self.providers)
 
     def unavailable(self, variant: str) -> str | None:
         """None if onnxruntime is installed and the variant is offered."""
@@ -183,7 +186,7 @@ class Onnx:
         return Description(
             bytes=sum(f.stat().st_size for f in (path, *data)),
             ops=dict(sorted(ops.items())),
-            placement=_placement(path),
+            placement=_placement(path, self.providers),
             weights={name: weight.kind for name, weight in weights.items()},
             average_bits=average_bits(weights.values()),
             skipped=skipped,
@@ -224,6 +227,7 @@ class _Loaded:
     session: Any
     ports: Mapping[str, tuple[str, list[int]]]
     outputs: Sequence[str]
+    providers: tuple[str, ...]
     last: deque[dict[str, np.ndarray]] = dataclasses.field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
@@ -237,7 +241,7 @@ class _Loaded:
         given = {name: inputs[name] for name in self.ports}
         self.last.append(given)
         if self.session is None:
-            self.session = _session(self.path, self.threads)
+            self.session = _session(self.path, self.threads, self.providers)
         try:
             values = self.session.run(self.outputs, given)
         except Exception as error:
@@ -271,7 +275,10 @@ def _make(component: Component, settings: OnnxSettings, scratch: Path) -> Path:
     example = component.example
     plain = scratch / "plain" / f"{component.role}.onnx"
     if settings.optimize == "none":
-        write(_convert(component, names, example, settings.opset), component, "as exported", plain, settings)
+        model, origin = _convert(component, names, example, settings.opset), "as exported"
+        if settings.attention == "operator":
+            origin += f", {onnx_attention.as_operators(model)} attentions as operators"
+        write(model, component, origin, plain, settings)
         component.release()
         return plain
     from snapgen_deploy.export.onnx import optimum_exporter
@@ -360,7 +367,7 @@ def _options(threads: int) -> Any:
     return options
 
 
-def _session(path: Path, threads: int, record: bool = False) -> Any:
+def _session(path: Path, threads: int, providers: Sequence[str], record: bool = False) -> Any:
     import onnxruntime
 
     if not path.is_file():
@@ -369,14 +376,15 @@ def _session(path: Path, threads: int, record: bool = False) -> Any:
     if record:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        there = [name for name in providers if name in onnxruntime.get_available_providers()]
+        return onnxruntime.InferenceSession(str(path), options, providers=there)
     except Exception as error:
         raise BadInput(f"{path.name}: onnxruntime cannot load it: {first_line(error)}") from error
 
 
-def _placement(path: Path) -> dict[str, int]:
+def _placement(path: Path, providers: Sequence[str]) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    for part in _session(path, 1, record=True).get_provider_graph_assignment_info():
+    for part in _session(path, 1, providers, record=True).get_provider_graph_assignment_info():
         counts[part.ep_name] += len(part.get_nodes())
     return dict(sorted(counts.items()))
 

@@ -42,6 +42,7 @@ class OnnxSettings:
     folders: str = "flat"
     license: str = ""
     author: str = ""
+    attention: str = "spelled"
 
     @staticmethod
     def parse(options: Mapping[str, str]) -> OnnxSettings:
@@ -59,6 +60,9 @@ class OnnxSettings:
         folders = options.get("folders", "flat")
         if folders not in ("flat", "diffusers"):
             raise BadInput(f"onnx: option folders={folders!r}; expected flat or diffusers")
+        attention = options.get("attention", "spelled")
+        if attention not in ("spelled", "operator"):
+            raise BadInput(f"onnx: option attention={attention!r}; expected spelled or operator")
         return OnnxSettings(
             optimize,
             _integer(options, "opset", _OPSET, _OPSET),
@@ -66,6 +70,7 @@ class OnnxSettings:
             folders,
             options.get("license", ""),
             options.get("author", ""),
+            attention,
         )
 
 

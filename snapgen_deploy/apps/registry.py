@@ -34,6 +34,7 @@ class App:
 
 APPS: Mapping[str, str] = {  # name -> module and name of the record
     "web": "snapgen_deploy.apps.site:WEB_APP",
+    "triton": "snapgen_deploy.apps.triton:TRITON_APP",
     "android": "snapgen_deploy.apps.android_app:ANDROID_APP",
     "ios": "snapgen_deploy.apps.ios_app:IOS_APP",
 }

@@ -181,9 +181,12 @@ def _of_layout(bundle: Bundle, key: str) -> Iterator[str]:
     if module is None:
         return
     names = components_of(bundle.config).names
-    texts = import_module(module).texts(bundle.config, names, bundle.tokenizers(), bundle.width, batch=bundle.batch)
+    layout = import_module(module)
+    texts = layout.texts(bundle.config, names, bundle.tokenizers(), bundle.width, batch=bundle.batch)
     root = bundle.path / key.replace(":", "-")
     for name, text in texts.items():
+        if name in layout.LATER and not (root / name).exists():
+            continue
         try:
             same = (root / name).read_text(encoding="utf-8") == text
         except (OSError, ValueError):

@@ -22,6 +22,7 @@ from snapgen_deploy.check.facts import (
 )
 from snapgen_deploy.check.gates import GOLDEN_ERROR, GOLDEN_PSNR, Gate, SavedTarget, check_sizes
 from snapgen_deploy.check.golden import OF_REFERENCE
+from snapgen_deploy.export.registry import spec_of
 from snapgen_deploy.golden.vectors import GoldenVectors, open_golden
 from snapgen_deploy.system.child import run_in_child
 from snapgen_deploy.system.files import is_file
@@ -65,7 +66,7 @@ def rerun_gates(
             )
             for size, view in views.items()
         }
-        for machine in on or ("",):
+        for machine in on or ("", *spec_of(key).also_on):
             there = {size: replace(files, on=machine) for size, files in saved.items()}
             what = f"{key} on {machine}" if machine else key
             with progress(f"{what}: running the bundle's files") as on_progress:
@@ -78,7 +79,8 @@ def rerun_gates(
     refuse_other_cases(views[default], vectors[default])
     needing = (g for g in bundle.manifest["gates"] if g["name"].startswith(_FIDELITY) or g["target"] == OF_REFERENCE)
     left = [(g, "it needs the checkpoint, which a bundle does not contain") for g in needing]
-    elsewhere = (g for g in bundle.manifest["gates"] if g.get("on", "") not in ("", *on))
+    ran = {gate.on for gate in gates}
+    elsewhere = (g for g in bundle.manifest["gates"] if g.get("on", "") not in ("", *ran))
     left += [(g, f"it needs another machine, --on {g['on']}") for g in elsewhere]
     return (*gates, *(replace(Gate(**g), value=None, verdict="not_run", detail=f"{why}; {_then(g)}") for g, why in left))
 

@@ -187,7 +187,9 @@ def export(
     ] = None,
     app: Annotated[
         list[str] | None,
-        typer.Option(help="Also write an app that draws with the bundle: web, android, ios. Repeatable.", metavar="NAME"),
+        typer.Option(
+            help="Also write an app that draws with the bundle: web, android, ios, triton. Repeatable.", metavar="NAME"
+        ),
     ] = None,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the bundle.", metavar="FOLDER")] = Path(
         "bundles"
@@ -209,6 +211,10 @@ def export(
             metavar="KEY",
             rich_help_panel=HERE,
         ),
+    ] = None,
+    layout: Annotated[
+        list[str] | None,
+        typer.Option(help="The same for servers: triton, a model repository beside the bundle. Repeatable.", metavar="NAME"),
     ] = None,
     strict: Annotated[
         bool,
@@ -287,7 +293,7 @@ def export(
         max_latency_ms=parse_duration(max_latency) if max_latency else None,
         batch=batch,
     )
-    apps = _apps(app or (), plan)
+    apps = _apps((*(app or ()), *(layout or ())), plan)
     plan = _with_noise(plan, noise, apps)
     plan = with_mixed(
         plan,

@@ -9,7 +9,7 @@ import typer
 
 from snapgen_deploy.cli.console import print_json, progress, say
 from snapgen_deploy.cli.options import AsJson, Verbose
-from snapgen_deploy.errors import BadInput, nearest
+from snapgen_deploy.errors import BadInput
 
 
 def setup(
@@ -22,10 +22,10 @@ def setup(
 ) -> None:
     """Fetch another machine to run exported files on here, into the cache: through apt-get and pip as they are configured."""
     from snapgen_deploy.machines.arm64.fetch import fetch
-    from snapgen_deploy.machines.registry import MACHINES
+    from snapgen_deploy.machines.arm64.machine import NAME
 
-    if machine not in MACHINES:
-        raise BadInput(f"unknown machine '{machine}': expected {', '.join(MACHINES)}{nearest(machine, MACHINES)}")
+    if machine != NAME:
+        raise BadInput(f"unknown machine '{machine}': expected {NAME}")
     done = fetch(progress(quiet=as_json), qemu=qemu, overwrite=overwrite)
     if as_json:
         print_json({"machine": machine, "folder": str(done.folder), "versions": done.versions})

@@ -25,7 +25,7 @@ def check_files(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exporte
     saved[default] = replace(saved[default], golden=job.golden)
     with job.working(f"{target.key}: running what was saved", target.key) as on_progress:
         checked, peak = run_in_child(f"{target.key} check", check_sizes, saved, reference.vectors, on_progress=on_progress)
-    for machine in job.request.check_on:
+    for machine in dict.fromkeys((*target.spec.also_on, *job.request.check_on)):
         there = {size: replace(files, on=machine) for size, files in saved.items()}
         what = f"{target.key} check on {machine}"
         with job.working(f"{target.key}: running what was saved on {machine}", target.key) as on_progress:

@@ -182,7 +182,7 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
         ("[figures]", '[figures]\npower = { value = 8, unit = "W", status = "chosen", source = "x" }', "figures.power.status"),
         ("[figures]", "[figures]\nspeed = 3", "figures.speed: got an unknown key"),
         ("[figures]", "[figures]\nmemory = 8", "figures.memory: got 8, expected a table"),
-        ('target = "onnx"', 'target = "onnx:cuda"', "targets[0].target: got 'onnx:cuda', expected one of coreml, coreai, exec"),
+        ('target = "onnx"', 'target = "onnx:rocm"', "targets[0].target: got 'onnx:rocm', expected one of coreml, coreai, exec"),
         ('target = "onnx"', 'target = "tensorrt"', "targets[0].target: got 'tensorrt'"),
         ('precision = "fp32"', 'precision = "int3"', "targets[0].precision: got 'int3', expected one of fp32"),
         ('layout = "token"', 'layout = "sideways"', "targets[0].layout: got 'sideways', expected one of token, channels"),

@@ -1,0 +1,1 @@
+"""ONNX files for NVIDIA GPUs: onnxruntime's CUDA and TensorRT providers run them."""
