@@ -7,7 +7,7 @@ from dataclasses import replace
 from snapgen_deploy.export.onnx.spec import ONNX
 from snapgen_deploy.export.spec import Memory, OneUnit, Runtime
 
-UNIT = "CUDAExecutionProvider"
+CUDA_UNIT = "CUDAExecutionProvider"
 
 CUDA = replace(
     ONNX,
@@ -26,5 +26,5 @@ CUDA = replace(
     basis=None,
     apps={"triton": "KIND_GPU"},
     noise="philox4x32-10",  # which a server makes without torch
-    placement=OneUnit(UNIT, "nodes_outside_gpu"),
+    placement=OneUnit(CUDA_UNIT, "nodes_outside_gpu"),
 )

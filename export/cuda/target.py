@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from snapgen_deploy.export.base import Artifact, Component, Description
-from snapgen_deploy.export.cuda.spec import CUDA, UNIT
+from snapgen_deploy.export.cuda.spec import CUDA, CUDA_UNIT
 from snapgen_deploy.export.onnx.target import Onnx
 
 
@@ -20,7 +20,7 @@ class OnnxCuda(Onnx):
 
     variants: tuple[str, ...] = CUDA.variants
     precisions: tuple[str, ...] = CUDA.precisions
-    providers: tuple[str, ...] = (UNIT, *Onnx.providers)
+    providers: tuple[str, ...] = (CUDA_UNIT, *Onnx.providers)
 
     def export(
         self, component: Component, variant: str, precision: str, directory: Path, options: Mapping[str, str]
@@ -37,7 +37,11 @@ class OnnxCuda(Onnx):
         """None if onnxruntime here has the CUDA provider."""
         if (reason := super().unavailable(variant)) is not None:
             return reason
-        return None if UNIT in _providers() else f"onnxruntime has no {UNIT} here: it needs onnxruntime-gpu and an NVIDIA GPU"
+        return (
+            None
+            if CUDA_UNIT in _providers()
+            else f"onnxruntime has no {CUDA_UNIT} here: it needs onnxruntime-gpu and an NVIDIA GPU"
+        )
 
     def describe(self, path: Path, entry: str = "") -> Description:
         """Operators and weights of the saved file; where nodes run, only with a GPU.
@@ -46,7 +50,7 @@ class OnnxCuda(Onnx):
             BadInput: if the file is missing or not a model, or `entry` is given.
         """
         described = super().describe(path, entry)
-        return described if UNIT in _providers() else replace(described, placement={})
+        return described if CUDA_UNIT in _providers() else replace(described, placement={})
 
 
 def _providers() -> list[str]:

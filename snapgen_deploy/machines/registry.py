@@ -39,7 +39,7 @@ class OtherMachine(Protocol):
 # Name -> module and name of a function from a processor's name ("" for the default one) to the machine.
 MACHINES: Mapping[str, str] = {
     "arm64": "snapgen_deploy.machines.arm64.machine:arm64",
-    "cpu": "snapgen_deploy.machines.host_cpu:host_cpu",
+    "cpu": "snapgen_deploy.export.onnx.host_cpu:host_cpu",
 }
 
 

@@ -26,7 +26,7 @@ class Attentions(nn.Module):
         kt = k.transpose(1, 2)
         plain = torch.bmm(torch.bmm(q, kt).softmax(-1), v)
         near = torch.bmm(torch.bmm(q, kt.narrow(2, 4, 8)).softmax(-1), v.narrow(1, 4, 8))
-        masked = torch.bmm((torch.bmm(q, kt) + torch.linspace(-2, 2, 16)).softmax(-1), v)
+        masked = torch.bmm((torch.bmm(3 * q, kt) + torch.linspace(-2, 2, 16)).softmax(-1), v)
         scores = torch.bmm(2 * q, kt)
         return plain, near, masked, torch.bmm(scores.softmax(-1), v) + scores.sum()
 

@@ -28,6 +28,7 @@ MADE = {
     "executorch:coreml": tuple(name for name in coreml_compress.PRECISIONS if name != "w8a8"),
     "executorch:vulkan": ("fp16", "fp32"),
     "onnx:cpu": (*onnx_quantise.PRECISIONS, "mixed"),
+    "onnx:cuda": ("fp16", "fp32"),
     "onnx:qnn": ("fp16", "w8a16"),
     "onnx:web": ("fp32", "fp16", "int8-dynamic", "int4"),
 }
@@ -81,7 +82,7 @@ def test_a_bare_name_is_the_variant_of_its_record() -> None:
     [
         ("onxn", "unknown target 'onxn': did you mean onnx?"),
         ("zzz", "unknown target 'zzz': did you mean coreml or coreai or executorch or onnx?"),
-        ("onnx:gpu", "target onnx has no variant 'gpu': expected one of cpu, qnn, web"),
+        ("onnx:gpu", "target onnx has no variant 'gpu': expected one of cpu, cuda, qnn, web"),
         ("coreml:gpu", "target coreml has no variant 'gpu': it has none; write coreml"),
         ("onnx:", "target onnx has no variant ''"),
         ("", "unknown target ''"),
