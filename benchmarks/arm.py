@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from snapgen_deploy.bundle.reader import Bundle, open_bundle
+from snapgen_deploy.bundle.reader import MANIFEST, Bundle, open_bundle
 from snapgen_deploy.bundle.vectors import read_vectors
 from snapgen_deploy.check.gates import psnr, relative_error
 from snapgen_deploy.drawing.pipeline import Pipeline
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=1, help="how many pictures")
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bundles", type=Path, help="folder that keeps the exports: one bundle in a folder for each precision")
     options = parser.parse_args()
     machine = machine_of("arm64")
     if (reason := obstacle(machine, spec_of(TARGET))) is not None:
@@ -63,18 +64,25 @@ def main() -> None:
             continue
         record["rows"] = [row for row in record["rows"] if row["precision"] != precision]
         with tempfile.TemporaryDirectory() as place:
-            for row in rows_of(precision, Path(place), options):
+            for row in rows_of(exported(precision, options.bundles or Path(place)), precision, options):
                 record["rows"].append(row)
                 print(json.dumps(row), file=sys.stderr, flush=True)
                 path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
                 path.with_suffix(".md").write_text(table(record), encoding="utf-8")
 
 
-def rows_of(precision: str, place: Path, options: argparse.Namespace) -> Any:
+def exported(precision: str, folder: Path) -> Path:
+    """The bundle of a precision in a folder, exported if it is not there."""
+    place = folder / precision
+    if not place.is_dir():
+        words = ["export", "--device", "server", "--target", TARGET, "--precision", precision, "-o", str(place)]
+        subprocess.run([PROGRAM, *words, "--fidelity-samples", "2", "--json"], check=True, stdout=subprocess.DEVNULL)
+    (bundle,) = (path for path in place.iterdir() if (path / MANIFEST).is_file())
+    return bundle
+
+
+def rows_of(folder: Path, precision: str, options: argparse.Namespace) -> Any:
     """The host's row, then one for each processor."""
-    words = ["export", "--device", "server", "--target", TARGET, "--precision", precision, "-o", str(place)]
-    subprocess.run([PROGRAM, *words, "--fidelity-samples", "2", "--json"], check=True, stdout=subprocess.DEVNULL)
-    (folder,) = (p for p in place.iterdir() if p.is_dir())
     bundle, target = open_bundle(folder), target_of(TARGET)[0]
     vectors, artifacts = read_vectors(bundle), bundle.artifacts(TARGET)
     here: list[np.ndarray] = []
