@@ -1,14 +1,19 @@
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from diffusers import DiffusionPipeline
+from diffusers.utils import dynamic_modules_utils
 from PIL import Image
 from safetensors import safe_open
 
 from snapgen_deploy.bundle.reader import check_hashes, open_bundle
+from snapgen_deploy.bundle.vectors import read_vectors
 from snapgen_deploy.check.gates import Gate, psnr
+from snapgen_deploy.drawing.pipeline import to_bytes
 from snapgen_deploy.export.precisions import PRECISIONS
 from snapgen_deploy.plan import plan
 from tests.cli.conftest import in_this_process, invoke
@@ -118,6 +123,15 @@ def test_a_failed_gate_exits_1_and_leaves_nothing(checkpoint, tmp_path, monkeypa
     assert {g["verdict"] for g in said["gates"]} == {"passed", "failed"}
 
 
+def as_pipeline(folder, scratch, monkeypatch):
+    """A server's folder, loaded by diffusers, which copies the code of a folder into a cache of its own."""
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(scratch / "modules"))
+    monkeypatch.setattr("sys.path", list(sys.path))
+    pipeline = DiffusionPipeline.from_pretrained(str(folder), custom_pipeline="pipeline", trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def test_the_server_bundle_has_the_diffusers_layout_and_the_same_bytes_twice(checkpoint, tmp_path, monkeypatch):
     """One of the two converts everything itself; the other's components were converted before, by whoever came first."""
     sums = []
@@ -130,6 +144,11 @@ def test_the_server_bundle_has_the_diffusers_layout_and_the_same_bytes_twice(che
         sums.append((root / "SHA256SUMS").read_text())
         monkeypatch.delenv(PLACE, raising=False)
     assert sums[0] == sums[1]
+    pipeline = as_pipeline(root / "onnx-cpu", tmp_path, monkeypatch)
+    opened = open_bundle(root)
+    vectors = read_vectors(opened)
+    (drawn,) = pipeline(vectors.prompts[1], seed=vectors.seeds[1], output_type="np").images
+    assert np.abs(drawn.astype(int) - to_bytes(vectors.arrays["picture"][1:2])).max() <= 1
     idle = [g for g in open_bundle(root).manifest["gates"] if "on" in g]
     assert {(g["on"], g["verdict"], g["name"]) for g in idle} == {
         ("arm64:cortex-a76", "not_run", name) for name in ("relative_error", "psnr")
