@@ -95,6 +95,19 @@ def test_a_bundle_is_held_to_the_library(drawn: Path, model: tuple[object, ...])
         assert vectors.get_tensor("text_encoder.text_pooled").shape == (3, POOLED)
 
 
+@pytest.mark.slow
+def test_every_target_of_a_phone_takes_pooled_vectors(model: tuple[object, ...], tmp_path: Path) -> None:
+    done = invoke("export", "--device", "iphone16pm", *model, "-o", tmp_path, "--threads", 2)
+    assert done.exit_code == 0, done.output
+    manifest: dict[str, Any] = json.loads((tmp_path / "pooled-test-iphone16pm" / "manifest.json").read_text())
+    assert {"coreml", "executorch:xnnpack", "onnx:cpu"} <= set(manifest["targets"])
+    for key, target in manifest["targets"].items():
+        student = target["components"]["student"]
+        assert "text_pooled" in [p["name"] for p in student["inputs"]]
+        if key.startswith("executorch"):
+            assert (student["placement"]["XnnpackBackend"], student["portable_ops"]) == (1, {})
+
+
 def test_verify_holds_both_outputs(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_this_process(monkeypatch, modules=(verify,))
     done = invoke("verify", drawn)
