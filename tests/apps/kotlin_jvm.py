@@ -17,7 +17,7 @@ import numpy as np
 from snapgen_deploy.apps.npm import NpmPackage, package_files
 from snapgen_deploy.system.files import cache_root
 
-PROBE = Path(__file__).with_name("kotlin") / "Probe.kt"
+OURS = tuple(sorted(Path(__file__).with_name("kotlin").glob("*.kt")))
 SECONDS = 300
 JAVA = ("java", "-Xmx1g", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 KOTLIN = NpmPackage(
@@ -31,6 +31,7 @@ KOTLIN = NpmPackage(
         "lib/kotlin-reflect.jar": "44380abf37d245ce5c0f294f43512d1c39a59642bfa463922c74e96877cf49f8",
         "lib/kotlin-script-runtime.jar": "2b1519b427b514d1536c1b425674b03fe914af637924028e9959c6625442df51",
         "lib/kotlin-stdlib.jar": "6558a3d233da56a20934b32159f9db5f86ed5816ef098f78a2c223dc6abb79dd",
+        "lib/kotlin-test.jar": "612966ddee4d3d0486156f10c77a57c5c47dae65eb98a2bddf34cf2aeeb894c4",
         "lib/kotlinx-coroutines-core-jvm.jar": "9860906a1937490bf5f3b06d2f0e10ef451e65b95b269f22daf68a3d1f5065c5",
     },
 )
@@ -38,8 +39,8 @@ Run = Callable[[str, dict[str, np.ndarray]], Mapping[str, np.ndarray]]  # role, 
 
 
 def core_sources() -> list[Path]:
-    """The Kotlin files of the app's module `core`, as they are in the package."""
-    return sorted(Path(str(resources.files("snapgen_deploy.apps"))).joinpath("android/core/src/main").rglob("*.kt"))
+    """The Kotlin files of the app's module `core` and of its tests, as they are in the package."""
+    return sorted(Path(str(resources.files("snapgen_deploy.apps"))).joinpath("android/core/src").rglob("*.kt"))
 
 
 def compiled_core() -> list[Path]:
@@ -48,19 +49,20 @@ def compiled_core() -> list[Path]:
     Raises:
         BadInput: if the compiler cannot be had.
     """
-    jars, sources = package_files(KOTLIN), [*core_sources(), PROBE]
+    jars, sources = package_files(KOTLIN), [*core_sources(), *OURS]
     digest = hashlib.sha256(KOTLIN.sha512.encode() + b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     classes = cache_root() / "kotlin-tests" / digest
-    library = jars["lib/kotlin-stdlib.jar"]
+    library, asserting = jars["lib/kotlin-stdlib.jar"], jars["lib/kotlin-test.jar"]
     if not classes.is_dir():
         part = classes.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         words = [*JAVA, "-cp", jars["lib/kotlin-compiler.jar"], "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"]
-        words += ["-kotlin-home", library.parents[1], "-Werror", "-no-reflect", "-jvm-target", "17", "-d", part, *sources]
+        words += ["-kotlin-home", library.parents[1], "-Werror", "-no-reflect", "-jvm-target", "17"]
+        words += ["-Xallow-kotlin-package", "-cp", asserting, "-d", part, *sources]
         done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
         assert done.returncode == 0, done.stderr
         part.rename(classes)
-    return [classes, library]
+    return [classes, library, asserting]
 
 
 class Probe:

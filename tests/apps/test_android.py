@@ -104,6 +104,13 @@ def test_every_line_passes(probe: Probe, project: Path, run: Any) -> None:
     ]  # fmt: skip
 
 
+def test_the_project_s_own_tests_pass(probe: Probe, project: Path) -> None:
+    assets = project / "model/src/main/assets/bundle"
+    said = [one for one in probe.ask("tests", bundle=str(assets), target=TARGET) if "test" in one]
+    assert len(said) >= 4
+    assert [one for one in said if one["fault"] is not None] == []
+
+
 def test_the_line_that_fails_is_named(probe: Probe, mobile: Path, tmp_path: Path, run: Any) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(mobile, folder)

@@ -6,6 +6,7 @@ import java.nio.ByteOrder
 import java.util.Base64
 import java.util.Date
 import snapgen.core.Bundle
+import snapgen.core.BundleTest
 import snapgen.core.Component
 import snapgen.core.DeviceState
 import snapgen.core.Engine
@@ -100,6 +101,15 @@ private fun answer(asked: Json) {
         "features" -> say("floats" to packed(timeFeatures(asked["sigma"].number, asked["count"].int)))
         "json" -> say("text" to Json.parse(asked["text"].text, "text")["x"].text)
         "record" -> record(asked)
+        "tests" -> {
+            System.setProperty("bundle", asked["bundle"].text)
+            System.setProperty("target", asked["target"].text)
+            val all = BundleTest::class.java.declaredMethods.filter { it.isAnnotationPresent(kotlin.test.Test::class.java) }
+            for (test in all) {
+                val fault = runCatching { test.invoke(BundleTest()) }.exceptionOrNull()
+                say("test" to test.name, "fault" to (fault?.cause ?: fault)?.toString())
+            }
+        }
         else -> error("no task $task")
     }
 }
