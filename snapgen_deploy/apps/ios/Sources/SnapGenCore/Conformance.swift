@@ -51,7 +51,7 @@ private func tokenizerLine(_ reader: PromptReader, _ one: JSON) throws -> Line {
 
 private func noiseLine(_ about: JSON, _ one: JSON) throws -> Line {
     let (seed, count, tolerance) = (try one["seed"].text, try one["count"].whole, try about["tolerance"].number)
-    let made = noise(seed: UInt64(seed) ?? 0, count: count).map(Double.init)
+    let made = noise(seed: UInt64(seed) ?? 0, count: count).map { Double($0) }
     let mean = made.reduce(0, +) / Double(count)
     let deviation = (made.reduce(0) { $0 + ($1 - mean) * ($1 - mean) } / Double(count)).squareRoot()
     let expected = [try one["mean"].number, try one["deviation"].number]

@@ -106,6 +106,17 @@ public actor Pipeline {
         guard !busy else { throw Refused(.runtime, "Another picture is being drawn.", remedy: "Wait for it, or cancel it.") }
         busy = true
         defer { busy = false }
+        do {
+            return try await drawAll(request, given, progress)
+        } catch {
+            if thrifty { await unload() }
+            throw error
+        }
+    }
+
+    private func drawAll(
+        _ request: Request, _ given: [String: [Tensor]], _ progress: @Sendable (DrawingProgress) -> Void
+    ) async throws -> Drawn {
         let plan = try steps(of: bundle.manifest, count: request.steps)
         guard request.prompt.contains(where: { !$0.isWhitespace }) else {
             throw Refused(.empty, "There is no prompt.", remedy: "Say what to draw.")

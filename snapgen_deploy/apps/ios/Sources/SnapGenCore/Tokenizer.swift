@@ -205,8 +205,8 @@ private func split(
         parts(text, pattern).map { ($0.0, $0.1 != inverted) }
     }
     switch behavior {
-    case "Removed": return { flipped($0).filter { !$0.1 }.map(\.0) }
-    case "Isolated": return { flipped($0).map(\.0) }
+    case "Removed": return { flipped($0).filter { !$0.1 }.map { $0.0 } }
+    case "Isolated": return { flipped($0).map { $0.0 } }
     case "MergedWithPrevious": return { merged(flipped($0)) { $0 + $1 } }
     case "MergedWithNext": return { merged(flipped($0).reversed()) { $1 + $0 }.reversed() }
     default: throw unread("a split of kind \(behavior)")
@@ -246,7 +246,7 @@ private func byteLevel(_ part: JSON) throws -> Cutting {
     let pattern = try portable(gpt2)
     return { text in
         let whole = prefix && text.utf8.first != UInt8(ascii: " ") ? " " + text : text
-        let found = cut ? parts(whole, pattern).map(\.0) : [whole]
+        let found = cut ? parts(whole, pattern).map { $0.0 } : [whole]
         return found.map { one in string(one.utf8.map { letters[Int($0)] }) }
     }
 }
@@ -365,7 +365,8 @@ private struct BytePairs: Sendable {
         for (rank, merge) in try part["merges"].items.enumerated() {
             let both = try halves(merge)
             guard both.count == 2 else { throw unread("a merge that is no pair") }
-            ranks[Pair(left: try id(both[0]), right: try id(both[1]))] = rank
+            let pair = Pair(left: try id(both[0]), right: try id(both[1]))
+            ranks[pair] = rank
             made.append(try id(both[0] + both[1].dropFirst(prefix.count)))
         }
         let falls = try part.find("byte_fallback")?.truth == true
@@ -401,7 +402,9 @@ private struct BytePairs: Sendable {
         var missing = false // the last character was unknown
         let scalars = Array(word.unicodeScalars)
         for (i, scalar) in scalars.enumerated() {
-            let symbol = (i > 0 ? prefix : []) + Symbol(String(scalar).utf8) + (i == scalars.count - 1 ? suffix : [])
+            var symbol: Symbol = i > 0 ? prefix : []
+            symbol += Symbol(String(scalar).utf8)
+            if i == scalars.count - 1 { symbol += suffix }
             if let id = ids[symbol] {
                 found.append(id)
                 missing = false
