@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from snapgen_deploy.checkpoint.lora import Adapter, Update
 from snapgen_deploy.checkpoint.opener import Checkpoint
 from snapgen_deploy.checkpoint.pipeline_folder import PipelineFolder
 from snapgen_deploy.checkpoint.renamed import RenamedSource
+from snapgen_deploy.checkpoint.sources import KEYS
 from snapgen_deploy.checkpoint.stored import stored_as
 from snapgen_deploy.checkpoint.tensors import json_object, locate
 from snapgen_deploy.errors import BadInput
@@ -39,11 +40,20 @@ _CONFIG = "config.json"
 
 
 def is_library_student(path: Path, given: Path | None) -> bool:
-    """Whether `path` holds a student of diffusers: by the config.json in the folder, or by the configuration that is given."""
-    if given is not None and config_table(given).get("family") == OF_DIFFUSERS:
-        return True
+    """Whether `path` holds a student of diffusers: by the config.json in the folder, or by the configuration that is given.
+
+    A configuration of another student, given or in the header, comes before such a config.json.
+    """
+    said = {} if given is None else config_table(given)
+    if "family" in said:
+        return bool(said["family"] == OF_DIFFUSERS)
+    student = said.get(STUDENT)
+    if isinstance(student, dict) and not student.keys() <= {f.name for f in fields(LibraryStudent)}:
+        return False
     beside = path / _CONFIG
-    return path.is_dir() and beside.is_file() and CLASS in json_object(beside)
+    if not path.is_dir() or not beside.is_file() or CLASS not in json_object(beside):
+        return False
+    return KEYS[0] not in locate(path)[0].metadata
 
 
 def open_student(

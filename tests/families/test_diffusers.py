@@ -15,6 +15,7 @@ from snapgen_deploy.check.causes import golden_error
 from snapgen_deploy.check.gates import golden_psnr
 from snapgen_deploy.checkpoint import Checkpoint, CheckpointPlace, validate
 from snapgen_deploy.checkpoint.networks import load_component, load_student
+from snapgen_deploy.checkpoint.student_folder import is_library_student
 from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.drawing.pipeline import Pipeline, noise_for
 from snapgen_deploy.drawing.reference import random_text, reference_runners, schedule_of
@@ -171,6 +172,17 @@ def test_the_family_may_be_named(folder: Path, place: CheckpointPlace) -> None:
         replace(place, family="unet").open()
     with pytest.raises(BadInput, match="--family: got 'dit', expected one of elastic-dit, unet, diffusers"):
         replace(place, family="dit").open()
+
+
+def test_another_configuration_comes_before_the_librarys(folder: Path, tmp_path: Path) -> None:
+    """A foreign checkpoint may lie beside a config.json of diffusers."""
+    for text in ('{"student": {"hidden": 8}}', '{"family": "unet"}'):
+        (tmp_path / "mine.json").write_text(text)
+        assert not is_library_student(folder / "transformer", tmp_path / "mine.json")
+    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors", {"snapgen_config": "{}"})
+    (tmp_path / "config.json").write_text('{"_class_name": "PixArtTransformer2DModel"}')
+    assert not is_library_student(tmp_path, None)
+    assert is_library_student(folder / "transformer", folder / "said.json")
 
 
 def test_mixed_precision_is_refused(opened: Checkpoint) -> None:
