@@ -1,6 +1,6 @@
 """`python -m benchmarks.arm [--prompts 1]`: what the saved ONNX files compute on emulated Arm processors, at every precision.
 
-Exports the embedded checkpoint for a server at each precision, and runs the saved files here and on each processor of
+Exports the embedded checkpoint at each precision, and runs the saved files here and on each processor of
 `setup arm64` with the reference's inputs: the error of each component, how far the student is from this host's, the picture and
 its processor seconds. Writes arm.json (after every row; a row that is there is kept) and arm.md into benchmarks/results.
 """
@@ -75,7 +75,7 @@ def exported(precision: str, folder: Path) -> Path:
     """The bundle of a precision in a folder, exported if it is not there."""
     place = folder / precision
     if not place.is_dir():
-        words = ["export", "--device", "server", "--target", TARGET, "--precision", precision, "-o", str(place)]
+        words = ["export", "--device", "iphone16pm", "--target", TARGET, "--precision", precision, "-o", str(place)]
         subprocess.run([PROGRAM, *words, "--fidelity-samples", "2", "--json"], check=True, stdout=subprocess.DEVNULL)
     (bundle,) = (path for path in place.iterdir() if (path / MANIFEST).is_file())
     return bundle

@@ -43,7 +43,8 @@ def receive(pipe: IO[bytes]) -> Message:
     for name, kind, shape in said.pop("arrays"):
         dtype = np.dtype(kind)
         count = int(np.prod(shape, dtype=np.int64))
-        arrays[name] = np.frombuffer(_exactly(pipe, count * dtype.itemsize), dtype).reshape(shape)
+        data = bytearray(_exactly(pipe, count * dtype.itemsize))  # arrays that may be written to
+        arrays[name] = np.frombuffer(data, dtype).reshape(shape)
     return said, arrays
 
 
