@@ -156,7 +156,8 @@ Written by snapgen-deploy {__version__} from the bundle {bundle.name}, target {t
     tritonserver --model-repository={_MODELS}
 
 `{LOOP_MODEL}` draws: inputs `prompt` and `seed`, output `picture`, (H, W, 3) in bytes. It calls the other models. Its Python
-needs the packages numpy and tokenizers. Requests that wait share a call, {bundle.batch} at most (`export --batch`).
+needs the packages numpy and tokenizers (numpy<2 for Triton 2.51, which garbles texts with 2.4).
+Requests that wait share a call, {bundle.batch} at most (`export --batch`).
 
 `kserve.yaml` is an InferenceService of KServe: fill in where the repository lies. The server must have the onnxruntime and the
 Python backend.
