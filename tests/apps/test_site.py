@@ -129,7 +129,7 @@ def test_an_app_is_written_whole_or_not_at_all(bundle: Path, tmp_path: Path, sit
         write_app(kind, opened, other, overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["app", "mine"]
     assert app_folder(Path("bundles/a-web"), "web") == Path("bundles/a-web-app-web")
-    with pytest.raises(BadInput, match="unknown app 'gameboy': expected web, android, ios"):
+    with pytest.raises(BadInput, match="unknown app 'gameboy': expected web, triton, android, ios"):
         app_of("gameboy")
 
 

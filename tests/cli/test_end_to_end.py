@@ -111,7 +111,19 @@ def test_a_failed_gate_exits_1_and_leaves_nothing(checkpoint, tmp_path, monkeypa
     monkeypatch.setattr(plan, "PRECISIONS", strict)
     in_this_process(monkeypatch)
     done = invoke(
-        "export", "--device", "server", "--target", "onnx:cpu", "--width", "tiny", "--checkpoint", checkpoint, "-o", tmp_path
+        "export",
+        "--device",
+        "server",
+        "--target",
+        "onnx:cpu",
+        "--width",
+        "tiny",
+        "--checkpoint",
+        checkpoint,
+        "-o",
+        tmp_path,
+        "--threads",
+        1,
     )
     assert done.exit_code == 1
     assert "gates failed, no bundle was written" in done.stderr
