@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from examples.shapes.evaluate import BATCH, held_out
@@ -199,6 +200,12 @@ def restore(state: State) -> UNet:
     net = UNet(unet_of(PRESETS["shapes-unet"]()))
     net.load_state_dict(state)
     return net.eval()
+
+
+def shipped(path: Path = SHIPPED) -> UNet:
+    """The network of the shipped file."""
+    state = load_file(path)
+    return restore({n.removeprefix("student."): t.float() for n, t in state.items() if n.startswith("student.")})
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from snapgen_deploy.bundle.guidance import guidance_record
 from snapgen_deploy.bundle.reader import Bundle
 from snapgen_deploy.check.conformance import CLOSE, wrong_conformance
 from snapgen_deploy.check.gates import Gate
-from snapgen_deploy.checkpoint import open_checkpoint
+from snapgen_deploy.checkpoint import EMBEDDED, embedded_path, open_checkpoint
 from snapgen_deploy.drawing.pipeline import noise_for, tokenize
 from snapgen_deploy.drawing.ports import token_arrays
 from snapgen_deploy.drawing.prompts import SEEDS
@@ -112,7 +112,7 @@ def _contradictions(bundle: Bundle, vectors: ReferenceVectors) -> Iterator[str]:
 
 
 def _of_checkpoint(bundle: Bundle) -> Iterator[str]:
-    """What the manifest repeats of the configuration; of the embedded checkpoint all is known."""
+    """What the manifest repeats of the configuration; of embedded checkpoints all is known."""
     m, config, decoder = bundle.manifest, bundle.config, components_of(bundle.config).decoder
     for where, name, meant in (
         (m, "name", config.name),
@@ -125,9 +125,9 @@ def _of_checkpoint(bundle: Bundle) -> Iterator[str]:
     if m.get("guidance") != guidance_record(config, bundle.tokenizers()):
         yield "guidance is not that of the configuration and the tokenizers"
     about = m.get("checkpoint") or {}
-    embedded = open_checkpoint(None)
-    if about.get("sha256") == embedded.sha256() and (config, about.get("license")) != (embedded.config, embedded.license):
-        yield "checkpoint.license or config is not that of the checkpoint with this hash"
+    for embedded in (open_checkpoint(embedded_path(name)) for name in EMBEDDED):
+        if about.get("sha256") == embedded.sha256() and (config, about.get("license")) != (embedded.config, embedded.license):
+            yield "checkpoint.license or config is not that of the checkpoint with this hash"
 
 
 def _of_schedule(bundle: Bundle) -> Iterator[str]:

@@ -124,11 +124,20 @@ def _joint_sha256(files: Sequence[Path], lines: str = "") -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def embedded_path() -> Path:
-    """The checkpoint that ships inside the package."""
+EMBEDDED = ("shapes", "shapes-unet")  # checkpoints that ship inside the package; the first is the default
+
+
+def embedded_path(name: str = EMBEDDED[0]) -> Path:
+    """A checkpoint that ships inside the package."""
     from snapgen_deploy import assets
 
-    return Path(assets.__path__[0]) / "shapes.safetensors"
+    return Path(assets.__path__[0]) / f"{name}.safetensors"
+
+
+def named_checkpoint(path: Path | None) -> Path | None:
+    """The embedded checkpoint of this name, where no file or folder has it; else the path itself."""
+    name = str(path)
+    return embedded_path(name) if name in EMBEDDED and not Path(name).exists() else path
 
 
 @dataclass(frozen=True)

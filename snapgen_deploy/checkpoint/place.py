@@ -12,7 +12,14 @@ from snapgen_deploy.asked import AskedModel
 from snapgen_deploy.checkpoint.library import open_library_folder
 from snapgen_deploy.checkpoint.lora import Adapter, Update, open_adapter, parsed
 from snapgen_deploy.checkpoint.merged import MergedSource, merged, refuse_left
-from snapgen_deploy.checkpoint.opener import Checkpoint, MergedLora, Reading, check_tokenizer, open_with_adapters
+from snapgen_deploy.checkpoint.opener import (
+    Checkpoint,
+    MergedLora,
+    Reading,
+    check_tokenizer,
+    named_checkpoint,
+    open_with_adapters,
+)
 from snapgen_deploy.checkpoint.pipeline_folder import PipelineFolder, open_pipeline_folder
 from snapgen_deploy.checkpoint.stored import Stored, StoredSource, stored_as
 from snapgen_deploy.checkpoint.student_folder import OF_DIFFUSERS, is_library_student, open_student, usual_reading
@@ -59,7 +66,7 @@ class CheckpointPlace:
                 raise BadInput(f"--text-encoder: got '{text}', expected STREAM=FOLDER, such as clip=./clip-vit-large-patch14")
             folders.append((stream, Path(folder)))
         return cls(
-            path,
+            named_checkpoint(path),
             key_map=asked.key_map,
             text_encoders=tuple(folders),
             without=tuple(asked.without_text_encoder or ()),

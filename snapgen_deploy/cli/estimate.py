@@ -32,7 +32,9 @@ def estimate(
         str, typer.Option(help="Device id (see `devices`), path of a profile .toml, or `host` for this machine.")
     ],
     *,
-    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint of the model. Default: the embedded one.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Checkpoint of the model, or an embedded one: shapes, the default, or shapes-unet.")
+    ] = None,
     model: AskedModel,
     preset: Annotated[str | None, typer.Option(help="A configuration instead of a checkpoint: snapgenpp or shapes.")] = None,
     width: Annotated[str | None, typer.Option(help="Sub-network. Default: all.")] = None,

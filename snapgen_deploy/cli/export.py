@@ -34,7 +34,10 @@ def export(
     device: Annotated[str, typer.Option(help="Device id (see `devices`) or path of a profile .toml.", metavar="ID")],
     *,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Elastic checkpoint. Default: the embedded one.", metavar="PATH")
+        Path | None,
+        typer.Option(
+            help="Elastic checkpoint, or the name of an embedded one: shapes, the default, or shapes-unet.", metavar="PATH"
+        ),
     ] = None,
     model: AskedModel,
     target: Annotated[

@@ -25,7 +25,9 @@ CAUSE_SECONDS = 300.0  # to look for the cause of each component that disagrees 
 
 @with_your_model
 def inspect(
-    checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint. Default: the embedded one.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="Checkpoint, or an embedded one: shapes, the default, or shapes-unet.")
+    ] = None,
     *,
     model: AskedModel,
     golden: Annotated[

@@ -8,13 +8,13 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from snapgen_deploy.checkpoint import Checkpoint, embedded_path
+from snapgen_deploy.checkpoint import EMBEDDED, Checkpoint, embedded_path
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models.tokenizer import WordTokenizer
 
 SEEDS = 2**63  # seeds are below this: torch's generators accept no larger one
-FIDELITY, CALIBRATION = "shapes_fidelity.txt", "shapes_calibration.txt"  # in `assets`, for the embedded checkpoint
+FIDELITY, CALIBRATION = "shapes_fidelity.txt", "shapes_calibration.txt"  # in `assets`, for the embedded checkpoints
 
 
 def read_samples(path: Path, first_seed: int, what: str = "prompts") -> tuple[Sample, ...]:
@@ -69,22 +69,22 @@ def check_prompts(checkpoint: Checkpoint, prompts: Iterable[str]) -> None:
 
 
 def is_embedded(checkpoint: Checkpoint) -> bool:
-    """Whether this is the checkpoint that ships with the package, byte for byte, whatever its path."""
-    own = embedded_path()
+    """Whether this is a checkpoint that ships with the package, byte for byte, whatever its path."""
+    lengths = [path.stat().st_size for path in checkpoint.files]
     # compare lengths first, so that a large checkpoint is not hashed for nothing
-    same_length = [path.stat().st_size for path in checkpoint.files] == [own.stat().st_size]
-    return same_length and checkpoint.sha256() == _embedded_sha256()
+    alike = [own for own in map(embedded_path, EMBEDDED) if lengths == [own.stat().st_size]]
+    return any(checkpoint.sha256() == _embedded_sha256(own) for own in alike)
 
 
 @cache
-def _embedded_sha256() -> str:
+def _embedded_sha256(path: Path) -> str:
     from snapgen_deploy.checkpoint import open_checkpoint
 
-    return open_checkpoint(None).sha256()
+    return open_checkpoint(path).sha256()
 
 
 def own_prompts(checkpoint: Checkpoint, asset: str, prompts: Sequence[str]) -> tuple[str, ...]:
-    """The prompts in the package's file `asset` if this is the embedded checkpoint, else `prompts`."""
+    """The prompts in the package's file `asset` if this is an embedded checkpoint, else `prompts`."""
     if not is_embedded(checkpoint):
         return tuple(prompts)
     lines = (resources.files("snapgen_deploy.assets") / asset).read_text(encoding="utf-8").split("\n")
