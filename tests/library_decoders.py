@@ -82,7 +82,7 @@ def pair(config: LibraryDecoder, seed: int = 0) -> tuple[Any, DiffusersDecoder]:
 
 def save_folder(config: LibraryDecoder, folder: Path, seed: int = 0) -> Any:
     """Write the folder as the library does, and return the autoencoder."""
-    whole = filled(build_autoencoder(config), seed)
+    whole: Any = filled(build_autoencoder(config), seed)
     whole.save_pretrained(folder)
     written = json.loads((folder / "config.json").read_text())
     assert written.items() >= {k: v for k, v in config.config.items() if not isinstance(v, list)}.items()
