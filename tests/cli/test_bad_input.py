@@ -28,7 +28,7 @@ def one_line(done, *parts, code=2):
         (("--device", "iphone16pro"), ("unknown device 'iphone16pro'", "iphone16pm")),
         (("--device", "iphone16pm", "--width", "huge"), ("no width 'huge'", "tiny", "full")),
         (("--device", "iphone16pm", "--target", "coremel"), ("unknown target 'coremel'", "coreml")),
-        (("--device", "iphone16pm", "--target", "onnx:cuda"), ("no variant 'cuda'", "cpu")),
+        (("--device", "iphone16pm", "--target", "onnx:rocm"), ("no variant 'rocm'", "cpu")),
         (("--device", "iphone16pm", "--precision", "fp8"), ("no precision 'fp8'", "fp16")),
         (("--device", "iphone16pm", "--resolution", "100"), ("100x100", "the nearest that do are")),
         (("--device", "iphone16pm", "--resolution", "64", "--resolution", "64x64"), ("64x64 was given twice", "default")),

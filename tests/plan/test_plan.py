@@ -227,7 +227,7 @@ def test_targets_that_were_asked_for() -> None:
     assert [t.key for t in plan.targets] == ["onnx:cpu", "executorch:xnnpack", "coreml"]
     assert dict(plan.targets[0].options)["folders"] == "diffusers"  # the profile's own settings are kept
     assert plan.targets[2].layout == "channels"
-    for wrong, said in (("corml", "did you mean coreml"), ("onnx:cuda", "no variant 'cuda': expected one of cpu, qnn")):
+    for wrong, said in (("corml", "did you mean coreml"), ("onnx:rocm", "no variant 'rocm': expected one of cpu")):
         with pytest.raises(BadInput, match=said):
             make_plan(config, load_profile("server"), targets=[wrong])
 
