@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -36,89 +36,107 @@ ONLY = "full"  # the width's name: none of these networks is elastic
 _OFF: tuple[Any, ...] = (None, False)
 
 
-class StudentFacts(Protocol):
-    """What general code needs to know of a student's network."""
+class StudentFacts:
+    """What general code needs to know of a student's network, as most of them have it; a class overrides what differs."""
 
     MODULE: ClassVar[str]  # below diffusers.models
-    FIXED: ClassVar[Mapping[str, Sequence[Any]]]  # settings of which only these values are converted
-    EVEN: ClassVar[bool]  # its pipeline sets even noise levels
-    GUIDANCE: ClassVar[float]  # scale that its pipeline embeds, where the network reads one
-    FACTOR: ClassVar[int]  # pixels for each cell of the latent along one axis, with its usual autoencoder
+    FIXED: ClassVar[Mapping[str, Sequence[Any]]] = MappingProxyType({})  # settings of which only these values are converted
+    EVEN: ClassVar[bool] = False  # its pipeline sets even noise levels
+    GUIDANCE: ClassVar[float] = 0.0  # scale that its pipeline embeds, where the network reads one
+    FACTOR: ClassVar[int] = 8  # pixels for each cell of the latent along one axis, with its usual autoencoder
 
     @property
     def latent(self) -> int:
         """Channels of the latent."""
+        return self._setting("in_channels")
 
     @property
     def unit(self) -> int:
         """Both sides of a latent are multiples of it."""
+        return self._setting("patch_size")
 
     @property
     def patch(self) -> int:
         """Side of a token's patch."""
+        return self.unit
 
     @property
     def side(self) -> int:
         """Side of the latent that it was configured for."""
+        return self._setting("sample_size")
 
     @property
     def largest(self) -> int | None:
         """Longest side of a latent that its table of positions holds; None where there is no such table."""
+        return None
 
     @property
     def layers(self) -> int:
         """Blocks that repeat."""
+        return self._setting("num_layers")
 
     @property
     def hidden(self) -> int:
         """Channels of its hidden states."""
+        return self.heads * self._setting("attention_head_dim")
 
     @property
     def heads(self) -> int:
         """Of self-attention."""
+        return self._setting("num_attention_heads")
 
     @property
     def tokens(self) -> int:
         """Cells of the latent for each token."""
+        return self.patch * self.patch
 
     @property
     def features(self) -> int:
         """Sinusoidal features of the timestep."""
+        return 256
 
     @property
     def timestep_scale(self) -> float:
         """What its pipeline multiplies the timestep by."""
+        return 1.0
 
     @property
     def embeds_guidance(self) -> bool:
         """Whether it reads a guidance scale."""
+        return False
 
     @property
     def expansion(self) -> int:
         """Channels inside of a feed-forward layer, for each of the hidden states'."""
+        return 4
 
     @property
     def has_constants(self) -> bool:
         """Whether the library's network computes tables that no checkpoint holds."""
+        return False
 
     def scores(self, tokens: int, text: int) -> int:
         """Elements of the largest attention's scores, of one head."""
+        return tokens * max(tokens, text)
 
     def streams(self) -> list[dict[str, Any]]:
         """Its text streams, with the names and lengths that its pipelines have."""
+        return [{"name": "text", "dim": self._setting("caption_channels"), "length": 300}]
 
     def reading(self, index: int) -> dict[str, Any]:
         """How its pipelines read the text of a stream: fields of a text encoder's TOML file that are not the default."""
+        return {}
+
+    def _setting(self, name: str) -> int:
+        """A field that the classes name alike."""
+        return int(getattr(self, name))
 
 
 @dataclass(frozen=True)
-class _PixArt:
+class _PixArt(StudentFacts):
     """PixArtTransformer2DModel: PixArt-alpha and PixArt-Sigma."""
 
     MODULE: ClassVar[str] = "transformers.pixart_transformer_2d"
-    EVEN: ClassVar[bool] = False
-    GUIDANCE: ClassVar[float] = 0.0
-    FACTOR: ClassVar[int] = 8
     FIXED: ClassVar[Mapping[str, Sequence[Any]]] = {
         "norm_type": ("ada_norm_single",), "activation_fn": ("gelu-approximate",), "norm_elementwise_affine": _OFF,
         "attention_type": ("default", None),
@@ -135,82 +153,20 @@ class _PixArt:
     use_additional_conditions: bool | None = None
 
     @property
-    def latent(self) -> int:
-        return self.in_channels
-
-    @property
-    def unit(self) -> int:
-        return self.patch_size
-
-    @property
-    def patch(self) -> int:
-        return self.unit
-
-    @property
-    def side(self) -> int:
-        return self.sample_size
-
-    @property
-    def largest(self) -> int | None:
-        return None
-
-    @property
-    def layers(self) -> int:
-        return self.num_layers
-
-    @property
-    def hidden(self) -> int:
-        return self.num_attention_heads * self.attention_head_dim
-
-    @property
-    def heads(self) -> int:
-        return self.num_attention_heads
-
-    @property
-    def tokens(self) -> int:
-        return int(self.patch_size**2)
-
-    @property
-    def features(self) -> int:
-        return 256
-
-    @property
-    def timestep_scale(self) -> float:
-        return 1.0
-
-    @property
-    def embeds_guidance(self) -> bool:
-        return False
-
-    @property
-    def expansion(self) -> int:
-        return 4
-
-    @property
     def has_constants(self) -> bool:
         return True
-
-    def scores(self, tokens: int, text: int) -> int:
-        return tokens * max(tokens, text)
 
     @property
     def reads_size(self) -> bool:
         """Whether the picture's size and aspect ratio are embedded."""
         return self.sample_size == 128 if self.use_additional_conditions is None else self.use_additional_conditions
 
-    def streams(self) -> list[dict[str, Any]]:
-        return [{"name": "text", "dim": self.caption_channels, "length": 300}]
-
-    def reading(self, index: int) -> dict[str, Any]:
-        return {}
-
 
 @dataclass(frozen=True)
-class _Sana:
+class _Sana(StudentFacts):
     """SanaTransformer2DModel: SANA and SANA-Sprint."""
 
     MODULE: ClassVar[str] = "transformers.sana_transformer"
-    EVEN: ClassVar[bool] = False
     GUIDANCE: ClassVar[float] = 4.5
     FACTOR: ClassVar[int] = 32
     FIXED: ClassVar[Mapping[str, Sequence[Any]]] = {"norm_elementwise_affine": _OFF}
@@ -233,46 +189,6 @@ class _Sana:
     interpolation_scale: Number | None = None
 
     @property
-    def latent(self) -> int:
-        return self.in_channels
-
-    @property
-    def unit(self) -> int:
-        return self.patch_size
-
-    @property
-    def patch(self) -> int:
-        return self.unit
-
-    @property
-    def side(self) -> int:
-        return self.sample_size
-
-    @property
-    def largest(self) -> int | None:
-        return None
-
-    @property
-    def layers(self) -> int:
-        return self.num_layers
-
-    @property
-    def hidden(self) -> int:
-        return self.num_attention_heads * self.attention_head_dim
-
-    @property
-    def heads(self) -> int:
-        return self.num_attention_heads
-
-    @property
-    def tokens(self) -> int:
-        return int(self.patch_size**2)
-
-    @property
-    def features(self) -> int:
-        return 256
-
-    @property
     def embeds_guidance(self) -> bool:
         return self.guidance_embeds
 
@@ -287,22 +203,12 @@ class _Sana:
     def scores(self, tokens: int, text: int) -> int:
         return tokens * text
 
-    def streams(self) -> list[dict[str, Any]]:
-        return [{"name": "text", "dim": self.caption_channels, "length": 300}]
-
-    def reading(self, index: int) -> dict[str, Any]:
-        return {}
-
 
 @dataclass(frozen=True)
-class _SD3:
+class _SD3(StudentFacts):
     """SD3Transformer2DModel: Stable Diffusion 3 and 3.5."""
 
     MODULE: ClassVar[str] = "transformers.transformer_sd3"
-    EVEN: ClassVar[bool] = False
-    GUIDANCE: ClassVar[float] = 0.0
-    FACTOR: ClassVar[int] = 8
-    FIXED: ClassVar[Mapping[str, Sequence[Any]]] = {}
     in_channels: PositiveInt
     num_layers: Depth
     num_attention_heads: PositiveInt
@@ -317,60 +223,8 @@ class _SD3:
     qk_norm: Literal["rms_norm"] | None = None
 
     @property
-    def latent(self) -> int:
-        return self.in_channels
-
-    @property
-    def unit(self) -> int:
-        return self.patch_size
-
-    @property
-    def patch(self) -> int:
-        return self.unit
-
-    @property
-    def side(self) -> int:
-        return self.sample_size
-
-    @property
     def largest(self) -> int | None:
         return self.pos_embed_max_size * self.patch_size
-
-    @property
-    def layers(self) -> int:
-        return self.num_layers
-
-    @property
-    def hidden(self) -> int:
-        return self.num_attention_heads * self.attention_head_dim
-
-    @property
-    def heads(self) -> int:
-        return self.num_attention_heads
-
-    @property
-    def tokens(self) -> int:
-        return int(self.patch_size**2)
-
-    @property
-    def features(self) -> int:
-        return 256
-
-    @property
-    def timestep_scale(self) -> float:
-        return 1.0
-
-    @property
-    def embeds_guidance(self) -> bool:
-        return False
-
-    @property
-    def expansion(self) -> int:
-        return 4
-
-    @property
-    def has_constants(self) -> bool:
-        return False  # its positions are in the checkpoint
 
     def scores(self, tokens: int, text: int) -> int:
         return (tokens + text) ** 2
@@ -388,13 +242,12 @@ class _SD3:
 
 
 @dataclass(frozen=True)
-class _Flux:
+class _Flux(StudentFacts):
     """FluxTransformer2DModel, of whose packed latents a token is 2 x 2 cells."""
 
     MODULE: ClassVar[str] = "transformers.transformer_flux"
     EVEN: ClassVar[bool] = True
     GUIDANCE: ClassVar[float] = 3.5
-    FACTOR: ClassVar[int] = 8
     FIXED: ClassVar[Mapping[str, Sequence[Any]]] = {"patch_size": (1,)}
     in_channels: Annotated[int, Field(strict=True, ge=4, le=LARGEST_INT, multiple_of=4)]
     num_layers: Depth
@@ -415,40 +268,12 @@ class _Flux:
         return 2
 
     @property
-    def patch(self) -> int:
-        return self.unit
-
-    @property
     def side(self) -> int:
         return 128  # its pipeline's default
 
     @property
-    def largest(self) -> int | None:
-        return None
-
-    @property
     def layers(self) -> int:
         return self.num_layers + self.num_single_layers
-
-    @property
-    def hidden(self) -> int:
-        return self.num_attention_heads * self.attention_head_dim
-
-    @property
-    def heads(self) -> int:
-        return self.num_attention_heads
-
-    @property
-    def tokens(self) -> int:
-        return 4
-
-    @property
-    def features(self) -> int:
-        return 256
-
-    @property
-    def timestep_scale(self) -> float:
-        return 1.0
 
     @property
     def embeds_guidance(self) -> bool:
@@ -457,10 +282,6 @@ class _Flux:
     @property
     def expansion(self) -> int:
         return 5
-
-    @property
-    def has_constants(self) -> bool:
-        return False
 
     def scores(self, tokens: int, text: int) -> int:
         return (tokens + text) ** 2
@@ -477,13 +298,10 @@ class _Flux:
 
 
 @dataclass(frozen=True)
-class _Levels:
+class _Levels(StudentFacts):
     """UNet2DConditionModel: Stable Diffusion, SDXL, and what was distilled from them."""
 
     MODULE: ClassVar[str] = "unets.unet_2d_condition"
-    EVEN: ClassVar[bool] = False
-    GUIDANCE: ClassVar[float] = 0.0
-    FACTOR: ClassVar[int] = 8
     FIXED: ClassVar[Mapping[str, Sequence[Any]]] = {
         **dict.fromkeys(("center_input_sample", "dual_cross_attention", "only_cross_attention", "class_embed_type",
                          "num_class_embeds", "encoder_hid_dim", "time_cond_proj_dim", "time_embedding_act_fn",
@@ -506,24 +324,12 @@ class _Levels:
     projection_class_embeddings_input_dim: PositiveInt | None = None
 
     @property
-    def latent(self) -> int:
-        return self.in_channels
-
-    @property
     def unit(self) -> int:
         return int(2 ** (len(self.block_out_channels) - 1))
 
     @property
     def patch(self) -> int:
         return 1
-
-    @property
-    def side(self) -> int:
-        return self.sample_size
-
-    @property
-    def largest(self) -> int | None:
-        return None
 
     @property
     def layers(self) -> int:
@@ -544,31 +350,12 @@ class _Levels:
         return max(self.attention_head_dim) if isinstance(self.attention_head_dim, tuple) else self.attention_head_dim
 
     @property
-    def tokens(self) -> int:
-        return 1
-
-    @property
     def features(self) -> int:
         return self.block_out_channels[0]
 
     @property
-    def timestep_scale(self) -> float:
-        return 1.0
-
-    @property
-    def embeds_guidance(self) -> bool:
-        return False
-
-    @property
     def expansion(self) -> int:
         return 8
-
-    @property
-    def has_constants(self) -> bool:
-        return False
-
-    def scores(self, tokens: int, text: int) -> int:
-        return tokens * max(tokens, text)
 
     def streams(self) -> list[dict[str, Any]]:
         """CLIP's, or those of both CLIPs of SDXL, the second with a pooled vector."""
