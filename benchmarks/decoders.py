@@ -26,8 +26,9 @@ from snapgen_deploy.export.registry import spec_of, target_of
 from snapgen_deploy.families.component import LATENT, PICTURE, Spelling
 from snapgen_deploy.families.library_decoder import library_decoder
 from snapgen_deploy.golden.vectors import GoldenSize
-from snapgen_deploy.models.autoencoders import CLASS, facts_of
+from snapgen_deploy.models.autoencoders import facts_of
 from snapgen_deploy.models.config import LibraryDecoder
+from snapgen_deploy.models.diffusers_classes import CLASS
 from snapgen_deploy.models.library_decoder import DiffusersDecoder, build_autoencoder, library_decode
 from snapgen_deploy.system.child import run_in_child
 

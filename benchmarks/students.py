@@ -28,8 +28,8 @@ from snapgen_deploy.export.registry import spec_of, target_of
 from snapgen_deploy.families.component import LATENT, TIME, VELOCITY, ComponentSpec, Spelling
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.golden.vectors import GoldenSize
-from snapgen_deploy.models.autoencoders import CLASS
 from snapgen_deploy.models.config import ModelConfig, TextStream
+from snapgen_deploy.models.diffusers_classes import CLASS
 from snapgen_deploy.models.library_student import DiffusersStudent, StudentText, build_student, library_output
 from snapgen_deploy.models.schedule import timestep_features
 from snapgen_deploy.models.students import LibraryStudent

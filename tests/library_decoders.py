@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snapgen_deploy.models.autoencoders import CLASS
 from snapgen_deploy.models.config import LibraryDecoder
+from snapgen_deploy.models.diffusers_classes import CLASS
 from snapgen_deploy.models.library_decoder import DiffusersDecoder, build_autoencoder
 
 _VIDEO = {

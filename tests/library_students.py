@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from snapgen_deploy.models.autoencoders import CLASS
 from snapgen_deploy.models.config import TextStream
+from snapgen_deploy.models.diffusers_classes import CLASS
 from snapgen_deploy.models.library_student import DiffusersStudent, StudentText, build_student
 from snapgen_deploy.models.schedule import Schedule
 from snapgen_deploy.models.students import LibraryStudent

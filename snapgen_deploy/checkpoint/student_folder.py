@@ -29,8 +29,9 @@ from snapgen_deploy.checkpoint.tensors import json_object, locate
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.names import DECODER, STUDENT, TEXT_ENCODER
 from snapgen_deploy.families.registry import student_types
-from snapgen_deploy.models.autoencoders import CLASS, facts_of
+from snapgen_deploy.models.autoencoders import facts_of
 from snapgen_deploy.models.config import LibraryDecoder, ModelConfig, TextStream
+from snapgen_deploy.models.diffusers_classes import CLASS
 from snapgen_deploy.models.schedulers import FLOW
 from snapgen_deploy.models.serialise import config_from_dict
 from snapgen_deploy.models.students import LibraryStudent, student_facts

@@ -14,12 +14,12 @@ from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import Field
 
-from snapgen_deploy.errors import BadInput, nearest
+from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.config import LARGEST_DEPTH, MOST_LEVELS, Depth, LibraryDecoder, Positive, PositiveInt
-from snapgen_deploy.system.documents import in_one_line, shown
+from snapgen_deploy.models.diffusers_classes import class_named
+from snapgen_deploy.system.documents import in_one_line
 from snapgen_deploy.system.typed import Number, read_as
 
-CLASS = "_class_name"  # key of the class in a config.json
 _Some = Annotated[int, Field(strict=True, ge=0, le=LARGEST_DEPTH)]
 _Channels = Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=MOST_LEVELS)]
 _PerChannel = Annotated[tuple[Number, ...], Field(min_length=1)]
@@ -246,11 +246,7 @@ def class_named_by(config: LibraryDecoder) -> str:
     Raises:
         BadInput: if it is none of `AUTOENCODERS`.
     """
-    kind = config.config.get(CLASS)
-    if not isinstance(kind, str) or kind not in AUTOENCODERS:
-        near = nearest(kind, AUTOENCODERS) if isinstance(kind, str) else ""
-        raise BadInput(f"decoder: {CLASS}: got {shown(kind)}, expected one of {', '.join(AUTOENCODERS)}{near}")
-    return kind
+    return class_named(config.config, AUTOENCODERS, "decoder: ")
 
 
 def facts_of(config: LibraryDecoder) -> Facts:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.autoencoders import AUTOENCODERS, class_named_by, facts_of, latent_statistics
 from snapgen_deploy.models.config import LibraryDecoder
+from snapgen_deploy.models.diffusers_classes import built, read_folder
 from snapgen_deploy.system.quiet import quiet
 
 _DECODING = ("decoder", "post_quant_conv")  # parts of an autoencoder
@@ -90,13 +90,7 @@ def build_autoencoder(config: LibraryDecoder) -> Any:
     Raises:
         BadInput: if the library builds none of these values.
     """
-    kind, values = autoencoder_class(config), dict(config.config)
-    known = inspect.signature(kind.__init__).parameters
-    try:
-        return kind(**{name: value for name, value in values.items() if name in known})
-    except Exception as error:  # the library checks little: a wrong value may end in any kind of exception
-        first = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise BadInput(f"decoder: {kind.__name__} of diffusers takes no such configuration ({first[:200]})") from None
+    return built(autoencoder_class(config), config.config, "decoder: ")
 
 
 def load_autoencoder(
@@ -110,17 +104,7 @@ def load_autoencoder(
         BadInput: if the library cannot read the folder.
     """
     if folder is not None:
-        kind = autoencoder_class(config)
-        try:
-            with quiet(), torch.random.fork_rng(devices=[]):
-                whole = kind.from_pretrained(
-                    str(folder), torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
-                )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            first = (str(error).splitlines() or [""])[0] or type(error).__name__
-            raise BadInput(f"decoder {folder}: diffusers cannot read it ({first[:200]})") from None
-        whole.load_state_dict({name: read(name).float() for name in adapted}, strict=False)
-        return whole.eval()
+        return read_folder(autoencoder_class(config), folder, read, adapted, "decoder ")
     with torch.random.fork_rng(devices=[]):
         whole = build_autoencoder(config).float().eval()
     own = {name: read(name).float() for name in whole.state_dict() if decodes(name)}

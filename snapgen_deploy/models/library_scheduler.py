@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snapgen_deploy.errors import BadInput
-from snapgen_deploy.models.autoencoders import CLASS
+from snapgen_deploy.models.diffusers_classes import CLASS, built, library_class
 from snapgen_deploy.models.schedulers import SCM, angles_of, scheduler_of
 from snapgen_deploy.models.students import LibraryStudent
 from snapgen_deploy.system.quiet import quiet
@@ -27,15 +25,8 @@ def library_scheduler(config: LibraryStudent) -> Any:
         BadInput: if it is none that is taken, or the library does not take its settings.
     """
     scheduler_of(config.scheduler)
-    kind = str(config.scheduler[CLASS])
     with quiet():
-        found = getattr(importlib.import_module("diffusers.schedulers"), kind)
-        known = inspect.signature(found.__init__).parameters
-        try:
-            return found(**{name: value for name, value in config.scheduler.items() if name in known})
-        except Exception as error:  # as the library's networks, of any kind
-            first = (str(error).splitlines() or [""])[0] or type(error).__name__
-            raise BadInput(f"scheduler: {kind} of diffusers takes no such configuration ({first[:200]})") from None
+        return built(library_class("schedulers", str(config.scheduler[CLASS])), config.scheduler, "scheduler: ")
 
 
 def draw_by_library(

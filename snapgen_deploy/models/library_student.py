@@ -6,8 +6,6 @@ the sinusoidal features of the timestep are an input, and a guidance scale that 
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.config import TextStream
+from snapgen_deploy.models.diffusers_classes import built, library_class, read_folder
 from snapgen_deploy.models.schedule import timestep_features
 from snapgen_deploy.models.student import Stage, Student, TrainingCost
 from snapgen_deploy.models.students import ONLY, LibraryStudent, student_class
-from snapgen_deploy.system.quiet import quiet
 
 ByStream = Mapping[str, Tensor]
 
@@ -256,9 +253,7 @@ def student_type(config: LibraryStudent) -> Any:
     Raises:
         BadInput: if it is none that is known here.
     """
-    kind = student_class(config.config)
-    with quiet():
-        return getattr(importlib.import_module(f"diffusers.models.{type(config.facts).MODULE}"), kind)
+    return library_class(f"models.{type(config.facts).MODULE}", student_class(config.config))
 
 
 def build_student(config: LibraryStudent) -> Any:
@@ -267,13 +262,7 @@ def build_student(config: LibraryStudent) -> Any:
     Raises:
         BadInput: if the library builds none of these values.
     """
-    kind, values = student_type(config), dict(config.config)
-    known = inspect.signature(kind.__init__).parameters
-    try:
-        return kind(**{name: value for name, value in values.items() if name in known})
-    except Exception as error:  # the library checks little: a wrong value may end in any kind of exception
-        first = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise BadInput(f"student: {kind.__name__} of diffusers takes no such configuration ({first[:200]})") from None
+    return built(student_type(config), config.config, "student: ")
 
 
 def load_library_student(
@@ -287,17 +276,7 @@ def load_library_student(
         BadInput: if the library cannot read the folder.
     """
     if folder is not None:
-        kind = student_type(config)
-        try:
-            with quiet(), torch.random.fork_rng(devices=[]):
-                whole = kind.from_pretrained(
-                    str(folder), torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
-                )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            first = (str(error).splitlines() or [""])[0] or type(error).__name__
-            raise BadInput(f"student {folder}: diffusers cannot read it ({first[:200]})") from None
-        whole.load_state_dict({name: read(name).float() for name in adapted}, strict=False)
-        return whole.eval()
+        return read_folder(student_type(config), folder, read, adapted, "student ")
     with torch.random.fork_rng(devices=[]):
         whole = build_student(config).float().eval()
     whole.load_state_dict({name: read(name).float() for name in whole.state_dict()}, strict=True)

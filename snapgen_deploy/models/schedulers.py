@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Protocol
@@ -16,11 +16,11 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 import numpy as np
 from pydantic import Field
 
-from snapgen_deploy.errors import BadInput, nearest
-from snapgen_deploy.models.autoencoders import CLASS
+from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.config import LEAST_SHIFT, Positive, PositiveInt
+from snapgen_deploy.models.diffusers_classes import CLASS, class_named, fixed_problems
 from snapgen_deploy.models.schedule import LINEAR, Schedule, StepCoefficients
-from snapgen_deploy.system.documents import in_one_line, shown
+from snapgen_deploy.system.documents import in_one_line
 from snapgen_deploy.system.typed import read_as
 
 SCM = "SCMScheduler"
@@ -259,24 +259,12 @@ def scheduler_of(config: Mapping[str, Any]) -> Scheduler:
     Raises:
         BadInput: if its class is not one of `SCHEDULERS`, or a setting is of the wrong kind or not taken; in one line.
     """
-    kind = config.get(CLASS)
-    if not isinstance(kind, str) or kind not in SCHEDULERS:
-        near = nearest(kind, SCHEDULERS) if isinstance(kind, str) else ""
-        raise BadInput(f"scheduler: {CLASS}: got {shown(kind)}, expected one of {', '.join(SCHEDULERS)}{near}")
+    kind = class_named(config, SCHEDULERS, "scheduler: ")
     settings, problems = read_as(SCHEDULERS[kind], dict(config))
-    wrong = [
-        f"{name}: got {shown(config[name])}, expected {fixed_values(values)}"
-        for name, values in SCHEDULERS[kind].FIXED.items()
-        if name in config and config[name] not in values
-    ]
+    wrong = fixed_problems(config, SCHEDULERS[kind].FIXED)
     if settings is None or wrong:
         raise BadInput(in_one_line(f"scheduler: {kind}", [*problems, *wrong]))
     return settings
-
-
-def fixed_values(values: Sequence[Any]) -> str:
-    """What a setting may be, in a message."""
-    return "it to be off" if values[-1] is False else shown(values[0])
 
 
 def schedule_from(config: Mapping[str, Any], spacing: Spacing, features: int) -> Schedule:

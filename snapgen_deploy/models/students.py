@@ -14,8 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from snapgen_deploy.errors import BadInput, nearest
-from snapgen_deploy.models.autoencoders import CLASS
+from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.config import (
     LARGEST_DEPTH,
     LARGEST_INT,
@@ -27,9 +26,10 @@ from snapgen_deploy.models.config import (
     Settings,
     TextStream,
 )
+from snapgen_deploy.models.diffusers_classes import class_named, fixed_problems
 from snapgen_deploy.models.schedule import Schedule
-from snapgen_deploy.models.schedulers import Spacing, fixed_values, schedule_from
-from snapgen_deploy.system.documents import in_one_line, shown
+from snapgen_deploy.models.schedulers import Spacing, schedule_from
+from snapgen_deploy.system.documents import in_one_line
 from snapgen_deploy.system.typed import Number, read_as
 
 ONLY = "full"  # the width's name: none of these networks is elastic
@@ -390,11 +390,7 @@ def student_class(config: Mapping[str, Any]) -> str:
     Raises:
         BadInput: if it is none of `STUDENTS`.
     """
-    kind = config.get(CLASS)
-    if not isinstance(kind, str) or kind not in STUDENTS:
-        near = nearest(kind, STUDENTS) if isinstance(kind, str) else ""
-        raise BadInput(f"student: {CLASS}: got {shown(kind)}, expected one of {', '.join(STUDENTS)}{near}")
-    return kind
+    return class_named(config, STUDENTS, "student: ")
 
 
 def student_facts(config: Mapping[str, Any]) -> StudentFacts:
@@ -406,11 +402,7 @@ def student_facts(config: Mapping[str, Any]) -> StudentFacts:
     """
     kind = student_class(config)
     facts, problems = read_as(STUDENTS[kind], dict(config))
-    problems = problems + [
-        f"{name}: got {shown(config[name])}, expected {fixed_values(values)}"
-        for name, values in STUDENTS[kind].FIXED.items()
-        if name in config and config[name] not in values
-    ]
+    problems = [*problems, *fixed_problems(config, STUDENTS[kind].FIXED)]
     if facts is None or problems:
         raise BadInput(in_one_line(f"student: config.json of {kind}", problems))
     return facts

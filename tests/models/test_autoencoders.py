@@ -6,8 +6,9 @@ import pytest
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.library_decoder import library_decoder
-from snapgen_deploy.models.autoencoders import CLASS, facts_of, latent_statistics, library_decoder_problems
+from snapgen_deploy.models.autoencoders import facts_of, latent_statistics, library_decoder_problems
 from snapgen_deploy.models.config import LibraryDecoder
+from snapgen_deploy.models.diffusers_classes import CLASS
 from snapgen_deploy.models.presets import shapes
 from tests.library_decoders import CASES, config_of
 

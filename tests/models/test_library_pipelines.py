@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from snapgen_deploy.drawing.pipeline import noise_for
-from snapgen_deploy.models.autoencoders import CLASS
+from snapgen_deploy.models.diffusers_classes import CLASS
 from snapgen_deploy.models.library_scheduler import library_scheduler
 from snapgen_deploy.models.library_student import StudentText
 from snapgen_deploy.models.students import LibraryStudent

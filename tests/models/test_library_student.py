@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.models.autoencoders import CLASS
+from snapgen_deploy.models.diffusers_classes import CLASS
 from snapgen_deploy.models.library_student import build_student, library_output
 from snapgen_deploy.models.schedule import timestep_features
 from snapgen_deploy.models.students import STUDENTS, student_facts

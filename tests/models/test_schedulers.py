@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.models.autoencoders import CLASS
+from snapgen_deploy.models.diffusers_classes import CLASS
 from snapgen_deploy.models.schedule import EULER
 from snapgen_deploy.models.schedulers import SCHEDULERS, Spacing, schedule_from
 from tests.library_students import timesteps_of
