@@ -176,8 +176,6 @@ class _Flux:
         (batch, channels, height, width), (clip, t5) = latent.shape, config.text_streams
         rows, cols = height // 2, width // 2
         packed = latent.reshape(batch, channels, rows, 2, cols, 2).permute(0, 2, 4, 1, 3, 5)
-        places = torch.zeros(rows, cols, 3)
-        places[..., 1], places[..., 2] = torch.arange(rows)[:, None], torch.arange(cols)[None]
         guidance = None
         if config.facts.embeds_guidance:
             guidance = torch.full((batch,), config.guidance_embedded)
@@ -188,7 +186,7 @@ class _Flux:
             encoder_hidden_states=text.text[t5.name],
             pooled_projections=text.pooled[clip.name],
             timestep=timestep / 1000.0,
-            img_ids=places.reshape(-1, 3),
+            img_ids=token_places(rows, cols),
             txt_ids=torch.zeros(t5.length, 3),
             guidance=guidance,
             return_dict=False,
@@ -228,6 +226,13 @@ class _Levels:
 def _unchanged(sample: Tensor, timestep: Tensor) -> Tensor:
     """In the place of the library's method, which makes features of a timestep."""
     return timestep
+
+
+def token_places(rows: int, cols: int) -> Tensor:
+    """Where Flux's pipeline says that the image's tokens are: (rows * cols, 3), of which the first number is 0."""
+    places = torch.zeros(rows, cols, 3)
+    places[..., 1], places[..., 2] = torch.arange(rows)[:, None], torch.arange(cols)[None]
+    return places.reshape(-1, 3)
 
 
 def size_numbers(config: LibraryStudent, latent: tuple[int, int]) -> Tensor:

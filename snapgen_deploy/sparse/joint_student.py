@@ -9,16 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snapgen_deploy.models.library_student import DiffusersStudent
+from snapgen_deploy.models.library_student import DiffusersStudent, token_places
 from snapgen_deploy.models.schedule import timestep_features
 from snapgen_deploy.sparse.library_parts import RotaryTable
-from snapgen_deploy.sparse.student_forms import GELU_TANH, Forms, Perceptron
+from snapgen_deploy.sparse.student_forms import GELU_TANH, Forms, Perceptron, count_streams, feed_forward, with_unread
 from snapgen_deploy.sparse.student_parts import (
     EMBEDDED_FEATURES,
     attention_parts,
     joint_parts,
     norm_parts,
-    not_converted,
     pixels_of,
     positions_of,
     shifted,
@@ -45,8 +44,8 @@ class JointBlock(nn.Module):
         image, text = joint_parts(source.attn, heads, turned=turned)
         self.attention = forms.joint(image, text)
         self.dual = None if dual is None else forms.attention(attention_parts(dual))
-        self.ffn = _feed_forward(source.ff, forms)
-        self.text_ffn = None if self.ends else _feed_forward(source.ff_context, forms)
+        self.ffn = feed_forward(source.ff, forms)
+        self.text_ffn = None if self.ends else feed_forward(source.ff_context, forms)
 
     def forward(self, x: Tensor, text: Tensor, time: Tensor, rope: RotaryTable | None) -> tuple[Tensor, Tensor]:
         """Hidden states of image and text, the timestep's vector and rotary tables -> both."""
@@ -86,13 +85,6 @@ class SingleBlock(nn.Module):
         mixed, _ = self.attention(y, y, rope)
         out: Tensor = x + gate * self.out(self.forms.beside([mixed, self.act(self.up(y))]))
         return out
-
-
-def _feed_forward(source: Any, forms: Forms) -> nn.Module:
-    first, last = source.net[0], source.net[2]
-    if type(first).__name__ != "GELU" or first.approximate != "tanh":
-        raise not_converted(first, "as a feed-forward layer")
-    return Perceptron([forms.linear(first.proj), forms.linear(last)], forms.activation(GELU_TANH))
 
 
 class ClipsAndT5(nn.Module):
@@ -158,9 +150,9 @@ class JointStudent(nn.Module):
 
     def forward(self, latent: Tensor, time_features: Tensor, *texts: Tensor) -> Tensor:
         """latent (B, C, h, w), time_features (B, F), per stream (B, L_s, dim_s) and mask (B, L_s), pooled (B, P_s)."""
-        forms, streams = self.forms, _streams(texts)
+        forms, streams = self.forms, count_streams(texts)
         embeddings, pooled = texts[: 2 * streams : 2], texts[2 * streams :]
-        features = _with_unread(time_features, texts[: 2 * streams])
+        features = with_unread(time_features, texts[: 2 * streams])
         x = self.enter(latent)
         if self.positions is not None:
             x = x + self.positions
@@ -178,18 +170,6 @@ class JointStudent(nn.Module):
         scale, shift = forms.parts(self.last(time), 2)
         out: Tensor = self.leave(self.norm(x) * scale + shift)
         return out
-
-
-def _streams(texts: Sequence[Tensor]) -> int:
-    """How many text streams there are: two inputs each, of which the first has three axes."""
-    return sum(text.dim() == 3 for text in texts)
-
-
-def _with_unread(features: Tensor, values: Sequence[Tensor]) -> Tensor:
-    """features (B, F), with a number of each input added as zero."""
-    for value in values:
-        features = features + value.reshape(value.shape[0], -1).narrow(1, 0, 1) * 0.0
-    return features
 
 
 def written_sd3(student: DiffusersStudent, latent: tuple[int, int], forms: Forms) -> nn.Module:
@@ -237,9 +217,6 @@ def _packed(source: nn.Linear) -> nn.Conv2d:
 
 def _tables(source: Any, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The library's rotary tables of the image's tokens, for heads in two halves: C and S (N, d) of `fold.rope_constants`."""
-    rows, cols = grid
-    places = torch.zeros(rows, cols, 3)
-    places[..., 1], places[..., 2] = torch.arange(rows)[:, None], torch.arange(cols)[None]
     with torch.no_grad():
-        cos, sin = (table.float()[:, ::2] for table in source(places.reshape(-1, 3)))  # (N, d/2), each was there twice
+        cos, sin = (table.float()[:, ::2] for table in source(token_places(*grid)))  # (N, d/2), each was there twice
     return torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)

@@ -14,7 +14,7 @@ from snapgen_deploy.sparse import fold
 from snapgen_deploy.sparse.decoder import UpsampleForm
 from snapgen_deploy.sparse.image_layers import NearestConv, Swish
 from snapgen_deploy.sparse.image_parts import activation
-from snapgen_deploy.sparse.student_forms import Forms, Perceptron
+from snapgen_deploy.sparse.student_forms import Forms, Perceptron, count_streams, with_unread
 from snapgen_deploy.sparse.student_parts import attention_parts, norm_parts, not_converted, shifted, some_inputs, some_outputs
 from snapgen_deploy.sparse.unet_image import group_norm
 
@@ -159,10 +159,8 @@ class LatentLevels(nn.Module):
 
     def forward(self, latent: Tensor, time_features: Tensor, *texts: Tensor) -> Tensor:
         """latent (B, C, h, w), time_features (B, F), per stream (B, L, dim_s) and mask (B, L), pooled (B, P_s)."""
-        streams = sum(text.dim() == 3 for text in texts)
-        for value in texts[1 : 2 * streams : 2]:  # masks, which the network does not read, stay inputs
-            time_features = time_features + value.narrow(1, 0, 1) * 0.0
-        time = self.time(_cell(time_features))
+        streams = count_streams(texts)
+        time = self.time(_cell(with_unread(time_features, texts[1 : 2 * streams : 2])))  # masks, which no layer reads
         for added in self.added:
             time = time + added(_cell(texts[-1]))
         time = self.swish(time)

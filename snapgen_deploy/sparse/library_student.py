@@ -22,7 +22,7 @@ from snapgen_deploy.sparse.decoder import with_tiles_first
 from snapgen_deploy.sparse.image_parts import GatedConvolutions, activation
 from snapgen_deploy.sparse.joint_student import written_flux, written_sd3
 from snapgen_deploy.sparse.latent_levels import written_levels
-from snapgen_deploy.sparse.student_forms import GELU_TANH, ChannelsForms, Forms, Perceptron, TokenForms
+from snapgen_deploy.sparse.student_forms import GELU_TANH, ChannelsForms, Forms, Perceptron, TokenForms, feed_forward
 from snapgen_deploy.sparse.student_parts import (
     EMBEDDED_FEATURES,
     attention_parts,
@@ -107,13 +107,10 @@ class AdaStudent(nn.Module):
         bias = forms.bias(mask, self.heads)
         for block in self.blocks:
             x = block(x, six, seen, bias)
-        shift, scale = (part + row for part, row in zip(self._twice(time), forms.parts(self.table, 2), strict=True))
+        (part,) = forms.parts(time, 1)
+        shift, scale = (part + row for row in forms.parts(self.table, 2))
         out: Tensor = self.leave(self.norm(x) * scale + shift)
         return out
-
-    def _twice(self, time: Tensor) -> tuple[Tensor, Tensor]:
-        (part,) = self.forms.parts(time, 1)
-        return part, part
 
 
 class AdaParts:
@@ -148,11 +145,7 @@ def _pixart(student: DiffusersStudent, latent: tuple[int, int], forms: Forms) ->
     blocks = []
     for block in network.transformer_blocks:
         attention = forms.attention(attention_parts(block.attn1))
-        inner = block.ff.net
-        if type(inner[0]).__name__ != "GELU" or inner[0].approximate != "tanh":
-            raise not_converted(inner[0], "as a feed-forward layer")
-        ffn = Perceptron([forms.linear(inner[0].proj), forms.linear(inner[2])], forms.activation(GELU_TANH))
-        blocks.append(AdaBlock(block, attention, ffn, forms, to_itself=True))
+        blocks.append(AdaBlock(block, attention, feed_forward(block.ff, forms), forms, to_itself=True))
     return AdaStudent(blocks, parts, forms, network.transformer_blocks[0].attn2.heads)
 
 

@@ -5,7 +5,7 @@ Rewritten modules reuse the reference's tensors where they can; folded ones (cen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from torch import nn
@@ -59,14 +59,8 @@ def rewrite_student(
         BadInput: if the layout, form or ops is unknown, the batch is below 1, or the patches or blocks do not divide the
             latent.
     """
-    _known("layout", layout, UPSAMPLING)
     _known("form", form, FORMS)
-    _known("ops", ops, OP_FORMS)
-    if batch < 1:
-        raise BadInput(f"got batch {batch}, expected 1 or more")
-    problems = dit.config.grid_problems(*latent)
-    if problems:
-        raise BadInput("; ".join(problems))
+    _check(layout, ops, batch, dit.config.grid_problems(*latent))
     grid = dit.config.grid(*latent)
     if layout == "token":
         return TokenStudent(dit, grid, FORMS[form], batch, ops, keep_weights).eval()
@@ -79,13 +73,7 @@ def rewrite_unet(unet: UNet, latent: tuple[int, int], *, layout: Layout, batch: 
     Raises:
         BadInput: if the layout or ops is unknown, the batch is below 1, or the levels do not halve the latent.
     """
-    _known("layout", layout, UPSAMPLING)
-    _known("ops", ops, OP_FORMS)
-    if batch < 1:
-        raise BadInput(f"got batch {batch}, expected 1 or more")
-    problems = unet.config.latent_problems(*latent)
-    if problems:
-        raise BadInput("; ".join(problems))
+    _check(layout, ops, batch, unet.config.latent_problems(*latent))
     if layout == "channels":
         return ChannelsUNet(unet, latent).eval()
     written = TokenUNet(unet, latent, batch, ops).eval()
@@ -101,13 +89,7 @@ def rewrite_library_student(
         BadInput: if the layout or ops is unknown, the batch is below 1, the latent does not fit, or the student has a module
             for which there is no other form.
     """
-    _known("layout", layout, UPSAMPLING)
-    _known("ops", ops, OP_FORMS)
-    if batch < 1:
-        raise BadInput(f"got batch {batch}, expected 1 or more")
-    problems = student.config.latent_problems(*latent)
-    if problems:
-        raise BadInput("; ".join(problems))
+    _check(layout, ops, batch, student.config.latent_problems(*latent))
     return written_student(student, latent, channels=layout == "channels", batch=batch, ops=ops)
 
 
@@ -174,11 +156,8 @@ def rewrite_text_encoder(
     Raises:
         BadInput: if the layout, form or ops is unknown, or the batch is below 1.
     """
-    _known("layout", layout, UPSAMPLING)
     _known("form", form, FORMS)
-    _known("ops", ops, OP_FORMS)
-    if batch < 1:
-        raise BadInput(f"got batch {batch}, expected 1 or more")
+    _check(layout, ops, batch)
     if layout == "token":
         return TokenTextEncoder(encoder, batch, ops).eval()
     return ChannelsTextEncoder(encoder, CHANNELS_FORMS[form]).eval()
@@ -193,12 +172,21 @@ def rewrite_library_text(encoder: LibraryText, *, layout: Layout, ops: OpForm = 
     Raises:
         BadInput: if the layout, form or ops is unknown.
     """
-    _known("layout", layout, UPSAMPLING)
     _known("form", form, FORMS)
-    _known("ops", ops, OP_FORMS)
+    _check(layout, ops)
     if layout == "token":
         return TokenLibraryText(encoder, ops).eval()
     return ChannelsLibraryText(encoder, form).eval()
+
+
+def _check(layout: Layout, ops: OpForm, batch: int = 1, problems: Sequence[str] = ()) -> None:
+    """Raise BadInput for what no rewrite takes; `problems` say why a latent does not fit."""
+    _known("layout", layout, UPSAMPLING)
+    _known("ops", ops, OP_FORMS)
+    if batch < 1:
+        raise BadInput(f"got batch {batch}, expected 1 or more")
+    if problems:
+        raise BadInput("; ".join(problems))
 
 
 def _known(what: str, got: str, choices: Mapping[str, object] | tuple[str, ...]) -> None:

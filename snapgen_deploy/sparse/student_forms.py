@@ -7,12 +7,13 @@ channels   hidden states (B, D, 1, N), vectors (B, D, 1, 1)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.attention import MASKED
 from snapgen_deploy.sparse import fold
 from snapgen_deploy.sparse.channels_forms import dense_per_head
@@ -23,7 +24,7 @@ from snapgen_deploy.sparse.image_layers import LinearAttention
 from snapgen_deploy.sparse.library_channels import norm_over_channels
 from snapgen_deploy.sparse.library_parts import NormParts, RotaryTable
 from snapgen_deploy.sparse.library_token import RecognisedRMSNorm, norm_over_tokens, token_activation
-from snapgen_deploy.sparse.student_parts import AttentionParts
+from snapgen_deploy.sparse.student_parts import AttentionParts, not_converted
 from snapgen_deploy.sparse.token_layers import OpForm, TokenNorm, merge_heads, split_heads
 from snapgen_deploy.sparse.token_student import TokenPatch, TokenUnpatch
 
@@ -396,7 +397,7 @@ class ChannelsForms:
         """On (B, D, 1, N)."""
         q, k, v = (NormedProjection(p, n) for p, n in ((parts.q, parts.q_norm), (parts.k, parts.k_norm), (parts.v, None)))
         if parts.q_norm is not None and not parts.across:
-            raise NotImplementedError("linear attention with a norm of each head")
+            raise BadInput("student: linear attention with a norm of each head is not converted for the channels layout")
         mixed = LinearAttention(q, k, v, parts.dim)
         return mixed if parts.out is None else nn.Sequential(mixed, fold.pointwise(parts.out.weight, parts.out.bias))
 
@@ -582,3 +583,28 @@ class Perceptron(nn.Module):
         """Channels -> channels of the second."""
         y: Tensor = self.second(self.act(self.first(x)))
         return y
+
+
+def feed_forward(source: Any, forms: Forms) -> Perceptron:
+    """Of the library's `FeedForward` with the tanh form of GELU.
+
+    Raises:
+        BadInput: if it has another activation.
+    """
+    first, last = source.net[0], source.net[2]
+    if type(first).__name__ != "GELU" or first.approximate != "tanh":
+        raise not_converted(first, "as a feed-forward layer")
+    return Perceptron([forms.linear(first.proj), forms.linear(last)], forms.activation(GELU_TANH))
+
+
+def count_streams(texts: Sequence[Tensor]) -> int:
+    """How many text streams a student's inputs have: two inputs each, of which the first has three axes."""
+    return sum(text.dim() == 3 for text in texts)
+
+
+def with_unread(features: Tensor, values: Sequence[Tensor]) -> Tensor:
+    """features (B, F), with a number of each input added as zero: inputs that a network does not read stay inputs."""
+    for value in values:
+        flat = value if value.dim() == 2 else value.flatten(1)
+        features = features + flat.narrow(1, 0, 1) * 0.0
+    return features
