@@ -8,17 +8,16 @@ import xml.sax.saxutils
 from pathlib import Path
 
 from snapgen_deploy import __version__
-from snapgen_deploy.apps.parts import AppFiles, filled, refuse_undrawable, used_files, write_files
+from snapgen_deploy.apps.parts import AppFiles, app_mark, filled, refuse_undrawable, runners_of, used_files, write_files
 from snapgen_deploy.apps.registry import APP_MARK, App
 from snapgen_deploy.bundle.reader import MANIFEST, Bundle
-from snapgen_deploy.export.registry import specs
 from snapgen_deploy.system.files import sha256_of
 
 _ASSETS = "model/src/main/assets/bundle"
 _SOURCES = "app/src/main/kotlin/snapgen/app"
 _NAME = "android"
 # target -> the class that runs its files
-_ENGINES = {spec.key: spec.apps[_NAME] for spec in specs().values() if _NAME in spec.apps}
+_ENGINES = runners_of(_NAME)
 
 
 def android_project(bundle: Bundle, target: str) -> AppFiles:
@@ -33,9 +32,7 @@ def android_project(bundle: Bundle, target: str) -> AppFiles:
     for other in set(_ENGINES.values()) - {_ENGINES[target]}:
         del files[f"{_SOURCES}/{other}.kt"]
     files |= {f"{_ASSETS}/{name}": bundle.path / name for name in (MANIFEST, *sorted(used_files(bundle, target)))}
-    about = {"app": _NAME, "bundle": bundle.manifest["name"], "target": target, "manifest": manifest}
-    files[APP_MARK] = (json.dumps(about, indent=1) + "\n").encode()
-    return files
+    return files | app_mark(_NAME, bundle, target)
 
 
 def _words(bundle: Bundle, target: str, manifest: str) -> dict[str, str]:

@@ -7,15 +7,15 @@ import re
 from pathlib import Path
 
 from snapgen_deploy import __version__
-from snapgen_deploy.apps.parts import AppFiles, filled, refuse_undrawable, used_files, write_files
+from snapgen_deploy.apps.parts import AppFiles, app_mark, filled, refuse_undrawable, runners_of, used_files, write_files
 from snapgen_deploy.apps.registry import APP_MARK, App
 from snapgen_deploy.bundle.reader import MANIFEST, Bundle
-from snapgen_deploy.export.registry import spec_of, specs
+from snapgen_deploy.export.registry import spec_of
 from snapgen_deploy.system.files import sha256_of
 
 _NAME = "ios"
 # target -> the class that runs its files
-_ENGINES = {spec.key: spec.apps[_NAME] for spec in specs().values() if _NAME in spec.apps}
+_ENGINES = runners_of(_NAME)
 _RESOURCES = "Sources/SnapGenBundle/Resources/bundle"
 _SOURCES = "Sources/SnapGenBundle"
 _PACKAGE = "Package.swift"
@@ -40,9 +40,7 @@ def ios_package(bundle: Bundle, target: str) -> AppFiles:
         if name == f"Package.{engine}.swift":
             files[_PACKAGE] = content
     files |= {f"{_RESOURCES}/{name}": bundle.path / name for name in (MANIFEST, *sorted(used_files(bundle, target)))}
-    about = {"app": _NAME, "bundle": bundle.manifest["name"], "target": target, "manifest": manifest}
-    files[APP_MARK] = (json.dumps(about, indent=1) + "\n").encode()
-    return files
+    return files | app_mark(_NAME, bundle, target)
 
 
 def _words(bundle: Bundle, target: str, manifest: str) -> dict[str, str]:

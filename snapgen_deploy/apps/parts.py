@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from snapgen_deploy.bundle.reader import CONFORMANCE, Bundle
+from snapgen_deploy.apps.registry import APP_MARK
+from snapgen_deploy.bundle.reader import CONFORMANCE, MANIFEST, Bundle
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.registry import specs
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models.noise import PHILOX
-from snapgen_deploy.system.files import is_file
+from snapgen_deploy.system.files import is_file, sha256_of
 
 AppFiles = Mapping[str, Path | bytes]  # path in the app -> a file elsewhere, or the content
 
@@ -33,6 +36,18 @@ def used_files(bundle: Bundle, target: str) -> set[str]:
     components = bundle.manifest["targets"][target]["components"].values()
     tokenizers = {spec.reads.file for spec in components_of(bundle.config).encoders}
     return {name for c in components for name in c["files"]} | tokenizers | {CONFORMANCE, bundle.test_vectors.name}
+
+
+def runners_of(app: str) -> dict[str, str]:
+    """What runs a target's files in an app of this name, by the target's key."""
+    return {spec.key: spec.apps[app] for spec in specs().values() if app in spec.apps}
+
+
+def app_mark(app: str, bundle: Bundle, target: str) -> dict[str, bytes]:
+    """The file that says of which bundle and target an app is."""
+    manifest = sha256_of(bundle.path / MANIFEST)
+    about = {"app": app, "bundle": bundle.manifest["name"], "target": target, "manifest": manifest}
+    return {APP_MARK: (json.dumps(about, indent=1) + "\n").encode()}
 
 
 def refuse_undrawable(bundle: Bundle, kind: str) -> None:

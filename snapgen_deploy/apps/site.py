@@ -13,15 +13,14 @@ from typing import Any
 
 from snapgen_deploy import __version__
 from snapgen_deploy.apps.npm import HF_TOKENIZERS, ONNXRUNTIME_WEB, NpmPackage, package_files
-from snapgen_deploy.apps.parts import AppFiles, refuse_undrawable, used_files, write_files
+from snapgen_deploy.apps.parts import AppFiles, refuse_undrawable, runners_of, used_files, write_files
 from snapgen_deploy.apps.registry import App
 from snapgen_deploy.bundle.reader import MANIFEST, Bundle
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.export.registry import specs
 from snapgen_deploy.system.files import sha256_of
 
 _NAME = "web"
-TARGET = next(spec.key for spec in specs().values() if _NAME in spec.apps)
+(TARGET,) = runners_of(_NAME)
 FIRST_PAGE = "index.html"
 # `wasm-unsafe-eval` compiles WebAssembly, and nothing else. Scripts and styles are files of the site; none is inline.
 POLICY = (

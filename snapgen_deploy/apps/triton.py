@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,21 +10,19 @@ from typing import Any
 import numpy as np
 
 from snapgen_deploy import __version__
-from snapgen_deploy.apps.parts import AppFiles, refuse_undrawable, write_files
+from snapgen_deploy.apps.parts import AppFiles, app_mark, refuse_undrawable, runners_of, write_files
 from snapgen_deploy.apps.registry import APP_MARK, App
 from snapgen_deploy.assets import server_code
 from snapgen_deploy.bundle.reader import CONFORMANCE, MANIFEST, Bundle
 from snapgen_deploy.bundle.vectors import port_values
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays
-from snapgen_deploy.export.registry import specs
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.runtime import noise
-from snapgen_deploy.system.files import sha256_of
 
 _NAME = "triton"
 # target -> where Triton puts an instance of its components
-_KINDS = {spec.key: spec.apps[_NAME] for spec in specs().values() if _NAME in spec.apps}
+_KINDS = runners_of(_NAME)
 LOOP_MODEL = "snapgen"  # the model that draws
 _MODELS = "models"  # the repository, in the folder
 INSTANCES = 2  # of every model
@@ -45,8 +42,7 @@ def triton_repository(bundle: Bundle, target: str) -> AppFiles:
     for role, part in bundle.manifest["targets"][target]["components"].items():
         files |= _component(bundle, role, part, _KINDS[target], warm[role])
     files |= _loop(bundle, target)
-    about = {"app": _NAME, "bundle": bundle.manifest["name"], "target": target, "manifest": sha256_of(bundle.path / MANIFEST)}
-    files[APP_MARK] = (json.dumps(about, indent=1) + "\n").encode()
+    files |= app_mark(_NAME, bundle, target)
     files["kserve.yaml"] = _kserve(bundle, _KINDS[target]).encode()
     files["README.md"] = _readme(bundle, target).encode()
     return files

@@ -109,8 +109,7 @@ def make_app(
     verbose: Verbose = False,
 ) -> None:
     """Write an app that draws with a bundle: for the web, a folder that any host of static files serves; for Android, a project
-    for Gradle and Android Studio; for iOS, a Swift package; for NVIDIA Triton, a
-    model repository.
+    for Gradle and Android Studio; for iOS, a Swift package; for NVIDIA Triton, a model repository.
 
     It has what it needs of the bundle, and checks the hashes of all files before it draws. Its README says how to ship it.
     """

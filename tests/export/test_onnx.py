@@ -276,7 +276,7 @@ def test_missing_data_file_is_an_error_not_zeros(tmp_path):
 def test_a_session_that_waits_leaves_the_processors_to_others(tmp_path):
     from snapgen_deploy.export.onnx.target import _session
 
-    options = _session(export(double(), tmp_path).path, 2).get_session_options()
+    options = _session(export(double(), tmp_path).path, 2, TARGET.providers).get_session_options()
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
