@@ -35,11 +35,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-wheel: $(INSTALLED)  ## build the wheel and try it in an empty environment
+wheel: $(INSTALLED)  ## build the wheel and try it in empty environments: without extras, to export, to draw
 	rm -rf dist build && $(BIN)/python -m build --wheel --outdir dist .
-	rm -rf .venv-wheel && $(PYTHON) -m venv .venv-wheel && .venv-wheel/bin/pip install -q dist/*.whl
-	cd / && "$(CURDIR)/.venv-wheel/bin/snapgen-deploy" export --device iphone16pm --dry-run
 	$(BIN)/python tests/wheel_contents.py dist
+	.ci/wheel $(PYTHON)
 
 guard: $(INSTALLED)  ## hold this export of the embedded checkpoint against the accepted one, and its speed against the last commit's
 	.ci/guard
@@ -62,4 +61,4 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv .venv-wheel build dist bundles *.egg-info
+	rm -rf .venv .venv-wheel .venv-runtime build dist bundles *.egg-info

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from snapgen_deploy.extras import Extra
     from snapgen_deploy.sparse import Layout, OpForm, UpsampleForm
 
 _Basis = Literal["neural_engine", "arm_cpu"]
@@ -75,14 +76,6 @@ class Runtime:
     numbers_only: str = ""  # why its times on this host say nothing about a device; "" if they do
     instead: str = "measure another target of the bundle (--target)"  # what to do instead, if `numbers_only` is set
     host_default: bool = False  # the default target for this host; exactly one target is
-
-
-@dataclass(frozen=True)
-class Extra:
-    """An optional extra, `pip install 'snapgen-deploy[name]'`, and its modules."""
-
-    name: str
-    modules: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,16 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """`open_bundle` is imported when it is asked for: the command line starts without numpy."""
+    """`open_bundle` is imported when it is asked for: the command line starts without numpy.
+
+    Raises:
+        NotInstalled: if the extra `runtime` is not installed, which it needs.
+    """
     if name != "open_bundle":
         raise AttributeError(f"module 'snapgen_deploy' has no attribute '{name}'")
+    from snapgen_deploy.extras import TO_DRAW, need
+
+    need(TO_DRAW, "open_bundle")
     from snapgen_deploy.runtime.draw import open_for_drawing
 
     return open_for_drawing

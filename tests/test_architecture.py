@@ -16,7 +16,9 @@ from snapgen_deploy.system.source import package_root
 
 # From the ground up. A room imports rooms of the rows above its own, and itself.
 ROWS = (
-    ("", "asked", "assets", "errors"),
+    ("asked", "assets", "errors"),
+    ("extras",),
+    ("",),
     ("system",),
     ("runtime",),
     ("models",),
@@ -33,6 +35,7 @@ ROWS = (
     ("latency",),
     ("report",),
     ("cli",),
+    ("command",),
 )
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}
 HANDED_ON = "runtime.draw"  # by the package's own name, which imports it when it is asked for

@@ -1,4 +1,6 @@
-"""`python tests/wheel_contents.py DIR`: the wheel in DIR holds one top-level package and everything it needs."""
+"""`python tests/wheel_contents.py DIR`: the wheel in DIR holds one top-level package and everything it needs, and asks for no
+other package unless an extra is named.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 NEEDED = (
+    "snapgen_deploy/command/__init__.py",
     "snapgen_deploy/export/registry.py",
     "snapgen_deploy/device_profiles/iphone16pm.toml",
     "snapgen_deploy/latency/__init__.py",
@@ -23,11 +26,15 @@ NEEDED = (
 
 def main(directory: Path) -> int:
     (wheel,) = directory.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+    with zipfile.ZipFile(wheel) as files:
+        names = files.namelist()
+        (about,) = (n for n in names if n.endswith(".dist-info/METADATA"))
+        requirements = [line for line in files.read(about).decode().splitlines() if line.startswith("Requires-Dist: ")]
+    asked = [line for line in requirements if "extra ==" not in line]
     stray = {n.split("/")[0] for n in names if not n.startswith("snapgen_deploy") and ".dist-info/" not in n}
     missing = [n for n in NEEDED if n not in names]
-    if stray or missing:
-        print(f"{wheel.name}: stray top-level entries {sorted(stray)}, missing files {missing}")
+    if stray or missing or asked:
+        print(f"{wheel.name}: stray top-level entries {sorted(stray)}, missing files {missing}, asks for {asked}")
         return 1
     print(f"{wheel.name}: {len(names)} files, one top-level package")
     return 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from snapgen_deploy.export.coreml.spec import STORED
-from snapgen_deploy.export.spec import Cost, Extra, Memory, Runtime, TargetSpec
+from snapgen_deploy.export.spec import Cost, Memory, Runtime, TargetSpec
+from snapgen_deploy.extras import Extra
 
 COREAI = TargetSpec(
     name="coreai",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from snapgen_deploy.export.onnx.spec import TOOLS, WRITING
-from snapgen_deploy.export.spec import Cost, Extra, Memory, OneUnit, Runtime, TargetSpec
+from snapgen_deploy.export.spec import Cost, Memory, OneUnit, Runtime, TargetSpec
+from snapgen_deploy.extras import Extra
 
 UNIT = "HTP"  # what the provider's NPU is called in placements
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import util
-
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.registry import spec_of
 
@@ -11,8 +9,7 @@ from snapgen_deploy.export.registry import spec_of
 def missing_extra(target: str) -> str | None:
     """Which modules of a target's extra are missing and how to install them; None if nothing is missing."""
     extra = spec_of(target).extra
-    missing = [name for name in extra.modules if util.find_spec(name) is None] if extra else []
-    if extra is None or not missing:
+    if extra is None or not (missing := extra.missing):
         return None
     return f"{target} needs an extra that is not installed ({', '.join(missing)}): pip install 'snapgen-deploy[{extra.name}]'"
 

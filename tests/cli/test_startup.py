@@ -20,10 +20,10 @@ HEAVY = (
 )
 RUN = """
 import sys
-from snapgen_deploy.cli import main
+from snapgen_deploy.command import start_command
 sys.argv = ["snapgen-deploy", *{arguments}]
 try:
-    main()
+    start_command()
 except SystemExit as end:
     assert not end.code, end.code
 print("loaded:", *sorted({{name.partition(".")[0] for name in sys.modules}}))

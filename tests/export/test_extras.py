@@ -14,7 +14,6 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact
 from snapgen_deploy.export.precisions import PRECISIONS
 from snapgen_deploy.export.registry import specs, target_of
-from snapgen_deploy.export.shared import extras
 from snapgen_deploy.job import begin
 from tests.cli.conftest import invoke, tiny_config
 from tests.cli.test_bad_input import one_line
@@ -25,7 +24,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the extra is not installed."""
     known = {name for spec in specs().values() if spec.extra for name in spec.extra.modules}
     found = util.find_spec
-    monkeypatch.setattr(extras.util, "find_spec", lambda name: None if name in known else found(name))
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name in known else found(name))
 
 
 @pytest.mark.usefixtures("without")
@@ -70,4 +69,7 @@ def test_every_extra_is_a_target_and_in_the_package():
     named = {spec.key: spec.extra for spec in specs().values() if spec.extra}
     assert set(named) == {"coreai", "onnx:qnn"}
     for extra in named.values():
-        assert all("==" in requirement for requirement in project["optional-dependencies"][extra.name])
+        ours, *others = project["optional-dependencies"][extra.name]
+        assert ours == "snapgen-deploy[export]"
+        assert others
+        assert all("==" in requirement for requirement in others)
