@@ -35,6 +35,10 @@ class AskedModel:
     family: Annotated[
         str | None, Said("Family of the student, such as diffusers. Default: what the checkpoint says.", "NAME")
     ] = None
+    module: Annotated[
+        str | None,
+        Said("Class of the student in an installed package of yours, PACKAGE.MODULE:CLASS; with --config.", "NAME"),
+    ] = None
     prefix: Annotated[str | None, Said("Take the tensors whose names begin so, without it.", "NAME")] = None
     ema: Annotated[bool, Said("Take the averaged weights of a training checkpoint.")] = False
     lora: Annotated[

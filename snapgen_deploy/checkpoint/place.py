@@ -12,6 +12,7 @@ from snapgen_deploy.asked import AskedModel
 from snapgen_deploy.checkpoint.library import open_library_folder
 from snapgen_deploy.checkpoint.lora import Adapter, Update, open_adapter, parsed
 from snapgen_deploy.checkpoint.merged import MergedSource, merged, refuse_left
+from snapgen_deploy.checkpoint.module_file import OF_A_MODULE, ModuleReading, open_module
 from snapgen_deploy.checkpoint.opener import (
     Checkpoint,
     MergedLora,
@@ -49,6 +50,7 @@ class CheckpointPlace:
     selection: Selection = field(default_factory=Selection)  # where the weights are in the file
     loras: tuple[tuple[Path, float], ...] = ()  # added to the weights in this order, times these scales
     license: str | None = None  # in the place of the checkpoint's
+    module: str = ""  # package.module:Class of the student in an installed package
 
     @classmethod
     def of(cls, path: Path | None, asked: AskedModel) -> CheckpointPlace:
@@ -76,6 +78,7 @@ class CheckpointPlace:
             selection=Selection(asked.prefix, asked.ema),
             loras=tuple(parsed(text) for text in asked.lora or ()),
             license=asked.license,
+            module=asked.module or "",
         )
 
     def open(self) -> Checkpoint:
@@ -88,9 +91,13 @@ class CheckpointPlace:
         folder = self._folder
         adapters = [open_adapter(path, scale) for path, scale in self.loras]
         path = folder.student if folder else self.path
+        self._check_module(path)
         if self.family and self.family not in FAMILIES:
             raise BadInput(f"--family: got '{self.family}', expected one of {', '.join(FAMILIES)}")
-        if path is not None and (self.family == OF_DIFFUSERS or is_library_student(path, self.config)):
+        if self.module and path is not None:
+            reading = ModuleReading(self.module, self.config, self.selection)
+            opened, left = open_module(path, reading, adapters)
+        elif path is not None and (self.family == OF_DIFFUSERS or is_library_student(path, self.config)):
             opened, left = open_student(path, folder, self.config, adapters)
         else:
             opened, left = open_with_adapters(path, self.reading, adapters)
@@ -103,6 +110,19 @@ class CheckpointPlace:
             opened = dataclasses.replace(opened, path=folder.path, files=(*opened.files, *folder.files))
         opened = _with_loras(place._composed(opened), adapters, left)
         return opened if self.license is None else dataclasses.replace(opened, license=self.license)
+
+    def _check_module(self, path: Path | None) -> None:
+        """BadInput for options that do not go with `module`, or need it."""
+        if not self.module:
+            if self.family == OF_A_MODULE:
+                raise BadInput(f"--family {OF_A_MODULE}: name the class with --module package.module:Class")
+            return
+        if path is None:
+            raise BadInput(f"--module {self.module}: has no weights; give the file with --checkpoint")
+        if self.family not in ("", OF_A_MODULE):
+            raise BadInput(f"--module {self.module}: is of family {OF_A_MODULE}, got --family {self.family}")
+        if self.key_map is not None:
+            raise BadInput(f"--key-map: does not go with --module; save the tensors under the names of {self.module}")
 
     @property
     def reading(self) -> Reading:

@@ -124,7 +124,7 @@ def _document(
         STUDENT: student | given,
         DECODER: None,
         TEXT_ENCODER: None,
-        "name": _name(path if pipeline is None else pipeline.path),
+        "name": bundle_name_of(path if pipeline is None else pipeline.path),
         "trained": True,
         "shift": 1.0,
         "steps": 4,
@@ -145,7 +145,7 @@ def _factor(pipeline: PipelineFolder | None) -> int | None:
         raise BadInput(f"{DECODER} {pipeline.decoder}: {error}") from None
 
 
-def _name(path: Path) -> str:
+def bundle_name_of(path: Path) -> str:
     """A name for the bundle, after the folder or the file."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name.removesuffix(".safetensors"))
     return plain.lstrip("._-")[:64] or STUDENT

@@ -258,7 +258,7 @@ def export(
     from snapgen_deploy.checkpoint import CheckpointPlace, validate
     from snapgen_deploy.checkpoint.licences import refuse_forbidden
     from snapgen_deploy.device_profiles import load_profile
-    from snapgen_deploy.golden.vectors import open_golden
+    from snapgen_deploy.golden.vectors import open_golden, refuse_without_vectors
     from snapgen_deploy.job.pictures import Asked, pictures_of
     from snapgen_deploy.job.strict import refuse_warnings
     from snapgen_deploy.latency.estimate.estimate import plan_estimator
@@ -310,6 +310,7 @@ def export(
     executor, threads = executor or EXECUTOR, threads or default_threads()
     pictures = pictures_of(opened, plan, Asked(prompts, fidelity, fidelity_samples, scorer, calibration))
     held = open_golden(golden, opened.config, plan, opened.tokenizers) if golden is not None else None
+    refuse_without_vectors(held, opened.config)
     if tune:
         from snapgen_deploy.latency.estimate.tune import tune_plan
 

@@ -178,6 +178,7 @@ class ComponentSpec:
     oracle: Oracle | None = None  # of a class of a library
     latent_mean: tuple[float, ...] = ()  # per channel, of the normalisation that a decoder undoes; () means zeros
     latent_std: tuple[float, ...] = ()  # per channel; () means ones
+    needs_vectors: bool = False  # no library is an oracle for it, so that golden vectors must be given
     has_constants: bool = False  # has buffers outside its state dict, so that it cannot be built on the meta device
     layers: int = 0  # repeated ones, at all widths together; a checkpoint has more tensors than these
     guidance: float = 1.0  # scale of classifier-free guidance, which is computed outside of the network; 1: none

@@ -10,6 +10,7 @@ from snapgen_deploy.families.base import Family
 from snapgen_deploy.families.component import Components
 from snapgen_deploy.families.diffusers import DiffusersFamily
 from snapgen_deploy.families.elastic_dit import ElasticDiTFamily
+from snapgen_deploy.families.module import ModuleFamily
 from snapgen_deploy.families.unet import UNetFamily
 from snapgen_deploy.models.config import ModelConfig
 
@@ -17,6 +18,7 @@ FAMILIES: dict[str, Family] = {
     "elastic-dit": ElasticDiTFamily(),
     "unet": UNetFamily(),
     "diffusers": DiffusersFamily(),
+    "module": ModuleFamily(),
 }
 
 

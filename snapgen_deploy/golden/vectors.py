@@ -140,6 +140,21 @@ def compared_with(golden: GoldenVectors | None, config: ModelConfig) -> str:
     return "; ".join([*said, *libraries, *own])
 
 
+def refuse_without_vectors(golden: GoldenVectors | None, config: ModelConfig) -> None:
+    """Raise BadInput where a component has no oracle but the team's own golden vectors, and they have no calls of it.
+
+    Raises:
+        BadInput: for the first such component.
+    """
+    for spec in components_of(config):
+        if spec.needs_vectors and (golden is None or spec.name not in golden.cases):
+            got = f"{golden.path} has no calls of the {spec.title}" if golden is not None else "got none"
+            raise BadInput(
+                f"golden vectors: {got}, and no library can check this {spec.title}; give inputs and outputs of your own code "
+                "with --golden FILE (docs/golden.md)"
+            )
+
+
 def open_golden(
     path: Path, config: ModelConfig, drawing: Drawing | None = None, tokenizers: Mapping[Role, str] | None = None
 ) -> GoldenVectors:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from snapgen_deploy.checkpoint import CheckpointPlace
+from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Role, packed
 from snapgen_deploy.export.precisions import PRECISIONS
 from snapgen_deploy.export.registry import target_of
@@ -136,6 +137,7 @@ def export_in_child(task: ComponentTask) -> Exported:
     """Load, slice, rewrite and export a component, then read the file back. Runs in a child process.
 
     Raises:
+        BadInput: if a user's own network does not convert; the message has what the converter said of its operator.
         RuntimeError: if a low precision was asked for and the file holds no such weight.
     """
     import torch
@@ -148,7 +150,7 @@ def export_in_child(task: ComponentTask) -> Exported:
     checkpoint = task.checkpoint.open()
     mixed = task.recipe if target_plan.precision == "mixed" else None
     recipe = load_recipe(mixed) if mixed is not None else None
-    must_pack = components_of(checkpoint.config)[role].must_pack
+    spec = components_of(checkpoint.config)[role]
     component = replace(build_component(checkpoint, task.plan, target_plan, role, recipe), expendable=True)
     if task.calibration is not None and is_calibrated(target_plan):
         inputs = partial(task.calibration.inputs, checkpoint, task.drawn, role, task.plan.batch)
@@ -156,9 +158,14 @@ def export_in_child(task: ComponentTask) -> Exported:
     del checkpoint  # a file in PyTorch's format stays mapped while open, and pages that were read count as resident memory
     task.directory.mkdir(parents=True, exist_ok=True)
     options = {name: value for name, value in target_plan.options if name != "folders"}  # the layout comes afterwards
-    artifact = target.export(component, variant, target_plan.precision, task.directory, options)
+    try:
+        artifact = target.export(component, variant, target_plan.precision, task.directory, options)
+    except RuntimeError as error:
+        if not spec.needs_vectors:  # what is known here converts
+            raise
+        raise BadInput(f"{error}; the general passes of docs/students.md have no other form of it") from error
     description = target.describe(artifact.path)
-    wanted = must_pack and PRECISIONS[target_plan.precision].weight_bytes < 2
+    wanted = spec.must_pack and PRECISIONS[target_plan.precision].weight_bytes < 2
     if wanted and not any(map(packed, description.weights.values())) and not description.skipped:
         raise RuntimeError(
             f"{target_plan.key} {role}: {target_plan.precision} was asked for, and the file holds no such weight"

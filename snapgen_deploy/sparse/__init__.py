@@ -9,6 +9,7 @@ from snapgen_deploy.sparse.rewrite import (
     rewrite_library_decoder,
     rewrite_library_student,
     rewrite_library_text,
+    rewrite_module,
     rewrite_student,
     rewrite_text_encoder,
     rewrite_unet,
@@ -18,5 +19,5 @@ from snapgen_deploy.sparse.token_layers import OpForm
 __all__ = [
     "FORMS", "Kernel", "Layout", "OpForm", "UpsampleForm",
     "norm_scales", "rewrite_decoder", "rewrite_library_decoder", "rewrite_library_student", "rewrite_library_text",
-    "rewrite_student", "rewrite_text_encoder", "rewrite_unet",
+    "rewrite_module", "rewrite_student", "rewrite_text_encoder", "rewrite_unet",
 ]  # fmt: skip

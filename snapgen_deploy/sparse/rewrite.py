@@ -15,12 +15,14 @@ from snapgen_deploy.models import DiT, TextEncoder, TinyDecoder
 from snapgen_deploy.models.library_decoder import DiffusersDecoder
 from snapgen_deploy.models.library_student import DiffusersStudent
 from snapgen_deploy.models.library_text import LibraryText
+from snapgen_deploy.models.module_student import ModuleReference
 from snapgen_deploy.models.unet import UNet
 from snapgen_deploy.sparse.channels_forms import CHANNELS_FORMS
 from snapgen_deploy.sparse.channels_student import ChannelsStudent
 from snapgen_deploy.sparse.decoder import ImageDecoder, UpsampleForm, with_tiles_first
 from snapgen_deploy.sparse.decoder_range import Scales
 from snapgen_deploy.sparse.forms import FORMS
+from snapgen_deploy.sparse.general import WrittenModule
 from snapgen_deploy.sparse.image_layers import ImageForms
 from snapgen_deploy.sparse.library_channels import ChannelsLibraryText
 from snapgen_deploy.sparse.library_decoder import written_anew
@@ -91,6 +93,21 @@ def rewrite_library_student(
     """
     _check(layout, ops, batch, student.config.latent_problems(*latent))
     return written_student(student, latent, channels=layout == "channels", batch=batch, ops=ops)
+
+
+def rewrite_module(
+    student: ModuleReference, latent: tuple[int, int], *, layout: Layout, batch: int = 1, ops: OpForm = "spelled"
+) -> nn.Module:
+    """A student of a user's own class for latents (batch, C, *latent), called as `rewrite_student`'s; `ops` as there.
+
+    Its layers are not known: it runs as it is, with other operations where its code calls PyTorch for attention, norms, means
+    and the like.
+
+    Raises:
+        BadInput: if the layout or ops is unknown, the batch is below 1, the latent does not fit, or the module gives no latent.
+    """
+    _check(layout, ops, batch, student.config.latent_problems(*latent))
+    return WrittenModule(student, latent, channels=layout == "channels", batch=batch, ops=ops).eval()
 
 
 def rewrite_decoder(

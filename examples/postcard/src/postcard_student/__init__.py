@@ -1,0 +1,1 @@
+"""A small text-to-image transformer in plain PyTorch. It knows nothing of snapgen-deploy."""
