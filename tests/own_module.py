@@ -1,4 +1,4 @@
-"""A package of a user's own, installed as pip does it: its record lies on the path, and that of an editable one names its project."""
+"""A package of a user's own, installed as pip does it: a record on the path, which names the project of an editable one."""
 
 from __future__ import annotations
 

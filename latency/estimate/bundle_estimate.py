@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from snapgen_deploy.device_profiles import Profile
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.job.speed_estimate import SpeedEstimate
 from snapgen_deploy.latency.estimate.cost import total
-from snapgen_deploy.latency.estimate.cost_components import Costs, picture_costs
+from snapgen_deploy.latency.estimate.cost_components import Costs, NoCosts, picture_costs
 from snapgen_deploy.latency.estimate.estimate import from_costs
 from snapgen_deploy.latency.estimate.estimate_basis import EstimatedDevice, Host, NoBasis, basis_of
 from snapgen_deploy.latency.results import Measurement
@@ -20,7 +21,10 @@ from snapgen_deploy.plan.plan import ExportPlan
 
 def of_plan(config: ModelConfig, plan: ExportPlan, profile: Profile) -> SpeedEstimate:
     """The estimates for a plan, from its graphs alone: the same plan gives the same figures, whatever was measured since."""
-    costs = {t.key: picture_costs(config, plan.width, plan.resolution, t.key, plan.batch) for t in plan.targets}
+    costs = {}
+    for t in plan.targets:
+        with contextlib.suppress(NoCosts):
+            costs[t.key] = picture_costs(config, plan.width, plan.resolution, t.key, plan.batch)
     macs: dict[str, Mapping[Role, int]] = {
         key: {role: total(ops).macs for role, ops in found.items()} for key, found in costs.items()
     }
@@ -35,7 +39,10 @@ def for_measurement(bundle: Bundle, measurement: Measurement, *, on_host: bool) 
     """
     m = measurement
     if on_host:
-        costs = picture_costs(bundle.config, m.width, m.resolution, m.key.backend, m.batch)
+        try:
+            costs = picture_costs(bundle.config, m.width, m.resolution, m.key.backend, m.batch)
+        except NoCosts:  # a bundle does not build a user's own network
+            return {}
         found = _entry(bundle.config, m, costs, Host(m.key.threads), m.key.backend)
     else:
         found = next((e for e in bundle.manifest.get("estimates", ()) if e["target"] == m.key.backend), None)

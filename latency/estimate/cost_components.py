@@ -25,6 +25,7 @@ from snapgen_deploy.plan.sizes import latent_of
 from snapgen_deploy.plan.widths import WEIGHT_BYTES
 from snapgen_deploy.sparse import Layout, OpForm, UpsampleForm
 from snapgen_deploy.system.documents import several
+from snapgen_deploy.system.quiet import first_line
 
 Ops = tuple[OpCost, ...]
 
@@ -37,6 +38,10 @@ class _Spelling:
     element: int  # bytes per number
     ops: OpForm
     upsample: UpsampleForm | None
+
+
+class NoCosts(LookupError):
+    """The operations of a network that is not known here cannot be told; the message says why."""
 
 
 Costs = Mapping[str, Ops]  # operations by component; of the student, those of one step
@@ -72,6 +77,7 @@ def picture_costs(config: ModelConfig, width: str, resolution: tuple[int, int], 
 
     Raises:
         BadInput: if the model has no such width or picture size, or the target is not known.
+        NoCosts: if a user's own network has an operation without a rule, or cannot be built.
     """
     if width not in config.student.widths:
         raise BadInput(f"no width '{width}': expected one of {several(list(config.student.widths))}")
@@ -96,9 +102,14 @@ def _traced(picture: _Picture) -> Costs:
     latent, found = latent_of(config, resolution), dict[str, Ops]()
     form, drawn = family_of(config).form(config, latent[1:]), Drawn(width, resolution, latent, picture.batch)
     for spec in components_of(config):
-        with torch.device("meta"):
-            network = spec.build(width)
-        found[spec.name] = component_costs(config, spec, network, drawn, target, form)
+        try:
+            with torch.device("meta"):
+                network = spec.build(width)
+            found[spec.name] = component_costs(config, spec, network, drawn, target, form)
+        except Exception as error:  # whatever a user's module does without numbers
+            if not spec.needs_vectors:
+                raise
+            raise NoCosts(f"nothing is known of the {spec.title}'s speed: {first_line(error)}") from error
     return MappingProxyType(found)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.names import STEP, TEXT_ENCODER
-from snapgen_deploy.latency.estimate.cost_components import Costs, picture_costs, spelling_of
+from snapgen_deploy.latency.estimate.cost_components import Costs, NoCosts, picture_costs, spelling_of
 from snapgen_deploy.latency.estimate.estimate_basis import Basis, BasisKind, EstimatedDevice, Host, NoBasis, basis_of
 from snapgen_deploy.latency.estimate.estimate_measured import find_measured, interval_ms, measured_parts, parts_ms
 from snapgen_deploy.latency.estimate.machine import Machine, component_times
@@ -92,7 +92,10 @@ def estimate_picture(
     basis = basis_of(device, target)
     if isinstance(basis, NoBasis):
         return basis
-    costs = picture_costs(config, width, resolution, target, batch)
+    try:
+        costs = picture_costs(config, width, resolution, target, batch)
+    except NoCosts as error:
+        return NoBasis(str(error))
     return from_costs(costs, basis, width, resolution, count, target, batch=batch)
 
 

@@ -106,7 +106,7 @@ def _made(kind: type[Any], arguments: dict[str, Any]) -> nn.Module:
     except Exception as error:  # whatever a user's class raises
         if torch.get_default_device().type == "meta":
             with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-                return _made(kind, arguments)
+                return _made(kind, arguments).to("meta")
         reason = first_line(error)[:_LONGEST_REASON]
         raise BadInput(f"student: {kind.__name__} takes no such arguments ({reason})") from None
     return made

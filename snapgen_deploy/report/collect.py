@@ -197,12 +197,17 @@ def _placement(data: Mapping[str, Any], portable: Mapping[str, Any], ops: int) -
 
 
 def _parameters(bundle: Bundle, width: str) -> dict[str, int]:
-    """Parameters by role, counted without allocating the networks; empty if the configuration cannot be built."""
+    """Parameters by role, counted without allocating the networks; empty if the configuration cannot be built.
+
+    A bundle builds no network of a user's own.
+    """
     try:
         config = bundle.config
     except BadInput:
         return {}
-    return {s.name: s.parameters(width) for s in components_of(config)} if width in config.student.widths else {}
+    if width not in config.student.widths:
+        return {}
+    return {s.name: s.parameters(width) for s in components_of(config) if not s.needs_vectors}
 
 
 # --- measurements

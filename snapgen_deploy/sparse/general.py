@@ -1,5 +1,5 @@
-"""General passes for a student whose layers are not known: while its module runs, some of PyTorch's functions compute the same in
-operations that a target takes.
+"""General passes for a student whose layers are not known: while its module runs, some of PyTorch's functions compute the same
+in operations that a target takes.
 
 They act on calls, not on modules: attention, norms, means, products and slices are replaced wherever the module's code calls
 PyTorch for them. `nn.MultiheadAttention` and what is written in other operators stay as they are.
@@ -295,6 +295,12 @@ _EVERYWHERE: Mapping[Any, _Form] = MappingProxyType(
         F.scaled_dot_product_attention: _attention,
         F.dropout: _dropout,
         F.interpolate: _resized,
+        torch.chunk: _chunk,
+        torch.Tensor.chunk: _chunk,
+        torch.split: _split,
+        torch.Tensor.split: _split,
+        torch.unbind: _unbind,
+        torch.Tensor.unbind: _unbind,
         torch.Tensor.__getitem__: _part,
         torch.Tensor.contiguous: _contiguous,
         torch.Tensor.view: _view,
@@ -320,15 +326,9 @@ _SPELLED: Mapping[Any, _Form] = MappingProxyType(
         torch.Tensor.__matmul__: _product,
         torch.mean: _mean,
         torch.Tensor.mean: _mean,
-        torch.chunk: _chunk,
-        torch.Tensor.chunk: _chunk,
-        torch.split: _split,
-        torch.Tensor.split: _split,
         torch.unsqueeze: _unsqueeze,
         torch.Tensor.unsqueeze: _unsqueeze,
         torch.squeeze: _squeeze,
         torch.Tensor.squeeze: _squeeze,
-        torch.unbind: _unbind,
-        torch.Tensor.unbind: _unbind,
     }
 )

@@ -1,9 +1,11 @@
 """Every command of every page: run where that takes seconds (exports as far as their plan), else read by the tool's parser."""
 
 import ast
+import importlib
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 
 import numpy as np
@@ -22,6 +24,7 @@ from tests.golden.golden_cases import write_golden
 from tests.library_decoders import config_of, save_folder
 from tests.library_students import SCM, save_pipeline
 from tests.library_students import config_of as student_of
+from tests.own_module import EXAMPLE, example_paths
 from tests.text_encoders.folders import write_folder
 
 # Commands that are only parsed: how they begin, and why they are not run. The first that fits counts.
@@ -76,7 +79,10 @@ def desk(checkpoint, tmp_path_factory):
     save_pipeline(student_of("sana-sprint", SCM), folder / "sana-sprint")
     (folder / "sprint.toml").write_text(blocks(ROOT / "docs/students.md", "toml")[0], encoding="utf-8")
     np.savez(folder / "x.npz", latent=np.zeros((1, 4, 8, 8), np.float32))
-    return folder
+    with pytest.MonkeyPatch.context() as patch:  # the package of examples/postcard is installed meanwhile
+        patch.setattr(sys, "path", [*example_paths(tmp_path_factory.mktemp("site")), *sys.path])
+        importlib.import_module("postcard_student.write").write(folder)
+        yield folder
 
 
 def write_foreign(folder, checkpoint):
@@ -126,7 +132,8 @@ def test_every_reason_is_used():
 
 def assert_module_takes(words):
     """The module can be run, and its argparse has every option of the words (read, not imported: some take seconds)."""
-    path = ROOT / words[0].replace(".", "/")
+    top = EXAMPLE / "src" if words[0].startswith("postcard_student") else ROOT
+    path = top / words[0].replace(".", "/")
     file = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
     tree = ast.parse(file.read_text(encoding="utf-8"))
     assert '__name__ == "__main__"' in ast.unparse(tree.body[-1]).replace("'", '"'), words[0]
@@ -144,6 +151,9 @@ def test_other_commands(command, request):
         assert set(words[1:]) <= set(targets)
     elif words[:2] == ("pip", "install") or words[:4] == ("python", "-m", "pip", "install"):
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        if words[2:] == ("-e", str(EXAMPLE.relative_to(ROOT))):
+            assert (EXAMPLE / "pyproject.toml").is_file()
+            return
         place, extra = re.fullmatch(r"(.*)\[(\w+)\]", words[-1]).groups()
         assert (*words[words.index("install") + 1 : -1], place) in (("-e", "."), (project["name"],))
         assert extra in project["optional-dependencies"]

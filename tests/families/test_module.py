@@ -20,6 +20,8 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.component import Spelling
 from snapgen_deploy.families.registry import components_of, student_types
 from snapgen_deploy.golden.vectors import open_golden, refuse_without_vectors
+from snapgen_deploy.latency.estimate.cost import total
+from snapgen_deploy.latency.estimate.cost_components import NoCosts, picture_costs
 from snapgen_deploy.models.module_config import ClassRecord, ModuleStudent, module_student_of
 from snapgen_deploy.models.serialise import config_from_json, config_to_json
 from snapgen_deploy.sparse import Layout, OpForm
@@ -69,6 +71,14 @@ def test_what_a_bundle_says_builds_nothing(opened: Checkpoint) -> None:
     spec = components_of(again).denoiser
     with pytest.raises(BadInput, match="its class is named with --module package.module:Class; no checkpoint and no bundle"):
         spec.build("full")
+
+
+def test_its_speed_is_estimated_where_it_can_be_built(opened: Checkpoint) -> None:
+    (costs,) = picture_costs(opened.config, "full", (64, 64), "executorch:xnnpack").values()
+    assert total(costs).macs == sum(o.macs for o in costs) > 1e6
+    of_bundle = config_from_json(config_to_json(opened.config), student_types())
+    with pytest.raises(NoCosts, match="nothing is known of the student's speed: student: its class is named with --module"):
+        picture_costs(of_bundle, "full", (32, 32), "executorch:xnnpack")
 
 
 def test_reference_and_picture_hold_the_golden_vectors(place: CheckpointPlace, opened: Checkpoint, desk: Path) -> None:

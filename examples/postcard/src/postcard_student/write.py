@@ -7,6 +7,7 @@ The weights are random: the example shows the way, and draws nothing.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -58,7 +59,7 @@ def vectors(net: Postcard) -> dict[str, Tensor]:
     prompt, mask = torch.randn(1, 8, 32, generator=generator), torch.tensor([[1.0] * 5 + [0.0] * 3])
     rows: dict[str, list[Tensor]] = {"latent": [], "sigma": [], "text": [], "text_mask": [], "velocity": []}
     sigmas = levels()
-    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, following in itertools.pairwise(sigmas):
         level = torch.tensor([sigma])
         velocity = net(x, 1000 * level, prompt, mask)
         for name, value in zip(rows, (x, level, prompt, mask, velocity), strict=True):
