@@ -60,6 +60,8 @@ def inspect(
         raise BadInput("--output belongs to --suggest; add --suggest, or leave it out")
     if names and suggest:
         raise BadInput("--names and --suggest: expected one of them")
+    if model.module is not None and (names or suggest):
+        raise BadInput("--names and --suggest are for key maps, which do not go with --module")
     place = CheckpointPlace.of(checkpoint, model)
     if names or suggest:
         from snapgen_deploy.cli.names import show_names, suggest_map

@@ -45,12 +45,16 @@ class ModuleReference(Student):
         """The module called with the inputs that it reads.
 
         Raises:
-            BadInput: if its output is no latent.
+            BadInput: if the module fails, or its output is no latent.
         """
         values = {"latent": latent, "time_features": features}
         values |= StudentText(text, mask, pooled).arrays(self.config.text_streams)
         given = {argument: values[name] for name, argument in self.config.arguments_by_input.items()}
-        out = self.network(**given, **self.config.constants)
+        try:
+            out = self.network(**given, **self.config.constants)
+        except Exception as error:  # whatever a user's code raises, also where it cannot be traced
+            kind, reason = type(self.network).__name__, first_line(error)[:_LONGEST_REASON]
+            raise BadInput(f"student: forward of {kind} fails on its inputs ({reason})") from error
         out = out[0] if isinstance(out, tuple | list) and out else out
         if not isinstance(out, Tensor) or out.shape != latent.shape:
             got = f"shape {list(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"

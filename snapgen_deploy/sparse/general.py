@@ -7,13 +7,16 @@ PyTorch for them. `nn.MultiheadAttention` and what is written in other operators
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -34,10 +37,11 @@ class WrittenModule(nn.Module):
         self.student, self.channels, self.ops = student, channels, ops
         self.columns = nn.Module()  # of 1/D, by D: a product with one is a mean
         config = student.config
-        texts = [torch.zeros(batch, *shape) for s in config.text_streams for n, shape in s.shapes.items() if n != s.pooled_name]
-        texts += [torch.zeros(batch, s.pooled) for s in config.text_streams if s.pooled]
-        with torch.no_grad():  # makes the constants, so that a trace finds them
-            self(torch.zeros(batch, config.latent_channels, *latent), torch.zeros(batch, config.time_features), *texts)
+        shapes = [(config.latent_channels, *latent), (config.time_features,)]
+        shapes += [shape for s in config.text_streams for name, shape in s.shapes.items() if name != s.pooled_name]
+        shapes += [(s.pooled,) for s in config.text_streams if s.pooled]
+        with torch.no_grad(), _without_tracebacks(), FakeTensorMode(allow_non_fake_inputs=True):  # makes the constants
+            self(*(torch.zeros(batch, *shape) for shape in shapes))
 
     def forward(self, latent: Tensor, time_features: Tensor, *texts: Tensor) -> Tensor:
         """latent (B, C, h, w), time_features (B, F), per stream (B, L, D) and (B, L), pooled vectors (B, P) -> (B, C, h, w)."""
@@ -62,9 +66,21 @@ class WrittenModule(nn.Module):
         """(1, size, 1) of 1/size. A `bmm` and not a `linear` takes it, so that no weight quantiser takes it for a layer."""
         name = f"of_{size}"
         if not hasattr(self.columns, name):
-            self.columns.register_buffer(name, torch.full((1, size, 1), 1.0 / size))
+            with unset_fake_temporarily():
+                self.columns.register_buffer(name, torch.full((1, size, 1), 1.0 / size))
         found: Tensor = getattr(self.columns, name)
         return found
+
+
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """PyTorch logs one where an operator refuses its shapes, beside the exception that says so."""
+    log = logging.getLogger(FakeTensorMode.__module__)
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 class _GeneralForms(TorchFunctionMode):

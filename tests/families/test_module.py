@@ -120,6 +120,14 @@ def test_every_layout_computes_what_the_module_does(opened: Checkpoint, desk: Pa
             assert float((got - expected).norm() / expected.norm()) < 1e-6, (layout, ops)
 
 
+def test_a_module_that_fails_is_one_line(opened: Checkpoint) -> None:
+    spec, network = components_of(opened.config).denoiser, load_component(opened, "student", "full")
+    said = "student: forward of Postcard fails on its inputs (Attempting to broadcast a dimension of length 16"
+    with pytest.raises(BadInput) as caught:  # its table of positions is of one size
+        spec.rewrite(network, (16, 16), Spelling("token", "native", None, "dense"))
+    assert str(caught.value).startswith(said), caught.value
+
+
 Change = dict[str, Any]
 STUDENT_CHANGES: list[tuple[Change, str]] = [
     ({"arguments": {"hiden": 64}}, "student: Postcard takes no such arguments (Postcard.__init__() got an unexpected keyword"),
