@@ -108,10 +108,10 @@ def _apple(device: Profile, target: str) -> Basis | NoBasis:
         a = fit.accelerator
         lines = (
             f"fitted to {len(fit.points)} published times (arXiv 2601.08303): {a.macs / 1e12:.2g} TMAC/s, "
-            f"{a.stream / 1e9:.3g} GB/s between operations, {a.spill / 1e9:.2g} GB/s for scores beyond the chip",
+            f"{a.stream / 1e9:.3g} GB/s between operations, {a.spill / 1e9:.2g} GB/s for weights and what exceeds the chip",
             f"how well it predicts: each published time, estimated from the other {len(fit.points) - 1}, is off by {errors} "
-            "(A, C: the paper's earlier networks; small, tiny: its widths)",
-            f"90 % interval from these errors: a factor of {fit.factor:.2f} each way",
+            "(A, C: the paper's earlier networks; small, tiny, full: its widths; snapgen: SnapGen's network)",
+            f"90 % interval from these errors: a factor of {fit.factor:.2f} each way; {len(fit.points)} points are few",
         )
         return Basis("fitted", fit.machine, fit.machine.scaled(1 / fit.factor), fit.machine.scaled(fit.factor), lines)
     ops, bandwidth = device.figures.get("npu_ops"), device.figures.get("bandwidth")
@@ -123,8 +123,8 @@ def _apple(device: Profile, target: str) -> Basis | NoBasis:
     rates = {k: Rate(mac=r.mac / quicker, read=r.read / quicker) for k, r in known.rates.items()}
     machine = replace(known, rates=rates, spill=known.spill / wider)
     line = (
-        f"derived from the iPhone 16 Pro Max's fit: arithmetic and on-chip streams by {ops} / {FITTED_OPS:g} TOPS, spilled "
-        f"scores by {bandwidth} / {PEAK_BANDWIDTH / 1e9:g} GB/s; a factor of {factor:.2f} each way, our choice"
+        f"derived from the iPhone 16 Pro Max's fit: arithmetic and on-chip streams by {ops} / {FITTED_OPS:g} TOPS, main "
+        f"memory by {bandwidth} / {PEAK_BANDWIDTH / 1e9:g} GB/s; a factor of {factor:.2f} each way, our choice"
     )
     return Basis("derived", machine, machine.scaled(1 / factor), machine.scaled(factor), (line,))
 

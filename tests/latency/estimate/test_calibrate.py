@@ -1,6 +1,7 @@
 """The fit finds a machine again from times that such a machine would take; calibrations come back as they were stored."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,6 +68,15 @@ def test_excess_counts_what_the_cache_does_not_hold():
     scored = OpCost("c", "softmax", 0, 800, 800, scores=1600, tile=400)
     assert excess([scored], 100, overlap=True) == 1600 * (1 - 100 / 400)
     assert excess([scored], 400, overlap=True) == 0
+
+
+@pytest.mark.parametrize(("on_chip", "again"), [(900, 0), (1000, 0), (450, 2100), (300, 2 * 2100)])
+def test_an_accelerator_reads_weights_once_and_the_larger_operand_again_if_neither_fits(on_chip, again):
+    product = OpCost("a", "linear", 1, 3000, 1000, weights=900)  # 2100 bytes of activations
+    turned = OpCost("a", "linear", 1, 3000, 1000, weights=2100)
+    assert excess([product], on_chip, overlap=True) == 900 + again
+    assert excess([turned], on_chip, overlap=True) == 2100 + again
+    assert excess([replace(product, macs=0)], on_chip, overlap=True) == 900  # an addition passes over both once
 
 
 @pytest.mark.parametrize("ops", ["native", "spelled"])
