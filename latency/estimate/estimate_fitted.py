@@ -1,11 +1,11 @@
 """The iPhone 16 Pro Max as a machine, fitted to published times.
 
 Three free parameters for seven points: a MAC rate, the bandwidth of streams between operations (partly through on-chip
-memory), and the bandwidth of what waits for main memory (`machine.excess`). MAC rate and the latter are bounded by the published
-peaks in the profile. The size of on-chip memory is fixed beforehand (`published.ON_CHIP`).
+memory), and the bandwidth of what waits for main memory (`machine.excess`). MAC rate and the latter are bounded by the
+published peaks in the profile. The size of on-chip memory is fixed beforehand (`published.ON_CHIP`).
 
-No rates meet all points: each sum of `snapgen`'s load is below that of `tiny`, and it takes about as long. So that a point whose
-graph differs from ours does not make all others worse, the fit minimises the Cauchy loss of log errors: errors well above
+No rates meet all points: each sum of `snapgen`'s load is below that of `tiny`, and it takes about as long. So that a point
+whose graph differs from ours does not make all others worse, the fit minimises the Cauchy loss of log errors: errors well above
 `TYPICAL_ERROR` hardly count. They do count for the interval, exp(+- t * rms) of the leave-one-out log errors, Student's t for
 90 %. Its degrees of freedom are points - parameters - 1: terms and loss were chosen on the same points, after many others had
 been tried. That is a rough allowance; there are too few points for a better one.
@@ -25,7 +25,7 @@ import numpy as np
 from snapgen_deploy.families.names import DECODER
 from snapgen_deploy.latency.estimate.cost_ops import OP_KINDS
 from snapgen_deploy.latency.estimate.machine import Machine, Rate
-from snapgen_deploy.latency.estimate.published import ON_CHIP, PICTURES, POINTS, Load, Point
+from snapgen_deploy.latency.estimate.published import ON_CHIP, PICTURE_TIMES, POINTS, Load, Point
 
 PEAK_MACS = 17.5e12 / 2  # per second, fp16: half of 35 TOPS, two operations per MAC (profile iphone16pm)
 PEAK_BANDWIDTH = 60e9  # bytes per second (profile iphone16pm)
@@ -83,24 +83,23 @@ class Fit:
 def fit_accelerator(points: Sequence[Point]) -> Accelerator:
     """Fit the rates: the smallest Cauchy loss of log errors within the bounds.
 
-    The loss has several minima, and max() has corners. Therefore there is more than one start, and each is first led to the one
-    minimum of a loss without others.
+    The loss has several minima, and max() has corners. Therefore there is more than one start, and no use of gradients.
     """
-    from scipy.optimize import least_squares
+    from scipy.optimize import minimize
 
     scale = np.array([PEAK_MACS, PEAK_BANDWIDTH, PEAK_BANDWIDTH])
-    bounds = ([0.05, 1.0, 0.05], [1.0, STREAM_LIMIT / PEAK_BANDWIDTH, 1.0])
+    bounds = ((0.05, 1.0), (1.0, STREAM_LIMIT / PEAK_BANDWIDTH), (0.05, 1.0))
 
-    def errors(shares: np.ndarray) -> list[float]:
+    def loss(shares: np.ndarray) -> float:
         accelerator = Accelerator(*(shares * scale))
-        return [math.log(accelerator.ms(p.load) / p.ms) for p in points]
+        return sum(math.log1p((math.log(accelerator.ms(p.load) / p.ms) / TYPICAL_ERROR) ** 2) for p in points)
 
     def least(start: Sequence[float]) -> Any:
-        near = least_squares(errors, start, bounds=bounds, loss="soft_l1", f_scale=TYPICAL_ERROR)
-        return least_squares(errors, near.x, bounds=bounds, loss="cauchy", f_scale=TYPICAL_ERROR)
+        options = {"xatol": 1e-6, "fatol": 1e-9, "maxiter": 2000}
+        return minimize(loss, start, method="Nelder-Mead", bounds=bounds, options=options)
 
     starts = ((0.7, 2.0, 0.7), (0.9, 4.0, 0.4), (0.5, 1.5, 0.3))
-    best = min(map(least, starts), key=lambda s: float(s.cost))
+    best = min(map(least, starts), key=lambda s: float(s.fun))
     return Accelerator(*(float(v) for v in best.x * scale))
 
 
@@ -121,4 +120,4 @@ def fitted() -> Fit:
 
 def _beside(known: Mapping[str, float]) -> float:
     """Time of a picture outside of its components, in ms: the median of the published pictures."""
-    return statistics.median(ms - _STEPS * known[name] - known[DECODER] for name, ms in PICTURES.items())
+    return statistics.median(ms - _STEPS * known[name] - known[DECODER] for name, ms in PICTURE_TIMES.items())

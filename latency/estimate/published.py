@@ -31,7 +31,7 @@ SOURCE = "SnapGen++, arXiv 2601.08303, iPhone 16 Pro Max, Core ML, 1024 x 1024"
 _LATENT = (128, 128)
 ON_CHIP = 5e6  # bytes; community measurements: activations above 2 to 5 MB are streamed from memory
 # Pictures of four steps, in ms: of `small` 1.7 to 1.8 s, of the others as published, to a tenth of a second.
-PICTURES: Mapping[str, float] = MappingProxyType({"small": 1750.0, "full": 6700.0, "snapgen": 1400.0})
+PICTURE_TIMES: Mapping[str, float] = MappingProxyType({"small": 1750.0, "full": 6700.0, "snapgen": 1400.0})
 
 
 @dataclass(frozen=True)

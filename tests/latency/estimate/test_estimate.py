@@ -1,6 +1,7 @@
 """Where an estimate comes from: measured before calibrated, fitted to published times, derived, or refused."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from snapgen_deploy.latency.estimate.estimate_basis import CPU_SLOWER, basis_of
 from snapgen_deploy.latency.estimate.estimate_fitted import PEAK_BANDWIDTH, PEAK_MACS, fit_accelerator, fitted
 from snapgen_deploy.latency.estimate.estimate_measured import find_measured, measured_dir, save_measured
 from snapgen_deploy.latency.estimate.machine import Machine, Rate, component_times
-from snapgen_deploy.latency.estimate.published import ON_CHIP, PICTURES, POINTS, load_of, trace_point
+from snapgen_deploy.latency.estimate.published import ON_CHIP, PICTURE_TIMES, POINTS, load_of, trace_point
 from snapgen_deploy.latency.estimate.sweep import plot_sweep, sweep_estimates
 from snapgen_deploy.models.presets import shapes, snapgenpp
 from tests.latency.estimate.conftest import quiet
@@ -44,6 +45,18 @@ def test_a_published_time_is_predicted_from_the_others(name, limit):
     assert abs(next(p.error for p in fitted().points if p.name == name)) < limit
 
 
+@pytest.mark.parametrize("page", ["docs/latency.md", "benchmarks/results/estimate.md"])
+def test_pages_show_every_published_time_with_its_error(page):
+    text = (Path(__file__).parents[3] / page).read_text(encoding="utf-8")
+    rows = [[cell.strip(" %") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.count("|") == 6]
+    shown = {row[0]: row[1:] for row in rows}
+    for point in fitted().points:
+        (cells,) = (row for name, row in shown.items() if name.replace(",", ":").partition(":")[0] == point.name)
+        found = [float(cell.replace("−", "-")) for cell in cells]
+        assert found[:3] == pytest.approx([point.published_ms, point.fitted_ms, point.predicted_ms], rel=0.01)
+        assert found[3] == pytest.approx(100 * point.error, abs=1)
+
+
 def test_no_rates_can_meet_all_published_times():
     """If they can one day, the estimator's words about it are wrong."""
     known = {p.name: p for p in POINTS}
@@ -52,13 +65,13 @@ def test_no_rates_can_meet_all_published_times():
     assert less.ms > 0.95 * more.ms
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", PICTURE_TIMES)
 def test_a_published_picture_and_its_step_are_within_the_interval(name):
     fit = fitted()
     steps = {p.name: p.fitted_ms for p in fit.points}
     picture = 4 * steps[name] + steps["decoder"] + fit.picture_ms
     published = next(p.ms for p in POINTS if p.name == name)
-    for found, known in ((picture, PICTURES[name]), (steps[name], published)):
+    for found, known in ((picture, PICTURE_TIMES[name]), (steps[name], published)):
         assert found / fit.factor < known < found * fit.factor
 
 
