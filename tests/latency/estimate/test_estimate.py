@@ -52,7 +52,7 @@ def test_pages_show_every_published_time_with_its_error(page):
     shown = {row[0]: row[1:] for row in rows}
     for point in fitted().points:
         (cells,) = (row for name, row in shown.items() if name.replace(",", ":").partition(":")[0] == point.name)
-        found = [float(cell.replace("−", "-")) for cell in cells]
+        found = [float(cell.replace("\N{MINUS SIGN}", "-")) for cell in cells]
         assert found[:3] == pytest.approx([point.published_ms, point.fitted_ms, point.predicted_ms], rel=0.01)
         assert found[3] == pytest.approx(100 * point.error, abs=1)
 
