@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 NEEDED = (
+    "snapgen_deploy/py.typed",
     "snapgen_deploy/command/__init__.py",
     "snapgen_deploy/export/registry.py",
     "snapgen_deploy/device_profiles/iphone16pm.toml",
