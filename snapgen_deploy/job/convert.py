@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -30,6 +31,10 @@ from snapgen_deploy.plan.plan import ExportPlan, TargetPlan, target_at
 from snapgen_deploy.quantise.recipe import load_recipe
 from snapgen_deploy.system.child import run_in_child
 from snapgen_deploy.system.host_memory import return_freed_memory
+from snapgen_deploy.system.quiet import first_line
+
+_OPERATOR = re.compile(r"\baten(?:\.|::)\w+|(?<=fx node )\w+|(?<=function for op ')\w+")  # as PyTorch and coremltools name it
+_LONGEST_REASON = 160  # characters
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ def export_in_child(task: ComponentTask) -> Exported:
     """Load, slice, rewrite and export a component, then read the file back. Runs in a child process.
 
     Raises:
-        BadInput: if a user's own network does not convert; the message has what the converter said of its operator.
+        BadInput: if a user's own network does not convert; the message names the operator.
         RuntimeError: if a low precision was asked for and the file holds no such weight.
     """
     import torch
@@ -163,7 +168,7 @@ def export_in_child(task: ComponentTask) -> Exported:
     except RuntimeError as error:
         if not spec.needs_vectors:  # what is known here converts
             raise
-        raise BadInput(f"{error}; the general passes of docs/students.md have no other form of it") from error
+        raise BadInput(f"{task.target.key} {role}: {unconverted(error)}") from error
     description = target.describe(artifact.path)
     wanted = spec.must_pack and PRECISIONS[target_plan.precision].weight_bytes < 2
     if wanted and not any(map(packed, description.weights.values())) and not description.skipped:
@@ -171,6 +176,18 @@ def export_in_child(task: ComponentTask) -> Exported:
             f"{target_plan.key} {role}: {target_plan.precision} was asked for, and the file holds no such weight"
         )
     return Exported(artifact, description, target.versions(), 0)
+
+
+def unconverted(error: BaseException) -> str:
+    """What of a network did not convert: the operator that a converter's exception names, or one that led to it."""
+    found: BaseException | None = error
+    while found is not None:
+        if named := _OPERATOR.search(str(found)):
+            return (
+                f"the operator {named[0]} is not converted, and the general passes of docs/students.md have no other form of it"
+            )
+        found = found.__cause__ or found.__context__
+    return f"is not converted ({first_line(error)[:_LONGEST_REASON]})"
 
 
 def all_cached(cache: ExportCache, ingredients: Ingredients, plan: ExportPlan, target: TargetPlan, role: Role) -> bool:

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.attention import MASKED
 from snapgen_deploy.models.module_student import ModuleReference
 from snapgen_deploy.sparse.student_forms import count_streams, with_unread
@@ -33,6 +34,9 @@ class WrittenModule(nn.Module):
     """A user's module for one size, called as (latent, time_features, stream, stream_mask, ..., pooled vectors) -> output."""
 
     def __init__(self, student: ModuleReference, latent: tuple[int, int], *, channels: bool, batch: int, ops: OpForm) -> None:
+        """Raises:
+        BadInput: if the module cannot be traced, or gives no latent.
+        """
         super().__init__()
         self.student, self.channels, self.ops = student, channels, ops
         self.columns = nn.Module()  # of 1/D, by D: a product with one is a mean
@@ -40,8 +44,11 @@ class WrittenModule(nn.Module):
         shapes = [(config.latent_channels, *latent), (config.time_features,)]
         shapes += [shape for s in config.text_streams for name, shape in s.shapes.items() if name != s.pooled_name]
         shapes += [(s.pooled,) for s in config.text_streams if s.pooled]
-        with torch.no_grad(), _without_tracebacks(), FakeTensorMode(allow_non_fake_inputs=True):  # makes the constants
-            self(*(torch.zeros(batch, *shape) for shape in shapes))
+        try:
+            with torch.no_grad(), _without_tracebacks(), FakeTensorMode(allow_non_fake_inputs=True):  # makes the constants
+                self(*(torch.zeros(batch, *shape) for shape in shapes))
+        except BadInput as error:
+            raise BadInput(f"{error}; it was traced by shapes alone: no branch and no shape may depend on numbers") from error
 
     def forward(self, latent: Tensor, time_features: Tensor, *texts: Tensor) -> Tensor:
         """latent (B, C, h, w), time_features (B, F), per stream (B, L, D) and (B, L), pooled vectors (B, P) -> (B, C, h, w)."""

@@ -20,6 +20,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.component import Spelling
 from snapgen_deploy.families.registry import components_of, student_types
 from snapgen_deploy.golden.vectors import open_golden, refuse_without_vectors
+from snapgen_deploy.job.convert import unconverted
 from snapgen_deploy.latency.estimate.cost import total
 from snapgen_deploy.latency.estimate.cost_components import NoCosts, picture_costs
 from snapgen_deploy.models.module_config import ClassRecord, ModuleStudent, module_student_of
@@ -126,6 +127,17 @@ def test_a_module_that_fails_is_one_line(opened: Checkpoint) -> None:
     with pytest.raises(BadInput) as caught:  # its table of positions is of one size
         spec.rewrite(network, (16, 16), Spelling("token", "native", None, "dense"))
     assert str(caught.value).startswith(said), caught.value
+
+
+def test_the_operator_that_does_not_convert_is_named() -> None:
+    said = "the operator {} is not converted, and the general passes of docs/students.md have no other form of it"
+    inner = RuntimeError("No ONNX function found for <OpOverload(op='aten._linalg_svd', overload='default')>")
+    outer = RuntimeError("student -> onnx:cpu: Failed to convert the exported program")
+    outer.__cause__ = inner
+    assert unconverted(outer) == said.format("aten._linalg_svd")
+    assert unconverted(RuntimeError("Unsupported fx node fft_fft2, kind fft_fft2")) == said.format("fft_fft2")
+    assert unconverted(RuntimeError("Operator torch._ops.aten.polar.default is not in")) == said.format("aten.polar")
+    assert unconverted(ValueError("no\nidea")) == "is not converted (no)"
 
 
 Change = dict[str, Any]
