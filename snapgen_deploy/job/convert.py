@@ -183,9 +183,7 @@ def unconverted(error: BaseException) -> str:
     found: BaseException | None = error
     while found is not None:
         if named := _OPERATOR.search(str(found)):
-            return (
-                f"the operator {named[0]} is not converted, and the general passes of docs/students.md have no other form of it"
-            )
+            return f"the operator {named[0]} is not converted; the general passes (docs/students.md) have no other form of it"
         found = found.__cause__ or found.__context__
     return f"is not converted ({first_line(error)[:_LONGEST_REASON]})"
 

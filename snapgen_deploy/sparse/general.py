@@ -27,6 +27,7 @@ from snapgen_deploy.sparse.student_forms import count_streams, with_unread
 from snapgen_deploy.sparse.token_layers import GELUS, OpForm
 
 _LEAST = 1e-3  # that a norm's input is divided by, see `TokenNorm`
+_MOST_PARTS = 64  # that an axis is taken apart into
 _AS_IT_IS = object()  # a replacement's answer where it does not fit a call
 
 
@@ -294,9 +295,23 @@ def _single(forms: _GeneralForms, input: Tensor, **kwargs: Any) -> Any:
 
 
 def _to(forms: _GeneralForms, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """A conversion to the type that a tensor has, as of a module that is written for several."""
-    wanted = {*args, *kwargs.values()}
-    return input if wanted == {input.dtype} else _AS_IT_IS
+    """A conversion to the type and place that a tensor has, as of a module that is written for several."""
+    return input if {*args, *kwargs.values()} <= {input.dtype, input.device} else _AS_IT_IS
+
+
+def _repeated(forms: _GeneralForms, input: Tensor, repeats: Any, dim: int | None = None, **kwargs: Any) -> Any:
+    """Each part of an axis several times."""
+    if not isinstance(repeats, int) or dim is None or input.shape[dim] > _MOST_PARTS:
+        return _AS_IT_IS
+    return torch.cat([input.narrow(dim, i, 1) for i in range(input.shape[dim]) for _ in range(repeats)], dim)
+
+
+def _reordered(forms: _GeneralForms, equation: Any, *operands: Tensor) -> Any:
+    """`einsum` of one tensor that only changes the order of its axes."""
+    before, _, after = equation.replace(" ", "").partition("->") if isinstance(equation, str) else ("", "", "")
+    if len(operands) != 1 or len(set(before)) != len(before) or sorted(before) != sorted(after) or not before.isalpha():
+        return _AS_IT_IS
+    return operands[0].permute([before.index(axis) for axis in after])
 
 
 def _resized(forms: _GeneralForms, input: Tensor, size: Any = None, scale_factor: Any = None, **kwargs: Any) -> Any:
@@ -318,6 +333,9 @@ _EVERYWHERE: Mapping[Any, _Form] = MappingProxyType(
         F.scaled_dot_product_attention: _attention,
         F.dropout: _dropout,
         F.interpolate: _resized,
+        torch.einsum: _reordered,
+        torch.repeat_interleave: _repeated,
+        torch.Tensor.repeat_interleave: _repeated,
         torch.chunk: _chunk,
         torch.Tensor.chunk: _chunk,
         torch.split: _split,

@@ -130,7 +130,7 @@ def test_a_module_that_fails_is_one_line(opened: Checkpoint) -> None:
 
 
 def test_the_operator_that_does_not_convert_is_named() -> None:
-    said = "the operator {} is not converted, and the general passes of docs/students.md have no other form of it"
+    said = "the operator {} is not converted; the general passes (docs/students.md) have no other form of it"
     inner = RuntimeError("No ONNX function found for <OpOverload(op='aten._linalg_svd', overload='default')>")
     outer = RuntimeError("student -> onnx:cpu: Failed to convert the exported program")
     outer.__cause__ = inner
