@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from snapgen_deploy.asked import AskedModel
+from snapgen_deploy.checkpoint.about import config_table
 from snapgen_deploy.checkpoint.library import open_library_folder
 from snapgen_deploy.checkpoint.lora import Adapter, Update, open_adapter, parsed
 from snapgen_deploy.checkpoint.merged import MergedSource, merged, refuse_left
@@ -114,8 +115,9 @@ class CheckpointPlace:
     def _check_module(self, path: Path | None) -> None:
         """BadInput for options that do not go with `module`, or need it."""
         if not self.module:
-            if self.family == OF_A_MODULE:
-                raise BadInput(f"--family {OF_A_MODULE}: name the class with --module package.module:Class")
+            said = None if self.config is None else config_table(self.config).get("family")
+            if OF_A_MODULE in (self.family, said):
+                raise BadInput(f"family {OF_A_MODULE}: name the class with --module package.module:Class")
             return
         if path is None:
             raise BadInput(f"--module {self.module}: has no weights; give the file with --checkpoint")

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -229,6 +230,13 @@ def _power(forms: _GeneralForms, input: Any, exponent: Any) -> Any:
     return input * input if isinstance(input, Tensor) and not isinstance(exponent, Tensor) and exponent == 2 else _AS_IT_IS
 
 
+def _with_fractions(func: Any, forms: _GeneralForms, *args: Any, **kwargs: Any) -> Any:
+    """Arithmetic with whole numbers as with others: an integer would be a constant that is converted at run time."""
+    if kwargs or not any(type(a) is int for a in args) or not all(a.is_floating_point() for a in args if isinstance(a, Tensor)):
+        return _AS_IT_IS
+    return func(*(float(a) if type(a) is int else a for a in args))
+
+
 def _chunk(forms: _GeneralForms, input: Tensor, chunks: int, dim: int = 0) -> Any:
     return _split(forms, input, -(-input.shape[dim] // chunks), dim)
 
@@ -331,6 +339,7 @@ _Form = Callable[..., Any]
 _EVERYWHERE: Mapping[Any, _Form] = MappingProxyType(
     {
         F.scaled_dot_product_attention: _attention,
+        F.rms_norm: _rms_norm,
         F.dropout: _dropout,
         F.interpolate: _resized,
         torch.einsum: _reordered,
@@ -352,15 +361,20 @@ _EVERYWHERE: Mapping[Any, _Form] = MappingProxyType(
 _NORMS: Mapping[Any, _Form] = MappingProxyType(
     {
         F.layer_norm: _layer_norm,
-        F.rms_norm: _rms_norm,
         F.group_norm: _group_norm,
         torch.pow: _power,
         torch.Tensor.pow: _power,
         torch.Tensor.__pow__: _power,
     }
 )
+_ARITHMETIC = (
+    torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__, torch.sub, torch.Tensor.sub,
+    torch.Tensor.__sub__, torch.Tensor.__rsub__, torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__,
+    torch.div, torch.Tensor.div, torch.Tensor.__truediv__, torch.Tensor.__rtruediv__,
+)  # fmt: skip
 _SPELLED: Mapping[Any, _Form] = MappingProxyType(
     {
+        **{func: partial(_with_fractions, func) for func in _ARITHMETIC},
         F.gelu: _gelu,
         torch.matmul: _product,
         torch.Tensor.matmul: _product,

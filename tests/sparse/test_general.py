@@ -54,6 +54,7 @@ CALLS: dict[str, Callable[[Tensor], Tensor]] = {
     "numbers as indices": lambda x: x[0, -1] + x[:, 3].mean(0) + x[1][2] + x.unbind(1)[2][0] + x[..., :][0, 0],
     "new axes": lambda x: (x[:, None, 0, ..., None] + x[:, 3].unsqueeze(-1)[:, None]).squeeze() + x[:1, 1, 0:1].squeeze(-1),
     "views": lambda x: x.transpose(1, 2).contiguous().view(2, 4, -1).float().to(torch.float32).view([2, -1]).to("cpu"),
+    "whole numbers": lambda x: (1 + x) * 2 - (4 - x) / 5 + torch.add(x, 1) + x.mul(3) + torch.sub(x, x, alpha=2) + 6 / (9 + x),
     "orders": lambda x: torch.einsum("nab->ban", x) + torch.einsum("abc,cd->bda", x, torch.eye(16)).transpose(0, 1),
     "repeated": lambda x: x.repeat_interleave(3, dim=1) + torch.repeat_interleave(x, 3, -2) + x[0, 0].repeat_interleave(2)[:16],
     "places": lambda x: x.to(x.device) + x.to(device=x.device, dtype=x.dtype) + x.to(torch.float64).to(x.dtype),

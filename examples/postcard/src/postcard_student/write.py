@@ -20,6 +20,7 @@ from postcard_student.network import Postcard
 
 SHIFT, STEPS = 3.0, 4
 CONFIG = {
+    "family": "module",
     "name": "postcard",
     "trained": False,
     "resolution": [64, 64],
