@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.util import Finalize
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -154,5 +155,7 @@ def pytest_collection_finish() -> None:
         from snapgen_deploy.export.shared.tracing import quick_tracing
 
         _for_good.enter_context(quick_tracing())
+    if (entry := sys.modules.get("coremltools.converters._converters_entry")) is not None:
+        entry.gc = SimpleNamespace(collect=lambda: 0)  # after each conversion: here it looks at all that the tests hold
     if (typer := sys.modules.get("typer.testing")) is not None:  # it would read every command's signature for each call
         typer._get_command = functools.cache(typer._get_command)
