@@ -26,6 +26,7 @@ class Writing:
     half_ops: OpForm = "half"  # the same at precision fp16
     upsample: UpsampleForm | None = None  # None: the layout's own
     forms: tuple[str, ...] = ("loop", "batched", "per_head")  # of the student's local attention, for `export --tune`
+    attentions: tuple[str, ...] = ()  # values of the target's option `attention`, for `export --tune`
     text_form: str = "per_head"  # of the text encoder's attention
 
     def ops_at(self, precision: str) -> OpForm:

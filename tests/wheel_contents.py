@@ -12,6 +12,7 @@ NEEDED = (
     "snapgen_deploy/py.typed",
     "snapgen_deploy/command/__init__.py",
     "snapgen_deploy/export/registry.py",
+    "snapgen_deploy/export/onnx/attention_times.json",
     "snapgen_deploy/device_profiles/iphone16pm.toml",
     "snapgen_deploy/latency/__init__.py",
     "snapgen_deploy/latency/links/iphone_runner/RunnerTests/RunnerTests.swift",

@@ -6,13 +6,13 @@ TensorRT fuses by itself and whose parser knows no operator of onnxruntime's own
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from snapgen_deploy.export.base import Artifact, Component, Description
+from snapgen_deploy.export.base import Description
 from snapgen_deploy.export.cuda.spec import CUDA, CUDA_UNIT
 from snapgen_deploy.export.onnx.target import Onnx
+from snapgen_deploy.export.onnx.write import OPERATOR
 
 
 class OnnxCuda(Onnx):
@@ -21,17 +21,7 @@ class OnnxCuda(Onnx):
     variants: tuple[str, ...] = CUDA.variants
     precisions: tuple[str, ...] = CUDA.precisions
     providers: tuple[str, ...] = (CUDA_UNIT, *Onnx.providers)
-
-    def export(
-        self, component: Component, variant: str, precision: str, directory: Path, options: Mapping[str, str]
-    ) -> Artifact:
-        """Write `<role>.onnx` (and `<role>.onnx.data` for large weights) into `directory`.
-
-        Raises:
-            BadInput: if the variant, precision or an option is not offered.
-            RuntimeError: if torch or onnx refuse the network; the message is one line.
-        """
-        return super().export(component, variant, precision, directory, {"attention": "operator", **options})
+    attention: str = OPERATOR
 
     def unavailable(self, variant: str) -> str | None:
         """None if onnxruntime here has the CUDA provider."""

@@ -6,7 +6,7 @@ from snapgen_deploy.export.spec import Cost, Memory, Runtime, TargetSpec, Writin
 
 TOOLS = ("onnx", "onnxruntime", "onnxscript", "onnx-ir", "optimum", "optimum-onnx", "transformers", "protobuf")
 # onnxruntime fuses whole norms; the delegates of phones take them only spelled out.
-WRITING = Writing(ops="native", half_ops="native", upsample="native")
+WRITING = Writing(ops="native", half_ops="native", upsample="native", attentions=("operator", "spelled"))
 
 ONNX = TargetSpec(
     name="onnx",

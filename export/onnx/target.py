@@ -7,7 +7,9 @@ Options of `Onnx.export` (all values are text):
   (`snapgen_deploy.export.onnx.optimum_exporter`).
 - `opset`: 20 (default) or a later one that torch can write.
 - `folders`: `flat` (default) or `diffusers`; checked here, applied by `snapgen_deploy.export.onnx.optimum_layout`.
-- `attention`: `spelled` (default) as two products and a softmax, or `operator` (`snapgen_deploy.export.onnx.attention`).
+- `attention`: `measured` (default of onnx:cpu) as onnxruntime's own operator where that is quicker
+  (`snapgen_deploy.export.onnx.attention_times`), `operator` wherever it can be, `spelled` as two products and a softmax, in
+  standard operators alone.
 - `license`, `author`: stored in the file's metadata.
 - `external_data_bytes`: weights above this many bytes in all go to one `.onnx.data` file beside the model; by default
   2 000 000 000, below the 2 GiB that a protobuf message may have.
@@ -43,16 +45,16 @@ from snapgen_deploy.export.base import (
     average_bits,
     not_quantised,
 )
-from snapgen_deploy.export.onnx import attention as onnx_attention
 from snapgen_deploy.export.onnx import by_tensor as onnx_by_tensor
 from snapgen_deploy.export.onnx import file as onnx_file
 from snapgen_deploy.export.onnx import headroom as onnx_headroom
 from snapgen_deploy.export.onnx import palettes as onnx_palettes
 from snapgen_deploy.export.onnx import quantise as onnx_quantise
 from snapgen_deploy.export.onnx import weights as onnx_weights
+from snapgen_deploy.export.onnx.fused import fuse
 from snapgen_deploy.export.onnx.rules import rules_of_linear_time
 from snapgen_deploy.export.onnx.spec import ONNX
-from snapgen_deploy.export.onnx.write import GRAPH_KEY, OnnxSettings, check_file, clean, write
+from snapgen_deploy.export.onnx.write import GRAPH_KEY, MEASURED, OnnxSettings, check_file, clean, write
 from snapgen_deploy.export.shared.weights_given import with_weights_given
 from snapgen_deploy.system.quiet import first_line, quiet
 
@@ -77,6 +79,7 @@ class Onnx:
     precisions: tuple[str, ...] = ONNX.precisions
     suffix: str = ONNX.suffix
     providers: tuple[str, ...] = ("CPUExecutionProvider",)  # of onnxruntime, in order of preference
+    attention: str = MEASURED  # the option's default
 
     def export(
         self, component: Component, variant: str, precision: str, directory: Path, options: Mapping[str, str]
@@ -94,7 +97,7 @@ class Onnx:
                 f"onnx: got variant {variant!r} and precision {precision!r}; "
                 f"offered are {', '.join(self.variants)} and {', '.join(self.precisions)}"
             )
-        settings = OnnxSettings.parse(options)
+        settings = OnnxSettings.parse(options, self.attention)
         how = onnx_quantise.how_of(precision, component)
         if isinstance(how, onnx_quantise.Palettes):
             settings = dataclasses.replace(settings, opset=max(settings.opset, onnx_palettes.OPSET))
@@ -275,9 +278,8 @@ def _make(component: Component, settings: OnnxSettings, scratch: Path) -> Path:
     example = component.example
     plain = scratch / "plain" / f"{component.role}.onnx"
     if settings.optimize == "none":
-        model, origin = _convert(component, names, example, settings.opset), "as exported"
-        if settings.attention == "operator":
-            origin += f", {onnx_attention.as_operators(model)} attentions as operators"
+        model = _convert(component, names, example, settings.opset)
+        origin = f"as exported{fuse(model, settings.attention)}"
         write(model, component, origin, plain, settings)
         component.release()
         return plain
@@ -287,7 +289,9 @@ def _make(component: Component, settings: OnnxSettings, scratch: Path) -> Path:
     names = (list(config.inputs), list(config.outputs))
     example = tuple(config.generate_dummy_inputs(framework="pt").values())
     reference = optimum_exporter.Recorded(config, component)  # now: a graph beside the activations would be too much
-    write(_convert(component, names, example, settings.opset), component, "as exported", plain, settings)
+    model = _convert(component, names, example, settings.opset)
+    write(model, component, f"as exported{fuse(model, settings.attention)}", plain, settings)
+    del model
     return optimum_exporter.optimise(config, component, reference, plain, settings)
 
 

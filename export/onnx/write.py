@@ -26,6 +26,12 @@ EXTERNAL_DATA_BYTES = 2_000_000_000
 SMALL_TENSOR = 1024  # bytes; smaller tensors stay in the model file when weights are external
 
 
+MEASURED, OPERATOR, SPELLED = "measured", "operator", "spelled"  # how attention is written
+
+
+ATTENTIONS = (MEASURED, OPERATOR, SPELLED)
+
+
 IR_TYPES = {"FLOAT": "float32", "INT32": "int32"}
 
 
@@ -42,11 +48,11 @@ class OnnxSettings:
     folders: str = "flat"
     license: str = ""
     author: str = ""
-    attention: str = "spelled"
+    attention: str = SPELLED
 
     @staticmethod
-    def parse(options: Mapping[str, str]) -> OnnxSettings:
-        """From the plan's text options.
+    def parse(options: Mapping[str, str], attention: str = SPELLED) -> OnnxSettings:
+        """From the plan's text options; `attention` is the target's own default.
 
         Raises:
             BadInput: if a name is unknown, or a value is not allowed.
@@ -60,9 +66,9 @@ class OnnxSettings:
         folders = options.get("folders", "flat")
         if folders not in ("flat", "diffusers"):
             raise BadInput(f"onnx: option folders={folders!r}; expected flat or diffusers")
-        attention = options.get("attention", "spelled")
-        if attention not in ("spelled", "operator"):
-            raise BadInput(f"onnx: option attention={attention!r}; expected spelled or operator")
+        attention = options.get("attention", attention)
+        if attention not in ATTENTIONS:
+            raise BadInput(f"onnx: option attention={attention!r}; expected {', '.join(ATTENTIONS[:-1])} or {ATTENTIONS[-1]}")
         return OnnxSettings(
             optimize,
             _integer(options, "opset", _OPSET, _OPSET),

@@ -21,7 +21,7 @@ QNN = TargetSpec(
     one_size="Qualcomm's emulation crashes when it loads contexts that share weights, so that they cannot be checked",
     from_figures=("soc_model", "htp_arch"),
     # the NPU has no Einsum, which the split form of attention is made of
-    writing=replace(WRITING, forms=("loop", "batched"), text_form="batched"),
+    writing=replace(WRITING, forms=("loop", "batched"), text_form="batched", attentions=()),
     # of the embedded checkpoint alone, with a wide margin: the compiler's process, and one that runs each component, included
     memory=Memory(Cost(1_000_000_000, 8.0), Cost(1_500_000_000, 4.0, 4.0)),
     tools=(*TOOLS, "onnxruntime-qnn"),

@@ -258,7 +258,7 @@ def _graph(component: Component, precision: str, folder: Path) -> Path:
     """The graph to compile: exported, in the NPU's operations, and quantised if the precision requires it."""
     import onnx
 
-    exported = Onnx().export(component, "cpu", "fp32", folder, {})
+    exported = Onnx().export(component, "cpu", "fp32", folder, {"attention": "spelled"})
     plain, total = exported.path, sum(f.stat().st_size for f in exported.files)
     if total > EXTERNAL_DATA_BYTES:  # the quantiser and the compiler were never tried with a model in several files
         raise BadInput(

@@ -19,6 +19,7 @@ WEB = replace(
     one_size="a page loads a whole file for each component, and would load the weights once more for each size",
     one_picture="a page draws one picture in a call",
     folders={},
+    writing=replace(ONNX.writing, attentions=()),
     apps={"web": ""},
     noise="philox4x32-10",  # which a page can make, too
     memory=Memory(

@@ -11,6 +11,7 @@ from pathlib import Path
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact, Component, Joined
 from snapgen_deploy.export.onnx.target import Onnx
+from snapgen_deploy.export.onnx.write import SPELLED
 from snapgen_deploy.export.web.spec import WEB
 
 MOST_BYTES = 2_000_000_000  # of a component: Chromium's ArrayBuffers end at 2^31 - 1 bytes, and WebAssembly's memory at 4 GiB
@@ -21,6 +22,7 @@ class OnnxWeb(Onnx):
 
     variants: tuple[str, ...] = WEB.variants
     precisions: tuple[str, ...] = WEB.precisions
+    attention: str = SPELLED  # neither onnxruntime-web's WebAssembly nor its WebGPU was measured with operators
 
     def export(
         self, component: Component, variant: str, precision: str, directory: Path, options: Mapping[str, str]

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -105,12 +106,14 @@ class Ready:
     call: Callable[[], object]
 
 
-def prepare(name: str, component: Component, target: str, threads: int, folder: Path) -> Ready:
+def prepare(
+    name: str, component: Component, target: str, threads: int, folder: Path, options: Mapping[str, str] = MappingProxyType({})
+) -> Ready:
     """Export a component into a folder of its own, load it, and count its operations."""
     found, variant = target_of(target)
     place = folder / name.replace(" ", "-").replace(",", "")
     place.mkdir()
-    artifact = found.export(component, variant, spec_of(target).precisions[0], place, {})
+    artifact = found.export(component, variant, spec_of(target).precisions[0], place, options)
     run = found.open(artifact.path, threads=threads)
     feed = {p.name: e.numpy() for p, e in zip(component.inputs, component.example, strict=True)}
     return Ready(name, trace_costs(component, spelling_of(target).element), lambda: run(feed))

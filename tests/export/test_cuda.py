@@ -59,7 +59,7 @@ def inputs(component: Component) -> dict[str, np.ndarray]:
 def test_tensorrt_gets_products_and_softmax(tmp_path):
     made = OnnxCuda().export(attentions(), "cuda", "fp32", tmp_path, {"attention": "spelled"})
     assert not any(node.domain for node in onnx.load(made.path).graph.node)
-    with pytest.raises(BadInput, match="attention='flash'; expected spelled or operator"):
+    with pytest.raises(BadInput, match="attention='flash'; expected measured, operator or spelled"):
         Onnx().export(attentions(), "cpu", "fp32", tmp_path, {"attention": "flash"})
 
 
