@@ -281,6 +281,8 @@ def export(
     if model.license is None:
         refuse_forbidden(opened.license, place.folders)
     validate(opened, values=False)  # here: no plan is printed for a checkpoint that cannot be exported
+    if golden is None:
+        refuse_without_vectors(None, opened.config)
     sizes = [parse_resolution(text) for text in resolution or ()]
     size = sizes[0] if sizes else None
 
@@ -310,7 +312,8 @@ def export(
     executor, threads = executor or EXECUTOR, threads or default_threads()
     pictures = pictures_of(opened, plan, Asked(prompts, fidelity, fidelity_samples, scorer, calibration))
     held = open_golden(golden, opened.config, plan, opened.tokenizers) if golden is not None else None
-    refuse_without_vectors(held, opened.config)
+    if held is not None:
+        refuse_without_vectors(held, opened.config)
     if tune:
         from snapgen_deploy.latency.estimate.tune import tune_plan
 

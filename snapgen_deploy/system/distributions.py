@@ -62,7 +62,7 @@ def installed_class(name: str) -> InstalledClass:
     if not isinstance(found, type):
         raise BadInput(f"{begin}{module} has no class {kind}")
     owned = _owner(found.__module__, begin)  # it may come from elsewhere
-    file = Path(getattr(sys.modules[found.__module__], "__file__", None) or "").resolve()
+    file = Path(getattr(sys.modules.get(found.__module__), "__file__", None) or "").resolve()
     if not any(file.is_relative_to(place) for place in owned.places):
         raise BadInput(f"{begin}{file} is not a file of {owned.distribution.name}")
     sources = {path for place in owned.places for path in (place.rglob("*.py") if place.is_dir() else (place,))}
