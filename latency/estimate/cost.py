@@ -26,6 +26,7 @@ from snapgen_deploy.latency.estimate.cost_ops import (
     FREE,
     PRODUCTS,
     RESHAPES,
+    SPLITS,
     TRANSPOSES,
     OpKind,
     kind_of,
@@ -127,7 +128,11 @@ class _Recorder(TorchDispatchMode):
             self._transpose(name, args, outputs[0])
         else:
             self._materialise(inputs, swapped_too=name not in PRODUCTS)
-            if name in FREE or name in RESHAPES:
+            if name in SPLITS:
+                axis = args[2] if len(args) > 2 else (kwargs or {}).get("dim", 0)
+                for part in outputs:
+                    self._note("slice", (args[0], axis), inputs, part)
+            elif name in FREE or name in RESHAPES:
                 self._rename(inputs[0], outputs[0])
                 if name in RESHAPES:
                     self.found.append(OpCost(name, "view", 0, 0, 0))

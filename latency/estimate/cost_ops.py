@@ -39,6 +39,8 @@ RESHAPES = frozenset({"view", "_unsafe_view", "unsqueeze", "squeeze", "_reshape_
 # Operations that do not appear in an exported graph. torch adds `clone` when a reshape follows a transpose; the transpose is
 # already counted.
 FREE = frozenset({"expand", "alias", "detach", "clone", "lift_fresh"})
+# Several slices in one operation, each of which is counted: runtimes copy every part.
+SPLITS = frozenset({"split", "split_with_sizes"})
 TRANSPOSES = frozenset({"t", "transpose", "permute"})
 PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
 

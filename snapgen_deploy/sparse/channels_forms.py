@@ -56,12 +56,7 @@ def dense_batched(q: Tensor, k: Tensor, v: Tensor, heads: Heads, bias: Tensor | 
 
 def dense_per_head(q: Tensor, k: Tensor, v: Tensor, heads: Heads, bias: Tensor | None = None) -> Tensor:
     """One pair of products per query head."""
-    kt, d = k.permute(0, 3, 2, 1), heads.dim  # (B, M, 1, h_kv*d)
-    parts = []
-    for i in range(heads.queries):
-        j = i // heads.group
-        parts.append(_one_head(q.narrow(1, i * d, d), kt.narrow(3, j * d, d), v.narrow(1, j * d, d), bias))
-    return _joined(parts, 1)  # (B, h*d, 1, N)
+    return _per_head(q, k.permute(0, 3, 2, 1), v, heads, bias)
 
 
 def near_loop(q: Tensor, k: Tensor, v: Tensor, heads: Heads, blocks: int, radius: int) -> Tensor:
@@ -118,13 +113,11 @@ def near_batched(q: Tensor, k: Tensor, v: Tensor, heads: Heads, blocks: int, rad
 def near_per_head(q: Tensor, k: Tensor, v: Tensor, heads: Heads, blocks: int, radius: int) -> Tensor:
     """One pair of products per block and query head."""
     kt = k.permute(0, 3, 2, 1)  # (B, N, 1, h_kv*d)
-    d, parts = heads.dim, []
+    parts = []
     for w in windows(q.shape[3], blocks, radius):
         queries = q.narrow(3, w.start, w.length)  # (B, h*d, 1, size)
         keys, values = kt.narrow(1, w.key_start, w.key_length), v.narrow(3, w.key_start, w.key_length)
-        of_keys = [(keys.narrow(3, j * d, d), values.narrow(1, j * d, d)) for j in range(heads.keys)]
-        mixed = [_one_head(queries.narrow(1, i * d, d), *of_keys[i // heads.group]) for i in range(heads.queries)]
-        parts.append(_joined(mixed, 1))  # (B, h*d, 1, size)
+        parts.append(_per_head(queries, keys, values, heads))
     return _joined(parts, 3)  # (B, h*d, 1, N)
 
 
@@ -135,6 +128,19 @@ CHANNELS_FORMS: Mapping[str, ChannelsForm] = MappingProxyType(
         "per_head": ChannelsForm(dense_per_head, near_per_head),
     }
 )
+
+
+def equal_parts(x: Tensor, size: int, dim: int) -> list[Tensor]:
+    """Parts of one size along an axis, by one operation that gives all of them.
+
+    A single part is a slice, which converters drop: published loads were counted with it (`latency.estimate.published`).
+    """
+    return [x.narrow(dim, 0, size)] if x.shape[dim] == size else list(torch.split(x, size, dim))
+
+
+def halves_exchanged(x: Tensor) -> Tensor:
+    """(B, h, d, N) -> the same with the two halves of d exchanged, as rotary positions need them."""
+    return torch.cat(equal_parts(x, x.shape[2] // 2, 2)[::-1], 2)
 
 
 def _grouped(q: Tensor, heads: Heads) -> Tensor:
@@ -149,13 +155,20 @@ def _keys(x: Tensor, heads: Heads) -> Tensor:
 
 def _attend(grouped: Tensor, kt: Tensor, v: Tensor, heads: Heads, bias: Tensor | None = None) -> Tensor:
     """grouped (X, Y, g*d, n), kt (X, Y, m, d), v (X, Y, d, m), bias (X, 1, m, 1) -> (X, Y, g*d, n)."""
-    group, dim, count = heads.group, heads.dim, grouped.shape[3]
-    columns = _joined([grouped.narrow(2, i * dim, dim) for i in range(group)], 3)  # (X, Y, d, g*n)
+    dim, count = heads.dim, grouped.shape[3]
+    columns = _joined(equal_parts(grouped, dim, 2), 3)  # (X, Y, d, g*n)
     scores = torch.matmul(kt, columns)  # (X, Y, m, g*n)
     if bias is not None:
         scores = scores + bias
     mixed = torch.matmul(v, scores.softmax(2))  # (X, Y, d, g*n)
-    return _joined([mixed.narrow(3, i * count, count) for i in range(group)], 2)  # (X, Y, g*d, n)
+    return _joined(equal_parts(mixed, count, 3), 2)  # (X, Y, g*d, n)
+
+
+def _per_head(q: Tensor, kt: Tensor, v: Tensor, heads: Heads, bias: Tensor | None = None) -> Tensor:
+    """q (B, h*d, 1, n), kt (B, m, 1, h_kv*d), v (B, h_kv*d, 1, m), bias (B, m, 1, 1) -> (B, h*d, 1, n)."""
+    queries, keys, values = equal_parts(q, heads.dim, 1), equal_parts(kt, heads.dim, 3), equal_parts(v, heads.dim, 1)
+    of_head = [(query, keys[i // heads.group], values[i // heads.group]) for i, query in enumerate(queries)]
+    return _joined([_one_head(*three, bias) for three in of_head], 1)
 
 
 def _one_head(q: Tensor, kt: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from snapgen_deploy.models.attention import AdaptiveSparseSelfAttention, CrossAttention, SelfAttention
 from snapgen_deploy.sparse import fold
-from snapgen_deploy.sparse.channels_forms import ChannelsForm
+from snapgen_deploy.sparse.channels_forms import ChannelsForm, halves_exchanged
 from snapgen_deploy.sparse.geometry import Heads
 
 MapGrid = tuple[int, int]
@@ -55,9 +55,7 @@ class ChannelsNorm(nn.Module):
 
 def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary positions; x (B, h, d, N), rope: C and S (d, N)."""
-    half = x.shape[2] // 2
-    swapped = torch.cat([x.narrow(2, half, half), x.narrow(2, 0, half)], dim=2)  # (B, h, d, N)
-    return x * rope[0] + swapped * rope[1]
+    return x * rope[0] + halves_exchanged(x) * rope[1]
 
 
 class ChannelsSelfAttention(nn.Module):

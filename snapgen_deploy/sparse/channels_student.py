@@ -12,7 +12,7 @@ from snapgen_deploy.models.dit_config import STAGES
 from snapgen_deploy.models.text_projection import TextProjection
 from snapgen_deploy.models.time_embedding import PooledProjection, TimeEmbedding
 from snapgen_deploy.sparse import fold
-from snapgen_deploy.sparse.channels_forms import ChannelsForm
+from snapgen_deploy.sparse.channels_forms import ChannelsForm, equal_parts
 from snapgen_deploy.sparse.channels_layers import (
     ChannelsCrossAttention,
     ChannelsMLP,
@@ -44,8 +44,8 @@ class ChannelsBlock(nn.Module):
 
     def forward(self, x: Tensor, six: Tensor, text: Tensor, bias: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """x (B, D, 1, N), six (B, 6*D, 1, 1), text (B, T, 1, L), bias (B, L, 1, 1) -> (B, D, 1, N)."""
-        modulation, d = six + self.table, self.hidden  # (B, 6*D, 1, 1)
-        shift1, scale1, gate1, shift2, scale2, gate2 = (modulation.narrow(1, i * d, d) for i in range(6))  # (B, D, 1, 1)
+        modulation = six + self.table  # (B, 6*D, 1, 1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = equal_parts(modulation, self.hidden, 1)  # (B, D, 1, 1) each
         x = x + gate1 * self.attention(self.norm(x) * scale1 + shift1, rope)
         x = x + self.cross(x, text, bias)
         y: Tensor = x + gate2 * self.ffn(self.norm(x) * scale2 + shift2)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from snapgen_deploy.models.attention import MASKED
 from snapgen_deploy.models.library_text import Encoded, LibraryText, cut_embeddings
 from snapgen_deploy.sparse import fold
+from snapgen_deploy.sparse.channels_forms import equal_parts, halves_exchanged
 from snapgen_deploy.sparse.channels_layers import ChannelsNorm
 from snapgen_deploy.sparse.geometry import Heads
 from snapgen_deploy.sparse.library_parts import (
@@ -63,9 +64,7 @@ class ChannelsLibraryLayer(LibraryLayer):
         if norm is not None:
             y = norm(y)
         if rope is not None:
-            half = self.heads.dim // 2
-            swapped = torch.cat([y.narrow(2, half, half), y.narrow(2, 0, half)], dim=2)
-            y = y * rope[0] + swapped * rope[1]
+            y = y * rope[0] + halves_exchanged(y) * rope[1]
         return y.reshape(x.shape)
 
 
@@ -134,15 +133,17 @@ def _capped(scores: Tensor, cap: float | None) -> Tensor:
 
 def _per_head(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, heads: Heads, cap: float | None) -> Tensor:
     """One pair of products per query head, on channel slices (split einsum)."""
-    kt, d, parts = k.permute(0, 3, 2, 1), heads.dim, []  # (1, L, 1, h_kv*d)
+    queries, values = equal_parts(q, heads.dim, 1), equal_parts(v, heads.dim, 1)  # (1, d, 1, L) each
+    keys = equal_parts(k.permute(0, 3, 2, 1), heads.dim, 3)  # (1, L, 1, d) each
+    parts = []
     shared = bias.shape[1] == 1
     flat = bias.reshape(1, bias.shape[2], 1, bias.shape[3]) if shared else None  # (1, keys, 1, queries)
-    for i in range(heads.queries):
+    for i, query in enumerate(queries):
         j = i // heads.group
-        scores = torch.einsum("bkhc,bchq->bkhq", kt.narrow(3, j * d, d), q.narrow(1, i * d, d))  # (1, keys, 1, queries)
+        scores = torch.einsum("bkhc,bchq->bkhq", keys[j], query)  # (1, keys, 1, queries)
         own = bias.narrow(1, i, 1).reshape(1, bias.shape[2], 1, bias.shape[3]) if flat is None else flat
         weights = (_capped(scores, cap) + own).softmax(1)
-        parts.append(torch.einsum("bchk,bkhq->bchq", v.narrow(1, j * d, d), weights))  # (1, d, 1, queries)
+        parts.append(torch.einsum("bchk,bkhq->bchq", values[j], weights))  # (1, d, 1, queries)
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.attention import MASKED
 from snapgen_deploy.sparse import fold
-from snapgen_deploy.sparse.channels_forms import dense_per_head
+from snapgen_deploy.sparse.channels_forms import dense_per_head, equal_parts
 from snapgen_deploy.sparse.channels_layers import ChannelsNorm
 from snapgen_deploy.sparse.forms import dense
 from snapgen_deploy.sparse.geometry import Heads
@@ -362,7 +362,7 @@ class ChannelsForms:
     def parts(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
         """(B, k*D, 1, 1) -> k times (B, D, 1, 1)."""
         width = x.shape[1] // count
-        return (x,) if count == 1 else tuple(x.narrow(1, i * width, width) for i in range(count))
+        return tuple(equal_parts(x, width, 1))
 
     def table(self, rows: Tensor) -> Tensor:
         """(k, D) -> (1, k*D, 1, 1)."""

@@ -14,6 +14,7 @@ from snapgen_deploy.models.attention import MASKED
 from snapgen_deploy.models.text_projection import TextProjection
 from snapgen_deploy.models.unet import GatedFeedForward, MultiQueryAttention, SpatialTransformer, UNet, UNetBlock
 from snapgen_deploy.sparse import fold
+from snapgen_deploy.sparse.channels_forms import halves_exchanged
 from snapgen_deploy.sparse.channels_layers import ChannelsMLP
 from snapgen_deploy.sparse.library_parts import RotaryTable
 from snapgen_deploy.sparse.unet_image import ImageUNet, WrittenUNetBlock, group_norm
@@ -83,9 +84,7 @@ class MapMultiQuery(nn.Module):
 
 def _turned(x: Tensor, rope: RotaryTable) -> Tensor:
     """Rotary positions; x (B, h, d, N), rope: C and S (d, N)."""
-    half = x.shape[2] // 2
-    swapped = torch.cat([x.narrow(2, half, half), x.narrow(2, 0, half)], dim=2)  # (B, h, d, N)
-    return x * rope[0] + swapped * rope[1]
+    return x * rope[0] + halves_exchanged(x) * rope[1]
 
 
 class MapGated(nn.Module):
