@@ -167,6 +167,7 @@ def main() -> None:
                 for where, checkout in checkouts.items():
                     prepare(TASKS[name], checkout, outs[where], done)
                     runs[where].append(run(checkout, TASKS[name].words, outs[where]))
+                    done.add((checkout, name))
                     print(f"{name}, {where}: {runs[where][-1]}", flush=True)
             found["tasks"][name] = runs
             path.write_text(json.dumps(found, indent=1) + "\n")
