@@ -142,7 +142,14 @@ def table(record: dict[str, Any]) -> str:
     for p in phone["points"]:
         times = f"{p['published_ms']:g} | {p['fitted_ms']:.0f} | {p['predicted_ms']:.0f}"
         lines.append(f"| {p['name']} | {times} | {100 * p['error']:+.0f} % |")
-    lines += ["", f"90 % interval from the errors without each: a factor of {phone['factor']:.2f} each way."]
+    known = [p for p in phone["points"] if p["apart"] is None]
+    apart = [p for p in phone["points"] if p["apart"] is not None]
+    longer = " and ".join(f"{p['name']} (up to {p['published_ms'] / p['predicted_ms']:.2f} times longer)" for p in apart)
+    lines += [
+        "",
+        f"90 % interval from the errors without each of the {len(known)} that are fitted: a factor of {phone['factor']:.2f} "
+        f"each way. Not fitted, and wider for networks like them: {longer}.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -156,6 +163,9 @@ def plot(record: dict[str, Any], path: Path) -> None:
     host.set_title(f"{len(rows)} networks the calibration has not seen: mean error {100 * mean_error(rows):.1f} %", fontsize=10)
     points, factor = fit["points"], fit["factor"]
     scatter(phone, [(p["published_ms"], p["predicted_ms"]) for p in points], 1 / factor, factor, f"a factor of {factor:.2f}")
+    apart = [(p["published_ms"], p["predicted_ms"]) for p in points if p["apart"] is not None]
+    phone.plot(*zip(*apart, strict=True), "D", color="#c0392b", markersize=6, label="not fitted: wider for networks like it")
+    phone.legend(frameon=False, loc="upper left")
     phone.set(xlabel="published, ms", ylabel="estimate from the other points, ms")
     phone.set_title(f"iPhone 16 Pro Max: {len(points)} published times", fontsize=10)
     for p in points:

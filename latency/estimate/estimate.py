@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.families.names import STEP, TEXT_ENCODER
+from snapgen_deploy.families.names import STEP, TEXT_ENCODER, title_of
 from snapgen_deploy.latency.estimate.cost_components import Costs, NoCosts, picture_costs, spelling_of
 from snapgen_deploy.latency.estimate.estimate_basis import Basis, BasisKind, EstimatedDevice, Host, NoBasis, basis_of
 from snapgen_deploy.latency.estimate.estimate_measured import find_measured, interval_ms, measured_parts, parts_ms
@@ -114,18 +115,24 @@ def from_measurement(measurement: Measurement, steps: int) -> Estimate:
 def from_costs(
     costs: Costs, basis: Basis, width: str, resolution: tuple[int, int], steps: int, target: str, *, batch: int = 1
 ) -> Estimate:
-    """Apply the machines of a basis to the operations of a picture, or of `batch` pictures, which are encoded one by one."""
+    """Apply the machines of a basis to the operations of a picture, or of `batch` pictures, which are encoded one by one.
+
+    Doubt about a component stretches its share of the interval.
+    """
     costs = {name: ops * batch if name.startswith(TEXT_ENCODER) else ops for name, ops in costs.items()}
-    middle, low, high = (picture_parts(costs, m) for m in (basis.machine, basis.fast, basis.slow))
+    doubts = {name: doubt for name, ops in costs.items() if (doubt := basis.doubt(ops)) is not None}
+    middle = picture_parts(costs, basis.machine)
+    low = picture_parts(costs, basis.fast, {name: 1 / doubt.faster for name, doubt in doubts.items()})
+    high = picture_parts(costs, basis.slow, {name: doubt.slower for name, doubt in doubts.items()})
     ms, least, most = (sum(p.values()) + (steps - 1) * p[STEP] for p in (middle, low, high))
-    return Estimate(ms, least, most, basis.kind, middle, width, resolution, steps, target, basis.lines, batch)
+    lines = (*basis.lines, *(f"{width}, {title_of(name)}: {doubt.line}" for name, doubt in doubts.items()))
+    return Estimate(ms, least, most, basis.kind, middle, width, resolution, steps, target, lines, batch)
 
 
-def picture_parts(costs: Costs, machine: Machine) -> dict[str, float]:
-    """Times in ms of the components, with one step of the student."""
-    return measured_parts(
-        {name: 1e3 * component_times(machine, ops).seconds for name, ops in costs.items()}, 1e3 * machine.picture
-    )
+def picture_parts(costs: Costs, machine: Machine, stretched: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
+    """Times in ms of the components, some of them times a factor, with one step of the student."""
+    seconds = {name: stretched.get(name, 1.0) * component_times(machine, ops).seconds for name, ops in costs.items()}
+    return measured_parts({name: 1e3 * s for name, s in seconds.items()}, 1e3 * machine.picture)
 
 
 def plan_estimator(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 from snapgen_deploy.device_profiles import Profile
 from snapgen_deploy.export.registry import host_default, spec_of
 from snapgen_deploy.latency.estimate import calibrate
+from snapgen_deploy.latency.estimate.cost_components import Ops
 from snapgen_deploy.latency.estimate.cost_ops import OP_KINDS
-from snapgen_deploy.latency.estimate.estimate_fitted import PEAK_BANDWIDTH, fitted
+from snapgen_deploy.latency.estimate.estimate_fitted import PEAK_BANDWIDTH, SHARES, Fit, fitted
 from snapgen_deploy.latency.estimate.machine import Machine, Rate
+from snapgen_deploy.latency.estimate.published import Apart, load_of
 
 BasisKind = Literal["measured", "calibrated", "fitted", "derived"]
 
@@ -41,14 +46,24 @@ EstimatedDevice = Profile | Host
 
 
 @dataclass(frozen=True)
+class Doubt:
+    """What a basis does not describe in one component, and how far that may stretch the ends of its interval."""
+
+    faster: float  # the lower end is divided by this, 1 or more
+    slower: float  # the upper end is multiplied by this, 1 or more
+    line: str
+
+
+@dataclass(frozen=True)
 class Basis:
-    """The machine, and those for both ends of the interval."""
+    """The machine, those for both ends of the interval, and what it does not describe."""
 
     kind: BasisKind
     machine: Machine
     fast: Machine
     slow: Machine
     lines: tuple[str, ...]
+    doubt: Callable[[Ops], Doubt | None] = lambda _: None  # of a component's operations
 
 
 @dataclass(frozen=True)
@@ -101,32 +116,57 @@ def _calibrated(host: Host, target: str) -> Basis | NoBasis:
     return Basis("calibrated", found.machine, found.machine.scaled(1 / factor), found.machine.scaled(factor), lines)
 
 
+_WHAT: Mapping[Apart, str] = MappingProxyType(
+    {
+        "maps": "convolutions over maps are {share} of its traffic",
+        "again": "what is read again, because weights and maps exceed the chip, is {share} of its traffic",
+    }
+)
+
+
+def _doubt(fit: Fit, ops: Ops) -> Doubt | None:
+    """The doubt about a component that is like a published network which the fit does not describe."""
+    load = load_of(ops)
+    point = fit.like(load)
+    if point is None or point.apart is None:
+        return None
+    under, ratio = point.error < 0, point.predicted_ms / point.published_ms
+    line = (
+        f"{_WHAT[point.apart].format(share=f'{100 * SHARES[point.apart](load):.2g} %')}: like {point.what.partition(',')[0]}, "
+        f"which this fit {'under' if under else 'over'}estimates by {abs(100 * point.error):.0f} %"
+    )
+    return Doubt(max(1.0, ratio), max(1.0, 1 / ratio), line)
+
+
 def _apple(device: Profile, target: str) -> Basis | NoBasis:
-    fit = fitted()
+    fit, doubt = fitted(), functools.partial(_doubt, fitted())
     if device.id == FITTED_DEVICE:
-        errors = ", ".join(f"{p.name} {100 * p.error:+.0f} %" for p in fit.points)
+        near = [p for p in fit.points if p.apart is None]
+        errors, others = (", ".join(f"{p.name} {100 * p.error:+.0f} %" for p in ps) for ps in (near, fit.apart))
         a = fit.accelerator
         lines = (
-            f"fitted to {len(fit.points)} published times (arXiv 2601.08303): {a.macs / 1e12:.2g} TMAC/s, "
-            f"{a.stream / 1e9:.3g} GB/s between operations, {a.spill / 1e9:.2g} GB/s for weights and what exceeds the chip",
-            f"how well it predicts: each published time, estimated from the other {len(fit.points) - 1}, is off by {errors} "
-            "(A, C: the paper's earlier networks; small, tiny, full: its widths; snapgen: SnapGen's network)",
-            f"90 % interval from these errors: a factor of {fit.factor:.2f} each way; {len(fit.points)} points are few",
+            f"fitted to {len(near)} published times (arXiv 2601.08303): {a.macs / 1e12:.2g} TMAC/s, "
+            f"{a.stream / 1e9:.3g} GB/s between operations, {a.spill / 1e9:.2g} GB/s for scores beyond the chip; "
+            f"the published {PEAK_BANDWIDTH / 1e9:g} GB/s for weights and what is read again",
+            f"how well it predicts: each of them, estimated from the other {len(near) - 1}, is off by {errors} "
+            f"(A, C: the paper's earlier networks; small, tiny: its widths); not fitted: {others}",
+            f"90 % interval from the former errors: a factor of {fit.factor:.2f} each way; wider for networks like the latter",
         )
-        return Basis("fitted", fit.machine, fit.machine.scaled(1 / fit.factor), fit.machine.scaled(fit.factor), lines)
+        quicker, slower = fit.machine.scaled(1 / fit.factor), fit.machine.scaled(fit.factor)
+        return Basis("fitted", fit.machine, quicker, slower, lines, doubt)
     ops, bandwidth = device.figures.get("npu_ops"), device.figures.get("bandwidth")
     missing = [name for name, figure in (("NPU operations", ops), ("memory bandwidth", bandwidth)) if figure is None]
     if ops is None or bandwidth is None:
         return NoBasis(f"no basis for {target} on {device.name}: its profile has no published {' and no '.join(missing)}")
-    quicker, wider = ops.value / FITTED_OPS, bandwidth.value * 1e9 / PEAK_BANDWIDTH
+    speed, wider = ops.value / FITTED_OPS, bandwidth.value * 1e9 / PEAK_BANDWIDTH
     known, factor = fit.machine, fit.factor * SCALED_SPREAD
-    rates = {k: Rate(mac=r.mac / quicker, read=r.read / quicker) for k, r in known.rates.items()}
-    machine = replace(known, rates=rates, spill=known.spill / wider)
+    rates = {k: Rate(mac=r.mac / speed, read=r.read / speed) for k, r in known.rates.items()}
+    machine = replace(known, rates=rates, spill=known.spill / wider, memory=known.memory / wider)
     line = (
         f"derived from the iPhone 16 Pro Max's fit: arithmetic and on-chip streams by {ops} / {FITTED_OPS:g} TOPS, main "
         f"memory by {bandwidth} / {PEAK_BANDWIDTH / 1e9:g} GB/s; a factor of {factor:.2f} each way, our choice"
     )
-    return Basis("derived", machine, machine.scaled(1 / factor), machine.scaled(factor), (line,))
+    return Basis("derived", machine, machine.scaled(1 / factor), machine.scaled(factor), (line,), doubt)
 
 
 def _arm_cpu(device: Profile) -> Basis | NoBasis:

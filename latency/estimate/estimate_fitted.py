@@ -1,14 +1,15 @@
 """The iPhone 16 Pro Max as a machine, fitted to published times.
 
-Three free parameters for seven points: a MAC rate, the bandwidth of streams between operations (partly through on-chip
-memory), and the bandwidth of what waits for main memory (`machine.excess`). MAC rate and the latter are bounded by the
-published peaks in the profile. The size of on-chip memory is fixed beforehand (`published.ON_CHIP`).
+Three free parameters for five points: a MAC rate, the bandwidth of streams between operations (partly through on-chip memory),
+and the bandwidth of scores that spill. MAC rate and spill bandwidth are bounded by the published peaks in the profile. The size
+of on-chip memory is fixed beforehand (`published.ON_CHIP`), and so is the rate of weights and of operands that are read again:
+the published bandwidth. The fit minimises squared log errors. The interval is exp(+- t * rms) of the leave-one-out log errors,
+Student's t for a 90 % interval with points - parameters degrees of freedom.
 
-No rates meet all points: each sum of `snapgen`'s load is below that of `tiny`, and it takes about as long. So that a point
-whose graph differs from ours does not make all others worse, the fit minimises the Cauchy loss of log errors: errors well above
-`TYPICAL_ERROR` hardly count. They do count for the interval, exp(+- t * rms) of the leave-one-out log errors, Student's t for
-90 %. Its degrees of freedom are points - parameters - 1: terms and loss were chosen on the same points, after many others had
-been tried. That is a rough allowance; there are too few points for a better one.
+Two published points are set apart (`Point.apart`), because the same rates do not meet them: all rates that come close to
+`full` make the others worse, and each sum of `snapgen`'s load that has a fitted rate is below that of `tiny`, which takes about
+as long. They are predicted by the fit to the others, and their errors widen the interval of networks that are like them: those
+with a larger share in their traffic, of what sets such a point apart (`SHARES`), than the fit has seen.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,14 +27,19 @@ import numpy as np
 from snapgen_deploy.families.names import DECODER
 from snapgen_deploy.latency.estimate.cost_ops import OP_KINDS
 from snapgen_deploy.latency.estimate.machine import Machine, Rate
-from snapgen_deploy.latency.estimate.published import ON_CHIP, PICTURE_TIMES, POINTS, Load, Point
+from snapgen_deploy.latency.estimate.published import ON_CHIP, PICTURE_TIMES, POINTS, Apart, Load, Point
 
 PEAK_MACS = 17.5e12 / 2  # per second, fp16: half of 35 TOPS, two operations per MAC (profile iphone16pm)
 PEAK_BANDWIDTH = 60e9  # bytes per second (profile iphone16pm)
 STREAM_LIMIT = 10 * PEAK_BANDWIDTH  # on-chip memory is faster than main memory; how much is not published
-TYPICAL_ERROR = 0.1  # of the logarithm of a time; our estimate of what a roofline misses
-_CHOSEN = 1  # degrees of freedom that the choice of terms and loss takes
+_TIE = 1e-4  # weight of the squared logarithm of the MAC rate's share of its peak, beside squared log errors
 _STEPS = 4  # steps of the published pictures
+# What sets points apart, as a share of the traffic: convolutions over maps, and operands that are read again.
+SHARES: Mapping[Apart, Callable[[Load], float]] = MappingProxyType(
+    {"maps": lambda load: load.maps / load.moved, "again": lambda load: load.again / load.moved}
+)
+MARGIN = 2.0  # a share may be this many times the largest of the points that are fitted; our choice
+FITTED = tuple(p for p in POINTS if p.apart is None)
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,12 @@ class Accelerator:
 
     macs: float
     stream: float  # bytes of activations
-    spill: float  # bytes of `machine.excess`
+    spill: float  # bytes of attention scores
 
     def ms(self, load: Load) -> float:
-        """Time of a component: the roofline and the excess of `machine.Machine` with `overlap`."""
-        return 1e3 * (max(load.macs / self.macs, load.moved / self.stream) + load.excess / self.spill)
+        """Time of a component: that of `machine.Machine` with `overlap`."""
+        work = max(load.macs / self.macs, load.moved / self.stream, load.weights / PEAK_BANDWIDTH)
+        return 1e3 * (work + load.spilled / self.spill + load.again / PEAK_BANDWIDTH)
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,10 @@ class LeftOut:
 
     name: str
     published_ms: float
-    fitted_ms: float  # with all points
+    fitted_ms: float  # with all points that are not set apart
     predicted_ms: float  # without this one
+    what: str
+    apart: Apart | None
 
     @property
     def error(self) -> float:
@@ -69,7 +79,7 @@ class Fit:
 
     accelerator: Accelerator
     points: tuple[LeftOut, ...]
-    factor: float  # the 90 % interval is estimate / factor ... estimate * factor
+    factor: float  # the 90 % interval is estimate / factor ... estimate * factor, for networks that are like none set apart
     picture_ms: float
 
     @property
@@ -77,13 +87,32 @@ class Fit:
         """The accelerator as a machine."""
         a = self.accelerator
         rates: Mapping[str, Rate] = {kind: Rate(mac=1 / a.macs, read=1 / a.stream) for kind in OP_KINDS if kind != "view"}
-        return Machine(rates, picture=self.picture_ms / 1e3, on_chip=ON_CHIP, spill=1 / a.spill, overlap=True)
+        seconds = {"picture": self.picture_ms / 1e3, "spill": 1 / a.spill, "memory": 1 / PEAK_BANDWIDTH}
+        return Machine(rates, on_chip=ON_CHIP, overlap=True, **seconds)
+
+    @property
+    def apart(self) -> tuple[LeftOut, ...]:
+        """The points that the rates are not fitted to."""
+        return tuple(p for p in self.points if p.apart is not None)
+
+    def like(self, load: Load) -> LeftOut | None:
+        """The point set apart that a network is like; None if the interval of the fit holds for it.
+
+        Convolutions are compared with those of the fitted networks that attend as well, or that do not attend either.
+        """
+        near = [p.load for p in FITTED]
+        seen: Mapping[Apart, list[Load]] = {"maps": [n for n in near if bool(n.attended) == bool(load.attended)], "again": near}
+        for apart, share in SHARES.items():
+            if load.moved and share(load) > MARGIN * max(map(share, seen[apart])):
+                return next(p for p in self.apart if p.apart == apart)
+        return None
 
 
 def fit_accelerator(points: Sequence[Point]) -> Accelerator:
-    """Fit the rates: the smallest Cauchy loss of log errors within the bounds.
+    """Fit the rates: the smallest sum of squared log errors within the bounds.
 
-    The loss has several minima, and max() has corners. Therefore there is more than one start, and no use of gradients.
+    Points whose streams take longer than their arithmetic tell only the least MAC rate. Of those that fit as well, the one
+    nearest to the published peak is taken. max() has corners. Therefore there is more than one start, and no use of gradients.
     """
     from scipy.optimize import minimize
 
@@ -92,7 +121,7 @@ def fit_accelerator(points: Sequence[Point]) -> Accelerator:
 
     def loss(shares: np.ndarray) -> float:
         accelerator = Accelerator(*(shares * scale))
-        return sum(math.log1p((math.log(accelerator.ms(p.load) / p.ms) / TYPICAL_ERROR) ** 2) for p in points)
+        return sum(math.log(accelerator.ms(p.load) / p.ms) ** 2 for p in points) + _TIE * math.log(shares[0]) ** 2
 
     def least(start: Sequence[float]) -> Any:
         options = {"xatol": 1e-6, "fatol": 1e-9, "maxiter": 2000}
@@ -108,13 +137,15 @@ def fitted() -> Fit:
     """The fit to all points, with the leave-one-out prediction of each."""
     from scipy import stats
 
-    accelerator = fit_accelerator(POINTS)
-    points = tuple(
-        LeftOut(p.name, p.ms, accelerator.ms(p.load), fit_accelerator([q for q in POINTS if q is not p]).ms(p.load))
-        for p in POINTS
-    )
-    rms = math.sqrt(sum(math.log1p(p.error) ** 2 for p in points) / len(points))
-    factor = math.exp(float(stats.t.ppf(0.95, len(POINTS) - len(vars(accelerator)) - _CHOSEN)) * rms)
+    accelerator = fit_accelerator(FITTED)
+
+    def left_out(point: Point) -> LeftOut:
+        others = fit_accelerator([q for q in FITTED if q is not point]) if point.apart is None else accelerator
+        return LeftOut(point.name, point.ms, accelerator.ms(point.load), others.ms(point.load), point.what, point.apart)
+
+    points = tuple(map(left_out, POINTS))
+    rms = math.sqrt(sum(math.log1p(p.error) ** 2 for p in points if p.apart is None) / len(FITTED))
+    factor = math.exp(float(stats.t.ppf(0.95, len(FITTED) - len(vars(accelerator)))) * rms)
     return Fit(accelerator, points, factor, _beside({p.name: p.ms for p in POINTS}))
 
 

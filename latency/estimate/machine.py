@@ -10,22 +10,22 @@ There are two forms of the roofline, because processors differ in what they over
   linear, so that non-negative least squares can fit it to micro-benchmarks without a starting point. Excess: what an operation
   reads and writes beyond the cache, max(0, read + written - weights - on_chip), mostly attention scores; and the stored weights
   of the whole component beyond the cache, because they were last read one call ago.
-- An accelerator with a DMA engine and a compiled graph (`overlap` True). Activations of the next operation are loaded during
-  the arithmetic of the current one, so that compute and traffic overlap over a whole component. What main memory must deliver
-  first is the exception, and stalls both:
+- An accelerator with a DMA engine and a compiled graph (`overlap` True). Activations and weights of the next operation are
+  loaded during the arithmetic of the current one, so that compute and traffic overlap over a whole component. What exceeds
+  on-chip memory is the exception, and stalls all:
 
-      t = call + max( sum mac * MACs, sum read * (bytes of activations read and written, without scores) ) + spill * excess
+      t = call + max( sum mac * MACs, sum read * (bytes of activations read and written, without scores), memory * weights )
+          + spill * excess + memory * again
 
-  Excess, in bytes:
-  - The part of each matrix of scores (one head) that exceeds on-chip memory is written to memory and read back, scores *
-    max(0, 1 - on_chip / tile) (`OpCost.scores`, `OpCost.tile`): a softmax waits for its whole row. Without this term, no MAC
-    rate fits the published times of both full and sparse attention.
-  - Stored weights, once a call, at the width in which they are multiplied: an engine that does not stream a palette reads the
-    decoded numbers (https://ane-guide.readthedocs.io, chapter 7).
-  - Operands that are read again. If neither the weights nor the activations of a product fit on the chip, the larger operand is
-    read once for every part of the smaller one that fits: larger * max(0, smaller / on_chip - 1). On an M4, products whose
-    operands exceed on-chip memory run 30 % slower (https://maderix.substack.com/p/inside-the-m4-apple-neural-engine-615), so
-    that these reads do not hide behind arithmetic.
+  - Weights: bytes of stored numbers, once a call, at the width in which they are multiplied. An engine that does not stream a
+    palette reads the decoded numbers (https://ane-guide.readthedocs.io, chapter 7).
+  - Excess: the part of each matrix of scores (one head) that exceeds on-chip memory is written to memory and read back,
+    scores * max(0, 1 - on_chip / tile) (`OpCost.scores`, `OpCost.tile`): a softmax waits for its whole row. Without this term,
+    no MAC rate fits the published times of both full and sparse attention.
+  - Again: if neither the weights nor the activations of a product fit on the chip, the larger operand is read once for every
+    part of the smaller one that fits: larger * max(0, smaller / on_chip - 1). On an M4, products whose operands exceed on-chip
+    memory run 30 % slower (https://maderix.substack.com/p/inside-the-m4-apple-neural-engine-615), so that these reads do not
+    hide behind arithmetic.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Machine:
     picture: Number = 0.0  # seconds of a picture outside of its components
     on_chip: Number = 0.0  # bytes of cache or on-chip memory
     spill: Number = 0.0  # seconds per byte of excess
+    memory: Number = 0.0  # with `overlap`: seconds per byte of weights, and of operands read again
     overlap: StrictBool = False
 
     def as_dict(self) -> dict[str, Any]:
@@ -72,8 +73,8 @@ class Machine:
     def scaled(self, factor: float) -> Machine:
         """The same machine, `factor` times slower in every respect."""
         rates = {k: Rate(*(factor * v for v in asdict(r).values())) for k, r in self.rates.items()}
-        call, picture, spill = (factor * v for v in (self.call, self.picture, self.spill))
-        return replace(self, rates=rates, call=call, picture=picture, spill=spill)
+        call, picture, spill, memory = (factor * v for v in (self.call, self.picture, self.spill, self.memory))
+        return replace(self, rates=rates, call=call, picture=picture, spill=spill, memory=memory)
 
 
 @dataclass(frozen=True)
@@ -84,31 +85,27 @@ class _Times:
     dispatch: float  # per operation and per row
     compute: float
     traffic: float
-    spill: float
+    weights: float  # from main memory, with `overlap`
+    waiting: float  # for main memory: excess, operands read again
     overlap: StrictBool
 
     @property
     def seconds(self) -> float:
         """The total."""
-        work = max(self.compute, self.traffic) if self.overlap else self.compute + self.traffic
-        return self.call + self.dispatch + work + self.spill
+        work = max(self.compute, self.traffic, self.weights) if self.overlap else self.compute + self.traffic
+        return self.call + self.dispatch + work + self.waiting
 
 
 def excess(ops: Iterable[OpCost], on_chip: float, *, overlap: bool) -> float:
-    """Bytes that main memory delivers because on-chip memory does not hold them, by the form of the roofline (see above)."""
-    listed = tuple(ops)
+    """Bytes that do not fit in on-chip memory: with `overlap` those of attention scores only, else those of all tensors."""
     if overlap:
-        return sum(_spilled(o, on_chip) + o.weights + _read_again(o, on_chip) for o in listed)
+        return sum(o.scores * max(0.0, 1.0 - on_chip / o.tile) for o in ops if o.tile)
+    listed = tuple(ops)
     moved = sum(max(0.0, o.read + o.written - o.weights - on_chip) for o in listed)
     return moved + max(0.0, sum(o.weights for o in listed) - on_chip)
 
 
-def _spilled(op: OpCost, on_chip: float) -> float:
-    """Bytes of attention scores beyond the chip."""
-    return op.scores * max(0.0, 1.0 - on_chip / op.tile) if op.tile else 0.0
-
-
-def _read_again(op: OpCost, on_chip: float) -> float:
+def read_again(op: OpCost, on_chip: float) -> float:
     """Bytes that a product with stored weights reads more than once."""
     smaller, larger = sorted((op.weights, op.read - op.weights))
     return larger * max(0.0, smaller / on_chip - 1.0) if op.macs else 0.0
@@ -142,5 +139,8 @@ def component_times(machine: Machine, ops: Iterable[OpCost]) -> _Times:
             traffic += rate.read * streamed(op)
         else:
             traffic += rate.read * op.read + rate.written * op.written
-    spill = machine.spill * excess(listed, machine.on_chip, overlap=machine.overlap)
-    return _Times(machine.call if listed else 0.0, dispatch, compute, traffic, spill, machine.overlap)
+    waiting = machine.spill * excess(listed, machine.on_chip, overlap=machine.overlap)
+    if machine.overlap:
+        waiting += machine.memory * sum(read_again(o, machine.on_chip) for o in listed)
+    weights = machine.memory * sum(o.weights for o in listed)
+    return _Times(machine.call if listed else 0.0, dispatch, compute, traffic, weights, waiting, machine.overlap)

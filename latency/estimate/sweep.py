@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.families.names import STEP
 from snapgen_deploy.families.registry import family_of
 from snapgen_deploy.latency.estimate.estimate import Estimate, estimate_picture
 from snapgen_deploy.latency.estimate.estimate_basis import EstimatedDevice
@@ -55,7 +54,9 @@ def sweep_estimates(
             found = [estimate_picture(config, w, size, device, target, steps=steps) for w in widths]
         grown += [e for e in found if isinstance(e, Estimate)]
     asked = tuple(e for e in grown if e.resolution == resolution)
-    return Sweep(asked, tuple(grown), tuple(with_steps(e, n) for e in asked for n in sorted({*_STEPS, steps})))
+    counts = sorted({*_STEPS, steps})
+    counted = (estimate_picture(config, e.width, resolution, device, target, steps=n) for e in asked for n in counts)
+    return Sweep(asked, tuple(grown), tuple(e for e in counted if isinstance(e, Estimate)))
 
 
 def _sizes(config: ModelConfig, resolution: tuple[int, int]) -> tuple[tuple[int, int], ...]:
@@ -69,13 +70,6 @@ def _sizes(config: ModelConfig, resolution: tuple[int, int]) -> tuple[tuple[int,
         if not family.size_problems(config, (size[0] // factor, size[1] // factor)):
             found.add(size)
     return tuple(sorted(found))
-
-
-def with_steps(estimate: Estimate, steps: int) -> Estimate:
-    """The same estimate for another number of steps; the interval's ends keep their ratio to the estimate."""
-    ms = estimate.ms + (steps - estimate.steps) * estimate.parts[STEP]
-    share = ms / estimate.ms
-    return replace(estimate, ms=ms, low=estimate.low * share, high=estimate.high * share, steps=steps)
 
 
 def plot_sweep(found: Sweep, device: EstimatedDevice, path: Path) -> None:

@@ -22,11 +22,17 @@ def test_a_phone_s_estimates_as_table_and_as_data():
     shown = invoke("estimate", "--device", "iphone16pm")
     assert shown.exit_code == 0, shown.output
     assert all(word in shown.stdout for word in ("tiny", "small", "full", "fitted", "2601.08303"))
-    assert "each published time, estimated from the other 6, is off by A -7 %, C +25 %" in shown.stdout
+    assert "each of them, estimated from the other 4, is off by A -11 %, C +18 %" in shown.stdout
     data = json.loads(invoke("estimate", "--device", "iphone16pm", "--width", "small", "--steps", 8, "--json").stdout)
     (found,) = data["estimates"]
     assert (data["device"], data["target"], found["width"], found["steps"]) == ("iphone16pm", "coreml", "small", 8)
     assert found["low"] < found["ms"] < found["high"]
+
+
+def test_a_network_that_the_fit_does_not_describe_says_which_published_one_it_is_like():
+    shown = invoke("estimate", "--device", "iphone16pm", "--preset", "shapes-unet")
+    assert "full, student: convolutions over maps" in shown.stdout
+    assert "like SnapGen's U-Net, which this fit underestimates by 56 %" in shown.stdout
 
 
 def test_what_is_said_of_the_model_counts():

@@ -13,12 +13,12 @@ from snapgen_deploy.latency.estimate.cost import OpCost
 from snapgen_deploy.latency.estimate.cost_ops import OP_KINDS
 from snapgen_deploy.latency.estimate.estimate import Estimate, Host, NoBasis, estimate_picture, plan_estimator
 from snapgen_deploy.latency.estimate.estimate_basis import CPU_SLOWER, basis_of
-from snapgen_deploy.latency.estimate.estimate_fitted import PEAK_BANDWIDTH, PEAK_MACS, fit_accelerator, fitted
+from snapgen_deploy.latency.estimate.estimate_fitted import PEAK_BANDWIDTH, PEAK_MACS, fitted
 from snapgen_deploy.latency.estimate.estimate_measured import find_measured, measured_dir, save_measured
 from snapgen_deploy.latency.estimate.machine import Machine, Rate, component_times
 from snapgen_deploy.latency.estimate.published import ON_CHIP, PICTURE_TIMES, POINTS, load_of, trace_point
 from snapgen_deploy.latency.estimate.sweep import plot_sweep, sweep_estimates
-from snapgen_deploy.models.presets import shapes, snapgenpp
+from snapgen_deploy.models.presets import shapes, shapes_unet, snapgenpp
 from tests.latency.estimate.conftest import quiet
 from tests.latency.test_results import measurement
 
@@ -32,13 +32,15 @@ def test_the_fit_keeps_the_published_order_and_stays_within_published_peaks():
     assert [p.fitted_ms for p in by_time] == sorted(p.fitted_ms for p in fit.points)
     assert fit.accelerator.macs <= PEAK_MACS * 1.0001
     assert fit.accelerator.spill <= PEAK_BANDWIDTH * 1.0001
-    assert all(p.published_ms / fit.factor < p.predicted_ms < p.published_ms * fit.factor for p in fit.points)
+    near = [p for p in fit.points if p.apart is None]
+    assert all(p.published_ms / fit.factor < p.predicted_ms < p.published_ms * fit.factor for p in near)
+    assert fit.factor < 1.4
 
 
-# Limits of the error of a point that is predicted from the others alone. No rates meet snapgen and tiny: see the next test.
+# Limits of the error of a point that is predicted from the others alone. Without the last two, the largest was 18 % for C.
 @pytest.mark.parametrize(
     ("name", "limit"),
-    [("A", 0.25), ("C", 0.27), ("small", 0.25), ("tiny", 0.25), ("full", 0.25), ("decoder", 0.25), ("snapgen", 0.5)],
+    [("A", 0.19), ("C", 0.19), ("small", 0.19), ("tiny", 0.19), ("decoder", 0.19), ("full", 0.31), ("snapgen", 0.57)],
 )
 def test_a_published_time_is_predicted_from_the_others(name, limit):
     assert {p.name for p in fitted().points} == {p.name for p in POINTS}
@@ -61,24 +63,44 @@ def test_no_rates_can_meet_all_published_times():
     """If they can one day, the estimator's words about it are wrong."""
     known = {p.name: p for p in POINTS}
     less, more = known["snapgen"], known["tiny"]
-    assert all(vars(less.load)[name] < 0.75 * vars(more.load)[name] for name in vars(more.load))
+    with_fitted_rates = ("macs", "moved", "spilled")
+    assert all(vars(less.load)[name] < 0.75 * vars(more.load)[name] for name in with_fitted_rates)
     assert less.ms > 0.95 * more.ms
 
 
 @pytest.mark.parametrize("name", PICTURE_TIMES)
 def test_a_published_picture_and_its_step_are_within_the_interval(name):
     fit = fitted()
-    steps = {p.name: p.fitted_ms for p in fit.points}
-    picture = 4 * steps[name] + steps["decoder"] + fit.picture_ms
-    published = next(p.ms for p in POINTS if p.name == name)
-    for found, known in ((picture, PICTURE_TIMES[name]), (steps[name], published)):
-        assert found / fit.factor < known < found * fit.factor
+    known = {p.name: p for p in fit.points}
+    step, rest = known[name], known["decoder"].fitted_ms + fit.picture_ms
+    slower = 1.0 if step.apart is None else step.published_ms / step.predicted_ms
+    assert step.fitted_ms / fit.factor < step.published_ms < step.fitted_ms * slower * fit.factor
+    least, most = (4 * step.fitted_ms + rest) / fit.factor, (4 * step.fitted_ms * slower + rest) * fit.factor
+    assert least < PICTURE_TIMES[name] < most
 
 
-def test_the_point_that_no_rates_meet_does_not_move_the_others():
-    others = [p for p in POINTS if p.name != "snapgen"]
-    without, fit = fit_accelerator(others), fitted().accelerator
-    assert [without.ms(p.load) for p in others] == pytest.approx([fit.ms(p.load) for p in others], rel=0.04)
+def test_only_points_set_apart_are_unlike_those_that_are_fitted():
+    for point in POINTS:
+        found = fitted().like(point.load)
+        assert (found and found.name) == (None if point.apart is None else point.name)
+    small = next(p.load for p in POINTS if p.name == "small")
+    assert fitted().like(replace(small, maps=0.1 * small.moved)).name == "snapgen"
+    assert fitted().like(replace(small, maps=0.1 * small.moved, attended=0.0)) is None  # the decoder has more
+    assert fitted().like(replace(small, again=0.1 * small.moved)).name == "full"
+
+
+def test_only_a_network_that_is_like_a_point_set_apart_has_its_doubt():
+    phone, target = load_profile("iphone16pm"), "coreml"
+    near, far = (estimate_picture(config, "full", SIZE, phone, target) for config in (shapes(), shapes_unet()))
+    assert near.high / near.ms == pytest.approx(fitted().factor)
+    assert [near.ms / near.low, far.ms / far.low] == pytest.approx(2 * [fitted().factor])
+    step = next(p for p in fitted().points if p.name == "snapgen")
+    wider = far.ms + (step.published_ms / step.predicted_ms - 1) * far.steps * far.parts["student_step"]
+    assert far.high == pytest.approx(fitted().factor * wider)
+    assert "like SnapGen's U-Net, which this fit underestimates by 56 %" in far.lines[-1]
+    assert not any("like" in line and "underestimates" in line for line in near.lines)
+    other = estimate_picture(shapes_unet(), "full", SIZE, load_profile("ipadpro-m4"), target)
+    assert other.lines[-1] == far.lines[-1]
 
 
 def test_the_time_of_a_load_is_that_of_its_operations():
@@ -109,8 +131,8 @@ def test_the_phone_s_picture_matches_the_published_one():
     found = estimate_picture(snapgenpp(), "small", (1024, 1024), load_profile("iphone16pm"), "coreml")
     assert isinstance(found, Estimate)
     assert found.basis == "fitted"
-    assert 1650 < found.ms < 1850  # 1.7 to 1.8 s published; the fit is 6 % high on a step
-    assert found.low < 1750 < found.high
+    assert 1650 < found.ms < 1850  # 1.7 to 1.8 s published; the fit is 3 % low on a step
+    assert found.low < 1750 < found.high < 2500
     assert found.ms == pytest.approx(sum(found.parts.values()) + 3 * found.parts["student_step"])
 
 
