@@ -13,7 +13,7 @@ from snapgen_deploy.export.registry import host_default, spec_of
 from snapgen_deploy.latency.estimate import calibrate
 from snapgen_deploy.latency.estimate.cost_components import Ops
 from snapgen_deploy.latency.estimate.cost_ops import OP_KINDS
-from snapgen_deploy.latency.estimate.estimate_fitted import PEAK_BANDWIDTH, SHARES, Fit, fitted
+from snapgen_deploy.latency.estimate.estimate_fitted import APART_SHARES, PEAK_BANDWIDTH, Fit, fitted
 from snapgen_deploy.latency.estimate.machine import Machine, Rate
 from snapgen_deploy.latency.estimate.published import Apart, load_of
 
@@ -131,8 +131,9 @@ def _doubt(fit: Fit, ops: Ops) -> Doubt | None:
     if point is None or point.apart is None:
         return None
     under, ratio = point.error < 0, point.predicted_ms / point.published_ms
+    what = _WHAT[point.apart].format(share=f"{100 * APART_SHARES[point.apart](load):.2g} %")
     line = (
-        f"{_WHAT[point.apart].format(share=f'{100 * SHARES[point.apart](load):.2g} %')}: like {point.what.partition(',')[0]}, "
+        f"{what}: like {point.what.partition(',')[0]}, "
         f"which this fit {'under' if under else 'over'}estimates by {abs(100 * point.error):.0f} %"
     )
     return Doubt(max(1.0, ratio), max(1.0, 1 / ratio), line)

@@ -9,7 +9,7 @@ Student's t for a 90 % interval with points - parameters degrees of freedom.
 Two published points are set apart (`Point.apart`), because the same rates do not meet them: all rates that come close to
 `full` make the others worse, and each sum of `snapgen`'s load that has a fitted rate is below that of `tiny`, which takes about
 as long. They are predicted by the fit to the others, and their errors widen the interval of networks that are like them: those
-with a larger share in their traffic, of what sets such a point apart (`SHARES`), than the fit has seen.
+in whose traffic what sets such a point apart (`APART_SHARES`) has over twice the share that it has in any fitted point's.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ STREAM_LIMIT = 10 * PEAK_BANDWIDTH  # on-chip memory is faster than main memory;
 _TIE = 1e-4  # weight of the squared logarithm of the MAC rate's share of its peak, beside squared log errors
 _STEPS = 4  # steps of the published pictures
 # What sets points apart, as a share of the traffic: convolutions over maps, and operands that are read again.
-SHARES: Mapping[Apart, Callable[[Load], float]] = MappingProxyType(
+APART_SHARES: Mapping[Apart, Callable[[Load], float]] = MappingProxyType(
     {"maps": lambda load: load.maps / load.moved, "again": lambda load: load.again / load.moved}
 )
-MARGIN = 2.0  # a share may be this many times the largest of the points that are fitted; our choice
+_MARGIN = 2.0  # a share may be this many times the largest of the points that are fitted; our choice
 FITTED = tuple(p for p in POINTS if p.apart is None)
 
 
@@ -102,8 +102,8 @@ class Fit:
         """
         near = [p.load for p in FITTED]
         seen: Mapping[Apart, list[Load]] = {"maps": [n for n in near if bool(n.attended) == bool(load.attended)], "again": near}
-        for apart, share in SHARES.items():
-            if load.moved and share(load) > MARGIN * max(map(share, seen[apart])):
+        for apart, share in APART_SHARES.items():
+            if load.moved and share(load) > _MARGIN * max(map(share, seen[apart])):
                 return next(p for p in self.apart if p.apart == apart)
         return None
 

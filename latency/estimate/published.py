@@ -35,7 +35,7 @@ ON_CHIP = 5e6  # bytes; community measurements: activations above 2 to 5 MB are 
 PICTURE_TIMES: Mapping[str, float] = MappingProxyType({"small": 1750.0, "full": 6700.0, "snapgen": 1400.0})
 
 
-# What sets a network apart from those that the fit describes: see `estimate_fitted.SHARES`.
+# What sets a network apart from those that the fit describes: see `estimate_fitted.APART_SHARES`.
 Apart = Literal["maps", "again"]
 
 
