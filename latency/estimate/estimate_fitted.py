@@ -4,7 +4,8 @@ Three free parameters for five points: a MAC rate, the bandwidth of streams betw
 and the bandwidth of scores that spill. MAC rate and spill bandwidth are bounded by the published peaks in the profile. The size
 of on-chip memory is fixed beforehand (`published.ON_CHIP`), and so is the rate of weights and of operands that are read again:
 the published bandwidth. The fit minimises squared log errors. The interval is exp(+- t * rms) of the leave-one-out log errors,
-Student's t for a 90 % interval with points - parameters degrees of freedom.
+Student's t for a 90 % interval with points - parameters degrees of freedom. That the terms were chosen on the same points is
+not allowed for.
 
 Two published points are set apart (`Point.apart`), because the same rates do not meet them: all rates that come close to
 `full` make the others worse, and each sum of `snapgen`'s load that has a fitted rate is below that of `tiny`, which takes about
