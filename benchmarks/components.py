@@ -144,7 +144,7 @@ def store(layout: str, full: bool, folder: Path) -> None:
     """Write a checkpoint in this layout (bf16 at full size), and what the reference computes with weights set by hand."""
     torch.set_num_threads(2)
     config = student_config(full)
-    state = {n: t.bfloat16() if full else t for n, t in our_state(config).items()}
+    state = {n: t.bfloat16() if full else t for n, t in our_state(config, 0.01 if full else 0.1).items()}
     foreign = pixart_state(state)
     (folder / "map.toml").write_text(PIXART_MAP)
     (folder / "config.json").write_text(json.dumps({"snapgen_config": config_to_dict(config)}))

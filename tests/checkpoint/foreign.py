@@ -34,12 +34,12 @@ def pixart_config() -> ModelConfig:
     return ModelConfig(student, None, None, name="pixart-test", resolution=(64, 64))
 
 
-def our_state(config: ModelConfig) -> dict[str, Tensor]:
-    """Seeded weights, none of them constant, under our names."""
+def our_state(config: ModelConfig, spread: float = 0.1) -> dict[str, Tensor]:
+    """Seeded weights, none of them constant, under our names; a large `spread` makes wide networks overflow fp16."""
     spec = components_of(config).denoiser
     made = {name: initial_tensor(spec, name.partition(".")[2], shape, 0) for name, shape in expected_shapes(config).items()}
     generator = torch.Generator().manual_seed(0)
-    return {n: t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in made.items()}
+    return {n: t + spread * torch.randn(t.shape, generator=generator) for n, t in made.items()}
 
 
 def pixart_name(name: str) -> str:
