@@ -440,10 +440,9 @@ def read_spec(package: Path) -> Any:
     if not (package / SPEC).is_file():
         raise BadInput(f"{package}: not a Core ML package: it has no {SPEC.as_posix()}")
     with wrap_errors("coremltools"):
-        coreml_thrift.load()
-        from coremltools.proto import Model_pb2
+        model = coreml_thrift.messages().Model_pb2
     try:
-        spec = Model_pb2.Model.FromString((package / SPEC).read_bytes())
+        spec = model.Model.FromString((package / SPEC).read_bytes())
     except Exception as error:
         raise BadInput(f"{package.name}: {SPEC.name} cannot be read: {first_line(error)}") from error
     if spec.WhichOneof("Type") != "mlProgram":
@@ -473,9 +472,7 @@ def _function(spec: Any, package: str, entry: str) -> tuple[str, list[Any]]:
 
 def _ports(features: Any) -> tuple[Port, ...]:
     """Named multi-arrays of the package as ports; documentation is left out."""
-    from coremltools.proto import FeatureTypes_pb2
-
-    kinds = FeatureTypes_pb2.ArrayFeatureType.ArrayDataType
+    kinds = coreml_thrift.messages().FeatureTypes_pb2.ArrayFeatureType.ArrayDataType
     arrays = [(f.name, f.type.multiArrayType) for f in features]
     return tuple(Port(n, tuple(a.shape), kinds.Name(a.dataType).lower(), "") for n, a in arrays)
 

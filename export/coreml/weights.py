@@ -8,6 +8,7 @@ from typing import Any
 
 from snapgen_deploy.export.base import Weight, element_bits, packed
 from snapgen_deploy.export.coreml.compress import LAYERS, Scheme, refusal, scheme_of
+from snapgen_deploy.export.shared.coremltools import messages
 from snapgen_deploy.export.shared.weights_given import SCALES
 
 AVERAGE = "norm_average"  # in the names of constants that compute the mean of a norm: they are not layers
@@ -93,11 +94,9 @@ def _axes(op: Any, key: str, flags: Mapping[str, Any]) -> tuple[int, int]:
 
 def dtype(kind: Any) -> str:
     """Name of the element type of a MIL value."""
-    from coremltools.proto import MIL_pb2
-
     if kind.WhichOneof("type") != "tensorType":
         return str(kind.WhichOneof("type")).removesuffix("Type")
-    return str(MIL_pb2.DataType.Name(kind.tensorType.dataType)).lower()
+    return str(messages().MIL_pb2.DataType.Name(kind.tensorType.dataType)).lower()
 
 
 def _kind(operation: str, parts: Mapping[str, Weight], shape: tuple[int, ...]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -145,3 +147,24 @@ def scikit_learn() -> tuple[bool, str]:
 
 def test_scikit_learn_is_not_loaded_with_coremltools_and_can_be_afterwards() -> None:
     assert run_in_child("scikit-learn", scikit_learn)[0] == (False, "KMeans")
+
+
+MESSAGES = """
+import sys
+from snapgen_deploy.export.shared import coremltools as thrift
+messages = thrift.messages()
+kept = messages.Model_pb2.Model.FromString(messages.Model_pb2.Model(specificationVersion=9).SerializeToString())
+print(kept.specificationVersion, *sorted({"coremltools", "torch"} & set(sys.modules)))
+"""
+
+
+def test_messages_are_read_without_converters() -> None:
+    done = subprocess.run([sys.executable, "-c", MESSAGES], capture_output=True, text=True, check=True)
+    assert done.stdout == "9\n"
+
+
+@pytest.mark.slow  # a fresh import of coremltools
+def test_the_package_takes_over_messages_that_were_loaded_before() -> None:
+    after = "ct = thrift.load(); print(ct.proto is messages, ct.models.MLModel.__name__, thrift.messages() is messages)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", MESSAGES + after], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["9", "True MLModel True"]

@@ -30,18 +30,11 @@ from snapgen_deploy.export.mil.saved.program import (
     Value,
 )
 from snapgen_deploy.export.mil.saved.types import DTYPES, DType, ValueType, dtype_named
-from snapgen_deploy.export.shared.coremltools import load
+from snapgen_deploy.export.shared.coremltools import messages
 from snapgen_deploy.system.documents import several
 from snapgen_deploy.system.lfs import is_pointer, pointer_line
-from snapgen_deploy.system.quiet import quiet
 
 _MODEL_TYPE = "mlProgram"
-
-
-def _proto() -> Any:
-    """The protocol-buffer modules; coremltools' import-time warnings about macOS libraries are not ours to repeat."""
-    with quiet():
-        return load().proto
 
 
 def model_file(package: Path) -> Path:
@@ -75,7 +68,7 @@ def read_package(package: Path) -> Package:
         PackageError: if it cannot be read or is not an ML Program.
     """
     path = model_file(package)
-    proto = _proto()
+    proto = messages()
     model = proto.Model_pb2.Model()
     try:
         data = path.read_bytes()
