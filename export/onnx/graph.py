@@ -30,8 +30,10 @@ def initializer(model: onnx_ir.Model, name: str, array: np.ndarray) -> onnx_ir.V
 
 
 def drop_unused(model: onnx_ir.Model) -> None:
-    """Remove, in place, nodes whose outputs nothing reads any more, and those that only they read."""
+    """Remove, in place, nodes whose outputs nothing reads, those that only they read, and constants without a reader."""
     kept = set(model.graph.outputs)
     for node in [*reversed(model.graph)]:
         if not any(value.uses() or value in kept for value in node.outputs):
             model.graph.remove(node, safe=True)
+    for name in [n for n, value in model.graph.initializers.items() if not value.uses() and value not in kept]:
+        del model.graph.initializers[name]

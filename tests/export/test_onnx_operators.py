@@ -32,18 +32,21 @@ class Rotations(nn.Module):
 
     c: Tensor
     s: Tensor
+    other_c: Tensor
+    other_s: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        c, s = rope_constants(ROWS, COLS, DIM, 100.0)
-        self.register_buffer("c", c)
-        self.register_buffer("s", s)
+        for name, theta in (("", 100.0), ("other_", 50.0)):
+            for table, values in zip("cs", rope_constants(ROWS, COLS, DIM, theta), strict=True):
+                self.register_buffer(f"{name}{table}", values)
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
         """(2, N, d) and (1, N, d) -> five of the same sizes."""
-        straight = k * self.c + k * self.s
+        straight = k * self.other_c + k * self.other_s
         unturned = torch.cat([k.narrow(2, 0, DIM // 2), k.narrow(2, DIM // 2, DIM // 2)], 2)
-        other = k * (self.c + 1) + torch.cat([k.narrow(2, DIM // 2, DIM // 2), k.narrow(2, 0, DIM // 2)], 2) * self.c
+        swapped = torch.cat([k.narrow(2, DIM // 2, DIM // 2), k.narrow(2, 0, DIM // 2)], 2)
+        other = k * (self.other_c + 1) + swapped * self.other_c
         return rotate_tokens(2 * q, (self.c, self.s)), rotate_tokens(k, (self.c, self.s)), straight, unturned, other
 
 
