@@ -82,7 +82,8 @@ def _owner(module: str, begin: str) -> _Owned:
         spec = None
     if spec is None:
         raise BadInput(f"{begin}there is no package {top}; install yours, for example with `pip install -e FOLDER`")
-    given = tuple(Path(place) for place in (spec.submodule_search_locations or [spec.origin or ""]))
+    files = [spec.origin] if spec.has_location and spec.origin else []  # the origin of a built-in module is no path
+    given = tuple(Path(place) for place in (spec.submodule_search_locations or files))
     owners = [next((d for d in metadata.distributions() if _has(d, top, place)), None) for place in given]
     distribution = owners[0] if owners else None
     if distribution is None or None in owners:

@@ -74,7 +74,8 @@ def test_bad_names(tmp_path: Path) -> None:
     for name in ("torch", "torch.nn:", "../net.py:Net", "a b:Net", ":Net"):
         refused(name, "expected package.module:Class")
     refused("own_nowhere.net:Net", "there is no package own_nowhere; install yours")
-    refused("os:PathLike", "is of no installed distribution")  # Python's own
+    for name in ("os:PathLike", "sys:intern", "json:JSONDecoder"):  # Python's own: frozen, built in, of files
+        refused(name, "is of no installed distribution")
     package(tmp_path / "site", "own_d", "import os\nNet = 3\nPath = os.PathLike\n")
     install_record(tmp_path / "site", "own-d", None, "own_d")
     refused("own_d:Net", "own_d has no class Net")
