@@ -79,3 +79,23 @@ class Family(Protocol):
 
     def examples(self, ops: OpForm) -> Sequence[Layer]:
         """Small students in the token layout, for calibrating a host's speed."""
+
+
+class DenseFamily:
+    """What families share whose attention has one form, each head with scores of its own."""
+
+    def form(self, config: ModelConfig, latent: tuple[int, int]) -> str:
+        """There is one."""
+        return NO_FORM
+
+    def forms(self, config: ModelConfig, width: str, latent: tuple[int, int], ops: OpForm) -> Mapping[str, Layer]:
+        """No choice."""
+        return {}
+
+    def folding(self, config: ModelConfig, latent: tuple[int, int], layout: Layout, form: str) -> Folding:
+        """Every head has its own matrix of scores."""
+        return Folding(1, frozenset())
+
+    def examples(self, ops: OpForm) -> Sequence[Layer]:
+        """None: their layers are like those of other families, or not known."""
+        return ()

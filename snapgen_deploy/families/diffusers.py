@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from snapgen_deploy.families.base import NO_FORM, Folding, Layer, SizeRule
+from snapgen_deploy.families.base import DenseFamily, SizeRule
 from snapgen_deploy.families.component import (
     LATENT,
     TIME,
@@ -38,13 +38,13 @@ from snapgen_deploy.models.library_student import (
 from snapgen_deploy.models.schedule import Schedule, timestep_features
 from snapgen_deploy.models.students import LibraryStudent, library_student_of
 from snapgen_deploy.models.unfilled import without_storage
-from snapgen_deploy.sparse import Layout, OpForm, rewrite_library_student
+from snapgen_deploy.sparse import rewrite_library_student
 
 _LIBRARY = "diffusers"
 _PREFIX = "network."  # of the library's module in the reference
 
 
-class DiffusersFamily:
+class DiffusersFamily(DenseFamily):
     """The library's module is the reference; schedules are those of the library's schedulers. Not elastic."""
 
     name = _LIBRARY
@@ -68,26 +68,10 @@ class DiffusersFamily:
         """Why a latent does not fit."""
         return library_student_of(config.student).latent_problems(*latent)
 
-    def form(self, config: ModelConfig, latent: tuple[int, int]) -> str:
-        """There is one."""
-        return NO_FORM
-
     def facts(self, config: ModelConfig, width: str) -> dict[str, int]:
         """Hidden width and heads."""
         facts = library_student_of(config.student).facts
         return {"hidden": facts.hidden, "heads": facts.heads, "kv_heads": facts.heads}
-
-    def forms(self, config: ModelConfig, width: str, latent: tuple[int, int], ops: OpForm) -> Mapping[str, Layer]:
-        """No choice."""
-        return {}
-
-    def folding(self, config: ModelConfig, latent: tuple[int, int], layout: Layout, form: str) -> Folding:
-        """Every head has its own matrix of scores."""
-        return Folding(1, frozenset())
-
-    def examples(self, ops: OpForm) -> Sequence[Layer]:
-        """None: their layers are like those of the other families."""
-        return ()
 
 
 def _student(model: ModelConfig) -> ComponentSpec:

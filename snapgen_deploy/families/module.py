@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import partial
 
 from torch import nn
 
-from snapgen_deploy.families.base import NO_FORM, Folding, Layer, SizeRule
+from snapgen_deploy.families.base import DenseFamily, SizeRule
 from snapgen_deploy.families.component import VELOCITY, Components, ComponentSpec, Shape, Spelling, StoredTensor
 from snapgen_deploy.families.decoder import decoder
 from snapgen_deploy.families.names import STUDENT
@@ -18,13 +17,13 @@ from snapgen_deploy.models.module_config import ModuleStudent, module_student_of
 from snapgen_deploy.models.module_student import ModuleReference, build_module
 from snapgen_deploy.models.schedule import Schedule
 from snapgen_deploy.models.unfilled import without_storage
-from snapgen_deploy.sparse import Layout, OpForm, rewrite_module
+from snapgen_deploy.sparse import rewrite_module
 
 _PREFIX = "network."  # of the user's module in the reference
 _HEADS = 16  # that memory is predicted for: what an attention has is not known
 
 
-class ModuleFamily:
+class ModuleFamily(DenseFamily):
     """The user's module is the reference; schedules are those of diffusers' schedulers. Not elastic."""
 
     name = "module"
@@ -48,25 +47,9 @@ class ModuleFamily:
         """Why a latent does not fit."""
         return module_student_of(config.student).latent_problems(*latent)
 
-    def form(self, config: ModelConfig, latent: tuple[int, int]) -> str:
-        """There is one."""
-        return NO_FORM
-
     def facts(self, config: ModelConfig, width: str) -> dict[str, int]:
         """None: only the module knows."""
         return {}
-
-    def forms(self, config: ModelConfig, width: str, latent: tuple[int, int], ops: OpForm) -> Mapping[str, Layer]:
-        """No choice."""
-        return {}
-
-    def folding(self, config: ModelConfig, latent: tuple[int, int], layout: Layout, form: str) -> Folding:
-        """Every head has its own matrix of scores."""
-        return Folding(1, frozenset())
-
-    def examples(self, ops: OpForm) -> Sequence[Layer]:
-        """None."""
-        return ()
 
 
 def _student(model: ModelConfig) -> ComponentSpec:

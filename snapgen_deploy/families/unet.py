@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from torch import nn
 
-from snapgen_deploy.families.base import NO_FORM, Folding, Layer, SizeRule
+from snapgen_deploy.families.base import DenseFamily, Folding, Layer, SizeRule
 from snapgen_deploy.families.component import (
     VELOCITY,
     Components,
@@ -30,7 +30,7 @@ from snapgen_deploy.models.unet_config import UNetConfig, unet_of
 from snapgen_deploy.sparse import Layout, OpForm, rewrite_unet
 
 
-class UNetFamily:
+class UNetFamily(DenseFamily):
     """Separable convolutions, and transformer blocks at the lower levels; not elastic."""
 
     name = "unet"
@@ -54,18 +54,10 @@ class UNetFamily:
         """Why a latent does not fit."""
         return unet_of(config).latent_problems(*latent)
 
-    def form(self, config: ModelConfig, latent: tuple[int, int]) -> str:
-        """There is one."""
-        return NO_FORM
-
     def facts(self, config: ModelConfig, width: str) -> dict[str, int]:
         """Channels of the lowest level, and its query heads."""
         unet = unet_of(config)
         return {"hidden": unet.channels[-1], "heads": unet.channels[-1] // unet.head_dim, "kv_heads": 1}
-
-    def forms(self, config: ModelConfig, width: str, latent: tuple[int, int], ops: OpForm) -> Mapping[str, Layer]:
-        """No choice."""
-        return {}
 
     def folding(self, config: ModelConfig, latent: tuple[int, int], layout: Layout, form: str) -> Folding:
         """All query heads share one key/value head: in the token layout they are rows of one matrix of scores."""
