@@ -138,9 +138,10 @@ def equal_parts(x: Tensor, size: int, dim: int) -> list[Tensor]:
     return [x.narrow(dim, 0, size)] if x.shape[dim] == size else list(torch.split(x, size, dim))
 
 
-def halves_exchanged(x: Tensor) -> Tensor:
-    """(B, h, d, N) -> the same with the two halves of d exchanged, as rotary positions need them."""
-    return torch.cat(equal_parts(x, x.shape[2] // 2, 2)[::-1], 2)
+def rotated_channels(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary positions; x (B, h, d, N), rope: C and S (d, N) of `fold.rope_constants`, transposed."""
+    exchanged = torch.cat(equal_parts(x, x.shape[2] // 2, 2)[::-1], 2)  # (B, h, d, N), the halves of d
+    return x * rope[0] + exchanged * rope[1]
 
 
 def _grouped(q: Tensor, heads: Heads) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from snapgen_deploy.models.attention import AdaptiveSparseSelfAttention, CrossAttention, SelfAttention
 from snapgen_deploy.sparse import fold
-from snapgen_deploy.sparse.channels_forms import ChannelsForm, halves_exchanged
+from snapgen_deploy.sparse.channels_forms import ChannelsForm, rotated_channels
 from snapgen_deploy.sparse.geometry import Heads
 
 MapGrid = tuple[int, int]
@@ -53,11 +53,6 @@ class ChannelsNorm(nn.Module):
         return y
 
 
-def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary positions; x (B, h, d, N), rope: C and S (d, N)."""
-    return x * rope[0] + halves_exchanged(x) * rope[1]
-
-
 class ChannelsSelfAttention(nn.Module):
     """`models.SelfAttention`. Data movement of its own: 4 reshapes (q and k to heads for the norm, and back).
 
@@ -86,8 +81,8 @@ class ChannelsSelfAttention(nn.Module):
         """x (B, D, 1, N) -> q (B, h*d, 1, N) scaled, k and v (B, h_kv*d, 1, N)."""
         q, k = self.q(x), self.k(x)
         batch, _, _, tokens = x.shape
-        q = _rotate(self.q_norm(q.reshape(batch, self.heads.queries, self.heads.dim, tokens)), rope).reshape(q.shape)
-        k = _rotate(self.k_norm(k.reshape(batch, self.heads.keys, self.heads.dim, tokens)), rope).reshape(k.shape)
+        q = rotated_channels(self.q_norm(q.reshape(batch, self.heads.queries, self.heads.dim, tokens)), rope).reshape(q.shape)
+        k = rotated_channels(self.k_norm(k.reshape(batch, self.heads.keys, self.heads.dim, tokens)), rope).reshape(k.shape)
         return q, k, self.v(x)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from snapgen_deploy.models.attention import MASKED
 from snapgen_deploy.models.library_text import Encoded, LibraryText, cut_embeddings
 from snapgen_deploy.sparse import fold
-from snapgen_deploy.sparse.channels_forms import equal_parts, halves_exchanged
+from snapgen_deploy.sparse.channels_forms import equal_parts, rotated_channels
 from snapgen_deploy.sparse.channels_layers import ChannelsNorm
 from snapgen_deploy.sparse.geometry import Heads
 from snapgen_deploy.sparse.library_parts import (
@@ -64,7 +64,7 @@ class ChannelsLibraryLayer(LibraryLayer):
         if norm is not None:
             y = norm(y)
         if rope is not None:
-            y = y * rope[0] + halves_exchanged(y) * rope[1]
+            y = rotated_channels(y, rope)
         return y.reshape(x.shape)
 
 

@@ -362,7 +362,7 @@ class ChannelsForms:
     def parts(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
         """(B, k*D, 1, 1) -> k times (B, D, 1, 1)."""
         width = x.shape[1] // count
-        return tuple(equal_parts(x, width, 1))
+        return (x,) if count == 1 else tuple(equal_parts(x, width, 1))
 
     def table(self, rows: Tensor) -> Tensor:
         """(k, D) -> (1, k*D, 1, 1)."""

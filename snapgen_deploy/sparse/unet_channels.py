@@ -14,7 +14,7 @@ from snapgen_deploy.models.attention import MASKED
 from snapgen_deploy.models.text_projection import TextProjection
 from snapgen_deploy.models.unet import GatedFeedForward, MultiQueryAttention, SpatialTransformer, UNet, UNetBlock
 from snapgen_deploy.sparse import fold
-from snapgen_deploy.sparse.channels_forms import halves_exchanged
+from snapgen_deploy.sparse.channels_forms import rotated_channels
 from snapgen_deploy.sparse.channels_layers import ChannelsMLP
 from snapgen_deploy.sparse.library_parts import RotaryTable
 from snapgen_deploy.sparse.unet_image import ImageUNet, WrittenUNetBlock, group_norm
@@ -70,7 +70,7 @@ class MapMultiQuery(nn.Module):
         q, k, v = (self.heads_of(p(y)) for p, y in ((self.q, x), (self.k, source), (self.v, source)))
         q, k = self.q_norm(q), self.k_norm(k)  # (B, h, d, N), (B, 1, d, M)
         if rope is not None:
-            q, k = _turned(q, rope), _turned(k, rope)
+            q, k = rotated_channels(q, rope), rotated_channels(k, rope)
         scores = torch.matmul(k.transpose(2, 3), q)  # (B, h, M, N)
         if bias is not None:
             scores = scores + bias
@@ -80,11 +80,6 @@ class MapMultiQuery(nn.Module):
     def heads_of(self, x: Tensor) -> Tensor:
         """(B, h*d, *, *) -> (B, h, d, N)."""
         return x.reshape(x.shape[0], -1, self.dim, x.shape[2] * x.shape[3])
-
-
-def _turned(x: Tensor, rope: RotaryTable) -> Tensor:
-    """Rotary positions; x (B, h, d, N), rope: C and S (d, N)."""
-    return x * rope[0] + halves_exchanged(x) * rope[1]
 
 
 class MapGated(nn.Module):
