@@ -7,11 +7,13 @@ two slices into a split, and our networks have none.
 Every other rule is tried on every node, and says in a text that the node is of another operator than its pattern's: a fifth
 of an export. Here only rules whose pattern ends in the node's operator are tried.
 
-Each export reads the source text of some 500 functions of onnxscript's torchlib, half a second; once in a process is enough.
+Each export reads the source text of some 500 functions of onnxscript's torchlib, and the annotations of their arguments, a
+second in all; once in a process is enough.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -22,9 +24,16 @@ from snapgen_deploy.export.shared.tracing import quick_tracing
 
 
 @cache
-def _read_once(read: Callable[[], list[Any]]) -> tuple[Any, ...]:
-    """What onnxscript's `get_torchlib_ops` returns."""
-    return tuple(read())
+def _read(read: Callable[..., Any], **options: Any) -> Any:
+    """What torch's `ONNXRegistry.from_torchlib` returns."""
+    return read(**options)
+
+
+def _copied(read: Callable[..., Any], **options: Any) -> Any:
+    """A registry of the same functions: the caller may add some."""
+    registry = copy.copy(_read(read, **options))
+    registry.functions = {operator: list(functions) for operator, functions in registry.functions.items()}
+    return registry
 
 
 def _where_operators_fit(try_rewrite: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,16 +53,15 @@ def rules_of_linear_time() -> Iterator[None]:
     only where they can apply. It reads its library at most once in this process.
     """
     from onnxscript import rewriter
-    from torch.onnx._internal._lazy_import import onnxscript_apis  # type: ignore[attr-defined]
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    name, read, library = "_DEFAULT_REWRITE_RULES", "get_torchlib_ops", onnxscript_apis
+    name, library = "_DEFAULT_REWRITE_RULES", "from_torchlib"
     ours = tuple(r for r in getattr(rewriter, name) if r._target_pattern.has_single_output_node)
-    once = partial(_read_once, getattr(library, read))
     rule, first_look = rewriter.RewriteRule, _where_operators_fit(rewriter.RewriteRule.try_rewrite)
     with (
         replaced(rewriter, name, ours),
         replaced(rule, "try_rewrite", first_look),
-        replaced(library, read, once),
+        replaced(ONNXRegistry, library, partial(_copied, getattr(ONNXRegistry, library))),
         quick_tracing(),
     ):
         yield

@@ -8,7 +8,8 @@ annotations anew for every one of them: 45 ms. An export decomposes up to twenty
 
 Each change of a graph writes the Python code of its module and compiles it, 150 times in one lowering to XNNPACK: a seventh of
 the time, for code that nobody calls, since graphs are interpreted. Each new node copies the whole history of the node that it
-is made of (`torch.fx.traceback.NodeSource`), which grows with every pass; nothing changes what is written there.
+is made of (`torch.fx.traceback.NodeSource`), which grows with every pass; nothing changes what is written there. Each also
+holds the text of the Python stack that it was made in, which no file of ours keeps.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def quick_tracing() -> Iterator[None]:
     from torch import _ops
     from torch._C import DispatchKey
     from torch._export import utils
-    from torch.fx import GraphModule, traceback
+    from torch.fx import GraphModule, config, traceback
 
     listing, decorator = "_materialize_cpp_cia_ops", "py_impl"
     theirs = getattr(_ops.OperatorBase, decorator)
@@ -117,6 +118,7 @@ def quick_tracing() -> Iterator[None]:
         replaced(utils, listing, functools.cache(getattr(utils, listing))),
         replaced(_ops.OperatorBase, decorator, ours),
         replaced(GraphModule, "recompile", _when_needed(inspect.unwrap(GraphModule.recompile))),
+        replaced(config, "do_not_emit_stack_traces", True),
         replaced(traceback, "copy", SimpleNamespace(copy=copy.copy, deepcopy=list)),  # of histories, which nothing changes
     ):
         yield

@@ -7,6 +7,7 @@ each name to dtype, shape and data_offsets, and `__metadata__` to strings. Tenso
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.system.documents import DuplicateName, parse_json, refuse, shown
+from snapgen_deploy.system.files import stamp
 from snapgen_deploy.system.lfs import refuse_pointer
 
 # Bytes of one element, from the specification. Sub-byte dtypes are left out: no component of ours can hold them.
@@ -41,11 +43,12 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header: tensors by name, metadata, and where the data begins in the file (bytes)."""
+    """A checked header: tensors by name, the byte of the file where each begins, metadata, and the file's stamp then."""
 
     tensors: dict[str, TensorInfo]
+    begins: dict[str, int]
     metadata: dict[str, str]
-    start: int
+    stamp: tuple[int, int, int]
 
 
 def read_header(path: Path) -> Header:
@@ -56,7 +59,8 @@ def read_header(path: Path) -> Header:
     """
     try:
         with path.open("rb") as file:
-            total = path.stat().st_size
+            status = os.fstat(file.fileno())
+            total = status.st_size
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             refuse_pointer(path)
@@ -83,7 +87,7 @@ def read_header(path: Path) -> Header:
     if not problems:  # spans mean something only once every entry is sound
         problems = _span_problems(sorted(spans), total - start)
     refuse(f"{path}: the safetensors header is wrong", problems, "; fetch or write the file again")
-    return Header(tensors, metadata, start)
+    return Header(tensors, {name: start + begin for begin, _, name in spans}, metadata, stamp(status))
 
 
 def _check_length(path: Path, prefix: bytes, total: int, length: int) -> None:

@@ -11,12 +11,10 @@ from torch import Tensor
 
 from snapgen_deploy.checkpoint.header import TensorInfo
 from snapgen_deploy.checkpoint.keymap import KeyMap, TensorRecipe
-from snapgen_deploy.checkpoint.sources import CODES, Source
+from snapgen_deploy.checkpoint.sources import CODES, TYPES, Source
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.component import Shape
 from snapgen_deploy.system.documents import refuse, shown
-
-_TYPES = {code: dtype for dtype, code in CODES.items()}
 
 
 @dataclass
@@ -69,8 +67,8 @@ def made_of(recipe: TensorRecipe, source: Source) -> TensorInfo:
     parts = []
     for theirs in recipe.sources:
         info = source.tensors[theirs]
-        if info.dtype not in _TYPES:
-            raise ValueError(f"{shown(theirs)} has dtype {info.dtype}, expected one of {', '.join(_TYPES)}")
-        parts.append(torch.empty(info.shape, dtype=_TYPES[info.dtype], device="meta"))
+        if info.dtype not in TYPES:
+            raise ValueError(f"{shown(theirs)} has dtype {info.dtype}, expected one of {', '.join(TYPES)}")
+        parts.append(torch.empty(info.shape, dtype=TYPES[info.dtype], device="meta"))
     made = recipe.make(parts)
     return TensorInfo(tuple(made.shape), CODES[made.dtype], made.numel() * made.element_size())

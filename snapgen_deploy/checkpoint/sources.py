@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,12 +15,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from snapgen_deploy.checkpoint.header import TensorInfo, read_header
+from snapgen_deploy.checkpoint.header import Header, TensorInfo, read_header
 from snapgen_deploy.checkpoint.pickled import check_archive, refused_code
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.names import TOKENIZER, numbered
 from snapgen_deploy.models.config import MOST_OTHERS
 from snapgen_deploy.system.documents import in_one_line, shown
+from snapgen_deploy.system.files import stamp
 from snapgen_deploy.system.lfs import refuse_pointer
 
 # Of a .pt, by the size of its file: what few bytes can describe is not followed without end.
@@ -80,6 +83,7 @@ class SafetensorsSource:
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     owner: dict[str, Path]
+    _headers: dict[Path, Header] = field(repr=False)
 
     @classmethod
     def of(cls, files: tuple[Path, ...]) -> SafetensorsSource:
@@ -87,9 +91,9 @@ class SafetensorsSource:
         tensors: dict[str, TensorInfo] = {}
         owner: dict[str, Path] = {}
         metadata: dict[str, str] = {}
+        headers = {path: read_header(path) for path in files}
         twice = []
-        for path in files:
-            header = read_header(path)
+        for path, header in headers.items():
             for name, info in header.tensors.items():
                 if name in owner:
                     twice.append(f"{shown(name)} is in {owner[name].name} and in {path.name}")
@@ -103,21 +107,28 @@ class SafetensorsSource:
             raise BadInput(
                 in_one_line(f"{files[0].parent}: tensors duplicated across shards", twice, "; keep each in one shard")
             )
-        return cls(files, tensors, metadata, owner)
+        return cls(files, tensors, metadata, owner, headers)
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A view of the mapped file: only the pages of the leading part are ever read.
 
         Mapped anew for each tensor: the pages of a mapping count as resident for as long as it lasts.
         """
-        from safetensors import SafetensorError, safe_open
-
-        path = self.owner[name]
+        path, info = self.owner[name], self.tensors[name]
+        header = self._headers[path]
+        if not info.elements:
+            return torch.empty(shape, dtype=TYPES[info.dtype])
+        begin = header.begins[name]
+        before = begin % mmap.ALLOCATIONGRANULARITY
         try:
-            with safe_open(str(path), framework="pt") as file:
-                part: Tensor = file.get_slice(name)[tuple(slice(0, n) for n in shape) or ...]
-        except (SafetensorError, OSError) as error:
+            with path.open("rb") as file:
+                if stamp(os.fstat(file.fileno())) != header.stamp:
+                    raise BadInput(f"{path}: was changed while it was read; run again when nothing writes to it")
+                pages = mmap.mmap(file.fileno(), before + info.nbytes, access=mmap.ACCESS_COPY, offset=begin - before)
+        except OSError as error:
             raise BadInput(f"{path}: tensor {name!r} cannot be read ({error}); fetch or write the file again") from None
+        whole = torch.frombuffer(pages, dtype=TYPES[info.dtype], count=info.elements, offset=before)
+        part: Tensor = whole.view(info.shape)[tuple(slice(0, n) for n in shape)]
         return part
 
 
@@ -157,8 +168,10 @@ class TorchSource:
 CODES = {
     torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.bool: "BOOL",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-    torch.int8: "I8", torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
+    torch.float8_e8m0fnu: "F8_E8M0", torch.complex64: "C64", torch.int8: "I8", torch.uint8: "U8", torch.int16: "I16",
+    torch.uint16: "U16", torch.int32: "I32", torch.uint32: "U32", torch.int64: "I64", torch.uint64: "U64",
 }  # fmt: skip
+TYPES = {code: dtype for dtype, code in CODES.items()}
 
 
 def _info(value: object) -> TensorInfo:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -103,17 +104,22 @@ def make_recipe(
     samples = samples_of(settings.prompts or (NO_PROMPT,), settings.pictures)
     count = len(samples)
     report("recording trajectories", 0, count)
-    trajectories = record(
-        checkpoint, width, latent, samples, root / f"trajectories-{base}", lambda n: report("recording trajectories", n, count)
-    )
-    _refuse_changed(checkpoint, before, root, base)
+    with _of_one_checkpoint(checkpoint, before, root, base):
+        trajectories = record(
+            checkpoint,
+            width,
+            latent,
+            samples,
+            root / f"trajectories-{base}",
+            lambda n: report("recording trajectories", n, count),
+        )
     levels = levels_for(settings.bits)
     known = root / f"sensitivity-{base}"
-    found, measured = _sensitivities(checkpoint, width, trajectories, executor, known, levels=levels, report=report)
-    chosen = allocate([Candidate(s.name, s.weights, s.errors) for s in found.values()], settings.bits)
-    palettes = {name: found[name].palettes[b] for name, b in chosen.bits.items()}
-    student = quantise_network(load_student(checkpoint, width), palettes)
-    _refuse_changed(checkpoint, before, root, base)  # nothing is read of it from here on
+    with _of_one_checkpoint(checkpoint, before, root, base):  # nothing is read of it afterwards
+        found, measured = _sensitivities(checkpoint, width, trajectories, executor, known, levels=levels, report=report)
+        chosen = allocate([Candidate(s.name, s.weights, s.errors) for s in found.values()], settings.bits)
+        palettes = {name: found[name].palettes[b] for name, b in chosen.bits.items()}
+        student = quantise_network(load_student(checkpoint, width), palettes)
     state, total = root / f"tuning-{_hash(base, settings.as_key())}", settings.iterations
     report("tuning", 0, total)
     tuned = tune_network(
@@ -135,17 +141,25 @@ def finished_recipe(
     return folder
 
 
-def _refuse_changed(checkpoint: Checkpoint, before: Sequence[tuple[int, int, int]], root: Path, base: str) -> None:
-    """Raise BadInput and remove the stages if the checkpoint has changed since: they would be stored under a wrong hash."""
+@contextmanager
+def _of_one_checkpoint(checkpoint: Checkpoint, before: Sequence[tuple[int, int, int]], root: Path, base: str) -> Iterator[None]:
+    """A block whose stages are removed if the checkpoint has changed since `before`: they would be stored under a wrong hash.
+
+    Raises:
+        BadInput: if it has changed, whatever else the block raised.
+    """
     try:
-        refuse_changed(checkpoint, before)
-    except BadInput:
-        for stage in root.glob(f"*-{base}*"):
-            if stage.is_dir():
-                shutil.rmtree(stage, ignore_errors=True)
-            else:
-                stage.unlink(missing_ok=True)
-        raise
+        yield
+    finally:
+        try:
+            refuse_changed(checkpoint, before)
+        except BadInput:
+            for stage in root.glob(f"*-{base}*"):
+                if stage.is_dir():
+                    shutil.rmtree(stage, ignore_errors=True)
+                else:
+                    stage.unlink(missing_ok=True)
+            raise
 
 
 def _place(

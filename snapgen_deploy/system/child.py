@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from multiprocessing import forkserver
@@ -178,6 +179,13 @@ def replace_environment(variables: Mapping[str, str]) -> None:
         tempfile.tempdir = None  # looked up again on the next use
 
 
+def _keep_operators() -> None:
+    """torch unregisters its operators at exit, 50 ms of a process that ends anyway."""
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]  # there is no public way to list them
+        if (alive := finalizer.peek()) and alive[1].__module__ == "torch.library":
+            finalizer.atexit = False
+
+
 def _call(
     sender: Connection, environment: Mapping[str, str], function: Callable[..., Any], args: tuple[Any, ...], reports: bool
 ) -> None:
@@ -193,6 +201,7 @@ def _call(
         sender.send(message)
     except (pickle.PicklingError, TypeError, AttributeError):
         sender.send((False, RuntimeError(f"{type(message[1]).__name__}: {message[1]}"), peak_bytes()))
+    _keep_operators()
     atexit._run_exitfuncs()  # a forked process ends without, and libraries remove their temporary files there
 
 

@@ -247,10 +247,14 @@ def discard_oldest(entries: Sequence[tuple[float, int, Path]], limit: int) -> No
         total -= count
 
 
+def stamp(status: os.stat_result) -> tuple[int, int, int]:
+    """Length in bytes, modification time and inode of a file: they change when somebody writes to it, or replaces it."""
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
 def stamps(files: Sequence[Path]) -> list[tuple[int, int, int]]:
-    """Length in bytes, modification time and inode of each file: they change when somebody writes to it."""
-    found = [path.stat() for path in files]
-    return [(s.st_size, s.st_mtime_ns, s.st_ino) for s in found]
+    """The `stamp` of each file."""
+    return [stamp(path.stat()) for path in files]
 
 
 ABANDONED = 24 * 3600  # seconds after which the leftovers of a killed run are removed, unless a run has resumed from them

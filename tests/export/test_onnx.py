@@ -76,12 +76,18 @@ def test_file_names_documents_and_types_its_ports(tmp_path):
 @pytest.mark.parametrize("make", [student, rewritten, decoder, text_encoder])
 def test_rules_that_are_left_out_find_nothing(make, exported, tmp_path, monkeypatch):
     from onnxscript import rewriter
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     from snapgen_deploy.export.onnx import target as ours
 
     every = rewriter._DEFAULT_REWRITE_RULES
     with ours.rules_of_linear_time():
         assert len(rewriter._DEFAULT_REWRITE_RULES) == len(every) - 1
+        library = ONNXRegistry.from_torchlib()
+        expected = ONNXRegistry.from_torchlib().functions
+        assert library.functions == expected
+        library.functions.popitem()[1].clear()  # somebody's own functions stay in the registry that they were added to
+        assert ONNXRegistry.from_torchlib().functions == expected
     assert rewriter._DEFAULT_REWRITE_RULES is every
     quick = exported(make, {}).path.read_bytes()
     monkeypatch.setattr(ours, "rules_of_linear_time", contextlib.nullcontext)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -87,9 +88,11 @@ def test_what_a_file_is_held_to_is_computed_from_disk(
 def test_numbers_that_are_not_finite_are_found_when_they_are_read(checkpoint: Callable[[str], Checkpoint]) -> None:
     found = checkpoint("gemma3_text")
     apart = load_on_disk(found, TEXT_ENCODER, least=1)
-    raw = bytearray(found.files[0].read_bytes())
+    file, raw = found.files[0], bytearray(found.files[0].read_bytes())
+    written = file.stat().st_mtime_ns
     raw[-4000:] = b"\xff\x7f" * 2000  # NaN in bf16, in the last layer
-    found.files[0].write_bytes(raw)
+    file.write_bytes(raw)
+    os.utime(file, ns=(written, written))  # as if they had been there from the start
     with pytest.raises(BadInput, match=r"'text_encoder.model.layers.2.* NaN and 0 infinite"):
         for read in apart.tensors.values():
             read()
