@@ -5,7 +5,9 @@ import gc
 import importlib
 import sys
 
+from snapgen_deploy.export.onnx.palettes import OPSET
 from snapgen_deploy.export.onnx.rules import rules_of_linear_time
+from snapgen_deploy.export.onnx.write import OnnxSettings
 from snapgen_deploy.export.shared import coremltools
 from snapgen_deploy.export.shared.tracing import quick_tracing
 from snapgen_deploy.system.quiet import quiet
@@ -38,7 +40,8 @@ with quiet():
     bilinear_2d.get_graphs()
     sdpa.get_graphs()
     with rules_of_linear_time():
-        ONNXRegistry.from_torchlib()
+        for opset in (OnnxSettings().opset, OPSET):  # of most files, and of those with palettes
+            ONNXRegistry.from_torchlib(opset)
 gc.set_threshold(100_000, 20, 100)  # as in tests/conftest.py
 gc.enable()
 gc.collect()

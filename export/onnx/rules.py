@@ -24,14 +24,14 @@ from snapgen_deploy.export.shared.tracing import quick_tracing
 
 
 @cache
-def _read(read: Callable[..., Any], **options: Any) -> Any:
+def _read(read: Callable[[int], Any], opset: int) -> Any:
     """What torch's `ONNXRegistry.from_torchlib` returns."""
-    return read(**options)
+    return read(opset)
 
 
-def _copied(read: Callable[..., Any], **options: Any) -> Any:
+def _copied(read: Callable[[int], Any], opset_version: int) -> Any:
     """A registry of the same functions: the caller may add some."""
-    registry = copy.copy(_read(read, **options))
+    registry = copy.copy(_read(read, opset_version))
     registry.functions = {operator: list(functions) for operator, functions in registry.functions.items()}
     return registry
 

@@ -19,8 +19,6 @@ from snapgen_deploy.models import DiT, ElasticDiT
 from tests.checkpoint.cases import refused, tiny_config
 from tests.checkpoint.foreign import PIXART_MAP, our_state, pixart_config, pixart_state
 
-peft = pytest.importorskip("peft")
-
 Q, UP = "middle.0.attention.q", "down.0.ffn.up"
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {"r": 4, "lora_alpha": 6},
@@ -54,6 +52,7 @@ def _layer(weight: Tensor) -> nn.Module:
 
 
 def adapted(state: dict[str, Tensor], modules: tuple[str, ...], **settings: Any) -> Any:
+    peft = pytest.importorskip("peft")  # here, and not once in every process that collects this file: an import of seconds
     torch.manual_seed(3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
