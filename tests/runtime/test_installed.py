@@ -58,6 +58,15 @@ def test_open_bundle_says_what_to_install() -> None:
     )
 
 
+def test_writing_golden_vectors_says_what_to_install() -> None:
+    done = alone("from snapgen_deploy.golden import Recorder")
+    assert done.returncode == 1
+    said = "snapgen_deploy.golden needs packages that are not installed (numpy, onnxruntime, PIL, tokenizers and 17 more): "
+    assert done.stderr.splitlines()[-1] == (
+        f'snapgen_deploy.extras.NotInstalled: {said}python -m pip install "snapgen-deploy[export]"'
+    )
+
+
 def test_it_is_caught_as_either_error() -> None:
     need(Extra("some", ("json",)), "this")
     for kind in (BadInput, ImportError):
