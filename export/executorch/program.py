@@ -11,7 +11,7 @@ from typing import Any
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Port, Weight
 from snapgen_deploy.export.executorch.weights import BITS, NUMPY_DTYPES
-from snapgen_deploy.system.quiet import first_line, quiet
+from snapgen_deploy.system.quiet import first_line
 
 FORWARD = "forward"
 PORTS = "ports"  # the method that returns the ports as JSON
@@ -44,15 +44,14 @@ def read_program(path: Path) -> tuple[Any, int]:
     Raises:
         ValueError: if the file is shorter than its segments.
     """
-    with quiet():  # its import of torchao warns about kernels for other machines
-        from executorch.exir._serialize._program import _ExtendedHeader, _flatbuffer_to_program, _get_extended_header
+    from snapgen_deploy.export.executorch.reading import ExtendedHeader, extended_header, flatbuffer_to_program
 
     with path.open("rb") as file:
-        header = _get_extended_header(file.read(_ExtendedHeader.EXPECTED_LENGTH + PREFIX_BYTES))
+        header = extended_header(file.read(ExtendedHeader.EXPECTED_LENGTH + PREFIX_BYTES))
         file.seek(0)
         if header is None:
-            return _flatbuffer_to_program(file.read()), 0
-        program = _flatbuffer_to_program(file.read(header.program_size))
+            return flatbuffer_to_program(file.read()), 0
+        program = flatbuffer_to_program(file.read(header.program_size))
     end = header.segment_base_offset + max((s.offset + s.size for s in program.segments), default=0)
     if end > (total := path.stat().st_size):
         raise ValueError(f"its segments end at byte {end}, the file has {total}")
@@ -109,7 +108,7 @@ class StoredDelegate:
 
     def payload(self) -> bytes:
         """The delegate's payload."""
-        from executorch.exir.schema import DataLocation
+        from snapgen_deploy.export.executorch.reading import DataLocation
 
         place = self.delegate.processed
         if place.location == DataLocation.INLINE:
@@ -137,7 +136,7 @@ class StoredDelegate:
 
 def portable_constants(plan: Any) -> dict[str, Weight]:
     """Constants that operators outside the delegates read, by name."""
-    from executorch.exir.schema import Tensor
+    from snapgen_deploy.export.executorch.reading import Tensor
 
     found = {}
     for index, value in enumerate(v.val for v in plan.values):

@@ -7,7 +7,7 @@ from snapgen_deploy.export.spec import Cost, Memory, OneDelegate, Runtime, Targe
 
 _TOOLS = ("executorch", "torchao", "flatbuffers")
 _CLOSED = "a .pte file hands whole graphs to its delegate, which shows no value inside"
-RUNTIME = Runtime(package="executorch", module="executorch.runtime", shared_process=True)
+RUNTIME = Runtime(package="executorch", module="snapgen_deploy.export.executorch.runtime", shared_process=True)
 # The delegate has no conversion of dtypes: a network that is fp16 inside has one at each of its ports.
 PLACEMENT = OneDelegate(at_ports="dim_order_ops::_to_dim_order_copy.out")
 # Sets of ExecuTorch's partitioner that grow with the square of the number of operators.
@@ -45,7 +45,7 @@ EXECUTORCH_COREML = TargetSpec(
     tools=(*_TOOLS, "coremltools", "scikit-learn", "protobuf"),
     runtime=Runtime(
         package="executorch",
-        module="executorch.runtime",
+        module="snapgen_deploy.export.executorch.runtime",
         shared_process=True,
         numbers_only="this host runs the Core ML packages inside for their numbers, not for their speed",
     ),

@@ -196,8 +196,7 @@ class ExecuTorch:
         if not path.is_file():
             raise BadInput(f"{path}: no such file")
         with wrap_errors(f"{path.name}: ExecuTorch cannot load it"):
-            from executorch.extension.pybindings import portable_lib
-            from executorch.runtime import Runtime
+            from snapgen_deploy.export.executorch.runtime import Runtime, portable_lib
 
             portable_lib._unsafe_reset_threadpool(threads)
             program = Runtime.get().load_program(path)
@@ -222,7 +221,7 @@ class ExecuTorch:
         if util.find_spec("executorch") is None:
             return "executorch is not installed"
         with wrap_errors("executorch"):
-            from executorch.runtime import Runtime
+            from snapgen_deploy.export.executorch.runtime import Runtime
 
             known = Runtime.get().backend_registry.registered_backend_names
         missing = f"this build of executorch has the backends {', '.join(sorted(known))}, not {self.backend}"
@@ -259,7 +258,7 @@ class ExecuTorch:
         return executorch_methods.shared_bytes(program, users, StoredDelegate(path, program, base, None).segment)
 
     def _description(self, path: Path, program: Any, plan: Any, base: int) -> Description:
-        from executorch.exir.schema import DelegateCall, KernelCall
+        from snapgen_deploy.export.executorch.reading import DelegateCall, KernelCall
 
         names = [f"{o.name}.{o.overload}" if o.overload else o.name for o in plan.operators]
         calls = [i.instr_args for chain in plan.chains for i in chain.instructions]

@@ -51,22 +51,22 @@ def read(payload: bytes, index: int) -> Delegate:
 
 
 def _graph(payload: bytes) -> Any:
-    from executorch.backends.xnnpack.serialization import xnnpack_graph_serialize as xnn
+    from snapgen_deploy.export.executorch.reading import XNNPACK_SCHEMA, XNNHeader
 
-    header = xnn.XNNHeader.from_bytes(payload[: xnn.XNNHeader.EXPECTED_LENGTH])
+    header = XNNHeader.from_bytes(payload[: XNNHeader.EXPECTED_LENGTH])
     end = header.flatbuffer_offset + header.flatbuffer_size
-    return decompiled(xnn._get_schema_bytes(), payload[header.flatbuffer_offset : end])
+    return decompiled(XNNPACK_SCHEMA, payload[header.flatbuffer_offset : end])
 
 
 def decompiled(schema_text: bytes, data: bytes) -> Any:
     """A flatbuffer as plain data, by its schema, with ExecuTorch's own `flatc`."""
-    from executorch.exir._serialize._flatbuffer import _flatc_decompile
+    from snapgen_deploy.export.executorch.reading import flatc_decompile
 
     with tempfile.TemporaryDirectory() as scratch:
         schema, binary = Path(scratch) / "schema.fbs", Path(scratch) / "graph.bin"
         schema.write_bytes(schema_text)
         binary.write_bytes(data)
-        _flatc_decompile(scratch, str(schema), str(binary), ["--raw-binary", "--defaults-json"])
+        flatc_decompile(scratch, str(schema), str(binary), ["--raw-binary", "--defaults-json"])
         return json.loads(BARE_INFINITY.sub(r"\1Infinity", (Path(scratch) / "graph.json").read_text(encoding="utf-8")))
 
 

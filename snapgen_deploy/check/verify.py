@@ -24,7 +24,7 @@ from snapgen_deploy.check.gates import GOLDEN_ERROR, GOLDEN_PSNR, Gate, SavedTar
 from snapgen_deploy.check.golden import OF_REFERENCE
 from snapgen_deploy.export.registry import spec_of
 from snapgen_deploy.golden.vectors import GoldenVectors, open_golden
-from snapgen_deploy.system.child import run_in_child
+from snapgen_deploy.system.child import preload, run_in_child
 from snapgen_deploy.system.files import is_file
 from snapgen_deploy.system.progress import Progress
 
@@ -44,6 +44,7 @@ def rerun_gates(
             has other cases.
         BadInput: if the test vectors or the golden vectors cannot be read.
     """
+    preload(("torch", check_sizes.__module__))
     views = {size: bundle.at(size) for size in bundle.sizes}
     vectors = {size: read_vectors(view) for size, view in views.items()}
     refuse_unsound_gates(bundle)
