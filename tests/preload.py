@@ -41,7 +41,7 @@ with quiet():
     sdpa.get_graphs()
     with rules_of_linear_time():
         for opset in (OnnxSettings().opset, OPSET):  # of most files, and of those with palettes
-            ONNXRegistry.from_torchlib(opset)
+            ONNXRegistry.from_torchlib(opset_version=opset)
 gc.set_threshold(100_000, 20, 100)  # as in tests/conftest.py
 gc.enable()
 gc.collect()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from snapgen_deploy.export.coreml.spec import OLDER, STORED
 from snapgen_deploy.export.spec import Cost, Memory, OneDelegate, Runtime, TargetSpec, Writing
 
@@ -43,10 +45,8 @@ EXECUTORCH_COREML = TargetSpec(
     older_systems=OLDER,
     memory=Memory(Cost(800_000_000, 2.4), Cost(700_000_000, 1.65, 2.1), loop=_LOOP),
     tools=(*_TOOLS, "coremltools", "scikit-learn", "protobuf"),
-    runtime=Runtime(
-        package="executorch",
-        module="snapgen_deploy.export.executorch.runtime",
-        shared_process=True,
+    runtime=replace(
+        RUNTIME,
         numbers_only="this host runs the Core ML packages inside for their numbers, not for their speed",
     ),
     placement=PLACEMENT,

@@ -24,14 +24,14 @@ from snapgen_deploy.export.shared.tracing import quick_tracing
 
 
 @cache
-def _read(read: Callable[[int], Any], opset: int) -> Any:
+def _read(read: Callable[..., Any], **options: int) -> Any:
     """What torch's `ONNXRegistry.from_torchlib` returns."""
-    return read(opset)
+    return read(**options)
 
 
-def _copied(read: Callable[[int], Any], opset_version: int) -> Any:
+def _copied(read: Callable[..., Any], **options: int) -> Any:
     """A registry of the same functions: the caller may add some."""
-    registry = copy.copy(_read(read, opset_version))
+    registry = copy.copy(_read(read, **options))
     registry.functions = {operator: list(functions) for operator, functions in registry.functions.items()}
     return registry
 

@@ -83,11 +83,11 @@ def test_rules_that_are_left_out_find_nothing(make, exported, tmp_path, monkeypa
     every = rewriter._DEFAULT_REWRITE_RULES
     with ours.rules_of_linear_time():
         assert len(rewriter._DEFAULT_REWRITE_RULES) == len(every) - 1
-        library = ONNXRegistry.from_torchlib(20)
-        expected = ONNXRegistry.from_torchlib(20).functions
+        library = ONNXRegistry.from_torchlib(opset_version=20)
+        expected = ONNXRegistry.from_torchlib(opset_version=20).functions
         assert library.functions == expected
         library.functions.popitem()[1].clear()  # somebody's own functions stay in the registry that they were added to
-        assert ONNXRegistry.from_torchlib(20).functions == expected
+        assert ONNXRegistry.from_torchlib(opset_version=20).functions == expected
     assert rewriter._DEFAULT_REWRITE_RULES is every
     quick = exported(make, {}).path.read_bytes()
     monkeypatch.setattr(ours, "rules_of_linear_time", contextlib.nullcontext)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snapgen_deploy.families.base import Folding, Layer, SizeRule
+from snapgen_deploy.families.base import DenseFamily, SizeRule
 from snapgen_deploy.families.component import (
     LATENT,
     TIME,
@@ -25,7 +25,6 @@ from snapgen_deploy.families.text import text_encoders
 from snapgen_deploy.models import ModelConfig, Schedule, Student, TextStream, sigmas
 from snapgen_deploy.models.config import Document, PositiveInt
 from snapgen_deploy.models.student import Stage, TrainingCost
-from snapgen_deploy.sparse import Layout, OpForm
 
 KEPT = 12  # bytes for each value of the hidden map that the gradients need
 
@@ -84,7 +83,7 @@ class Positional(nn.Module):
         return velocity
 
 
-class ToyFamily:
+class ToyFamily(DenseFamily):
     name = "toy"
     student_type = ToyConfig
 
@@ -133,18 +132,6 @@ class ToyFamily:
     def size_problems(self, config: ModelConfig, latent: tuple[int, int]) -> list[str]:
         return [] if min(latent) >= 2 else ["fewer than two cells"]
 
-    def form(self, config: ModelConfig, latent: tuple[int, int]) -> str:
-        return "none"
-
     def facts(self, config: ModelConfig, width: str) -> dict[str, int]:
         assert isinstance(config.student, ToyConfig)
         return {"hidden": config.student.hidden}
-
-    def forms(self, config: ModelConfig, width: str, latent: tuple[int, int], ops: OpForm) -> Mapping[str, Layer]:
-        return {}
-
-    def folding(self, config: ModelConfig, latent: tuple[int, int], layout: Layout, form: str) -> Folding:
-        return Folding(1, frozenset())
-
-    def examples(self, ops: OpForm) -> Sequence[Layer]:
-        return ()
