@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from fuzz.targets import SEEDS, TARGETS, runner
+from snapgen_deploy.errors import one_line
 
 MOST_MEMORY = 4096  # MB, imports included
 MOST_SECONDS = 60  # for one case, by the clock of a machine that may be busy
 LONGEST_CASE = 65_536  # bytes
+LOG = "log.txt"  # of one target, among its findings
 READERS = (
     "snapgen_deploy.bundle.reader",
     "snapgen_deploy.checkpoint",
@@ -54,6 +56,8 @@ def main() -> int:
         total += count
         found += [name] if ended else []
         print(f"{name}: {count} cases" + (f", then a finding: {asked.findings / name}" if ended else ""), flush=True)
+        if ended:
+            print(_why(asked.findings / name / LOG), flush=True)
     print(f"{total} cases over {len(asked.targets or TARGETS)} targets, {len(found)} with findings")
     return 1 if found else 0
 
@@ -62,13 +66,21 @@ def _forked(name: str, asked: argparse.Namespace) -> tuple[int, bool]:
     """Run one target in a process of its own: how many cases it has run, and whether one ended it."""
     for folder in (asked.corpus / name, asked.findings / name):
         folder.mkdir(parents=True, exist_ok=True)
-    log = asked.findings / name / "log.txt"
+    log = asked.findings / name / LOG
     if (child := os.fork()) == 0:
         _fuzz(name, asked, log)
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
     said = log.read_text(encoding="utf-8", errors="replace")
     runs = [int(n) for pair in re.findall(r"^(?:Done (\d+) runs|#(\d+)\t)", said, re.MULTILINE) for n in pair if n]
     return max(runs, default=0), ended
+
+
+def _why(log: Path) -> str:
+    """What ended a target, as its log says: the exception and where it was raised, or what libFuzzer missed."""
+    said = log.read_text(encoding="utf-8", errors="replace")
+    raised = re.search(r"=== Uncaught Python exception: ===\n(.*?)\n(?:\n|==|$)", said, re.DOTALL)
+    told = raised[1] if raised else "\n".join(re.findall(r"^==\d+== ?ERROR: .*", said, re.MULTILINE))
+    return "\n".join("  " + one_line(line) for line in told.splitlines()[:30]) or f"  no reason in {log}"
 
 
 def _fuzz(name: str, asked: argparse.Namespace, log: Path) -> NoReturn:

@@ -22,9 +22,12 @@ EXIT_CODES: Mapping[int, str] = MappingProxyType(
 
 
 class SnapgenError(Exception):
-    """Base class: the message is one line that says what was found, what was expected and how to fix it."""
+    """Base class: the message says what was found, what was expected and how to fix it, as `one_line`."""
 
     exit_code = 2
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
     def as_dict(self) -> dict[str, Any]:
         """What a caller can use besides the message, as plain data."""
@@ -42,7 +45,7 @@ class WrongFile(BadInput):
 
     def __init__(self, message: str, problems: Sequence[str]) -> None:
         super().__init__(message)
-        self.problems = tuple(problems)
+        self.problems = tuple(one_line(problem) for problem in problems)
 
     def as_dict(self) -> dict[str, Any]:
         """All problems."""
@@ -77,6 +80,17 @@ class MeasurementFailed(SnapgenError):
     """A runtime or device did not deliver the measurement."""
 
     exit_code = 4
+
+
+def one_line(text: str) -> str:
+    """The text on one line, with escapes for what a terminal would act on instead of showing: files hold such names.
+
+    >>> one_line("tensor 'a\\n  b': got \\x1b[31m")
+    "tensor 'a b': got \\\\x1b[31m"
+    """
+    lines = text.splitlines()
+    line = text if len(lines) < 2 and text.isprintable() else " ".join(filter(None, map(str.strip, lines)))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
 def nearest(got: str, known: Iterable[str]) -> str:

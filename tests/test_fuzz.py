@@ -3,7 +3,7 @@
 import pytest
 
 from fuzz.targets import SEEDS, TARGETS, LongMessage, Target, runner
-from snapgen_deploy.errors import BadInput
+from snapgen_deploy.errors import BadInput, MeasurementFailed
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -21,7 +21,7 @@ def test_seeds_are_read_or_refused(name):
     [
         (BadInput("no"), None),
         (BadInput("x" * 301), LongMessage),
-        (BadInput("two\nlines"), LongMessage),
+        (MeasurementFailed("no"), LongMessage),
         (KeyError("x"), KeyError),
     ],
     ids=range(4),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.system.documents import LONGEST_NAME, cut
 
 # What torch.save writes for tensors, parameters, quantised and sparse tensors, and the dictionaries around them.
 _CALLS = frozenset(
@@ -53,7 +54,9 @@ def check_archive(path: Path) -> None:
     try:
         _follow(path, pickled)
     except (IndexError, KeyError, ValueError) as error:
-        raise BadInput(f"{path}: damaged or not a PyTorch checkpoint ({str(error)[:100]}); fetch or write it again") from None
+        raise BadInput(
+            f"{path}: damaged or not a PyTorch checkpoint ({cut(str(error), LONGEST_NAME)}); fetch or write it again"
+        ) from None
 
 
 def _check_zip(path: Path) -> None:
@@ -167,5 +170,5 @@ class _Machine:
 
 def refused_code(path: Path, what: str = "") -> str:
     """The message for a file that would have something else called than what makes tensors."""
-    named = f" ({what[:100]})" if what else ""
+    named = f" ({cut(what, LONGEST_NAME)})" if what else ""
     return f"{path}: holds code{named} beside its tensors and was not executed; save the state dict alone, or as safetensors"

@@ -20,9 +20,10 @@ from snapgen_deploy.checkpoint.pickled import check_archive, refused_code
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.names import TOKENIZER, numbered
 from snapgen_deploy.models.config import MOST_OTHERS
-from snapgen_deploy.system.documents import in_one_line, shown
+from snapgen_deploy.system.documents import LONGEST_NAME, cut, in_one_line, shown
 from snapgen_deploy.system.files import stamp
 from snapgen_deploy.system.lfs import refuse_pointer
+from snapgen_deploy.system.quiet import first_line
 
 # Of a .pt, by the size of its file: what few bytes can describe is not followed without end.
 DEEPEST = 16  # dictionaries within each other
@@ -240,5 +241,5 @@ def _reading(path: Path) -> Iterator[None]:
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); give a readable checkpoint") from None
     except Exception as error:  # torch raises a dozen kinds for a damaged zip; none of them may escape as a traceback
-        first = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        first = cut(first_line(error), LONGEST_NAME)
         raise BadInput(f"{path}: damaged or not a PyTorch checkpoint ({first}); fetch or write the file again") from None

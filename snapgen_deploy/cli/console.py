@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
 
-from snapgen_deploy.errors import BadInput, SnapgenError
+from snapgen_deploy.errors import BadInput, SnapgenError, one_line
 from snapgen_deploy.system.documents import LONGEST_LINE, LONGEST_NAME, cut
 from snapgen_deploy.system.files import write_text
 from snapgen_deploy.system.host_memory import is_out_of_memory
@@ -152,9 +152,7 @@ def err() -> Console:
 def plain(value: object) -> str:
     """A name or a detail of a file that somebody else wrote, for a line of ours: it ends no line, colours nothing, and begins
     no command of a CI runner (`::error::` at the beginning of a line, which may be that of a word; `##[error]` anywhere)."""
-    line = " ".join(str(value).split())
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
-    return re.sub(r"(?<!\S)::", ": :", shown.replace("##[", "## ["))
+    return re.sub(r"(?<!\S)::", ": :", one_line(str(value)).replace("##[", "## ["))
 
 
 def cell(value: object) -> str:
@@ -208,12 +206,12 @@ def report_error(error: Exception, *, traceback: bool, as_json: bool = False) ->
     if isinstance(error, OSError) and error.filename is not None and error.errno in PLACES:
         error = BadInput(f"{os.fsdecode(error.filename)}: {error.strerror}")
     elif not isinstance(error, SnapgenError) and is_out_of_memory(error):
-        error = BadInput(f"too little memory: {cut(_one_line(error), LONGEST_NAME)}; free some, or raise the limit (ulimit -v)")
+        error = BadInput(f"too little memory: {cut(str(error), LONGEST_NAME)}; free some, or raise the limit (ulimit -v)")
     if isinstance(error, SnapgenError):
         longest = LONGEST_LINE if isinstance(error, BadInput) else LONGEST_MESSAGE
-        message, hint, code, data = _cut_middle(_one_line(error), longest), "", error.exit_code, error.as_dict()
+        message, hint, code, data = _cut_middle(str(error), longest), "", error.exit_code, error.as_dict()
     else:
-        message, code, data = f"{type(error).__name__}: {_cut_middle(_one_line(error), LONGEST_MESSAGE)}", UNEXPECTED, {}
+        message, code, data = f"{type(error).__name__}: {_cut_middle(one_line(str(error)), LONGEST_MESSAGE)}", UNEXPECTED, {}
         hint = "" if traceback else "; run again with -v for the traceback"
     with contextlib.suppress(OSError):  # standard error may be full; the exit code and the object remain
         tell(f"error: {message}{hint}", "red")
@@ -231,10 +229,6 @@ def report_interrupt(stopped: KeyboardInterrupt, *, as_json: bool = False) -> in
     if as_json:
         print_json({"error": message, "exit_code": code})
     return code
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _cut_middle(text: str, longest: int) -> str:

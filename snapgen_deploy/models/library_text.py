@@ -22,7 +22,8 @@ from snapgen_deploy.errors import BadInput, nearest
 from snapgen_deploy.models.config import LARGEST_DEPTH, LARGEST_INT, LibraryTextEncoder
 from snapgen_deploy.models.library_tokenizer import asked_of_library
 from snapgen_deploy.models.on_disk import MOST_HELD, OnDisk, large_parameters, stand_in
-from snapgen_deploy.system.documents import shown
+from snapgen_deploy.system.documents import LONGEST_REASON, cut, shown
+from snapgen_deploy.system.quiet import first_line
 
 LAST = -1  # the library's `last_hidden_state`
 LEGACY_END = 2  # eos_token_id of configurations before transformers 4.31: the highest id ends a text instead
@@ -213,7 +214,7 @@ class LibraryText(nn.Module):
                 tables = (nn.Embedding(settings.vocab_size, settings.d_model),) if settings.model_type == "t5" else ()
                 self.model = kind(settings, *tables)
             except (TypeError, ValueError, RuntimeError, ZeroDivisionError, KeyError) as error:
-                said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                said = cut(first_line(error), LONGEST_REASON)
                 raise BadInput(f"transformers builds no {kind.__name__} of the configuration: {said}") from None
         if config.pooled == "projected":
             with no_init_weights():

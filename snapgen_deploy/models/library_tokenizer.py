@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.system.documents import LONGEST_NAME, cut
+from snapgen_deploy.system.quiet import first_line
 
 R = TypeVar("R")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")  # files, one of which every tokenizer has
@@ -41,7 +42,7 @@ def asked_of_library(call: Callable[[], R], failure: str) -> R:
         try:
             return call()
         except Exception as error:
-            said = cut((str(error).splitlines() or [type(error).__name__])[0], LONGEST_NAME)
+            said = cut(first_line(error), LONGEST_NAME)
             raise BadInput(f"{failure} ({said})") from None
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.runtime.record import PictureRefused
+from snapgen_deploy.system.documents import LONGEST_NAME, cut
 from snapgen_deploy.system.native import no_panic
 
 
@@ -28,7 +29,7 @@ class RuleReader:
             with no_panic():
                 self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
-            raise BadInput(f"{file} cannot be read: {str(error)[:120]}") from None
+            raise BadInput(f"{file} cannot be read: {cut(str(error), LONGEST_NAME)}") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.rule = rule

@@ -8,10 +8,10 @@ import tomllib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from snapgen_deploy.errors import BadInput
+from snapgen_deploy.errors import BadInput, one_line
 
 LONGEST_LINE = 300  # characters of a message, where the file's own path leaves room for what is wrong in it
-LONGEST_VALUE, LONGEST_NAME = 60, 120
+LONGEST_VALUE, LONGEST_NAME, LONGEST_REASON = 60, 120, 200
 
 
 class DuplicateName(ValueError):
@@ -93,7 +93,7 @@ def _fitting(texts: Sequence[str], separator: str, room: int) -> tuple[str, int]
     """The first texts that fit, at least the beginning of one, and how many are left. A hostile text may hold line breaks."""
     said = ""
     for number, text in enumerate(texts):
-        line = " ".join(text.split())
+        line = one_line(" ".join(text.split()))
         if number and len(said) + len(separator) + len(line) > room:
             return said, len(texts) - number
         said += separator * bool(number) + cut(line, room)
@@ -123,5 +123,6 @@ def shown(value: object) -> str:
 
 
 def cut(text: str, length: int) -> str:
-    """The text, shortened to `length` characters; the last three are then `...`."""
+    """The text as `one_line`, shortened to `length` characters; the last three are then `...`."""
+    text = one_line(text)
     return text if len(text) <= length else f"{text[: length - 3]}..."

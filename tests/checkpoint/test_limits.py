@@ -80,6 +80,8 @@ def test_archives_that_torch_does_not_write(tmp_path: Path) -> None:
     refused(lambda: TorchSource.of(longer), "no archive's end")
     nested = b"\x80\x02}K\x01\x85" + b"q\x00h\x00\x86" * 12 + b"K\x01s."  # the hash of this key visits 2^12 tuples
     refused(lambda: TorchSource.of(repacked(source, tmp_path / "e.pt", pickled=nested)), "a key that is no name")
+    named = b"\x80\x02c" + b"torch\x1b[2J\r.utils\nload\n)R."  # a terminal would clear itself
+    refused(lambda: TorchSource.of(repacked(source, tmp_path / "g.pt", pickled=named)), r"(torch\x1b[2J .utils.load)")
     for number, damaged in enumerate((b"\x80\x02}u.", b"\x80\x02h\x07.", b"\x80\x02(", b"\x80\x04\x95", b"")):
         refused(lambda d=damaged, n=number: TorchSource.of(repacked(source, tmp_path / f"f{n}.pt", pickled=d)))  # type: ignore[misc]
 

@@ -67,7 +67,7 @@ def test_a_damaged_entry_is_thrown_away(cache, tmp_path, victim, damage):
     if damage == "remove":
         path.unlink()
     elif damage == "no text":
-        path.write_bytes(b"\xff" + data[1:])
+        path.write_bytes(b"\xff" + data)
     else:
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if damage == "change" else data[:10])
     assert cache.take("k", TARGET, "student", tmp_path / "second") is None
