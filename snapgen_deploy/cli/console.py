@@ -152,7 +152,7 @@ def err() -> Console:
 def plain(value: object) -> str:
     """A name or a detail of a file that somebody else wrote, for a line of ours: it ends no line, colours nothing, and begins
     no command of a CI runner (`::error::` at the beginning of a line, which may be that of a word; `##[error]` anywhere)."""
-    return re.sub(r"(?<!\S)::", ": :", one_line(str(value)).replace("##[", "## ["))
+    return re.sub(r"(?<!\S)::", ": :", one_line(" ".join(str(value).split())).replace("##[", "## ["))
 
 
 def cell(value: object) -> str:
