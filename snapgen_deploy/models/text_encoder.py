@@ -38,7 +38,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.tokens = nn.Embedding(config.vocab, config.width)
-        self.positions = nn.Parameter(torch.randn(config.length, config.width) * 0.02)
+        self.positions = nn.Parameter(nn.init.normal_(torch.empty(config.length, config.width), std=0.02))
         self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
 
