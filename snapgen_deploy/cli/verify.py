@@ -10,6 +10,7 @@ import typer
 from snapgen_deploy.cli.console import print_json, progress, say
 from snapgen_deploy.cli.options import AsJson, Verbose
 from snapgen_deploy.cli.result import count_verdicts, print_gates
+from snapgen_deploy.system.child import preload
 from snapgen_deploy.system.processors import default_threads
 
 
@@ -40,6 +41,8 @@ def verify(
 
     Fidelity gates, and those of the reference, need the checkpoint: they are not_run, with their verdict at export.
     """
+    if not hashes_only:  # the server that checks are forked from imports what they need while this process does
+        preload(("torch", "snapgen_deploy.check.gates"))
     from snapgen_deploy.bundle.reader import check_hashes, open_bundle
     from snapgen_deploy.check.verify import rerun_gates
     from snapgen_deploy.machines.registry import machine_of

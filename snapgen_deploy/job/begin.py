@@ -20,7 +20,7 @@ from snapgen_deploy.job.cache import tool_versions
 from snapgen_deploy.job.calibration import calibration_key
 from snapgen_deploy.job.convert import all_cached
 from snapgen_deploy.job.ingredients import Ingredients
-from snapgen_deploy.job.memory import Prediction, by_process, predict, refuse_what_does_not_fit, room_for
+from snapgen_deploy.job.memory import Prediction, by_process, predict, refuse_what_does_not_fit
 from snapgen_deploy.job.mixed import known_recipe
 from snapgen_deploy.job.records import remove_unowned
 from snapgen_deploy.job.request import Request
@@ -32,6 +32,7 @@ from snapgen_deploy.system.child import preload
 from snapgen_deploy.system.files import files_under, temporary_files_in
 from snapgen_deploy.system.host_memory import available_bytes
 from snapgen_deploy.system.progress import Counting, Progress
+from snapgen_deploy.system.side_by_side import room_for
 from snapgen_deploy.system.source import source_sha256
 
 IN_EVERY_CHILD = ("torch", "torch._dynamo", "snapgen_deploy.job.run")  # modules that every stage's process needs
@@ -70,7 +71,7 @@ def begun(
             stage=stage,
             progress=progress,
             counting=counting,
-            room=room_for(predicted, request.threads),
+            room=room_for([p.bytes for p in predicted], request.threads),
             predicted=by_process(predicted),
         )
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from snapgen_deploy.check.memory import check_bytes, largest_tensor
 from snapgen_deploy.checkpoint.networks import stays_on_disk
 from snapgen_deploy.errors import Refused
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.export.spec import Cost
-from snapgen_deploy.families.component import ComponentSpec
 from snapgen_deploy.families.names import title_of
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import ModelConfig
@@ -19,7 +18,6 @@ from snapgen_deploy.plan.plan import ExportPlan, TargetPlan
 from snapgen_deploy.plan.widths import activation_bytes
 from snapgen_deploy.quantise.executors import executor_of
 from snapgen_deploy.quantise.memory import predicted_peak
-from snapgen_deploy.system.side_by_side import Room
 
 # The process that draws the reference's pictures. Like the targets' own figures (`snapgen_deploy.export.spec.Memory`), this is
 # slightly above everything measured on x86-64 Linux: the embedded checkpoint and an untrained student of 114M parameters
@@ -27,7 +25,6 @@ from snapgen_deploy.system.side_by_side import Room
 # plan's estimate of the largest ones. Checkpoints in PyTorch's format, which are mapped as a whole, were not measured.
 _REFERENCE = Cost(420_000_000, 1.15, 1.7)
 REFERENCE_PROCESS = "reference"  # the process that draws the reference's pictures
-SIDE_BY_SIDE = 2_000_000_000  # bytes that conversions side by side may take, however small each is
 _RUN_FROM_DISK = Cost(100_000_000, 0.0, 1.0)  # of the largest tensor there are two copies as it is stored, in bf16
 
 
@@ -46,11 +43,6 @@ class Prediction:
         if self.target is None:
             return self.shared
         return f"{self.target.key} {title_of(self.role) if self.role else 'check'}"
-
-
-def largest_tensor(spec: ComponentSpec) -> int:
-    """Bytes of a component's largest tensor in fp32."""
-    return max(4 * math.prod(shape) for shape in spec.stored_shapes().values())
 
 
 def weight_bytes(config: ModelConfig, width: str, role: Role) -> int:
@@ -81,29 +73,21 @@ def predict(config: ModelConfig, plan: ExportPlan, executor: str = "here") -> tu
         forms = {target.form, *(dict(s.forms).get(target.key) for s in plan.other_sizes)}
         loops = memory.loop if "loop" in forms else 0
         running = sum(memory.at_option.get(option, 0.0) for option in target.options)
-        held, added = weights, 0
         for spec in components:
             bytes_, largest_one = of_component[spec.name], on_disk.get(spec.name)
             if largest_one is not None and target.precision in target.spec.by_tensor:
                 most = max(stage.of(bytes_, largest_one) for stage in memory.converting_by_tensor)
                 found.append(Prediction(most, target, spec.name))
-                added += memory.checking_by_tensor.of(bytes_, largest_one)
                 continue
-            held += bytes_ if largest_one is not None else 0
             more = round(running * own[spec.name]) + (loops if spec.has_forms else 0)
             found.append(Prediction(cost.of(bytes_, 0) + more, target, spec.name))
-        found.append(Prediction(memory.checking.of(held, activations) + added, target))
+        found.append(Prediction(check_bytes(config, plan.width, target.spec, target.precision, activations), target))
     return tuple(found)
 
 
 def largest(predictions: Sequence[Prediction]) -> Prediction:
     """The largest prediction. It decides: those that run side by side take no more than it together, unless all are small."""
     return max(predictions, key=lambda p: p.bytes)
-
-
-def room_for(predictions: Sequence[Prediction], places: int) -> Room:
-    """For work side by side: it takes no more memory than its largest process alone, or than `SIDE_BY_SIDE`."""
-    return Room(places, max(largest(predictions).bytes, SIDE_BY_SIDE))
 
 
 def by_process(predictions: Sequence[Prediction]) -> dict[tuple[str, Role | None], int]:

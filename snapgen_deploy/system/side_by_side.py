@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import TypeVar
@@ -11,6 +11,7 @@ from typing import TypeVar
 from snapgen_deploy.system.child import STOP, Stopped
 
 T = TypeVar("T")
+SIDE_BY_SIDE = 2_000_000_000  # bytes that pieces side by side may take, however small each is
 
 
 class Room:
@@ -31,6 +32,10 @@ class Room:
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self.alone = threading.Lock()  # for what several pieces need and one of them makes
+
+    def holds(self, sizes: Iterable[int]) -> bool:
+        """Whether pieces of `sizes` bytes fit all at a time, places aside."""
+        return sum(sizes) <= self.most_bytes
 
     @contextmanager
     def taken(self, what: str, size: int) -> Iterator[None]:
@@ -78,6 +83,11 @@ class Room:
             self._stop.set()
             self._changed.notify_all()
             return self._failure
+
+
+def room_for(sizes: Sequence[int], places: int) -> Room:
+    """For pieces of `sizes` bytes: side by side they take no more than the largest one alone, or than `SIDE_BY_SIDE`."""
+    return Room(places, max(*sizes, SIDE_BY_SIDE))
 
 
 def run_all(room: Room, pieces: Sequence[Callable[[], T]]) -> list[T]:

@@ -1,7 +1,10 @@
 """`verify --on`: gates of files that another machine runs."""
 
 import json
+import threading
 from dataclasses import dataclass, replace
+
+import pytest
 
 from snapgen_deploy.bundle.reader import open_bundle
 from snapgen_deploy.check import gates, verify
@@ -62,3 +65,21 @@ def test_recorded_gates_of_another_machine_are_left_without_it(bundle, monkeypat
     found = rerun_gates(opened, 1, no_progress)
     assert len(found) == len(there) > 0
     assert all(g.detail.startswith("it needs another machine, --on arm64:max; at export: passed with") for g in found)
+
+
+@pytest.mark.parametrize(("needed", "threads", "at_a_time"), [(10**6, 1, 3), (10**10, 4, 1)], ids=["small", "large"])
+def test_checks_run_side_by_side_where_memory_allows(bundle, monkeypatch, needed, threads, at_a_time):
+    """Small ones at the same time, each with its part of four threads; large ones one by one, each with all of them."""
+    opened = open_bundle(bundle)
+    together, given = threading.Barrier(at_a_time), []
+
+    def child(what, check, saved, vectors, on_progress):
+        given.extend(files.threads for files in saved.values())
+        together.wait(timeout=30)  # broken where fewer run at a time
+        return {}, 0
+
+    monkeypatch.setattr(verify, "run_in_child", child)
+    monkeypatch.setattr(verify, "check_bytes", lambda *_: needed)
+    monkeypatch.setattr(verify, "refuse_other_values", lambda *_: None)
+    rerun_gates(opened, 4, no_progress)
+    assert given == [threads] * len(opened.targets)

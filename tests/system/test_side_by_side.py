@@ -11,7 +11,7 @@ import pytest
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.system.child import Stopped, run_in_child
-from snapgen_deploy.system.side_by_side import Room, run_all
+from snapgen_deploy.system.side_by_side import SIDE_BY_SIDE, Room, room_for, run_all
 
 
 def work(room: Room, sizes: dict[str, int]) -> tuple[list[str], int, int]:
@@ -116,3 +116,9 @@ def test_ctrl_c_names_what_was_running() -> None:
         time.sleep(0.001)
     assert room.stop(KeyboardInterrupt()).__notes__ == ["exporting the decoder"]
     thread.join()
+
+
+def test_small_pieces_share_what_one_may_take_and_a_large_one_has_it_alone() -> None:
+    small, large = room_for([10, 20], 2), room_for([3 * SIDE_BY_SIDE, SIDE_BY_SIDE], 2)
+    assert (small.most_bytes, small.holds([10, 20]), small.holds([SIDE_BY_SIDE, 1])) == (SIDE_BY_SIDE, True, False)
+    assert (large.most_bytes, large.holds([3 * SIDE_BY_SIDE, SIDE_BY_SIDE])) == (3 * SIDE_BY_SIDE, False)
