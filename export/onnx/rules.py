@@ -9,12 +9,15 @@ of an export. Here only rules whose pattern ends in the node's operator are trie
 
 Each export reads the source text of some 500 functions of onnxscript's torchlib, and the annotations of their arguments, a
 second in all; once in a process is enough.
+
+It also decomposes every graph, which traces the whole of it anew, twice: half of an export. Where each operator of a graph has
+a function of torchlib there is nothing to decompose, and slices of the whole length, which tracing leaves out, are taken out.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -47,20 +50,54 @@ def _where_operators_fit(try_rewrite: Callable[..., Any]) -> Callable[..., Any]:
     return first_look
 
 
+def _where_needed(decompose: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's `decompose_with_registry`, called only for graphs that hold something to decompose."""
+
+    def ours(program: Any, registry: Any) -> Any:
+        known = {functions[0].fx_target for functions in registry.functions.values()}
+        if not all(_is_written_as(node, known) for node in program.graph.nodes):
+            return decompose(program, registry)
+        _drop_whole_slices(program.graph)
+        return program
+
+    return ours
+
+
+def _is_written_as(node: Any, known: Collection[Any]) -> bool:
+    """Whether a node goes into a file as it is: an operator with a function of torchlib that changes no input."""
+    if node.op != "call_function":
+        return node.op in ("placeholder", "output")
+    schema = getattr(node.target, "_schema", None)
+    return node.target in known and not (schema is not None and schema.is_mutable)
+
+
+def _drop_whole_slices(graph: Any) -> None:
+    """Take out slices that keep everything: onnxruntime would copy."""
+    import torch
+
+    for target in (torch.ops.aten.slice.Tensor, torch.ops.aten.narrow.default):
+        for node in graph.find_nodes(op="call_function", target=target):
+            if node.args[0].meta["val"].shape == node.meta["val"].shape:
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+
+
 @contextmanager
 def rules_of_linear_time() -> Iterator[None]:
     """Within the block, `torch.onnx.export(optimize=True)` uses only rules whose pattern has one output, and
-    only where they can apply. It reads its library at most once in this process.
+    only where they can apply. It reads its library at most once in this process, and decomposes only what has to be.
     """
     from onnxscript import rewriter
+    from torch.onnx._internal.exporter import _fx_passes
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    name, library = "_DEFAULT_REWRITE_RULES", "from_torchlib"
+    name, library, decompose = "_DEFAULT_REWRITE_RULES", "from_torchlib", "decompose_with_registry"
     ours = tuple(r for r in getattr(rewriter, name) if r._target_pattern.has_single_output_node)
     rule, first_look = rewriter.RewriteRule, _where_operators_fit(rewriter.RewriteRule.try_rewrite)
     with (
         replaced(rewriter, name, ours),
         replaced(rule, "try_rewrite", first_look),
+        replaced(_fx_passes, decompose, _where_needed(getattr(_fx_passes, decompose))),
         replaced(ONNXRegistry, library, partial(_copied, getattr(ONNXRegistry, library))),
         quick_tracing(),
     ):
