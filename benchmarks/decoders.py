@@ -30,6 +30,7 @@ from snapgen_deploy.models.autoencoders import facts_of
 from snapgen_deploy.models.config import LibraryDecoder
 from snapgen_deploy.models.diffusers_classes import CLASS
 from snapgen_deploy.models.library_decoder import DiffusersDecoder, build_autoencoder, library_decode
+from snapgen_deploy.models.unfilled import without_storage
 from snapgen_deploy.system.child import run_in_child
 
 RESULTS = Path(__file__).parent / "results"
@@ -137,7 +138,7 @@ def convert(case: Case, key: str) -> tuple[float, str, int, int]:
     config, target_spec = published(case.name), spec_of(key)
     spec, precision, writing = library_decoder(config), target_spec.precisions[0], target_spec.writing
     start = time.monotonic()
-    with torch.device("meta"):
+    with without_storage():
         network = DiffusersDecoder(config)
     network.load_state_dict(state_of(config), assign=True)
     how = Spelling(target_spec.layout, writing.ops_at(precision), writing.upsample, "loop")

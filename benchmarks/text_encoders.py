@@ -35,6 +35,7 @@ from snapgen_deploy.families.library_text import library_text_encoder
 from snapgen_deploy.golden.vectors import GoldenSize
 from snapgen_deploy.models.config import TextStream
 from snapgen_deploy.models.library_text import LibraryText, library_encoder
+from snapgen_deploy.models.unfilled import without_storage
 from snapgen_deploy.system.child import run_in_child
 from tests.text_encoders.folders import clip_tokenizer
 
@@ -66,7 +67,7 @@ def write_seeded(name: str, folder: Path) -> Path:
 
     folder.mkdir()
     settings = {"vocab_size": 49408, "max_position_embeddings": LENGTH, "eos_token_id": 2, **MODELS[name]}
-    with torch.device("meta"):
+    with without_storage():
         network = CLIPTextModel(CLIPTextConfig(**settings))
     shapes = {n: tuple(t.shape) for n, t in network.state_dict().items()}
 

@@ -21,6 +21,7 @@ from snapgen_deploy.families.registry import components_of, family_of
 from snapgen_deploy.latency.estimate.cost import OpCost, trace_module
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.models.serialise import config_to_json
+from snapgen_deploy.models.unfilled import without_storage
 from snapgen_deploy.plan.sizes import latent_of
 from snapgen_deploy.plan.widths import WEIGHT_BYTES
 from snapgen_deploy.sparse import Layout, OpForm, UpsampleForm
@@ -103,7 +104,7 @@ def _traced(picture: _Picture) -> Costs:
     form, drawn = family_of(config).form(config, latent[1:]), Drawn(width, resolution, latent, picture.batch)
     for spec in components_of(config):
         try:
-            with torch.device("meta"):
+            with without_storage():
                 network = spec.build(width)
             found[spec.name] = component_costs(config, spec, network, drawn, target, form)
         except Exception as error:  # whatever a user's module does without numbers
@@ -121,7 +122,7 @@ def component_costs(config: ModelConfig, spec: ComponentSpec, network: nn.Module
     """
     how, latent = spelling_of(target), (drawn.latent[1], drawn.latent[2])
     rows = spec.rows_in(drawn.batch)
-    with torch.device("meta"), torch.no_grad():
+    with without_storage(), torch.no_grad():
         module = spec.rewrite(network, latent, component.Spelling(how.layout, how.ops, how.upsample, form, batch=rows))
         example = [torch.zeros(p.shape, dtype=getattr(torch, p.dtype)) for p in spec.called(drawn).inputs]
     found = trace_module(module, example, how.element)

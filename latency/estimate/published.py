@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
-import torch
 from torch import nn
 
 from snapgen_deploy.export.coreml.spec import COREML
@@ -27,6 +26,7 @@ from snapgen_deploy.latency.estimate.machine import excess, read_again, streamed
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.models.dit_config import dit_of
 from snapgen_deploy.models.presets import snapgen, snapgenpp
+from snapgen_deploy.models.unfilled import without_storage
 
 SOURCE = "SnapGen++, arXiv 2601.08303, iPhone 16 Pro Max, Core ML, 1024 x 1024"
 _LATENT = (128, 128)
@@ -124,7 +124,7 @@ def trace_point(name: str) -> tuple[OpCost, ...]:
     config, width = _architecture(name)
     components = components_of(config)
     spec = components[name if name in components.names else STUDENT]
-    with torch.device("meta"):
+    with without_storage():
         network = spec.build(width)
     if name in ("A", "C"):
         network.skips = nn.ModuleList()  # the paper adds dense skips in (D)

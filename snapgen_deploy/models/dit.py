@@ -24,6 +24,7 @@ from snapgen_deploy.models.dit_config import STAGES, DiTConfig, StageKind
 from snapgen_deploy.models.student import Stage, Student, TrainingCost
 from snapgen_deploy.models.text_projection import TextProjection, text_context
 from snapgen_deploy.models.time_embedding import TimeEmbedding
+from snapgen_deploy.models.unfilled import without_storage
 
 # How many maps of (tokens, hidden) and how many copies of its attention scores a block keeps for its gradients: fitted to
 # `benchmarks.recipe_memory`.
@@ -202,7 +203,7 @@ class ElasticDiT(nn.Module):
         self.tensors = nn.ParameterDict()
         self._subnets: dict[str, DiT] = {}  # skeletons without storage; a dict, so that they are no submodules
         for width in config.widths:
-            with torch.device("meta"):
+            with without_storage():
                 self._subnets[width] = DiT(config, width)
             source = DiT(config, width)
             largest = config.widths[width] == max(config.widths.values())

@@ -22,6 +22,7 @@ from snapgen_deploy.errors import BadInput, nearest
 from snapgen_deploy.models.config import LARGEST_DEPTH, LARGEST_INT, LibraryTextEncoder
 from snapgen_deploy.models.library_tokenizer import asked_of_library
 from snapgen_deploy.models.on_disk import MOST_HELD, OnDisk, large_parameters, stand_in
+from snapgen_deploy.models.unfilled import without_storage
 from snapgen_deploy.system.documents import LONGEST_REASON, cut, shown
 from snapgen_deploy.system.quiet import first_line
 
@@ -172,7 +173,7 @@ def own_names(config: LibraryTextEncoder, names: Iterable[str]) -> tuple[dict[st
     Names of other parts of a larger model, such as its vision tower, are in neither.
     """
     beginnings = class_of(config).names
-    with torch.device("meta"):
+    with without_storage():
         wanted = LibraryText(config).state_dict()
     found: dict[str, str] = {}
     left: dict[str, str] = {}

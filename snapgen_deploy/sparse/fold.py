@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from snapgen_deploy.models.attention import position_table, rope_table
 from snapgen_deploy.models.dit import DiT
+from snapgen_deploy.models.unfilled import without_storage
 
 
 def linear_around(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A Linear layer around existing tensors, weight (out, in) and bias (out,): no copy."""
-    with torch.device("meta"):
+    with without_storage():
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
     if bias is not None:
@@ -24,7 +25,7 @@ def linear_around(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 def pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     """A 1x1 convolution with the tensors of a Linear layer, weight (out, in): a view, no copy."""
-    with torch.device("meta"):
+    with without_storage():
         layer = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None)
     layer.weight = nn.Parameter(weight.detach()[:, :, None, None], requires_grad=False)
     if bias is not None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snapgen_deploy.models.unfilled import without_storage
 from snapgen_deploy.sparse.decoder import UpsampleForm
 
 LEAST_SQUARE = 2.0**-14  # half precision's smallest normal number: hardware that flushes smaller ones would divide by zero
@@ -273,7 +274,7 @@ def _joined(parts: list[Tensor], dim: int) -> Tensor:
 
 def _transposed(weight: Tensor, bias: Tensor | None, padding: int) -> nn.ConvTranspose2d:
     """A transposed convolution of stride 2 around tensors, weight (in, out, k, k)."""
-    with torch.device("meta"):
+    with without_storage():
         channels_in, channels_out, size = weight.shape[:3]
         layer = nn.ConvTranspose2d(channels_in, channels_out, size, stride=2, padding=padding, bias=bias is not None)
     layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)

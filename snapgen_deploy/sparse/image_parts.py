@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.models.unfilled import without_storage
 from snapgen_deploy.sparse.image_layers import Sum, Swish
 
 
@@ -24,7 +25,7 @@ def multiplied(conv: nn.Conv2d, scale: Tensor) -> nn.Conv2d:
 def conv_around(weight: Tensor, bias: Tensor | None, padding: tuple[int, int], groups: int = 1) -> nn.Conv2d:
     """A convolution around tensors, weight (out, in/groups, kh, kw)."""
     kernel = (weight.shape[2], weight.shape[3])
-    with torch.device("meta"):
+    with without_storage():
         channels = weight.shape[1] * groups
         made = nn.Conv2d(channels, weight.shape[0], kernel, padding=padding, groups=groups, bias=bias is not None)
     made.weight = nn.Parameter(weight.detach(), requires_grad=False)

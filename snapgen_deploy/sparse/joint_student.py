@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from snapgen_deploy.models.library_student import DiffusersStudent, token_places
 from snapgen_deploy.models.schedule import timestep_features
+from snapgen_deploy.models.unfilled import without_storage
 from snapgen_deploy.sparse.library_parts import RotaryTable
 from snapgen_deploy.sparse.student_forms import GELU_TANH, Forms, Perceptron, count_streams, feed_forward, with_unread
 from snapgen_deploy.sparse.student_parts import (
@@ -208,7 +209,7 @@ def written_flux(student: DiffusersStudent, latent: tuple[int, int], forms: Form
 
 def _packed(source: nn.Linear) -> nn.Conv2d:
     """The projection of packed latents, ordered (channel, row, column), as a convolution of 2 x 2 cells."""
-    with torch.device("meta"):
+    with without_storage():
         conv = nn.Conv2d(source.in_features // 4, source.out_features, 2, 2)
     conv.weight = nn.Parameter(source.weight.detach().reshape(source.out_features, -1, 2, 2), requires_grad=False)
     conv.bias = nn.Parameter(source.bias.detach(), requires_grad=False)

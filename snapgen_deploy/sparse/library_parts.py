@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from snapgen_deploy.models.attention import MASKED
 from snapgen_deploy.models.library_text import LAST, LEGACY_END, LibraryText, activation_of
+from snapgen_deploy.models.unfilled import without_storage
 from snapgen_deploy.sparse.geometry import Heads
 
 # Of T5's hidden states in half precision. Those of published encoders, and the products in their feed-forward layers, go beyond
@@ -216,7 +217,7 @@ _READERS: Mapping[str, Callable[[LibraryText], TextParts]] = MappingProxyType(
 
 def _table(weight: Tensor) -> nn.Embedding:
     """An embedding around existing weights: no copy."""
-    with torch.device("meta"):
+    with without_storage():
         table = nn.Embedding(*weight.shape)
     table.weight = nn.Parameter(weight.detach(), requires_grad=False)
     return table

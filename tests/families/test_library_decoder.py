@@ -20,6 +20,7 @@ from snapgen_deploy.latency.estimate.cost_components import Drawn, component_cos
 from snapgen_deploy.models import library_decoder as library_module
 from snapgen_deploy.models.library_decoder import library_decode
 from snapgen_deploy.models.presets import shapes
+from snapgen_deploy.models.unfilled import without_storage
 from tests import library_decoders as cases
 
 CONFIG = cases.config_of("tiny")  # fits the embedded student
@@ -136,7 +137,7 @@ def test_its_cost_is_known_without_weights(name: str) -> None:
     factor = spec.build("").facts.factor
     drawn = Drawn("full", (5 * factor, 3 * factor), (4, 5, 3))
     for target in ("executorch:xnnpack", "coreml"):
-        with torch.device("meta"):
+        with without_storage():
             network = spec.build("")
         costs = component_costs(shapes(), spec, network, drawn, target, "loop")
         assert sum(op.macs for op in costs) > 0

@@ -12,6 +12,7 @@ from torch import nn
 from snapgen_deploy.models import PRESETS, TextStream
 from snapgen_deploy.models.unet import MultiQueryAttention, TimedBlock, UNet
 from snapgen_deploy.models.unet_config import UNetConfig, unet_of
+from snapgen_deploy.models.unfilled import without_storage
 
 SMALL = UNetConfig(
     latent_channels=3, channels=(8, 16), blocks=(0, 1), residuals=1, groups=4, head_dim=8, time_features=16, time_width=12,
@@ -20,7 +21,7 @@ SMALL = UNetConfig(
 
 
 def counted(config: UNetConfig) -> UNet:
-    with torch.device("meta"):
+    with without_storage():
         return UNet(config)
 
 

@@ -25,6 +25,7 @@ from snapgen_deploy.export.precisions import PRECISIONS
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.models import PRESETS, DiT, ModelConfig, TinyDecoder
 from snapgen_deploy.models.dit_config import StageKind
+from snapgen_deploy.models.unfilled import without_storage
 from snapgen_deploy.plan import widths as plan_width
 from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.plan.plan import ExportPlan
@@ -83,7 +84,7 @@ def test_activations_are_no_less_than_the_largest_tensor_of_the_graph(
     source = CONFIGS["shapes"]().student
     student = replace(source, attention=attention, depths=(1, 1, 1), blocks=blocks, radius=radius)
     config, latent = replace(CONFIGS["shapes"](), student=student, decoder=None), (4, 48, 32)
-    with torch.device("meta"):
+    with without_storage():
         rewritten = rewrite_student(DiT(student, "small"), latent[1:], layout="token", form="loop")
         (stream,) = student.text_streams
         shapes = ((1, *latent), (1, student.time_features), (1, stream.length, stream.dim), (1, stream.length))
@@ -98,7 +99,7 @@ def test_activations_are_no_less_than_the_decoders_largest_map(channels: tuple[i
     base = CONFIGS["shapes"]()
     assert base.decoder is not None
     decoder = replace(base.decoder, channels=channels, blocks=(1,) * len(channels), groups=4)
-    with torch.device("meta"):
+    with without_storage():
         program = torch.export.export(TinyDecoder(decoder), (torch.empty(1, decoder.latent_channels, 6, 4),))
     values = [n.meta["val"] for n in program.graph.nodes if n.op == "call_function"]
     largest = max(v.numel() for v in values if isinstance(v, torch.Tensor))

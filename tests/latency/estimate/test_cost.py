@@ -13,6 +13,7 @@ from snapgen_deploy.latency.estimate.cost_components import Drawn, component_cos
 from snapgen_deploy.latency.estimate.cost_ops import UnknownOperation
 from snapgen_deploy.models import DecoderConfig, DiT, DiTConfig, ModelConfig, TextEncoderConfig, TextStream
 from snapgen_deploy.models.presets import shapes, snapgenpp
+from snapgen_deploy.models.unfilled import without_storage
 
 BASE = DiTConfig(
     latent_channels=4, hidden=64, head_dim=16, depths=(1, 2, 1), blocks=4, text_streams=(TextStream("text", 32, 10),),
@@ -21,7 +22,7 @@ BASE = DiTConfig(
 
 
 def ops_of(config=BASE, side=16, target="onnx", form="loop", width="full"):
-    with torch.device("meta"):
+    with without_storage():
         dit = DiT(config, width)
     model = ModelConfig(config, None, None)
     drawn = Drawn(width, (8 * side, 8 * side), (config.latent_channels, side, side))
