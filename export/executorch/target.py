@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +56,7 @@ from snapgen_deploy.export.executorch.program import (
     read_program,
 )
 from snapgen_deploy.export.executorch.spec import XNNPACK
+from snapgen_deploy.export.executorch.storage import shared_by_copies, with_own_storage
 from snapgen_deploy.export.shared.graph import check_inputs, check_offered, check_rank, parse_options, wrap_errors
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class ExecuTorch:
         ports = ports_json(component, settings, self._left(component, precision))
         program = self._traced(component, precision)
         check_rank(program.graph.nodes, _MAX_RANK, what)
-        constants = [*program.state_dict.values(), *program.constants.values()]
+        constants = with_own_storage(program)
         with thrifty(), quick_passes(), shared_by_copies(constants), self._lowering(component):
             edge = to_edge_transform_and_lower(
                 program,
@@ -305,24 +305,3 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
     import torch
 
     return torch.from_numpy(np.array(array, order="C"))
-
-
-@contextlib.contextmanager
-def shared_by_copies(tensors: Iterable[Any]) -> Iterator[None]:
-    """Within the block, `copy.deepcopy` shares these tensors instead of copying them.
-
-    Lowering copies each partition's program, weights included, and changes no weight in place.
-    """
-    marked = [t for t in tensors if hasattr(t, "__dict__")]
-    for tensor in marked:
-        tensor.__deepcopy__ = functools.partial(_itself, tensor)
-    try:
-        yield
-    finally:
-        for tensor in marked:
-            tensor.__dict__.pop("__deepcopy__", None)
-
-
-def _itself(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
-    """The result of `copy.deepcopy`: the tensor itself."""
-    return tensor
