@@ -51,6 +51,7 @@ CALLS: dict[str, Callable[[Tensor], Tensor]] = {
     "products": lambda x: x @ x.transpose(1, 2) @ x + torch.matmul(x, x[0].T @ x[0]),
     "parts": lambda x: torch.cat([*x.chunk(3, 1), *torch.split(x, [5, 7], 1), *x.split(5, 1), x[:, :]], 1),
     "uneven parts": lambda x: torch.cat(x.chunk(5, dim=-1)[::-1], -1),
+    "twice the same": lambda x: torch.cat([x, x[0:], x, x * 2, x], dim=1),
     "numbers as indices": lambda x: x[0, -1] + x[:, 3].mean(0) + x[1][2] + x.unbind(1)[2][0] + x[..., :][0, 0],
     "new axes": lambda x: (x[:, None, 0, ..., None] + x[:, 3].unsqueeze(-1)[:, None]).squeeze() + x[:1, 1, 0:1].squeeze(-1),
     "views": lambda x: x.transpose(1, 2).contiguous().view(2, 4, -1).float().to(torch.float32).view([2, -1]).to("cpu"),
