@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.attention import MASKED
 from snapgen_deploy.models.module_student import ModuleReference
-from snapgen_deploy.sparse.student_forms import count_streams, joined, with_unread
+from snapgen_deploy.sparse.student_forms import concatenated, count_streams, with_unread
 from snapgen_deploy.sparse.token_layers import GELUS, OpForm
 
 _LEAST = 1e-3  # that a norm's input is divided by, see `TokenNorm`
@@ -314,8 +314,8 @@ def _repeated(forms: _GeneralForms, input: Tensor, repeats: Any, dim: int | None
     return torch.cat([input.narrow(dim, i, 1) for i in range(input.shape[dim]) for _ in range(repeats)], dim)
 
 
-def _joined(forms: _GeneralForms, tensors: Any, dim: Any = 0, **kwargs: Any) -> Any:
-    return joined(tensors, dim) if isinstance(dim, int) and not kwargs else _AS_IT_IS
+def _concatenated(forms: _GeneralForms, tensors: Any, dim: Any = 0, **kwargs: Any) -> Any:
+    return concatenated(tensors, dim) if isinstance(dim, int) and not kwargs else _AS_IT_IS
 
 
 def _reordered(forms: _GeneralForms, equation: Any, *operands: Tensor) -> Any:
@@ -380,7 +380,7 @@ _SPELLED: Mapping[Any, _Form] = MappingProxyType(
     {
         **{func: partial(_with_fractions, func) for func in _ARITHMETIC},
         F.gelu: _gelu,
-        torch.cat: _joined,
+        torch.cat: _concatenated,
         torch.matmul: _product,
         torch.Tensor.matmul: _product,
         torch.Tensor.__matmul__: _product,

@@ -14,7 +14,7 @@ from snapgen_deploy.sparse import fold
 from snapgen_deploy.sparse.decoder import UpsampleForm
 from snapgen_deploy.sparse.image_layers import NearestConv, Swish
 from snapgen_deploy.sparse.image_parts import activation
-from snapgen_deploy.sparse.student_forms import Forms, Perceptron, count_streams, joined, with_unread
+from snapgen_deploy.sparse.student_forms import Forms, Perceptron, concatenated, count_streams, with_unread
 from snapgen_deploy.sparse.student_parts import attention_parts, norm_parts, not_converted, shifted, some_inputs, some_outputs
 from snapgen_deploy.sparse.unet_image import group_norm
 
@@ -179,7 +179,7 @@ class LatentLevels(nn.Module):
             x = layer(x, time, text)
         for layers, doubling in zip(self.up, self.doublings, strict=True):
             for layer in layers:  # type: ignore[attr-defined]
-                x = layer(joined([x, kept.pop()], 1), time, text)  # the same, where there is no middle
+                x = layer(concatenated([x, kept.pop()], 1), time, text)  # the same, where there is no middle
             x = doubling(x)
         out: Tensor = self.last(self.last_act(self.last_norm(x)))
         return out

@@ -597,7 +597,7 @@ def feed_forward(source: Any, forms: Forms) -> Perceptron:
     return Perceptron([forms.linear(first.proj), forms.linear(last)], forms.activation(GELU_TANH))
 
 
-def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+def concatenated(parts: Sequence[Tensor], dim: int) -> Tensor:
     """Their concatenation. XNNPACK's partitioner leaves one that has a tensor twice outside the delegate: it gets a copy."""
     again = [any(x is before for before in parts[:at]) for at, x in enumerate(parts)]
     return torch.cat([x.clone() if twice else x for x, twice in zip(parts, again, strict=True)], dim)
