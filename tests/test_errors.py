@@ -5,6 +5,7 @@ import pickle
 import pytest
 
 from snapgen_deploy.errors import GateFailed, Refused, SnapgenError, WrongFile, one_line
+from snapgen_deploy.system.quiet import reason_of
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,12 @@ def test_every_error_holds_one_line():
     error = WrongFile("a\nb", ["c\nd"])
     assert (str(error), error.problems) == ("a b", ("c d",))
     assert str(pickle.loads(pickle.dumps(Refused("x\ny")))) == "x y"
+
+
+def test_a_reason_is_short_and_never_nothing():
+    assert [reason_of(error) for error in (ValueError(), KeyError(), ValueError(" \n bad\nshape"))] == [
+        "ValueError",
+        "KeyError",
+        "bad",
+    ]
+    assert len(reason_of(ValueError("x" * 1000))) == 160

@@ -25,6 +25,7 @@ from snapgen_deploy.export.mil.saved.types import ValueType, to_held
 from snapgen_deploy.export.mil.steps import AnyStep, Body, Control, Decoded, Env, Late, Step, Unkept, ValueSource, with_frees
 from snapgen_deploy.export.mil.trace import Trace
 from snapgen_deploy.system.documents import several
+from snapgen_deploy.system.quiet import first_line
 
 _FAILURES = (RuntimeError, ValueError, IndexError, TypeError, KeyError, NotImplementedError, ArithmeticError)
 CONTROL = {"cond": "pred", "while_loop": "loop_vars"}
@@ -84,7 +85,7 @@ class Plan:
             kept = not folds or all(self._keeps(value.type) for value in operation.outputs)
             step = self._step(operation, OPS[operation.type], kept)
         except _FAILURES as error:
-            raise OpError(f"{operation.where}: {_line(error)}") from error
+            raise OpError(f"{operation.where}: {first_line(error)}") from error
         if folds:
             self._fold(operation, step, kept)
             return []
@@ -206,7 +207,7 @@ class Plan:
         try:
             results = step.run(**step.fixed, **{constant.name: constant.value() for constant in step.unkept})
         except _FAILURES as error:
-            raise OpError(f"{operation.where}: {_line(error)}") from error
+            raise OpError(f"{operation.where}: {first_line(error)}") from error
         arrays = list(results) if isinstance(results, tuple) else [results]
         for index, (value, array, rounds) in enumerate(zip(operation.outputs, arrays, step.rounds, strict=True)):
             if rounds:
@@ -257,7 +258,7 @@ class Plan:
         try:
             made = step.run(**arguments)
         except _FAILURES as error:
-            raise OpError(f"{operation.where}: {_line(error)}") from error
+            raise OpError(f"{operation.where}: {first_line(error)}") from error
         del arguments
         results = made if isinstance(made, tuple) else (made,)
         if len(results) != len(step.outputs):
@@ -311,12 +312,6 @@ class Plan:
 
 def _returning(array: np.ndarray) -> Callable[[], Data]:
     return lambda: array
-
-
-def _line(error: BaseException) -> str:
-    """First line of a message: the lines that torch adds are about its own source code."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _check(operation: Operation, value: Value, shape: tuple[int, ...]) -> None:

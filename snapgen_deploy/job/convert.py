@@ -31,10 +31,9 @@ from snapgen_deploy.plan.plan import ExportPlan, TargetPlan, target_at
 from snapgen_deploy.quantise.recipe import load_recipe
 from snapgen_deploy.system.child import run_in_child
 from snapgen_deploy.system.host_memory import return_freed_memory
-from snapgen_deploy.system.quiet import first_line
+from snapgen_deploy.system.quiet import reason_of
 
 _OPERATOR = re.compile(r"\baten(?:\.|::)\w+|(?<=fx node )\w+|(?<=function for op ')\w+")  # as PyTorch and coremltools name it
-_LONGEST_REASON = 160  # characters
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ def unconverted(error: BaseException) -> str:
         if named := _OPERATOR.search(str(found)):
             return f"the operator {named[0]} is not converted; the general passes (docs/students.md) have no other form of it"
         found = found.__cause__ or found.__context__
-    return f"is not converted ({first_line(error)[:_LONGEST_REASON]})"
+    return f"is not converted ({reason_of(error)})"
 
 
 def all_cached(cache: ExportCache, ingredients: Ingredients, plan: ExportPlan, target: TargetPlan, role: Role) -> bool:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from snapgen_deploy.errors import BadInput, nearest
-from snapgen_deploy.system.documents import LONGEST_REASON, cut, shown
-from snapgen_deploy.system.quiet import first_line, quiet
+from snapgen_deploy.system.documents import shown
+from snapgen_deploy.system.quiet import quiet, reason_of
 
 CLASS = "_class_name"  # key of the class in a configuration
 
@@ -59,9 +59,7 @@ def built(kind: Any, config: Mapping[str, Any], begin: str) -> Any:
     try:
         return kind(**{name: value for name, value in config.items() if name in known})
     except Exception as error:  # the library checks little: a wrong value may end in any kind of exception
-        raise BadInput(
-            f"{begin}{kind.__name__} of diffusers takes no such configuration ({cut(first_line(error), LONGEST_REASON)})"
-        ) from None
+        raise BadInput(f"{begin}{kind.__name__} of diffusers takes no such configuration ({reason_of(error)})") from None
 
 
 def read_folder(kind: Any, folder: Path, read: Callable[[str], Tensor], adapted: Collection[str], begin: str) -> Any:
@@ -76,6 +74,6 @@ def read_folder(kind: Any, folder: Path, read: Callable[[str], Tensor], adapted:
                 str(folder), torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise BadInput(f"{begin}{folder}: diffusers cannot read it ({cut(first_line(error), LONGEST_REASON)})") from None
+        raise BadInput(f"{begin}{folder}: diffusers cannot read it ({reason_of(error)})") from None
     whole.load_state_dict({name: read(name).float() for name in adapted}, strict=False)
     return whole.eval()

@@ -23,8 +23,8 @@ from snapgen_deploy.models.config import LARGEST_DEPTH, LARGEST_INT, LibraryText
 from snapgen_deploy.models.library_tokenizer import asked_of_library
 from snapgen_deploy.models.on_disk import MOST_HELD, OnDisk, large_parameters, stand_in
 from snapgen_deploy.models.unfilled import without_storage
-from snapgen_deploy.system.documents import LONGEST_REASON, cut, shown
-from snapgen_deploy.system.quiet import first_line
+from snapgen_deploy.system.documents import shown
+from snapgen_deploy.system.quiet import reason_of
 
 LAST = -1  # the library's `last_hidden_state`
 LEGACY_END = 2  # eos_token_id of configurations before transformers 4.31: the highest id ends a text instead
@@ -106,7 +106,7 @@ def settings_of(config: LibraryTextEncoder) -> Any:
     try:
         settings = kind.settings_type()(**given)
     except Exception as error:  # the library checks with bare exceptions of many kinds
-        raise BadInput(f"transformers does not take the configuration: {str(error).splitlines()[0][:200]}") from None
+        raise BadInput(f"transformers does not take the configuration: {reason_of(error)}") from None
     settings._attn_implementation = "eager"
     settings.use_cache = False
     if problems := _problems(config, settings):
@@ -215,7 +215,7 @@ class LibraryText(nn.Module):
                 tables = (nn.Embedding(settings.vocab_size, settings.d_model),) if settings.model_type == "t5" else ()
                 self.model = kind(settings, *tables)
             except (TypeError, ValueError, RuntimeError, ZeroDivisionError, KeyError) as error:
-                said = cut(first_line(error), LONGEST_REASON)
+                said = reason_of(error)
                 raise BadInput(f"transformers builds no {kind.__name__} of the configuration: {said}") from None
         if config.pooled == "projected":
             with no_init_weights():

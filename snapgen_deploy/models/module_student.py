@@ -16,9 +16,7 @@ from snapgen_deploy.models.module_config import ModuleStudent, NamedModule
 from snapgen_deploy.models.student import Student
 from snapgen_deploy.models.students import ONLY
 from snapgen_deploy.system.distributions import InstalledClass, installed_class
-from snapgen_deploy.system.quiet import first_line, quiet
-
-_LONGEST_REASON = 160  # characters of what a constructor said
+from snapgen_deploy.system.quiet import first_line, quiet, reason_of
 
 
 class ModuleReference(Student):
@@ -53,7 +51,7 @@ class ModuleReference(Student):
         try:
             out = self.network(**given, **self.config.constants)
         except Exception as error:  # whatever a user's code raises, also where it cannot be traced
-            kind, reason = type(self.network).__name__, first_line(error)[:_LONGEST_REASON]
+            kind, reason = type(self.network).__name__, reason_of(error)
             raise BadInput(f"student: forward of {kind} fails on its inputs ({reason})") from error
         out = out[0] if isinstance(out, tuple | list) and out else out
         if not isinstance(out, Tensor) or out.shape != latent.shape:
@@ -111,6 +109,6 @@ def _made(kind: type[Any], arguments: dict[str, Any]) -> nn.Module:
         if torch.get_default_device().type == "meta":
             with torch.device("cpu"), torch.random.fork_rng(devices=[]):
                 return _made(kind, arguments).to("meta")
-        reason = first_line(error)[:_LONGEST_REASON]
+        reason = reason_of(error)
         raise BadInput(f"student: {kind.__name__} takes no such arguments ({reason})") from None
     return made

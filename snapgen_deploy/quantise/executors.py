@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from snapgen_deploy.errors import BadInput, SnapgenError
 from snapgen_deploy.system.child import exclude_working_directory, exit_with_parent, record_peak_of_children
+from snapgen_deploy.system.quiet import first_line
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -187,7 +188,7 @@ def _client(address: str) -> Iterator[Any]:
     try:
         client = Client(address, timeout=CONNECTING, set_as_default=False)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise BadInput(f"--executor: no Dask scheduler answers at {address} ({reason}); start one or use processes:N") from None
     with client:
         if not client.scheduler_info(n_workers=-1)["workers"]:

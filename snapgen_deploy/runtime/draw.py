@@ -18,6 +18,7 @@ from snapgen_deploy.runtime.prompt import RuleReader
 from snapgen_deploy.runtime.record import PictureRecord, PictureRefused, now, picture_line
 from snapgen_deploy.system.documents import parse_json
 from snapgen_deploy.system.files import sha256_of
+from snapgen_deploy.system.quiet import reason_of
 
 _SUFFIX, _PROVIDER = ".onnx", "CPUExecutionProvider"  # of components that onnxruntime runs on any processor
 _SEEDS = 1 << 63
@@ -326,4 +327,4 @@ def _session(path: Path, threads: int) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[_PROVIDER])
     except Exception as error:
-        raise BadInput(f"{path}: onnxruntime cannot load it: {str(error).splitlines()[0][:200]}") from None
+        raise BadInput(f"{path}: onnxruntime cannot load it: {reason_of(error)}") from None

@@ -19,9 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.system.documents import shown
-from snapgen_deploy.system.quiet import first_line, quiet
-
-_LONGEST_REASON = 160  # characters of what an import said
+from snapgen_deploy.system.quiet import quiet, reason_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def installed_class(name: str) -> InstalledClass:
         with quiet():
             found = getattr(importlib.import_module(module), kind, None)
     except (Exception, SystemExit) as error:  # whatever a user's module raises
-        raise BadInput(f"{begin}{module} cannot be imported ({first_line(error)[:_LONGEST_REASON]})") from None
+        raise BadInput(f"{begin}{module} cannot be imported ({reason_of(error)})") from None
     if not isinstance(found, type):
         raise BadInput(f"{begin}{module} has no class {kind}")
     owned = _owner(found.__module__, begin)  # it may come from elsewhere

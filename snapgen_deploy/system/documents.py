@@ -11,7 +11,7 @@ from typing import Any
 from snapgen_deploy.errors import BadInput, one_line
 
 LONGEST_LINE = 300  # characters of a message, where the file's own path leaves room for what is wrong in it
-LONGEST_VALUE, LONGEST_NAME, LONGEST_REASON = 60, 120, 200
+LONGEST_VALUE, LONGEST_NAME, LONGEST_REASON = 60, 120, 160
 
 
 class DuplicateName(ValueError):

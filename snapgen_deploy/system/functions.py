@@ -10,8 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.system.documents import LONGEST_REASON, cut
-from snapgen_deploy.system.quiet import first_line
+from snapgen_deploy.system.quiet import reason_of
 
 EXPECTED = "expected FILE.py:FUNCTION, or MODULE:FUNCTION of an installed module"
 
@@ -30,7 +29,7 @@ def function_of(name: str, option: str, takes: str, load: Callable[[str], Module
     except BadInput as error:
         raise BadInput(f"{option} {name}: {error}") from None
     except Exception as error:  # whatever a user's module raises
-        raise BadInput(f"{option} {name}: cannot be imported ({cut(first_line(error), LONGEST_REASON)}); {EXPECTED}") from None
+        raise BadInput(f"{option} {name}: cannot be imported ({reason_of(error)}); {EXPECTED}") from None
     if not callable(found):
         raise BadInput(f"{option} {name}: {EXPECTED}, {takes}")
     made: Callable[..., Any] = found

@@ -7,6 +7,8 @@ import logging
 import warnings
 from collections.abc import Iterator
 
+from snapgen_deploy.system.documents import LONGEST_REASON, cut
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
@@ -28,3 +30,12 @@ def first_line(error: BaseException) -> str:
     'bad shape'
     """
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def reason_of(error: BaseException) -> str:
+    """The same, as long as a message of ours has room for it.
+
+    >>> reason_of(ValueError()), len(reason_of(ValueError("x" * 1000)))
+    ('ValueError', 160)
+    """
+    return cut(first_line(error), LONGEST_REASON)

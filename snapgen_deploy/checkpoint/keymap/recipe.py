@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from snapgen_deploy.families.component import Shape
+from snapgen_deploy.system.quiet import reason_of
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class TensorRecipe:
             x = self._joined(arranged) if len(self.sources) > 1 else self._taken(arranged[0])
             x = self._fitted(x)
         except (RuntimeError, IndexError) as error:
-            raise ValueError(str(error).splitlines()[0][:120]) from None
+            raise ValueError(reason_of(error)) from None
         if change.scale == 1.0 and change.shift == 0.0:
             return x
         return x.to(torch.float32) * change.scale + change.shift
