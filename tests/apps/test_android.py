@@ -169,6 +169,17 @@ def test_a_picture_is_cancelled_midway(probe: Probe, mobile: Path, run: Any) -> 
     assert [one["call"] for one in said if "call" in one] == ["text_encoder", "student"]  # the second step did not begin
 
 
+@pytest.mark.parametrize(("thrifty", "left"), [(True, set()), (False, {"text_encoder", "student"})])
+def test_a_cancelled_picture_holds_nothing_where_memory_is_short(
+    probe: Probe, mobile: Path, run: Any, thrifty: bool, left: set[str]
+) -> None:
+    asked = [{"prompt": "a red ring", "seed": "7", "cancelled": 3}]
+    said = probe.ask("draw", run, bundle=str(mobile), target=TARGET, thrifty=thrifty, requests=asked)
+    assert said[-1]["refused"] == "cancelled"
+    held = {one["loaded"] for one in said if "loaded" in one} - {one["unloaded"] for one in said if "unloaded" in one}
+    assert held == left
+
+
 @pytest.mark.parametrize(
     ("asked", "reason", "words"),
     [

@@ -26,6 +26,7 @@ class DrawingApp : Application() {
 class DrawingModel(private val app: Application) : AndroidViewModel(app) {
     private val drawer = (app as DrawingApp).drawer
     private var work: Job? = null
+    private var trimmed = false // memory was asked for while a picture was being drawn
 
     var status by mutableStateOf("")
         private set
@@ -96,7 +97,13 @@ class DrawingModel(private val app: Application) : AndroidViewModel(app) {
 
     /** Called by the system when memory is short, or the app goes to the background. */
     fun trim(level: Int) {
-        if (level >= ComponentCallbacks2.TRIM_MEMORY_BACKGROUND && !busy) viewModelScope.launch { drawer.release() }
+        if (level < ComponentCallbacks2.TRIM_MEMORY_BACKGROUND) return
+        if (busy) trimmed = true else release()
+    }
+
+    private fun release() {
+        trimmed = false
+        viewModelScope.launch { drawer.release() }
     }
 
     private fun start(task: suspend () -> Unit) {
@@ -117,6 +124,7 @@ class DrawingModel(private val app: Application) : AndroidViewModel(app) {
             } finally {
                 progress = 0f
                 busy = false
+                if (trimmed) release()
                 recorded = drawer.record.lines().size
             }
         }

@@ -47,7 +47,8 @@ private class Row(val inputs: Map<String, Tensor>)
 /**
  * Draws pictures with a bundle's components.
  *
- * @param thrifty Hold one component at a time: less memory, and each picture loads all of them again.
+ * @param thrifty Hold one component at a time, and none after a picture, drawn or not: less memory, and each picture loads all of
+ * them again.
  */
 class Pipeline(val bundle: Bundle, val readers: List<PromptReader>, val engine: Engine, private val thrifty: Boolean = false) {
     private val encoders = readers.associateWith { reader ->
@@ -74,7 +75,14 @@ class Pipeline(val bundle: Bundle, val readers: List<PromptReader>, val engine: 
     fun draw(request: Request, watcher: Watcher = object : Watcher {}): Drawn = drawWith(request, emptyMap(), watcher)
 
     /** As [draw]; `given` has text inputs that no encoder makes: rows of the prompt, then of the negative prompt. */
-    internal fun drawWith(request: Request, given: Map<String, List<Tensor>>, watcher: Watcher): Drawn {
+    internal fun drawWith(request: Request, given: Map<String, List<Tensor>>, watcher: Watcher): Drawn = try {
+        drawAll(request, given, watcher)
+    } catch (error: Throwable) {
+        if (thrifty) unload()
+        throw error
+    }
+
+    private fun drawAll(request: Request, given: Map<String, List<Tensor>>, watcher: Watcher): Drawn {
         val plan = stepsOf(bundle.manifest, request.steps)
         if (request.prompt.isBlank()) refuse(Reason.EMPTY, "Say what to draw.")
         val total = plan.size + 2
