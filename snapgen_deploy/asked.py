@@ -45,9 +45,9 @@ class AskedModel:
         list[str] | None,
         Said("PATH or PATH:SCALE, repeatable: a LoRA (PEFT's folder or .safetensors) that is added to the weights.", "PATH"),
     ] = None
-    license: Annotated[str | None, Said("The licence under which the bundle goes out. Default: the checkpoint's.", "TEXT")] = (
-        None
-    )
+    license: Annotated[
+        str | None, Said("The licence under which the bundle goes out. Default: what its parts state.", "TEXT")
+    ] = None
 
 
 @dataclass(frozen=True)

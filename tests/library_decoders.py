@@ -84,6 +84,7 @@ def save_folder(config: LibraryDecoder, folder: Path, seed: int = 0) -> Any:
     """Write the folder as the library does, and return the autoencoder."""
     whole: Any = filled(build_autoencoder(config), seed)
     whole.save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     written = json.loads((folder / "config.json").read_text())
     assert written.items() >= {k: v for k, v in config.config.items() if not isinstance(v, list)}.items()
     return whole

@@ -128,3 +128,4 @@ def save_pipeline(config: LibraryStudent, folder: Path, seed: int = 0) -> None:
         "scheduler": ["diffusers", config.scheduler[CLASS]], "text_encoder": [None, None],
     }  # fmt: skip
     (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")

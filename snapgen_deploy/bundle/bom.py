@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from snapgen_deploy import __version__
 from snapgen_deploy.bundle.reader import MANIFEST, Bundle
+from snapgen_deploy.checkpoint.licences import spdx_expression
 from snapgen_deploy.system.files import sha256_of
 
 _SPEC = "1.6"
@@ -23,10 +24,11 @@ def bill_of_materials(bundle: Bundle) -> dict[str, Any]:
     """The document for one bundle: the bundle itself, a model for each component of each target, and the checkpoint."""
     manifest = bundle.manifest
     digest = sha256_of(bundle.path / MANIFEST)
-    licenses = _licenses(manifest)
+    stated = manifest["checkpoint"].get("license")
+    parts: Mapping[str, str | None] = manifest.get("licenses") or {}
     roles = [(key, role) for key in bundle.targets for role in manifest["targets"][key]["components"]]
-    models = [_model(bundle, key, role) | licenses for key, role in roles]
-    origin = _checkpoint(manifest) | licenses
+    models = [_model(bundle, key, role) | _licenses([parts.get(role, stated)]) for key, role in roles]
+    origin = _checkpoint(manifest) | _licenses([stated])
     whole = {
         "type": "application",
         "bom-ref": "bundle",
@@ -34,7 +36,7 @@ def bill_of_materials(bundle: Bundle) -> dict[str, Any]:
         "version": digest[:12],
         "description": f"{manifest['name']}, width {manifest['width']}, for {manifest['device']['name']}",
         "hashes": [{"alg": "SHA-256", "content": digest}],
-        **licenses,
+        **_licenses([*parts.values()] or [stated]),
     }
     tool = {"type": "application", "name": "snapgen-deploy", "version": __version__}
     depends = {"ref": "bundle", "dependsOn": [model["bom-ref"] for model in models]}
@@ -105,16 +107,15 @@ def _checkpoint(manifest: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _licenses(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The checkpoint's licence: an SPDX expression where it is one, else its text; nothing where it is not stated."""
-    said = manifest["checkpoint"].get("license")
-    if not said:
+def _licenses(stated: Sequence[str | None]) -> dict[str, Any]:
+    """What holds together: one SPDX expression where all are, else their texts; nothing where none is stated."""
+    named = [licence for licence in dict.fromkeys(stated) if licence]
+    if not named:
         return {}
-    from license_expression import get_spdx_licensing
-
-    if get_spdx_licensing().validate(said).errors:
-        return {"licenses": [{"license": {"name": said}}]}
-    return {"licenses": [{"expression": said}]}
+    if all(spdx_expression(licence) for licence in named):
+        terms = [f"({licence})" if len(named) > 1 and " " in licence else licence for licence in named]
+        return {"licenses": [{"expression": " AND ".join(terms)}]}
+    return {"licenses": [{"license": {"name": licence}} for licence in named]}
 
 
 def _port(port: Mapping[str, Any]) -> str:

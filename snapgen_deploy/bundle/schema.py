@@ -168,6 +168,7 @@ class _Manifest(BaseModel):
     width: Text
     device: _Device
     config: Table
+    licenses: dict[str, str | None] = {}  # of components and LoRAs; not in bundles of earlier releases
     resolution: _Picture
     latent: _Latent
     schedule: _Schedule

@@ -126,8 +126,11 @@ def _of_checkpoint(bundle: Bundle) -> Iterator[str]:
         yield "guidance is not that of the configuration and the tokenizers"
     about = m.get("checkpoint") or {}
     for embedded in (open_checkpoint(embedded_path(name)) for name in EMBEDDED):
-        if about.get("sha256") == embedded.sha256() and (config, about.get("license")) != (embedded.config, embedded.license):
-            yield "checkpoint.license or config is not that of the checkpoint with this hash"
+        if about.get("sha256") != embedded.sha256():
+            continue
+        said = {about.get("license"), *m.get("licenses", {}).values()}
+        if (config, said) != (embedded.config, {embedded.license}):
+            yield "checkpoint.license, licenses or config is not that of the checkpoint with this hash"
 
 
 def _of_schedule(bundle: Bundle) -> Iterator[str]:

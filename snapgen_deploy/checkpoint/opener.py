@@ -64,13 +64,14 @@ class Checkpoint:
     path: Path
     config: ModelConfig
     tokenizers: Mapping[str, str]  # the text of a tokenizer.json for each text encoder that there is one for
-    license: str | None
+    license: str | None  # that it states
     files: tuple[Path, ...]  # all that decides what is in it: tensors, then config.json and the key map where used
     stored: Mapping[str, Stored] = field(repr=False)  # where each tensor lies
     loras: tuple[MergedLora, ...] = ()  # added to the tensors
     adapted: frozenset[str] = frozenset()  # tensors of libraries' folders to which a LoRA was added
     notes: tuple[str, ...] = ()  # what was found and done when it was opened, for people
     folders: Mapping[str, Path] = field(default_factory=dict)  # that libraries wrote, by component
+    licences: Mapping[str, str | None] = field(default_factory=dict)  # of components and LoRAs; None: not stated
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:

@@ -54,16 +54,20 @@ class PipelineFolder:
             raise BadInput(f"{self.scheduler}: got shift {str(shift)[:40]}, the student's configuration says {config.shift:g}")
 
 
+def is_pipeline(path: Path) -> bool:
+    """Whether it is such a folder."""
+    return (path / _INDEX).is_file()
+
+
 def open_pipeline_folder(path: Path) -> PipelineFolder | None:
     """The components of a folder with a model_index.json; None if `path` is none.
 
     Raises:
         BadInput: if the index names a component without a folder, or there is no student or more than one.
     """
-    index = path / _INDEX
-    if not index.is_file():
+    if not is_pipeline(path):
         return None
-    said = json_object(index)
+    said = json_object(index := path / _INDEX)
     names = [name for name, value in said.items() if isinstance(value, list) and any(value)]
     missing = [name for name in names if not (path / name).is_dir()]
     if missing:

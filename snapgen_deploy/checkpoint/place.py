@@ -11,6 +11,7 @@ from pathlib import Path
 from snapgen_deploy.asked import AskedModel
 from snapgen_deploy.checkpoint.about import config_table
 from snapgen_deploy.checkpoint.library import open_library_folder
+from snapgen_deploy.checkpoint.licences import licences_of
 from snapgen_deploy.checkpoint.lora import Adapter, Update, open_adapter, parsed
 from snapgen_deploy.checkpoint.merged import MergedSource, merged, refuse_left
 from snapgen_deploy.checkpoint.module_file import OF_A_MODULE, ModuleReading, open_module
@@ -22,7 +23,7 @@ from snapgen_deploy.checkpoint.opener import (
     named_checkpoint,
     open_with_adapters,
 )
-from snapgen_deploy.checkpoint.pipeline_folder import PipelineFolder, open_pipeline_folder
+from snapgen_deploy.checkpoint.pipeline_folder import PipelineFolder, is_pipeline, open_pipeline_folder
 from snapgen_deploy.checkpoint.stored import Stored, StoredSource, stored_as
 from snapgen_deploy.checkpoint.student_folder import OF_DIFFUSERS, is_library_student, open_student, usual_reading
 from snapgen_deploy.checkpoint.text_folder import open_text_folder
@@ -50,7 +51,7 @@ class CheckpointPlace:
     family: str = ""  # that the student must be of; "": any
     selection: Selection = field(default_factory=Selection)  # where the weights are in the file
     loras: tuple[tuple[Path, float], ...] = ()  # added to the weights in this order, times these scales
-    license: str | None = None  # in the place of the checkpoint's
+    license: str | None = None  # under which the bundle goes out, in the place of what its parts state
     module: str = ""  # package.module:Class of the student in an installed package
 
     @classmethod
@@ -110,7 +111,19 @@ class CheckpointPlace:
         if folder is not None:
             opened = dataclasses.replace(opened, path=folder.path, files=(*opened.files, *folder.files))
         opened = _with_loras(place._composed(opened), adapters, left)
-        return opened if self.license is None else dataclasses.replace(opened, license=self.license)
+        return self._licensed(opened)
+
+    def _licensed(self, opened: Checkpoint) -> Checkpoint:
+        """The checkpoint with the licence of each of its parts: that of `license` for all of them, or what each states."""
+        parts = [*components_of(opened.config).names, *(f"LoRA {lora.name}" for lora in opened.loras)]
+        if self.license is not None:
+            return dataclasses.replace(opened, licences=dict.fromkeys(parts, self.license))
+        own = [path for path in (self.file, self.path) if path is not None]
+        folders = {name: _card_folders(path) for name, path in opened.folders.items()}
+        loras = {f"LoRA {lora.name}": _card_folders(path) for lora, (path, _) in zip(opened.loras, self.loras, strict=True)}
+        return dataclasses.replace(
+            opened, licences=licences_of(parts, opened.license, [f for p in own for f in _card_folders(p)], folders | loras)
+        )
 
     def _check_module(self, path: Path | None) -> None:
         """BadInput for options that do not go with `module`, or need it."""
@@ -172,6 +185,13 @@ class CheckpointPlace:
         held = zip(streams, found, strict=False)
         texts = tuple((stream, path) for stream, path in held if stream not in self.named)
         return dataclasses.replace(self, text_encoders=(*self.text_encoders, *texts), decoder=self.decoder or folder.decoder)
+
+
+def _card_folders(path: Path) -> list[Path]:
+    """Where the model card of a file or folder may lie: beside the file; in the folder, or in that of its pipeline."""
+    folder = path if path.is_dir() else path.parent
+    pipeline = folder.resolve().parent
+    return [folder, pipeline] if path.is_dir() and is_pipeline(pipeline) else [folder]
 
 
 def _with_loras(

@@ -255,7 +255,7 @@ def export(
 ) -> None:
     """Export a checkpoint for a device, run the saved files, and write the bundle if every gate passed."""
     from snapgen_deploy.checkpoint import CheckpointPlace, validate
-    from snapgen_deploy.checkpoint.licences import refuse_forbidden
+    from snapgen_deploy.checkpoint.licences import refuse_forbidden, refuse_unknown
     from snapgen_deploy.device_profiles import load_profile
     from snapgen_deploy.golden.vectors import open_golden, refuse_without_vectors
     from snapgen_deploy.job.pictures import Asked, pictures_of
@@ -279,6 +279,7 @@ def export(
     checked = tuple(stamps(opened.files))
     if model.license is None:
         refuse_forbidden(opened.license, place.folders)
+    refuse_unknown(opened.licences)
     validate(opened, values=False)  # here: no plan is printed for a checkpoint that cannot be exported
     if golden is None:
         refuse_without_vectors(None, opened.config)

@@ -160,6 +160,7 @@ def summary(checkpoint: Checkpoint) -> dict[str, Any]:
         "name": config.name,
         "trained": config.trained,
         "license": checkpoint.license,
+        "licenses": dict(checkpoint.licences),
         "tokenizer": bool(checkpoint.tokenizers) and all(s.name in checkpoint.tokenizers for s in specs.encoders),
         "notes": list(checkpoint.notes),
         "components": components,
@@ -178,11 +179,13 @@ def _component(infos: Mapping[str, TensorInfo]) -> dict[str, Any]:
 
 
 def _print(data: dict[str, Any]) -> None:
+    from snapgen_deploy.checkpoint.licences import licences_line
+
     console = out()
     trained = "trained" if data["trained"] else "[yellow]not trained[/yellow]"
     console.print(
         f"[bold]{escape(data['name'])}[/bold] {escape(data['path'])}   {trained}, "
-        f"licence {escape(data['license'] or 'not stated')}",
+        f"licence {escape(licences_line(data['licenses']))}",
         soft_wrap=True,
     )
     encoders = _encoders(data["config"])

@@ -11,6 +11,7 @@ from snapgen_deploy import __version__
 from snapgen_deploy.bundle.guidance import GUIDED, UNGUIDED, guidance_record
 from snapgen_deploy.bundle.reader import GOLDEN, MANIFEST, SCHEMA_VERSION, SUMS
 from snapgen_deploy.checkpoint import Checkpoint
+from snapgen_deploy.checkpoint.licences import spdx
 from snapgen_deploy.device_profiles.rollout import rollout
 from snapgen_deploy.device_profiles.stores import delivery
 from snapgen_deploy.drawing.ports import ports_of
@@ -92,6 +93,7 @@ def _of_default_size(job: ExportJob, made: Made) -> dict[str, Any]:
         },
         **({} if guidance is None else {"guidance": guidance}),
         **({} if plan.batch == 1 else {"batch": plan.batch}),
+        "licenses": {part: None if said is None else spdx(said) for part, said in checkpoint.licences.items()},
         "checkpoint": {"sha256": checkpoint.sha256(), "license": checkpoint.license, **_loras(checkpoint)},
         "config": config_to_dict(config),
         "prompts": list(vectors.prompts),

@@ -12,6 +12,7 @@ from typing import Any
 
 from snapgen_deploy.bundle.reader import SUMS, Bundle, check_hashes, open_bundle
 from snapgen_deploy.bundle.sizes import preview_name
+from snapgen_deploy.checkpoint.licences import licences_line
 from snapgen_deploy.device_profiles import load_profile, profile_ids
 from snapgen_deploy.errors import BadInput, GateFailed
 from snapgen_deploy.families.names import in_order
@@ -115,7 +116,7 @@ def _bundle(bundle: Bundle, label: str, anchor: str) -> BundleView:
             trained=m["trained"] is True,
             sha256=sha256_of(sums) if sums.is_file() else "",
             checkpoint=str(m["checkpoint"]["sha256"]),
-            license=str(m["checkpoint"]["license"] or "not stated"),
+            license=licences_line(m.get("licenses") or {"checkpoint": m["checkpoint"]["license"]}),
             loras=tuple(f"{x['name']}, {x['scale']:g} ({str(x['sha256'])[:12]})" for x in m["checkpoint"].get("loras", ())),
             warnings=tuple(str(w) for w in m.get("warnings", ())),
             generator=str(m["generator"]),

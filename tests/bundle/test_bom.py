@@ -7,7 +7,7 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 
 from snapgen_deploy.bundle.bom import as_text, bill_of_materials
-from snapgen_deploy.bundle.reader import open_bundle, write_manifest
+from snapgen_deploy.bundle.reader import MANIFEST, open_bundle, write_manifest
 from snapgen_deploy.system.files import sha256_of
 from tests.cli.conftest import invoke
 from tests.manifests import files_of, least_manifest
@@ -54,6 +54,26 @@ def test_it_is_valid_and_states_the_licence(tmp_path: Path, license: str | None,
     document = bill_of_materials(open_bundle(made(tmp_path / "b", license)))
     assert schema_error(as_text(document)) is None
     assert [component.get("licenses") for component in document["components"]] == [said, said]
+
+
+def test_every_model_has_its_own_licence(tmp_path: Path) -> None:
+    root = made(tmp_path / "b", "MIT")
+    manifest = json.loads((root / MANIFEST).read_text())
+
+    def stated(**licences: str) -> tuple[object, object, object]:
+        write_manifest(root, manifest | {"licenses": licences})
+        document = bill_of_materials(open_bundle(root))
+        assert schema_error(as_text(document)) is None
+        model, origin = document["components"]
+        return model["licenses"], origin["licenses"], document["metadata"]["component"]["licenses"]
+
+    assert stated(student="MIT OR BSD-3-Clause", decoder="Apache-2.0") == (
+        [{"expression": "MIT OR BSD-3-Clause"}],
+        [{"expression": "MIT"}],
+        [{"expression": "Apache-2.0 AND (MIT OR BSD-3-Clause)"}],
+    )
+    whole = [{"license": {"name": "MIT"}}, {"license": {"name": "gemma"}}]
+    assert stated(student="gemma", decoder="MIT") == (whole[1:], [{"expression": "MIT"}], whole)
 
 
 def test_it_says_what_the_bundle_holds(tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def test_what_a_manifest_repeats_of_its_checkpoint(tmp_path):
     for changed, said in (
         ({"trained": False}, "trained is not that of the configuration"),
         ({"name": "mine"}, "name is not that of the configuration"),
-        ({"checkpoint": about | {"license": "MIT"}}, "checkpoint.license or config is not that of"),
+        ({"licenses": {"student": "MIT"}}, "checkpoint.license, licenses or config is not that of"),
+        ({"checkpoint": about | {"license": "MIT"}}, "checkpoint.license, licenses or config is not that of"),
     ):
         (wrong,) = _of_checkpoint(Bundle(tmp_path, least_manifest({}, **(own | changed))))
         assert said in wrong

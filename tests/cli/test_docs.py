@@ -66,6 +66,7 @@ def desk(checkpoint, tmp_path_factory):
     """A folder with the files that the pages name; the checkpoint is that of tests/cli."""
     folder = tmp_path_factory.mktemp("desk")
     shutil.copy(checkpoint, folder / "model.safetensors")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")  # the card of the files that state no licence
     (folder / "prompts.txt").write_text(blocks(ROOT / "docs/formats.md", "text")[0], encoding="utf-8")
     shutil.copy(folder / "prompts.txt", folder / "judged.txt")
     (folder / "profile.toml").write_text(blocks(ROOT / "docs/formats.md", "toml")[0], encoding="utf-8")

@@ -37,6 +37,11 @@ def test_from_a_draft_to_a_plan(pixart: tuple[Path, Path], tmp_path: Path) -> No
     assert "< transformer_blocks.{8..17}.attn2.to_kv.weight  32x16" in shown.stdout
     assert max(map(len, shown.stdout.splitlines())) <= 80
     planned = invoke("export", "--device", "server", "--checkpoint", file, "--config", config, "--key-map", keys, "--dry-run")
+    assert planned.exit_code == 2
+    assert "student: no licence is stated" in planned.stderr
+    assert len(planned.stderr.strip().splitlines()) == 1
+    arguments = ("--checkpoint", file, "--config", config, "--key-map", keys, "--license", "MIT", "--dry-run")
+    planned = invoke("export", "--device", "server", *arguments)
     assert planned.exit_code == 0, planned.output
 
 
@@ -78,7 +83,10 @@ def test_a_lora_is_told_and_recorded(checkpoint: Path, tmp_path: Path) -> None:
         {f"{name}.lora_A.weight": torch.ones(2, 64), f"{name}.lora_B.weight": torch.ones(256, 2)}, tmp_path / "l.safetensors"
     )
     arguments = ("export", "--device", "server", "--checkpoint", checkpoint, "--dry-run")
-    planned = invoke(*arguments, "--lora", f"{tmp_path / 'l.safetensors'}:0.8")
+    lora = ("--lora", f"{tmp_path / 'l.safetensors'}:0.8")
+    assert "LoRA l.safetensors: no licence is stated" in invoke(*arguments, *lora).stderr
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    planned = invoke(*arguments, *lora)
     assert planned.exit_code == 0, planned.output
     assert "LoRA l.safetensors times 0.8: 1 module" in planned.stdout
     save_file(
@@ -125,7 +133,7 @@ def test_gated_models_need_a_licence(checkpoint: Path, tmp_path: Path) -> None:
     assert "a gated model (extra_gated_prompt)" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
     assert invoke(*arguments, "--license", "ACME licence 3, agreed").exit_code == 0
-    assert CheckpointPlace(path, license="x").open().license == "x"
+    assert set(CheckpointPlace(path, license="x").open().licences.values()) == {"x"}
 
 
 def test_two_sets_of_weights(checkpoint: Path, tmp_path: Path) -> None:

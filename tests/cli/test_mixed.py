@@ -44,7 +44,7 @@ def student_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for tensor in elastic.tensors.values():
         torch.nn.init.normal_(tensor, std=0.05 if tensor.ndim < 2 else tensor[0].numel() ** -0.5)
     path = tmp_path_factory.mktemp("student") / "student.safetensors"
-    save_checkpoint(checkpoint_state(elastic, None, None), config, path)
+    save_checkpoint(checkpoint_state(elastic, None, None), config, path, license="MIT")
     return path
 
 

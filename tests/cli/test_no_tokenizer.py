@@ -19,7 +19,7 @@ def mute(tmp_path):
     config = tiny_config()
     torch.manual_seed(0)
     parts = ElasticDiT(config.student), TinyDecoder(config.decoder), TextEncoder(config.text_encoder)
-    save_checkpoint(checkpoint_state(*parts), config, tmp_path / "mute.safetensors")
+    save_checkpoint(checkpoint_state(*parts), config, tmp_path / "mute.safetensors", license="MIT")
     return open_checkpoint(tmp_path / "mute.safetensors")
 
 

@@ -60,6 +60,7 @@ def model(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[object,
         lora[f"{module}.lora_A.weight"] = 0.3 * torch.randn(2, into, generator=generator)
         lora[f"{module}.lora_B.weight"] = 0.3 * torch.randn(out, 2, generator=generator)
     save_file(lora, folder / "style.safetensors")
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")  # of the LoRA
     return (
         "--checkpoint", folder / "pooled.safetensors", "--text-encoder", f"text={clip}", "--without-text-encoder", "llm",
         "--lora", f"{folder / 'style.safetensors'}:0.5",

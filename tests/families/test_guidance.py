@@ -76,7 +76,7 @@ def write(path: Path, config: ModelConfig) -> Path:
     first, second = (TextEncoder(encoder) for encoder in config.text_encoders)  # type: ignore[arg-type]
     state = checkpoint_state(WholeToy(toy), TinyDecoder(config.decoder), first, [second])  # type: ignore[arg-type]
     words = [WordTokenizer.from_words(w).to_json() for w in (WORDS, WORDS[::-1])]
-    save_checkpoint(state, config, path, tokenizer=words[0], other_tokenizers=words[1:])
+    save_checkpoint(state, config, path, tokenizer=words[0], other_tokenizers=words[1:], license="MIT")
     return path
 
 

@@ -113,6 +113,9 @@ def test_golden_vectors_that_do_not_agree_fail(place: CheckpointPlace, opened: C
 def test_the_command_line(desk: Path, tmp_path: Path) -> None:
     config = ("--module", POSTCARD, "--config", desk / "postcard.json")
     refused = invoke("export", "--device", "iphone16pm", "--checkpoint", desk / "postcard.safetensors", *config, "-o", tmp_path)
+    assert "student: no licence is stated" in " ".join(refused.output.split())
+    stated = ("--checkpoint", desk / "postcard.safetensors", *config, "--license", "Apache-2.0")
+    refused = invoke("export", "--device", "iphone16pm", *stated, "-o", tmp_path)
     assert refused.exit_code == 2
     assert "error: golden vectors: got none, and no library can check this student" in " ".join(refused.output.split())
     arrays = load_file(desk / "postcard-golden.safetensors")

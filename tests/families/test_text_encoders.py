@@ -56,7 +56,7 @@ def write(path: Path) -> Path:
     assert isinstance(config.decoder, DecoderConfig)
     first, second = (TextEncoder(encoder) for encoder in config.text_encoders)
     state = checkpoint_state(elastic, TinyDecoder(config.decoder), first, [second])
-    save_checkpoint(state, config, path, tokenizer=FIRST, other_tokenizers=[SECOND])
+    save_checkpoint(state, config, path, tokenizer=FIRST, other_tokenizers=[SECOND], license="MIT")
     return path
 
 

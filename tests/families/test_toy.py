@@ -52,7 +52,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     assert CONFIG.text_encoder is not None
     state = checkpoint_state(WholeToy(Toy(STUDENT)), TinyDecoder(CONFIG.decoder), TextEncoder(CONFIG.text_encoder))
     path = tmp_path / "toy.safetensors"
-    save_checkpoint(state, CONFIG, path, tokenizer=WordTokenizer.from_words(WORDS).to_json())
+    save_checkpoint(state, CONFIG, path, tokenizer=WordTokenizer.from_words(WORDS).to_json(), license="MIT")
     return path
 
 

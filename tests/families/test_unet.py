@@ -42,7 +42,7 @@ def write(path: Path) -> None:
         for name, tensor in net.named_parameters():
             tensor.copy_(initial_tensor(spec, name, tuple(tensor.shape), 0))
     state = checkpoint_state(net, TinyDecoder(DECODER), TextEncoder(ENCODER))
-    save_checkpoint(state, CONFIG, path, tokenizer=WordTokenizer.from_words(WORDS).to_json())
+    save_checkpoint(state, CONFIG, path, tokenizer=WordTokenizer.from_words(WORDS).to_json(), license="MIT")
 
 
 @pytest.fixture

@@ -48,5 +48,5 @@ def tiny_checkpoint(folder: Path, hidden: int = 32, *, encoder: bool = True) -> 
     text = TextEncoder(config.text_encoder) if config.text_encoder is not None else None
     path = folder / "tiny.safetensors"
     words = WordTokenizer.from_words(WORDS).to_json() if encoder else None
-    save_checkpoint(checkpoint_state(elastic, TinyDecoder(config.decoder), text), config, path, tokenizer=words)
+    save_checkpoint(checkpoint_state(elastic, TinyDecoder(config.decoder), text), config, path, tokenizer=words, license="MIT")
     return open_checkpoint(path)

@@ -147,4 +147,5 @@ def write_folder(folder: Path, kind: str, architecture: str = "", **settings: An
         for parameter in model.parameters():  # away from what a class begins with, so that every tensor counts
             parameter.add_(torch.randn(parameter.shape) * (0.2 if parameter.ndim > 1 else 0.1))
     model.save_pretrained(str(folder))
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     return folder
