@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from snapgen_deploy.errors import BadInput, SnapgenError
+from snapgen_deploy.runtime.conformance import ConformanceLine, Run, conformance_lines
 from snapgen_deploy.runtime.noise import PHILOX, philox_noise
 from snapgen_deploy.runtime.prompt import RuleReader
 from snapgen_deploy.runtime.record import PictureRecord, PictureRefused, now, picture_line
@@ -57,11 +58,11 @@ class Drawable:
         self._parts = parts = manifest["targets"][target]["components"]
         self._student, self._decoder = _role(parts, "velocity"), _role(parts, "picture")
         self._ports = parts[self._student]["inputs"]
-        cases = _read(path / "conformance.json")
-        self._readers = [RuleReader(rule, path / rule["file"]) for rule in cases["tokenizers"]]
+        self.cases = _read(path / "conformance.json")
+        self.readers: Sequence[RuleReader] = [RuleReader(rule, path / rule["file"]) for rule in self.cases["tokenizers"]]
         self._negative: tuple[str, dict[str, np.ndarray]] | None = None  # the last negative prompt, encoded
         self._lock = threading.Lock()
-        read = {reader.rule["stream"] for reader in self._readers}
+        read = {reader.rule["stream"] for reader in self.readers}
         self._absent = set(manifest["config"].get("absent_streams", ()))
         streams = [port["name"].removesuffix("_mask") for port in self._ports if port["name"].endswith("_mask")]
         left = [stream for stream in streams if stream not in read | self._absent]
@@ -115,10 +116,10 @@ class Drawable:
             if stop is not None and stop():
                 raise GivenUp("the picture was given up")
             start = time.perf_counter()
-            made = self._run(role, **inputs)
+            made = self.run(role, **inputs)
             spans.append((role, 1000 * (time.perf_counter() - start)))
             if progress is not None:
-                progress(len(spans), len(self._readers) + self.steps + 1)
+                progress(len(spans), len(self.readers) + self.steps + 1)
             return made
 
         about = {"time": began, "seed": str(seed), "steps": self.steps}
@@ -131,6 +132,14 @@ class Drawable:
         seconds = time.perf_counter() - begun
         self._tell(about, ok=True, ms=self._milliseconds(spans, seconds))
         return DrawnPicture(pixels, prompt, seed, seconds)
+
+    def conformance(self) -> list[ConformanceLine]:
+        """Hold this runner to the bundle's conformance.json: a line for each case, in the file's order (docs/formats.md).
+
+        Raises:
+            BadInput: if the test vectors are not the exported ones.
+        """
+        return list(conformance_lines(self))
 
     def _tell(self, about: Mapping[str, Any], **rest: Any) -> None:
         if self.record is not None:
@@ -152,7 +161,7 @@ class Drawable:
         seed: int,
         negative_prompt: str | None,
         guidance: float | None,
-        run: Callable[..., dict[str, np.ndarray]],
+        run: Run,
     ) -> np.ndarray:
         """The picture (H, W, 3), uint8; `run` runs a component."""
         guided = self.manifest.get("guidance")
@@ -162,13 +171,27 @@ class Drawable:
             raise BadInput(f"seed: got {seed}, expected a whole number below 2^63")
         if guided is None and (negative_prompt is not None or guidance is not None):
             raise BadInput("negative_prompt and guidance: this bundle's model has no guidance")
-        text = self._text(prompt, run)
-        if guided is not None:
-            away = self._away(guided["negative_prompt"] if negative_prompt is None else negative_prompt)
-            text = {name: np.concatenate([value, away[name]]) for name, value in text.items()}
-        schedule, rows = self.manifest["schedule"], 1 if guided is None else 2
-        features, steps = np.array(schedule["time_features"]["values"], np.float32), self._steps
-        drawn = iter(self._noise(seed, 1 + sum(bool(noise) for *_, noise in steps)))
+        picture = self.picture(self.condition(prompt, negative_prompt, run), seed, guidance, run)[0]
+        if not np.isfinite(picture).all():
+            said = "the decoder returned values that are not finite: this model does not draw on this runtime"
+            raise PictureRefused("finite", said)
+        pixels: np.ndarray = np.rint((np.clip(picture, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8).transpose(1, 2, 0)
+        return pixels
+
+    def condition(self, prompt: str, negative_prompt: str | None, run: Run) -> dict[str, np.ndarray]:
+        """The student's text inputs: a row of the prompt, and with guidance one of the negative prompt."""
+        text, guided = self._text(prompt, run), self.manifest.get("guidance")
+        if guided is None:
+            return text
+        away = self._away(guided["negative_prompt"] if negative_prompt is None else negative_prompt)
+        return {name: np.concatenate([value, away[name]]) for name, value in text.items()}
+
+    def picture(self, text: Mapping[str, np.ndarray], seed: int, guidance: float | None, run: Run) -> np.ndarray:
+        """What the decoder returns, (1, 3, H, W), from the student's text inputs and the noise of a seed."""
+        schedule, guided = self.manifest["schedule"], self.manifest.get("guidance")
+        rows, steps = 1 if guided is None else 2, self.coefficients
+        features = np.array(schedule["time_features"]["values"], np.float32)
+        drawn = iter(self.noise(seed, 1 + sum(bool(noise) for *_, noise in steps)))
         latent = next(drawn) * np.float32(schedule.get("start", 1.0))
         for (keep, scale, noise), row in zip(steps, features, strict=False):
             inputs = {"latent": np.repeat(latent, rows, axis=0), "time_features": np.repeat(row[None], rows, axis=0), **text}
@@ -179,22 +202,17 @@ class Drawable:
             latent = latent * np.float32(keep) + np.float32(scale) * velocity
             if noise:
                 latent = latent + np.float32(noise) * next(drawn)
-        picture = run(self._decoder, latent=latent)["picture"][0]
-        if not np.isfinite(picture).all():
-            said = "the decoder returned values that are not finite: this model does not draw on this runtime"
-            raise PictureRefused("finite", said)
-        pixels: np.ndarray = np.rint((np.clip(picture, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8).transpose(1, 2, 0)
-        return pixels
+        return run(self._decoder, latent=latent)["picture"]
 
     @property
-    def _steps(self) -> list[tuple[float, float, float]]:
+    def coefficients(self) -> list[tuple[float, float, float]]:
         """What each step keeps of the latent, and takes of the student's output and of new noise."""
         schedule = self.manifest["schedule"]
         if schedule["sampler"] != "euler":
             return [(keep, scale, noise) for keep, scale, noise in schedule["coefficients"]]
         return [(1.0, following - level, 0.0) for level, following in itertools.pairwise(schedule["sigmas"])]
 
-    def _noise(self, seed: int, draws: int) -> np.ndarray:
+    def noise(self, seed: int, draws: int) -> np.ndarray:
         """(draws, 1, C, h, w), as docs/noise.md has it."""
         shape = (1, *self.manifest["latent"]["shape"])
         if self.manifest["noise"]["generator"] == PHILOX:
@@ -209,20 +227,20 @@ class Drawable:
         with self._lock:
             kept = self._negative
         if kept is None or kept[0] != prompt:
-            kept = prompt, self._text(prompt, self._run)
+            kept = prompt, self._text(prompt, self.run)
             with self._lock:
                 self._negative = kept
         return kept[1]
 
-    def _run(self, role: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+    def run(self, role: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """The outputs of a component, by name."""
         names = [port["name"] for port in self._parts[role]["outputs"]]
         return dict(zip(names, self._sessions[role].run(names, inputs), strict=True))
 
-    def _text(self, prompt: str, run: Callable[..., dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    def _text(self, prompt: str, run: Run) -> dict[str, np.ndarray]:
         """The student's text inputs of a prompt, one row each."""
         found: dict[str, np.ndarray] = {}
-        for reader in self._readers:
+        for reader in self.readers:
             tokens, mask = reader.read(prompt)
             found |= run(reader.rule["encoder"], tokens=tokens, mask=mask)  # embeddings, and perhaps a pooled vector
             found[f"{reader.rule['stream']}_mask"] = mask[:, reader.rule["dropped"] :]

@@ -56,7 +56,7 @@ def compiled_core() -> list[Path]:
     if not classes.is_dir():
         part = classes.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
-        words = [*JAVA, "-cp", jars["lib/kotlin-compiler.jar"], "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"]
+        words: list[str | Path] = [*JAVA, "-cp", jars["lib/kotlin-compiler.jar"], "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"]
         words += ["-kotlin-home", library.parents[1], "-Werror", "-no-reflect", "-jvm-target", "17"]
         words += ["-Xallow-kotlin-package", "-cp", asserting, "-d", part, *sources]
         done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
@@ -74,6 +74,11 @@ class Probe:
 
     def close(self) -> None:
         self._process.communicate(timeout=SECONDS)
+
+    def resident_bytes(self) -> int:
+        """The most memory that the JVM had."""
+        lines = Path(f"/proc/{self._process.pid}/status").read_text(encoding="utf-8").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
     def ask(self, task: str, run: Run | None = None, **given: Any) -> list[dict[str, Any]]:
         """What it says until it is done; the last line has `done`, or `refused` and `said`. `run` runs components for it."""
