@@ -1,6 +1,7 @@
 """For all tests: no deadline on property tests (shared machines are slow at times), none of this user's caches, a folder of
 temporary files that must be empty in the end, and child processes that start at once."""
 
+import atexit
 import contextlib
 import functools
 import gc
@@ -38,7 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
     One thread of arithmetic a process: small networks gain nothing by more, and workers would wait for each other.
     """
     gc.disable()  # until the test modules are imported
-    if WORKER not in os.environ:
+    if WORKER in os.environ:
+        atexit.register(_end_at_once)  # first, so that it is called last
+    else:
         # The server that children are forked from imports `tests.preload`, and looks in no working directory.
         os.environ["PYTHONPATH"] = os.pathsep.join((str(config.rootpath), *filter(None, (os.environ.get("PYTHONPATH"),))))
         os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
@@ -52,6 +55,13 @@ def pytest_configure(config: pytest.Config) -> None:
                 multiprocessing.set_forkserver_preload(PRELOAD)
                 forkserver.ensure_running()
             os.environ[SERVER] = forkserver._forkserver._forkserver_address
+
+
+def _end_at_once() -> None:
+    """A worker that has done everything need not take all that it imported apart, which takes seconds."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

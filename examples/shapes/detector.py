@@ -30,6 +30,9 @@ OVERLAP = 0.85  # least intersection over union with the template of the shape
 MARGIN = 0.03  # least difference to the overlap of any other shape
 SQUARISH = 1.25  # largest ratio of the sides of the bounding box
 SIZE_RANGES = {"small": (9.5, 14.5), "large": (16.5, 21.5)}
+FITTED = tuple(  # how much a template is grown, and moved right and down
+    itertools.product((-0.5, 0.0, 0.5, 1.0, 1.5, 2.0), (-0.5, 0.0, 0.5), (-1.0, -0.5, 0.0, 0.5))
+)
 BESIDE = 20.0  # least distance in pixels between centres along the axis of a relation
 
 Float = NDArray[np.float32]
@@ -72,9 +75,16 @@ def nearest_name(colour: Float, palette: dict[str, tuple[int, int, int]]) -> tup
     return name, gaps[name]
 
 
+def distances(pixels: Float, colour: Float | tuple[int, int, int]) -> NDArray[np.float64]:
+    """The RGB distance of every pixel (..., 3) from a colour."""
+    gaps = pixels - np.asarray(colour, np.float64)
+    found: NDArray[np.float64] = np.sqrt(np.einsum("...i,...i->...", gaps, gaps))
+    return found
+
+
 def background_of(image: Float) -> str:
     """The background colour that most pixels are close to; '' if these are less than a third of the picture."""
-    counts = {n: int((np.linalg.norm(image - np.array(c), axis=2) < NEAR).sum()) for n, c in BACKGROUNDS.items()}
+    counts = {n: int((distances(image, c) < NEAR).sum()) for n, c in BACKGROUNDS.items()}
     name = max(counts, key=counts.__getitem__)
     return name if counts[name] * 3 >= image.shape[0] * image.shape[1] else ""
 
@@ -85,9 +95,9 @@ def detect(picture: Picture) -> tuple[str, list[Found]]:
     background = background_of(image)
     if not background:
         return "", []
-    near = np.linalg.norm(image - np.array(BACKGROUNDS[background]), axis=2) < NEAR
+    near = distances(image, BACKGROUNDS[background]) < NEAR
     base = np.median(image[near], axis=0)
-    regions, count = ndimage.label(np.linalg.norm(image - base, axis=2) > DIFFERENT, structure=np.ones((3, 3)))
+    regions, count = ndimage.label(distances(image, base) > DIFFERENT, structure=np.ones((3, 3)))
     masks = (regions == i + 1 for i in range(count))
     return background, [describe(image, mask, base) for mask in masks if mask.sum() >= SPECK]
 
@@ -98,7 +108,7 @@ def describe(image: Float, region: Bool, base: Float) -> Found:
     pixels = image[inside if inside.sum() >= 8 else region]
     middle = np.median(pixels, axis=0)
     colour, gap = nearest_name(middle, COLOURS)
-    uniform = float((np.linalg.norm(pixels - middle, axis=1) < NEAR).mean())
+    uniform = float((distances(pixels, middle) < NEAR).mean())
     colour = colour if gap < NEAR and uniform >= UNIFORM else ""
     direction = middle - base
     alpha = (image - base) @ direction / float(direction @ direction)  # share of the pixel that the object covers
@@ -117,11 +127,18 @@ def describe(image: Float, region: Bool, base: Float) -> Found:
 
 
 @functools.lru_cache(maxsize=100_000)
-def template(shape: str, half: float, x: float, y: float, side: int) -> Bool:
-    """The pixels of a `side` x `side` window that an object covers by more than half."""
+def template(shape: str, half: float, x: float, y: float, side: int) -> tuple[NDArray[np.uint8], int]:
+    """The pixels of a `side` x `side` window that an object covers by more than half: packed bits, and their number."""
     whole = slice(0, side)
     inside: Bool = coverage(shape, x, y, half, whole, whole) > 0.5
-    return inside
+    return np.packbits(inside), int(inside.sum())
+
+
+@functools.lru_cache(maxsize=10_000)
+def templates(shape: str, half: float, x: float, y: float, side: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """A row of such bits for each of `FITTED`, and the number of pixels of each."""
+    rows, areas = zip(*(template(shape, half + grown, x + dx, y + dy, side) for grown, dx, dy in FITTED), strict=True)
+    return np.stack(rows), np.array(areas)
 
 
 def shape_of(outline: Bool, x: float, y: float, half: float) -> tuple[str, float, float, float]:
@@ -129,22 +146,22 @@ def shape_of(outline: Bool, x: float, y: float, half: float) -> tuple[str, float
     margin = int(half) + 5
     column, row = int(x) - margin, int(y) - margin
     padded = np.pad(outline, 2 * margin)
-    window = padded[row + 2 * margin :, column + 2 * margin :][: 2 * margin, : 2 * margin]
+    window = np.packbits(padded[row + 2 * margin :, column + 2 * margin :][: 2 * margin, : 2 * margin])
     area = int(outline.sum())
     overlaps: dict[str, tuple[float, float, float, float]] = {}
     for name in SHAPES:
-        for grown, dx, dy in itertools.product((-0.5, 0.0, 0.5, 1.0, 1.5, 2.0), (-0.5, 0.0, 0.5), (-1.0, -0.5, 0.0, 0.5)):
-            pixels = template(name, half + grown, x - column + dx, y - row + dy, 2 * margin)
-            common = int((window & pixels).sum())
-            overlap = common / (area + int(pixels.sum()) - common)
-            if overlap > overlaps.get(name, (-1.0,))[0]:
-                overlaps[name] = (overlap, x + dx, y + dy, half + grown)
-    best, second = sorted(overlaps, key=lambda name: -overlaps[name][0])[:2]
-    overlap, x, y, half = overlaps[best]
+        packed, areas = templates(name, half, x - column, y - row, 2 * margin)
+        common = np.bitwise_count(packed & window).sum(axis=1, dtype=np.int64)
+        found = common / (area + areas - common)
+        best = int(found.argmax())
+        grown, dx, dy = FITTED[best]
+        overlaps[name] = (float(found[best]), x + dx, y + dy, half + grown)
+    first, second = sorted(overlaps, key=lambda name: -overlaps[name][0])[:2]
+    overlap, x, y, half = overlaps[first]
     filled = ndimage.binary_fill_holes(outline)
     hole = int(filled.sum()) - area >= 0.05 * int(filled.sum())
-    clear = overlap >= OVERLAP and overlap - overlaps[second][0] >= MARGIN and hole == (best == "ring")
-    return best if clear else "", x, y, half
+    clear = overlap >= OVERLAP and overlap - overlaps[second][0] >= MARGIN and hole == (first == "ring")
+    return first if clear else "", x, y, half
 
 
 def fits(found: Found, wanted: ObjectSpec) -> bool:

@@ -5,8 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from diffusers import DiffusionPipeline
-from diffusers.utils import dynamic_modules_utils
 from PIL import Image
 from safetensors import safe_open
 
@@ -137,6 +135,9 @@ def test_a_failed_gate_exits_1_and_leaves_nothing(checkpoint, tmp_path, monkeypa
 
 def as_pipeline(folder, scratch, monkeypatch):
     """A server's folder, loaded by diffusers, which copies the code of a folder into a cache of its own."""
+    from diffusers import DiffusionPipeline  # imports most of the library, seconds that only this test needs
+    from diffusers.utils import dynamic_modules_utils
+
     monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(scratch / "modules"))
     monkeypatch.setattr("sys.path", list(sys.path))
     pipeline = DiffusionPipeline.from_pretrained(str(folder), custom_pipeline="pipeline", trust_remote_code=True)

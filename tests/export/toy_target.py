@@ -6,11 +6,15 @@ With one line in `snapgen_deploy.export.registry.TARGETS` it is a target as the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import sys
+import typing
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -31,6 +35,7 @@ SPEC = TargetSpec(
     tools=("torch",),
     runtime=Runtime(package="torch", module="torch", shared_process=True),
 )
+HINTS = typing.get_type_hints
 PORTS = "ports.json"  # in the file, beside the program
 
 
@@ -149,13 +154,24 @@ class ToyProbe:
         return {name: self._seen[name] for name in names}
 
 
+@functools.cache
+def _hints_of(cls: type, module: str) -> dict[str, Any]:
+    return HINTS(cls, globalns=vars(sys.modules[module]))
+
+
+def _hints(cls: type, globalns: Mapping[str, Any]) -> dict[str, Any]:
+    """`typing.get_type_hints` once for a class: torch asks for every object that it reads (two thirds of loading)."""
+    return _hints_of(cls, globalns["__name__"])
+
+
 def _load(path: Path) -> tuple[Any, tuple[Port, ...], tuple[Port, ...]]:
     import torch
 
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     files = {PORTS: ""}
-    program = torch.export.load(path, extra_files=files)
+    with patch("typing.get_type_hints", _hints):
+        program = torch.export.load(path, extra_files=files)
     said = json.loads(files[PORTS])
     inputs, outputs = (
         tuple(Port(p["name"], tuple(p["shape"]), p["dtype"], p["doc"]) for p in said[side]) for side in ("inputs", "outputs")
