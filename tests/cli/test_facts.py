@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from snapgen_deploy.bundle.reader import MANIFEST, write_manifest
-from snapgen_deploy.models.noise import TORCH
+from snapgen_deploy.models.noise import PHILOX
 from snapgen_deploy.system.files import sha256_of
 from tests.cli.conftest import in_this_process, invoke
 
@@ -66,7 +66,7 @@ CHANGES = {
     "features": (lambda r, m: m["schedule"]["time_features"]["values"][1].__setitem__(3, 5.0), [], "time_features.values"),
     "levels": (lambda r, m: m["schedule"].update(sigmas=[1.0, 0.8, 0.6, 0.4, 0.0]), [], "schedule.sigmas are not"),
     "seeds": (lambda r, m: m.update(seeds=[9, 9]), [], "the noise of seed 9 is another one"),
-    "generator": (lambda r, m: m.update(noise={"generator": TORCH}), [], "the noise of seed 0 is another one"),
+    "generator": (lambda r, m: m.update(noise={"generator": PHILOX}), [], "the noise of seed 0 is another one"),
     "prompts": (lambda r, m: m.update(prompts=["x", "x"]), [], "prompts or seeds are not those of the test vectors"),
     "size": (lambda r, m: m.update(resolution=[256, 256]), [], "latent.shape [4, 8, 8] is not that of a picture"),
     "ports": (ports, [], "onnx:cpu student inputs are not those"),
@@ -105,6 +105,7 @@ def test_the_documented_loop_draws_what_generate_draws(bundle, tmp_path):
     noise = Path(__file__).parents[2] / "docs" / "noise.md"
     for page in (noise.read_text(encoding="utf-8"), DOCS):
         exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], names)
+    bundle = changed(bundle, tmp_path, lambda root, manifest: manifest.update(noise={"generator": PHILOX}))
     drawn = names["draw"](bundle, "a red ring", 7)
     done = invoke("generate", bundle, "--prompt", "a red ring", "--seed", 7, "--target", "onnx", "-o", tmp_path / "x.png")
     assert done.exit_code == 0, done.output
