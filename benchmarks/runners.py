@@ -11,28 +11,25 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 import snapgen_deploy
-from benchmarks.web import differing, draw_in_page
-from snapgen_deploy.apps.serving import address_of, serving
-from snapgen_deploy.apps.site import TARGET, site_of
+from benchmarks.web import ERROR, STATUS, differing, draw_in_page, served
+from snapgen_deploy.apps.site import TARGET
 from snapgen_deploy.bundle.draw import WantedPicture, draw
 from snapgen_deploy.bundle.reader import Bundle, open_bundle
 from snapgen_deploy.latency.environment import environment
-from tests.apps.kotlin_jvm import Probe, compiled_core
-from tests.browser import Browser, find_browser
+from tests.apps.kotlin_jvm import Probe, colours, compiled_core, in_onnxruntime
+from tests.browser import find_browser
 
 RESULTS = Path(__file__).parent / "results" / "runners"
 PROGRAM = Path(sys.executable).with_name("snapgen-deploy")
 PROMPTS = ("a red ring on a gray background", "a blue square left of a green ring", "a white ring", "a small red square")
-STATUS, ERROR = "document.getElementById('status').textContent", "document.getElementById('error').textContent"
 ROUNDS = 3
 ALONE = """
 import resource, sys, snapgen_deploy
@@ -93,48 +90,29 @@ def of_python(folder: Path, generated: dict[tuple[str, int], np.ndarray]) -> Run
 
 def of_page(bundle: Bundle, program: str, generated: dict[tuple[str, int], np.ndarray]) -> Runner:
     """The page in Chromium, with WebAssembly."""
-    with tempfile.TemporaryDirectory() as profile, serving(site_of(bundle), 0) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        browser = Browser(program, Path(profile))
-        try:
-            address = f"{address_of(server)}?threads=1&runtime=wasm"
-            browser.open(f"{address}&conformance", 1280, 900)
-            browser.until(f"{STATUS}.startsWith('The self-test') || {ERROR}", 600)
-            counts = [
-                int(browser.evaluate(f"document.querySelectorAll('#lines {kind}').length")) for kind in ("li.passed", "li")
-            ]
-            browser.open(address, 1280, 900)
-            browser.until(f"{STATUS}.startsWith('Ready') || {ERROR}", 600)
-            left = "WebGPU of a graphics processor, Firefox, Safari, a phone"
-            drawn = lambda prompt, seed: draw_in_page(browser, prompt, seed)  # noqa: E731
-            return runner("page, Chromium", (counts[0], counts[1]), drawn, generated, browser.private_bytes, left, timed=True)
-        finally:
-            browser.close()
-            server.shutdown()
-            thread.join()
+    left, kinds = "WebGPU of a graphics processor, Firefox, Safari, a phone", ("li.passed", "li")
+    with served(bundle, program) as (browser, site):
+        address = f"{site}?threads=1&runtime=wasm"
+        browser.open(f"{address}&conformance", 1280, 900)
+        browser.until(f"{STATUS}.startsWith('The self-test') || {ERROR}", 600)
+        passed, lines = (int(browser.evaluate(f"document.querySelectorAll('#lines {kind}').length")) for kind in kinds)
+        browser.open(address, 1280, 900)
+        browser.until(f"{STATUS}.startsWith('Ready') || {ERROR}", 600)
+        drawn = partial(draw_in_page, browser)
+        return runner("page, Chromium", (passed, lines), drawn, generated, browser.private_bytes, left, timed=True)
 
 
 def of_core(bundle: Bundle, generated: dict[tuple[str, int], np.ndarray]) -> Runner:
     """The core of the Android app on the JVM; onnxruntime runs components for it here."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    parts = bundle.manifest["targets"][TARGET]["components"]
-    sessions = {role: onnxruntime.InferenceSession(bundle.path / part["path"], options) for role, part in parts.items()}
-
-    def run(role: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        names = [port.name for port in sessions[role].get_outputs()]
-        return dict(zip(names, sessions[role].run(names, inputs), strict=True))
-
+    run = in_onnxruntime(bundle.path, bundle.manifest["targets"][TARGET]["components"])
     probe, given = Probe(compiled_core()), {"bundle": str(bundle.path), "target": TARGET}
     try:
         lines = [one for one in probe.ask("conformance", run, runs=True, **given) if "line" in one]
 
         def drawn(prompt: str, seed: int) -> tuple[np.ndarray, float]:
             said = probe.ask("draw", run, thrifty=False, requests=[{"prompt": prompt, "seed": str(seed)}], **given)
-            (pixels,) = [np.array(one["pixels"], np.int64) for one in said if "picture" in one]
-            height, width = bundle.resolution
-            return np.stack([(pixels.reshape(height, width) >> s) & 0xFF for s in (16, 8, 0)], axis=-1).astype(np.uint8), 0.0
+            (pixels,) = [one["pixels"] for one in said if "picture" in one]
+            return colours(pixels, *bundle.resolution).astype(np.uint8), 0.0
 
         passed = sum(line["passed"] is True for line in lines)
         left = "Gradle, the Android side, both runtimes for Android, a phone"

@@ -12,6 +12,8 @@ import json
 import statistics
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import numpy as np
 import snapgen_deploy
 from snapgen_deploy.apps.serving import address_of, serving
 from snapgen_deploy.apps.site import TARGET, site_of
-from snapgen_deploy.bundle.reader import open_bundle
+from snapgen_deploy.bundle.reader import Bundle, open_bundle
 from snapgen_deploy.bundle.vectors import read_vectors
 from snapgen_deploy.drawing.pipeline import to_bytes
 from snapgen_deploy.latency.environment import environment
@@ -58,32 +60,24 @@ def measured(folder: Path, program: str, rounds: int, runtime: str) -> dict[str,
     vectors = read_vectors(bundle)
     reference = [to_bytes(picture[None]) for picture in vectors.arrays["picture"]]
     ours, theirs, against, native_error, page_error = [], [], [], [], []
-    with tempfile.TemporaryDirectory() as profile, serving(site_of(bundle), 0) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        browser = Browser(program, Path(profile))
-        try:
-            browser.open(f"{address_of(server)}?threads=1&runtime={runtime}", 1280, 900)
-            browser.until(f"{STATUS}.startsWith('Ready') || {ERROR}", 600)
-            said = browser.evaluate(STATUS)
-            draw_in_page(browser, vectors.prompts[0], 0)
-            native.draw(vectors.prompts[0], 0)
-            before = browser.private_bytes()
-            for i in range(rounds):
-                row = i % len(vectors.prompts)
-                prompt, seed = vectors.prompts[row], vectors.seeds[row]
-                picture = native.draw(prompt, seed)
-                shown, took = draw_in_page(browser, prompt, seed)
-                ours.append(1000 * picture.seconds)
-                theirs.append(took)
-                against.append(differing(shown, picture.pixels))
-                native_error.append(decibels(picture.pixels, reference[row]))
-                page_error.append(decibels(shown, reference[row]))
-            after = browser.private_bytes()
-        finally:
-            browser.close()
-            server.shutdown()
-            thread.join()
+    with served(bundle, program) as (browser, address):
+        browser.open(f"{address}?threads=1&runtime={runtime}", 1280, 900)
+        browser.until(f"{STATUS}.startsWith('Ready') || {ERROR}", 600)
+        said = browser.evaluate(STATUS)
+        draw_in_page(browser, vectors.prompts[0], 0)
+        native.draw(vectors.prompts[0], 0)
+        before = browser.private_bytes()
+        for i in range(rounds):
+            row = i % len(vectors.prompts)
+            prompt, seed = vectors.prompts[row], vectors.seeds[row]
+            picture = native.draw(prompt, seed)
+            shown, took = draw_in_page(browser, prompt, seed)
+            ours.append(1000 * picture.seconds)
+            theirs.append(took)
+            against.append(differing(shown, picture.pixels))
+            native_error.append(decibels(picture.pixels, reference[row]))
+            page_error.append(decibels(shown, reference[row]))
+        after = browser.private_bytes()
     return {
         "page": said,
         "native_ms": {"least": min(ours), "median": statistics.median(ours)},
@@ -98,6 +92,21 @@ def measured(folder: Path, program: str, rounds: int, runtime: str) -> dict[str,
         "native_to_reference_db": min(native_error),
         "page_to_reference_db": min(page_error),
     }
+
+
+@contextmanager
+def served(bundle: Bundle, program: str) -> Iterator[tuple[Browser, str]]:
+    """A browser without pages, and the address at which the bundle's site is served meanwhile."""
+    with tempfile.TemporaryDirectory() as profile, serving(site_of(bundle), 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        browser = Browser(program, Path(profile))
+        try:
+            yield browser, address_of(server)
+        finally:
+            browser.close()
+            server.shutdown()
+            thread.join()
 
 
 def draw_in_page(browser: Browser, prompt: str, seed: int) -> tuple[np.ndarray, float]:

@@ -118,12 +118,10 @@ class CheckpointPlace:
         parts = [*components_of(opened.config).names, *(f"LoRA {lora.name}" for lora in opened.loras)]
         if self.license is not None:
             return dataclasses.replace(opened, licences=dict.fromkeys(parts, self.license))
-        own = [path for path in (self.file, self.path) if path is not None]
+        own = [] if self.file is None else _card_folders(self.file)
         folders = {name: _card_folders(path) for name, path in opened.folders.items()}
         loras = {f"LoRA {lora.name}": _card_folders(path) for lora, (path, _) in zip(opened.loras, self.loras, strict=True)}
-        return dataclasses.replace(
-            opened, licences=licences_of(parts, opened.license, [f for p in own for f in _card_folders(p)], folders | loras)
-        )
+        return dataclasses.replace(opened, licences=licences_of(parts, opened.license, own, folders | loras))
 
     def _check_module(self, path: Path | None) -> None:
         """BadInput for options that do not go with `module`, or need it."""
@@ -149,7 +147,7 @@ class CheckpointPlace:
         """Where model cards may lie: the folders that its components come from; none for the embedded checkpoint."""
         places = [path for path in (self.path, self.file, self.decoder) if path is not None]
         places += [path for _, path in self.text_encoders] + [path for path, _ in self.loras]
-        return tuple(path if path.is_dir() else path.parent for path in places)
+        return tuple(_folder_of(path) for path in places)
 
     @property
     def file(self) -> Path | None:
@@ -187,9 +185,14 @@ class CheckpointPlace:
         return dataclasses.replace(self, text_encoders=(*self.text_encoders, *texts), decoder=self.decoder or folder.decoder)
 
 
+def _folder_of(path: Path) -> Path:
+    """A folder itself, or that of a file."""
+    return path if path.is_dir() else path.parent
+
+
 def _card_folders(path: Path) -> list[Path]:
     """Where the model card of a file or folder may lie: beside the file; in the folder, or in that of its pipeline."""
-    folder = path if path.is_dir() else path.parent
+    folder = _folder_of(path)
     pipeline = folder.resolve().parent
     return [folder, pipeline] if path.is_dir() and is_pipeline(pipeline) else [folder]
 

@@ -11,10 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from snapgen_deploy.errors import BadInput
+from snapgen_deploy.runtime.exported import check_exported
 from snapgen_deploy.runtime.prompt import RuleReader
 from snapgen_deploy.runtime.record import PictureRefused
-from snapgen_deploy.system.files import sha256_of
 
 _DTYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}  # of test vectors
 _SHOWN = 40  # characters of a prompt
@@ -147,9 +146,8 @@ class _Vectors:
 
     def __init__(self, opened: PictureRunner) -> None:
         name = opened.cases["vectors"]
-        path: Path = opened.path / name
-        if not path.is_file() or sha256_of(path) != opened.manifest["files"][name]["sha256"]:
-            raise BadInput(f"{path} is not the exported file: its SHA-256 is another one than in the manifest")
+        path = opened.path / name
+        check_exported(path, opened.manifest["files"][name])
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             self._header = json.loads(file.read(length))

@@ -14,11 +14,11 @@ import numpy as np
 
 from snapgen_deploy.errors import BadInput, SnapgenError
 from snapgen_deploy.runtime.conformance import ConformanceLine, Run, conformance_lines
+from snapgen_deploy.runtime.exported import check_exported
 from snapgen_deploy.runtime.noise import PHILOX, philox_noise
 from snapgen_deploy.runtime.prompt import RuleReader
 from snapgen_deploy.runtime.record import PictureRecord, PictureRefused, now, picture_line
 from snapgen_deploy.system.documents import parse_json
-from snapgen_deploy.system.files import sha256_of
 from snapgen_deploy.system.quiet import reason_of
 
 _SUFFIX, _PROVIDER = ".onnx", "CPUExecutionProvider"  # of components that onnxruntime runs on any processor
@@ -327,12 +327,7 @@ def _check(root: Path, manifest: Mapping[str, Any], parts: Mapping[str, Any]) ->
     used = {name: entry for part in parts.values() for name, entry in part["files"].items()}
     used |= {name: e for name, e in manifest["files"].items() if name.startswith("tokenizer") or name == "conformance.json"}
     for name, entry in used.items():
-        try:
-            found = sha256_of(root / name)
-        except OSError as error:
-            raise BadInput(f"{root / name} cannot be read ({error.strerror})") from None
-        if found != entry["sha256"]:
-            raise BadInput(f"{root / name} is not the exported file: its SHA-256 is another one than in the manifest")
+        check_exported(root / name, entry)
 
 
 def _session(path: Path, threads: int) -> Any:

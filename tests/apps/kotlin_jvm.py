@@ -7,12 +7,13 @@ import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 
 from snapgen_deploy.apps.npm import NpmPackage, package_files
 from snapgen_deploy.system.files import cache_root
@@ -100,6 +101,25 @@ class Probe:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(document) + "\n")
         self._process.stdin.flush()
+
+
+def in_onnxruntime(folder: Path, parts: Mapping[str, Any]) -> Run:
+    """Runs a bundle's components (of its manifest) by onnxruntime, on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    sessions = {role: onnxruntime.InferenceSession(folder / part["path"], options) for role, part in parts.items()}
+
+    def call(role: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = [port.name for port in sessions[role].get_outputs()]
+        return dict(zip(names, sessions[role].run(names, inputs), strict=True))
+
+    return call
+
+
+def colours(pixels: Sequence[int], height: int, width: int) -> np.ndarray:
+    """Red, green and blue (H, W, 3) of Android's pixels."""
+    rows = np.array(pixels, np.int64).reshape(height, width)
+    return np.stack([(rows >> shift) & 0xFF for shift in (16, 8, 0)], axis=-1)
 
 
 def unpacked(value: Mapping[str, Any]) -> np.ndarray:

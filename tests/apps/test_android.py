@@ -8,14 +8,13 @@ import random
 import re
 import shutil
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 import tree_sitter_kotlin
@@ -30,7 +29,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.schedule import time_features
 from snapgen_deploy.runtime.noise import philox_noise
 from tests.apps.conftest import OWN_CACHE, Once
-from tests.apps.kotlin_jvm import KOTLIN, Probe, compiled_core, floats
+from tests.apps.kotlin_jvm import KOTLIN, Probe, Run, colours, compiled_core, floats, in_onnxruntime
 from tests.apps.mobile import as_mobile
 from tests.apps.parsing import faults
 from tests.text_encoders.folders import TOKENIZERS
@@ -70,20 +69,8 @@ def probe(once: Once) -> Iterator[Probe]:
 
 
 @pytest.fixture(scope="module")
-def sessions(mobile: Path) -> dict[str, onnxruntime.InferenceSession]:
-    parts = open_bundle(mobile).manifest["targets"][TARGET]["components"]
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return {role: onnxruntime.InferenceSession(mobile / part["path"], options) for role, part in parts.items()}
-
-
-@pytest.fixture(scope="module")
-def run(sessions: Mapping[str, onnxruntime.InferenceSession]) -> Callable[..., dict[str, np.ndarray]]:
-    def call(role: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        names = [port.name for port in sessions[role].get_outputs()]
-        return dict(zip(names, sessions[role].run(names, inputs), strict=True))
-
-    return call
+def run(mobile: Path) -> Run:
+    return in_onnxruntime(mobile, open_bundle(mobile).manifest["targets"][TARGET]["components"])
 
 
 def test_every_line_passes(probe: Probe, project: Path, run: Any) -> None:
@@ -145,7 +132,7 @@ def test_it_draws_what_generate_draws(probe: Probe, mobile: Path, run: Any) -> N
         (expected,) = draw(open_bundle(mobile), TARGET, [WantedPicture(request["prompt"], int(request["seed"]))], 1)
         pixels = np.array(told["pixels"], np.int64).reshape(64, 64)
         assert ((pixels >> 24) & 0xFF).min() == 255
-        found = np.stack([(pixels >> shift) & 0xFF for shift in (16, 8, 0)], axis=-1)
+        found = colours(told["pixels"], 64, 64)
         assert np.abs(found - expected).max() <= 1
         assert told["steps"] == 4
     stages = [(one["stage"], one["step"], one["done"], one["total"]) for one in said if "stage" in one][:6]
