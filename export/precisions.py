@@ -16,15 +16,17 @@ from types import MappingProxyType
 class Limits:
     """The limits that exported files must keep.
 
-    `error` is the largest relative error of a component fed with the reference's inputs; `psnr` the least of the few pictures
-    of the preview, in dB. Of the fidelity gate's many pictures: `least_psnr` the least, since rounding turns about one in a
-    hundred into another picture; `mean_psnr` the mean; `ssim` the mean structural similarity, at most 1;
-    `latent_error` the relative error of the latent after the worst step, a mean; `score_loss` the share of a scorer's points
-    that may be lost beyond what its 95 % interval leaves open.
+    `error` is the largest relative error of a component fed with the reference's inputs. PSNRs are in dB. Of the few pictures
+    of the preview: `psnr` the least, `median_psnr` their lower median. Rounding turns about one picture in a hundred into
+    another one: the least tells only such a picture from a wrong one, the median is held tightly. Of the fidelity gate's many
+    pictures: `least_psnr` the least, `mean_psnr` the mean; `ssim` the mean structural similarity, at most 1; `latent_error` the
+    relative error of the latent after the worst step, a mean; `score_loss` the share of a scorer's points that may be lost
+    beyond what its 95 % interval leaves open.
     """
 
     error: float
     psnr: float
+    median_psnr: float
     least_psnr: float
     mean_psnr: float
     ssim: float
@@ -52,18 +54,28 @@ def _row(name: str, weight_bytes: float, doc: str, limits: Limits) -> tuple[str,
 # Where Arm computes in fp16 the student is 0.0047 off and the picture has 65 dB, x86 having 0.001 and 82 dB (docs/arm.md): the
 # limits of fp16 hold there, too.
 # fp32 artifacts differ from the reference only by the order of summation; fp16 has 11 significant bits, 5e-4 per operation.
-_FP32 = Limits(error=1e-4, psnr=60.0, least_psnr=40.0, mean_psnr=70.0, ssim=0.999, latent_error=1e-4)
-_FP16 = Limits(error=2e-2, psnr=40.0, least_psnr=20.0, mean_psnr=45.0, ssim=0.99, latent_error=2e-2)
-_EIGHT = Limits(error=0.25, psnr=12.0, least_psnr=10.0, mean_psnr=30.0, ssim=0.9, latent_error=0.2, score_loss=0.03)
+_FP32 = Limits(error=1e-4, psnr=40.0, median_psnr=60.0, least_psnr=40.0, mean_psnr=70.0, ssim=0.999, latent_error=1e-4)
+_FP16 = Limits(error=2e-2, psnr=20.0, median_psnr=40.0, least_psnr=20.0, mean_psnr=45.0, ssim=0.99, latent_error=2e-2)
+_EIGHT = Limits(
+    error=0.25, psnr=12.0, median_psnr=20.0, least_psnr=10.0, mean_psnr=30.0, ssim=0.9, latent_error=0.2, score_loss=0.03
+)
 # Ranges hold all calibration inputs: 16 bits lose little, and 8-bit weights with one scale a layer lose most.
-_EIGHT_SIXTEEN = Limits(error=0.15, psnr=18.0, least_psnr=14.0, mean_psnr=35.0, ssim=0.95, latent_error=0.12)
-_SIX = Limits(error=0.3, psnr=12.0, least_psnr=10.0, mean_psnr=32.0, ssim=0.9, latent_error=0.2, score_loss=0.05)
+_EIGHT_SIXTEEN = Limits(error=0.15, psnr=18.0, median_psnr=25.0, least_psnr=14.0, mean_psnr=35.0, ssim=0.95, latent_error=0.12)
+_SIX = Limits(
+    error=0.3, psnr=12.0, median_psnr=22.0, least_psnr=10.0, mean_psnr=32.0, ssim=0.9, latent_error=0.2, score_loss=0.05
+)
 # At 4.3 bits, tuned, the embedded checkpoint has: error 0.14, PSNR 16.1 dB least and 39.4 mean, SSIM 0.977, latent error 0.15,
 # 1 point lost. An untrained network, whose weights have no structure, has a mean of 20 dB: hence the margin. Another gate
 # (`error_to_tuned`) compares the file with the palettes that were tuned.
-_MIXED = Limits(error=0.35, psnr=8.0, least_psnr=8.0, mean_psnr=18.0, ssim=0.6, latent_error=0.4, score_loss=0.03)
-_FOUR = Limits(error=0.8, psnr=8.0, least_psnr=8.0, mean_psnr=20.0, ssim=0.8, latent_error=0.45, score_loss=0.1)
-_FOUR_BLOCKS = Limits(error=0.6, psnr=8.0, least_psnr=8.0, mean_psnr=24.0, ssim=0.85, latent_error=0.4, score_loss=0.05)
+_MIXED = Limits(
+    error=0.35, psnr=8.0, median_psnr=10.0, least_psnr=8.0, mean_psnr=18.0, ssim=0.6, latent_error=0.4, score_loss=0.03
+)
+_FOUR = Limits(
+    error=0.8, psnr=8.0, median_psnr=10.0, least_psnr=8.0, mean_psnr=20.0, ssim=0.8, latent_error=0.45, score_loss=0.1
+)
+_FOUR_BLOCKS = Limits(
+    error=0.6, psnr=8.0, median_psnr=14.0, least_psnr=8.0, mean_psnr=24.0, ssim=0.85, latent_error=0.4, score_loss=0.05
+)
 
 PRECISIONS: Mapping[str, _Precision] = MappingProxyType(
     dict(

@@ -132,9 +132,15 @@ class Bundle:
         return str(self.manifest["targets"][key]["precision"])
 
     def limits(self, key: str) -> Limits:
-        """The gate limits of one target; those of its precision if the manifest records none."""
+        """The gate limits of one target; those of its precision if the manifest records none.
+
+        Bundles of earlier releases have no `median_psnr`: the least picture was held to `psnr`, and so is the median.
+        """
         target = self.manifest["targets"][key]
-        return replace(PRECISIONS[target["precision"]].limits, **target.get("limits", {}))
+        recorded = dict(target.get("limits", {}))
+        if "psnr" in recorded:
+            recorded.setdefault("median_psnr", recorded["psnr"])
+        return replace(PRECISIONS[target["precision"]].limits, **recorded)
 
     def artifacts(self, key: str) -> dict[Role, Artifact]:
         """The exported components of one target.

@@ -11,7 +11,7 @@ from typing import Any
 from snapgen_deploy.bundle.preview import write_preview
 from snapgen_deploy.bundle.reader import CONFORMANCE, GOLDEN, write_manifest
 from snapgen_deploy.bundle.sizes import preview_name, vectors_name
-from snapgen_deploy.check.conformance import Conforming, HeldTarget, conformance_of, write_conformance
+from snapgen_deploy.check.conformance import Conforming, HeldTarget, conformance_of, steadiest, write_conformance
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Role
 from snapgen_deploy.families.component import PICTURE
@@ -49,7 +49,9 @@ def _conformance(job: ExportJob, made: Made, tokenizers: Mapping[Role, str]) -> 
     """The cases for apps, of the default picture size."""
     plan, config = job.plan, job.checkpoint.config
     targets = {target.key: HeldTarget(target.precision, target.limits) for target in plan.targets}
-    of = Conforming(config, tokenizers, plan.latent, plan.noise, plan.batch, targets)
+    checked = [target.checked.by_size[plan.sizes[0]].decibels for target in made.targets.values()]
+    pictured = steadiest(one for one in checked if one)
+    of = Conforming(config, tokenizers, plan.latent, plan.noise, plan.batch, targets, pictured)
     return conformance_of(of, made.reference.vectors[plan.sizes[0]])
 
 

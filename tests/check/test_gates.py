@@ -6,12 +6,16 @@ import pytest
 
 from snapgen_deploy.check.fidelity import Measured, fidelity_gates
 from snapgen_deploy.check.gates import (
+    MEDIAN_PSNR,
+    PSNR,
     PSNR_CAP,
     _headroom_gate,
+    _keep_least,
     at_least,
     at_most,
     failed,
     limit_text,
+    picture_gates,
     placement_gates,
     psnr,
     relative_error,
@@ -35,6 +39,7 @@ def test_limits_are_inclusive(value, verdict):
 @pytest.mark.parametrize(
     ("name", "limit", "text"),
     [
+        ("golden_median_psnr", 40.0, "≥ 40 dB"),
         ("psnr", 40.0, "≥ 40 dB"), ("fidelity_mean_psnr", 30.0, "≥ 30 dB"), ("fidelity_ssim", 0.9, "≥ 0.9"),
         ("fidelity_score_change", -3.0, "≥ -3"), ("relative_error", 0.02, "≤ 0.02"), ("fidelity_latent_error", 0.1, "≤ 0.1"),
         ("delegates", 1.0, "≤ 1"),
@@ -73,6 +78,42 @@ def test_psnr():
         broken = white.copy()
         broken.flat[0] = number
         assert not psnr(broken, white) >= 0
+
+
+@pytest.mark.parametrize(
+    ("decibels", "least", "median"),
+    [
+        ([48.7, 39.0, 75.3, 60.0], "passed", "passed"),  # one lies between two outcomes
+        ([48.7, 12.0, 75.3, 60.0], "failed", "passed"),  # one is wrong
+        ([39.0, 39.9, 75.3, 60.0], "passed", "failed"),  # half of them
+        ([39.0, 75.3], "passed", "failed"),  # of two the lesser counts
+        ([39.0], "passed", "failed"),
+        ([40.0, 20.0, 41.0], "passed", "passed"),
+        ([48.7, math.nan, 75.3, 60.0], "failed", "failed"),
+        ([48.7, -math.inf, 75.3, 60.0], "failed", "passed"),
+    ],
+)
+def test_one_picture_between_two_outcomes_is_forgiven_and_a_wrong_one_is_not(decibels, least, median):
+    limits = PRECISIONS["fp16"].limits
+    gates = picture_gates("t", (PSNR, MEDIAN_PSNR), np.array(decibels), (limits.psnr, limits.median_psnr))
+    assert [(g.name, g.verdict) for g in gates] == [("psnr", least), ("median_psnr", median)]
+    assert gates[0].detail == f"dB, least of {len(decibels)} pictures"
+
+
+def test_a_picture_s_worst_row_counts_and_one_that_did_not_come_fails():
+    rng = np.random.default_rng()
+    meant = rng.uniform(-0.9, 0.9, (3, 3, 8, 8))
+    drawn = meant + 0.02
+    found = np.full(3, math.nan)
+    _keep_least(found, [0, 1], drawn[:2], meant[:2])
+    broken = meant[0] * np.nan
+    _keep_least(found, [2, 0], np.stack([drawn[2], broken]), meant[[2, 0]])  # filled up with the first
+    near = pytest.approx(10 * math.log10(4 / 0.0004), abs=0.01)
+    assert list(found) == [-math.inf, near, near]
+    short = np.full(3, math.nan)
+    _keep_least(short, [0, 1, 2], drawn[:2], meant)
+    assert list(short[:2]) == [near, near]
+    assert {g.verdict for g in picture_gates("t", (PSNR, MEDIAN_PSNR), short, (8.0, 8.0))} == {"failed"}
 
 
 def test_operators_outside_the_delegate_fail_for_student_and_decoder():

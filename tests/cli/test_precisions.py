@@ -95,7 +95,11 @@ def test_a_calibrated_precision_end_to_end(checkpoint, inputs, tmp_path, here):
     assert opened.manifest["seeds"] == [5, 1]
     found = {g["name"]: g for g in opened.manifest["gates"] if g["component"] == "pipeline"}
     assert {g["verdict"] for g in found.values()} == {"passed"}
-    assert set(found) == {"psnr", *(f"fidelity_{n}" for n in ("psnr", "mean_psnr", "ssim", "latent_error", "score_change"))}
+    assert set(found) == {
+        "psnr",
+        "median_psnr",
+        *(f"fidelity_{n}" for n in ("psnr", "mean_psnr", "ssim", "latent_error", "score_change")),
+    }
     measured = opened.manifest["fidelity"]["onnx:cpu"]
     assert measured["pictures"] == 3
     assert len(measured["latent_error"]) == 4
