@@ -123,7 +123,6 @@ class TargetSpec:
     folders: Mapping[str, str] = field(default_factory=dict)  # value of the option `folders` -> module that arranges the files
     # Apps of `snapgen_deploy.apps.registry` that draw with its files -> the class of the app that runs them, if it has one
     apps: Mapping[str, str] = field(default_factory=dict)
-    noise: str = ""  # generator of noise that its apps can make, for a bundle that is asked for none; "" for any
     writing: Writing = field(default_factory=Writing)
     memory: Memory = field(default_factory=Memory)
     tools: tuple[str, ...] = ()  # packages whose version may change a converted file

@@ -25,6 +25,5 @@ CUDA = replace(
     also_on=("cpu",),
     basis=None,
     apps={"triton": "KIND_GPU"},
-    noise="philox4x32-10",  # which a server makes without torch
     placement=OneUnit(CUDA_UNIT, "nodes_outside_gpu"),
 )

@@ -21,7 +21,6 @@ WEB = replace(
     folders={},
     writing=replace(ONNX.writing, attentions=()),
     apps={"web": ""},
-    noise="philox4x32-10",  # which a page can make, too
     memory=Memory(
         ONNX.memory.converting,
         ONNX.memory.checking,

@@ -182,8 +182,7 @@ def export(
     noise: Annotated[
         str | None,
         typer.Option(
-            help="What makes noise from a seed: torch, or philox4x32-10, which every language can make. Default: what "
-            "the apps of --app and of the targets can make, else torch.",
+            help="What makes noise from a seed: philox4x32-10, which every language can make (default), or torch.",
             metavar="NAME",
             rich_help_panel=YOUR_MODEL,
         ),
@@ -410,7 +409,6 @@ def _with_noise(plan: ExportPlan, noise: str | None, apps: Sequence[App]) -> Exp
 
         if noise not in (None, APP_NOISE):
             raise BadInput(f"--noise {noise}: --app {apps[0].name} makes {APP_NOISE} only; leave --noise out")
-        noise = APP_NOISE
     return plan if noise is None else replace(plan, noise=noise)
 
 

@@ -13,7 +13,7 @@ from snapgen_deploy.runtime.noise import philox4x32 as philox4x32
 from snapgen_deploy.runtime.noise import philox_noise as philox_noise
 
 TORCH = "torch"
-DEFAULT_NOISE = TORCH  # the preview and the gates of the embedded checkpoint were judged with it
+DEFAULT_NOISE = PHILOX  # which an app of any language can make
 NOISE_DOC = "docs/noise.md of snapgen-deploy"
 
 

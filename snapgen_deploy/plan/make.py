@@ -9,7 +9,6 @@ from snapgen_deploy.device_profiles import Profile
 from snapgen_deploy.errors import BadInput, Refused, nearest
 from snapgen_deploy.families.registry import family_of
 from snapgen_deploy.models.config import ModelConfig
-from snapgen_deploy.models.noise import DEFAULT_NOISE
 from snapgen_deploy.plan.plan import ExportPlan
 from snapgen_deploy.plan.sizes import sizes_of, untrained_sizes
 from snapgen_deploy.plan.targets import check_systems, pick_targets, plan_target, with_arithmetic
@@ -92,7 +91,6 @@ def make_plan(
         offers=tuple(o.target.key for o in profile.offers if o.target.key not in {t.key for t in chosen}),
         warnings=untrained_sizes(config, [s.resolution for s in sizes]),
         batch=batch,
-        noise=next((t.spec.noise for t in chosen if t.spec.noise), DEFAULT_NOISE),
         other_sizes=tuple(
             replace(s, forms=tuple((t.key, family.form(config, s.latent[1:])) for t in chosen)) for s in sizes[1:]
         ),

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from snapgen_deploy.bundle.reader import MANIFEST, write_manifest
-from snapgen_deploy.models.noise import PHILOX
+from snapgen_deploy.models.noise import TORCH
 from snapgen_deploy.system.files import sha256_of
 from tests.cli.conftest import in_this_process, invoke
 
@@ -66,7 +66,7 @@ CHANGES = {
     "features": (lambda r, m: m["schedule"]["time_features"]["values"][1].__setitem__(3, 5.0), [], "time_features.values"),
     "levels": (lambda r, m: m["schedule"].update(sigmas=[1.0, 0.8, 0.6, 0.4, 0.0]), [], "schedule.sigmas are not"),
     "seeds": (lambda r, m: m.update(seeds=[9, 9]), [], "the noise of seed 9 is another one"),
-    "generator": (lambda r, m: m.update(noise={"generator": PHILOX}), [], "the noise of seed 0 is another one"),
+    "generator": (lambda r, m: m.update(noise={"generator": TORCH}), [], "the noise of seed 0 is another one"),
     "prompts": (lambda r, m: m.update(prompts=["x", "x"]), [], "prompts or seeds are not those of the test vectors"),
     "size": (lambda r, m: m.update(resolution=[256, 256]), [], "latent.shape [4, 8, 8] is not that of a picture"),
     "ports": (ports, [], "onnx:cpu student inputs are not those"),
@@ -88,7 +88,8 @@ def test_a_bundle_that_contradicts_itself_is_told(bundle, tmp_path, name):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda r, m: m["targets"]["onnx:cpu"]["limits"].update(psnr=-5), "onnx:cpu pipeline psnr was held to 60.0, now to -5"),
+        (lambda r, m: m["targets"]["onnx:cpu"]["limits"].update(psnr=-5), "onnx:cpu pipeline psnr was held to 40.0, now to -5"),
+        (lambda r, m: m["targets"]["coreml"]["limits"].update(median_psnr=9), "coreml pipeline median_psnr was held to 40.0"),
         (lambda r, m: m.update(gates=[]), "coreml has no gate"),
         (lambda r, m: m["gates"][0].update(verdict="failed"), "failed"),
     ],
@@ -100,12 +101,30 @@ def test_gates_that_are_not_those_of_the_export_are_told(bundle, tmp_path, chang
     assert said in " ".join(done.stderr.split())
 
 
+def test_a_bundle_of_an_earlier_release_is_held_to_what_it_was(bundle, tmp_path):
+    """Its least picture was held to what the median of new ones is."""
+
+    def earlier(root, manifest):
+        targets = manifest["targets"]
+        for target in targets.values():
+            target["limits"]["psnr"] = target["limits"].pop("median_psnr")
+        manifest["gates"] = [g for g in manifest["gates"] if g["name"] != "median_psnr"]
+        for gate in manifest["gates"]:
+            if gate["name"] == "psnr":
+                gate["limit"] = targets[gate["target"]]["limits"]["psnr"]
+
+    done = invoke("verify", changed(bundle, tmp_path, earlier), "--json")
+    assert done.exit_code == 0, done.output
+    gates = {(g["target"], g["name"]): g["limit"] for g in json.loads(done.stdout)["gates"] if g["component"] == "pipeline"}
+    for key, limit in (("coreml", 40.0), ("onnx:cpu", 60.0)):
+        assert gates[key, "psnr"] == gates[key, "median_psnr"] == limit
+
+
 def test_the_documented_loop_draws_what_generate_draws(bundle, tmp_path):
     names = {}
     noise = Path(__file__).parents[2] / "docs" / "noise.md"
     for page in (noise.read_text(encoding="utf-8"), DOCS):
         exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], names)
-    bundle = changed(bundle, tmp_path, lambda root, manifest: manifest.update(noise={"generator": PHILOX}))
     drawn = names["draw"](bundle, "a red ring", 7)
     done = invoke("generate", bundle, "--prompt", "a red ring", "--seed", 7, "--target", "onnx", "-o", tmp_path / "x.png")
     assert done.exit_code == 0, done.output

@@ -17,7 +17,6 @@ from snapgen_deploy.export.precisions import PRECISIONS
 from snapgen_deploy.export.registry import TARGETS, find_spec, host_default, spec_of, specs, target_keys, target_of
 from snapgen_deploy.job.cache import tool_versions
 from snapgen_deploy.latency.links.registry import LINKS
-from snapgen_deploy.models.noise import GENERATORS
 from snapgen_deploy.sparse import FORMS
 
 # What each target's quantiser makes, the default first.
@@ -55,7 +54,6 @@ def test_records_name_only_what_there_is() -> None:
         assert set(spec.loaded_as.values()) <= set(PRECISIONS)
         assert set(spec.writing.forms) <= set(FORMS)
         assert set(spec.links) <= set(LINKS)
-        assert spec.noise in ("", *GENERATORS)
     assert [spec.key for spec in specs().values() if spec.runtime.host_default] == [host_default().key]
 
 

@@ -28,6 +28,7 @@ from snapgen_deploy.models import library_student as library_module
 from snapgen_deploy.models.config import LibraryTextEncoder
 from snapgen_deploy.models.library_scheduler import draw_by_library
 from snapgen_deploy.models.library_student import StudentText, library_output, load_library_student
+from snapgen_deploy.models.noise import TORCH
 from snapgen_deploy.models.serialise import config_from_json, config_to_json
 from snapgen_deploy.models.students import library_student_of
 from snapgen_deploy.plan.make import make_plan
@@ -98,7 +99,7 @@ def test_four_steps_end_where_the_librarys_scheduler_does(scheduler: dict[str, o
     latent = (4, 8, 8)
     schedule, text = schedule_of(opened.config), random_text(opened.config, 5)
     pipeline = Pipeline(components_of(opened.config), reference_runners(opened, "full"), schedule, latent)
-    got = pipeline.denoise(noise_for(7, latent, fresh=schedule.fresh), text)
+    got = pipeline.denoise(noise_for(7, latent, TORCH, schedule.fresh), text)
     library = load_library_student(config, tmp_path / "pipeline" / "transformer", lambda name: pytest.fail(name))
     seen = StudentText({"text": torch.from_numpy(text["text"])}, {"text": torch.from_numpy(text["text_mask"])}, {})
     generator = torch.Generator().manual_seed(7)
