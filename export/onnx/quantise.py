@@ -161,7 +161,10 @@ def _eight_bits(plain: Path, how: How, component: Component, made: Path) -> None
         "weight_type": QuantType.QInt8,
         "use_external_data_format": True,
     }
-    options = {"MatMulConstBOnly": True}  # products of two activations, which attention is made of, stay exact
+    options = {
+        "MatMulConstBOnly": True,  # products of two activations, which attention is made of, stay exact
+        "DefaultTensorType": 1,  # FLOAT: what follows onnxruntime's own operators has no inferred type
+    }
     if isinstance(how, _Dynamic):
         quantize_dynamic(plain, made, extra_options=options, **shared)
         return

@@ -44,12 +44,32 @@ class Odd(nn.Module):
         return self.down(self.up(tokens).sigmoid())
 
 
+class Attending(nn.Module):
+    """A Linear layer behind an attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(64, 64)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mixed = torch.bmm(torch.bmm(tokens, tokens.transpose(1, 2)).softmax(-1), tokens)
+        return self.out(mixed * 2)
+
+
 def odd() -> Component:
     return component(Odd(), {"tokens": (1, 4, 60)}, ("states", (1, 4, 60)))
 
 
 def wide() -> Component:
     made = component(Wide(), {"latent": (1, 4, 8, 8)}, ("velocity", (1, 64, 3)))
+    return dataclasses.replace(made, calibration=lambda: iter([arrays(made)] * 2))
+
+
+def attending() -> Component:
+    made = component(Attending(), {"tokens": (2, 16, 64)}, ("states", (2, 16, 64)))
     return dataclasses.replace(made, calibration=lambda: iter([arrays(made)] * 2))
 
 

@@ -18,7 +18,7 @@ from snapgen_deploy.export.onnx import quantise as onnx_quantise
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.sparse.token_layers import TokenNorm
 from tests.export.graph_cases import arrays, contents, reference
-from tests.export.quantise_cases import odd, uncalibrated, wide
+from tests.export.quantise_cases import attending, odd, uncalibrated, wide
 
 # target, precision -> how its large layers are stored, largest relative error, average bits from and to
 CASES = {
@@ -60,6 +60,18 @@ def test_the_saved_file_computes_what_the_network_does(made, target, precision):
     error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
     assert error <= CASES[target, precision][1]
     assert error > 1e-6, "nothing was rounded"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8-dynamic", "int8-static", "int4"])
+def test_layers_behind_onnxruntime_s_own_operators_are_quantised(tmp_path, precision):
+    """ONNX infers no types of what they make."""
+    made = target_of("onnx:cpu")[0].export(attending(), "cpu", precision, tmp_path, {"attention": "operator"})
+    found = target_of("onnx:cpu")[0].describe(made.path)
+    assert found.ops["com.microsoft.MultiHeadAttention"] == 1
+    assert not found.skipped
+    got = target_of("onnx:cpu")[0].open(made.path, threads=1)(arrays(attending()))["states"]
+    expected = reference(attending())
+    assert 1e-6 < np.linalg.norm(got - expected) / np.linalg.norm(expected) < 0.15
 
 
 @EACH
