@@ -27,6 +27,7 @@ XNNPACK = TargetSpec(
     tools=_TOOLS,
     runtime=RUNTIME,
     links=("adb",),
+    machines=("arm64",),
     basis="arm_cpu",
     arithmetic={"fp16": "fp16"},  # XNNPACK makes no fp16 operators on other cores (xnn_status_unsupported_hardware)
     placement=PLACEMENT,

@@ -8,6 +8,7 @@ from pathlib import Path
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Runner
 from snapgen_deploy.export.onnx.target import Onnx
+from snapgen_deploy.export.spec import TargetSpec
 
 
 class HostCpu:
@@ -15,17 +16,18 @@ class HostCpu:
 
     name = key = "cpu"
 
-    def unavailable(self) -> str | None:
-        """None: onnxruntime is a dependency of this package."""
+    def unavailable(self, spec: TargetSpec) -> str | None:
+        """None: onnxruntime is a dependency of this package, and runs every ONNX file here."""
+        del spec
         return None
 
-    def open(self, path: Path, *, threads: int) -> Runner:
+    def open(self, path: Path, *, threads: int, entry: str = "") -> Runner:
         """Load a saved file and return a function from named inputs to named outputs.
 
         Raises:
             BadInput: if the file cannot be loaded.
         """
-        return Onnx().open(path, threads=threads)
+        return Onnx().open(path, threads=threads, entry=entry)
 
     def versions(self) -> dict[str, str]:
         """Of onnxruntime."""

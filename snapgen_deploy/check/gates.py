@@ -15,6 +15,7 @@ import numpy as np
 
 from snapgen_deploy.drawing.pipeline import Pipeline, counted, in_calls, to_bytes
 from snapgen_deploy.drawing.reference import TUNED, VELOCITIES, ReferenceVectors
+from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Artifact, Description, Headroom, Role, Runner
 from snapgen_deploy.export.precisions import PRECISIONS, Limits
 from snapgen_deploy.export.registry import spec_of, target_of
@@ -205,7 +206,14 @@ def check_target(saved: SavedTarget, vectors: ReferenceVectors, on_progress: OnP
         }
     else:
         reason, placed = obstacle(machine, spec_of(saved.key)), []
-        opened = {role: machine.open(a.path, threads=saved.threads) for role, a in saved.artifacts.items() if not reason}
+        try:
+            opened = {
+                role: machine.open(a.path, threads=saved.threads, entry=a.entry)
+                for role, a in saved.artifacts.items()
+                if not reason
+            }
+        except BadInput as error:  # its processor lacks what a file needs
+            return Checked(tuple(replace(g, verdict="failed", on=saved.on) for g in _idle_gates(saved, str(error))), (), ())
     if reason is not None:
         checked = Checked(_idle_gates(saved, reason), (), ())
     else:

@@ -16,6 +16,9 @@ def setup(
     machine: Annotated[str, typer.Argument(help="arm64: an emulated Arm processor.", metavar="MACHINE")],
     *,
     qemu: Annotated[Path | None, typer.Option(help="A qemu-aarch64 of your own, in place of Debian's.", metavar="FILE")] = None,
+    executorch: Annotated[
+        bool, typer.Option("--executorch", help="Fetch ExecuTorch's runtime, too: 440 MB more, most of it PyTorch.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Fetch all again.")] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -26,7 +29,7 @@ def setup(
 
     if machine != NAME:
         raise BadInput(f"unknown machine '{machine}': expected {NAME}")
-    done = fetch(progress(quiet=as_json), qemu=qemu, overwrite=overwrite)
+    done = fetch(progress(quiet=as_json), qemu=qemu, overwrite=overwrite, programs=executorch)
     if as_json:
         print_json({"machine": machine, "folder": str(done.folder), "versions": done.versions})
     else:

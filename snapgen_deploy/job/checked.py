@@ -81,4 +81,6 @@ def _saved(job: ExportJob, target: TargetPlan, parts: Mapping[Role, Exported], s
 
 
 def _gate_text(gate: Gate) -> str:
+    if gate.value is None:
+        return f"{gate.what} {gate.where} {gate.name}: {gate.detail}"
     return f"{gate.what} {gate.where} {gate.name} = {gate.value:.3g}, limit {gate.limit:g} {gate.detail}".strip()

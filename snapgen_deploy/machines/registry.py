@@ -18,11 +18,11 @@ class OtherMachine(Protocol):
     name: str  # as in `TargetSpec.machines`
     key: str  # `name:processor`
 
-    def unavailable(self) -> str | None:
-        """Why it cannot be used here, or None if it can."""
+    def unavailable(self, spec: TargetSpec) -> str | None:
+        """Why it cannot run a target's files here, or None if it can."""
         ...
 
-    def open(self, path: Path, *, threads: int) -> Runner:
+    def open(self, path: Path, *, threads: int, entry: str = "") -> Runner:
         """Load a saved file there and return a function from named inputs to named outputs.
 
         Raises:
@@ -61,4 +61,4 @@ def obstacle(machine: OtherMachine, spec: TargetSpec) -> str | None:
     """Why a machine cannot run a target's files, or None if it can."""
     if machine.name not in spec.machines:
         return f"{machine.name} here runs no files of {spec.key}"
-    return machine.unavailable()
+    return machine.unavailable(spec)

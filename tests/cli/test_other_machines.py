@@ -9,6 +9,7 @@ import pytest
 from snapgen_deploy.bundle.reader import open_bundle
 from snapgen_deploy.check import gates, verify
 from snapgen_deploy.check.verify import rerun_gates
+from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.registry import target_of
 from snapgen_deploy.system.progress import no_progress
 from tests.cli.conftest import in_this_process, invoke
@@ -21,12 +22,15 @@ class Wrong:
     key: str
     name: str = "arm64"
 
-    def unavailable(self):
-        return None
+    def unavailable(self, spec):
+        assert spec.name in ("onnx", "executorch")
+        return
 
-    def open(self, path, *, threads):
-        run = target_of("onnx")[0].open(path, threads=threads)
+    def open(self, path, *, threads, entry=""):
         factor = float(self.key.partition(":")[2])
+        if not factor:
+            raise BadInput(f"{path.name} on {self.key}: cannot be loaded")
+        run = target_of("executorch" if path.suffix == ".pte" else "onnx")[0].open(path, threads=threads, entry=entry)
         return lambda inputs: {name: value * factor for name, value in run(inputs).items()}
 
 
@@ -39,9 +43,24 @@ def test_gates_say_which_machine_ran_the_files(bundle, monkeypatch):
     assert {g.on: g.verdict for g in ran if g.component == "student"} == {"arm64:1": "passed", "arm64:1.01": "failed"}
     assert [g.as_dict()["on"] for g in ran[:1]] == ["arm64:1"]
     assert {g.name for g in ran} == {"relative_error", "psnr", "median_psnr"}  # placement is this machine's
-    idle = [g for g in found if g.target != "onnx:cpu"]
+    program = {g.on: g.verdict for g in found if g.target == "executorch:xnnpack" and g.component == "student"}
+    assert program == {"arm64:1": "passed", "arm64:1.01": "failed"}
+    idle = [g for g in found if g.target == "coreml"]
     assert {g.verdict for g in idle} == {"not_run"}
-    assert {g.detail for g in idle} == {f"arm64 here runs no files of {key}" for key in opened.targets if key != "onnx:cpu"}
+    assert {g.detail for g in idle} == {"arm64 here runs no files of coreml"}
+
+
+def test_a_file_that_a_machine_does_not_load_fails_its_gates(bundle, monkeypatch):
+    in_this_process(monkeypatch, modules=(verify,))
+    monkeypatch.setattr(gates, "machine_of", Wrong)
+    found = rerun_gates(open_bundle(bundle), 1, no_progress, on=["arm64:0"])
+    refused = [g for g in found if g.target == "executorch:xnnpack"]
+    assert {(g.component, g.name) for g in refused} == {
+        *((role, "relative_error") for role in ("text_encoder", "student", "decoder")),
+        ("pipeline", "psnr"), ("pipeline", "median_psnr"),
+    }  # fmt: skip
+    assert {(g.verdict, g.value, g.on) for g in refused} == {("failed", None, "arm64:0")}
+    assert all(g.detail.endswith(".pte on arm64:0: cannot be loaded") for g in refused)
 
 
 def test_without_a_setup_they_are_not_run(bundle, monkeypatch):

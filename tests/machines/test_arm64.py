@@ -8,26 +8,32 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from packaging.requirements import Requirement
 
 from snapgen_deploy.check.gates import relative_error
 from snapgen_deploy.errors import BadInput
+from snapgen_deploy.export.executorch.program import method_of, parse_ports, ports_method_of
 from snapgen_deploy.export.precisions import PRECISIONS
-from snapgen_deploy.export.registry import spec_of
+from snapgen_deploy.export.registry import spec_of, target_of
 from snapgen_deploy.machines.arm64 import fetch, worker
 from snapgen_deploy.machines.arm64.cpus import CPUS
 from snapgen_deploy.machines.arm64.installed import Installed, installed, refuse_old
 from snapgen_deploy.machines.arm64.machine import Arm64, EmulatedProcess, arm64
-from snapgen_deploy.machines.arm64.packages import PYTHONS, WHEEL_SHA256, WHEELS
+from snapgen_deploy.machines.arm64.packages import PROGRAM_WHEELS, PYTHONS, WHEEL_SHA256, WHEELS
+from snapgen_deploy.machines.arm64.stand_ins import write_stand_ins
 from snapgen_deploy.machines.registry import machine_of, obstacle
 from snapgen_deploy.system.child import ChildDied
 from snapgen_deploy.system.files import cache_root, sha256_of
 from snapgen_deploy.system.progress import no_progress
+from tests.export.graph_cases import arrays, reference
+from tests.export.quantise_cases import odd
 
 OWN = cache_root() / "arm64"  # this user's, before the tests have a cache of their own
 
@@ -77,8 +83,30 @@ def test_targets_that_it_does_not_run_say_so():
     machine = machine_of("arm64")
     assert obstacle(machine, spec_of("coreml")) == "arm64 here runs no files of coreml"
     assert obstacle(machine, spec_of("onnx:web")) == "arm64 here runs no files of onnx:web"
-    assert obstacle(machine, spec_of("onnx")) == "arm64: it is not set up; run `snapgen-deploy setup arm64`"
+    for key in ("onnx", "executorch"):
+        assert obstacle(machine, spec_of(key)) == "arm64: it is not set up; run `snapgen-deploy setup arm64`"
     assert machine.versions() == {}
+
+
+def test_a_setup_without_executorch_says_how_to_get_it(tmp_path):
+    emulator = script(tmp_path / "qemu-aarch64", "echo qemu-aarch64 version 10.0.2")
+    wheels = {name: {"version": version} for name, version in WHEELS.items()}
+    record = {"format": 1, "qemu": {"version": "10.0.2", "sha256": sha256_of(emulator)}, "python": "3.11", "wheels": wheels}
+    (tmp_path / "setup.json").write_text(json.dumps(record))
+    machine = arm64("max", tmp_path)
+    assert machine.unavailable(spec_of("onnx")) is None
+    said = "arm64: its setup has no executorch; run `snapgen-deploy setup arm64 --executorch`"
+    assert machine.unavailable(spec_of("executorch")) == said
+    record["wheels"] |= {name: {"version": version} for name, version in PROGRAM_WHEELS.items()}
+    (tmp_path / "setup.json").write_text(json.dumps(record))
+    assert machine.unavailable(spec_of("executorch")) is None
+
+
+def test_programs_have_the_versions_of_this_package():
+    pinned = {r.name: str(r.specifier) for line in metadata.requires("snapgen-deploy") or () if (r := Requirement(line))}
+    assert {name: pinned[name] for name in ("torch", "executorch")} == {
+        name: f"=={PROGRAM_WHEELS[name]}" for name in ("torch", "executorch")
+    }
 
 
 @pytest.mark.parametrize(
@@ -205,13 +233,65 @@ def test_every_command_of_apt_has_lists_and_settings_of_its_own(tmp_path, monkey
 
 def test_every_python_has_the_hash_of_every_wheel():
     assert set(WHEEL_SHA256) == set(PYTHONS.values())
-    assert all(set(hashes) == set(WHEELS) for hashes in WHEEL_SHA256.values())
+    assert all(set(hashes) == set(WHEELS) | set(PROGRAM_WHEELS) for hashes in WHEEL_SHA256.values())
 
 
-def emulated(cpu: str) -> Arm64:
+def test_what_torch_asks_for_gets_a_stand_in(tmp_path):
+    """With binutils as it is told to run them: one library for each missing one, its functions in the version asked for."""
+    (tmp_path / "libnvpl_blas.so.0").touch()
+    told: list[tuple[str, ...]] = []
+    sources: dict[str, str] = {}
+
+    def tool(name, *words):
+        told.append((name, *words))
+        if name == "readelf":
+            needed = ("libcudart.so.13", "libnccl.so.2", "libcurand.so.10", "libnvpl_blas.so.0", "libc.so.6", "libtorch_cpu.so")
+            return "".join(f" 0x01 (NEEDED)  Shared library: [{name}]\n" for name in needed)
+        if name == "nm":
+            undefined = ("cudaFree@libcudart.so.13", "cudaMalloc@libcudart.so.13", "ncclSend", "puts@GLIBC_2.17")
+            return "".join(f"      U {symbol}\n" for symbol in undefined)
+        if name == "as":
+            sources[Path(words[2]).name] = Path(words[2]).read_text()
+        Path(words[words.index("-o") + 1]).touch()
+        return ""
+
+    assert write_stand_ins(tmp_path, tool) == ["libcudart.so.13", "libcurand.so.10", "libnccl.so.2"]
+    assert ".globl cudaFree" in sources["libcudart.so.13.s"]
+    assert ".globl cudaMalloc" in sources["libcudart.so.13.s"]
+    assert "mov x0, #100" in sources["libnccl.so.2.s"]
+    assert ".globl" not in sources["libcurand.so.10.s"]
+    versioned = [words for words in told if words[0] == "ld" and any("--version-script" in word for word in words)]
+    assert [words[3] for words in versioned] == ["libcudart.so.13"]
+    assert {p.name for p in tmp_path.iterdir()} == {"libnvpl_blas.so.0", "libcudart.so.13", "libcurand.so.10", "libnccl.so.2"}
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A `.pte` of two layers at a precision, (1, 4, 60) -> (1, 4, 60)."""
+
+    def export(precision: str) -> Path:
+        made = target_of("executorch:xnnpack")[0].export(odd(), "xnnpack", precision, tmp_path_factory.mktemp(precision), {})
+        return made.path
+
+    return export
+
+
+def test_the_script_loads_and_runs_programs(program, serving):
+    path = program("fp32")
+    said, _ = serving({"load": str(path), "threads": 1, "method": method_of(""), "ports": ports_method_of("")})
+    inputs, outputs = parse_ports(said["ports"])
+    assert [(p.name, p.shape) for p in (*inputs, *outputs)] == [("tokens", (1, 4, 60)), ("states", (1, 4, 60))]
+    _, made = serving({"run": said["session"]}, arrays(odd()))
+    here = target_of("executorch:xnnpack")[0].open(path, threads=1)(arrays(odd()))
+    np.testing.assert_allclose(made["0"], here["states"], rtol=1e-5, atol=1e-6)
+    assert serving({"programs": True})[0] == {name: PROGRAM_WHEELS[name] for name in ("executorch", "torch")}
+    assert "error" in serving({"load": "absent.pte", "threads": 1, "method": "forward", "ports": "x"})[0]
+
+
+def emulated(cpu: str, key: str = "onnx") -> Arm64:
     """A processor of this user's own setup; the test is skipped without one."""
     machine = arm64(cpu, OWN)
-    if (reason := machine.unavailable()) is not None:
+    if (reason := machine.unavailable(spec_of(key))) is not None:
         pytest.skip(reason)
     return machine
 
@@ -233,3 +313,20 @@ def test_every_processor_runs_it(half, cpu):
     got = emulated(cpu).open(half, threads=2)(x)["y"]
     assert got.shape == (4, 64)
     assert np.isfinite(got).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cpu", CPUS)
+def test_every_processor_runs_programs(program, cpu):
+    got = emulated(cpu, "executorch").open(program("fp32"), threads=2)(arrays(odd()))["states"]
+    assert relative_error(got, reference(odd())) < 1e-5
+
+
+@pytest.mark.slow
+def test_half_precision_needs_its_arithmetic(program):
+    """XNNPACK makes no fp16 operators on cores without it; where they are, Arm's rounding is within the limit."""
+    path = program("fp16")
+    with pytest.raises(BadInput, match="student.pte on arm64:cortex-a53: ExecuTorch cannot load it"):
+        emulated("cortex-a53", "executorch").open(path, threads=1)
+    got = emulated("cortex-a76", "executorch").open(path, threads=1)(arrays(odd()))["states"]
+    assert 1e-5 < relative_error(got, reference(odd())) < PRECISIONS["fp16"].limits.error

@@ -30,30 +30,42 @@ from snapgen_deploy.machines.arm64.installed import (
     setup_folder,
 )
 from snapgen_deploy.machines.arm64.machine import EmulatedProcess
-from snapgen_deploy.machines.arm64.packages import PLATFORMS, PYTHONS, QEMU, ROOT_PACKAGES, WHEEL_SHA256, WHEELS
+from snapgen_deploy.machines.arm64.packages import (
+    BINUTILS,
+    PLATFORMS,
+    PROGRAM_WHEELS,
+    PYTHONS,
+    QEMU,
+    ROOT_PACKAGES,
+    WHEEL_SHA256,
+    WHEELS,
+)
+from snapgen_deploy.machines.arm64.stand_ins import TORCH_LIBRARIES, write_stand_ins
 from snapgen_deploy.system.documents import LONGEST_NAME, cut
 from snapgen_deploy.system.files import sha256_of
 from snapgen_deploy.system.progress import Progress
 
 _SECONDS = 1800  # for one command
+_LEFT_OUT = ("torch/include/", "torch/share/", "executorch/include/", "executorch/examples/")  # of wheels
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _OS_RELEASE = Path("/etc/os-release")
 
 
-def fetch(progress: Progress, *, qemu: Path | None = None, overwrite: bool = False) -> Installed:
+def fetch(progress: Progress, *, qemu: Path | None = None, overwrite: bool = False, programs: bool = False) -> Installed:
     """The setup in the cache, fetched if there is none; the folder appears whole or not at all.
 
     Args:
         progress: Shows what is being done.
         qemu: A qemu-aarch64 of the user's own, in place of Debian's.
         overwrite: Fetch all again.
+        programs: Fetch what runs `.pte` files, too.
 
     Raises:
         BadInput: if a package cannot be had or is not the expected one, the emulator is too old, or the folder cannot be
             written.
     """
     folder, found = setup_folder(), installed()
-    if isinstance(found, Installed) and not overwrite and qemu is None:
+    if isinstance(found, Installed) and not overwrite and qemu is None and (found.runs_programs or not programs):
         return found
     release = _release()
     try:
@@ -61,7 +73,7 @@ def fetch(progress: Progress, *, qemu: Path | None = None, overwrite: bool = Fal
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".arm64-") as place:
             made = Path(place, "made")
             made.mkdir()
-            _make(made, release, qemu, progress)
+            _make(made, release, qemu, {**WHEELS, **(PROGRAM_WHEELS if programs else {})}, progress)
             with progress("arm64: starting it once") as _:
                 _try(made)
             if folder.exists():
@@ -75,7 +87,7 @@ def fetch(progress: Progress, *, qemu: Path | None = None, overwrite: bool = Fal
     return done
 
 
-def _make(made: Path, release: str, qemu: Path | None, progress: Progress) -> None:
+def _make(made: Path, release: str, qemu: Path | None, wheels: Mapping[str, str], progress: Progress) -> None:
     """Fill a folder with the emulator, the root, the packages and the record of them."""
     with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
         apt = _Apt(Path(scratch), release)
@@ -90,15 +102,19 @@ def _make(made: Path, release: str, qemu: Path | None, progress: Progress) -> No
             for package in apt.with_dependencies(ROOT_PACKAGES):
                 _run(["dpkg-deb", "--extract", str(package), str(made / ROOT_FOLDER)])
                 packages[package.name] = sha256_of(package)
-        with progress("arm64: onnxruntime and numpy") as _:
-            wheels = _wheels(Path(scratch), PYTHONS[release], made / SITE_FOLDER)
+        with progress(f"arm64: {' and '.join(sorted(wheels))}") as _:
+            fetched = _wheels(Path(scratch), PYTHONS[release], wheels, made / SITE_FOLDER)
+        libraries = made / SITE_FOLDER / TORCH_LIBRARIES
+        with progress("arm64: stand-ins for libraries of graphics processors") as _:
+            stand_ins = _stand_ins(apt, Path(scratch), made, libraries) if libraries.is_dir() else []
     record = {
         "format": FORMAT,
         "release": release,
         "qemu": {"version": version, "sha256": sha256_of(made / QEMU_FILE)},
         "python": PYTHONS[release],
         "packages": dict(sorted(packages.items())),
-        "wheels": wheels,
+        "wheels": fetched,
+        "stand_ins": stand_ins,
     }
     (made / SETUP_RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
@@ -118,26 +134,47 @@ def _emulator(apt: _Apt, to: Path) -> dict[str, str]:
     return {package.name: sha256_of(package)}
 
 
-def _wheels(scratch: Path, python: str, site: Path) -> dict[str, dict[str, str]]:
+def _stand_ins(apt: _Apt, scratch: Path, made: Path, libraries: Path) -> list[str]:
+    """Make the libraries that torch's wheel asks for and does not have; returns their names."""
+    root = scratch / "tools"
+    for package in apt.with_dependencies(BINUTILS):
+        _run(["dpkg-deb", "--extract", str(package), str(root)])
+    emulated = [str(made / QEMU_FILE), "-cpu", "max", "-L", str(root)]
+
+    def tool(name: str, *words: str) -> str:
+        return _run([*emulated, str(root / "usr/bin" / f"aarch64-linux-gnu-{name}"), *words])
+
+    return write_stand_ins(libraries, tool)
+
+
+def _wheels(scratch: Path, python: str, wanted_wheels: Mapping[str, str], site: Path) -> dict[str, dict[str, str]]:
     """Fetch the wheels and unpack them; returns version and hash of each."""
     hashes = WHEEL_SHA256[python]
     wanted = scratch / "wheels.txt"
-    wanted.write_text("".join(f"{n}=={v} --hash=sha256:{hashes[n]}\n" for n, v in WHEELS.items()), encoding="utf-8")
+    wanted.write_text("".join(f"{n}=={v} --hash=sha256:{hashes[n]}\n" for n, v in wanted_wheels.items()), encoding="utf-8")
     words = ["--only-binary=:all:", "--no-deps", "--implementation=cp", f"--python-version={python}", "--require-hashes"]
     words += [f"--platform={platform}" for platform in PLATFORMS]
     _run([sys.executable, "-m", "pip", "download", "-q", "-d", str(scratch / "wheels"), *words, "-r", str(wanted)])
     for wheel in sorted((scratch / "wheels").glob("*.whl")):
         with zipfile.ZipFile(wheel) as files:
-            files.extractall(site)
-    return {name: {"version": version, "sha256": hashes[name]} for name, version in WHEELS.items()}
+            files.extractall(site, [name for name in files.namelist() if not name.startswith(_LEFT_OUT)])
+    return {name: {"version": version, "sha256": hashes[name]} for name, version in wanted_wheels.items()}
 
 
 def _try(made: Path) -> None:
     """Start the emulated Python once: it imports the packages, and keeps what it compiles of them for later starts."""
     record: Mapping[str, Any] = json.loads((made / SETUP_RECORD).read_text(encoding="utf-8"))
-    started = EmulatedProcess("arm64", Installed(made, record), "max").versions
-    if wrong := {name: started[name] for name in WHEELS if started[name] != WHEELS[name]}:
-        raise BadInput(f"arm64: its Python imports {wrong}, expected {dict(WHEELS)}")
+    wanted = {name: str(wheel["version"]) for name, wheel in record["wheels"].items()}
+    setup = Installed(made, record)
+    process = EmulatedProcess("arm64", setup, "max")
+    started = process.versions
+    if setup.runs_programs:
+        try:
+            started |= process.ask({"programs": True})[0]
+        except RuntimeError as error:
+            raise BadInput(f"arm64: its Python cannot import executorch: {error}") from None
+    if wrong := {name: version for name, version in started.items() if version != wanted[name]}:
+        raise BadInput(f"arm64: its Python imports {wrong}, expected {wanted}")
 
 
 class _Apt:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from snapgen_deploy.errors import BadInput
-from snapgen_deploy.machines.arm64.packages import OLDEST_QEMU
+from snapgen_deploy.machines.arm64.packages import OLDEST_QEMU, PROGRAM_WHEELS
 from snapgen_deploy.system.documents import parse_json
 from snapgen_deploy.system.files import cache_root, sha256_of
 
@@ -33,6 +33,11 @@ class Installed:
         r = self.record
         wheels = {name: str(wheel["version"]) for name, wheel in r["wheels"].items()}
         return {"qemu": str(r["qemu"]["version"]), "python": str(r["python"]), **wheels}
+
+    @property
+    def runs_programs(self) -> bool:
+        """Whether it has what runs `.pte` files."""
+        return set(PROGRAM_WHEELS) <= set(self.record["wheels"])
 
     def command(self, cpu: str, script: Path) -> list[str]:
         """Command line that runs a script of ours in the emulated Python, on a processor of qemu's."""

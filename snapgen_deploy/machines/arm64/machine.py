@@ -15,6 +15,9 @@ import numpy as np
 
 from snapgen_deploy.errors import BadInput, nearest
 from snapgen_deploy.export.base import Arrays, Runner
+from snapgen_deploy.export.executorch.program import method_of, parse_ports, ports_method_of
+from snapgen_deploy.export.shared.graph import check_inputs
+from snapgen_deploy.export.spec import TargetSpec
 from snapgen_deploy.machines.arm64 import worker
 from snapgen_deploy.machines.arm64.cpus import CPUS, DEFAULT
 from snapgen_deploy.machines.arm64.installed import Installed, installed
@@ -22,6 +25,7 @@ from snapgen_deploy.system.child import ChildDied, cause
 
 NAME = "arm64"
 ANSWER_SECONDS = 3600.0  # that one call may take
+_PROGRAM = ".pte"  # suffix of ExecuTorch's files; all others are ONNX
 _LAST = 300  # characters of what a dead process has printed
 # As on this host: each session's threads would busy-wait for the next run while another session computes.
 _SESSION_CONFIG = {"session.force_spinning_stop": "1"}
@@ -49,10 +53,14 @@ class Arm64:
     name: str = NAME
     _process: EmulatedProcess | None = field(default=None, repr=False)
 
-    def unavailable(self) -> str | None:
-        """Why it cannot be used here, or None if it can."""
+    def unavailable(self, spec: TargetSpec) -> str | None:
+        """Why it cannot run a target's files here, or None if it can."""
         found = installed(self.folder)
-        return f"{NAME}: {found}" if isinstance(found, str) else None
+        if isinstance(found, str):
+            return f"{NAME}: {found}"
+        if (package := spec.runtime.package) not in found.versions:
+            return f"{NAME}: its setup has no {package}; run `snapgen-deploy setup {NAME} --{package}`"
+        return None
 
     def versions(self) -> dict[str, str]:
         """Versions of the emulator and of what it runs; {} without a setup."""
@@ -64,7 +72,7 @@ class Arm64:
         """The emulator's process; None before a file was opened."""
         return None if self._process is None else self._process.pid
 
-    def open(self, path: Path, *, threads: int) -> Runner:
+    def open(self, path: Path, *, threads: int, entry: str = "") -> Runner:
         """Load a saved file there and return a function from named inputs to named outputs.
 
         Raises:
@@ -76,22 +84,51 @@ class Arm64:
             if isinstance(found, str):
                 raise BadInput(f"{NAME}: {found}")
             self._process = EmulatedProcess(self.key, found, self.cpu)
-        process = self._process
-        try:
-            said, _ = process.ask({"open": str(path.absolute()), "threads": threads, "config": _SESSION_CONFIG})
-        except RuntimeError as error:
-            raise BadInput(f"{path.name} on {self.key}: onnxruntime cannot load it: {error}") from None
-        ports, session = said["ports"], said["session"]
+        opened = _program if path.suffix == _PROGRAM else _session
+        return opened(self._process, path, threads, entry)
 
-        def run(inputs: Mapping[str, np.ndarray]) -> Arrays:
-            if inputs.keys() != ports.keys():
-                raise BadInput(f"{path.name}: got inputs {sorted(inputs)}, expected {list(ports)}")
-            try:
-                return process.ask({"run": session}, inputs)[1]
-            except RuntimeError as error:
-                raise RuntimeError(f"{path.name} on {self.key}: onnxruntime failed: {error}") from None
 
-        return run
+def _session(process: EmulatedProcess, path: Path, threads: int, entry: str) -> Runner:
+    """An ONNX file in onnxruntime there; it has one entry."""
+    del entry
+    request = {"open": str(path.absolute()), "threads": threads, "config": _SESSION_CONFIG}
+    said = _opened(process, path, "onnxruntime", request)
+    ports = said["ports"]
+
+    def run(inputs: Mapping[str, np.ndarray]) -> Arrays:
+        if inputs.keys() != ports.keys():
+            raise BadInput(f"{path.name}: got inputs {sorted(inputs)}, expected {list(ports)}")
+        return _ran(process, path, "onnxruntime", said["session"], inputs)
+
+    return run
+
+
+def _program(process: EmulatedProcess, path: Path, threads: int, entry: str) -> Runner:
+    """A method of a `.pte` in ExecuTorch there."""
+    request = {"load": str(path.absolute()), "threads": threads, "method": method_of(entry), "ports": ports_method_of(entry)}
+    said = _opened(process, path, "ExecuTorch", request)
+    inputs, outputs = parse_ports(said["ports"])
+
+    def run(arrays: Mapping[str, np.ndarray]) -> Arrays:
+        check_inputs(path.name, inputs, arrays)
+        made = _ran(process, path, "ExecuTorch", said["session"], {port.name: arrays[port.name] for port in inputs})
+        return {port.name: made[str(i)] for i, port in enumerate(outputs)}
+
+    return run
+
+
+def _opened(process: EmulatedProcess, path: Path, runtime: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return process.ask(request)[0]
+    except RuntimeError as error:
+        raise BadInput(f"{path.name} on {process.what}: {runtime} cannot load it: {error}") from None
+
+
+def _ran(process: EmulatedProcess, path: Path, runtime: str, session: int, inputs: Mapping[str, np.ndarray]) -> Arrays:
+    try:
+        return process.ask({"run": session}, inputs)[1]
+    except RuntimeError as error:
+        raise RuntimeError(f"{path.name} on {process.what}: {runtime} failed: {error}") from None
 
 
 class EmulatedProcess:
