@@ -55,6 +55,11 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
+@cache
+def _schema(kind: Any) -> Table:
+    return _adapter(kind).json_schema()
+
+
 def read_as(kind: type[T], data: object) -> tuple[T | None, list[str]]:
     """`data` as `kind` and no problems, or None and all problems, one text each.
 
@@ -68,7 +73,7 @@ def read_as(kind: type[T], data: object) -> tuple[T | None, list[str]]:
     try:
         return adapter.validate_python(data), []
     except ValidationError as error:
-        schema = adapter.json_schema()
+        schema = _schema(key)
         return None, [_line(found, schema) for found in error.errors(include_url=False)]
 
 
