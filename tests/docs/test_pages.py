@@ -8,7 +8,8 @@ import pytest
 import typer
 
 from snapgen_deploy.cli import app
-from snapgen_deploy.families.registry import student_types
+from snapgen_deploy.export.registry import specs
+from snapgen_deploy.families.registry import FAMILIES, student_types
 from snapgen_deploy.models import DecoderConfig, DiTConfig, ModelConfig, TextEncoderConfig
 from snapgen_deploy.models.serialise import config_from_dict
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, code_spans, links, text_of
@@ -42,6 +43,21 @@ def test_every_page_is_in_the_index():
 
 def test_the_front_page_is_short():
     assert len(text_of(ROOT / "README.md").split()) <= 900
+
+
+def test_the_front_page_names_every_target_and_what_every_family_takes():
+    text = text_of(ROOT / "README.md")
+    rows = re.findall(r"^\| \[`([^`]+)`\]", text, re.MULTILINE)
+    assert set(rows) == {spec.key for spec in specs().values()}
+    said = {
+        "elastic-dit": "elastic DiT",
+        "unet": "SnapGen's U-Net",
+        "diffusers": "as diffusers saves it",
+        "module": "your own class",
+    }
+    assert said.keys() == FAMILIES.keys()
+    fits = text.partition("**It fits**")[2].partition("**It does not fit**")[0]
+    assert [name for name, words in said.items() if words not in fits] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
