@@ -1,4 +1,4 @@
-"""Elastic checkpoints: opening, checking, reading in parts, writing."""
+"""Checkpoints: opening, checking, reading in parts, writing."""
 
 from snapgen_deploy.checkpoint.expected import expected_shapes
 from snapgen_deploy.checkpoint.header import Header, TensorInfo, read_header

@@ -36,7 +36,8 @@ def export(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="Elastic checkpoint, or the name of an embedded one: shapes, the default, or shapes-unet.", metavar="PATH"
+            help="File or folder of the checkpoint, or the name of an embedded one: shapes, the default, or shapes-unet.",
+            metavar="PATH",
         ),
     ] = None,
     model: AskedModel,
