@@ -94,7 +94,8 @@ def _bundle(bundle: Bundle, label: str, anchor: str) -> BundleView:
     with _well_formed(bundle.path, "bundle"):
         gates = tuple(_gate(g) for g in m["gates"])
         counts = _parameters(bundle, str(m["width"]))
-        targets = tuple(_target(str(key), m["targets"][key], gates, counts) for key in m["target_order"])
+        scores = {key: (one.get("score") or {}).get("share") for key, one in (m.get("fidelity") or {}).items()}
+        targets = tuple(_target(str(key), m["targets"][key], gates, counts, scores.get(key)) for key in m["target_order"])
         resolution = (int(m["resolution"][0]), int(m["resolution"][1]))
         titles = ["reference", *(t.key for t in targets if t.psnr is not None)]
         prompts = [str(p) for p in m["prompts"]]
@@ -153,7 +154,9 @@ def _is_server(device: Mapping[str, Any]) -> bool:
     return device.get("id") in profile_ids() and load_profile(device["id"]).kind == "server"
 
 
-def _target(key: str, data: Mapping[str, Any], gates: Sequence[GateView], counts: Mapping[str, int]) -> TargetView:
+def _target(
+    key: str, data: Mapping[str, Any], gates: Sequence[GateView], counts: Mapping[str, int], score: object
+) -> TargetView:
     parts = data["components"]
     roles = in_order(parts)
     psnr = [g.value for g in gates if g.target == key and g.name == "psnr" and g.verdict != "not_run"]
@@ -165,6 +168,7 @@ def _target(key: str, data: Mapping[str, Any], gates: Sequence[GateView], counts
         components=tuple(_component(r, parts[r], counts.get(r)) for r in roles),
         versions=tuple(sorted((str(n), str(v)) for n, v in data["versions"].items())),
         psnr=psnr[0] if psnr else None,
+        score=_number(score),
         separate_bytes=int(data["sharing"]["separate_bytes"]) if "sharing" in data else None,
     )
 

@@ -57,6 +57,7 @@ class TargetView:
     versions: tuple[tuple[str, str], ...]
     psnr: float | None  # against the reference, in dB; None if it was not run
     separate_bytes: int | None = None  # bytes of separate bundles for each picture size, if this one has several
+    score: float | None = None  # share of what the scorer found right, of the fidelity gate's pictures; None without one
 
     @property
     def bytes(self) -> int:
@@ -64,11 +65,15 @@ class TargetView:
         return sum(c.bytes for c in self.components)
 
     @property
+    def parameters(self) -> int | None:
+        """Of all components together; None if one is not known."""
+        counts = [c.parameters for c in self.components]
+        return sum(n for n in counts if n) if all(counts) else None
+
+    @property
     def bits(self) -> float | None:
         """Bits of the files per weight, over all components."""
-        counts = [c.parameters for c in self.components]
-        total = sum(n for n in counts if n)
-        return 8 * self.bytes / total if total and all(counts) else None
+        return 8 * self.bytes / self.parameters if self.parameters else None
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ PARSED = {
     "init --preset snapgenpp": "writes 7 GB; tests/cli/test_init.py runs it with `shapes`",
     "generate coreai/": "needs an export with the extra `coreai`; tests/export/test_coreai.py draws with one",
     "generate bundles/snapgenpp-iphone16pm": "needs a full-scale bundle; tests/cli/test_embeddings.py runs it",
+    "export --checkpoint shapes-unet": "trained weights; tests/families/test_unet.py runs it with a small network",
+    "report both/": "needs bundles of both families; tests/report compares several",
     "export --device iphone16pm --checkpoint untrained": "needs a checkpoint of 7 GB; tests/test_full_scale.py runs it",
 }
 

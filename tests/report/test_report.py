@@ -69,7 +69,7 @@ def test_a_bundle_that_passed(tmp_path: Path) -> None:
     images = [a for tag, a in Reader(page).tags if tag == "img"]
     assert len(images) == len(PROMPTS) * 4
     assert {a["alt"] for a in images} >= {f"{PROMPTS[0]}, drawn by reference", f"{PROMPTS[1]}, drawn by the files for coreml"}
-    assert "Widths compared" not in text
+    assert "Bundles compared" not in text
 
 
 def test_what_was_not_run_is_never_green(tmp_path: Path) -> None:
@@ -101,12 +101,24 @@ def test_several_bundles_are_compared(tmp_path: Path) -> None:
     view = collect(paths, [write(tmp_path / "m.json", m.as_dict())])
     page = render(view)
     text = said(page)
-    assert "Widths compared" in text
+    assert "Bundles compared" in text
     assert f"{m.summary()['p50']:.4g} ms on Example CPU 8-core" in text
     assert f"{PROMPTS[0]}, drawn by the reference at width tiny of tiny" in page
     counts = [t.components[1].parameters for b in view.bundles for t in b.targets[:1]]
     assert counts == sorted(counts, key=lambda n: -(n or 0))
     assert None not in counts
+
+
+def test_a_comparison_has_scores_and_parameters(tmp_path: Path) -> None:
+    score = {"share": 0.926, "reference": 0.931}
+    fidelity = {"coreml": {"pictures": 100, "score": score}, "onnx:cpu": {"pictures": 100, "score": None}}
+    scored = make_bundle(tmp_path / "full", changes={"fidelity": fidelity})
+    view = collect([scored, make_bundle(tmp_path / "tiny", "tiny")])
+    assert [t.score for t in view.bundles[0].targets] == [0.926 if t.key == "coreml" else None for t in view.bundles[0].targets]
+    assert {t.score for t in view.bundles[1].targets} == {None}
+    text = said(render(view))
+    assert "92.6 %" in text
+    assert f"{(view.bundles[0].targets[0].parameters or 0) / 1e6:.3g}M parameters" in text
 
 
 def test_two_bundles_of_one_name_are_told_apart(tmp_path: Path) -> None:
