@@ -104,9 +104,10 @@ def _make(made: Path, release: str, qemu: Path | None, wheels: Mapping[str, str]
                 packages[package.name] = sha256_of(package)
         with progress(f"arm64: {' and '.join(sorted(wheels))}") as _:
             fetched = _wheels(Path(scratch), PYTHONS[release], wheels, made / SITE_FOLDER)
-        libraries = made / SITE_FOLDER / TORCH_LIBRARIES
-        with progress("arm64: stand-ins for libraries of graphics processors") as _:
-            stand_ins = _stand_ins(apt, Path(scratch), made, libraries) if libraries.is_dir() else []
+        stand_ins: list[str] = []
+        if (libraries := made / SITE_FOLDER / TORCH_LIBRARIES).is_dir():
+            with progress("arm64: stand-ins for libraries of graphics processors") as _:
+                stand_ins = _stand_ins(apt, Path(scratch), made, libraries)
     record = {
         "format": FORMAT,
         "release": release,
