@@ -2,9 +2,9 @@
 
     python -m benchmarks.students [--students NAME ...] [--targets KEY ...] [--size 512] [--generic] [--threads 2]
 
-Writes benchmarks/results/students-SIZE.json and .md; rows replace those of earlier runs. Every step is a process of its own.
-A call is one step. With --generic, the library's module is also converted as it is. Configurations are those of the published
-folders.
+Writes benchmarks/results/students-SIZE.json and .md after every row, in place of an earlier one. Every step is a process of its
+own. A call is one step. With --generic, the library's module is also converted as it is. Configurations are those of the
+published folders.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from snapgen_deploy.checkpoint.initial import initial_tensor
+from snapgen_deploy.errors import Refused
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.registry import spec_of, target_of
 from snapgen_deploy.families.component import LATENT, TIME, VELOCITY, ComponentSpec, Spelling
@@ -87,6 +88,7 @@ class Row:
     outside: int  # operators outside the delegate
     library_seconds: float
     library_peak: int
+    refused: str = ""  # why it is not converted; then the numbers of it are 0
 
 
 @dataclass(frozen=True)
@@ -199,23 +201,29 @@ def run(case: Case, key: str, path: str) -> tuple[float, float]:
     return float(np.linalg.norm(out - expected) / np.linalg.norm(expected)), min(seconds)
 
 
-def rows_of(case: Case, targets: tuple[str, ...], forms: tuple[str, ...]) -> list[Row]:
-    """One student on each target."""
+def rows_of(case: Case, targets: tuple[str, ...], forms: tuple[str, ...]) -> Iterator[Row]:
+    """One student on each target. The library's module as it is may be refused; our own form may not."""
     library_seconds, library_peak = run_in_child("library", step_of_library, case)
-    found = []
+    about = {
+        "student": case.name, "parameters": case.spec.parameters("full"), "size": case.size,
+        "library_seconds": library_seconds, "library_peak": library_peak,
+    }  # fmt: skip
     for key, form in ((key, form) for key in targets for form in forms):
-        (converting, path, size, operators, outside), convert_peak = run_in_child(f"{key} conversion", convert, case, key, form)
+        of: dict[str, Any] = about | {"target": key, "precision": spec_of(key).precisions[0], "form": form}
+        try:
+            made, convert_peak = run_in_child(f"{key} conversion", convert, case, key, form)
+        except Refused as refusal:
+            if form == "ours":
+                raise
+            left: dict[str, Any] = {f.name: 0 for f in fields(Row) if f.name not in {*of, "refused"}}
+            yield Row(**of, **left, refused=str(refusal))
+            continue
+        converting, path, size, operators, outside = made
         (error, running), run_peak = run_in_child(f"{key} run", run, case, key, path)
-        found.append(
-            Row(
-                student=case.name, parameters=case.spec.parameters("full"), target=key, form=form, size=case.size, error=error,
-                precision=spec_of(key).precisions[0], convert_seconds=converting, convert_peak=convert_peak,
-                step_seconds=running, run_peak=run_peak, bytes=size, operators=operators, outside=outside,
-                library_seconds=library_seconds, library_peak=library_peak,
-            )
+        yield Row(
+            **of, error=error, convert_seconds=converting, convert_peak=convert_peak, step_seconds=running,
+            run_peak=run_peak, bytes=size, operators=operators, outside=outside,
         )  # fmt: skip
-        print(json.dumps(asdict(found[-1])), flush=True)
-    return found
 
 
 def table(rows: list[Row]) -> str:
@@ -223,12 +231,15 @@ def table(rows: list[Row]) -> str:
     head = "| student | target | form | error | convert | peak | step | peak | file | operators, outside | diffusers |"
     lines = [head, "|" + " --- |" * 11]
     for r in rows:
+        library = f"{r.library_seconds:.2f} s, {r.library_peak / 1e9:.2f} GB"
+        said = f"{r.student}, {r.parameters / 1e6:.0f}M | {r.target} {r.precision} | {r.form}"
+        if r.refused:
+            lines.append(f"| {said} | refused: {r.refused} | | | | | | | {library} |")
+            continue
         times = (
             f"{r.convert_seconds:.0f} s | {r.convert_peak / 1e9:.2f} GB | {r.step_seconds:.2f} s | {r.run_peak / 1e9:.2f} GB"
         )
-        said = f"{r.student}, {r.parameters / 1e6:.0f}M | {r.target} {r.precision} | {r.form} | {r.error:.1e} | {times}"
-        library = f"{r.library_seconds:.2f} s, {r.library_peak / 1e9:.2f} GB"
-        lines.append(f"| {said} | {r.bytes / 1e6:.0f} MB | {r.operators}, {r.outside} | {library} |")
+        lines.append(f"| {said} | {r.error:.1e} | {times} | {r.bytes / 1e6:.0f} MB | {r.operators}, {r.outside} | {library} |")
     return "\n".join(lines)
 
 
@@ -242,21 +253,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     forms = ("ours", "as it is") if given.generic else ("ours",)
-    rows: list[Row] = []
     for name in given.students:
         with tempfile.TemporaryDirectory() as folder:
-            rows += rows_of(Case(name, given.size, Path(folder), given.threads), tuple(given.targets), forms)
-    stem = RESULTS / f"students-{given.size}"
-    if (before := stem.with_suffix(".json")).is_file():
-        made = {(row.student, row.target, row.form) for row in rows}
-        earlier = [Row(**row) for row in json.loads(before.read_text(encoding="utf-8"))]
-        rows = [row for row in earlier if (row.student, row.target, row.form) not in made] + rows
-        rows.sort(key=lambda row: (list(PUBLISHED).index(row.student), TARGETS.index(row.target), row.form != "ours"))
+            for row in rows_of(Case(name, given.size, Path(folder), given.threads), tuple(given.targets), forms):
+                print(json.dumps(asdict(row)), flush=True)
+                keep(row, RESULTS / f"students-{given.size}", given.threads)
+
+
+def keep(row: Row, stem: Path, threads: int) -> None:
+    """Write a row into the results, in place of an earlier one of the same."""
+    before = stem.with_suffix(".json")
+    rows = [Row(**one) for one in json.loads(before.read_text(encoding="utf-8"))] if before.is_file() else []
+    rows = [one for one in rows if (one.student, one.target, one.form) != (row.student, row.target, row.form)] + [row]
+    rows.sort(key=lambda one: (list(PUBLISHED).index(one.student), TARGETS.index(one.target), one.form != "ours"))
     stem.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
-    title = f"# Students of diffusers, {given.size} x {given.size} pixels\n\n"
-    notes = f"\n\nSeeded weights, {given.threads} threads. Core ML's packages run in our executor: its time is no phone's.\n"
+    title = f"# Students of diffusers, {row.size} x {row.size} pixels\n\n"
+    notes = f"\n\nSeeded weights, {threads} threads. Core ML's packages run in our executor: its time is no phone's.\n"
     stem.with_suffix(".md").write_text(f"{title}{table(rows)}{notes}", encoding="utf-8")
-    print(table(rows))
 
 
 if __name__ == "__main__":
