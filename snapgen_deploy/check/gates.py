@@ -19,7 +19,7 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Arrays, Artifact, Description, Headroom, Role, Runner
 from snapgen_deploy.export.precisions import PRECISIONS, Limits
 from snapgen_deploy.export.registry import spec_of, target_of
-from snapgen_deploy.export.spec import OneDelegate, OneUnit
+from snapgen_deploy.export.spec import OneDelegate, OneUnit, TargetSpec
 from snapgen_deploy.families.component import LATENT, PICTURE, ComponentSpec
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.golden.vectors import PIPELINE, GoldenPicture, GoldenVectors
@@ -213,12 +213,23 @@ def check_target(saved: SavedTarget, vectors: ReferenceVectors, on_progress: OnP
                 if not reason
             }
         except BadInput as error:  # its processor lacks what a file needs
-            return Checked(tuple(replace(g, verdict="failed", on=saved.on) for g in _idle_gates(saved, str(error))), (), ())
+            why = _refusal(str(error), spec_of(saved.key), saved.precision)
+            return Checked(tuple(replace(g, verdict="failed", on=saved.on) for g in _idle_gates(saved, why)), (), ())
     if reason is not None:
         checked = Checked(_idle_gates(saved, reason), (), ())
     else:
         checked = _run_gates(saved, opened, vectors, on_progress)
     return replace(checked, gates=tuple(replace(gate, on=saved.on) for gate in (*checked.gates, *placed)))
+
+
+def _refusal(said: str, spec: TargetSpec, precision: str) -> str:
+    """Why a machine did not load a file, with what the target's record says that the precision needs.
+
+    >>> _refusal("a.pte cannot be loaded", spec_of("executorch:xnnpack"), "fp16")
+    'a.pte cannot be loaded; fp16 needs cores with fp16 arithmetic, take another precision for others'
+    """
+    needed = spec.arithmetic.get(precision)
+    return f"{said}; {precision} needs cores with {needed} arithmetic, take another precision for others" if needed else said
 
 
 def _placement(saved: SavedTarget, reason: str | None) -> list[Gate]:
