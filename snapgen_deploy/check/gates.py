@@ -32,6 +32,7 @@ Verdict = Literal["passed", "failed", "not_run"]
 PSNR, MEDIAN_PSNR = "psnr", "median_psnr"  # of the pictures of the test vectors
 GOLDEN_ERROR, GOLDEN_TOKENS = "golden_error", "golden_tokens"  # of golden vectors
 GOLDEN_PSNR, GOLDEN_MEDIAN_PSNR = "golden_psnr", "golden_median_psnr"  # of the pictures of golden vectors
+OF_GOLDEN = (GOLDEN_ERROR, GOLDEN_TOKENS, GOLDEN_PSNR, GOLDEN_MEDIAN_PSNR)
 PSNR_CAP = 200.0  # dB; the value for equal pictures, since JSON has no infinity
 
 

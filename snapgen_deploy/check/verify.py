@@ -21,7 +21,7 @@ from snapgen_deploy.check.facts import (
     refuse_other_values,
     refuse_unsound_gates,
 )
-from snapgen_deploy.check.gates import GOLDEN_ERROR, GOLDEN_PSNR, Gate, SavedTarget, check_sizes
+from snapgen_deploy.check.gates import OF_GOLDEN, Gate, SavedTarget, check_sizes
 from snapgen_deploy.check.golden import OF_REFERENCE
 from snapgen_deploy.check.memory import check_bytes
 from snapgen_deploy.export.registry import spec_of
@@ -83,7 +83,7 @@ def rerun_gates(
         return gates
 
     gates = [gate for found in run_all(room, [partial(check, key) for key in bundle.targets]) for gate in found]
-    own = [g for g in gates if golden is None or g.name not in (GOLDEN_ERROR, GOLDEN_PSNR)]
+    own = [g for g in gates if golden is None or g.name not in OF_GOLDEN]
     refuse_other_limits(bundle, own)
     refuse_other_values(bundle, own)
     default = bundle.sizes[0]
