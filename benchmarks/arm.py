@@ -64,14 +64,14 @@ def main() -> None:
     if any(record.get(name) != value for name, value in about.items()):
         record = about | {"rows": []}
     for key, precision in [(of, precision) for of in options.targets for precision in PRECISIONS[of]]:
-        about = {"target": key, "precision": precision}
-        done = {row["on"] for row in record["rows"] if about.items() <= row.items()}
+        which = {"target": key, "precision": precision}
+        done = {row["on"] for row in record["rows"] if which.items() <= row.items()}
         if done >= {HOST, *CPUS}:
             continue
-        record["rows"] = [row for row in record["rows"] if not about.items() <= row.items()]
+        record["rows"] = [row for row in record["rows"] if not which.items() <= row.items()]
         with tempfile.TemporaryDirectory() as place:
             for row in rows_of(exported(key, precision, options.bundles or Path(place)), key, options):
-                row = about | row
+                row = which | row
                 record["rows"].append(row)
                 print(json.dumps(row), file=sys.stderr, flush=True)
                 path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -59,7 +59,7 @@ def _exactly(pipe: IO[bytes], count: int) -> bytes:
 
 
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer requests until there are no more: `open` an ONNX file or a `load` a program, or `run` an opened one."""
+    """Answer requests until there are no more: `open` an ONNX file, `load` a program, or `run` either."""
     import onnxruntime
 
     opened: list[_Run] = []
