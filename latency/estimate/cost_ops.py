@@ -30,7 +30,7 @@ OP_KINDS: tuple[OpKind, ...] = (
     "transpose",
     "slice",
     "concat",
-    "reduce",  # means and maxima over axes
+    "reduce",  # means and maxima over axes or tiles
     "move",  # upsampling, embedding look-ups, type conversions
     "view",  # reshapes: nothing is computed or moved, but some runtimes call a function for each
 )
@@ -63,6 +63,7 @@ _KIND: Mapping[str, OpKind] = MappingProxyType(
         "mean": "reduce",
         "amax": "reduce",
         "sum": "reduce",
+        "avg_pool2d": "reduce",
         "add": "elementwise",
         "sub": "elementwise",
         "mul": "elementwise",

@@ -201,6 +201,14 @@ def test_every_target_traces_every_component(target):
     assert total(found["student"]).weights == pytest.approx(weights, rel=0.25)  # tables and biases are read in other shapes
 
 
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_every_target_traces_a_large_picture(target):
+    """XNNPACK's norms are written otherwise above 256 x 256 positions; no target may use an operation without a rule there."""
+    found = picture_costs(ModelConfig(BASE, DecoderConfig(4), None, resolution=(1024, 1024)), "full", (1024, 1024), target)
+    pooled = any(o.name == "avg_pool2d" for o in found["decoder"])
+    assert pooled == (target == "executorch")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", ["tiny", "small", "full"])
 def test_full_scale(width):
