@@ -1,4 +1,4 @@
-"""Compares two bundles: deterministic guards first, then an A/A self-check, then timed rounds until the answer is clear."""
+"""Compares two bundles: deterministic guards first, then timed rounds with an A/A self-check, until the answer is clear."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from snapgen_deploy.bundle.schema import refuse_misshapen
 from snapgen_deploy.errors import BadInput, Refused
 from snapgen_deploy.latency.compare.duel import DuelRound, RoundOf, Sides, abba, interleaved, mode_for
 from snapgen_deploy.latency.compare.guards import Guard, guard_verdict
-from snapgen_deploy.latency.compare.self_check import COUNTS, SelfCheck, paced, self_check, worst_check
+from snapgen_deploy.latency.compare.self_check import SelfCheck, self_check, worst_check
 from snapgen_deploy.latency.compare.verdict import LOAD, LOOKS, Judged, Threshold, judge_metric, worst
 from snapgen_deploy.latency.environment import host_key, stamp_of_now
 from snapgen_deploy.latency.measure.session import runs_here
@@ -22,12 +22,14 @@ from snapgen_deploy.latency.results import QUERY, DeviceKey
 from snapgen_deploy.plan.sizes import size_name
 from snapgen_deploy.system.documents import several
 from snapgen_deploy.system.files import is_file, read_json, sha256_of
+from snapgen_deploy.system.host_memory import available_bytes
 from snapgen_deploy.system.progress import Progress
 
 _SCHEMA_VERSION = 1
 GUARDS_ALONE = "guards"  # mode of a comparison without times
 ACROSS = Threshold(f"{QUERY}_p50", 0.05)  # what is timed where no limit is given, and what counts as alike
 CAP_SECONDS = 170.0  # rounds that would end later are not started
+FEWEST_PAIRS = 3  # calls of each side in a round, if a picture takes long
 
 
 @dataclass(frozen=True)
@@ -199,33 +201,30 @@ def compare_bundles(
     directed = across and not thresholds  # asked is which side is faster, and by how much
     thresholds = thresholds or (ACROSS,)
     failing = not directed and any(not t.warn for t in thresholds)  # if so, metrics that only warn do not cause more rounds
-    mode = mode_for(key, order)
+    files = [b.path / f for b in (base, base, candidate) for a in b.artifacts(key).values() for f in a.files]
+    mode = mode_for(key, order, sum(f.stat().st_size for f in files if f.is_file()), available_bytes())
     one_round: RoundOf = interleaved if mode == "interleaved" else abba
-    sides, start = Sides(base.path, candidate.path, key, threads), time.monotonic()
+    start, notes, done = time.monotonic(), list[str](), list[DuelRound]()
     host = host_key(key, candidate.precision(key), threads)
-    least = COUNTS[0] + looks[0]
-    with progress(f"{key}: base against itself, {COUNTS[0]} rounds or more"):
-        pace = paced(replace(sides, candidate=base.path), one_round, least, cap)
-        if least * pace.seconds > cap:
-            note = f"not measured: a round takes {pace.seconds:.0f} s, at least {least} must fit into {cap:g} s"
-            note += f"; allow --max-seconds {math.ceil(1.2 * least * pace.seconds)}"
-            return Comparison(base.path, candidate.path, host, mode, 0, None, (), tuple(guards), (note,), across=directed)
-        checks = self_check(pace, thresholds, one_round, looks, start + cap / 2)
-    sides, check = replace(sides, pairs=pace.sides.pairs), worst_check(checks)
-    metrics: tuple[Judged, ...] = ()
-    done: list[DuelRound] = []
-    notes: list[str] = []
+    with progress(f"{key}: the first round"):
+        sides, seconds = _paced(Sides(base.path, candidate.path, key, threads), one_round, looks[0], cap, done)
+    if looks[0] * seconds > cap:
+        note = f"not measured: a round takes {seconds:.0f} s, at least {looks[0]} must fit into {cap:g} s"
+        note += f"; allow --max-seconds {math.ceil(1.2 * looks[0] * seconds)}"
+        return Comparison(base.path, candidate.path, host, mode, 0, None, (), tuple(guards), (note,), across=directed)
     for look in looks:
         spent = time.monotonic() - start
-        if done and spent + (look - len(done)) * spent / (check.rounds + len(done)) > cap:
+        if look != looks[0] and spent + (look - len(done)) * spent / len(done) > cap:
             notes.append(f"stopped after {len(done)} rounds and {spent:.0f} s: {look} would take more than {cap:g} s")
             break
-        with progress(f"{key}: base against candidate, rounds {len(done) + 1} to {look}"):
+        with progress(f"{key}: base, candidate and base again, rounds {len(done) + 1} to {look}"):
             done += [one_round(sides, number) for number in range(len(done), look)]
+        checks = self_check(done, thresholds, max(looks))
         judged = ((checks[t], _judge(t, done)) for t in thresholds)
         metrics = tuple(check.direction_of(m) if directed else check.applied_to(m) for check, m in judged)
-        if not check.passed or "inconclusive" not in {m.verdict for m in metrics if not m.warn or not failing}:
+        if "inconclusive" not in {m.verdict for m in metrics if not m.warn or not failing}:
             break
+    check = worst_check(checks)
     if directed:
         notes += [difference_sentence(base, candidate), *(faster_sentence(m) for m in metrics)]
     elif not check.passed:
@@ -233,6 +232,21 @@ def compare_bundles(
     return Comparison(
         base.path, candidate.path, host, mode, len(done), check, metrics, tuple(guards), tuple(notes), across=directed
     )
+
+
+def _paced(sides: Sides, one_round: RoundOf, least: int, cap: float, done: list[DuelRound]) -> tuple[Sides, float]:
+    """Run the first round, and another with the fewest calls if `least` such rounds would not fit into `cap` seconds.
+
+    Returns the sides with the number of calls to go on with, and the seconds of a round; the last round is added to `done`.
+    """
+    for pairs in (sides.pairs, FEWEST_PAIRS):
+        sides, start = replace(sides, pairs=pairs), time.monotonic()
+        first = one_round(sides, 0)
+        seconds = time.monotonic() - start
+        if least * seconds <= cap:
+            break
+    done.append(first)
+    return sides, seconds
 
 
 def difference_sentence(base: Bundle, candidate: Bundle) -> str:
@@ -265,5 +279,8 @@ def faster_sentence(m: Judged) -> str:
 
 
 def _judge(threshold: Threshold, rounds: Sequence[DuelRound]) -> Judged:
+    """Candidate against the mean of both times of the base."""
     name = threshold.metric
-    return judge_metric(threshold, [r.base[name] for r in rounds], [r.candidate[name] for r in rounds])
+    return judge_metric(
+        threshold, [math.sqrt(r.base[name] * r.again[name]) for r in rounds], [r.candidate[name] for r in rounds]
+    )

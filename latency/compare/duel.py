@@ -1,6 +1,8 @@
 """Times two bundles against each other: each round is a fresh process that loads both and calls them in random order.
 
-If a runtime cannot hold two models in one process, a round is four processes: A B B A.
+The base is there twice: how it differs from itself in the same rounds tells what this machine can detect just now. If a runtime
+cannot hold several models in one process, or memory is short, each has a process of its own: base, candidate and base again in
+random order, then the same backwards.
 """
 
 from __future__ import annotations
@@ -34,18 +36,24 @@ class Sides:
     threads: int
     pairs: int = PAIRS
 
+    def paths(self) -> dict[str, Path]:
+        """The bundle of each side of a round."""
+        return {"base": self.base, "candidate": self.candidate, "again": self.base}
+
 
 @dataclass(frozen=True)
 class DuelRound:
-    """One round: every metric (`e2e_p50`, ...) of base and candidate in ms, and the canaries before and after."""
+    """One round: every metric (`e2e_p50`, ...) in ms of base, candidate and the base again, and the canaries around them."""
 
     base: Mapping[str, float]
     candidate: Mapping[str, float]
+    again: Mapping[str, float]
     canary_ms: tuple[float, float]
 
 
 T = TypeVar("T")
 RoundOf = Callable[[Sides, int], DuelRound]
+_HELD = 2.0  # bytes that a loaded model takes, by those of its files: runtimes keep weights in a form of their own beside them
 
 
 def interleaved(sides: Sides, number: int) -> DuelRound:
@@ -54,21 +62,30 @@ def interleaved(sides: Sides, number: int) -> DuelRound:
 
 
 def abba(sides: Sides, number: int) -> DuelRound:
-    """Run one round in four fresh processes: base, candidate, candidate, base; mirrored in every second round."""
-    first, second = ("base", "candidate") if number % 2 == 0 else ("candidate", "base")
-    paths = {"base": sides.base, "candidate": sides.candidate}
-    times: dict[str, list[Mapping[str, float]]] = {}
-    canaries = [canary()]
-    for name in (first, second, second, first):
-        times.setdefault(name, []).append(_fresh("round", _alone, paths[name], sides))
-    canaries.append(canary())
-    base, candidate = (_mean(times[name]) for name in ("base", "candidate"))
-    return DuelRound(base, candidate, (canaries[0], canaries[1]))
+    """Run one round in six fresh processes, of which the last three mirror the first: a steady drift favours no side."""
+    paths = sides.paths()
+    names = list(paths)
+    random.Random(number).shuffle(names)
+    times: dict[str, list[Mapping[str, float]]] = {name: [] for name in names}
+    before = canary()
+    for name in (*names, *reversed(names)):
+        times[name].append(_fresh("round", _alone, paths[name], sides))
+    return DuelRound(**{name: _mean(found) for name, found in times.items()}, canary_ms=(before, canary()))
 
 
-def mode_for(key: str, wanted: str) -> str:
-    """`interleaved` or `abba`; for `auto` the first if the runtime allows two models in one process."""
-    return wanted if wanted != "auto" else "interleaved" if spec_of(key).runtime.shared_process else "abba"
+def mode_for(key: str, wanted: str, bytes_: int = 0, available: int | None = None) -> str:
+    """`interleaved` or `abba`; for `auto` the first if the runtime allows several models in one process and memory suffices.
+
+    Args:
+        key: The target.
+        wanted: `interleaved`, `abba` or `auto`.
+        bytes_: Of the files of all models that an interleaved round loads.
+        available: Bytes of memory that can be used; None if they are not known.
+    """
+    if wanted != "auto":
+        return wanted
+    fits = available is None or _HELD * bytes_ <= available
+    return "interleaved" if spec_of(key).runtime.shared_process and fits else "abba"
 
 
 def _fresh(what: str, function: Callable[..., T], *args: Any) -> T:
@@ -80,9 +97,8 @@ def _fresh(what: str, function: Callable[..., T], *args: Any) -> T:
 
 def _interleave(sides: Sides, number: int) -> DuelRound:
     """Runs in a child process. The order of loading, and that within each pair, is random, so that it favours no side."""
-    draw = random.Random(number)
-    names = ["base", "candidate"]
-    paths = {"base": sides.base, "candidate": sides.candidate}
+    draw, paths = random.Random(number), sides.paths()
+    names = list(paths)
     draw.shuffle(names)
     sessions = {name: open_session(open_bundle(paths[name]), sides.key, sides.threads) for name in names}
     for name in names * _WARM_UPS:
@@ -94,8 +110,7 @@ def _interleave(sides: Sides, number: int) -> DuelRound:
         for name in names:
             _add(times[name], sessions[name].query())
     after = canary()
-    base, candidate = (statistics_of(times[name], sessions[name]) for name in ("base", "candidate"))
-    return DuelRound(base, candidate, (before, after))
+    return DuelRound(**{name: statistics_of(times[name], sessions[name]) for name in names}, canary_ms=(before, after))
 
 
 def _alone(path: Path, sides: Sides) -> dict[str, float]:

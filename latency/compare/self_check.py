@@ -1,19 +1,15 @@
-"""The A/A self-check: base against itself, to learn which changes this machine can detect at the moment."""
+"""The A/A self-check: base against itself in the same rounds, to learn which changes this machine can detect at the moment."""
 
 from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from snapgen_deploy.latency.compare.duel import DuelRound, RoundOf, Sides
+from snapgen_deploy.latency.compare.duel import DuelRound
 from snapgen_deploy.latency.compare.verdict import CONFIDENCE, Judged, Threshold
 from snapgen_deploy.latency.stats import detectable, t_interval
-
-COUNTS = (5, 15, 30)  # rounds; the next number if the check fails, since one disturbed round weighs less among more
-FEWEST_PAIRS = 3  # calls of each side in a round, if a picture takes long
 
 
 @dataclass(frozen=True)
@@ -55,44 +51,13 @@ class SelfCheck:
         return replace(judged, verdict=verdict, limit=None, warn=True)
 
 
-@dataclass(frozen=True)
-class Pace:
-    """The sides with as many calls per round as the time allows, the rounds run so far, and the seconds of one round."""
+def self_check(rounds: Sequence[DuelRound], thresholds: Sequence[Threshold], most: int) -> Mapping[Threshold, SelfCheck]:
+    """How base differs from itself in the metric of each threshold, if `most` rounds are run at most.
 
-    sides: Sides
-    rounds: tuple[DuelRound, ...]
-    seconds: float
-
-
-def paced(sides: Sides, one_round: RoundOf, least: int, cap: float) -> Pace:
-    """Find the number of calls per round: the usual one if `least` rounds fit into `cap` seconds, else the fewest."""
-    rounds: list[DuelRound] = []
-    for pairs in (sides.pairs, FEWEST_PAIRS):
-        sides, start = replace(sides, pairs=pairs), time.monotonic()
-        rounds.append(one_round(sides, -1 - len(rounds)))
-        seconds = time.monotonic() - start
-        if least * seconds <= cap:
-            break
-    return Pace(sides, tuple(rounds), seconds)
-
-
-def self_check(
-    pace: Pace, thresholds: Sequence[Threshold], one_round: RoundOf, looks: Sequence[int], until: float
-) -> Mapping[Threshold, SelfCheck]:
-    """Measure how base differs from itself in the metric of each threshold, with the pace's rounds and more.
-
-    A check fails if one of two equal sides is faster by more than half the limit, or if even the maximum number of rounds could
-    not resolve the limit. If a check fails whose metric can fail the comparison, all are repeated with more rounds until the
-    time `until` (`time.monotonic`), since one check in twenty fails by chance.
+    A check fails if one of two equal sides is faster by more than half the limit, or if even `most` rounds could not resolve
+    the limit. One in twenty fails by chance; more rounds may pass it.
     """
-    rounds = list(pace.rounds)
-    weighed = _weighed(thresholds)
-    for count in COUNTS:
-        rounds += [one_round(pace.sides, -1 - number) for number in range(len(rounds), count)]
-        found = {t: _checked(rounds, t, max(looks)) for t in thresholds}
-        if all(found[t].passed for t in weighed) or time.monotonic() > until:
-            break
-    return found
+    return {t: _checked(rounds, t, most) for t in thresholds}
 
 
 def worst_check(checks: Mapping[Threshold, SelfCheck]) -> SelfCheck:
@@ -108,7 +73,7 @@ def _weighed(thresholds: Iterable[Threshold]) -> list[Threshold]:
 
 def _checked(rounds: Sequence[DuelRound], threshold: Threshold, most: int) -> SelfCheck:
     name, bound = threshold.metric, math.log1p(threshold.limit)
-    ratios = [math.log(r.candidate[name] / r.base[name]) for r in rounds]
+    ratios = [math.log(r.again[name] / r.base[name]) for r in rounds]
     interval, reach = t_interval(ratios), detectable(statistics.stdev(ratios), most, CONFIDENCE)
     best = math.expm1(reach)
     biased = not interval.low <= 0 <= interval.high and not abs(interval.estimate) <= bound / 2

@@ -74,7 +74,7 @@ def compare(
     ] = "fail",
     update_baseline: Annotated[bool, typer.Option("--update-baseline", help="Add this run to the baseline.")] = False,
     order: Annotated[
-        str, typer.Option(help="interleaved (one process), abba (fresh processes) or auto (what the runtime allows).")
+        str, typer.Option(help="interleaved (one process), abba (fresh processes) or auto (what runtime and memory allow).")
     ] = "auto",
     max_rounds: Annotated[
         int, typer.Option(min=10, help="Maximum number of rounds while the answer is not clear.")
@@ -248,7 +248,7 @@ def _print_self_check(check: SelfCheck) -> None:
     words = "passed" if check.passed else f"[red]failed[/]: {cell(check.reason)}"
     interval = f"{_percent(check.low)} … {_percent(check.high)}"
     out().print(
-        f"base against itself, {check.rounds} rounds: {interval}; with the most rounds {100 * check.detectable:.1f} % "
+        f"base against itself in these rounds: {interval}; with the most rounds {100 * check.detectable:.1f} % "
         f"can be told; {words}",
         soft_wrap=True,
     )
