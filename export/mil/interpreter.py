@@ -18,7 +18,7 @@ from torch import Tensor
 
 import snapgen_deploy.export.mil.ops  # noqa: F401  (fills the table)
 from snapgen_deploy.export.mil.ops.registry import OPS, Form, Op
-from snapgen_deploy.export.mil.precision import Precision
+from snapgen_deploy.export.mil.precision import Made, Precision
 from snapgen_deploy.export.mil.saved.errors import OpError
 from snapgen_deploy.export.mil.saved.program import Block, Constant, Data, Function, Operation, Value
 from snapgen_deploy.export.mil.saved.types import ValueType, to_held
@@ -212,7 +212,7 @@ class Plan:
         for index, (value, array, rounds) in enumerate(zip(operation.outputs, arrays, step.rounds, strict=True)):
             if rounds:
                 tensor = to_held(array, value.type.dtype)
-                stored = self._precision.settle(tensor, operation.type, value.name, operation.place)
+                stored = self._precision.settle(tensor, Made(operation.type, value.name, operation.place))
                 arrays[index] = stored.numpy()
             _check(operation, value, tuple(arrays[index].shape))
         return arrays
@@ -223,7 +223,7 @@ class Plan:
         for value in self.function.inputs:
             x = inputs[value.name]
             if value.type.dtype.name == "fp16" and value.type.kind == "tensor":
-                x = self._precision.settle(x, "input", value.name, -1)
+                x = self._precision.settle(x, Made("input", value.name, -1))
             env[self._slots[value.name]] = x
             if self.watcher is not None:
                 self.watcher(value.name, x)
@@ -259,24 +259,30 @@ class Plan:
             made = step.run(**arguments)
         except _FAILURES as error:
             raise OpError(f"{operation.where}: {first_line(error)}") from error
-        del arguments
         results = made if isinstance(made, tuple) else (made,)
+        shared = len(results) > 1 or not any(step.rounds) or _shares_memory(results[0], arguments.values())
+        del arguments
         if len(results) != len(step.outputs):
             raise OpError(f"{operation.where}: made {len(results)} results, the program declares {len(step.outputs)}")
         if not operation.outputs:  # write_state
             env[step.outputs[0]] = results[0]
             return
         for slot, result, rounds, value in zip(step.outputs, results, step.rounds, operation.outputs, strict=True):
-            env[slot] = self._settled(step, result, rounds, value, env) if isinstance(result, Tensor) else result
+            if isinstance(result, Tensor):
+                which = Made(operation.type, value.name, operation.place, shared) if rounds else None
+                result = self._settled(step, result, which, value, env)
+            env[slot] = result
 
-    def _settled(self, step: Step, result: Tensor, rounds: bool, value: Value, env: Env) -> Tensor:
-        """A result as it is stored: converted to the declared type, checked, and passed to the trace and the watcher."""
+    def _settled(self, step: Step, result: Tensor, made: Made | None, value: Value, env: Env) -> Tensor:
+        """A result as it is stored: converted to the declared type, checked, and passed to the trace and the watcher.
+
+        `made` is None if its operation only moves values, which are stored already.
+        """
         operation = step.operation
         if result.dtype != value.type.dtype.held:
             result = result.to(value.type.dtype.held)
-        if rounds:
-            finite = partial(step.given_finite, env)
-            result = self._precision.settle(result, operation.type, value.name, operation.place, finite)
+        if made is not None:
+            result = self._precision.settle(result, made, partial(step.given_finite, env))
         _check(operation, value, tuple(result.shape))
         if self.trace is not None:
             self.trace.record(operation, value.name, result, step.given(env))
@@ -312,6 +318,15 @@ class Plan:
 
 def _returning(array: np.ndarray) -> Callable[[], Data]:
     return lambda: array
+
+
+def _shares_memory(result: Any, arguments: Iterable[Any]) -> bool:
+    """Whether a result is, or is a view of, one of the arguments or of what they hold."""
+    if not isinstance(result, Tensor):
+        return True
+    own = result.untyped_storage().data_ptr()
+    flat = (x for a in arguments for x in (a if isinstance(a, tuple | list) else (a,)))
+    return any(isinstance(x, Tensor) and x.untyped_storage().data_ptr() == own for x in flat)
 
 
 def _check(operation: Operation, value: Value, shape: tuple[int, ...]) -> None:

@@ -12,12 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Mode = Literal["fp32", "device"]
 FP16_MAX = 65504.0
 """Largest finite half-precision number, IEEE 754-2008 binary16."""
+_PIECE = 1 << 19  # elements that are rounded and counted at a time, so that they are read from memory once
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,22 @@ class RunReport:
         return self.finite and not self.emptied
 
 
+@dataclass(frozen=True)
+class Made:
+    """Which result it is."""
+
+    op: str
+    output: str
+    place: int  # as in `OpStat`
+    shared: bool = True  # whether its memory may hold something else that is still needed
+
+
 class Precision(Protocol):
     """How a result that the program declares fp16 is stored."""
 
     mode: Mode
 
-    def settle(self, x: Tensor, op: str, output: str, place: int, finite: Callable[[], bool] = lambda: False) -> Tensor:
+    def settle(self, x: Tensor, made: Made, finite: Callable[[], bool] = lambda: False) -> Tensor:
         """The result as it is stored; `finite` returns whether all arguments of the operation are finite."""
         ...
 
@@ -122,7 +134,7 @@ class Fp32:
 
     mode: Mode = "fp32"
 
-    def settle(self, x: Tensor, op: str, output: str, place: int, finite: Callable[[], bool] = lambda: False) -> Tensor:
+    def settle(self, x: Tensor, made: Made, finite: Callable[[], bool] = lambda: False) -> Tensor:
         """The result itself."""
         return x
 
@@ -138,46 +150,66 @@ class Device:
 
     def __init__(self) -> None:
         self._stats: dict[tuple[int, str], OpStat] = {}
+        self._half = torch.empty(_PIECE, dtype=torch.float16)  # memory that is new takes longer than what is computed in it
+        self._bits = torch.empty(_PIECE, dtype=torch.int16)
 
-    def settle(self, x: Tensor, op: str, output: str, place: int, finite: Callable[[], bool] = lambda: False) -> Tensor:
-        """`x` rounded to half precision, still held as float32.
+    def settle(self, x: Tensor, made: Made, finite: Callable[[], bool] = lambda: False) -> Tensor:
+        """`x` rounded to half precision, still held as float32; in its own memory unless that is shared.
 
         An infinity from an infinity, such as a mask's, is intended; from finite arguments it is an overflow, even if float32
         overflows, too (a division by a value that underflowed).
         """
-        rounded = x.half()
-        stat = _observe(x, rounded, op, output, place)
+        stored = x.clone() if made.shared else x
+        flat = in_memory_order(stored)
+        if flat is None:
+            stored = stored.contiguous()
+            flat = stored.view(-1)
+        stat = OpStat(made.op, made.output, made.place, 0, 0.0, 0, 0, 0, 0, 0)
+        nonzero = 0  # before rounding
+        for piece in flat.split(_PIECE) if flat.numel() else ():
+            found, there = self._rounded(piece, made)
+            stat, nonzero = stat.merged(found), nonzero + there
+        stat = replace(stat, emptied=int(nonzero > 0 and stat.vanished == nonzero))
         if stat.infinite and finite():
             stat = replace(stat, overflow=stat.overflow + stat.infinite)
-        key = (place, output)
+        key = (made.place, made.output)
         self._stats[key] = self._stats[key].merged(stat) if key in self._stats else stat
-        return rounded.float()
+        return stored
+
+    def _rounded(self, x: Tensor, made: Made) -> tuple[OpStat, int]:
+        """Round a piece in place; its statistics, and how many of its elements were not zero before."""
+        half, bits = self._half[: x.numel()], self._bits[: x.numel()]
+        half.copy_(x)
+        low, high = (float(v) for v in torch.aminmax(x))
+        largest, overflow, nan, infinite = max(-low, high), 0, 0, 0
+        if not largest <= FP16_MAX:  # also when NaN: only then look at every element
+            finite = torch.isfinite(x)
+            nan = int(torch.isnan(x).sum())
+            infinite = x.numel() - int(finite.sum()) - nan
+            overflow = int((finite & torch.isinf(half)).sum())
+            inside = x[finite].abs()
+            largest = float(inside.max()) if inside.numel() else 0.0
+        torch.bitwise_left_shift(half.view(torch.int16), 1, out=bits)  # drops the sign: a zero may have one
+        after = int(np.count_nonzero(bits.numpy()))  # as integers: several times faster than as real numbers
+        before = after if after == x.numel() else int(torch.count_nonzero(x.view(torch.int32) << 1))
+        x.copy_(half)
+        counts = (overflow, nan, infinite, before - after, 0)
+        return OpStat(made.op, made.output, made.place, x.numel(), largest, *counts), before
 
     def report(self, runs: int) -> RunReport:
         """Everything recorded since opening."""
         return RunReport("device", runs, tuple(self._stats[key] for key in sorted(self._stats)))
 
 
-def _observe(x: Tensor, rounded: Tensor, op: str, output: str, place: int) -> OpStat:
-    if x.numel() == 0:
-        return OpStat(op, output, place, 0, 0.0, 0, 0, 0, 0, 0)
-    low, high = (float(v) for v in torch.aminmax(x))
-    largest, overflow, nan, infinite = max(-low, high), 0, 0, 0
-    if not largest <= FP16_MAX:  # also when NaN: only then look at every element
-        finite = torch.isfinite(x)
-        nan = int(torch.isnan(x).sum())
-        infinite = x.numel() - int(finite.sum()) - nan
-        overflow = int((finite & torch.isinf(rounded)).sum())
-        inside = x[finite].abs()
-        largest = float(inside.max()) if inside.numel() else 0.0
-    before, after = _nonzero(x, torch.int32), _nonzero(rounded, torch.int16)
-    emptied = int(before > 0 and after == 0)
-    return OpStat(op, output, place, x.numel(), largest, overflow, nan, infinite, before - after, emptied)
+def in_memory_order(x: Tensor) -> Tensor | None:
+    """All elements of `x` as a vector in the same memory; None if there are gaps between them, or some are the same.
 
-
-def _nonzero(x: Tensor, bits: torch.dtype) -> int:
-    """Elements that are not zero of either sign, counted as integers: several times faster than as real numbers."""
-    return int(torch.count_nonzero(x.view(bits) << 1))  # the shift drops the sign
+    >>> in_memory_order(torch.tensor([[1, 2], [3, 4]]).t()).tolist()
+    [1, 2, 3, 4]
+    """
+    order = sorted(range(x.dim()), key=lambda axis: (x.stride(axis), x.shape[axis]), reverse=True)
+    turned = x.permute(order)
+    return turned.view(-1) if turned.is_contiguous() else None
 
 
 def precision_for(mode: Mode) -> Precision:

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from snapgen_deploy.export.mil import PackageRunner, RunReport, open_package
+from snapgen_deploy.export.mil import PackageRunner, RunReport, open_package, precision
+from snapgen_deploy.export.mil.precision import Device, Made
 from tests.mil.mil_harness import TARGETS, Function, Program, mb, save, types
 
 HALF = types.fp16
@@ -143,3 +145,55 @@ def test_fp32_mode_reports_nothing_and_is_never_clean(tmp_path: Path) -> None:
     assert runner.report().ops == ()
     assert not runner.report().clean
     assert not open_package(path, mode="device").report().clean, "nothing was run"
+
+
+SPECIAL = (np.nan, np.inf, -np.inf, 70000.0, -70000.0, 65519.0, -65519.0, 1e-9, -1e-9, 3e-8, -0.0, 0.0)
+
+
+@pytest.mark.parametrize("values", [(), SPECIAL, (1e-9, -2e-9, 0.0), (0.0, -0.0)])
+@pytest.mark.parametrize("layout", ["plain", "turned", "gaps", "repeated", "empty", "scalar"])
+def test_rounding_in_pieces_is_rounding_at_once(
+    monkeypatch: pytest.MonkeyPatch, layout: str, values: tuple[float, ...]
+) -> None:
+    """Against numpy, over the whole array: what is stored, and every count."""
+    monkeypatch.setattr(precision, "_PIECE", 7)
+    draw = torch.Generator().manual_seed(len(values))
+    x = torch.zeros(5, 3, 11) if values and len(values) < 4 else torch.randn(5, 3, 11, generator=draw) * 100
+    x.view(-1)[: 8 * len(values) : 8] = torch.tensor(values)
+    x = {
+        "plain": x, "turned": x.permute(2, 0, 1), "gaps": x[:, :, ::2], "repeated": x[:, :1].expand(5, 4, 11),
+        "empty": x[:0], "scalar": x[0, 0, 0],
+    }[layout]  # fmt: skip
+    before = x.numpy().copy()
+    with np.errstate(all="ignore"):
+        half = before.astype(np.float16)
+    found, device = {}, Device()
+    for shared in (True, False):
+        kept = x.clone() if layout in ("plain", "turned", "scalar") else x
+        stored = device.settle(kept, Made("op", str(shared), 0, shared))
+        assert stored.shape == x.shape
+        assert np.array_equal(stored.numpy(), half.astype(np.float32), equal_nan=True)
+        assert np.array_equal(kept.numpy(), before, equal_nan=True) or (not shared and stored is kept)
+        found[shared] = stat(device.report(1), str(shared))
+    finite = np.isfinite(before)
+    nonzero, left = np.count_nonzero(before), np.count_nonzero(half)
+    for one in found.values():
+        assert (one.elements, one.nan, one.infinite) == (before.size, np.isnan(before).sum(), np.isinf(before).sum())
+        assert one.overflow == (finite & np.isinf(half)).sum()
+        assert one.largest == max(np.abs(before[finite]), default=0.0)
+        assert (one.vanished, one.emptied) == (nonzero - left, int(nonzero > 0 and left == 0))
+
+
+def test_a_result_that_is_its_argument_is_not_rounded_in_place(tmp_path: Path) -> None:
+    """A cast to fp16 of an fp32 value that is read again in fp32."""
+
+    def build(x: Any) -> Any:
+        exact = mb.mul(x=mb.cast(x=x, dtype="fp32"), y=np.float32(1.0001))
+        half = mb.cast(x=mb.cast(x=exact, dtype="fp16"), dtype="fp32")
+        return mb.sub(x=exact, y=half, name="y")
+
+    runner = open_package(package(tmp_path / "p.mlpackage", (3,), build), mode="device")
+    values = np.array([1.0, 3.0, 1000.0], np.float32)
+    exact = values * np.float32(1.0001)
+    assert np.allclose(run(runner, *values), exact - exact.astype(np.float16), rtol=1e-3)
+    assert np.abs(run(runner, *values)).max() > 0.01
