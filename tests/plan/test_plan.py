@@ -419,7 +419,7 @@ def low_end(precision: str) -> Profile:
     phone = load_profile("galaxy-a15")
     pte = replace(phone.targets[0], precision=precision, limits=(("error", 0.5),))
     isa = Isa(("cortex-a76", "cortex-a53"), "its box")
-    return replace(phone, name="Low end", isa=isa, targets=(pte, phone.targets[1]))
+    return replace(phone, name="Low end", isa=isa, targets=(pte, replace(phone.targets[1], precision="fp32")))
 
 
 def test_a_precision_without_arithmetic_on_a_core_is_changed_with_the_reason() -> None:
