@@ -12,7 +12,7 @@ from typing import Any
 from snapgen_deploy.bundle.reader import MANIFEST, SUMS, Bundle, check_hashes, open_bundle
 from snapgen_deploy.bundle.schema import refuse_misshapen
 from snapgen_deploy.errors import BadInput, Refused
-from snapgen_deploy.latency.compare.duel import DuelRound, RoundOf, Sides, abba, interleaved, mode_for
+from snapgen_deploy.latency.compare.duel import PAIRS, PAIRS_OF_P90, DuelRound, RoundOf, Sides, abba, interleaved, mode_for
 from snapgen_deploy.latency.compare.guards import Guard, guard_verdict
 from snapgen_deploy.latency.compare.self_check import SelfCheck, self_check, worst_check
 from snapgen_deploy.latency.compare.verdict import LOAD, LOOKS, Judged, Threshold, judge_metric, worst
@@ -206,8 +206,9 @@ def compare_bundles(
     one_round: RoundOf = interleaved if mode == "interleaved" else abba
     start, notes, done = time.monotonic(), list[str](), list[DuelRound]()
     host = host_key(key, candidate.precision(key), threads)
+    pairs = PAIRS_OF_P90 if any(t.metric.endswith("_p90") for t in thresholds) else PAIRS
     with progress(f"{key}: the first round"):
-        sides, seconds = _paced(Sides(base.path, candidate.path, key, threads), one_round, looks[0], cap, done)
+        sides, seconds = _paced(Sides(base.path, candidate.path, key, threads, pairs), one_round, looks[0], cap, done)
     if looks[0] * seconds > cap:
         note = f"not measured: a round takes {seconds:.0f} s, at least {looks[0]} must fit into {cap:g} s"
         note += f"; allow --max-seconds {math.ceil(1.2 * looks[0] * seconds)}"
@@ -279,8 +280,5 @@ def faster_sentence(m: Judged) -> str:
 
 
 def _judge(threshold: Threshold, rounds: Sequence[DuelRound]) -> Judged:
-    """Candidate against the mean of both times of the base."""
-    name = threshold.metric
-    return judge_metric(
-        threshold, [math.sqrt(r.base[name] * r.again[name]) for r in rounds], [r.candidate[name] for r in rounds]
-    )
+    base = [r.base[threshold.metric] for r in rounds]
+    return judge_metric(threshold, base, [b * math.exp(r.change[threshold.metric]) for b, r in zip(base, rounds, strict=True)])

@@ -7,6 +7,7 @@ random order, then the same backwards.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import random
 import statistics
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from snapgen_deploy.bundle.reader import open_bundle
 from snapgen_deploy.export.registry import spec_of, specs
 from snapgen_deploy.latency.environment import canary
@@ -22,8 +25,10 @@ from snapgen_deploy.latency.measure.session import Session, Times, open_session
 from snapgen_deploy.system.child import run_in_child
 from snapgen_deploy.system.quantiles import quantile
 
-PAIRS = 10  # calls of each side per round
-_WARM_UPS = 2
+# Calls of each side per round. Many short rounds tell more in the same time than few long ones, but not of a 90th percentile.
+PAIRS = 4
+PAIRS_OF_P90 = 10
+_WARM_UPS = 1
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,12 @@ class Sides:
 
 @dataclass(frozen=True)
 class DuelRound:
-    """One round: every metric (`e2e_p50`, ...) in ms of base, candidate and the base again, and the canaries around them."""
+    """One round. Its metrics are named `e2e_p50` and so on."""
 
-    base: Mapping[str, float]
-    candidate: Mapping[str, float]
-    again: Mapping[str, float]
-    canary_ms: tuple[float, float]
+    base: Mapping[str, float]  # ms, the geometric mean of both times of the base
+    change: Mapping[str, float]  # log ratio of candidate and base
+    bias: Mapping[str, float]  # log ratio of the base again and the base, which are the same
+    canary_ms: tuple[float, float]  # before and after
 
 
 T = TypeVar("T")
@@ -66,11 +71,11 @@ def abba(sides: Sides, number: int) -> DuelRound:
     paths = sides.paths()
     names = list(paths)
     random.Random(number).shuffle(names)
-    times: dict[str, list[Mapping[str, float]]] = {name: [] for name in names}
+    found: dict[str, list[Mapping[str, float]]] = {name: [] for name in names}
     before = canary()
     for name in (*names, *reversed(names)):
-        times[name].append(_fresh("round", _alone, paths[name], sides))
-    return DuelRound(**{name: _mean(found) for name, found in times.items()}, canary_ms=(before, canary()))
+        found[name].append(_fresh("round", _alone, paths[name], sides))
+    return round_of({name: _mean(both) for name, both in found.items()}, {}, (before, canary()))
 
 
 def mode_for(key: str, wanted: str, bytes_: int = 0, available: int | None = None) -> str:
@@ -110,7 +115,7 @@ def _interleave(sides: Sides, number: int) -> DuelRound:
         for name in names:
             _add(times[name], sessions[name].query())
     after = canary()
-    return DuelRound(**{name: statistics_of(times[name], sessions[name]) for name in names}, canary_ms=(before, after))
+    return round_of({name: statistics_of(times[name], sessions[name]) for name in names}, times, (before, after))
 
 
 def _alone(path: Path, sides: Sides) -> dict[str, float]:
@@ -134,6 +139,23 @@ def statistics_of(times: Times, session: Session) -> dict[str, float]:
         found[f"{name}_p50"] = statistics.median(values)
         found[f"{name}_p90"] = quantile(values, 0.9)
     return found
+
+
+def round_of(found: Mapping[str, Mapping[str, float]], times: Mapping[str, Times], canary_ms: tuple[float, float]) -> DuelRound:
+    """A round from each side's statistics (ms) and, if its calls were interleaved, the times of single calls.
+
+    Calls that followed each other saw the same machine. So the change of a median is the median of the calls' own changes,
+    which has half the variance or less; of other statistics it is their ratio.
+    """
+    base, again, candidate = (found[side] for side in ("base", "again", "candidate"))
+    change, bias = {}, {}
+    for metric in base.keys() & candidate.keys():
+        name, _, statistic = metric.rpartition("_")
+        calls = [times.get(side, {}).get(name, []) for side in ("base", "again", "candidate")]
+        paired = statistic == "p50" and len(calls[0]) > 0 and len({len(c) for c in calls}) == 1
+        b, a, c = np.log(calls if paired else [[side[metric]] for side in (base, again, candidate)])
+        change[metric], bias[metric] = float(np.median(c - (b + a) / 2)), float(np.median(a - b))
+    return DuelRound({m: math.sqrt(base[m] * again[m]) for m in base}, change, bias, canary_ms)
 
 
 def _mean(rounds: list[Mapping[str, float]]) -> dict[str, float]:

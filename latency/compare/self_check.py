@@ -73,7 +73,7 @@ def _weighed(thresholds: Iterable[Threshold]) -> list[Threshold]:
 
 def _checked(rounds: Sequence[DuelRound], threshold: Threshold, most: int) -> SelfCheck:
     name, bound = threshold.metric, math.log1p(threshold.limit)
-    ratios = [math.log(r.again[name] / r.base[name]) for r in rounds]
+    ratios = [r.bias[name] for r in rounds]
     interval, reach = t_interval(ratios), detectable(statistics.stdev(ratios), most, CONFIDENCE)
     best = math.expm1(reach)
     biased = not interval.low <= 0 <= interval.high and not abs(interval.estimate) <= bound / 2

@@ -25,7 +25,7 @@ from snapgen_deploy.families.names import DECODER, STUDENT, TEXT_ENCODER
 from snapgen_deploy.latency.results import QUERY
 from snapgen_deploy.latency.stats import Interval, detectable, t_interval
 
-LOOKS = (5, 10, 20, 30)  # numbers of rounds after which the verdict is checked
+LOOKS = (10, 20, 30)  # numbers of rounds after which the verdict is checked
 CONFIDENCE = 1 - 0.05 / len(LOOKS)
 LOAD = "load"
 TIMINGS = (QUERY, TEXT_ENCODER, STUDENT, DECODER, LOAD)
