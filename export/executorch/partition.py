@@ -4,6 +4,8 @@ torch 2.13 (`fx/passes/infra/partitioner.py`) and ExecuTorch 1.4.1 (`canonical_p
 for every node of a graph, the set of all nodes downstream, and ExecuTorch also of all upstream: thousands of nodes, squared.
 For snapgenpp small at 1024 x 1024 these sets took 3.3 GB, twice the weights. One bit per pair of nodes is enough.
 
+ExecuTorch's also keeps, for every partition, the set of all partitions that it leads to, and reads none of them: `Unread`.
+
 XNNPACK's partitioner also reads the source of every function that it is called from, to find out whether to advise another call
 than ours.
 """
@@ -11,7 +13,10 @@ than ours.
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +44,19 @@ class Downstreams:
         return [self.nodes[i] for i in np.flatnonzero(np.unpackbits(packed, bitorder="little"))]
 
 
+class Unread(defaultdict[int, set[int]]):
+    """A mapping to sets that keeps nothing of what is put into them."""
+
+    def __missing__(self, key: int) -> set[int]:
+        """An empty set, which is forgotten."""
+        return set()
+
+
+def _mapping(kind: type) -> Any:
+    """In place of `collections.defaultdict`, which the partitioner calls with `set` for this purpose only."""
+    return Unread(set) if kind is set else defaultdict(kind)
+
+
 @contextlib.contextmanager
 def thrifty() -> Iterator[None]:
     """Within the block, partitioners use `Downstreams` and look for no advice, and graphs are traced by `quick_tracing`."""
@@ -50,6 +68,7 @@ def thrifty() -> Iterator[None]:
     with (
         replaced(partitioner, name, Downstreams),
         replaced(group_partitioner, name, Downstreams),
+        replaced(group_partitioner, "collections", SimpleNamespace(defaultdict=_mapping)),
         replaced(XnnpackPartitioner, "_check_if_called_from_to_backend", lambda partitioner: False),
         quick_tracing(),
     ):

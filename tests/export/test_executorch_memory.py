@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx.passes.infra import partitioner
 
 from snapgen_deploy.export.executorch.constants import held_once, reread
-from snapgen_deploy.export.executorch.partition import Downstreams, thrifty
+from snapgen_deploy.export.executorch.partition import Downstreams, Unread, thrifty
 from snapgen_deploy.export.executorch.passes import quick_passes
 from snapgen_deploy.export.shared.replaced import replaced
 
@@ -38,16 +39,45 @@ def test_the_same_nodes_are_behind_a_node_as_the_originals_say(module, seed, siz
     assert ours.downstreams_of(next(iter(random_graph(9, 1).graph.nodes))) == []
 
 
+@pytest.mark.parametrize(("seed", "size"), [(2, 40), (3, 170)])
+def test_partitions_are_the_same_without_the_sets_that_are_not_read(monkeypatch, seed, size):
+    """With a group of nodes, as a quantised layer is one, and an unsupported node between others."""
+
+    class Most:
+        def is_node_supported(self, modules, node):
+            return node.op == "call_function" and node.name != f"add_{size // 2}"
+
+    def proposed():
+        graph = random_graph(seed, size)
+        nodes = list(graph.graph.nodes)
+        found = group_partitioner.GroupBasedPartitioner(
+            graph, Most(), node_groups=[nodes[5:7], nodes[9:12]]
+        ).propose_partitions()
+        return [sorted(node.name for node in partition.nodes) for partition in found]
+
+    original, kept = proposed(), []
+    with thrifty():
+        make = group_partitioner.collections.defaultdict
+        watched = SimpleNamespace(defaultdict=lambda kind: kept.append(make(kind)) or kept[-1])
+        monkeypatch.setattr(group_partitioner, "collections", watched)
+        assert proposed() == original
+        monkeypatch.undo()
+    assert sum(map(len, original)) > size // 2
+    assert [(type(found), len(found)) for found in kept if isinstance(found, Unread)] == [(Unread, 0)]
+
+
 def test_what_was_replaced_is_put_back():
     from executorch.backends.xnnpack.operators.node_visitor import NodeVisitor
 
-    before = (partitioner._DependencyViewer, group_partitioner._DependencyViewer, NodeVisitor.get_serialized_buffer_index)
+    def now():
+        viewers = partitioner._DependencyViewer, group_partitioner._DependencyViewer
+        return (*viewers, group_partitioner.collections, NodeVisitor.get_serialized_buffer_index)
+
+    before = now()
     with pytest.raises(ZeroDivisionError), thrifty(), held_once():
         assert partitioner._DependencyViewer is group_partitioner._DependencyViewer is Downstreams
         raise ZeroDivisionError
-    assert before == (
-        partitioner._DependencyViewer, group_partitioner._DependencyViewer, NodeVisitor.get_serialized_buffer_index,
-    )  # fmt: skip
+    assert before == now()
 
 
 def test_a_constant_reads_from_its_copy_only_where_that_is_equal():
