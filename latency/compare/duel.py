@@ -154,7 +154,9 @@ def round_of(found: Mapping[str, Mapping[str, float]], times: Mapping[str, Times
         calls = [times.get(side, {}).get(name, []) for side in ("base", "again", "candidate")]
         paired = statistic == "p50" and len(calls[0]) > 0 and len({len(c) for c in calls}) == 1
         b, a, c = np.log(calls if paired else [[side[metric]] for side in (base, again, candidate)])
-        change[metric], bias[metric] = float(np.median(c - (b + a) / 2)), float(np.median(a - b))
+        # not c against the mean of b and a: single calls are skewed towards slow ones, and a mean of two has another median
+        change[metric] = float(np.median(c - b) + np.median(c - a)) / 2
+        bias[metric] = float(np.median(a - b))
     return DuelRound({m: math.sqrt(base[m] * again[m]) for m in base}, change, bias, canary_ms)
 
 

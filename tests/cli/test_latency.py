@@ -1,6 +1,8 @@
 import json
 import math
+import random
 import shutil
+import statistics
 from dataclasses import replace
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -479,3 +481,18 @@ def test_saving_what_cannot_be_the_bundle_s_device_is_refused_before_it_is_measu
     done = invoke("bench", bundle, "--link", "mac", "--save")
     assert done.exit_code == 2
     assert "--link mac reaches no such device" in done.stderr
+
+
+def test_slow_calls_now_and_then_make_no_side_faster():
+    """One call in five takes longer, on every side alike: the mean of many rounds' changes is zero."""
+    draw = random.Random(5)
+
+    def calls():
+        return {"e2e": [draw.gauss(50, 0.5) * (draw.uniform(1.1, 1.5) if draw.random() < 0.2 else 1) for _ in range(4)]}
+
+    made = [
+        duel.round_of({side: {"e2e_p50": 50.0} for side in sides}, {side: calls() for side in sides}, (1.0, 1.0))
+        for sides in [("base", "again", "candidate")] * 4000
+    ]
+    assert abs(statistics.fmean(r.change["e2e_p50"] for r in made)) < 0.003
+    assert abs(statistics.fmean(r.bias["e2e_p50"] for r in made)) < 0.003
