@@ -12,7 +12,7 @@ from typing import Any
 from snapgen_deploy.bundle.reader import MANIFEST, SUMS, Bundle, check_hashes, open_bundle
 from snapgen_deploy.bundle.schema import refuse_misshapen
 from snapgen_deploy.errors import BadInput, Refused
-from snapgen_deploy.latency.compare.duel import PAIRS, PAIRS_OF_P90, DuelRound, RoundOf, Sides, abba, interleaved, mode_for
+from snapgen_deploy.latency.compare.duel import PAIRS, PAIRS_OF_MEDIANS, DuelRound, RoundOf, Sides, abba, interleaved, mode_for
 from snapgen_deploy.latency.compare.guards import Guard, guard_verdict
 from snapgen_deploy.latency.compare.self_check import SelfCheck, self_check, worst_check
 from snapgen_deploy.latency.compare.verdict import LOAD, LOOKS, Judged, Threshold, judge_metric, worst
@@ -206,7 +206,8 @@ def compare_bundles(
     one_round: RoundOf = interleaved if mode == "interleaved" else abba
     start, notes, done = time.monotonic(), list[str](), list[DuelRound]()
     host = host_key(key, candidate.precision(key), threads)
-    pairs = PAIRS_OF_P90 if any(t.metric.endswith("_p90") for t in thresholds) else PAIRS
+    short = mode == "interleaved" and all(t.metric.endswith("_p50") for t in thresholds)
+    pairs = PAIRS_OF_MEDIANS if short else PAIRS
     with progress(f"{key}: the first round"):
         sides, seconds = _paced(Sides(base.path, candidate.path, key, threads, pairs), one_round, looks[0], cap, done)
     if looks[0] * seconds > cap:

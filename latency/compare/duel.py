@@ -25,9 +25,10 @@ from snapgen_deploy.latency.measure.session import Session, Times, open_session
 from snapgen_deploy.system.child import run_in_child
 from snapgen_deploy.system.quantiles import quantile
 
-# Calls of each side per round. Many short rounds tell more in the same time than few long ones, but not of a 90th percentile.
-PAIRS = 4
-PAIRS_OF_P90 = 10
+# Calls of each side per round. Many short rounds tell more in the same time than few long ones, where only medians are asked of
+# calls that were interleaved.
+PAIRS = 10
+PAIRS_OF_MEDIANS = 4
 _WARM_UPS = 1
 
 
