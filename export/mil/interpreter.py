@@ -18,7 +18,7 @@ from torch import Tensor
 
 import snapgen_deploy.export.mil.ops  # noqa: F401  (fills the table)
 from snapgen_deploy.export.mil.ops.registry import OPS, Form, Op
-from snapgen_deploy.export.mil.precision import Made, Precision
+from snapgen_deploy.export.mil.precision import NamedResult, Precision
 from snapgen_deploy.export.mil.saved.errors import OpError
 from snapgen_deploy.export.mil.saved.program import Block, Constant, Data, Function, Operation, Value
 from snapgen_deploy.export.mil.saved.types import ValueType, to_held
@@ -212,7 +212,7 @@ class Plan:
         for index, (value, array, rounds) in enumerate(zip(operation.outputs, arrays, step.rounds, strict=True)):
             if rounds:
                 tensor = to_held(array, value.type.dtype)
-                stored = self._precision.settle(tensor, Made(operation.type, value.name, operation.place))
+                stored = self._precision.settle(tensor, NamedResult(operation.type, value.name, operation.place))
                 arrays[index] = stored.numpy()
             _check(operation, value, tuple(arrays[index].shape))
         return arrays
@@ -223,7 +223,7 @@ class Plan:
         for value in self.function.inputs:
             x = inputs[value.name]
             if value.type.dtype.name == "fp16" and value.type.kind == "tensor":
-                x = self._precision.settle(x, Made("input", value.name, -1))
+                x = self._precision.settle(x, NamedResult("input", value.name, -1))
             env[self._slots[value.name]] = x
             if self.watcher is not None:
                 self.watcher(value.name, x)
@@ -269,11 +269,11 @@ class Plan:
             return
         for slot, result, rounds, value in zip(step.outputs, results, step.rounds, operation.outputs, strict=True):
             if isinstance(result, Tensor):
-                which = Made(operation.type, value.name, operation.place, shared) if rounds else None
+                which = NamedResult(operation.type, value.name, operation.place, shared) if rounds else None
                 result = self._settled(step, result, which, value, env)
             env[slot] = result
 
-    def _settled(self, step: Step, result: Tensor, made: Made | None, value: Value, env: Env) -> Tensor:
+    def _settled(self, step: Step, result: Tensor, made: NamedResult | None, value: Value, env: Env) -> Tensor:
         """A result as it is stored: converted to the declared type, checked, and passed to the trace and the watcher.
 
         `made` is None if its operation only moves values, which are stored already.

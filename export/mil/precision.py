@@ -106,7 +106,7 @@ class RunReport:
 
 
 @dataclass(frozen=True)
-class Made:
+class NamedResult:
     """Which result it is."""
 
     op: str
@@ -120,7 +120,7 @@ class Precision(Protocol):
 
     mode: Mode
 
-    def settle(self, x: Tensor, made: Made, finite: Callable[[], bool] = lambda: False) -> Tensor:
+    def settle(self, x: Tensor, made: NamedResult, finite: Callable[[], bool] = lambda: False) -> Tensor:
         """The result as it is stored; `finite` returns whether all arguments of the operation are finite."""
         ...
 
@@ -134,7 +134,7 @@ class Fp32:
 
     mode: Mode = "fp32"
 
-    def settle(self, x: Tensor, made: Made, finite: Callable[[], bool] = lambda: False) -> Tensor:
+    def settle(self, x: Tensor, made: NamedResult, finite: Callable[[], bool] = lambda: False) -> Tensor:
         """The result itself."""
         return x
 
@@ -153,7 +153,7 @@ class Device:
         self._half = torch.empty(_PIECE, dtype=torch.float16)  # memory that is new takes longer than what is computed in it
         self._bits = torch.empty(_PIECE, dtype=torch.int16)
 
-    def settle(self, x: Tensor, made: Made, finite: Callable[[], bool] = lambda: False) -> Tensor:
+    def settle(self, x: Tensor, made: NamedResult, finite: Callable[[], bool] = lambda: False) -> Tensor:
         """`x` rounded to half precision, still held as float32; in its own memory unless that is shared.
 
         An infinity from an infinity, such as a mask's, is intended; from finite arguments it is an overflow, even if float32
@@ -176,7 +176,7 @@ class Device:
         self._stats[key] = self._stats[key].merged(stat) if key in self._stats else stat
         return stored
 
-    def _rounded(self, x: Tensor, made: Made) -> tuple[OpStat, int]:
+    def _rounded(self, x: Tensor, made: NamedResult) -> tuple[OpStat, int]:
         """Round a piece in place; its statistics, and how many of its elements were not zero before."""
         half, bits = self._half[: x.numel()], self._bits[: x.numel()]
         half.copy_(x)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from snapgen_deploy.export.mil import PackageRunner, RunReport, open_package, precision
-from snapgen_deploy.export.mil.precision import Device, Made
+from snapgen_deploy.export.mil.precision import Device, NamedResult
 from tests.mil.mil_harness import TARGETS, Function, Program, mb, save, types
 
 HALF = types.fp16
@@ -170,7 +170,7 @@ def test_rounding_in_pieces_is_rounding_at_once(
     found, device = {}, Device()
     for shared in (True, False):
         kept = x.clone() if layout in ("plain", "turned", "scalar") else x
-        stored = device.settle(kept, Made("op", str(shared), 0, shared))
+        stored = device.settle(kept, NamedResult("op", str(shared), 0, shared))
         assert stored.shape == x.shape
         assert np.array_equal(stored.numpy(), half.astype(np.float32), equal_nan=True)
         assert np.array_equal(kept.numpy(), before, equal_nan=True) or (not shared and stored is kept)

@@ -15,7 +15,7 @@ import torch
 
 from snapgen_deploy.export.mil import OpError, PackageError, functions, open_package
 from snapgen_deploy.export.mil.interpreter import Plan
-from snapgen_deploy.export.mil.precision import Device, Made, OpStat, RunReport
+from snapgen_deploy.export.mil.precision import Device, NamedResult, OpStat, RunReport
 from snapgen_deploy.export.mil.saved.reader import model_file, read_package
 from tests.mil.mil_harness import TARGETS, Function, Program, ct, mb, save, types
 
@@ -203,7 +203,7 @@ class Alive(Device):
         self.results: list[weakref.ref[torch.Tensor]] = []
         self.peak = 0
 
-    def settle(self, x: torch.Tensor, made: Made, finite: Any = None) -> torch.Tensor:
+    def settle(self, x: torch.Tensor, made: NamedResult, finite: Any = None) -> torch.Tensor:
         rounded = x.half().float()
         self.results.append(weakref.ref(rounded))
         self.peak = max(self.peak, sum(r() is not None for r in self.results))
