@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.networks import feed
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.onnx.write import MEASURED, SPELLED
 from snapgen_deploy.export.registry import target_of
@@ -96,11 +97,6 @@ def compare(components: dict[str, Component], threads: int) -> Mapping[str, Any]
                 run(inputs)
                 times[key].append(1e3 * (time.perf_counter() - start))
     return {name: row(name, times, outputs) for name in sorted({name for name, _ in times})}
-
-
-def feed(component: Component) -> dict[str, np.ndarray]:
-    """The example by name."""
-    return {port.name: value.numpy() for port, value in zip(component.inputs, component.example, strict=True)}
 
 
 def row(name: str, times: Mapping[tuple[str, str], list[float]], outputs: Mapping[tuple[str, str], np.ndarray]) -> Any:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.networks import feed
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.registry import spec_of, target_of
 from snapgen_deploy.families.component import Spelling
@@ -88,12 +89,12 @@ def measure(tokens: int, blocks: int, key: str, threads: int) -> dict[str, Any]:
         run = target_of(key)[0].open(path, threads=threads)
         precision = spec_of(key).precisions[0]
         component = student(tokens, blocks, key, precision)
-        feed = {p.name: v.numpy() for p, v in zip(component.inputs, component.example, strict=True)}
-        run(feed)
+        inputs = feed(component)
+        run(inputs)
         times = []
         for _ in range(ROUNDS):
             start = time.perf_counter()
-            run(feed)
+            run(inputs)
             times.append(time.perf_counter() - start)
         return row | {"step_seconds": min(times)}
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.networks import component
+from benchmarks.networks import component, feed
 from benchmarks.rate import Entry, profile
 from benchmarks.timing import in_turn
 from snapgen_deploy.export.base import Component
@@ -65,9 +65,8 @@ def measured(key: str, options: argparse.Namespace, folder: Path) -> dict[str, A
         "speed": statistics.median(b / a for b, a in zip(before, after, strict=True)),
         "error": float(np.sqrt(np.mean((near - exact) ** 2)) / exact.std()),
     }
-    paths = [(e.name, e) for e in entries]
     if key == "onnx:cpu":
-        row["profile"] = {name: profile(entry, options.threads, folder) for name, entry in paths}
+        row["profile"] = {entry.name: profile(entry, options.threads, folder) for entry in entries}
     return row
 
 
@@ -79,12 +78,12 @@ def exported(key: str, precision: str, options: argparse.Namespace, folder: Path
     with torch.no_grad():
         made: Component = component(PRESETS["snapgenpp"](), options.width, (options.resolution,) * 2, key)
     target, variant = target_of(key)
-    feed = {p.name: t.numpy() for p, t in zip(made.inputs, made.example, strict=True)}
+    inputs = feed(made)
     path = target.export(made, variant, precision, place, {}).path
     del made
     gc.collect()
     run = target.open(path, threads=options.threads)
-    return Entry(key, precision, 0, lambda: run(feed), path, feed)
+    return Entry(key, precision, 0, lambda: run(inputs), path, inputs)
 
 
 def table(found: Mapping[str, Any]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from snapgen_deploy.device_profiles import load_profile
@@ -25,3 +26,8 @@ def component(config: ModelConfig, width: str, size: tuple[int, int], key: str, 
     module = spec.rewrite(spec.build(width), latent, how)
     example = tuple(torch.ones(p.shape, dtype=torch.int32) if p.dtype == "int32" else torch.randn(p.shape) for p in inputs)
     return Component(role, module.eval(), inputs, outputs, example, doc)
+
+
+def feed(component: Component) -> dict[str, np.ndarray]:
+    """The example of a component by the names of its inputs."""
+    return {port.name: value.numpy() for port, value in zip(component.inputs, component.example, strict=True)}

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.networks import component
+from benchmarks.networks import component, feed
 from benchmarks.timing import in_turn
 from snapgen_deploy.export.base import Component
 from snapgen_deploy.export.registry import target_of
@@ -97,9 +97,9 @@ def exported(config: ModelConfig, options: argparse.Namespace, folder: Path) -> 
             target, variant = target_of(key)
             path = target.export(part, variant, "fp32", place, {}).path
             run, macs = target.open(path, threads=options.threads), total(trace_costs(part)).macs
-            feed = {p.name: t.numpy() for p, t in zip(part.inputs, part.example, strict=True)}
+            inputs = feed(part)
             print(f"{key}, {name}: {macs / 1e9:.2f} GMAC, ready in {time.monotonic() - start:.0f} s", flush=True)
-            yield Entry(key, name, macs, lambda run=run, feed=feed: run(feed), path, feed)  # type: ignore[misc]
+            yield Entry(key, name, macs, lambda run=run, inputs=inputs: run(inputs), path, inputs)  # type: ignore[misc]
 
 
 def sparse_layer(config: ModelConfig, width: str, size: tuple[int, int], whole: Component) -> Component:

@@ -44,7 +44,7 @@ class Downstreams:
         return [self.nodes[i] for i in np.flatnonzero(np.unpackbits(packed, bitorder="little"))]
 
 
-class Unread(defaultdict[int, set[int]]):
+class Unread(dict[int, set[int]]):
     """A mapping to sets that keeps nothing of what is put into them."""
 
     def __missing__(self, key: int) -> set[int]:
@@ -54,7 +54,7 @@ class Unread(defaultdict[int, set[int]]):
 
 def _mapping(kind: type) -> Any:
     """In place of `collections.defaultdict`, which the partitioner calls with `set` for this purpose only."""
-    return Unread(set) if kind is set else defaultdict(kind)
+    return Unread() if kind is set else defaultdict(kind)
 
 
 @contextlib.contextmanager

@@ -204,16 +204,17 @@ def compare_bundles(
     files = [b.path / f for b in (base, base, candidate) for a in b.artifacts(key).values() for f in a.files]
     mode = mode_for(key, order, sum(f.stat().st_size for f in files if f.is_file()), available_bytes())
     one_round: RoundOf = interleaved if mode == "interleaved" else abba
-    start, notes, done = time.monotonic(), list[str](), list[DuelRound]()
+    start, notes = time.monotonic(), list[str]()
     host = host_key(key, candidate.precision(key), threads)
     short = mode == "interleaved" and all(t.metric.endswith("_p50") for t in thresholds)
     pairs = PAIRS_OF_MEDIANS if short else PAIRS
     with progress(f"{key}: the first round"):
-        sides, seconds = _paced(Sides(base.path, candidate.path, key, threads, pairs), one_round, looks[0], cap, done)
+        sides, first, seconds = _paced(Sides(base.path, candidate.path, key, threads, pairs), one_round, looks[0], cap)
     if looks[0] * seconds > cap:
         note = f"not measured: a round takes {seconds:.0f} s, at least {looks[0]} must fit into {cap:g} s"
         note += f"; allow --max-seconds {math.ceil(1.2 * looks[0] * seconds)}"
         return Comparison(base.path, candidate.path, host, mode, 0, None, (), tuple(guards), (note,), across=directed)
+    done = [first]
     for look in looks:
         spent = time.monotonic() - start
         if look != looks[0] and spent + (look - len(done)) * spent / len(done) > cap:
@@ -236,10 +237,10 @@ def compare_bundles(
     )
 
 
-def _paced(sides: Sides, one_round: RoundOf, least: int, cap: float, done: list[DuelRound]) -> tuple[Sides, float]:
+def _paced(sides: Sides, one_round: RoundOf, least: int, cap: float) -> tuple[Sides, DuelRound, float]:
     """Run the first round, and another with the fewest calls if `least` such rounds would not fit into `cap` seconds.
 
-    Returns the sides with the number of calls to go on with, and the seconds of a round; the last round is added to `done`.
+    Returns the sides with the number of calls to go on with, the last round and its seconds.
     """
     for pairs in (sides.pairs, FEWEST_PAIRS):
         sides, start = replace(sides, pairs=pairs), time.monotonic()
@@ -247,8 +248,7 @@ def _paced(sides: Sides, one_round: RoundOf, least: int, cap: float, done: list[
         seconds = time.monotonic() - start
         if least * seconds <= cap:
             break
-    done.append(first)
-    return sides, seconds
+    return sides, first, seconds
 
 
 def difference_sentence(base: Bundle, candidate: Bundle) -> str:
