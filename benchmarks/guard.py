@@ -23,11 +23,11 @@ from benchmarks.heavier import heavier_bundle
 from snapgen_deploy.bundle.reader import Bundle, open_bundle
 from snapgen_deploy.cli.console import progress
 from snapgen_deploy.latency.compare.compare import compare_bundles
+from snapgen_deploy.latency.compare.duel import in_fresh_process
 from snapgen_deploy.latency.compare.verdict import parse_threshold
 from snapgen_deploy.latency.environment import environment
 from snapgen_deploy.latency.measure.session import open_session
 from snapgen_deploy.latency.results import QUERY
-from snapgen_deploy.system.child import run_in_child
 
 RESULTS = Path(__file__).parent / "results"
 TARGET, LIMIT, SLOWER, ITERATIONS = "onnx:cpu", "e2e_p50:3%", 0.05, 20
@@ -95,7 +95,7 @@ def trial(base: Bundle, candidate: Bundle, stored: Sequence[float]) -> dict[str,
 
 def alone(bundle: Bundle) -> list[float]:
     """Times of `ITERATIONS` pictures in a fresh process, ms."""
-    return run_in_child("alone", _alone, bundle.path)[0]
+    return in_fresh_process("alone", _alone, bundle.path)
 
 
 def _alone(path: Path) -> list[float]:

@@ -64,7 +64,7 @@ _HELD = 2.0  # bytes that a loaded model takes, by those of its files: runtimes 
 
 def interleaved(sides: Sides, number: int) -> DuelRound:
     """Run one round in one fresh process."""
-    return _fresh("round", _interleave, sides, number)
+    return in_fresh_process("round", _interleave, sides, number)
 
 
 def abba(sides: Sides, number: int) -> DuelRound:
@@ -75,7 +75,7 @@ def abba(sides: Sides, number: int) -> DuelRound:
     found: dict[str, list[Mapping[str, float]]] = {name: [] for name in names}
     before = canary()
     for name in (*names, *reversed(names)):
-        found[name].append(_fresh("round", _alone, paths[name], sides))
+        found[name].append(in_fresh_process("round", _alone, paths[name], sides))
     return round_of({name: _mean(both) for name, both in found.items()}, {}, (before, canary()))
 
 
@@ -94,7 +94,7 @@ def mode_for(key: str, wanted: str, bytes_: int = 0, available: int | None = Non
     return "interleaved" if spec_of(key).runtime.shared_process and fits else "abba"
 
 
-def _fresh(what: str, function: Callable[..., T], *args: Any) -> T:
+def in_fresh_process(what: str, function: Callable[..., T], *args: Any) -> T:
     """Run in a process forked from one that has only imported what a round needs: no model, no thread, and quick to start."""
     preload = dict.fromkeys(module for spec in specs().values() for module in spec.runtime.preload)
     multiprocessing.set_forkserver_preload([__name__, *preload])

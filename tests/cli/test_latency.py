@@ -200,7 +200,7 @@ def test_each_side_keeps_its_own_times(monkeypatch, tmp_path, one_round, number)
 
     monkeypatch.setattr(duel, "open_bundle", lambda path: path)
     monkeypatch.setattr(duel, "open_session", fake_session)
-    monkeypatch.setattr(duel, "_fresh", lambda what, function, *arguments: function(*arguments))
+    monkeypatch.setattr(duel, "in_fresh_process", lambda what, function, *arguments: function(*arguments))
     found = one_round(Sides(tmp_path / "fast", slow, "onnx:cpu", 1, pairs=4), number)
     assert (found.base["e2e_p50"], found.base["student_p90"], found.base["load_p50"]) == pytest.approx((10, 2, 5))
     for metric in ("e2e_p50", "student_p90", "load_p50"):
