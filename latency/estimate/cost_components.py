@@ -32,7 +32,7 @@ Ops = tuple[OpCost, ...]
 
 
 @dataclass(frozen=True)
-class _Spelling:
+class Spelled:
     """How networks are written for a target; `job.components.build_component` does the same for the real ones."""
 
     layout: Layout
@@ -58,7 +58,7 @@ class Drawn:
     batch: int = 1
 
 
-def spelling_of(target: str) -> _Spelling:
+def spelling_of(target: str) -> Spelled:
     """How networks are written for a target, `name` or `name:variant`, at its default precision.
 
     Activations of w8a16 have 16 bits, like those of fp16.
@@ -68,7 +68,7 @@ def spelling_of(target: str) -> _Spelling:
     """
     spec = spec_of(target)
     precision, writing = spec.precisions[0], spec.writing
-    return _Spelling(spec.layout, int(WEIGHT_BYTES[precision]), writing.ops_at(precision), writing.upsample)
+    return Spelled(spec.layout, int(WEIGHT_BYTES[precision]), writing.ops_at(precision), writing.upsample)
 
 
 def picture_costs(config: ModelConfig, width: str, resolution: tuple[int, int], target: str, batch: int = 1) -> Costs:
@@ -82,31 +82,12 @@ def picture_costs(config: ModelConfig, width: str, resolution: tuple[int, int], 
     """
     if width not in config.student.widths:
         raise BadInput(f"no width '{width}': expected one of {several(list(config.student.widths))}")
-    return _traced(_Picture(config_to_json(config), width, resolution, target, batch, config))
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """The arguments of `picture_costs`; configurations are compared by their text."""
-
-    text: str
-    width: str
-    resolution: tuple[int, int]
-    target: str
-    batch: int
-    config: ModelConfig = field(compare=False)
-
-
-@functools.lru_cache(maxsize=32)
-def _traced(picture: _Picture) -> Costs:
-    config, width, resolution, target = picture.config, picture.width, picture.resolution, picture.target
-    latent, found = latent_of(config, resolution), dict[str, Ops]()
-    form, drawn = family_of(config).form(config, latent[1:]), Drawn(width, resolution, latent, picture.batch)
+    latent, how, found = latent_of(config, resolution), spelling_of(target), dict[str, Ops]()
+    drawn, text = Drawn(width, resolution, latent, batch), config_to_json(config)
     for spec in components_of(config):
+        of = drawn if spec.elastic else replace(drawn, width="")
         try:
-            with without_storage():
-                network = spec.build(width)
-            found[spec.name] = component_costs(config, spec, network, drawn, target, form)
+            found[spec.name] = _traced(_Traced(text, how, spec.name, of, config))
         except Exception as error:  # whatever a user's module does without numbers
             if not spec.needs_vectors:
                 raise
@@ -114,13 +95,32 @@ def _traced(picture: _Picture) -> Costs:
     return MappingProxyType(found)
 
 
-def component_costs(config: ModelConfig, spec: ComponentSpec, network: nn.Module, drawn: Drawn, target: str, form: str) -> Ops:
-    """The operations of one call of a component, given as its reference network without storage, as `target` exports it.
+@dataclass(frozen=True)
+class _Traced:
+    """What the operations of a component depend on; configurations are compared by their text."""
+
+    text: str
+    how: Spelled
+    name: str
+    drawn: Drawn
+    config: ModelConfig = field(compare=False)
+
+
+@functools.lru_cache(maxsize=128)
+def _traced(of: _Traced) -> Ops:
+    spec, form = components_of(of.config)[of.name], family_of(of.config).form(of.config, of.drawn.latent[1:])
+    with without_storage():
+        network = spec.build(of.drawn.width)
+    return component_costs(of.config, spec, network, of.drawn, of.how, form)
+
+
+def component_costs(config: ModelConfig, spec: ComponentSpec, network: nn.Module, drawn: Drawn, how: Spelled, form: str) -> Ops:
+    """The operations of one call of a component, given as its reference network without storage, as a target exports it.
 
     If a student's graph folds the query heads of a group into one matrix of scores, `tile` is still that of one head: a runtime
     need not hold a whole group at once.
     """
-    how, latent = spelling_of(target), (drawn.latent[1], drawn.latent[2])
+    latent = (drawn.latent[1], drawn.latent[2])
     rows = spec.rows_in(drawn.batch)
     with without_storage(), torch.no_grad():
         module = spec.rewrite(network, latent, component.Spelling(how.layout, how.ops, how.upsample, form, batch=rows))

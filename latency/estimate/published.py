@@ -21,7 +21,7 @@ from snapgen_deploy.export.coreml.spec import COREML
 from snapgen_deploy.families.names import DECODER, STUDENT
 from snapgen_deploy.families.registry import components_of, family_of
 from snapgen_deploy.latency.estimate.cost import OpCost
-from snapgen_deploy.latency.estimate.cost_components import Drawn, component_costs
+from snapgen_deploy.latency.estimate.cost_components import Drawn, component_costs, spelling_of
 from snapgen_deploy.latency.estimate.machine import excess, read_again, streamed
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.models.dit_config import dit_of
@@ -129,7 +129,7 @@ def trace_point(name: str) -> tuple[OpCost, ...]:
     if name in ("A", "C"):
         network.skips = nn.ModuleList()  # the paper adds dense skips in (D)
     drawn = Drawn(width, config.resolution, (config.student.latent_channels, *_LATENT))
-    return component_costs(config, spec, network, drawn, COREML.key, family_of(config).form(config, _LATENT))
+    return component_costs(config, spec, network, drawn, spelling_of(COREML.key), family_of(config).form(config, _LATENT))
 
 
 def _architecture(name: str) -> tuple[ModelConfig, str]:

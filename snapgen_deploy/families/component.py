@@ -12,6 +12,7 @@ two rows for a picture: first those of all prompts, then those of all negative p
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -249,9 +250,8 @@ class ComponentSpec:
             return {name: tuple(tensor.shape) for name, tensor in self.build("").state_dict().items()}
 
     def parameters(self, width: str) -> int:
-        """Number of parameters at a width; built without storage."""
-        with without_storage():
-            return sum(p.numel() for p in self.build(width).parameters())
+        """Number of parameters at a width; built without storage, once."""
+        return _parameters(self, width)
 
     @property
     def reads(self) -> TextInput:
@@ -262,6 +262,12 @@ class ComponentSpec:
     def calls(self, steps: int, batch: int = 1) -> int:
         """How often it runs while `batch` pictures of so many steps are drawn together."""
         return steps if self.part == "denoise" else batch // self.pictures_in(batch)
+
+
+@functools.lru_cache(maxsize=256)
+def _parameters(spec: ComponentSpec, width: str) -> int:
+    with without_storage():
+        return sum(p.numel() for p in spec.build(width).parameters())
 
 
 @dataclass(frozen=True)

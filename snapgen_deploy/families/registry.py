@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.base import Family
@@ -13,6 +14,7 @@ from snapgen_deploy.families.elastic_dit import ElasticDiTFamily
 from snapgen_deploy.families.module import ModuleFamily
 from snapgen_deploy.families.unet import UNetFamily
 from snapgen_deploy.models.config import ModelConfig
+from snapgen_deploy.models.serialise import config_to_json
 
 FAMILIES: dict[str, Family] = {
     "elastic-dit": ElasticDiTFamily(),
@@ -43,8 +45,28 @@ def components_of(config: ModelConfig) -> Components:
     Raises:
         BadInput: if the configuration names an unknown family.
     """
-    found = family_of(config).components(config)
-    return replace(found, denoiser=replace(found.denoiser, guidance=config.guidance_scale)) if config.guided else found
+    family = family_of(config)
+    found = family.components(config)
+    if config.guided:
+        found = replace(found, denoiser=replace(found.denoiser, guidance=config.guidance_scale))
+    if any(spec.needs_vectors for spec in found):
+        return found  # its class is a user's, which equal configurations need not both be allowed to build
+    return _first(_Configured(config_to_json(config), family, found))
+
+
+@dataclass(frozen=True)
+class _Configured:
+    """The components of a configuration, compared by its text and its family."""
+
+    text: str
+    family: Family
+    components: Components = field(compare=False)
+
+
+@functools.lru_cache(maxsize=64)
+def _first(configured: _Configured) -> Components:
+    """The same objects for equal configurations: they remember what was counted."""
+    return configured.components
 
 
 def student_types() -> Mapping[str, type]:

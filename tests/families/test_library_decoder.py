@@ -16,7 +16,7 @@ from snapgen_deploy.families.library_decoder import library_decoder
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.golden.own import OwnVectorsTask, held_to_libraries, write_own_vectors
 from snapgen_deploy.golden.vectors import GoldenCases, GoldenSize, GoldenVectors, compared_with, open_golden
-from snapgen_deploy.latency.estimate.cost_components import Drawn, component_costs
+from snapgen_deploy.latency.estimate.cost_components import Drawn, component_costs, spelling_of
 from snapgen_deploy.models import library_decoder as library_module
 from snapgen_deploy.models.library_decoder import library_decode
 from snapgen_deploy.models.presets import shapes
@@ -139,5 +139,5 @@ def test_its_cost_is_known_without_weights(name: str) -> None:
     for target in ("executorch:xnnpack", "coreml"):
         with without_storage():
             network = spec.build("")
-        costs = component_costs(shapes(), spec, network, drawn, target, "loop")
+        costs = component_costs(shapes(), spec, network, drawn, spelling_of(target), "loop")
         assert sum(op.macs for op in costs) > 0

@@ -26,7 +26,7 @@ def ops_of(config=BASE, side=16, target="onnx", form="loop", width="full"):
         dit = DiT(config, width)
     model = ModelConfig(config, None, None)
     drawn = Drawn(width, (8 * side, 8 * side), (config.latent_channels, side, side))
-    return component_costs(model, components_of(model).denoiser, dit, drawn, target, form)
+    return component_costs(model, components_of(model).denoiser, dit, drawn, spelling_of(target), form)
 
 
 def macs(ops, *kinds):
