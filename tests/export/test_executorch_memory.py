@@ -10,6 +10,7 @@ import pytest
 import torch
 from executorch.exir.backend.canonical_partitioners import group_partitioner
 from torch import Tensor, nn
+from torch.export import exported_program
 from torch.fx.passes.infra import partitioner
 
 from snapgen_deploy.export.executorch.constants import held_once, reread
@@ -106,14 +107,23 @@ class EveryPass(nn.Module):
         return torch.cat([x, self.bend(self.row(x.flatten(2)).unflatten(2, x.shape[2:])), x, x, x, x])
 
 
-def lowered(context: contextlib.AbstractContextManager[None]) -> tuple[bytes, int]:
+class InPlace(nn.Module):
+    """A network that changes a tensor it has made."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2
+        y[:, 0].add_(1)
+        return torch.relu(y)
+
+
+def lowered(context: contextlib.AbstractContextManager[None], network: type[nn.Module]) -> tuple[bytes, int]:
     """The file of a network, and how often a graph was traced while it was lowered within `context`."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
     from executorch.exir.pass_base import ExportPass
 
     torch.manual_seed(0)
-    program = torch.export.export(EveryPass().eval(), (torch.randn(1, 3, 9, 7),))
+    program = torch.export.export(network().eval(), (torch.randn(1, 3, 9, 7),))
     counted, trace = [], ExportPass.call_submodule
 
     def counting(self: ExportPass, *args: object) -> object:
@@ -126,6 +136,17 @@ def lowered(context: contextlib.AbstractContextManager[None]) -> tuple[bytes, in
 
 
 def test_graphs_that_no_pass_changes_are_not_traced_again_and_give_the_same_file():
-    (slow, all_traces), (quick, traces) = lowered(contextlib.nullcontext()), lowered(quick_passes())
+    (slow, all_traces), (quick, traces) = lowered(contextlib.nullcontext(), EveryPass), lowered(quick_passes(), EveryPass)
     assert slow == quick
     assert traces <= 0.7 * all_traces
+
+
+@pytest.mark.parametrize(("network", "decomposed"), [(EveryPass, 1), (InPlace, 2)])
+def test_graphs_are_decomposed_where_there_is_something_to_decompose(monkeypatch, network, decomposed):
+    called, decompose = [], exported_program._decompose_exported_program
+    monkeypatch.setattr(exported_program, decompose.__name__, lambda *a, **k: called.append(1) or decompose(*a, **k))
+    slow, _ = lowered(contextlib.nullcontext(), network)
+    often = len(called)
+    quick, _ = lowered(quick_passes(), network)
+    assert slow == quick
+    assert (often, len(called) - often) == (3, decomposed)
