@@ -41,7 +41,10 @@ def _inputs(graph: Any) -> list[tuple[object, ...]]:
 
 
 def _has_to_be_decomposed(graph: Any, table: Any) -> bool:
-    """Whether a decomposition with a table may change a graph; with an empty one, whether an operator changes its input."""
+    """Whether a decomposition with a table may change a graph; with an empty one, whether an operator changes its input.
+
+    torch decomposes some operators whatever the table says. After an empty one, another decomposition does that.
+    """
     from torch._export.utils import _check_valid_to_preserve, _is_cia_op
     from torch._ops import OpOverload
 
