@@ -2,7 +2,8 @@
 
     python -m benchmarks.against BASE [--runs 3] [--only NAME ...]    BASE: a checkout with .venv, such as of an earlier commit
 
-Each command runs in both checkouts in turn, so that what else the machine does falls on both. Seconds are wall time from the
+Each command runs in both checkouts in turn, this one first in the first round and the base first in the next, so that what else
+the machine does falls on both. Seconds are wall time from the
 command to its end; memory is the largest sum over all processes that live at the same time, shared pages counted once (PSS,
 sampled five times a second). Medians, and the ratio of medians. Writes benchmarks/results/against.json and .md after each run.
 """
@@ -163,8 +164,8 @@ def main() -> None:
             out.mkdir()
         for name in names:
             runs: dict[str, list[dict[str, float]]] = {where: [] for where in checkouts}
-            for _ in range(options.runs):
-                for where, checkout in checkouts.items():
+            for turn in range(options.runs):
+                for where, checkout in sorted(checkouts.items(), reverse=turn % 2 == 0):
                     prepare(TASKS[name], checkout, outs[where], done)
                     runs[where].append(run(checkout, TASKS[name].words, outs[where]))
                     done.add((checkout, name))
