@@ -26,6 +26,9 @@ class Size:
         return size_name(self.resolution)
 
 
+_NEAR = 5  # units around a side that are looked at first
+
+
 def size_name(resolution: Sequence[int]) -> str:
     """(height, width) -> `<height>x<width>`.
 
@@ -79,11 +82,15 @@ def latent_of(config: ModelConfig, size: tuple[int, int]) -> tuple[int, int, int
 
 
 def nearest_sizes(config: ModelConfig, size: tuple[int, int], count: int = 3) -> list[tuple[int, int]]:
-    """The picture sizes nearest to `size` that fit the network."""
-    family, factor, sound = family_of(config), config.student.latent_factor, set[tuple[int, int]]()
-    rule, reach = family.size_rule(config), 5
-    while not sound and reach < rule.reach:
-        spans = [[rule.unit * max(1, side // rule.unit + d) for d in range(-reach, reach + 1)] for side in size]
-        sound = {(h, w) for h in spans[0] for w in spans[1] if not family.size_problems(config, (h // factor, w // factor))}
+    """The picture sizes nearest to `size` that fit the network; where none is near, that of the configuration."""
+    family, factor = family_of(config), config.student.latent_factor
+    rule, reach = family.size_rule(config), _NEAR
+
+    def within(units: int) -> set[tuple[int, int]]:
+        spans = [[rule.unit * max(1, side // rule.unit + d) for d in range(-units, units + 1)] for side in size]
+        return {(h, w) for h in spans[0] for w in spans[1] if not family.size_problems(config, (h // factor, w // factor))}
+
+    while not (sound := within(reach)) and reach < rule.reach:
         reach *= 2
+    sound = sound or {config.resolution}
     return sorted(sound, key=lambda s: (abs(s[0] - size[0]) + abs(s[1] - size[1]), s))[:count]

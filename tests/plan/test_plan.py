@@ -29,7 +29,7 @@ from snapgen_deploy.models.unfilled import without_storage
 from snapgen_deploy.plan import widths as plan_width
 from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.plan.plan import ExportPlan
-from snapgen_deploy.plan.sizes import nearest_sizes
+from snapgen_deploy.plan.sizes import latent_of, nearest_sizes, size_name
 from snapgen_deploy.plan.widths import WEIGHT_BYTES, activation_bytes
 from snapgen_deploy.sparse import rewrite_student
 
@@ -443,3 +443,12 @@ def test_a_precision_without_arithmetic_on_a_core_is_refused_if_asked_for() -> N
     assert make_plan(config, phone, targets=["onnx"], precision="fp16").targets[0].precision == "fp16"
     able = replace(phone, isa=Isa(("cortex-a76", "cortex-a55"), "its box"))
     assert make_plan(config, able, targets=["executorch"], precision="fp16").targets[0].precision == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("preset", "size", "near"), [("shapes-unet", (70, 64), "64x64, 80x64"), ("shapes", (100, 64), "96x64")]
+)
+def test_sizes_that_do_fit_are_named(preset: str, size: tuple[int, int], near: str) -> None:
+    """The U-Net's rule is settled nearby, a DiT's blocks may need a longer search."""
+    with pytest.raises(BadInput, match=f"resolution {size_name(size)} does not fit .* the nearest that do are {near}"):
+        latent_of(PRESETS[preset](), size)
