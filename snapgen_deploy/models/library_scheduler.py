@@ -38,16 +38,23 @@ def draw_by_library(
     given = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     if config.scheduler[CLASS] == SCM:
         return _by_angles(scheduler, steps, run, x, given)
+    told = {"mu": _mu(scheduler, config.shift_tokens(latent[1:]))} if config.scheduler.get("use_dynamic_shifting") else {}  # type: ignore[arg-type]
     if facts.EVEN:
-        scheduler.set_timesteps(sigmas=[1.0 - i / steps for i in range(steps)])
+        scheduler.set_timesteps(sigmas=[1.0 - i / steps for i in range(steps)], **told)
     else:
-        scheduler.set_timesteps(steps)
+        scheduler.set_timesteps(steps, **told)
     x = x * getattr(scheduler, "init_noise_sigma", 1.0)
     for t in scheduler.timesteps:
         seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         output = run(seen, t.float().reshape(1) * facts.timestep_scale)
         x = scheduler.step(output, t, x, return_dict=False, **given)[0]
     return x
+
+
+def _mu(scheduler: Any, tokens: int) -> float:
+    """What pipelines tell a scheduler of a picture, by the library's own function."""
+    c, calculate = scheduler.config, library_class("pipelines.flux.pipeline_flux", "calculate_shift")
+    return float(calculate(tokens, c.base_image_seq_len, c.max_image_seq_len, c.base_shift, c.max_shift))
 
 
 def _by_angles(scheduler: Any, steps: int, run: CalledStep, x: Tensor, given: dict[str, Any]) -> Tensor:

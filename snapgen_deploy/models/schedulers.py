@@ -29,6 +29,8 @@ _FIRST_ANGLE, _SECOND_ANGLE = 1.5708, 1.3  # of SANA-Sprint's pipeline; the seco
 _LARGEST_TRAINED = 100_000
 _Trained = Annotated[int, Field(strict=True, ge=2, le=_LARGEST_TRAINED)]
 _Prediction = Literal["epsilon", "v_prediction", "sample"]
+_MOST_MU = 100.0  # beyond it the shift is none that is taken
+_Mu = Annotated[float, Field(ge=-_MOST_MU, le=_MOST_MU)]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Spacing:
     steps: int
     even: bool = False  # noise levels before the shift are 1, 1 - 1/n, ..., as Flux's pipeline sets them
     timestep_scale: float = 1.0  # of the timestep that the network reads
+    tokens: int = 0  # of the picture, for a shift that depends on them; 0: the pipeline tells none
 
 
 class Scheduler(Protocol):
@@ -62,23 +65,46 @@ class _Flow:
     """FlowMatchEulerDiscreteScheduler."""
 
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **_SIGMAS, "use_dynamic_shifting": _OFF, "invert_sigmas": _OFF, "shift_terminal": (None, 0, 0.0),
-        "stochastic_sampling": _OFF,
+        **_SIGMAS, "invert_sigmas": _OFF, "shift_terminal": (None, 0, 0.0), "stochastic_sampling": _OFF,
     }  # fmt: skip
     shift: Annotated[float, Field(ge=LEAST_SHIFT, le=1 / LEAST_SHIFT)] = 1.0
     num_train_timesteps: _Trained = 1000
+    use_dynamic_shifting: bool | None = None
+    time_shift_type: Literal["exponential", "linear"] = "exponential"
+    base_shift: _Mu = 0.5
+    max_shift: _Mu = 1.15
+    base_image_seq_len: PositiveInt = 256
+    max_image_seq_len: PositiveInt = 4096
 
     def schedule(self, spacing: Spacing, features: int) -> Schedule:
-        """Levels between those of the first and the last trained timestep, both shifted, and shifted once more."""
+        """Levels between those of the first and the last trained timestep, both shifted, and shifted once more.
+
+        A shift that depends on the picture is applied once.
+        """
         steps, trained = spacing.steps, self.num_train_timesteps
-        last = 1.0 / steps if spacing.even else self._shifted(1.0 / trained)
-        levels = [self._shifted(float(s)) for s in np.linspace(1.0, last, steps)]
+        shift = self._of_picture(spacing.tokens) if self.use_dynamic_shifting else self.shift
+        first = 1.0 / trained if self.use_dynamic_shifting else _shifted(1.0 / trained, shift)
+        levels = [_shifted(float(s), shift) for s in np.linspace(1.0, 1.0 / steps if spacing.even else first, steps)]
         timesteps = tuple(level * trained * spacing.timestep_scale for level in levels)
         usual = all(math.isclose(t, 1000.0 * s) for t, s in zip(timesteps, levels, strict=True))
-        return Schedule((*levels, 0.0), self.shift, features, timesteps=() if usual else timesteps)
+        return Schedule((*levels, 0.0), shift, features, timesteps=() if usual else timesteps)
 
-    def _shifted(self, level: float) -> float:
-        return self.shift * level / (1.0 + (self.shift - 1.0) * level)
+    def _of_picture(self, tokens: int) -> float:
+        """The shift of a picture: `mu` grows linearly with its tokens, and is the shift, or its logarithm."""
+        if not tokens:
+            raise ValueError("got use_dynamic_shifting, and the pipelines of this student tell the scheduler no picture size")
+        if self.base_image_seq_len == self.max_image_seq_len:
+            raise ValueError("got base_image_seq_len equal to max_image_seq_len, which give no line")
+        slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
+        mu = self.base_shift + slope * (tokens - self.base_image_seq_len)
+        shift = math.exp(mu) if self.time_shift_type == "exponential" and abs(mu) < _MOST_MU else mu
+        if not LEAST_SHIFT <= shift <= 1 / LEAST_SHIFT:
+            raise ValueError(f"got a shift of {shift:g} for {tokens} tokens, expected {LEAST_SHIFT:g} to {1 / LEAST_SHIFT:g}")
+        return shift
+
+
+def _shifted(level: float, shift: float) -> float:
+    return shift * level / (1.0 + (shift - 1.0) * level)
 
 
 def angles_of(steps: int) -> tuple[float, ...]:

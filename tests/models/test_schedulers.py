@@ -14,7 +14,7 @@ from torch import Tensor
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.diffusers_classes import CLASS
 from snapgen_deploy.models.schedule import EULER
-from snapgen_deploy.models.schedulers import SCHEDULERS, Spacing, schedule_from
+from snapgen_deploy.models.schedulers import FLOW, SCHEDULERS, Spacing, schedule_from
 from tests.library_students import timesteps_of
 
 MODULES = {
@@ -89,12 +89,37 @@ def test_flux_spaces_its_levels_evenly() -> None:
     assert ours.sigmas == tuple(library.sigmas.tolist())
 
 
+@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize(
+    "settings", [{"shift": 3.0}, {"time_shift_type": "linear", "max_shift": 2.5}, {"base_image_seq_len": 64}]
+)
+def test_a_shift_of_the_pictures_size(settings: dict[str, Any], even: bool) -> None:
+    from diffusers.pipelines.dreamlite.pipeline_dreamlite_mobile import calculate_shift
+
+    library = scheduler_of_library(FLOW, {"use_dynamic_shifting": True, **settings})
+    c = library.config
+    for tokens in (16, 1024, 4096):
+        mu = calculate_shift(tokens, c.base_image_seq_len, c.max_image_seq_len, c.base_shift, c.max_shift)
+        given = {"sigmas": [1.0, 0.75, 0.5, 0.25]} if even else {"num_inference_steps": 4}
+        library.set_timesteps(mu=mu, **given)
+        ours = schedule_from({**c, CLASS: FLOW}, Spacing(4, even, tokens=tokens), 16)
+        assert ours.sigmas == pytest.approx(library.sigmas.tolist(), rel=1e-6)
+        assert ours.sampler == EULER
+
+
+@pytest.mark.parametrize("changes", [{"base_image_seq_len": 4096}, {"time_shift_type": "linear", "max_shift": -3.0}])
+def test_a_shift_that_is_none_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="scheduler: FlowMatchEulerDiscreteScheduler: got"):
+        schedule_from({CLASS: FLOW, "use_dynamic_shifting": True, **changes}, Spacing(4, tokens=4096), 16)
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
         ({CLASS: "DPMSolverMultistepScheduler"}, "scheduler: _class_name: got 'DPMSolverMultistepScheduler', expected one of"),
         ({}, "scheduler: _class_name: got nothing"),
-        ({CLASS: "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}, "use_dynamic_shifting: got true, expected"),
+        ({CLASS: FLOW, "use_dynamic_shifting": True}, "pipelines of this student tell the scheduler no picture size"),
+        ({CLASS: FLOW, "time_shift_type": "steep"}, "time_shift_type: got 'steep'"),
         ({CLASS: "SCMScheduler", "prediction_type": "epsilon"}, "prediction_type: got 'epsilon', expected 'trigflow'"),
         ({CLASS: "LCMScheduler", "original_inference_steps": 2}, "got 4 steps, expected at most the 2 of"),
         ({CLASS: "LCMScheduler", "beta_schedule": "squaredcos_cap_v2"}, "beta_schedule: got 'squaredcos_cap_v2'"),
