@@ -64,6 +64,7 @@ class TextClass:
 _CLIP = {"text_model.": "text_model."}
 _DECODER = {"model.": "", "": ""}
 _GEMMA3 = {"language_model.model.": "", "model.language_model.": "", "language_model.": ""}
+_QWEN3_VL = {"model.language_model.": "", "language_model.": ""}
 # By `model_type` in the library's config.json.
 TEXT_CLASSES: Mapping[str, TextClass] = MappingProxyType(
     {
@@ -76,6 +77,8 @@ TEXT_CLASSES: Mapping[str, TextClass] = MappingProxyType(
         "llama": TextClass("llama", "LlamaConfig", "LlamaModel", _DECODER),
         "qwen2": TextClass("qwen2", "Qwen2Config", "Qwen2Model", _DECODER),
         "qwen3": TextClass("qwen3", "Qwen3Config", "Qwen3Model", _DECODER),
+        # Without pictures its three positions of a token are one, as in Qwen3.
+        "qwen3_vl": TextClass("qwen3_vl", "Qwen3VLTextConfig", "Qwen3VLTextModel", _QWEN3_VL, part="text_config"),
     }
 )
 

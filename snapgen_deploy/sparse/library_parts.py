@@ -210,7 +210,7 @@ _READERS: Mapping[str, Callable[[LibraryText], TextParts]] = MappingProxyType(
     {
         "clip_text_model": _clip,
         "t5": _t5,
-        **dict.fromkeys(("gemma2", "gemma3_text", "llama", "qwen2", "qwen3"), _decoder),
+        **dict.fromkeys(("gemma2", "gemma3_text", "llama", "qwen2", "qwen3", "qwen3_vl_text"), _decoder),
     }
 )
 

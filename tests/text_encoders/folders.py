@@ -42,6 +42,21 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
     "llama": ("LlamaForCausalLM", {**_DECODER, "num_key_value_heads": 1}, "qwen"),
     "qwen2": ("Qwen2ForCausalLM", _DECODER, "qwen"),
     "qwen3": ("Qwen3ForCausalLM", {**_DECODER, "head_dim": 16}, "qwen"),
+    "qwen3_vl": (
+        "Qwen3VLForConditionalGeneration",
+        {
+            "text_config": {**_DECODER, "head_dim": 16, "rope_scaling": {"rope_type": "default", "mrope_section": [4, 2, 2]}},
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_heads": 2,
+                "out_hidden_size": 32,
+                "deepstack_visual_indexes": [0],
+            },
+        },
+        "qwen",
+    ),
 }
 
 
@@ -137,7 +152,8 @@ def write_folder(folder: Path, kind: str, architecture: str = "", **settings: An
 
     folder.mkdir(parents=True)
     name, own, tokenizer = MODELS[kind]
-    own = {**own, "vocab_size": TOKENIZERS[tokenizer](folder), **settings}
+    own, vocabulary = {**own, **settings}, {"vocab_size": TOKENIZERS[tokenizer](folder)}
+    own |= {"text_config": own["text_config"] | vocabulary} if "text_config" in own else vocabulary
     found = transformers.AutoTokenizer.from_pretrained(str(folder))
     own = {"eos_token_id": found.eos_token_id, "pad_token_id": found.pad_token_id, **own}
     network = getattr(transformers, architecture or name)
