@@ -57,6 +57,16 @@ PUBLISHED: Mapping[str, tuple[Mapping[str, Any], int]] = {
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"], "mid_block_type": None,
         "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "use_linear_projection": True,
     }, 8),
+    # Its configuration is not at hand: text, latent and 36 blocks as its own exporters state them (108 LayerNorms), the rest
+    # from SnapGen and the class. That makes 388M parameters, and 0.39B are published.
+    "DreamLite-mobile": ({
+        CLASS: "DreamLiteUNetModel", "in_channels": 4, "out_channels": 4, "sample_size": 128, "layers_per_block": 2,
+        "block_out_channels": [256, 512, 896], "transformer_layers_per_block": [1, 2, 4], "attention_head_dim": [4, 8, 14],
+        "down_block_types": ["DreamLiteCrossAttnNoSelfAttnDownBlock2D"] * 2 + ["DreamLiteCrossAttnDownBlock2D"],
+        "up_block_types": ["DreamLiteCrossAttnUpBlock2D", "DreamLiteCrossAttnNoSelfAttnUpBlock2D", "DreamLiteUpBlock2D"],
+        "cross_attention_dim": 2048, "encoder_hid_dim": 2048, "encoder_hid_dim_type": "text_proj_rms", "ff_mult": 3,
+        "addition_embed_type": "time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 512,
+    }, 8),
 }  # fmt: skip
 
 

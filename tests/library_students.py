@@ -45,6 +45,14 @@ _LEVELS = {
     "layers_per_block": 1, "cross_attention_dim": 20, "attention_head_dim": [2, 4], "norm_num_groups": 4,
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
 }  # fmt: skip
+_DREAMLITE = {
+    CLASS: "DreamLiteUNetModel", "in_channels": 4, "out_channels": 4, "sample_size": 8, "block_out_channels": [16, 32, 48],
+    "layers_per_block": 1, "cross_attention_dim": 24, "attention_head_dim": [2, 4, 6], "norm_num_groups": 4,
+    "down_block_types": ["DreamLiteDownBlock2D", "DreamLiteCrossAttnNoSelfAttnDownBlock2D", "DreamLiteCrossAttnDownBlock2D"],
+    "up_block_types": ["DreamLiteCrossAttnUpBlock2D", "DreamLiteCrossAttnNoSelfAttnUpBlock2D", "DreamLiteUpBlock2D"],
+    "transformer_layers_per_block": [1, 1, 2], "ff_mult": 3, "encoder_hid_dim": 20, "encoder_hid_dim_type": "text_proj_rms",
+    "addition_embed_type": "time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 16,
+}  # fmt: skip
 # Every class, and what other versions of them do otherwise.
 CASES: Mapping[str, Mapping[str, Any]] = {
     "pixart": _PIXART,
@@ -64,9 +72,22 @@ CASES: Mapping[str, Mapping[str, Any]] = {
         "transformer_layers_per_block": [1, 2],
     },
     "sdxs": {**_LEVELS, "mid_block_type": None},
+    "dreamlite": _DREAMLITE,
+    "dreamlite-plain": {  # every head with keys of its own, whole convolutions, text as it is
+        **_DREAMLITE,
+        "num_kv_heads": None,
+        "qk_norm": None,
+        "use_sep_conv": False,
+        "addition_embed_type": None,
+        "encoder_hid_dim": None,
+        "encoder_hid_dim_type": None,
+        "num_mid_layers": 2,
+    },
+    "dreamlite-grouped": {**_DREAMLITE, "num_kv_heads": 2, "encoder_hid_dim_type": "text_proj"},
     "sana": {**_SANA, "guidance_embeds": False, "qk_norm": None, "patch_size": 2, "interpolation_scale": 1.0},
 }
 FLOW = {CLASS: "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+DYNAMIC = {CLASS: "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True, "shift": 3.0}
 SCM = {CLASS: "SCMScheduler", "prediction_type": "trigflow", "sigma_data": 0.5}
 LCM = {CLASS: "LCMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 LENGTH = 6  # tokens of each text

@@ -28,7 +28,7 @@ from snapgen_deploy.checkpoint.stored import stored_as
 from snapgen_deploy.checkpoint.tensors import json_object, locate
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.families.names import DECODER, STUDENT, TEXT_ENCODER
-from snapgen_deploy.families.registry import student_types
+from snapgen_deploy.families.registry import family_of, student_types
 from snapgen_deploy.models.autoencoders import facts_of
 from snapgen_deploy.models.config import LibraryDecoder, ModelConfig, TextStream
 from snapgen_deploy.models.diffusers_classes import CLASS
@@ -71,7 +71,7 @@ def open_student(
     document, files = _document(path, beside, pipeline, said)
     where = str(given or beside or path)
     config = config_from_dict(document, student_types(), where)
-    config = replace(config, shift=config.student.schedule(config.steps).shift)  # type: ignore[attr-defined]
+    config = replace(config, shift=family_of(config).schedule(config).shift)
     named = RenamedSource(source, {f"{STUDENT}.{name}": name for name in source.tensors})
     extra = [f for f in (index, *files, given) if f is not None]
     checkpoint = Checkpoint(

@@ -55,23 +55,44 @@ class DiffusersFamily(DenseFamily):
         return Components(text_encoders(config), _student(config), decoder(config))
 
     def schedule(self, config: ModelConfig) -> Schedule:
-        """As the configuration of its scheduler says."""
-        return library_student_of(config.student).schedule(config.steps)
+        """As the configuration of its scheduler says, for the resolution of the configuration."""
+        return _schedule(config)
 
     def size_rule(self, config: ModelConfig) -> SizeRule:
-        """Patches and levels."""
+        """Patches and levels; a bundle has one schedule, which may depend on the number of tokens."""
         student = library_student_of(config.student)
-        unit = student.facts.unit
-        return SizeRule(student.latent_factor * unit, f"latent factor {student.latent_factor} and patches of {unit}", 2)
+        unit, said = student.facts.unit, f"latent factor {student.latent_factor} and patches of {student.facts.unit}"
+        if _is_shifted_by_size(student):
+            height, width = config.resolution
+            said += f", and noise levels for {height}x{width} (use_dynamic_shifting; `resolution` with --config sets others)"
+        return SizeRule(student.latent_factor * unit, said, 2)
 
     def size_problems(self, config: ModelConfig, latent: tuple[int, int]) -> list[str]:
         """Why a latent does not fit."""
-        return library_student_of(config.student).latent_problems(*latent)
+        student = library_student_of(config.student)
+        tokens = [student.shift_tokens(size) for size in (latent, _usual_latent(config))]
+        if (found := student.latent_problems(*latent)) or tokens[0] == tokens[1] or not _is_shifted_by_size(student):
+            return found
+        return [f"noise levels for {tokens[1]} tokens, got {tokens[0]}"]
 
     def facts(self, config: ModelConfig, width: str) -> dict[str, int]:
         """Hidden width and heads."""
         facts = library_student_of(config.student).facts
         return {"hidden": facts.hidden, "heads": facts.heads, "kv_heads": facts.heads}
+
+
+def _schedule(config: ModelConfig) -> Schedule:
+    return library_student_of(config.student).schedule(config.steps, _usual_latent(config))
+
+
+def _usual_latent(config: ModelConfig) -> tuple[int, int]:
+    """Rows and columns of the latent of the configuration's resolution."""
+    factor = library_student_of(config.student).latent_factor
+    return config.resolution[0] // factor, config.resolution[1] // factor
+
+
+def _is_shifted_by_size(student: LibraryStudent) -> bool:
+    return bool(student.scheduler.get("use_dynamic_shifting"))
 
 
 def _student(model: ModelConfig) -> ComponentSpec:
@@ -156,7 +177,7 @@ def _seeded_text(config: LibraryStudent, absent: Collection[str]) -> StudentText
 
 def _noise_of(config: ModelConfig, latent: Shape) -> Tensor:
     """What `draw_by_library` drew: (1, C, h, w), or (1, 1 + fresh, C, h, w)."""
-    generator, fresh = torch.Generator().manual_seed(0), library_student_of(config.student).schedule(config.steps).fresh
+    generator, fresh = torch.Generator().manual_seed(0), _schedule(config).fresh
     drawn = [torch.randn(1, *latent, generator=generator) for _ in range(1 + fresh)]
     return torch.stack(drawn, 1) if fresh else drawn[0]
 
@@ -164,5 +185,5 @@ def _noise_of(config: ModelConfig, latent: Shape) -> Tensor:
 def _activations(config: LibraryStudent, width: str, latent: tuple[int, int, int], size: tuple[int, int]) -> int:
     """Bytes of the residual stream, the feed-forward layer's inner map and the scores of all heads, 4 bytes an element."""
     facts = config.facts
-    tokens, text = latent[1] * latent[2] // facts.tokens, sum(s.length for s in config.text_streams)
+    tokens, text = facts.positions(latent[1:]), sum(s.length for s in config.text_streams)
     return 4 * (tokens * facts.hidden * (2 + facts.expansion) + facts.heads * facts.scores(tokens, text))

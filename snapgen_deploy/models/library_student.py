@@ -59,7 +59,7 @@ class DiffusersStudent(Student):
     def training_cost(self, latent: tuple[int, int]) -> TrainingCost:
         """Bytes that the gradients need of all blocks: some twenty maps of the hidden states each."""
         facts = self.config.facts
-        tokens = latent[0] * latent[1] // facts.tokens
+        tokens = facts.positions(latent)
         return TrainingCost(tokens, facts.hidden, (Stage(facts.layers, 4 * 20 * tokens * facts.hidden),))
 
     def recomputable(self) -> Sequence[nn.Module]:
@@ -223,6 +223,29 @@ class _Levels:
         network.get_time_embed = _unchanged
 
 
+class _DreamLite:
+    """DreamLiteMobilePipeline without a picture to edit: zeros on the right of the latent, whose output is left out."""
+
+    def __call__(self, network: Any, config: LibraryStudent, latent: Tensor, timestep: Tensor, text: StudentText) -> Tensor:
+        """The velocity."""
+        embeddings, mask = text.of(config.text_streams[0])
+        batch, _, height, width = latent.shape
+        out: Tensor = network(
+            torch.cat([latent, torch.zeros_like(latent)], dim=3),
+            timestep,
+            encoder_hidden_states=embeddings,
+            encoder_attention_mask=mask,
+            added_cond_kwargs={"time_ids": picture_numbers(config, (height, width)).repeat(batch, 1)},
+            return_dict=False,
+        )[0]
+        return out[..., :width]
+
+    @staticmethod
+    def features_given(network: Any) -> None:
+        """Make the network read features in place of timesteps."""
+        network.get_time_embed = _unchanged
+
+
 def _unchanged(sample: Tensor, timestep: Tensor) -> Tensor:
     """In the place of the library's method, which makes features of a timestep."""
     return timestep
@@ -241,6 +264,11 @@ def size_numbers(config: LibraryStudent, latent: tuple[int, int]) -> Tensor:
     return torch.tensor([height, width, 0.0, 0.0, height, width])
 
 
+def picture_numbers(config: LibraryStudent, latent: tuple[int, int]) -> Tensor:
+    """The picture's width and height, as DreamLite's pipeline has them: (2,)."""
+    return torch.tensor([float(config.latent_factor * side) for side in reversed(latent)])
+
+
 _CALLS: Mapping[str, Any] = MappingProxyType(
     {
         "PixArtTransformer2DModel": _PixArt(),
@@ -248,6 +276,7 @@ _CALLS: Mapping[str, Any] = MappingProxyType(
         "SD3Transformer2DModel": _SD3(),
         "FluxTransformer2DModel": _Flux(),
         "UNet2DConditionModel": _Levels(),
+        "DreamLiteUNetModel": _DreamLite(),
     }
 )
 

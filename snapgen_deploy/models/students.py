@@ -19,6 +19,7 @@ from snapgen_deploy.models.config import (
     LARGEST_DEPTH,
     LARGEST_INT,
     MOST_LEVELS,
+    PROMPT_PLACE,
     Depth,
     Document,
     Positive,
@@ -26,7 +27,7 @@ from snapgen_deploy.models.config import (
     Settings,
     TextStream,
 )
-from snapgen_deploy.models.diffusers_classes import class_named, fixed_problems
+from snapgen_deploy.models.diffusers_classes import class_named, fixed_problems, library_class
 from snapgen_deploy.models.schedule import Schedule
 from snapgen_deploy.models.schedulers import Spacing, schedule_from
 from snapgen_deploy.system.documents import in_one_line
@@ -44,6 +45,8 @@ class StudentFacts:
     EVEN: ClassVar[bool] = False  # its pipeline sets even noise levels
     GUIDANCE: ClassVar[float] = 0.0  # scale that its pipeline embeds, where the network reads one
     FACTOR: ClassVar[int] = 8  # pixels for each cell of the latent along one axis, with its usual autoencoder
+    SHIFTS: ClassVar[bool] = False  # its pipeline tells the scheduler how many tokens the picture has
+    CANVAS: ClassVar[int] = 1  # latents side by side that the network reads
 
     @property
     def latent(self) -> int:
@@ -89,6 +92,10 @@ class StudentFacts:
     def tokens(self) -> int:
         """Cells of the latent for each token."""
         return self.patch * self.patch
+
+    def positions(self, latent: tuple[int, int]) -> int:
+        """How many tokens of the largest map the network reads for a latent."""
+        return self.CANVAS * latent[0] * latent[1] // self.tokens
 
     @property
     def features(self) -> int:
@@ -209,6 +216,7 @@ class _SD3(StudentFacts):
     """SD3Transformer2DModel: Stable Diffusion 3 and 3.5."""
 
     MODULE: ClassVar[str] = "transformers.transformer_sd3"
+    SHIFTS: ClassVar[bool] = True
     in_channels: PositiveInt
     num_layers: Depth
     num_attention_heads: PositiveInt
@@ -247,6 +255,7 @@ class _Flux(StudentFacts):
 
     MODULE: ClassVar[str] = "transformers.transformer_flux"
     EVEN: ClassVar[bool] = True
+    SHIFTS: ClassVar[bool] = True
     GUIDANCE: ClassVar[float] = 3.5
     FIXED: ClassVar[Mapping[str, Sequence[Any]]] = {"patch_size": (1,)}
     in_channels: Annotated[int, Field(strict=True, ge=4, le=LARGEST_INT, multiple_of=4)]
@@ -373,6 +382,52 @@ class _Levels(StudentFacts):
         return usual if self.addition_embed_type is None else {**usual, "layer": -2, "projected": True}
 
 
+@dataclass(frozen=True)
+class _DreamLite(_Levels):
+    """DreamLiteUNetModel. Beside the latent it reads that of a picture to edit, which is zeros where there is none."""
+
+    MODULE: ClassVar[str] = "unets.unet_dreamlite"
+    EVEN: ClassVar[bool] = True
+    SHIFTS: ClassVar[bool] = True
+    CANVAS: ClassVar[int] = 2
+    FIXED: ClassVar[Mapping[str, Sequence[Any]]] = {
+        **{name: values for name, values in _Levels.FIXED.items() if name not in ("encoder_hid_dim", "addition_embed_type")},
+        "mid_block_type": ("DreamLiteUNetMidBlock2DCrossAttn", "UNetMidBlock2DCrossAttn", None),
+    }  # fmt: skip
+    sample_size: PositiveInt | None  # type: ignore[assignment]
+    down_block_types: tuple[str, ...] = ()
+    addition_embed_type: Literal["time"] | None = None  # type: ignore[assignment]
+    encoder_hid_dim: PositiveInt | None = None
+    encoder_hid_dim_type: Literal["text_proj", "text_proj_rms"] | None = None
+    qk_norm: Literal["rms_norm"] | None = "rms_norm"
+    num_kv_heads: PositiveInt | None = 1
+    ff_mult: PositiveInt = 6
+
+    @property
+    def side(self) -> int:
+        return self.sample_size or 128  # its pipeline's default
+
+    @property
+    def expansion(self) -> int:
+        return 2 * self.ff_mult
+
+    def scores(self, tokens: int, text: int) -> int:
+        """Of self-attention only at levels whose blocks have it."""
+        own = [i for i, name in enumerate(self.down_block_types) if "CrossAttn" in name and "SelfAttn" not in name]
+        return max(tokens * text, *((tokens >> 2 * i) ** 2 for i in own), 0)
+
+    def streams(self) -> list[dict[str, Any]]:
+        """Qwen3-VL's last hidden state."""
+        return [{"name": "text", "dim": self.encoder_hid_dim or self.cross_attention_dim, "length": 200}]
+
+    def reading(self, index: int) -> dict[str, Any]:
+        """The template of its pipeline, of which the student does not see the first tokens, wherever its tokenizer pads."""
+        pipeline = library_class("pipelines.dreamlite.pipeline_dreamlite_mobile", "DreamLiteMobilePipeline")
+        made = pipeline(*(None,) * 6)
+        template = made.prompt_template_encode_generate.format(f"[Generate]: {PROMPT_PLACE}")
+        return {"template": template, "dropped": made.prompt_template_encode_generate_start_idx, "padding": "right"}
+
+
 STUDENTS: Mapping[str, type[StudentFacts]] = MappingProxyType(
     {
         "PixArtTransformer2DModel": _PixArt,
@@ -380,6 +435,7 @@ STUDENTS: Mapping[str, type[StudentFacts]] = MappingProxyType(
         "SD3Transformer2DModel": _SD3,
         "FluxTransformer2DModel": _Flux,
         "UNet2DConditionModel": _Levels,
+        "DreamLiteUNetModel": _DreamLite,
     }
 )
 
@@ -446,20 +502,25 @@ class LibraryStudent(Document):
         """The only one."""
         return MappingProxyType({ONLY: 1.0})
 
-    def schedule(self, steps: int) -> Schedule:
-        """The noise levels, timesteps and coefficients of its scheduler.
+    def schedule(self, steps: int, latent: tuple[int, int]) -> Schedule:
+        """The noise levels, timesteps and coefficients of its scheduler for latents of one size.
 
         Raises:
             BadInput: if the scheduler is not one that is taken, or has no such number of steps.
         """
         facts = self.facts
-        return schedule_from(self.scheduler, Spacing(steps, facts.EVEN, facts.timestep_scale), facts.features)
+        spacing = Spacing(steps, facts.EVEN, facts.timestep_scale, self.shift_tokens(latent))
+        return schedule_from(self.scheduler, spacing, facts.features)
+
+    def shift_tokens(self, latent: tuple[int, int]) -> int:
+        """How many tokens a pipeline tells the scheduler that the picture has, one for 2 x 2 cells; 0 where it tells none."""
+        return latent[0] * latent[1] // 4 if self.facts.SHIFTS else 0
 
     def problems(self) -> list[str]:
         """Why this configuration is invalid, one line each; empty if it is valid."""
         try:
             facts = self.facts
-            self.schedule(1)
+            self.schedule(1, (facts.side, facts.side))
         except BadInput as error:
             return [str(error).removeprefix("student: ")]
         read = facts.streams()

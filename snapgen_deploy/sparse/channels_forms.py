@@ -59,6 +59,15 @@ def dense_per_head(q: Tensor, k: Tensor, v: Tensor, heads: Heads, bias: Tensor |
     return _per_head(q, k.permute(0, 3, 2, 1), v, heads, bias)
 
 
+def dense_shared(q: Tensor, k: Tensor, v: Tensor, heads: Heads, bias: Tensor | None = None) -> Tensor:
+    """All heads in one pair of products, with the one head of keys and values that they share."""
+    kt, values = _keys(k, heads).transpose(2, 3), _keys(v, heads)  # (B, 1, M, d), (B, 1, d, M)
+    scores = torch.matmul(kt, q.reshape(q.shape[0], heads.queries, heads.dim, -1))  # (B, h, M, N)
+    if bias is not None:
+        scores = scores + bias.reshape(q.shape[0], 1, -1, 1)
+    return torch.matmul(values, scores.softmax(2)).reshape(q.shape)
+
+
 def near_loop(q: Tensor, k: Tensor, v: Tensor, heads: Heads, blocks: int, radius: int) -> Tensor:
     """One pair of products per block, over all heads at once."""
     found = windows(q.shape[3], blocks, radius)

@@ -1,4 +1,8 @@
-"""`UNet2DConditionModel` of diffusers in either layout: maps (B, C, H, W), and transformers on them in the layout's shapes."""
+"""U-Nets of diffusers in either layout: maps (B, C, H, W), and transformers on them in the layout's shapes.
+
+`UNet2DConditionModel` and `DreamLiteUNetModel`, which has separable convolutions, one head of keys, a mask and levels without
+self-attention, and reads a second latent to the right of the first.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from snapgen_deploy.models.library_student import DiffusersStudent, size_numbers
+from snapgen_deploy.models.library_student import DiffusersStudent, picture_numbers, size_numbers
 from snapgen_deploy.models.schedule import timestep_features
 from snapgen_deploy.sparse import fold
 from snapgen_deploy.sparse.decoder import UpsampleForm
@@ -43,7 +48,7 @@ class LatentWriter:
 
 
 class LatentResidual(nn.Module):
-    """The library's `ResnetBlock2D`."""
+    """The library's `ResnetBlock2D` and `ResnetBlock2DDreamLite`."""
 
     def __init__(self, source: Any, write: LatentWriter) -> None:
         super().__init__()
@@ -63,8 +68,27 @@ class LatentResidual(nn.Module):
         return out
 
 
+class LatentText:
+    """The text as transformers read it: in the layout's shape, and with a bias for their scores where its mask is read."""
+
+    def __init__(self, forms: Forms, states: Tensor, mask: Tensor | None) -> None:
+        self.forms, self.states, self.mask = forms, states, mask
+        self.biases: dict[int, Tensor] = {}
+
+    def bias_of(self, key_heads: int) -> Tensor | None:
+        """What the mask adds to scores of so many heads of keys."""
+        if self.mask is None:
+            return None
+        if key_heads not in self.biases:
+            self.biases[key_heads] = self.forms.bias(self.mask, key_heads)
+        return self.biases[key_heads]
+
+
 class LatentBlock(nn.Module):
-    """The library's `BasicTransformerBlock` with plain norms: self-attention, cross-attention, feed-forward layer."""
+    """The library's `BasicTransformerBlock` with plain norms: self-attention, cross-attention, feed-forward layer.
+
+    DreamLite's blocks without self-attention go on with what their first norm gives, in the place of what it was given.
+    """
 
     def __init__(self, source: Any, forms: Forms) -> None:
         super().__init__()
@@ -74,33 +98,35 @@ class LatentBlock(nn.Module):
         if type(gate).__name__ != "GEGLU" or source.only_cross_attention:
             raise not_converted(gate, "as a feed-forward layer")
         self.norm1, self.norm2, self.norm3 = (forms.norm(norm_parts(n)) for n in (source.norm1, source.norm2, source.norm3))
-        self.attention, self.cross = (forms.attention(attention_parts(a)) for a in (source.attn1, source.attn2))
+        cross = attention_parts(source.attn2)
+        self.attention = None if source.attn1 is None else forms.attention(attention_parts(source.attn1))
+        self.cross, self.key_heads = forms.attention(cross), cross.key_heads
         half = gate.proj.out_features // 2
         self.up, self.gate = (forms.linear(some_outputs(gate.proj, i * half, half)) for i in range(2))
         self.down, self.act = forms.linear(source.ff.net[2]), forms.activation(_GELU)
 
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+    def forward(self, x: Tensor, text: LatentText) -> Tensor:
         """Hidden states and text in the layout's shapes -> hidden states."""
         y = self.norm1(x)
-        x = x + self.attention(y, y)
-        x = x + self.cross(self.norm2(x), text)
+        x = y if self.attention is None else x + self.attention(y, y)
+        x = x + self.cross(self.norm2(x), text.states, text.bias_of(self.key_heads))
         y = self.norm3(x)
         out: Tensor = x + self.down(self.up(y) * self.act(self.gate(y)))
         return out
 
 
 class LatentTransformer(nn.Module):
-    """The library's `Transformer2DModel` on a map."""
+    """The library's `Transformer2DModel` and `DreamLiteTransformer2DModel` on a map."""
 
     def __init__(self, source: Any, write: LatentWriter) -> None:
         super().__init__()
-        if not source.is_input_continuous or source.is_input_patches:
+        if not getattr(source, "is_input_continuous", True) or getattr(source, "is_input_patches", False):
             raise not_converted(source, "on anything but a map")
         self.forms, self.norm = write.forms, write.norm(source.norm)
         self.enter, self.leave = (fold.pointwise(p.weight.flatten(1), p.bias) for p in (source.proj_in, source.proj_out))
         self.blocks = nn.ModuleList(LatentBlock(block, write.forms) for block in source.transformer_blocks)
 
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+    def forward(self, x: Tensor, text: LatentText) -> Tensor:
         """x (B, C, H, W), text in the layout's shape -> (B, C, H, W)."""
         y = self.forms.of_map(self.enter(self.norm(x)))
         for block in self.blocks:
@@ -117,7 +143,7 @@ class LatentLayer(nn.Module):
         self.residual = LatentResidual(residual, write)
         self.transformer = None if transformer is None else LatentTransformer(transformer, write)
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, text: LatentText) -> Tensor:
         """x (B, in, H, W), time (B, E, 1, 1), text in the layout's shape -> (B, out, H, W)."""
         y: Tensor = self.residual(x, time)
         return y if self.transformer is None else self.transformer(y, text)
@@ -132,15 +158,18 @@ def _layers(source: Any, write: LatentWriter) -> nn.ModuleList:
 class LatentLevels(nn.Module):
     """The whole network."""
 
-    def __init__(self, network: Any, latent: tuple[int, int], write: LatentWriter) -> None:
+    def __init__(self, network: Any, latent: tuple[int, int], write: LatentWriter, canvas: int = 1) -> None:
+        """With a `canvas` of 2, zeros of the latent's size lie to its right, and their output is left out."""
         super().__init__()
         self.forms, self.first, self.last = write.forms, network.conv_in, network.conv_out
+        self.width, self.canvas, self.masked = latent[1], canvas, False
+        self.enter: nn.Module = nn.Identity()  # of the text
         self.last_norm, self.last_act = write.norm(network.conv_norm_out), activation(network.conv_act)
         emb, swish = network.time_embedding, Swish()
         self.time = Perceptron([fold.pointwise(p.weight, p.bias) for p in (emb.linear_1, emb.linear_2)], swish)
         self.swish, self.added = swish, nn.ModuleList()
         self.down, self.halvings = nn.ModuleList(), nn.ModuleList()
-        grid = latent
+        grid = (latent[0], canvas * latent[1])
         for block in network.down_blocks:
             self.down.append(_layers(block, write.at(grid)))
             self.halvings.append(nn.Identity() if block.downsamplers is None else _halving(block.downsamplers[0]))
@@ -160,13 +189,15 @@ class LatentLevels(nn.Module):
     def forward(self, latent: Tensor, time_features: Tensor, *texts: Tensor) -> Tensor:
         """latent (B, C, h, w), time_features (B, F), per stream (B, L, dim_s) and mask (B, L), pooled (B, P_s)."""
         streams = count_streams(texts)
-        time = self.time(_cell(with_unread(time_features, texts[1 : 2 * streams : 2])))  # masks, which no layer reads
+        masks = texts[1 : 2 * streams : 2]
+        time = self.time(_cell(time_features if self.masked else with_unread(time_features, masks)))
         for added in self.added:
             time = time + added(_cell(texts[-1]))
         time = self.swish(time)
         embeddings = texts[: 2 * streams : 2]
-        text = self.forms.tokens(embeddings[0] if streams == 1 else torch.cat(embeddings, 2))
-        x = self.first(latent)
+        states = self.enter(self.forms.tokens(embeddings[0] if streams == 1 else torch.cat(embeddings, 2)))
+        text = LatentText(self.forms, states, masks[0] if self.masked else None)
+        x = self.first(latent if self.canvas == 1 else F.pad(latent, (0, (self.canvas - 1) * self.width)))
         kept = [x]
         for layers, halving in zip(self.down, self.halvings, strict=True):
             for layer in layers:  # type: ignore[attr-defined]
@@ -182,7 +213,7 @@ class LatentLevels(nn.Module):
                 x = layer(concatenated([x, kept.pop()], 1), time, text)  # the same, where there is no middle
             x = doubling(x)
         out: Tensor = self.last(self.last_act(self.last_norm(x)))
-        return out
+        return out if self.canvas == 1 else out.narrow(3, 0, self.width)
 
 
 def _cell(x: Tensor) -> Tensor:
@@ -204,10 +235,9 @@ def _doubling(source: Any, write: LatentWriter) -> nn.Module:
 
 
 def written_levels(student: DiffusersStudent, latent: tuple[int, int], forms: Forms) -> nn.Module:
-    """The network for a latent; numbers of the picture's size that it embeds are a constant."""
+    """`UNet2DConditionModel` for a latent; numbers of the picture's size that it embeds are a constant."""
     network, config = student.network, student.config
-    native = forms.ops == "native"
-    made = LatentLevels(network, latent, LatentWriter(forms, native, "native" if native else "transposed"))
+    made = LatentLevels(network, latent, _writer(forms))
     if network.config.addition_embed_type is not None:
         facts: Any = config.facts
         numbers = size_numbers(config, latent)
@@ -218,3 +248,28 @@ def written_levels(student: DiffusersStudent, latent: tuple[int, int], forms: Fo
         layers = [shifted(some_inputs(first, 0, pooled, biased=True), known), network.add_embedding.linear_2]
         made.added.append(Perceptron([fold.pointwise(p.weight, p.bias) for p in layers], Swish()))
     return made
+
+
+def written_dreamlite(student: DiffusersStudent, latent: tuple[int, int], forms: Forms) -> nn.Module:
+    """`DreamLiteUNetModel` for a latent; the picture's size, which it embeds, is a constant in the time's last projection."""
+    network, facts = student.network, student.config.facts
+    made = LatentLevels(network, latent, _writer(forms.at((latent[0], facts.CANVAS * latent[1]))), facts.CANVAS)
+    made.masked = True
+    if network.config.addition_embed_type is not None:
+        numbers, emb = picture_numbers(student.config, latent), network.add_embedding
+        with torch.no_grad():
+            features = timestep_features(numbers, network.config.addition_time_embed_dim).flatten().to(emb.linear_1.weight)
+            constant = emb.linear_2(F.silu(emb.linear_1(features)))
+        last = shifted(network.time_embedding.linear_2, constant)
+        made.time.second = fold.pointwise(last.weight, last.bias)
+    project = network.encoder_hid_proj
+    if isinstance(project, nn.Linear):
+        made.enter = forms.linear(project)
+    elif project is not None:
+        made.enter = nn.Sequential(forms.linear(project[0]), forms.norm(norm_parts(project[1])))
+    return made
+
+
+def _writer(forms: Forms) -> LatentWriter:
+    native = forms.ops == "native"
+    return LatentWriter(forms, native, "native" if native else "transposed")

@@ -21,7 +21,7 @@ from snapgen_deploy.sparse import fold
 from snapgen_deploy.sparse.decoder import with_tiles_first
 from snapgen_deploy.sparse.image_parts import GatedConvolutions, activation
 from snapgen_deploy.sparse.joint_student import written_flux, written_sd3
-from snapgen_deploy.sparse.latent_levels import written_levels
+from snapgen_deploy.sparse.latent_levels import written_dreamlite, written_levels
 from snapgen_deploy.sparse.student_forms import GELU_TANH, ChannelsForms, Forms, Perceptron, TokenForms, feed_forward
 from snapgen_deploy.sparse.student_parts import (
     EMBEDDED_FEATURES,
@@ -185,5 +185,6 @@ _WRITERS: Mapping[str, Callable[[DiffusersStudent, tuple[int, int], Forms], nn.M
         "SD3Transformer2DModel": written_sd3,
         "FluxTransformer2DModel": written_flux,
         "UNet2DConditionModel": written_levels,
+        "DreamLiteUNetModel": written_dreamlite,
     }
 )

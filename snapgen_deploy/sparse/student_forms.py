@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from snapgen_deploy.errors import BadInput
 from snapgen_deploy.models.attention import MASKED
 from snapgen_deploy.sparse import fold
-from snapgen_deploy.sparse.channels_forms import dense_per_head, equal_parts
+from snapgen_deploy.sparse.channels_forms import dense_per_head, dense_shared, equal_parts
 from snapgen_deploy.sparse.channels_layers import ChannelsNorm
 from snapgen_deploy.sparse.forms import dense
 from snapgen_deploy.sparse.geometry import Heads
@@ -241,22 +241,27 @@ class TokenProjections(nn.Module):
         super().__init__()
         self.batch, self.dim, self.across = batch, parts.dim, parts.across
         self.q, self.k, self.v, self.out = parts.q, parts.k, parts.v, parts.out
-        rows = batch if parts.across else batch * parts.heads
-        self.q_norm = None if parts.q_norm is None else _token_norm(parts.q_norm, rows, ops, scale)
-        self.k_norm = None if parts.k_norm is None else _token_norm(parts.k_norm, rows, ops)
+        self.shared = parts.key_heads == 1  # by all queries, whose heads are then rows of one matrix
+        rows = [batch if parts.across or self.shared else batch * heads for heads in (parts.heads, parts.key_heads)]
+        self.q_norm = None if parts.q_norm is None else _token_norm(parts.q_norm, rows[0], ops, scale)
+        self.k_norm = None if parts.k_norm is None else _token_norm(parts.k_norm, rows[1], ops)
         self.scale = scale if parts.q_norm is None else 1.0
 
     def three(self, x: Tensor, rope: RotaryTable | None) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, N, D) -> q scaled, k, v (B*h, N, d)."""
         q, k = self.heads(self.q(x), self.q_norm), self.heads(self.k(x), self.k_norm)
         q = q if self.scale == 1.0 else q * self.scale
-        return _turned(q, rope), _turned(k, rope), split_heads(self.v(x), self.dim)
+        return _turned(q, rope), _turned(k, rope), self.split(self.v(x))
 
     def heads(self, x: Tensor, norm: TokenNorm | None) -> Tensor:
-        """(B, N, h*d) -> (B*h, N, d), normed."""
-        if norm is None:
-            return split_heads(x, self.dim)
-        return split_heads(norm(x), self.dim) if self.across else norm(split_heads(x, self.dim))
+        """(B, N, h*d) -> (B*h, N, d), or (B, N*h, d) where all share the keys, normed."""
+        if self.across and norm is not None:
+            return self.split(norm(x))
+        return self.split(x) if norm is None else norm(self.split(x))
+
+    def split(self, x: Tensor) -> Tensor:
+        """The same without a norm. Where all share the keys, no number moves."""
+        return x.reshape(self.batch, -1, self.dim) if self.shared else split_heads(x, self.dim)
 
 
 class TokenAttention(TokenProjections):
@@ -266,12 +271,12 @@ class TokenAttention(TokenProjections):
         super().__init__(parts, batch, ops, parts.dim**-0.5)
 
     def forward(self, x: Tensor, source: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x (B, N, D), source (B, M, T), bias (B*h, 1, M) or (1, 1, M) -> (B, N, D)."""
-        q, k = self.heads(self.q(x), self.q_norm), self.heads(self.k(source), self.k_norm)  # (B*h, N, d), (B*h, M, d)
+        """x (B, N, D), source (B, M, T), bias (B*h_kv, 1, M) or (1, 1, M) -> (B, N, D)."""
+        q, k = self.heads(self.q(x), self.q_norm), self.heads(self.k(source), self.k_norm)  # (B*h, N, d), (B*h_kv, M, d)
         if self.scale != 1.0:  # to the fewer of both
             q, k = (q, k * self.scale) if k.shape[1] < q.shape[1] else (q * self.scale, k)
-        mixed = dense(q, k.transpose(1, 2), split_heads(self.v(source), self.dim), bias)  # (B*h, N, d)
-        return _out(self.out, merge_heads(mixed, self.batch))
+        mixed = dense(q, k.transpose(1, 2), self.split(self.v(source)), bias)  # (B*h, N, d)
+        return _out(self.out, mixed.reshape(*x.shape[:2], -1) if self.shared else merge_heads(mixed, self.batch))
 
 
 class TokenJoint(nn.Module):
@@ -504,7 +509,7 @@ class ChannelsAttention(nn.Module):
 
     def __init__(self, parts: AttentionParts) -> None:
         super().__init__()
-        self.heads, scale = Heads(parts.heads, parts.heads, parts.dim), parts.dim**-0.5
+        self.heads, scale = Heads(parts.heads, parts.key_heads, parts.dim), parts.dim**-0.5
         self.q = self._projection(parts, parts.q, parts.q_norm, scale)
         self.k = self._projection(parts, parts.k, parts.k_norm, 1.0)
         self.v = fold.pointwise(parts.v.weight, parts.v.bias)
@@ -523,7 +528,8 @@ class ChannelsAttention(nn.Module):
         q, k = self.q(x), self.k(source)
         if self.scale != 1.0:  # to the fewer of both
             q, k = (q, k * self.scale) if k.shape[3] < q.shape[3] else (q * self.scale, k)
-        return _out(self.out, dense_per_head(q, k, self.v(source), self.heads, bias))
+        attend = dense_shared if self.heads.keys == 1 else dense_per_head
+        return _out(self.out, attend(q, k, self.v(source), self.heads, bias))
 
 
 class ChannelsProjections(nn.Module):

@@ -28,6 +28,12 @@ class AttentionParts:
     q_norm: NormParts | None = None
     k_norm: NormParts | None = None
     across: bool = False  # the norms are over all heads
+    groups: int | None = None  # heads of keys and values, where they are fewer
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.groups or self.heads
 
 
 def attention_parts(source: Any) -> AttentionParts:
@@ -38,12 +44,14 @@ def attention_parts(source: Any) -> AttentionParts:
     """
     dim = source.to_q.out_features // source.heads
     plain = source.group_norm is None and source.spatial_norm is None and source.rescale_output_factor == 1.0
-    if not plain or source.residual_connection or source.to_k.out_features != source.to_q.out_features:
-        raise not_converted(source, "with norms of its own, a residual or fewer keys")
+    if not plain or source.residual_connection:
+        raise not_converted(source, "with norms of its own or a residual")
     q_norm, k_norm = (None if norm is None else norm_parts(norm) for norm in (source.norm_q, source.norm_k))
-    across = q_norm is not None and q_norm.weight.numel() != dim
+    across, groups = q_norm is not None and q_norm.weight.numel() != dim, source.to_k.out_features // dim
+    if across and groups != source.heads:
+        raise not_converted(source, "with norms over all heads and fewer keys")
     return AttentionParts(
-        source.to_q, source.to_k, source.to_v, source.to_out[0], source.heads, dim, q_norm, k_norm, across
+        source.to_q, source.to_k, source.to_v, source.to_out[0], source.heads, dim, q_norm, k_norm, across, groups
     )  # fmt: skip
 
 

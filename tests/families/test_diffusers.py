@@ -35,7 +35,7 @@ from snapgen_deploy.plan.make import make_plan
 from snapgen_deploy.quantise.settings import with_mixed
 from snapgen_deploy.system.documents import parse_json
 from tests import library_students as cases
-from tests.text_encoders.folders import write_folder
+from tests.text_encoders.folders import MODELS, write_folder
 
 SAID = '{"prompts": ["a ring"], "student": {"text_streams": [{"name": "text", "dim": 20, "length": 6}]}}'
 
@@ -91,17 +91,33 @@ def test_the_library_makes_its_golden_vectors(place: CheckpointPlace, opened: Ch
     assert golden_error(spec, network, vectors.cases["student"].rows()) < 1e-6
 
 
-@pytest.mark.parametrize("scheduler", [cases.LCM, cases.FLOW, cases.SCM])
-def test_four_steps_end_where_the_librarys_scheduler_does(scheduler: dict[str, object], folder: Path, tmp_path: Path) -> None:
-    config = cases.config_of("pixart", scheduler)
+@pytest.mark.parametrize(
+    ("name", "scheduler"),
+    [
+        ("pixart", cases.LCM),
+        ("pixart", cases.FLOW),
+        ("pixart", cases.SCM),
+        ("dreamlite", cases.DYNAMIC),
+        ("sd3", cases.DYNAMIC),
+    ],
+)
+def test_four_steps_end_where_the_librarys_scheduler_does(name: str, scheduler: dict[str, object], tmp_path: Path) -> None:
+    config = cases.config_of(name, scheduler)
     cases.save_pipeline(config, tmp_path / "pipeline")
-    opened = CheckpointPlace(tmp_path / "pipeline", config=folder / "said.json").open()
+    streams = [{"name": s.name, "dim": s.dim, "length": s.length, "pooled": s.pooled} for s in config.text_streams]
+    (tmp_path / "said.json").write_text(json.dumps({"prompts": ["a ring"], "student": {"text_streams": streams}}))
+    opened = CheckpointPlace(tmp_path / "pipeline", config=tmp_path / "said.json").open()
     latent = (4, 8, 8)
     schedule, text = schedule_of(opened.config), random_text(opened.config, 5)
     pipeline = Pipeline(components_of(opened.config), reference_runners(opened, "full"), schedule, latent)
     got = pipeline.denoise(noise_for(7, latent, TORCH, schedule.fresh), text)
-    library = load_library_student(config, tmp_path / "pipeline" / "transformer", lambda name: pytest.fail(name))
-    seen = StudentText({"text": torch.from_numpy(text["text"])}, {"text": torch.from_numpy(text["text_mask"])}, {})
+    part = next(path for path in (tmp_path / "pipeline").iterdir() if path.name in ("transformer", "unet"))
+    library = load_library_student(config, part, lambda name: pytest.fail(name))
+    given, seen = {key: torch.from_numpy(value) for key, value in text.items()}, StudentText({}, {}, {})
+    for s in config.text_streams:
+        seen.text[s.name], seen.mask[s.name] = given[s.name], given[f"{s.name}_mask"]
+        if s.pooled:
+            seen.pooled[s.name] = given[s.pooled_name]
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         x = draw_by_library(config, 4, lambda x, t: library_output(library, config, x, t, seen), latent, generator)
@@ -204,6 +220,40 @@ def test_text_encoders_of_the_folder_are_read_as_its_pipeline_does(tmp_path: Pat
     assert isinstance(encoder, LibraryTextEncoder)
     assert (encoder.stream, encoder.length, encoder.layer, encoder.reading.padding_seen) == ("text", 77, -1, True)
     assert opened.reads_prompts
+
+
+def test_dreamlite_as_its_pipeline_reads_and_draws(tmp_path: Path) -> None:
+    """Qwen3-VL's text in the pipeline's template, and noise levels of the picture's size."""
+    folder = tmp_path / "p"
+    cases.save_pipeline(cases.config_of("dreamlite", cases.DYNAMIC), folder)
+    text = MODELS["qwen3_vl"][1]["text_config"] | {"hidden_size": 20, "max_position_embeddings": 256}
+    write_folder(folder / "text_encoder", "qwen3_vl", text_config=text)
+    index = folder / "model_index.json"
+    named = {"text_encoder": ["transformers", "Qwen3VLForConditionalGeneration"]}
+    index.write_text(json.dumps({**parse_json(index.read_text()), **named}))
+    opened = CheckpointPlace(folder).open()
+    validate(opened, values=False)
+    (encoder,) = opened.config.text_encoders
+    assert isinstance(encoder, LibraryTextEncoder)
+    assert (encoder.stream, encoder.length, encoder.dropped, encoder.padding) == ("text", 234, 34, "right")
+    assert encoder.reading.template.endswith("[Generate]: {}<|im_end|>\n<|im_start|>assistant\n")
+    student = library_student_of(opened.config.student)
+    mu = 0.5 + (1.15 - 0.5) * (8 * 8 // 4 - 256) / (4096 - 256)
+    assert opened.config.shift == pytest.approx(np.exp(mu))
+    family = family_of(opened.config)
+    assert (opened.config.resolution, family.size_problems(opened.config, (4, 16))) == ((64, 64), [])
+    assert student.shift_tokens((8, 8)) == 16
+
+
+def test_one_schedule_is_of_one_number_of_tokens(tmp_path: Path) -> None:
+    cases.save_pipeline(cases.config_of("flux-dev", cases.DYNAMIC), tmp_path / "p")
+    opened = CheckpointPlace(tmp_path / "p").open()
+    with pytest.raises(BadInput, match="512x512 .* noise levels for 1024x1024 .* the nearest that do are 1024x1024"):
+        make_plan(opened.config, load_profile("iphone16pm"), resolution=(512, 512))
+    (tmp_path / "said.toml").write_text("resolution = [512, 512]\n")
+    smaller = CheckpointPlace(tmp_path / "p", config=tmp_path / "said.toml").open()
+    assert make_plan(smaller.config, load_profile("iphone16pm")).resolution == (512, 512)
+    assert smaller.config.shift < opened.config.shift
 
 
 def test_noise_of_steps_comes_after_the_first() -> None:
