@@ -118,7 +118,7 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         """Run the operation and record its cost."""
         out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
+        name = func.overloadpacket.__name__.removesuffix("_")  # in place: torch's own `rms_norm` has such an addition
         inputs = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
         outputs = [o for o in tree_leaves(out) if isinstance(o, Tensor)]
         self.kept += outputs

@@ -19,6 +19,7 @@ from snapgen_deploy.families import component
 from snapgen_deploy.families.component import ComponentSpec
 from snapgen_deploy.families.registry import components_of, family_of
 from snapgen_deploy.latency.estimate.cost import OpCost, trace_module
+from snapgen_deploy.latency.estimate.cost_ops import UnknownOperation
 from snapgen_deploy.models import ModelConfig
 from snapgen_deploy.models.serialise import config_to_json
 from snapgen_deploy.models.unfilled import without_storage
@@ -78,7 +79,7 @@ def picture_costs(config: ModelConfig, width: str, resolution: tuple[int, int], 
 
     Raises:
         BadInput: if the model has no such width or picture size, or the target is not known.
-        NoCosts: if a user's own network has an operation without a rule, or cannot be built.
+        NoCosts: if a network has an operation without a rule, or cannot be built without numbers.
     """
     if width not in config.student.widths:
         raise BadInput(f"no width '{width}': expected one of {several(list(config.student.widths))}")
@@ -88,8 +89,8 @@ def picture_costs(config: ModelConfig, width: str, resolution: tuple[int, int], 
         of = drawn if spec.elastic else replace(drawn, width="")
         try:
             found[spec.name] = _traced(_Traced(text, how, spec.name, of, config))
-        except Exception as error:  # whatever a user's module does without numbers
-            if not spec.needs_vectors:
+        except Exception as error:  # whatever a user's module, or a library, does without numbers: no export ends by it
+            if not spec.needs_vectors and not isinstance(error, (UnknownOperation, RuntimeError)):
                 raise
             raise NoCosts(f"nothing is known of the {spec.title}'s speed: {first_line(error)}") from error
     return MappingProxyType(found)

@@ -59,6 +59,7 @@ _KIND: Mapping[str, OpKind] = MappingProxyType(
         "embedding": "move",
         "upsample_nearest2d": "move",
         "pixel_shuffle": "move",
+        "constant_pad_nd": "move",
         "_to_copy": "move",
         "mean": "reduce",
         "amax": "reduce",

@@ -251,7 +251,13 @@ def _causal(length: int, window: int) -> Tensor:
 
 
 def _rope(module: Any, length: int) -> tuple[Tensor, Tensor]:
-    """The library's rotary table with the sign that its `rotate_half` gives to the first half."""
+    """The library's rotary table with the sign that its `rotate_half` gives to the first half.
+
+    Without storage it has a shape alone: the library turns autocasting off, and torch knows none for the meta device.
+    """
+    if module.inv_freq.is_meta:
+        tables = torch.empty(2, length, 2 * module.inv_freq.numel(), device="meta")
+        return tables[0], tables[1]
     with torch.no_grad():
         cos, sin = module(torch.zeros(1), torch.arange(length)[None])  # (1, L, d)
     half = sin.shape[2] // 2

@@ -18,10 +18,13 @@ from snapgen_deploy.families.component import OracleTask
 from snapgen_deploy.families.library_text import library_text_encoder
 from snapgen_deploy.families.variant import Variant
 from snapgen_deploy.golden.vectors import GoldenSize
+from snapgen_deploy.latency.estimate.cost import trace_module
 from snapgen_deploy.models.config import LibraryTextEncoder, TextStream
 from snapgen_deploy.models.library_text import LibraryText, settings_of
 from snapgen_deploy.models.unfilled import without_storage
 from snapgen_deploy.sparse import rewrite_library_text
+from snapgen_deploy.sparse.rewrite import Layout
+from snapgen_deploy.sparse.token_layers import OpForm
 
 from .folders import MODELS, write_folder
 
@@ -135,6 +138,20 @@ def test_hidden_states_of_t5_beyond_half_precision(folders: Mapping[str, Path], 
         plain = rewrite_library_text(network, layout="token", ops="spelled")
         with InHalf():
             assert not plain(tokens.int(), mask).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    ("layout", "ops"), [("token", "native"), ("token", "spelled"), ("token", "half"), ("channels", "half")]
+)
+def test_operations_are_counted_without_weights(folders: Mapping[str, Path], kind: str, layout: Layout, ops: OpForm) -> None:
+    """As a plan does for its estimates, whatever tables the library computes."""
+    config = open_text_folder(folders[kind], TextStream("text", 32, LENGTH)).config
+    with without_storage():
+        empty = rewrite_library_text(LibraryText(config), layout=layout, ops=ops)
+    real = rewrite_library_text(loaded(folders[kind]), layout=layout, ops=ops)
+    example = [torch.zeros(1, LENGTH, dtype=torch.int32), torch.ones(1, LENGTH)]
+    assert trace_module(empty, example) == trace_module(real, example)
 
 
 def test_a_graph_has_no_layers_that_the_embeddings_do_not_need(folders: Mapping[str, Path]) -> None:

@@ -6,14 +6,22 @@ import pytest
 import torch
 from torch import nn
 
+from snapgen_deploy.device_profiles import load_profile
 from snapgen_deploy.export.registry import TARGETS
 from snapgen_deploy.families.registry import components_of
+from snapgen_deploy.job.speed_estimate import SpeedEstimate
+from snapgen_deploy.latency.estimate import cost_ops
+from snapgen_deploy.latency.estimate.bundle_estimate import of_plan
 from snapgen_deploy.latency.estimate.cost import total, trace_module
-from snapgen_deploy.latency.estimate.cost_components import Drawn, component_costs, picture_costs, spelling_of
+from snapgen_deploy.latency.estimate.cost_components import Drawn, NoCosts, component_costs, picture_costs, spelling_of
 from snapgen_deploy.latency.estimate.cost_ops import UnknownOperation
+from snapgen_deploy.latency.estimate.estimate import plan_estimator
 from snapgen_deploy.models import DecoderConfig, DiT, DiTConfig, ModelConfig, TextEncoderConfig, TextStream
+from snapgen_deploy.models.autoencoders import facts_of
 from snapgen_deploy.models.presets import shapes, snapgenpp
 from snapgen_deploy.models.unfilled import without_storage
+from snapgen_deploy.plan.make import make_plan
+from tests import library_decoders, library_students
 
 BASE = DiTConfig(
     latent_channels=4, hidden=64, head_dim=16, depths=(1, 2, 1), blocks=4, text_streams=(TextStream("text", 32, 10),),
@@ -186,6 +194,18 @@ def test_an_operation_without_a_rule_is_refused():
         trace_module(Odd(), [torch.zeros(3)])
 
 
+def test_a_plan_goes_on_without_an_estimate(monkeypatch):
+    """A missing rule is a fault of ours, and no reason to end an export."""
+    config = replace(shapes(), name="unseen")
+    monkeypatch.setattr(cost_ops, "_KIND", {name: kind for name, kind in cost_ops._KIND.items() if name != "gelu"})
+    with pytest.raises(NoCosts, match="nothing is known of the text encoder's speed: no cost rule for the operation 'gelu'"):
+        picture_costs(config, "full", (64, 64), "onnx")
+    profile = load_profile("iphone16pm")
+    plan = make_plan(config, profile, estimator=plan_estimator(config, profile))
+    assert any("no latency figure" in reason for reason in plan.reasons)
+    assert of_plan(config, plan, profile) == SpeedEstimate({}, ())
+
+
 @pytest.mark.parametrize("target", sorted(TARGETS))
 def test_every_target_traces_every_component(target):
     config = ModelConfig(
@@ -207,6 +227,24 @@ def test_every_target_traces_a_large_picture(target):
     found = picture_costs(ModelConfig(BASE, DecoderConfig(4), None, resolution=(1024, 1024)), "full", (1024, 1024), target)
     pooled = any(o.name == "avg_pool2d" for o in found["decoder"])
     assert pooled == (target == "executorch")
+
+
+@pytest.mark.parametrize("name", library_students.CASES)
+def test_every_student_of_diffusers_is_traced(name):
+    student = library_students.config_of(name)
+    config = ModelConfig(student, None, None, family="diffusers", resolution=(64, 64))
+    for target in ("onnx", "coreml", "executorch"):
+        assert total(picture_costs(config, "full", (64, 64), target)["student"]).macs > 1e5
+
+
+@pytest.mark.parametrize("name", library_decoders.CASES)
+def test_every_decoder_of_diffusers_is_traced(name):
+    decoder = library_decoders.config_of(name)
+    factor, channels = facts_of(decoder).factor, facts_of(decoder).latent
+    dit = replace(BASE, latent_channels=channels, latent_factor=factor)
+    config = ModelConfig(dit, decoder, None, resolution=(16 * factor, 16 * factor))
+    for target in ("onnx", "coreml", "executorch"):
+        assert total(picture_costs(config, "full", config.resolution, target)["decoder"]).macs > 1e4
 
 
 @pytest.mark.slow
