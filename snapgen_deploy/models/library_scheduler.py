@@ -30,7 +30,7 @@ def library_scheduler(config: LibraryStudent) -> Any:
 
 
 def draw_by_library(
-    config: LibraryStudent, steps: int, run: CalledStep, latent: tuple[int, ...], generator: torch.Generator
+    config: LibraryStudent, steps: int, run: CalledStep, latent: tuple[int, int, int], generator: torch.Generator
 ) -> Tensor:
     """The latent (1, C, h, w) that a pipeline of the library ends with, from noise that `generator` draws."""
     scheduler, facts = library_scheduler(config), config.facts
@@ -38,7 +38,7 @@ def draw_by_library(
     given = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     if config.scheduler[CLASS] == SCM:
         return _by_angles(scheduler, steps, run, x, given)
-    told = {"mu": _mu(scheduler, config.shift_tokens(latent[1:]))} if config.scheduler.get("use_dynamic_shifting") else {}  # type: ignore[arg-type]
+    told = {"mu": _mu(scheduler, config.shift_tokens(latent[1:]))} if config.scheduler.get("use_dynamic_shifting") else {}
     if facts.EVEN:
         scheduler.set_timesteps(sigmas=[1.0 - i / steps for i in range(steps)], **told)
     else:
