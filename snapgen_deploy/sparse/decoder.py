@@ -12,7 +12,8 @@ from snapgen_deploy.models.decoder import Level, ResidualBlock, TinyDecoder
 from snapgen_deploy.sparse.decoder_range import Scales, scaled
 
 UpsampleForm = Literal["native", "transposed"]
-LONG_MEAN = 1 << 16  # positions from which on `ImageGroupNorm.tiles_first` matters
+LONG_MEAN = 1 << 14  # positions from which on `ImageGroupNorm.tiles_first` matters
+LONG_GROUP = 1 << 17  # numbers of a group above which one operation of onnxruntime's loses digits
 TILE = 32  # positions of a side, at most
 
 
@@ -68,6 +69,26 @@ class ImageGroupNorm(nn.Module):
         square = self.mean(x * x) * 16.0  # (B, C, 1, 1)
         scale = (self.group_mean(square) + self.eps16).rsqrt() * self.weight4  # (B, C, 1, 1)
         return x * scale + self.bias
+
+
+class LongGroupNorm(ImageGroupNorm):
+    """GroupNorm as one operation, and of large groups by means of tiles.
+
+    onnxruntime adds the numbers of a group one after the other, too, and where many are equal their rounding has one sign: of
+    262,144 numbers, half of them equal, the result is 7e-5 off, by tiles 2e-7, in 8 times the time (onnxruntime 1.32).
+    """
+
+    tiles_first = True
+
+    def __init__(self, source: nn.GroupNorm) -> None:
+        super().__init__(source)
+        self.source = source
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        numbers = x.shape[1] // self.source.num_groups * x.shape[2] * x.shape[3]
+        normed: Tensor = super().forward(x) if numbers > LONG_GROUP else self.source(x)
+        return normed
 
 
 def with_tiles_first(network: nn.Module) -> nn.Module:

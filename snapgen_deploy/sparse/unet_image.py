@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from snapgen_deploy.models.unet import DownLevel, NoiseLevelEmbedding, SeparableConv, TimedBlock, UNet, UNetLayer, UpLevel
 from snapgen_deploy.sparse import fold
-from snapgen_deploy.sparse.decoder import ImageGroupNorm
+from snapgen_deploy.sparse.decoder import ImageGroupNorm, LongGroupNorm
 from snapgen_deploy.sparse.image_layers import Swish
 from snapgen_deploy.sparse.library_parts import RotaryTable
 
@@ -18,8 +18,8 @@ Written = Callable[[nn.Module, int], nn.Module]
 
 
 def group_norm(source: nn.GroupNorm, native: bool) -> nn.Module:
-    """A GroupNorm as one operation, or in means and a grouped convolution."""
-    return source if native else ImageGroupNorm(source)
+    """A GroupNorm as one operation where its groups are small enough for it, or in means and a grouped convolution."""
+    return LongGroupNorm(source) if native else ImageGroupNorm(source)
 
 
 class WrittenUNetBlock(nn.Module):

@@ -19,7 +19,9 @@ from snapgen_deploy.errors import BadInput
 from snapgen_deploy.export.base import Artifact, Component, Port
 from snapgen_deploy.export.onnx import rules
 from snapgen_deploy.export.onnx.target import Onnx
+from snapgen_deploy.sparse.unet_image import group_norm
 from tests.another import in_another_process
+from tests.export import graph_cases
 from tests.export.conftest import Exported
 from tests.export.onnx_cases import Double, decoder, double, rewritten, student, text_encoder
 
@@ -395,3 +397,30 @@ def test_values_of_onnxruntimes_own_operators_are_looked_at(tmp_path):
     assert found is not None
     assert found.largest > 65504
     assert found.tightest[0].startswith("FusedMatMul scores")
+
+
+@pytest.mark.parametrize(("by_tiles", "error"), [(True, (0.0, 4e-6)), (False, (2e-5, 1e-3))])
+def test_a_norm_of_many_equal_numbers_is_exact_by_tiles_only(
+    tmp_path: Path, by_tiles: bool, error: tuple[float, float]
+) -> None:
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(2, 8)
+    case = graph_cases.component(
+        group_norm(norm, native=True) if by_tiles else norm, {"x": (1, 8, 256, 256)}, ("y", (1, 8, 256, 256))
+    )
+    x = case.example[0]
+    x[..., 128:] = 1.5 + torch.randn(1, 8, 1, 1)  # an empty half, whose numbers are all alike
+    expected = nn.functional.group_norm(x.double(), 2).numpy()
+    made = TARGET.export(case, "cpu", "fp32", tmp_path, {})
+    got = TARGET.open(made.path, threads=1)(graph_cases.arrays(case))["y"]
+    low, high = error
+    assert low <= np.linalg.norm(got - expected) / np.linalg.norm(expected) < high
+
+
+def test_a_norm_of_small_groups_is_one_operation(tmp_path: Path) -> None:
+    for size, count in ((64, 1), (512, 0)):
+        shape = (1, 4, size, size)
+        case = graph_cases.component(group_norm(nn.GroupNorm(2, 4), native=True), {"x": shape}, ("y", shape))
+        (folder := tmp_path / str(size)).mkdir()
+        made = TARGET.export(case, "cpu", "fp32", folder, {})
+        assert TARGET.describe(made.path).ops.get("InstanceNormalization", 0) == count
