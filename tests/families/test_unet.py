@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -65,7 +66,11 @@ def test_an_export_passes_its_gates(unet: Path, tmp_path: Path, monkeypatch: pyt
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["default", "int8", "mixed"])
 def test_every_target_of_a_phone_passes_its_gates(unet: Path, tmp_path: Path, precision: str) -> None:
-    chosen = {"default": (), "int8": ("--precision", "int8"), "mixed": ("--target", "coreml", "--precision", "mixed")}
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(" ".join(words) for words in itertools.islice(itertools.permutations(WORDS, 3), 16)))
+    quick = ("--calibration", texts, "--tune-iterations", 5, "--calibration-pictures", 16, "--fidelity-samples", 6)
+    chosen: dict[str, tuple[object, ...]] = {"default": (), "int8": ("--target", "coreml", "--precision", "int8")}
+    chosen["mixed"] = ("--target", "coreml", "--precision", "mixed", *quick)
     done = invoke("export", "--device", "iphone16pm", "--checkpoint", unet, "-o", tmp_path, "--no-cache", *chosen[precision])
     assert done.exit_code == 0, done.output
     bundle = open_bundle(tmp_path / "unet-test-iphone16pm")

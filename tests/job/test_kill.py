@@ -78,7 +78,10 @@ class Export:
 
     def kill(self) -> None:
         """End it and its children at once."""
-        os.killpg(self.pid, signal.SIGKILL)
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:  # it was just forked, and has no group of its own yet
+            os.kill(self.pid, signal.SIGKILL)
         assert self.wait() is not None
 
     def finish(self) -> None:
