@@ -4,8 +4,9 @@
     python -m benchmarks.unet --preset shapes-unet --targets onnx:cpu  a small one
 
 Each conversion runs in a process of its own, from the network in fp32 to a file that was read back and run. Seconds are those
-from the network to the file, imports apart; memory is the peak of the process. The error is that of the file against the
-reference in fp32. A step is timed where the file runs at the device's speed: both files in one process, in turn, two threads.
+from the network to the file, imports apart. Memory is the peak of the process, and that of converting alone. The error is that
+of the file against the reference in fp32. A step is timed where the file runs at the device's speed: both files in one process,
+in turn, two threads. Rows of targets that are left out stay.
 Writes benchmarks/results/unet.json and .md after every row.
 """
 
@@ -35,7 +36,7 @@ from snapgen_deploy.families.component import ComponentSpec, Ports, Spelling
 from snapgen_deploy.families.registry import components_of
 from snapgen_deploy.golden.vectors import GoldenSize
 from snapgen_deploy.models import PRESETS
-from snapgen_deploy.system.child import run_in_child
+from snapgen_deploy.system.child import peak_bytes, run_in_child
 
 RESULTS = Path(__file__).parent / "results"
 TARGETS = ("onnx:cpu", "coreml", "executorch:xnnpack")
@@ -121,6 +122,7 @@ class Converted:
     delegates: int | None
     outside: dict[str, int]
     path: Path
+    peak: int  # bytes of the process before it read the file back
 
 
 def ours(case: Case, key: str, directory: Path, reference: np.ndarray) -> Converted:
@@ -197,13 +199,14 @@ def _runner(key: str, path: Path, case: Case) -> Callable[[], np.ndarray]:
 
 
 def _read_back(key: str, path: Path, seconds: float, case: Case, reference: np.ndarray) -> Converted:
+    peak = peak_bytes()
     told = target_of(key)[0].describe(path)
     got = _runner(key, path, case)()
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in (*files, *path.parent.glob(f"{path.name}.data")))
     error = float(np.linalg.norm(got - reference) / np.linalg.norm(reference))
     delegates = told.placement.get("XnnpackBackend")
-    return Converted(seconds, size, error, sum(told.ops.values()), delegates, dict(told.portable_ops), path)
+    return Converted(seconds, size, error, sum(told.ops.values()), delegates, dict(told.portable_ops), path, peak)
 
 
 def step_times(case: Case, key: str, paths: tuple[Path, ...]) -> list[float]:
@@ -227,7 +230,7 @@ def main() -> None:
     options = parser.parse_args()
     case = Case(options.preset, options.side or PRESETS[options.preset]().resolution[0])
     reference, _ = run_in_child("reference", expected, case)
-    rows: list[dict[str, Any]] = []
+    rows = kept_rows(case, options.targets)
     for key in options.targets:
         with tempfile.TemporaryDirectory() as place:
             made: dict[int, Path] = {}
@@ -242,7 +245,8 @@ def main() -> None:
                 else:
                     made[len(rows) - 1] = found.path
                     rows[-1] |= {
-                        "seconds": round(found.seconds, 1), "peak_bytes": peak, "bytes": found.bytes,
+                        "seconds": round(found.seconds, 1), "peak_bytes": peak, "converting_bytes": found.peak,
+                        "bytes": found.bytes,
                         "error": float(f"{found.error:.2g}"), "operations": found.operations, "delegates": found.delegates,
                         "outside": found.outside,
                     }  # fmt: skip
@@ -254,6 +258,14 @@ def main() -> None:
                     rows[row]["ms"] = ms
                 print(key, times, flush=True)
                 write(case, rows)
+
+
+def kept_rows(case: Case, again: list[str]) -> list[dict[str, Any]]:
+    """The rows of an earlier run of the same step, without those of targets that are measured again."""
+    path = RESULTS / "unet.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    same = (before.get("preset"), before.get("side")) == (case.preset, case.side)
+    return [row for row in before["rows"] if row["target"] not in again] if same else []
 
 
 def write(case: Case, rows: list[dict[str, Any]]) -> None:
@@ -270,17 +282,20 @@ def markdown(case: Case, rows: list[dict[str, Any]]) -> str:
         "",
         "`python -m benchmarks.unet`; Core ML in fp16, others in fp32, two threads. Error: against the reference in fp32.",
         "",
-        "| target | converted by | seconds | peak | file | error | operations | delegates | operators outside | ms a step |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| target | converted by | seconds | peak | converting alone | file | error | operations | delegates "
+        "| operators outside | ms a step |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         head = f"| {r['target']} | {'us' if r['who'] == 'ours' else 'the converter'} |"
         if "failed" in r:
-            lines.append(f"{head} {r['failed']} | | | | | | | |")
+            lines.append(f"{head} {r['failed']} | | | | | | | | |")
         elif "seconds" in r:
             outside = ", ".join(f"{n} x {op}" for op, n in r["outside"].items()) or "-"
             columns = (
-                r["seconds"], megabytes(r["peak_bytes"]), megabytes(r["bytes"]), f"{r['error']:g}", r["operations"],
+                r["seconds"], megabytes(r["peak_bytes"]),
+                megabytes(r["converting_bytes"]) if "converting_bytes" in r else "-",
+                megabytes(r["bytes"]), f"{r['error']:g}", r["operations"],
                 "-" if r["delegates"] is None else r["delegates"], outside, r.get("ms", "-"),
             )  # fmt: skip
             lines.append(f"{head} {' | '.join(map(str, columns))} |")
