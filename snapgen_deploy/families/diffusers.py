@@ -62,7 +62,7 @@ class DiffusersFamily(DenseFamily):
         """Patches and levels; a bundle has one schedule, which may depend on the number of tokens."""
         student = library_student_of(config.student)
         unit, said = student.facts.unit, f"latent factor {student.latent_factor} and patches of {student.facts.unit}"
-        if _is_shifted_by_size(student):
+        if student.shifts_by_size:
             height, width = config.resolution
             said += f", and noise levels for {height}x{width} (use_dynamic_shifting; `resolution` with --config sets others)"
         return SizeRule(student.latent_factor * unit, said, 2)
@@ -71,7 +71,7 @@ class DiffusersFamily(DenseFamily):
         """Why a latent does not fit."""
         student = library_student_of(config.student)
         tokens = [student.shift_tokens(size) for size in (latent, _usual_latent(config))]
-        if (found := student.latent_problems(*latent)) or tokens[0] == tokens[1] or not _is_shifted_by_size(student):
+        if (found := student.latent_problems(*latent)) or tokens[0] == tokens[1] or not student.shifts_by_size:
             return found
         return [f"noise levels for {tokens[1]} tokens, got {tokens[0]}"]
 
@@ -89,10 +89,6 @@ def _usual_latent(config: ModelConfig) -> tuple[int, int]:
     """Rows and columns of the latent of the configuration's resolution."""
     factor = library_student_of(config.student).latent_factor
     return config.resolution[0] // factor, config.resolution[1] // factor
-
-
-def _is_shifted_by_size(student: LibraryStudent) -> bool:
-    return bool(student.scheduler.get("use_dynamic_shifting"))
 
 
 def _student(model: ModelConfig) -> ComponentSpec:

@@ -38,7 +38,7 @@ def draw_by_library(
     given = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     if config.scheduler[CLASS] == SCM:
         return _by_angles(scheduler, steps, run, x, given)
-    told = {"mu": _mu(scheduler, config.shift_tokens(latent[1:]))} if config.scheduler.get("use_dynamic_shifting") else {}
+    told = {"mu": _mu(scheduler, config.shift_tokens(latent[1:]))} if config.shifts_by_size else {}
     if facts.EVEN:
         scheduler.set_timesteps(sigmas=[1.0 - i / steps for i in range(steps)], **told)
     else:

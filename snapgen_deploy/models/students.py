@@ -412,9 +412,10 @@ class _DreamLite(_Levels):
         return 2 * self.ff_mult
 
     def scores(self, tokens: int, text: int) -> int:
-        """Of self-attention only at levels whose blocks have it."""
-        own = [i for i, name in enumerate(self.down_block_types) if "CrossAttn" in name and "SelfAttn" not in name]
-        return max(tokens * text, *((tokens >> 2 * i) ** 2 for i in own), 0)
+        """Of self-attention only at levels whose blocks have it; at all of them where their classes are not said."""
+        kinds = self.down_block_types or ("CrossAttn",) * len(self.block_out_channels)
+        own = [i for i, kind in enumerate(kinds) if "CrossAttn" in kind and "SelfAttn" not in kind]
+        return max([tokens * text, *((tokens >> 2 * i) ** 2 for i in own)])
 
     def streams(self) -> list[dict[str, Any]]:
         """Qwen3-VL's last hidden state."""
@@ -511,6 +512,11 @@ class LibraryStudent(Document):
         facts = self.facts
         spacing = Spacing(steps, facts.EVEN, facts.timestep_scale, self.shift_tokens(latent))
         return schedule_from(self.scheduler, spacing, facts.features)
+
+    @property
+    def shifts_by_size(self) -> bool:
+        """Whether the scheduler's noise levels depend on the picture's size."""
+        return bool(self.scheduler.get("use_dynamic_shifting"))
 
     def shift_tokens(self, latent: tuple[int, int]) -> int:
         """How many tokens a pipeline tells the scheduler that the picture has, one for 2 x 2 cells; 0 where it tells none."""

@@ -253,7 +253,7 @@ def written_levels(student: DiffusersStudent, latent: tuple[int, int], forms: Fo
 def written_dreamlite(student: DiffusersStudent, latent: tuple[int, int], forms: Forms) -> nn.Module:
     """`DreamLiteUNetModel` for a latent; the picture's size, which it embeds, is a constant in the time's last projection."""
     network, facts = student.network, student.config.facts
-    made = LatentLevels(network, latent, _writer(forms.at((latent[0], facts.CANVAS * latent[1]))), facts.CANVAS)
+    made = LatentLevels(network, latent, _writer(forms), facts.CANVAS)
     made.masked = True
     if network.config.addition_embed_type is not None:
         numbers, emb = picture_numbers(student.config, latent), network.add_embedding

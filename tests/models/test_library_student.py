@@ -61,3 +61,10 @@ def test_problems_name_streams_and_guidance() -> None:
     ).problems()[0]  # fmt: skip
     wrong = cases.LibraryStudent("diffusers", config.config, config.scheduler, 8, (cases.TextStream("text", 7, 4),), 4.5)
     assert len(wrong.problems()) == 2
+
+
+def test_scores_of_self_attention_are_those_of_levels_that_have_it() -> None:
+    said = dict(cases.CASES["dreamlite"])
+    assert student_facts(said).scores(1024, 6) == 1024 * 6  # its self-attention is at the third level alone
+    del said["down_block_types"]
+    assert student_facts(said).scores(1024, 6) == 1024 * 1024
